@@ -1,0 +1,51 @@
+"""websockets on uvloop, its asyncio server, without compression and pings."""
+
+import argparse
+
+import uvloop
+from websockets.asyncio.server import ServerConnection, broadcast, serve
+from websockets.exceptions import ConnectionClosed
+
+connections: set[ServerConnection] = set()
+
+
+async def echo_handler(connection: ServerConnection) -> None:
+    # The load generator resets its connections; unhandled, each would be logged with a traceback.
+    try:
+        async for message in connection:
+            await connection.send(message)
+    except ConnectionClosed:
+        pass
+
+
+async def broadcast_handler(connection: ServerConnection) -> None:
+    connections.add(connection)
+    try:
+        async for message in connection:
+            broadcast(connections, message)
+    except ConnectionClosed:
+        pass
+    finally:
+        connections.discard(connection)
+
+
+async def main(mode: str, port: int) -> None:
+    handler = echo_handler if mode == "echo" else broadcast_handler
+    async with serve(
+        handler,
+        "127.0.0.1",
+        port,
+        compression=None,
+        ping_interval=None,
+        max_size=16 * 1024 * 1024,
+        backlog=4096,
+    ) as server:
+        await server.serve_forever()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--mode", choices=["echo", "broadcast"], required=True)
+    parser.add_argument("--port", type=int, required=True)
+    arguments = parser.parse_args()
+    uvloop.run(main(arguments.mode, arguments.port))

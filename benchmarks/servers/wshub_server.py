@@ -1,0 +1,44 @@
+"""wshub's own complete server, `Hub.serve`, on the stdlib loop or on uvloop."""
+
+import argparse
+import asyncio
+
+from wshub import Connection, EventHandler, Hub, HubConfig, Message
+
+HOUR_MS = 3_600_000
+
+
+def echo(connection: Connection, message: Message) -> None:
+    connection.send(message)
+
+
+async def main(mode: str, port: int) -> None:
+    hub = Hub(
+        HubConfig(
+            max_connections=20_000,
+            max_message_size=16 * 1024 * 1024,
+            ping_interval_ms=HOUR_MS,
+            pong_timeout_ms=HOUR_MS,
+        )
+    )
+
+    def relay(connection: Connection, message: Message) -> None:
+        hub.broadcast(message)
+
+    handler = EventHandler(on_message=echo if mode == "echo" else relay)
+    async with hub.serve("127.0.0.1", port, handler) as server:
+        await server.wait_closed()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--mode", choices=["echo", "broadcast"], required=True)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--loop", choices=["asyncio", "uvloop"], default="asyncio")
+    arguments = parser.parse_args()
+    if arguments.loop == "uvloop":
+        import uvloop
+
+        uvloop.run(main(arguments.mode, arguments.port))
+    else:
+        asyncio.run(main(arguments.mode, arguments.port))

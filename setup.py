@@ -1,0 +1,57 @@
+"""Builds the native modules; all else about the package is in pyproject.toml.
+
+``WSHUB_BUILD`` chooses how: ``release`` (the default), ``debug`` (no optimisation, debug symbols), ``sanitize``
+(AddressSanitizer and UndefinedBehaviorSanitizer) or ``profile`` (release, with symbols and line directives).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+FLAGS: dict[str, tuple[list[str], list[str]]] = {
+    "release": (["-O3", "-g0"], []),
+    "debug": (["-O0", "-g"], []),
+    "profile": (["-O3", "-g", "-fno-omit-frame-pointer"], []),
+    "sanitize": (
+        [
+            "-O1",
+            "-g",
+            "-fno-omit-frame-pointer",
+            "-fsanitize=address,undefined",
+            "-fno-sanitize-recover=undefined",
+        ],
+        ["-fsanitize=address,undefined"],
+    ),
+}
+
+
+def extensions() -> list[Extension]:
+    """One extension module for each ``.pyx`` file, whose name is its place below ``src``."""
+    compile_arguments, link_arguments = FLAGS[os.environ.get("WSHUB_BUILD", "release")]
+    root = Path("src")
+    return [
+        Extension(
+            ".".join(path.relative_to(root).with_suffix("").parts),
+            [str(path)],
+            include_dirs=["src/wshub/protocol", "src/wshub/links"],
+            depends=[str(header) for header in sorted(root.rglob("*.h"))],
+            # Old CPython headers declare after statements; nothing of ours is to warn.
+            extra_compile_args=[*compile_arguments, "-Wall", "-Wextra", "-Wno-unused-parameter"],
+            extra_link_args=link_arguments,
+        )
+        for path in sorted(root.rglob("*.pyx"))
+    ]
+
+
+setup(
+    ext_modules=cythonize(
+        extensions(),
+        include_path=["src"],
+        compiler_directives={"language_level": "3", "binding": True, "embedsignature": True},
+        show_all_warnings=True,
+    )
+)

@@ -1,0 +1,1 @@
+"""wshub: a WebSocket hub for Python."""

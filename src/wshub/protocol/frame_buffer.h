@@ -1,0 +1,140 @@
+/* A frame as it goes over the wire: made once, shared by all who are to get it.
+ *
+ * The payload stands behind room for the longest header that a server writes, so a payload can be received,
+ * unmasked and grown in place before its length is known, and becomes a frame by writing the header in front
+ * of it. This is the only file that allocates or frees what it describes.
+ *
+ * A frame buffer belongs to whoever holds references to it: wshub_frame_new() gives its caller one, every
+ * other holder takes its own with wshub_frame_retain(), and each gives it back with wshub_frame_release().
+ * The count is plain, not atomic: frames are made, queued and released on the thread of their hub. */
+
+#ifndef WSHUB_FRAME_BUFFER_H
+#define WSHUB_FRAME_BUFFER_H
+
+#include <Python.h>
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+/* Two octets, and eight for a 64-bit length (RFC 6455 section 5.2); a server's frame has no mask. */
+#define WSHUB_HEADER_ROOM 10
+
+/* An opcode that no frame has: octets that are sent as they are, such as the answer to a handshake. */
+#define WSHUB_RAW 0xFF
+
+typedef struct {
+    uint32_t references;
+    uint8_t opcode;
+    uint8_t header_length;
+    size_t length;   /* octets of payload so far */
+    size_t capacity; /* octets of payload that fit */
+    uint8_t storage[];
+} wshub_frame;
+
+static inline uint8_t *
+wshub_frame_payload(wshub_frame *frame)
+{
+    return frame->storage + WSHUB_HEADER_ROOM;
+}
+
+static inline const uint8_t *
+wshub_frame_wire(const wshub_frame *frame)
+{
+    return frame->storage + WSHUB_HEADER_ROOM - frame->header_length;
+}
+
+static inline size_t
+wshub_frame_wire_length(const wshub_frame *frame)
+{
+    return frame->header_length + frame->length;
+}
+
+/* Data frames are what the counts of messages speak of; control frames and raw octets are not. */
+static inline int
+wshub_frame_is_message(const wshub_frame *frame)
+{
+    return frame->opcode < 0x8;
+}
+
+/* Returns NULL where there is no memory, or no address space, for `capacity` octets. */
+static inline wshub_frame *
+wshub_frame_new(uint8_t opcode, size_t capacity)
+{
+    wshub_frame *frame;
+
+    if (capacity > (size_t)PY_SSIZE_T_MAX - sizeof(wshub_frame) - WSHUB_HEADER_ROOM)
+        return NULL;
+    frame = PyMem_RawMalloc(sizeof(wshub_frame) + WSHUB_HEADER_ROOM + capacity);
+    if (frame == NULL)
+        return NULL;
+    frame->references = 1;
+    frame->opcode = opcode;
+    frame->header_length = 0;
+    frame->length = 0;
+    frame->capacity = capacity;
+    return frame;
+}
+
+/* Makes room for `capacity` octets of payload. Returns the frame, which may have moved, or NULL with the old
+ * one untouched. Only for a frame that has a single holder. */
+static inline wshub_frame *
+wshub_frame_reserve(wshub_frame *frame, size_t capacity)
+{
+    wshub_frame *grown;
+
+    if (capacity <= frame->capacity)
+        return frame;
+    if (capacity > (size_t)PY_SSIZE_T_MAX - sizeof(wshub_frame) - WSHUB_HEADER_ROOM)
+        return NULL;
+    grown = PyMem_RawRealloc(frame, sizeof(wshub_frame) + WSHUB_HEADER_ROOM + capacity);
+    if (grown != NULL)
+        grown->capacity = capacity;
+    return grown;
+}
+
+static inline wshub_frame *
+wshub_frame_retain(wshub_frame *frame)
+{
+    frame->references++;
+    return frame;
+}
+
+static inline void
+wshub_frame_release(wshub_frame *frame)
+{
+    if (frame != NULL && --frame->references == 0)
+        PyMem_RawFree(frame);
+}
+
+/* Writes the header of a final, unmasked frame in front of the payload, its length in the fewest octets
+ * (RFC 6455 section 5.2). */
+static inline void
+wshub_frame_seal(wshub_frame *frame, uint8_t opcode)
+{
+    uint8_t *payload = wshub_frame_payload(frame);
+    uint64_t length = frame->length;
+
+    frame->opcode = opcode;
+    if (length < 126) {
+        frame->header_length = 2;
+        payload[-1] = (uint8_t)length;
+    }
+    else if (length <= 0xFFFF) {
+        frame->header_length = 4;
+        payload[-3] = 126;
+        payload[-2] = (uint8_t)(length >> 8);
+        payload[-1] = (uint8_t)length;
+    }
+    else {
+        frame->header_length = 10;
+        payload[-9] = 127;
+        for (int octet = 1; octet <= 8; octet++) {
+            payload[-octet] = (uint8_t)length;
+            length >>= 8;
+        }
+    }
+    payload[-frame->header_length] = (uint8_t)(0x80 | opcode);
+}
+
+#endif

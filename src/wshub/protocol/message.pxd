@@ -1,0 +1,15 @@
+from libc.stdint cimport uint8_t
+
+from wshub.protocol.frame_buffer cimport FrameBuffer
+
+
+cdef class Message:
+    cdef FrameBuffer *frame  # owned, sealed; never NULL after __cinit__
+    cdef object payload      # the str or bytes made of it, once somebody has looked
+    cdef int check(self) except -1
+
+
+cdef Message message_from_frame(FrameBuffer *frame)
+cdef FrameBuffer *frame_from_octets(const void *octets, size_t length, uint8_t opcode) except NULL
+cdef FrameBuffer *frame_from_data(object data) except NULL
+cdef FrameBuffer *frame_from_payload(object data, uint8_t opcode) except NULL

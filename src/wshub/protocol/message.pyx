@@ -1,0 +1,205 @@
+# cython: language_level=3
+"""A text or binary message, kept as the frame that it came in or goes out as (RFC 6455 section 5.6)."""
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE, PyBytes_FromStringAndSize
+from cpython.unicode cimport PyUnicode_DecodeUTF8
+from libc.stdint cimport uint8_t
+from libc.string cimport memcpy
+cimport cython
+
+from wshub.protocol.frame_buffer cimport (
+    FrameBuffer,
+    frame_new,
+    frame_payload,
+    frame_release,
+    frame_retain,
+    frame_seal,
+    frame_wire,
+    frame_wire_length,
+)
+
+import enum
+
+from wshub.errors import InvalidMessageError
+
+cdef extern from "Python.h":
+    const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
+
+cdef enum:
+    TEXT = 0x1
+    BINARY = 0x2
+
+
+class MessageType(enum.Enum):
+    """What a message is made of. The values are the opcodes of RFC 6455 section 5.2."""
+
+    TEXT = 0x1
+    BINARY = 0x2
+
+
+cdef object TEXT_TYPE = MessageType.TEXT
+cdef object BINARY_TYPE = MessageType.BINARY
+
+
+cdef FrameBuffer *frame_from_octets(const void *octets, size_t length, uint8_t opcode) except NULL:
+    """A sealed frame with a copy of the payload. The caller owns it. Raises MemoryError."""
+    cdef FrameBuffer *frame = frame_new(opcode, length)
+    if frame == NULL:
+        raise MemoryError
+    memcpy(frame_payload(frame), octets, length)
+    frame.length = length
+    frame_seal(frame, opcode)
+    return frame
+
+
+cdef FrameBuffer *frame_from_text(str text, uint8_t opcode) except NULL:
+    cdef Py_ssize_t length
+    cdef const char *octets
+    try:
+        octets = PyUnicode_AsUTF8AndSize(text, &length)
+    except UnicodeEncodeError as error:
+        raise InvalidMessageError(f"text with a lone surrogate cannot be sent as UTF-8: {error}") from None
+    return frame_from_octets(octets, length, opcode)
+
+
+cdef FrameBuffer *frame_from_payload(object data, uint8_t opcode) except NULL:
+    """A sealed frame of that opcode: a str goes as UTF-8, an object with a buffer as its octets.
+
+    Raises TypeError for anything else, InvalidMessageError for text that UTF-8 cannot encode.
+    """
+    cdef Py_buffer buffer
+    cdef FrameBuffer *frame
+
+    if isinstance(data, bytes):
+        return frame_from_octets(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), opcode)
+    if isinstance(data, str):
+        return frame_from_text(data, opcode)
+    try:
+        PyObject_GetBuffer(data, &buffer, PyBUF_SIMPLE)
+    except TypeError:
+        raise TypeError(
+            f"a message is a str, bytes, bytearray, memoryview or Message, not {type(data).__name__}"
+        ) from None
+    try:
+        frame = frame_from_octets(buffer.buf, buffer.len, opcode)
+    finally:
+        PyBuffer_Release(&buffer)
+    return frame
+
+
+cdef FrameBuffer *frame_from_data(object data) except NULL:
+    """The frame of a message: that of a Message shared, a str as text, an object with a buffer as binary.
+
+    The caller owns one reference to it.
+    """
+    if isinstance(data, Message):
+        (<Message>data).check()
+        return frame_retain((<Message>data).frame)
+    if isinstance(data, str):
+        return frame_from_text(data, TEXT)
+    return frame_from_payload(data, BINARY)
+
+
+cdef Message message_from_frame(FrameBuffer *frame):
+    """A message that takes over the caller's reference to a sealed text or binary frame."""
+    cdef Message message
+    try:
+        message = Message.__new__(Message)
+    except MemoryError:
+        frame_release(frame)
+        raise
+    message.frame = frame
+    return message
+
+
+@cython.final
+@cython.freelist(64)
+@cython.no_gc
+cdef class Message:
+    """One whole message, received or to be sent.
+
+    It holds its payload once, as the frame that goes over the wire: passing a received message to ``send`` or
+    ``broadcast`` neither decodes nor copies it. It is immutable and may be kept.
+
+    Args:
+        data: a str makes a text message; bytes, or any object with a contiguous buffer, a binary one.
+
+    Raises:
+        TypeError: ``data`` is neither.
+        InvalidMessageError: ``data`` is a str with a lone surrogate.
+    """
+
+    def __cinit__(self, *arguments):
+        self.frame = NULL
+        self.payload = None
+
+    def __init__(self, data):
+        # The new frame is made first: a message that is initialised twice must not lose its old one.
+        cdef FrameBuffer *frame = frame_from_data(data)
+        frame_release(self.frame)
+        self.frame = frame
+        self.payload = None
+
+    def __dealloc__(self):
+        frame_release(self.frame)
+
+    cdef int check(self) except -1:
+        if self.frame == NULL:
+            raise TypeError("Message.__init__() was not called")
+        return 0
+
+    @property
+    def data(self):
+        """The payload: a str for a text message, bytes for a binary one. It is made at the first look and kept."""
+        if self.payload is None:
+            self.check()
+            if self.frame.opcode == TEXT:
+                self.payload = PyUnicode_DecodeUTF8(
+                    <const char *>frame_payload(self.frame), self.frame.length, NULL
+                )
+            else:
+                self.payload = PyBytes_FromStringAndSize(
+                    <const char *>frame_payload(self.frame), self.frame.length
+                )
+        return self.payload
+
+    @property
+    def type(self):
+        """MessageType.TEXT or MessageType.BINARY."""
+        self.check()
+        return TEXT_TYPE if self.frame.opcode == TEXT else BINARY_TYPE
+
+    @property
+    def frame_bytes(self):
+        """The unmasked frame, header and payload, as it goes over the wire."""
+        self.check()
+        return PyBytes_FromStringAndSize(
+            <const char *>frame_wire(self.frame), frame_wire_length(self.frame)
+        )
+
+    def __bytes__(self):
+        self.check()
+        return PyBytes_FromStringAndSize(<const char *>frame_payload(self.frame), self.frame.length)
+
+    def __len__(self):
+        """The length of the payload in octets, which for text is not that in characters."""
+        self.check()
+        return self.frame.length
+
+    def __bool__(self):
+        return True
+
+    def __eq__(self, other):
+        if not isinstance(other, Message):
+            return NotImplemented
+        return self.type is other.type and bytes(self) == bytes(other)
+
+    def __hash__(self):
+        return hash((self.type, bytes(self)))
+
+    def __repr__(self):
+        return f"<Message {self.type.name.lower()}, {len(self)} bytes>"
+
+    def __reduce__(self):
+        return Message, (self.data,)
