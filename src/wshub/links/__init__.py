@@ -1,0 +1,1 @@
+"""Where the bytes of a connection go: the native reactor, or an asyncio transport."""

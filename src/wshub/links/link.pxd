@@ -1,0 +1,70 @@
+"""What a link and its receiver owe each other.
+
+A link carries the octets of one connection. Its receiver is told what arrives, and writes frames to it. All of it
+happens on the thread of the event loop. No method here raises; none of those of a link calls its receiver before it
+returns, so a receiver may call any of them at any time.
+"""
+
+from libc.stddef cimport size_t
+from libc.stdint cimport uint8_t, uint64_t
+
+from wshub.protocol.frame_buffer cimport FrameBuffer
+
+
+cdef extern from "frame_queue.h" nogil:
+    ctypedef struct FrameQueue "wshub_queue":
+        size_t octets
+        size_t sent
+        size_t messages
+
+    cdef struct iovec:
+        void *iov_base
+        size_t iov_len
+
+    bint queue_is_empty "wshub_queue_is_empty"(const FrameQueue *queue) noexcept
+    int queue_push "wshub_queue_push"(FrameQueue *queue, FrameBuffer *frame) noexcept
+    FrameBuffer *queue_pop "wshub_queue_pop"(FrameQueue *queue) noexcept
+    size_t queue_discard_unsent "wshub_queue_discard_unsent"(FrameQueue *queue) noexcept
+    size_t queue_clear "wshub_queue_clear"(FrameQueue *queue) noexcept
+    int queue_gather "wshub_queue_gather"(const FrameQueue *queue, iovec *pieces, int count, uint8_t *scratch,
+                                          size_t scratch_size, size_t *total) noexcept
+    size_t queue_advance "wshub_queue_advance"(FrameQueue *queue, size_t octets) noexcept
+
+
+cdef class Ledger:
+    """What became of the messages accepted for sending: accepted = delivered + dropped_* + pending, at any moment."""
+
+    cdef readonly uint64_t bytes_received
+    cdef readonly uint64_t bytes_sent
+    cdef readonly uint64_t messages_accepted
+    cdef readonly uint64_t messages_delivered       # taken whole by the kernel, or by the transport
+    cdef readonly uint64_t messages_dropped_closed  # their connection ended before they left
+    cdef readonly uint64_t messages_dropped_slow    # their receiver had too much queued already
+
+
+cdef class Receiver:
+    cdef void data_received(self, const uint8_t *data, size_t length) noexcept
+    cdef size_t get_buffer(self, uint8_t **buffer) noexcept
+    cdef void buffer_updated(self, size_t length) noexcept
+    cdef void eof_received(self) noexcept
+    cdef void drained(self) noexcept
+    cdef void connection_lost(self, int error) noexcept
+
+
+cdef class Link:
+    cdef Receiver receiver
+    cdef Ledger ledger
+    cdef FrameQueue queue  # owns its frames
+    cdef bint blocked      # the last attempt to send left something behind
+    cdef bint closed       # gone, or going at the end of this turn: connection_lost() has been or will be called
+    cdef bint notify_drained  # the receiver asked to be told, once, when the queue is empty
+
+    cdef int write(self, FrameBuffer *frame) noexcept
+    cdef void pause(self) noexcept
+    cdef void resume(self) noexcept
+    cdef void abort(self, bint after_flush) noexcept
+    cdef void flush_now(self) noexcept
+    cdef void drop_unsent(self) noexcept
+    cdef object peer_name(self)
+    cdef int push(self, FrameBuffer *frame) noexcept
+    cdef void drop_queue(self) noexcept

@@ -1,0 +1,76 @@
+# cython: language_level=3
+"""The two sides of every link: who carries the octets of a connection, and who receives them."""
+
+
+cdef class Ledger:
+    """Counts of octets and messages, kept for a hub by its links."""
+
+
+cdef class Receiver:
+    """Whoever is told what arrives on a link. Each method here does nothing."""
+
+    cdef void data_received(self, const uint8_t *data, size_t length) noexcept:
+        """`length` octets have arrived; they are gone when this returns."""
+
+    cdef size_t get_buffer(self, uint8_t **buffer) noexcept:
+        """Where the next octets may be received without a copy, and how many: 0 if nowhere in particular."""
+        return 0
+
+    cdef void buffer_updated(self, size_t length) noexcept:
+        """`length` octets were received where get_buffer() said."""
+
+    cdef void eof_received(self) noexcept:
+        """The peer sends nothing more. The link stays open until it is aborted."""
+
+    cdef void drained(self) noexcept:
+        """The queue is empty again, after `notify_drained` was set."""
+
+    cdef void connection_lost(self, int error) noexcept:
+        """The link is gone, and all that was queued with it. `error` is an errno, or 0. It is called once."""
+
+
+cdef class Link:
+    """Carries the octets of one connection. Each kind of link gives these verbs their meaning."""
+
+    def __dealloc__(self):
+        queue_clear(&self.queue)
+
+    cdef int write(self, FrameBuffer *frame) noexcept:
+        """Queues a frame, of which the queue takes a reference of its own. Returns -1 where there is no memory."""
+        return -1
+
+    cdef void pause(self) noexcept:
+        """Stops reading until resume(). What has been read already may still arrive."""
+
+    cdef void resume(self) noexcept:
+        """Reads again."""
+
+    cdef void abort(self, bint after_flush) noexcept:
+        """Ends the link.
+
+        At once, losing what is queued; or, with `after_flush`, when the queue has left and the peer has ended its
+        side too, until which everything that arrives is discarded. A second call may turn the one into the other.
+        """
+
+    cdef void flush_now(self) noexcept:
+        """Sends what the kernel takes of the queue right away, rather than at the end of this turn."""
+
+    cdef void drop_unsent(self) noexcept:
+        """Forgets, and counts as dropped for slowness, every queued frame of which nothing has left yet."""
+        self.ledger.messages_dropped_slow += queue_discard_unsent(&self.queue)
+
+    cdef object peer_name(self):
+        """The peer's address in the form that socket.getpeername() has, or None."""
+        return None
+
+    cdef int push(self, FrameBuffer *frame) noexcept:
+        """Queues the frame and counts it."""
+        cdef size_t messages = self.queue.messages
+        if queue_push(&self.queue, frame) < 0:
+            return -1
+        self.ledger.messages_accepted += self.queue.messages - messages
+        return 0
+
+    cdef void drop_queue(self) noexcept:
+        """Forgets, and counts as dropped by the end of the connection, everything queued."""
+        self.ledger.messages_dropped_closed += queue_clear(&self.queue)

@@ -1,0 +1,72 @@
+from cpython.object cimport PyObject
+from libc.stddef cimport size_t
+from libc.stdint cimport uint8_t, uint64_t
+
+from wshub.links.link cimport Ledger, Link, Receiver
+
+
+cdef class Reactor:
+    """Owns the descriptors of all plain TCP and Unix connections of a hub, in an epoll instance of its own.
+
+    The epoll descriptor is registered with the asyncio loop as a reader. A turn is one call of _turn(): what is
+    ready is read, parsed and handled, a bounded amount for each connection; then every connection with queued
+    output is sent it, in one system call as a rule; then receivers are told of what was lost or drained. Only
+    receivers run Python code, only while reading and while being told, never while sending.
+    """
+
+    cdef object loop
+    cdef Ledger ledger
+    cdef int epoll_fd
+    cdef set links            # every open ReactorLink: what keeps them alive
+    cdef dict listeners       # descriptor: Listener
+    cdef list readable        # links with more to read than one turn takes
+    cdef list starved         # links that the kernel had no memory for
+    cdef list notices         # links whose receivers are to be told that they are lost or drained
+    cdef PyObject *dirty_head # owned references, chained by ReactorLink.next_dirty: output queued, not sent yet
+    cdef PyObject *dirty_tail # borrowed: the last of them
+    cdef uint64_t accepted    # connections, ever
+    cdef uint8_t *buffer      # owned: what is read goes here
+    cdef uint8_t *scratch     # owned: small frames are copied together here to be sent
+    cdef bint in_turn
+    cdef bint closed
+    cdef bint turn_scheduled
+    cdef object turn_method
+
+    cdef void schedule_turn(self) noexcept
+    cdef void mark_dirty(self, ReactorLink link) noexcept
+    cdef bint poll(self) noexcept
+    cdef bint poll_and_flush(self) except -1
+    cdef register_listener(self, Listener listener)
+    cdef void pause_accepting(self, Listener listener, int error) noexcept
+    cdef ReactorLink adopt(self, int descriptor, Receiver receiver)
+    cdef void read(self, ReactorLink link) noexcept
+    cdef void flush(self) noexcept
+    cdef void flush_link(self, ReactorLink link) noexcept
+    cdef void notify(self) noexcept
+    cdef void lose(self, ReactorLink link, int error) noexcept
+    cdef void accept(self, Listener listener) noexcept
+    cdef ReactorLink add(self, int descriptor)
+
+
+cdef class Listener:
+    cdef object socket    # keeps the descriptor open
+    cdef int descriptor   # borrowed from the socket
+    cdef object accepted  # called with each new link; returns its Receiver
+    cdef bint paused
+
+
+cdef class ReactorLink(Link):
+    cdef Reactor reactor
+    cdef int descriptor       # owned; -1 once closed
+    cdef int error            # why the link was lost: an errno, or 0
+    cdef PyObject *next_dirty # owned by the reactor's chain
+    cdef bint dirty           # in that chain
+    cdef bint paused
+    cdef bint has_data        # there may be more to read: epoll tells of new data only
+    cdef bint hung_up         # the peer has ended its side, or the connection has failed: read until that shows
+    cdef bint ended           # the end of the peer's side has been read
+    cdef bint finishing       # nothing more is queued; end the link once all has left and the peer has ended
+    cdef bint shut_down       # the end of our side has been sent
+    cdef bint lost_pending    # in notices, because it is lost
+    cdef uint8_t peer[28]     # the peer's sockaddr_in or sockaddr_in6, or a family of 0
+    cdef uint8_t peer_length

@@ -1,0 +1,523 @@
+# cython: language_level=3
+"""The reactor: all plain TCP and Unix connections of a hub behind one reader of the asyncio loop.
+
+Every descriptor is registered once, edge-triggered, for both directions, so that nothing but its end ever takes
+another epoll call: a link that is paused merely is not read, and remembers that there is something to read.
+
+Fairness: in one turn a connection is read once, at most RECEIVE_SIZE octets; one with more to read waits until
+every other that was ready has had its turn. At most ACCEPT_BURST connections are accepted in a turn.
+"""
+
+from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.errno cimport EAGAIN, ECONNABORTED, EINTR, ENOBUFS, ENOMEM, EPERM, EPROTO, errno
+from libc.stddef cimport size_t
+from libc.stdint cimport uint8_t, uint32_t, uintptr_t
+from libc.string cimport memcpy, memset
+
+from wshub.links.link cimport (
+    Ledger,
+    Link,
+    Receiver,
+    iovec,
+    queue_advance,
+    queue_gather,
+    queue_is_empty,
+)
+from wshub.protocol.frame_buffer cimport FrameBuffer
+
+import logging
+import os
+import socket
+
+logger = logging.getLogger("wshub.server")
+
+cdef extern from "sys/types.h" nogil:
+    ctypedef Py_ssize_t ssize_t
+
+cdef extern from "sys/epoll.h" nogil:
+    ctypedef union epoll_data_t:
+        void *ptr
+    cdef struct epoll_event:
+        uint32_t events
+        epoll_data_t data
+    int epoll_create1(int flags)
+    int epoll_ctl(int epoll_fd, int operation, int descriptor, epoll_event *event)
+    int epoll_wait(int epoll_fd, epoll_event *events, int count, int timeout)
+    int EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL
+    uint32_t EPOLLIN, EPOLLOUT, EPOLLERR, EPOLLHUP, EPOLLRDHUP, EPOLLET
+
+cdef extern from "sys/socket.h" nogil:
+    cdef struct sockaddr:
+        unsigned short sa_family
+    ctypedef unsigned int socklen_t
+    cdef struct msghdr:
+        iovec *msg_iov
+        size_t msg_iovlen
+    int accept4(int descriptor, sockaddr *address, socklen_t *length, int flags)
+    ssize_t recv(int descriptor, void *buffer, size_t length, int flags)
+    ssize_t send(int descriptor, const void *buffer, size_t length, int flags)
+    ssize_t sendmsg(int descriptor, const msghdr *message, int flags)
+    int shutdown(int descriptor, int how)
+    int getpeername(int descriptor, sockaddr *address, socklen_t *length)
+    int SOCK_NONBLOCK, SOCK_CLOEXEC, MSG_NOSIGNAL, MSG_DONTWAIT, SHUT_WR, AF_INET, AF_INET6
+
+cdef extern from "unistd.h" nogil:
+    int close(int descriptor)
+
+cdef enum:
+    RECEIVE_SIZE = 65536
+    SCRATCH_SIZE = 65536
+    ACCEPT_BURST = 64
+    EVENTS = 512
+    PIECES = 64
+    # Turns that one call from the loop makes while there is something ready: each one saves a pass of the loop.
+    ROUNDS = 4
+
+# Listeners and links share epoll's one pointer; objects are aligned, so its lowest bit is free to tell them apart.
+cdef enum:
+    LISTENER_BIT = 1
+
+
+cdef class Listener:
+    """A listening socket of a reactor."""
+
+
+cdef class ReactorLink(Link):
+    """One connection of a reactor."""
+
+    def __cinit__(self):
+        self.descriptor = -1
+
+    def __dealloc__(self):
+        # Reached with an open descriptor only if the reactor was collected together with its links.
+        if self.descriptor >= 0:
+            close(self.descriptor)
+
+    cdef int write(self, FrameBuffer *frame) noexcept:
+        if self.closed or self.finishing:
+            return 0
+        if self.push(frame) < 0:
+            return -1
+        if not self.dirty and not self.blocked:
+            self.reactor.mark_dirty(self)
+        return 0
+
+    cdef void pause(self) noexcept:
+        self.paused = True
+
+    cdef void resume(self) noexcept:
+        if not self.paused:
+            return
+        self.paused = False
+        if self.has_data and not self.closed:
+            self.reactor.readable.append(self)
+            self.reactor.schedule_turn()
+
+    cdef void abort(self, bint after_flush) noexcept:
+        if self.closed:
+            return
+        if not after_flush:
+            self.reactor.lose(self, 0)
+        elif not self.finishing:
+            self.finishing = True
+            self.resume()
+            if not self.dirty and not self.blocked:
+                self.reactor.mark_dirty(self)
+
+    cdef void flush_now(self) noexcept:
+        if not self.closed and not self.blocked:
+            self.reactor.flush_link(self)
+
+    cdef object peer_name(self):
+        cdef int family
+        cdef bytes raw
+        if self.peer_length == 0:
+            return None
+        raw = self.peer[:self.peer_length]
+        family = (<sockaddr *>self.peer).sa_family
+        port = raw[2] << 8 | raw[3]
+        if family == AF_INET:
+            return socket.inet_ntop(socket.AF_INET, raw[4:8]), port
+        if family == AF_INET6:
+            flow = int.from_bytes(raw[4:8], "big")
+            return socket.inet_ntop(socket.AF_INET6, raw[8:24]), port, flow, int.from_bytes(raw[24:28], "little")
+        return None
+
+
+cdef class Reactor:
+    """Drives connections from an asyncio loop.
+
+    Args:
+        loop: any asyncio event loop with ``add_reader``; the reactor is to be used on its thread alone.
+        ledger: where octets and messages are counted.
+    """
+
+    def __cinit__(self, loop, Ledger ledger):
+        self.epoll_fd = -1
+        self.loop = loop
+        self.ledger = ledger
+        self.links = set()
+        self.listeners = {}
+        self.readable = []
+        self.notices = []
+        self.starved = []
+        self.buffer = <uint8_t *>PyMem_RawMalloc(RECEIVE_SIZE)
+        self.scratch = <uint8_t *>PyMem_RawMalloc(SCRATCH_SIZE)
+        if self.buffer == NULL or self.scratch == NULL:
+            raise MemoryError
+        self.epoll_fd = epoll_create1(EPOLL_CLOEXEC)
+        if self.epoll_fd < 0:
+            raise OSError(errno, os.strerror(errno))
+        self.turn_method = self._turn
+        loop.add_reader(self.epoll_fd, self.turn_method)
+
+    def __dealloc__(self):
+        if self.epoll_fd >= 0:
+            close(self.epoll_fd)
+        PyMem_RawFree(self.buffer)
+        PyMem_RawFree(self.scratch)
+
+    def close(self):
+        """Ends every connection at once and lets go of the loop. The receivers are told before this returns."""
+        if self.closed:
+            return
+        for descriptor in list(self.listeners):
+            self.unlisten(descriptor)
+        for link in list(self.links):
+            (<ReactorLink>link).abort(False)
+        self.in_turn = True
+        try:
+            self.flush()
+            self.notify()
+        finally:
+            self.in_turn = False
+        self.closed = True
+        self.turn_method = None
+        if not self.loop.is_closed():
+            self.loop.remove_reader(self.epoll_fd)
+        close(self.epoll_fd)
+        self.epoll_fd = -1
+
+    def listen(self, listening_socket, accepted):
+        """Accepts the connections of a listening, non-blocking socket.
+
+        ``accepted(link)`` is called with each new link, and returns its Receiver.
+        """
+        cdef Listener listener = Listener.__new__(Listener)
+        listener.socket = listening_socket
+        listener.descriptor = listening_socket.fileno()
+        listener.accepted = accepted
+        self.register_listener(listener)
+        self.listeners[listener.descriptor] = listener
+
+    def unlisten(self, int descriptor):
+        """Accepts no more connections of that listening socket, which is left open."""
+        cdef Listener listener = self.listeners.pop(descriptor, None)
+        if listener is not None and not listener.paused:
+            epoll_ctl(self.epoll_fd, EPOLL_CTL_DEL, descriptor, NULL)
+
+    def resume_accepting(self):
+        """Tries again to accept, after there were no descriptors or no memory to be had."""
+        cdef Listener listener
+        for listener in self.listeners.values():
+            if listener.paused:
+                self.register_listener(listener)
+
+    cdef ReactorLink adopt(self, int descriptor, Receiver receiver):
+        """Makes a link of a connected, non-blocking socket, which the reactor owns from here on."""
+        cdef ReactorLink link = self.add(descriptor)
+        cdef socklen_t length = sizeof(link.peer)
+        if getpeername(descriptor, <sockaddr *>link.peer, &length) == 0 and length <= sizeof(link.peer):
+            link.peer_length = length
+        link.receiver = receiver
+        return link
+
+    @property
+    def connection_count(self):
+        """How many links are open."""
+        return len(self.links)
+
+    cdef register_listener(self, Listener listener):
+        cdef epoll_event event
+        event.events = EPOLLIN
+        event.data.ptr = <void *>(<uintptr_t><PyObject *>listener | LISTENER_BIT)
+        if epoll_ctl(self.epoll_fd, EPOLL_CTL_ADD, listener.descriptor, &event) < 0:
+            raise OSError(errno, os.strerror(errno))
+        listener.paused = False
+
+    cdef ReactorLink add(self, int descriptor):
+        """A link for the descriptor, which it owns at once, also if this raises OSError."""
+        cdef ReactorLink link = ReactorLink.__new__(ReactorLink)
+        cdef epoll_event event
+        link.descriptor = descriptor
+        link.reactor = self
+        link.ledger = self.ledger
+        event.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET
+        event.data.ptr = <void *><PyObject *>link
+        if epoll_ctl(self.epoll_fd, EPOLL_CTL_ADD, descriptor, &event) < 0:
+            raise OSError(errno, os.strerror(errno))
+        self.links.add(link)
+        return link
+
+    def _turn(self):
+        cdef int rounds = 0
+        self.turn_scheduled = False
+        if self.closed or self.in_turn:
+            return
+        self.in_turn = True
+        try:
+            while rounds < ROUNDS:
+                rounds += 1
+                if not self.poll_and_flush():
+                    break
+        finally:
+            self.in_turn = False
+        # Epoll tells of new data only; what is left over must be asked for.
+        if self.readable or self.notices or self.starved or self.dirty_head != NULL:
+            self.schedule_turn()
+
+    cdef bint poll_and_flush(self) except -1:
+        """One round. Returns whether there was anything to do."""
+        cdef bint busy
+        cdef list readable = self.readable
+        cdef ReactorLink link
+        if readable:
+            self.readable = []
+        for link in self.starved:
+            if not link.dirty and not link.closed:
+                self.mark_dirty(link)
+        self.starved.clear()
+        busy = self.poll()
+        for link in readable:
+            busy = True
+            if link.has_data and not link.closed:
+                self.read(link)
+        while self.dirty_head != NULL or self.notices:
+            busy = True
+            self.flush()
+            self.notify()
+        return busy
+
+    cdef void schedule_turn(self) noexcept:
+        if self.in_turn or self.turn_scheduled or self.closed:
+            return
+        try:
+            self.loop.call_soon(self.turn_method)
+            self.turn_scheduled = True
+        except RuntimeError:
+            # The loop is closed: nothing of this reactor will ever run again.
+            pass
+
+    cdef void mark_dirty(self, ReactorLink link) noexcept:
+        Py_INCREF(link)
+        link.dirty = True
+        link.next_dirty = NULL
+        if self.dirty_head == NULL:
+            self.dirty_head = <PyObject *>link
+        else:
+            (<ReactorLink>self.dirty_tail).next_dirty = <PyObject *>link
+        self.dirty_tail = <PyObject *>link
+        if not self.in_turn:
+            self.schedule_turn()
+
+    cdef bint poll(self) noexcept:
+        cdef epoll_event events[EVENTS]
+        cdef int count = epoll_wait(self.epoll_fd, events, EVENTS, 0)
+        cdef int index
+        cdef uintptr_t pointer
+        cdef ReactorLink link
+
+        for index in range(count):
+            pointer = <uintptr_t>events[index].data.ptr
+            if pointer & LISTENER_BIT:
+                self.accept(<Listener><PyObject *>(pointer - LISTENER_BIT))
+                continue
+            # Alive even if it was lost earlier in this loop: `notices` holds it until notify().
+            link = <ReactorLink><PyObject *>pointer
+            if link.closed:
+                continue
+            if events[index].events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR):
+                link.hung_up = True
+            if events[index].events & EPOLLOUT and link.blocked:
+                link.blocked = False
+                if not link.dirty:
+                    self.mark_dirty(link)
+            if events[index].events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR):
+                link.has_data = True
+                if not link.paused or events[index].events & EPOLLERR:
+                    self.read(link)
+        return count > 0
+
+    cdef void accept(self, Listener listener) noexcept:
+        cdef int burst, descriptor
+        cdef uint8_t address[28]
+        cdef socklen_t length
+        cdef ReactorLink link
+
+        for burst in range(ACCEPT_BURST):
+            if listener.paused or listener.descriptor not in self.listeners:
+                return
+            length = sizeof(address)
+            descriptor = accept4(listener.descriptor, <sockaddr *>address, &length, SOCK_NONBLOCK | SOCK_CLOEXEC)
+            if descriptor < 0:
+                if errno in (EINTR, ECONNABORTED, EPROTO, EPERM):
+                    continue
+                if errno != EAGAIN:
+                    # EMFILE, ENFILE, ENOBUFS or ENOMEM. The connections wait in the backlog: asking again at
+                    # once would keep the loop busy for nothing.
+                    self.pause_accepting(listener, errno)
+                return
+            self.accepted += 1
+            try:
+                link = self.add(descriptor)
+            except OSError as error:
+                logger.error("a new connection cannot be watched: %s", error)
+                continue
+            if length <= sizeof(address):
+                memcpy(link.peer, address, length)
+                link.peer_length = length
+            try:
+                link.receiver = listener.accepted(link)
+            except Exception:
+                logger.exception("a new connection cannot be served")
+                self.lose(link, 0)
+
+    cdef void pause_accepting(self, Listener listener, int error) noexcept:
+        listener.paused = True
+        epoll_ctl(self.epoll_fd, EPOLL_CTL_DEL, listener.descriptor, NULL)
+        logger.error(
+            "no more connections can be accepted for now (%s): raise the limit on open files, or lower "
+            "max_connections", os.strerror(error)
+        )
+
+    cdef void read(self, ReactorLink link) noexcept:
+        """Receives once, and passes it on."""
+        cdef uint8_t *target = NULL
+        cdef size_t room = 0
+        cdef bint direct
+        cdef ssize_t received
+
+        if not link.finishing:
+            room = link.receiver.get_buffer(&target)
+        direct = room > 0
+        if not direct:
+            target = self.buffer
+            room = RECEIVE_SIZE
+        elif room > RECEIVE_SIZE:
+            room = RECEIVE_SIZE
+        while True:
+            received = recv(link.descriptor, target, room, 0)
+            if received >= 0 or errno != EINTR:
+                break
+        if received < 0:
+            link.has_data = False
+            if errno != EAGAIN:
+                self.lose(link, errno)
+            return
+        if received == 0:
+            link.has_data = False
+            link.ended = True
+            if link.finishing:
+                if not link.dirty:
+                    self.mark_dirty(link)
+            else:
+                link.receiver.eof_received()
+            return
+        # A stream that gave less than was asked for is empty, unless its end or an error is still to be read.
+        link.has_data = <size_t>received == room or link.hung_up
+        self.ledger.bytes_received += received
+        if link.finishing:
+            pass
+        elif direct:
+            link.receiver.buffer_updated(received)
+        else:
+            link.receiver.data_received(target, received)
+        if link.has_data and not link.paused and not link.closed:
+            self.readable.append(link)
+
+    cdef void flush(self) noexcept:
+        """Sends the queued output of every connection that has some. No Python code runs."""
+        cdef ReactorLink link
+        while self.dirty_head != NULL:
+            link = <ReactorLink>self.dirty_head
+            self.dirty_head = link.next_dirty
+            link.next_dirty = NULL
+            link.dirty = False
+            if not link.closed:
+                self.flush_link(link)
+            Py_DECREF(link)
+
+    cdef void flush_link(self, ReactorLink link) noexcept:
+        cdef iovec pieces[PIECES]
+        cdef msghdr message
+        cdef int count
+        cdef size_t total
+        cdef ssize_t sent
+
+        while not queue_is_empty(&link.queue):
+            count = queue_gather(&link.queue, pieces, PIECES, self.scratch, SCRATCH_SIZE, &total)
+            if count == 1:
+                sent = send(link.descriptor, pieces[0].iov_base, total, MSG_NOSIGNAL | MSG_DONTWAIT)
+            else:
+                memset(&message, 0, sizeof(message))
+                message.msg_iov = pieces
+                message.msg_iovlen = count
+                sent = sendmsg(link.descriptor, &message, MSG_NOSIGNAL | MSG_DONTWAIT)
+            if sent < 0:
+                if errno == EINTR:
+                    continue
+                if errno == EAGAIN:
+                    link.blocked = True
+                elif errno == ENOBUFS or errno == ENOMEM:
+                    # Nothing will tell when there is memory again; the next round tries.
+                    self.starved.append(link)
+                else:
+                    self.lose(link, errno)
+                return
+            self.ledger.bytes_sent += sent
+            self.ledger.messages_delivered += queue_advance(&link.queue, sent)
+            if <size_t>sent < total:
+                link.blocked = True
+                return
+        if link.finishing:
+            if link.ended:
+                self.lose(link, 0)
+                return
+            if not link.shut_down:
+                link.shut_down = True
+                shutdown(link.descriptor, SHUT_WR)
+        if link.notify_drained:
+            self.notices.append(link)
+
+    cdef void notify(self) noexcept:
+        """Tells receivers what became of their links. They may write and abort as they like."""
+        cdef list notices = self.notices
+        cdef ReactorLink link
+        if not notices:
+            return
+        self.notices = []
+        for link in notices:
+            if link.lost_pending:
+                link.lost_pending = False
+                if link.receiver is not None:
+                    link.receiver.connection_lost(link.error)
+                    link.receiver = None
+            elif link.notify_drained and not link.closed:
+                link.notify_drained = False
+                link.receiver.drained()
+
+    cdef void lose(self, ReactorLink link, int error) noexcept:
+        """Closes the descriptor and forgets what is queued. The receiver is told at the end of this turn."""
+        if link.closed:
+            return
+        link.closed = True
+        link.error = error
+        link.drop_queue()
+        close(link.descriptor)
+        link.descriptor = -1
+        link.lost_pending = True
+        self.notices.append(link)
+        self.links.discard(link)
+        self.schedule_turn()
