@@ -287,11 +287,12 @@ def test_any_octets_in_a_head_are_parsed_or_refused(junk, position):
         try:
             request = parse_request_head(data)
         except HandshakeError as error:
-            assert 400 <= error.status <= 505
+            status = error.status
         else:
-            lines = [request.method.encode() + b" " + request.target.encode() + b" HTTP/1."]
-            assert data.startswith(lines[0])
+            status = 400
+            assert data.startswith(f"{request.method} {request.target} HTTP/1.".encode())
             assert len(request.headers.raw) == data.count(b"\r\n") - 2
+        assert status in (400, 414, 431, 501, 505)
 
 
 def test_parsing_is_linear_in_the_number_of_fields_and_in_their_length():
@@ -348,13 +349,12 @@ def test_a_head_may_have_exactly_the_maximal_size():
 def test_a_head_without_an_end_is_refused_at_the_bound(size):
     reader = RequestReader()
     octets = (b"GET / HTTP/1.1\r\n" + b"X: 1\r\n" * 200_000)[: 1 << 20]
-    fed = 0
+    full = (16 * 1024 - 1) // size * size
+    for start in range(0, full, size):
+        assert reader.feed(octets[start : start + size]) is None
     with pytest.raises(HandshakeError) as caught:
-        for start in range(0, len(octets), size):
-            fed = start + size
-            reader.feed(octets[start : start + size])
+        reader.feed(octets[full : full + size])
     assert caught.value.status == 431
-    assert fed < 16 * 1024 + size
 
 
 @pytest.mark.parametrize(

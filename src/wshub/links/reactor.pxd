@@ -22,8 +22,8 @@ cdef class Reactor:
     cdef list readable        # links with more to read than one turn takes
     cdef list starved         # links that the kernel had no memory for
     cdef list notices         # links whose receivers are to be told that they are lost or drained
-    cdef PyObject *dirty_head # owned references, chained by ReactorLink.next_dirty: output queued, not sent yet
-    cdef PyObject *dirty_tail # borrowed: the last of them
+    cdef PyObject *dirty_head  # owned references, chained by ReactorLink.next_dirty: output queued, not sent yet
+    cdef PyObject *dirty_tail  # borrowed: the last of them
     cdef uint64_t accepted    # connections, ever
     cdef uint8_t *buffer      # owned: what is read goes here
     cdef uint8_t *scratch     # owned: small frames are copied together here to be sent
@@ -59,7 +59,7 @@ cdef class ReactorLink(Link):
     cdef Reactor reactor
     cdef int descriptor       # owned; -1 once closed
     cdef int error            # why the link was lost: an errno, or 0
-    cdef PyObject *next_dirty # owned by the reactor's chain
+    cdef PyObject *next_dirty  # owned by the reactor's chain
     cdef bint dirty           # in that chain
     cdef bint paused
     cdef bint has_data        # there may be more to read: epoll tells of new data only

@@ -351,12 +351,12 @@ cdef class Reactor:
         return count > 0
 
     cdef void accept(self, Listener listener) noexcept:
-        cdef int burst, descriptor
+        cdef int _accepted, descriptor
         cdef uint8_t address[28]
         cdef socklen_t length
         cdef ReactorLink link
 
-        for burst in range(ACCEPT_BURST):
+        for _accepted in range(ACCEPT_BURST):
             if listener.paused or listener.descriptor not in self.listeners:
                 return
             length = sizeof(address)
