@@ -9,6 +9,7 @@ from libc.string cimport memcpy
 cimport cython
 
 from wshub.protocol.frame_buffer cimport (
+    RAW,
     FrameBuffer,
     frame_new,
     frame_payload,
@@ -43,13 +44,14 @@ cdef object BINARY_TYPE = MessageType.BINARY
 
 
 cdef FrameBuffer *frame_from_octets(const void *octets, size_t length, uint8_t opcode) except NULL:
-    """A sealed frame with a copy of the payload. The caller owns it. Raises MemoryError."""
+    """A sealed frame with a copy of the payload, or RAW octets as they are. The caller owns it. Raises MemoryError."""
     cdef FrameBuffer *frame = frame_new(opcode, length)
     if frame == NULL:
         raise MemoryError
     memcpy(frame_payload(frame), octets, length)
     frame.length = length
-    frame_seal(frame, opcode)
+    if opcode != RAW:
+        frame_seal(frame, opcode)
     return frame
 
 

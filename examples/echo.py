@@ -1,0 +1,32 @@
+"""Sends every message back to where it came from.
+
+Run it, and connect with any WebSocket client: ``python examples/echo.py --port 8080``.
+"""
+
+import argparse
+import asyncio
+import contextlib
+
+from wshub import Connection, EventHandler, Hub, HubConfig, Message
+
+
+def echo(connection: Connection, message: Message) -> None:
+    connection.send(message)
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8080)
+    parser.add_argument("--max-message-size", type=int, default=64 * 1024, help="in octets")
+    arguments = parser.parse_args()
+
+    hub = Hub(HubConfig(max_message_size=arguments.max_message_size))
+    async with hub.serve(arguments.host, arguments.port, EventHandler(on_message=echo)) as server:
+        print(f"echoing on ws://{arguments.host}:{server.port}", flush=True)
+        await server.wait_closed()
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(main())

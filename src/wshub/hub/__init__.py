@@ -1,0 +1,1 @@
+"""Connections, rooms and the hub that holds them."""

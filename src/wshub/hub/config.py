@@ -1,0 +1,75 @@
+"""The settings of a hub."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from wshub.errors import ConfigurationError
+
+__all__ = ["HubConfig"]
+
+_LARGEST = {
+    "max_connections": 2**31,
+    "max_message_size": 2**40,
+    "ping_interval_ms": 2**31,
+    "pong_timeout_ms": 2**31,
+    "close_timeout_ms": 2**31,
+    "handshake_timeout_ms": 2**31,
+    "max_send_buffer": 2**40,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubConfig:
+    """How a hub behaves. Immutable; raises ``ConfigurationError`` when made with a value that cannot be.
+
+    Each field says its meaning, its default and what to weigh.
+    """
+
+    max_connections: int = 10_000
+    """Connections at one time; a handshake beyond them is answered with 503. Each costs a descriptor."""
+
+    max_message_size: int = 64 * 1024
+    """The longest message taken, in octets of payload; a longer one closes its connection with 1009, before its
+    payload is read."""
+
+    ping_interval_ms: int = 30_000
+    """Milliseconds between two pings to each connection. Shorter than the idle timeout of proxies on the way,
+    commonly 60 s."""
+
+    pong_timeout_ms: int = 10_000
+    """Milliseconds after a ping within which something, a pong or anything else, must arrive; else the connection
+    is ended and its ``on_close`` sees 1006."""
+
+    enable_compression: bool = False
+    """Whether permessage-deflate (RFC 7692) may be negotiated. Accepted, and without effect so far."""
+
+    allowed_origins: tuple[str, ...] = ()
+    """The origins whose pages may connect, compared exactly; any other request gets 403. Empty allows all: set it
+    wherever cookies authenticate."""
+
+    max_send_buffer: int = 256 * 1024
+    """Octets that may wait to be sent on a connection. While that much waits, its own messages are not read; a
+    further message to it closes it with 1013, so that one slow reader costs bounded memory."""
+
+    close_timeout_ms: int = 10_000
+    """Milliseconds that the peer has to finish a closing handshake, before the connection is ended all the same."""
+
+    handshake_timeout_ms: int = 10_000
+    """Milliseconds that a client has to send its whole request."""
+
+    def __post_init__(self) -> None:
+        for name, largest in _LARGEST.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= largest:
+                raise ConfigurationError(f"{name} must be an integer from 1 to {largest}, not {value!r}")
+        if not isinstance(self.enable_compression, bool):
+            raise ConfigurationError(f"enable_compression must be True or False, not {self.enable_compression!r}")
+        given: object = self.allowed_origins
+        if isinstance(given, str | bytes):
+            raise ConfigurationError("allowed_origins must be a sequence of origins, not one string")
+        origins = tuple(self.allowed_origins)
+        for origin in origins:
+            if not isinstance(origin, str) or "://" not in origin or origin.endswith("/"):
+                raise ConfigurationError(f"allowed_origins: write {origin!r} as scheme://host or scheme://host:port")
+        object.__setattr__(self, "allowed_origins", origins)

@@ -1,0 +1,266 @@
+# cython: language_level=3
+"""The native part of a hub: fan-out, membership, and the sweep over all connections."""
+
+from cpython.dict cimport PyDict_Next
+from cpython.object cimport PyObject
+from cpython.pythread cimport PyThread_get_thread_ident
+from libc.stdint cimport uint64_t
+
+from wshub.hub.connection cimport Connection, HandlerTable, HubBase, Room
+from wshub.links.link cimport Ledger, Link
+from wshub.links.reactor cimport Reactor
+from wshub.protocol.frame_buffer cimport RAW, FrameBuffer, frame_release
+from wshub.protocol.message cimport Message, frame_from_data, frame_from_octets
+
+import asyncio
+import time
+
+from wshub.errors import MisuseError
+from wshub.hub.config import HubConfig
+from wshub.hub.handler import EventHandler
+
+cdef enum:
+    PING_OPCODE = 0x9
+
+
+def table_of(handler):
+    """The HandlerTable of an EventHandler, or of a coroutine function that is the life of a connection."""
+    if isinstance(handler, EventHandler):
+        return HandlerTable(handler)
+    if asyncio.iscoroutinefunction(handler) or asyncio.iscoroutinefunction(getattr(handler, "__call__", None)):
+        return HandlerTable(EventHandler(on_open=handler), endpoint=True)
+    raise MisuseError(
+        f"a handler is an EventHandler, or a coroutine function that takes the connection, not {handler!r}"
+    )
+
+
+cdef object id_of(object connection):
+    if isinstance(connection, Connection):
+        return (<Connection>connection).key
+    return connection
+
+
+cdef class HubCore(HubBase):
+    """Connections, rooms and what is sent to them. See :class:`wshub.Hub`."""
+
+    def __cinit__(self, config=None, *arguments, clock=time.monotonic, **keywords):
+        if config is None:
+            config = HubConfig()
+        if not isinstance(config, HubConfig):
+            raise MisuseError(f"a hub is made with a HubConfig, not {config!r}")
+        self.config = config
+        self.clock = clock
+        self.ledger = Ledger()
+        self.connections = {}
+        self.room_table = {}
+        self.closes = {}
+        self.refused = {}
+        self.handler_tasks = set()
+        self.max_message_size = config.max_message_size
+        self.max_send_buffer = config.max_send_buffer
+        self.ping_interval = config.ping_interval_ms / 1000
+        self.pong_timeout = config.pong_timeout_ms / 1000
+        self.close_timeout = config.close_timeout_ms / 1000
+
+    cdef object forget(self, Connection connection):
+        self.connections.pop(connection.key, None)
+        if self.emptied is not None and not self.connections and not self.emptied.done():
+            self.emptied.set_result(None)
+
+    def _now(self):
+        """The time by the hub's clock, in seconds."""
+        return self.clock()
+
+    def _bind(self):
+        """Takes the running loop for the hub's; returns its reactor."""
+        loop = asyncio.get_running_loop()
+        if self.loop is None:
+            self.loop = loop
+            self.thread_id = PyThread_get_thread_ident()
+            self.reactor = Reactor(loop, self.ledger)
+        elif self.loop is not loop:
+            raise MisuseError("a hub belongs to the event loop that it was first used in: make one for each loop")
+        return self.reactor
+
+    def _open(self, Link link, bytes response, HandlerTable handlers, request, subprotocol, bytes rest):
+        """Answers the handshake on a link, whose connection is open from here on."""
+        cdef Connection connection
+        cdef FrameBuffer *frame
+        self.last_id += 1
+        connection = Connection(self, self.last_id, handlers, request, subprotocol)
+        self.connections[connection.key] = connection
+        frame = frame_from_octets(<const char *>response, len(response), RAW)
+        if link.write(frame) < 0:
+            link.abort(False)
+        frame_release(frame)
+        connection.start(link)
+        if rest:
+            connection.data_received(<const unsigned char *><const char *>rest, len(rest))
+        return connection
+
+    cdef int fan_out(self, dict members, FrameBuffer *frame, object exclude) except -1:
+        """Queues the frame for every member. No Python code runs, so the members cannot change meanwhile."""
+        cdef PyObject *key
+        cdef PyObject *value
+        cdef Py_ssize_t position = 0
+        cdef int count = 0
+        cdef Connection excluded = None
+        if exclude is not None:
+            excluded = members.get(id_of(exclude))
+        while PyDict_Next(members, &position, &key, &value):
+            if value != <PyObject *>excluded:
+                count += (<Connection>value).queue(frame)
+        return count
+
+    def broadcast(self, message, *, room=None, exclude=None):
+        """Queues a message for every open connection, or every one in a room.
+
+        The message is framed once, whatever the number of receivers. From another thread than the hub's this is
+        handed over to the loop.
+
+        Args:
+            message: a str, bytes or another buffer, or a Message.
+            room: the name of a room; None is everybody.
+            exclude: a Connection, or the id of one, that does not get it.
+
+        Returns:
+            For how many connections it was queued; from another thread, how many were there.
+
+        Raises:
+            TypeError, InvalidMessageError: as ``Connection.send``.
+        """
+        cdef FrameBuffer *frame
+        cdef dict members = self.connections
+        cdef Room found
+        if room is not None:
+            found = self.room_table.get(room)
+            members = found.members if found is not None else {}
+        if self.loop is None:
+            Message(message)
+            return 0
+        if PyThread_get_thread_ident() != self.thread_id:
+            self.loop.call_soon_threadsafe(self._broadcast_later, Message(message), room, exclude)
+            return len(members)
+        frame = frame_from_data(message)
+        try:
+            return self.fan_out(members, frame, exclude)
+        finally:
+            frame_release(frame)
+
+    def _broadcast_later(self, message, room, exclude):
+        self.broadcast(message, room=room, exclude=exclude)
+
+    def broadcast_except(self, message, exclude):
+        """``broadcast`` to everybody but one."""
+        return self.broadcast(message, exclude=exclude)
+
+    def broadcast_to_room(self, room, message):
+        """``broadcast`` to everybody in a room."""
+        return self.broadcast(message, room=room)
+
+    def broadcast_to_room_except(self, room, message, exclude):
+        """``broadcast`` to everybody in a room but one."""
+        return self.broadcast(message, room=room, exclude=exclude)
+
+    def join_room(self, connection, room):
+        """The connection enters a room: ``connection.join``."""
+        connection.join(room)
+
+    def leave_room(self, connection, room):
+        """The connection leaves a room: ``connection.leave``."""
+        connection.leave(room)
+
+    def room_size(self, room):
+        """How many connections are in a room; 0 for one that nobody is in."""
+        cdef Room found = self.room_table.get(room)
+        return len(found.members) if found is not None else 0
+
+    def room_members(self, room):
+        """The connections in a room, as a list."""
+        cdef Room found = self.room_table.get(room)
+        return list(found.members.values()) if found is not None else []
+
+    @property
+    def rooms(self):
+        """The names of all rooms that somebody is in."""
+        return frozenset(self.room_table)
+
+    def get_connection(self, id):
+        """The connection with that id, or None."""
+        return self.connections.get(id)
+
+    @property
+    def connection_count(self):
+        """How many connections there are, those that are closing included."""
+        return len(self.connections)
+
+    def unregister(self, connection, code=1000, reason=""):
+        """Closes the connection, which leaves its rooms at once: ``connection.close``."""
+        connection.close(code, reason)
+
+    def _sweep(self):
+        """Does what time demands of every connection: pings, dead peers, overdue closes."""
+        cdef double now = self.clock()
+        cdef FrameBuffer *ping = frame_from_octets(b"", 0, PING_OPCODE)
+        cdef Connection connection
+        for connection in list(self.connections.values()):
+            connection.sweep(now, ping)
+        frame_release(ping)
+        if self.reactor is not None:
+            self.reactor.resume_accepting()
+
+    def _close_all(self, int code, str reason, bytes payload):
+        cdef Connection connection
+        for connection in list(self.connections.values()):
+            connection.go_away(code, reason, payload)
+
+    def _abort_all(self):
+        cdef Connection connection
+        for connection in list(self.connections.values()):
+            if connection.link is not None:
+                connection.link.abort(False)
+
+    def _when_empty(self):
+        """A future that is done when the last connection is gone."""
+        self.emptied = self.loop.create_future()
+        if not self.connections:
+            self.emptied.set_result(None)
+        return self.emptied
+
+    def _end_handlers(self):
+        """Cancels every handler that is still running. Returns their tasks."""
+        tasks = list(self.handler_tasks)
+        if self.spare is not None:
+            tasks.append(self.spare.task)
+            self.spare = None
+        for task in tasks:
+            task.cancel()
+        return tasks
+
+    def _close_reactor(self):
+        if self.reactor is not None:
+            self.reactor.close()
+
+    def _counts(self):
+        """The native counters, by name."""
+        cdef uint64_t pending = 0
+        cdef Connection connection
+        for connection in self.connections.values():
+            if connection.link is not None:
+                pending += connection.link.queue.messages
+        return {
+            "connections": len(self.connections),
+            "rooms": len(self.room_table),
+            "messages_received": self.messages_received,
+            "bytes_received": self.ledger.bytes_received,
+            "bytes_sent": self.ledger.bytes_sent,
+            "messages_accepted": self.ledger.messages_accepted,
+            "messages_delivered": self.ledger.messages_delivered,
+            "messages_pending": pending,
+            "dropped": {
+                "closed": self.ledger.messages_dropped_closed,
+                "slow": self.ledger.messages_dropped_slow,
+            },
+            "closes": dict(self.closes),
+            "refused": dict(self.refused),
+        }

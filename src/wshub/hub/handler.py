@@ -1,0 +1,50 @@
+"""What an application does with the events of its connections."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+from wshub.errors import MisuseError
+
+if TYPE_CHECKING:
+    from wshub.hub.connection import Connection
+    from wshub.protocol.message import Message
+
+__all__ = ["EventHandler"]
+
+_EVENTS = ("on_open", "on_message", "on_close", "on_error", "on_ping", "on_pong")
+
+
+class EventHandler:
+    """The handlers of a kind of connection, given as keyword functions or as methods of a subclass.
+
+    Each is a function or a coroutine function. The events of one connection are handled one after another: while a
+    coroutine is suspended, nothing more is read from its connection. One handler serves any number of connections.
+
+    - ``on_open(connection)``: the handshake is complete.
+    - ``on_message(connection, message)``: a text or binary message. Without it, messages are there for
+      ``connection.receive()`` and ``async for``, or are discarded if nobody asks.
+    - ``on_close(connection, code, reason)``: exactly once for each ``on_open``, when the connection is gone.
+    - ``on_error(connection, error)``: another handler has raised ``error``; the connection is closed with 1011.
+    - ``on_ping(connection, payload)``, ``on_pong(connection, payload)``: a ping, which is answered already; a pong.
+
+    Raises:
+        MisuseError: a keyword is none of these, or its value cannot be called.
+    """
+
+    on_open: Callable[[Connection], Awaitable[Any] | Any] | None = None
+    on_message: Callable[[Connection, Message], Awaitable[Any] | Any] | None = None
+    on_close: Callable[[Connection, int, str], Awaitable[Any] | Any] | None = None
+    on_error: Callable[[Connection, BaseException], Awaitable[Any] | Any] | None = None
+    on_ping: Callable[[Connection, bytes], Awaitable[Any] | Any] | None = None
+    on_pong: Callable[[Connection, bytes], Awaitable[Any] | Any] | None = None
+
+    def __init__(self, **handlers: Callable[..., Any] | None) -> None:
+        for name, function in handlers.items():
+            if name not in _EVENTS:
+                raise MisuseError(f"there is no event {name!r}: the events are {', '.join(_EVENTS)}")
+            if function is not None and not callable(function):
+                raise MisuseError(f"{name} must be a function or a coroutine function, not {function!r}")
+            if function is not None:
+                setattr(self, name, function)

@@ -1,0 +1,117 @@
+"""The hub: all connections of an event loop, and the rooms they are in."""
+
+from __future__ import annotations
+
+import asyncio
+import socket as socket_module
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any
+
+from wshub.hub.core import HubCore
+from wshub.hub.server import Server
+from wshub.protocol.close_code import CloseCode, encode_close_payload
+
+__all__ = ["Hub"]
+
+
+class Hub(HubCore):
+    """Holds connections, groups them in rooms and fans messages out to them.
+
+    A hub belongs to the event loop it is first used in. ``async with Hub(...) as hub`` closes it at the end.
+
+    Args:
+        config: a HubConfig; None is all defaults.
+        clock: a function that returns seconds and never goes back; ``time.monotonic`` if not given.
+    """
+
+    _sweeper: asyncio.TimerHandle | None = None
+    _closing = False
+
+    def serve(
+        self,
+        host: str | None = None,
+        port: int = 0,
+        handler: Any = None,
+        *,
+        path: str | None = None,
+        subprotocols: Sequence[str] = (),
+        unix: str | None = None,
+        sock: socket_module.socket | None = None,
+        backlog: int = 4096,
+    ) -> Server:
+        """A complete WebSocket server, as an asynchronous context manager::
+
+            async with hub.serve("127.0.0.1", 8080, handler) as server:
+                await server.wait_closed()
+
+        Args:
+            host: the address to listen on; None is all interfaces. A name listens on all its addresses.
+            port: 0 lets the system choose; ``server.port`` tells.
+            handler: an EventHandler, or a coroutine function that takes the connection and whose end closes it.
+            path: the only path served, any other gets 404; None serves all.
+            subprotocols: those that may be chosen, in the client's order of preference.
+            unix: the path of a Unix socket to listen on, instead of an address.
+            sock: a socket that listens already, instead of an address.
+            backlog: connections that the kernel holds until they are accepted.
+
+        Raises, on entering: OSError where it cannot listen; MisuseError for another kind of handler.
+        """
+        return Server(
+            self, host, port, handler, path=path, subprotocols=subprotocols, unix=unix, sock=sock, backlog=backlog
+        )
+
+    def stats(self) -> dict[str, Any]:
+        """Counts since the hub was made, and how things stand.
+
+        ``messages_accepted`` = ``messages_delivered`` + the sum of ``dropped`` + ``messages_pending``, at any moment.
+        """
+        return self._counts()
+
+    async def close(self, code: int = CloseCode.GOING_AWAY, reason: str = "") -> None:
+        """Closes every connection and returns when all are gone, at the latest after ``close_timeout_ms``.
+
+        Everything queued is sent first. The hub cannot be used again.
+        """
+        payload = encode_close_payload(code, reason)
+        if self._closing:
+            return
+        self._closing = True
+        self._bind()
+        self._close_all(code, reason, payload)
+        timeout = self.config.close_timeout_ms / 1000
+        await asyncio.wait([self._when_empty()], timeout=timeout)
+        self._abort_all()
+        await asyncio.wait([self._when_empty()], timeout=timeout)
+        tasks = self._end_handlers()
+        if tasks:
+            await asyncio.wait(tasks, timeout=timeout)
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        self._close_reactor()
+
+    async def __aenter__(self) -> Hub:
+        self._bind()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def _start_sweeping(self, also: Callable[[], None]) -> None:
+        """Sweep from now on, often enough for the shortest of the timeouts to be kept to a tenth."""
+        config = self.config
+        shortest = min(
+            config.ping_interval_ms, config.pong_timeout_ms, config.close_timeout_ms, config.handshake_timeout_ms
+        )
+        period = min(max(shortest / 10_000, 0.01), 1.0)
+        loop = asyncio.get_running_loop()
+
+        def sweep() -> None:
+            self._sweeper = loop.call_later(period, sweep)
+            self._sweep()
+            also()
+
+        if self._sweeper is None:
+            self._sweeper = loop.call_later(period, sweep)

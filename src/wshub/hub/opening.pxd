@@ -1,0 +1,11 @@
+from wshub.links.link cimport Link, Receiver
+
+
+cdef class OpeningHandshake(Receiver):
+    """Receives the request of a connection that is not a WebSocket yet."""
+
+    cdef Link link
+    cdef object server
+    cdef object reader           # RequestReader
+    cdef readonly double deadline
+    cdef bint answered

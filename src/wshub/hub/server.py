@@ -1,0 +1,153 @@
+"""A standalone server of a hub: it listens, and answers opening handshakes."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from wshub.errors import HandshakeError
+from wshub.hub.core import table_of
+from wshub.hub.opening import OpeningHandshake
+from wshub.protocol.handshake import Handshake
+from wshub.protocol.request import parse_request_head
+
+if TYPE_CHECKING:
+    from wshub.hub.hub import Hub
+
+__all__ = ["Server"]
+
+
+class Server:
+    """What ``Hub.serve`` returns. Use it with ``async with``."""
+
+    def __init__(
+        self,
+        hub: Hub,
+        host: str | None,
+        port: int,
+        handler: Any,
+        *,
+        path: str | None,
+        subprotocols: Sequence[str],
+        unix: str | None,
+        sock: socket.socket | None,
+        backlog: int,
+    ) -> None:
+        self.hub = hub
+        self.sockets: tuple[socket.socket, ...] = ()
+        self._table = table_of(handler)
+        self._address = (host, port)
+        self._path = path
+        self._subprotocols = tuple(subprotocols)
+        self._unix = unix
+        self._sock = sock
+        self._backlog = backlog
+        self._pending: set[OpeningHandshake] = set()
+        self._closed: asyncio.Future[None] | None = None
+
+    @property
+    def port(self) -> int:
+        """The port that the first socket listens on."""
+        return int(self.sockets[0].getsockname()[1])
+
+    async def __aenter__(self) -> Server:
+        reactor = self.hub._bind()
+        loop = asyncio.get_running_loop()
+        self._closed = loop.create_future()
+        self.sockets = tuple(await self._listen(loop))
+        for listening in self.sockets:
+            reactor.listen(listening, self._accepted)
+        self.hub._start_sweeping(self._expire)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop_listening()
+        for opening in list(self._pending):
+            opening.expire()
+        await self.hub.close()
+        self._expire_all()
+        if self._closed is not None and not self._closed.done():
+            self._closed.set_result(None)
+
+    async def wait_closed(self) -> None:
+        """Waits until the server has been closed: for ever, unless somebody leaves its ``async with``."""
+        if self._closed is not None:
+            await asyncio.shield(self._closed)
+
+    def stop_listening(self) -> None:
+        """Accepts no more connections; those that are there stay."""
+        reactor = self.hub._bind()
+        for listening in self.sockets:
+            if listening.fileno() >= 0:
+                reactor.unlisten(listening.fileno())
+                listening.close()
+
+    async def _listen(self, loop: asyncio.AbstractEventLoop) -> list[socket.socket]:
+        if self._sock is not None:
+            self._sock.setblocking(False)
+            return [self._sock]
+        if self._unix is not None:
+            listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            listening.bind(self._unix)
+            listening.listen(self._backlog)
+            return [listening]
+        host, port = self._address
+        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        sockets: list[socket.socket] = []
+        try:
+            for family, kind, protocol, _, address in dict.fromkeys(found):
+                listening = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
+                sockets.append(listening)
+                listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                # Connections inherit these from the socket that accepts them.
+                listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if family == socket.AF_INET6:
+                    listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                if port == 0 and len(sockets) > 1:
+                    address = (address[0], sockets[0].getsockname()[1], *address[2:])
+                listening.bind(address)
+                listening.listen(self._backlog)
+        except BaseException:
+            for listening in sockets:
+                listening.close()
+            raise
+        return sockets
+
+    def _accepted(self, link: Any) -> OpeningHandshake:
+        deadline = self.hub._now() + self.hub.config.handshake_timeout_ms / 1000
+        opening = OpeningHandshake(link, self, deadline)
+        self._pending.add(opening)
+        return opening
+
+    def _request_received(self, opening: OpeningHandshake, link: Any, head: bytes, rest: bytes) -> None:
+        """Answer a complete request; ``rest`` came behind it. Raises ``HandshakeError`` for one to be refused."""
+        request = parse_request_head(head)
+        if self._path is not None and request.path != self._path:
+            raise HandshakeError(404, "There is nothing at this path.")
+        key = Handshake.check_request(request.method, request.http_version, request.headers)
+        Handshake.check_origin(request.headers, self.hub.config.allowed_origins)
+        subprotocol = Handshake.choose_subprotocol(request.headers, self._subprotocols)
+        if self.hub.connection_count >= self.hub.config.max_connections:
+            raise HandshakeError(503, "There are too many connections.", (("Retry-After", "5"),))
+        if self.hub._closing:
+            raise HandshakeError(503, "The server is shutting down.")
+        response = Handshake.create_response(key, subprotocol=subprotocol)
+        request.headers.compact()
+        self._pending.discard(opening)
+        self.hub._open(link, response, self._table, request, subprotocol, rest)
+
+    def _refused(self, error: HandshakeError) -> None:
+        self.hub.refused[error.status] = self.hub.refused.get(error.status, 0) + 1
+
+    def _expire(self) -> None:
+        now = self.hub._now()
+        for opening in [opening for opening in self._pending if opening.deadline <= now]:
+            opening.expire()
+
+    def _expire_all(self) -> None:
+        self._pending.clear()
