@@ -50,7 +50,8 @@ cdef class Connection(Receiver):
     cdef Link link
     cdef Parser parser
     cdef readonly object request       # RequestHead, or None
-    cdef readonly object subprotocol   # str, or None
+    cdef public object subprotocol     # str, or None; set before the handshake is answered
+    cdef public object path_params     # dict of what the route found in the path, or None
     cdef object context          # contextvars.Context in which the handlers run
     cdef object user_metadata    # dict, or None as long as nobody asked
     cdef dict room_table         # name: Room; None while in no room
@@ -101,6 +102,7 @@ cdef class Connection(Receiver):
     cdef void handler_failed(self, object error) noexcept
     cdef object call_on_close(self)
     cdef object end_endpoint(self)
+    cdef object abandon(self)
     cdef object closed_error(self)
     cdef object check_open(self)
     cdef bint is_foreign(self) noexcept

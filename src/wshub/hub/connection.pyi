@@ -4,8 +4,8 @@ from typing import Any
 
 from typing_extensions import Buffer
 
-from wshub.hub.core import HubCore
 from wshub.hub.handler import EventHandler
+from wshub.hub.hub import Hub
 from wshub.protocol.headers import Headers
 from wshub.protocol.message import Message
 from wshub.protocol.request import RequestHead
@@ -27,15 +27,15 @@ class Connection(AsyncIterator[Message]):
     @property
     def id(self) -> int: ...
     @property
-    def hub(self) -> HubCore: ...
+    def hub(self) -> Hub: ...
     @property
     def state(self) -> ConnectionState: ...
     @property
     def handler(self) -> EventHandler: ...
     @property
     def request(self) -> RequestHead | None: ...
-    @property
-    def subprotocol(self) -> str | None: ...
+    subprotocol: str | None
+    path_params: dict[str, Any] | None
     @property
     def remote_address(self) -> tuple[Any, ...] | None: ...
     @property

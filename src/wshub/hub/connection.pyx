@@ -465,7 +465,7 @@ cdef class Connection(Receiver):
 
     cdef object check_open(self):
         if self.status == IS_CONNECTING:
-            raise MisuseError("the connection is not open yet: send from on_open")
+            raise MisuseError("the connection is not open yet: its handler may send, from on_open on")
         if self.status != IS_OPEN:
             raise self.closed_error()
 
@@ -487,6 +487,14 @@ cdef class Connection(Receiver):
                 self.end_endpoint()
         finally:
             PyContext_Exit(self.context)
+
+    cdef object abandon(self):
+        """The handshake has not been answered with 101: the connection ends without having been open."""
+        if self.status == IS_CONNECTING:
+            self.leave_all_rooms()
+            self.status = IS_CLOSED
+            self.code = 1006
+            self.hub.forget(self)
 
     cdef object end_endpoint(self):
         """Closes the connection if the coroutine that is its whole life has returned."""

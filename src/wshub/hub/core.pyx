@@ -82,21 +82,33 @@ cdef class HubCore(HubBase):
             raise MisuseError("a hub belongs to the event loop that it was first used in: make one for each loop")
         return self.reactor
 
-    def _open(self, Link link, bytes response, HandlerTable handlers, request, subprotocol, bytes rest):
-        """Answers the handshake on a link, whose connection is open from here on."""
+    def _register(self, HandlerTable handlers, request, subprotocol=None, path_params=None):
+        """A connection whose handshake is not answered yet: it can join rooms and keep metadata."""
         cdef Connection connection
-        cdef FrameBuffer *frame
         self.last_id += 1
         connection = Connection(self, self.last_id, handlers, request, subprotocol)
+        connection.path_params = path_params
         self.connections[connection.key] = connection
-        frame = frame_from_octets(<const char *>response, len(response), RAW)
+        return connection
+
+    def _abandon(self, Connection connection):
+        """The handshake of a registered connection has come to nothing: no handler is called."""
+        connection.abandon()
+
+    def _adopt(self, Connection connection, int descriptor, bytes response, bytes rest):
+        """Answers the handshake on a connected socket, which the hub's reactor owns from here on."""
+        self._open(connection, self.reactor.adopt(descriptor, connection), response, rest)
+
+    def _open(self, Connection connection, Link link, bytes response, bytes rest):
+        """Answers the handshake on a link, whose connection is open from here on; ``rest`` came behind the request."""
+        cdef FrameBuffer *frame = frame_from_octets(<const char *>response, len(response), RAW)
+        link.ledger = self.ledger
         if link.write(frame) < 0:
             link.abort(False)
         frame_release(frame)
         connection.start(link)
         if rest:
             connection.data_received(<const unsigned char *><const char *>rest, len(rest))
-        return connection
 
     cdef int fan_out(self, dict members, FrameBuffer *frame, object exclude) except -1:
         """Queues the frame for every member. No Python code runs, so the members cannot change meanwhile."""

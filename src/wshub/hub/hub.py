@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import socket as socket_module
+import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
+from wshub.errors import HandshakeError, MisuseError
+from wshub.hub.config import HubConfig
+from wshub.hub.connection import Connection
 from wshub.hub.core import HubCore
+from wshub.hub.handler import EventHandler
 from wshub.hub.server import Server
+from wshub.hub.upgrade import current_upgrade
+from wshub.links.reactor import Reactor
 from wshub.protocol.close_code import CloseCode, encode_close_payload
+from wshub.protocol.handshake import Handshake
+from wshub.protocol.headers import Headers
 
 __all__ = ["Hub"]
 
@@ -25,14 +34,34 @@ class Hub(HubCore):
         clock: a function that returns seconds and never goes back; ``time.monotonic`` if not given.
     """
 
-    _sweeper: asyncio.TimerHandle | None = None
-    _closing = False
+    def __init__(self, config: HubConfig | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._closing = False
+        self._expire_handshakes: list[Callable[[], None]] = []
+
+    def register(self, handler: EventHandler | Callable[[Connection], Any]) -> Connection:
+        """Take the WebSocket request that is being handled, and return its connection.
+
+        It is called within a handler of a request, as in :class:`wshub.App`. The connection can join rooms and keep
+        metadata at once; it opens, and ``on_open`` is called, when the handler has returned.
+
+        Args:
+            handler: an EventHandler, or a coroutine function that takes the connection and whose end closes it.
+
+        Raises:
+            MisuseError: there is no such request, it is taken already, or ``handler`` is something else.
+            HandshakeError: the request does not ask for a WebSocket, or the hub does not take it.
+        """
+        upgrade = current_upgrade.get()
+        if upgrade is None:
+            raise MisuseError("register() takes the request that is being handled: call it in a handler of an App")
+        return upgrade.register(self, handler)
 
     def serve(
         self,
         host: str | None = None,
         port: int = 0,
-        handler: Any = None,
+        handler: EventHandler | Callable[[Connection], Any] | None = None,
         *,
         path: str | None = None,
         subprotocols: Sequence[str] = (),
@@ -99,7 +128,13 @@ class Hub(HubCore):
     ) -> None:
         await self.close()
 
-    def _start_sweeping(self, also: Callable[[], None]) -> None:
+    def _bind(self) -> Reactor:
+        reactor = super()._bind()
+        if self._sweeper is None and not self._closing:
+            self._start_sweeping()
+        return reactor
+
+    def _start_sweeping(self) -> None:
         """Sweep from now on, often enough for the shortest of the timeouts to be kept to a tenth."""
         config = self.config
         shortest = min(
@@ -111,7 +146,15 @@ class Hub(HubCore):
         def sweep() -> None:
             self._sweeper = loop.call_later(period, sweep)
             self._sweep()
-            also()
+            for expire in self._expire_handshakes:
+                expire()
 
-        if self._sweeper is None:
-            self._sweeper = loop.call_later(period, sweep)
+        self._sweeper = loop.call_later(period, sweep)
+
+    def _admit(self, headers: Headers) -> None:
+        """Raise ``HandshakeError`` if the hub takes no connection from this request, or none at all now."""
+        Handshake.check_origin(headers, self.config.allowed_origins)
+        if self._closing:
+            raise HandshakeError(503, "The server is shutting down.")
+        if self.connection_count >= self.config.max_connections:
+            raise HandshakeError(503, "There are too many connections.", (("Retry-After", "5"),))

@@ -60,7 +60,7 @@ class Server:
         self.sockets = tuple(await self._listen(loop))
         for listening in self.sockets:
             reactor.listen(listening, self._accepted)
-        self.hub._start_sweeping(self._expire)
+        self.hub._expire_handshakes.append(self._expire)
         return self
 
     async def __aexit__(
@@ -70,7 +70,7 @@ class Server:
         for opening in list(self._pending):
             opening.expire()
         await self.hub.close()
-        self._expire_all()
+        self._pending.clear()
         if self._closed is not None and not self._closed.done():
             self._closed.set_result(None)
 
@@ -130,16 +130,13 @@ class Server:
         if self._path is not None and request.path != self._path:
             raise HandshakeError(404, "There is nothing at this path.")
         key = Handshake.check_request(request.method, request.http_version, request.headers)
-        Handshake.check_origin(request.headers, self.hub.config.allowed_origins)
+        self.hub._admit(request.headers)
         subprotocol = Handshake.choose_subprotocol(request.headers, self._subprotocols)
-        if self.hub.connection_count >= self.hub.config.max_connections:
-            raise HandshakeError(503, "There are too many connections.", (("Retry-After", "5"),))
-        if self.hub._closing:
-            raise HandshakeError(503, "The server is shutting down.")
         response = Handshake.create_response(key, subprotocol=subprotocol)
         request.headers.compact()
         self._pending.discard(opening)
-        self.hub._open(link, response, self._table, request, subprotocol, rest)
+        connection = self.hub._register(self._table, request, subprotocol)
+        self.hub._open(connection, link, response, rest)
 
     def _refused(self, error: HandshakeError) -> None:
         self.hub.refused[error.status] = self.hub.refused.get(error.status, 0) + 1
@@ -148,6 +145,3 @@ class Server:
         now = self.hub._now()
         for opening in [opening for opening in self._pending if opening.deadline <= now]:
             opening.expire()
-
-    def _expire_all(self) -> None:
-        self._pending.clear()

@@ -1,0 +1,94 @@
+"""An application: routes for HTTP, a hub for WebSockets, and a server to run it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.types import Receive, Scope, Send
+
+from wshub.app.router import Router
+from wshub.errors import MisuseError
+from wshub.hub.config import HubConfig
+from wshub.hub.hub import Hub
+
+__all__ = ["App"]
+
+
+class App:
+    """An ASGI application with a hub.
+
+    ::
+
+        app = App()
+        app.enable_websocket(max_connections=5000)
+
+        @app.get("/")
+        def home(ctx):
+            ctx.response.send("hello")
+
+        @app.websocket("/echo")
+        async def echo(connection):
+            async for message in connection:
+                connection.send(message)
+
+        app.listen("127.0.0.1", 8080)
+
+    Args:
+        middleware: Starlette's, for HTTP and WebSocket requests alike.
+        starlette: further keyword arguments for Starlette, such as ``lifespan`` and ``exception_handlers``.
+    """
+
+    def __init__(self, *, middleware: Sequence[Middleware] = (), **starlette: Any) -> None:
+        self.router = Router(self)
+        self.get = self.router.get
+        self.post = self.router.post
+        self.put = self.router.put
+        self.patch = self.router.patch
+        self.delete = self.router.delete
+        self.websocket = self.router.websocket
+        self.ws_hub: Hub | None = None
+        self._middleware = list(middleware)
+        self._options = starlette
+        self._starlette: Starlette | None = None
+
+    def enable_websocket(self, config: HubConfig | None = None, **settings: Any) -> Hub:
+        """Give the application a hub, which is ``app.ws_hub`` from here on, and return it.
+
+        Args:
+            config: the hub's settings; or
+            settings: the fields of a HubConfig, each by its name.
+        """
+        if self.ws_hub is not None:
+            raise MisuseError("the application has its hub already: app.ws_hub")
+        if config is not None and settings:
+            raise MisuseError("give enable_websocket() a HubConfig or settings by name, not both")
+        self.ws_hub = Hub(config if config is not None else HubConfig(**settings))
+        return self.ws_hub
+
+    def require_hub(self) -> Hub:
+        """The application's hub. Raises ``MisuseError`` while it has none."""
+        if self.ws_hub is None:
+            raise MisuseError("the application has no hub: call app.enable_websocket() first")
+        return self.ws_hub
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._starlette is None:
+            self._starlette = Starlette(routes=self.router.routes, middleware=self._middleware, **self._options)
+        await self._starlette(scope, receive, send)
+
+    def listen(self, host: str = "127.0.0.1", port: int = 8080, **options: Any) -> None:
+        """Serve until SIGINT or SIGTERM, which closes every connection with 1001.
+
+        Args:
+            host: the address to listen on; ``"0.0.0.0"`` is every IPv4 interface.
+            port: 0 lets the system choose.
+            options: any of ``uvicorn.run()``'s, such as ``log_level``.
+        """
+        uvicorn.run(self, host=host, port=port, ws=PROTOCOL_CLASS, **options)
+
+
+PROTOCOL_CLASS = "wshub.app.uvicorn_protocol:WebSocketProtocol"

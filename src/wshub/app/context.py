@@ -1,0 +1,150 @@
+"""What the handler of a request is given: the request, the response to be, and the application."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import starlette.requests
+import starlette.responses
+from starlette.types import Scope
+
+from wshub.errors import HandshakeError, MisuseError
+from wshub.hub.core import table_of
+from wshub.hub.handler import EventHandler
+from wshub.protocol.handshake import Handshake
+from wshub.protocol.headers import Headers
+from wshub.protocol.request import RequestHead
+
+if TYPE_CHECKING:
+    from wshub.app.app import App
+    from wshub.hub.connection import Connection
+    from wshub.hub.hub import Hub
+
+__all__ = ["Context", "Request", "Response"]
+
+
+class Request:
+    """The request that a handler answers."""
+
+    def __init__(self, scope: Scope, receive: Any = None) -> None:
+        self.scope = scope
+        self.headers = Headers(scope["headers"])
+        self.method: str = scope.get("method", "GET")
+        self.http_version: str = scope.get("http_version", "1.1")
+        self.path: str = scope["path"]
+        self.path_params: Mapping[str, Any] = scope.get("path_params", {})
+        self._starlette = starlette.requests.Request(scope, receive) if receive is not None else None
+        self._connection = starlette.requests.HTTPConnection(scope)
+
+    def get_header(self, name: str) -> str | None:
+        """The first header field of that name, in any case, or None."""
+        return self.headers.get(name)
+
+    @property
+    def query_params(self) -> Mapping[str, str]:
+        """The query parameters; of a repeated one, the last."""
+        return self._connection.query_params
+
+    @property
+    def cookies(self) -> Mapping[str, str]:
+        """The cookies that the client sent."""
+        return self._connection.cookies
+
+    async def body(self) -> bytes:
+        """The whole body. A WebSocket request has none."""
+        return await self._starlette.body() if self._starlette is not None else b""
+
+    async def json(self) -> Any:
+        """The body, read as JSON. Raises ``ValueError`` if it is not."""
+        return json.loads(await self.body())
+
+
+class Response:
+    """The answer to a request, put together by its handler and sent when the handler returns."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self.status: int | None = None
+        self.headers: list[tuple[str, str]] = []
+        self.body: bytes | None = None
+
+    def set_status(self, status: int) -> None:
+        """Answer with that HTTP status; 200 if nothing else is said."""
+        if not 200 <= int(status) <= 599:
+            raise MisuseError(f"a response has a status from 200 to 599, not {status}")
+        self.status = int(status)
+
+    def set_header(self, name: str, value: str) -> None:
+        """Answer with that header field, instead of any other of its name."""
+        self.headers = [field for field in self.headers if field[0].lower() != name.lower()]
+        self.headers.append((name, value))
+
+    def send(self, body: str | bytes) -> None:
+        """Answer with that body; a ``str`` is sent as UTF-8, and as plain text unless a header says otherwise."""
+        if self.body is not None:
+            raise MisuseError("send() has been called already: a response has one body")
+        if isinstance(body, str):
+            if not any(name.lower() == "content-type" for name, _ in self.headers):
+                self.set_header("Content-Type", "text/plain; charset=utf-8")
+            body = body.encode()
+        self.body = bytes(body)
+
+    def send_json(self, value: Any) -> None:
+        """Answer with ``value`` as JSON."""
+        self.set_header("Content-Type", "application/json")
+        self.send(json.dumps(value, ensure_ascii=False).encode())
+
+    def upgrade_websocket(self, *, subprotocols: Sequence[str] = (), **handlers: Callable[..., Any]) -> Connection:
+        """Make the request a WebSocket of the application's hub, with these handlers (``on_open=...`` and so on).
+
+        The 101 is sent when the handler of the request returns, with the first subprotocol that the client offers and
+        ``subprotocols`` contains, if there is one. Raises ``HandshakeError``, which the application
+        turns into the right status, for a request that does not ask for a WebSocket.
+        """
+        hub = self._context.app.ws_hub
+        if hub is None:
+            raise MisuseError("the application has no hub: call app.enable_websocket() first")
+        connection = self._context.register(hub, EventHandler(**handlers))
+        connection.subprotocol = Handshake.choose_subprotocol(self._context.request.headers, subprotocols)
+        return connection
+
+    def to_starlette(self) -> starlette.responses.Response:
+        """The response as Starlette sends it."""
+        response = starlette.responses.Response(self.body or b"", self.status or 200)
+        for name, value in self.headers:
+            response.headers[name] = value
+        return response
+
+
+class Context:
+    """A request, the response to it, and the application: what a handler is given."""
+
+    def __init__(self, app: App, request: Request, *, is_websocket: bool) -> None:
+        self.app = app
+        self.request = request
+        self.response = Response(self)
+        self.connection: Connection | None = None
+        self._is_websocket = is_websocket
+
+    def register(self, hub: Hub, handler: EventHandler | Callable[[Connection], Any]) -> Connection:
+        """What ``hub.register()`` does within a handler of this request."""
+        request = self.request
+        Handshake.check_request(request.method, request.http_version, request.headers)
+        if not self._is_websocket:
+            raise HandshakeError(426, "This server does not hand WebSocket requests over: run the App with listen().")
+        if self.connection is not None:
+            raise MisuseError("this request has become a connection already")
+        hub._bind()
+        hub._admit(request.headers)
+        head = RequestHead(request.method, _target_of(request.scope), request.http_version, request.headers)
+        self.connection = hub._register(table_of(handler), head, None, dict(request.path_params))
+        return self.connection
+
+
+def _target_of(scope: Scope) -> str:
+    target: bytes = scope.get("raw_path") or b"/"
+    if scope["query_string"]:
+        target += b"?" + scope["query_string"]
+    return target.decode("ascii", "replace")

@@ -1,0 +1,105 @@
+"""The ASGI sides of a handler: one for HTTP requests, one for WebSocket requests."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import starlette.responses
+from starlette.types import Receive, Scope, Send
+
+from wshub.app.context import Context, Request
+from wshub.errors import HandshakeError, MisuseError
+from wshub.hub.upgrade import current_upgrade
+
+if TYPE_CHECKING:
+    from wshub.app.app import App
+
+__all__ = ["TAKEOVER", "HttpEndpoint", "WebSocketEndpoint"]
+
+TAKEOVER = "wshub.takeover"
+"""The key, in the scope's extensions, that says that the server can give the connection to a hub, and, in the accept
+message, that names the connection that it is to become."""
+
+
+async def _call(handler: Callable[[Context], Any], context: Context) -> None:
+    """Call the handler with its request the one that ``hub.register()`` takes."""
+    token = current_upgrade.set(context)
+    try:
+        result = handler(context)
+        if inspect.isawaitable(result):
+            await result
+    except HandshakeError as error:
+        for name, value in error.headers:
+            context.response.set_header(name, value)
+        context.response.set_status(error.status)
+        context.response.body = None
+        context.response.send(error.reason)
+    finally:
+        current_upgrade.reset(token)
+
+
+class HttpEndpoint:
+    """Answers HTTP requests with a handler."""
+
+    def __init__(self, app: App, handler: Callable[[Context], Any]) -> None:
+        self._app = app
+        self._handler = handler
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        context = Context(self._app, Request(scope, receive), is_websocket=False)
+        await _call(self._handler, context)
+        await context.response.to_starlette()(scope, receive, send)
+
+
+class WebSocketEndpoint:
+    """Answers WebSocket requests with a handler: with the connection that it registers, or with what it responds."""
+
+    def __init__(self, app: App, handler: Callable[[Context], Any]) -> None:
+        self._app = app
+        self._handler = handler
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        if TAKEOVER not in scope.get("extensions", {}):
+            raise MisuseError(
+                "this ASGI server cannot give its connections to a hub: run the App with listen(), or uvicorn with "
+                "ws='wshub.app.uvicorn_protocol:WebSocketProtocol'"
+            )
+        context = Context(self._app, Request(scope), is_websocket=True)
+        try:
+            await _call(self._handler, context)
+        except BaseException:
+            self._abandon(context)
+            raise
+        response = context.response
+        if context.connection is None or response.status is not None:
+            self._abandon(context)
+            await self._deny(response.to_starlette(), scope, receive, send)
+            return
+        headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in response.headers]
+        await send(
+            {
+                "type": "websocket.accept",
+                "subprotocol": context.connection.subprotocol,
+                "headers": headers,
+                TAKEOVER: context.connection,
+            }
+        )
+
+    @staticmethod
+    def _abandon(context: Context) -> None:
+        if context.connection is not None:
+            context.connection.hub._abandon(context.connection)
+
+    @staticmethod
+    async def _deny(response: starlette.responses.Response, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a WebSocket request with an ordinary response; one that was to succeed becomes a 426."""
+        if response.status_code < 300:
+            response.status_code = 426
+            response.headers["Upgrade"] = "websocket"
+        await send(
+            {"type": "websocket.http.response.start", "status": response.status_code, "headers": response.raw_headers}
+        )
+        await send({"type": "websocket.http.response.body", "body": bytes(response.body)})

@@ -1,0 +1,92 @@
+"""Which handler answers which request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from starlette.routing import BaseRoute, Route, WebSocketRoute
+
+from wshub.app.endpoints import HttpEndpoint, WebSocketEndpoint
+
+if TYPE_CHECKING:
+    from wshub.app.app import App
+    from wshub.app.context import Context
+    from wshub.hub.connection import Connection
+
+__all__ = ["Router"]
+
+Handler = TypeVar("Handler", bound="Callable[[Context], Any]")
+Endpoint = TypeVar("Endpoint", bound="Callable[[Connection], Any]")
+
+
+class Router:
+    """The routes of an application, as Starlette's: ``"/rooms/{name}"``, ``"/files/{path:path}"``.
+
+    Each method takes a handler, ``router.get("/", home)``, or decorates one. A handler is a function or a coroutine
+    function of a ``Context``; one for GET is asked for WebSocket requests to its path too.
+    """
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+        self.routes: list[BaseRoute] = []
+
+    @overload
+    def get(self, path: str, handler: Handler) -> Handler: ...
+    @overload
+    def get(self, path: str) -> Callable[[Handler], Handler]: ...
+    def get(self, path: str, handler: Any = None) -> Any:
+        """Route GET, HEAD and WebSocket requests."""
+        return self._route("GET", path, handler)
+
+    @overload
+    def post(self, path: str, handler: Handler) -> Handler: ...
+    @overload
+    def post(self, path: str) -> Callable[[Handler], Handler]: ...
+    def post(self, path: str, handler: Any = None) -> Any:
+        """Route POST requests."""
+        return self._route("POST", path, handler)
+
+    @overload
+    def put(self, path: str, handler: Handler) -> Handler: ...
+    @overload
+    def put(self, path: str) -> Callable[[Handler], Handler]: ...
+    def put(self, path: str, handler: Any = None) -> Any:
+        """Route PUT requests."""
+        return self._route("PUT", path, handler)
+
+    @overload
+    def patch(self, path: str, handler: Handler) -> Handler: ...
+    @overload
+    def patch(self, path: str) -> Callable[[Handler], Handler]: ...
+    def patch(self, path: str, handler: Any = None) -> Any:
+        """Route PATCH requests."""
+        return self._route("PATCH", path, handler)
+
+    @overload
+    def delete(self, path: str, handler: Handler) -> Handler: ...
+    @overload
+    def delete(self, path: str) -> Callable[[Handler], Handler]: ...
+    def delete(self, path: str, handler: Any = None) -> Any:
+        """Route DELETE requests."""
+        return self._route("DELETE", path, handler)
+
+    def websocket(self, path: str) -> Callable[[Endpoint], Endpoint]:
+        """Route WebSocket requests to a coroutine function that takes the connection; its end closes it."""
+
+        def decorate(endpoint: Endpoint) -> Endpoint:
+            def register(context: Context) -> None:
+                context.register(self._app.require_hub(), endpoint)
+
+            self.routes.append(WebSocketRoute(path, WebSocketEndpoint(self._app, register)))
+            return endpoint
+
+        return decorate
+
+    def _route(self, method: str, path: str, handler: Any) -> Any:
+        if handler is None:
+            return lambda decorated: self._route(method, path, decorated)
+        self.routes.append(Route(path, HttpEndpoint(self._app, handler), methods=[method]))
+        if method == "GET":
+            self.routes.append(WebSocketRoute(path, WebSocketEndpoint(self._app, handler)))
+        return handler

@@ -1,0 +1,348 @@
+"""uvicorn's side: the protocol class that a WebSocket request is handed over to.
+
+``uvicorn main:app --ws wshub.app.uvicorn_protocol:WebSocketProtocol``
+
+The application answers the handshake as ASGI, so everything that guards it there applies. Its scope has the extension
+``wshub.takeover``; if its accept names a connection there, the descriptor goes to that connection's hub, and neither
+uvicorn nor the application has a part in what follows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import unquote
+
+from uvicorn.config import Config
+from uvicorn.protocols.utils import (
+    ClientDisconnected,
+    get_client_addr,
+    get_local_addr,
+    get_path_with_query_string,
+    get_remote_addr,
+    is_ssl,
+)
+from uvicorn.server import ServerState
+
+from wshub.app.endpoints import TAKEOVER
+from wshub.errors import ConnectionClosed, HandshakeError
+from wshub.hub.config import HubConfig
+from wshub.hub.connection import Connection
+from wshub.hub.core import table_of
+from wshub.hub.handler import EventHandler
+from wshub.hub.hub import Hub
+from wshub.links.asyncio_link import AsyncioLink
+from wshub.protocol.handshake import Handshake
+from wshub.protocol.headers import split_list
+from wshub.protocol.message import MessageType
+from wshub.protocol.request import RequestHead, parse_request_head
+
+__all__ = ["WebSocketProtocol"]
+
+logger = logging.getLogger("uvicorn.error")
+
+
+class Hubs:
+    """The hubs that have connections of a server, which closes them when it shuts down.
+
+    uvicorn calls ``shutdown()`` of each of its connections once, and waits until none is left.
+    """
+
+    def __init__(self, connections: set[Any]) -> None:
+        self._connections = connections
+        self._hubs: set[Hub] = set()
+        self._task: asyncio.Task[None] | None = None
+        self._default: Hub | None = None
+        connections.add(self)
+
+    @classmethod
+    def of(cls, state: ServerState) -> Hubs:
+        """The one of a server."""
+        connections: set[Any] = state.connections
+        return next((one for one in connections if isinstance(one, cls)), None) or cls(connections)
+
+    def add(self, hub: Hub) -> None:
+        """Close that hub at shutdown."""
+        self._hubs.add(hub)
+
+    def default(self, config: Config) -> Hub:
+        """The hub of applications that know of none, with the settings that uvicorn was given."""
+        if self._default is None:
+            self._default = Hub(
+                HubConfig(
+                    max_connections=2**31,
+                    max_message_size=config.ws_max_size,
+                    ping_interval_ms=int((config.ws_ping_interval or 1_000_000) * 1000),
+                    pong_timeout_ms=int((config.ws_ping_timeout or 1_000_000) * 1000),
+                )
+            )
+            self._default._bind()
+            self.add(self._default)
+        return self._default
+
+    def shutdown(self) -> None:
+        """Close all hubs, and then be no connection of the server's any more."""
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._close())
+
+    async def _close(self) -> None:
+        try:
+            await asyncio.gather(*(hub.close() for hub in self._hubs))
+        finally:
+            self._connections.discard(self)
+
+
+class WebSocketProtocol(asyncio.Protocol):
+    """Serves one WebSocket request that uvicorn has read."""
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        if not config.loaded:
+            config.load()
+        self._config = config
+        self._state = server_state
+        self._connections: set[Any] = server_state.connections
+        self._app_state = app_state
+        self._loop = _loop or asyncio.get_running_loop()
+        self._transport: asyncio.Transport = None  # type: ignore[assignment]
+        self._request: RequestHead | None = None
+        self._key = ""
+        self._scope: dict[str, Any] = {}
+        self._early = b""
+        self._link: AsyncioLink | None = None
+        self._connection: Connection | None = None
+        self._answered = False
+        self._denial: tuple[int, list[tuple[bytes, bytes]]] | None = None
+        self._taken_over = False
+        self._connect_sent = False
+        self._lost: asyncio.Future[None] = self._loop.create_future()
+        self._writable = asyncio.Event()
+        self._writable.set()
+
+    # From uvicorn and the transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]
+        self._connections.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self._link is not None:
+            self._link.data_received(data)
+        elif self._request is None:
+            self._start(data)
+        elif not self._answered:
+            # A client that follows RFC 6455 sends nothing before it has the 101.
+            self._early += data
+            if len(self._early) > self._config.ws_max_size:
+                self._transport.abort()
+
+    def eof_received(self) -> bool | None:
+        return self._link.eof_received() if self._link is not None else None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._connections.discard(self)
+        if not self._lost.done():
+            self._lost.set_result(None)
+        if self._link is not None:
+            self._link.connection_lost(exc)
+        self._writable.set()
+
+    def pause_writing(self) -> None:
+        if self._link is not None:
+            self._link.pause_writing()
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        if self._link is not None:
+            self._link.resume_writing()
+        self._writable.set()
+
+    def shutdown(self) -> None:
+        """The server shuts down before the application has answered."""
+        if not self._answered:
+            self._respond(503, [], b"The server is shutting down.")
+
+    # The handshake
+
+    def _start(self, data: bytes) -> None:
+        try:
+            self._request = request = parse_request_head(data)
+            self._key = Handshake.check_request(request.method, request.http_version, request.headers)
+            offered = split_list(request.headers.get_all_raw(b"sec-websocket-protocol"))
+        except HandshakeError as error:
+            self._answered = True
+            self._transport.write(Handshake.create_error_response(error))
+            self._transport.close()
+            return
+        raw_path = request.raw_path
+        root_path = self._config.root_path
+        self._scope = {
+            "type": "websocket",
+            "asgi": {"version": self._config.asgi_version, "spec_version": "2.4"},
+            "http_version": request.http_version,
+            "scheme": "wss" if is_ssl(self._transport) else "ws",
+            "server": get_local_addr(self._transport),
+            "client": get_remote_addr(self._transport),
+            "root_path": root_path,
+            "path": root_path + unquote(raw_path.decode("ascii")),
+            "raw_path": root_path.encode("ascii") + raw_path,
+            "query_string": request.raw_query_string,
+            "headers": list(request.headers.raw),
+            "subprotocols": [name.decode("latin-1") for name in offered],
+            "state": self._app_state.copy(),
+            "extensions": {"websocket.http.response": {}, TAKEOVER: {}},
+        }
+        task = self._loop.create_task(self._run())
+        task.add_done_callback(self._state.tasks.discard)
+        self._state.tasks.add(task)
+
+    async def _run(self) -> None:
+        """Run the application, and end what it leaves open."""
+        app: Callable[..., Awaitable[None]] = self._config.loaded_app
+        try:
+            await app(self._scope, self._receive, self._send)
+        except ClientDisconnected:
+            pass
+        except Exception:
+            logger.exception("Exception in ASGI application")
+            if self._connection is not None and not self._taken_over:
+                self._connection.close(1011)
+        else:
+            if self._connection is not None and not self._taken_over:
+                self._connection.close(1000)
+        if not self._answered:
+            self._respond(500, [], b"Internal Server Error")
+
+    async def _receive(self) -> dict[str, Any]:
+        if not self._connect_sent:
+            self._connect_sent = True
+            return {"type": "websocket.connect"}
+        if self._connection is None or self._taken_over:
+            await asyncio.shield(self._lost)
+            return {"type": "websocket.disconnect", "code": 1006, "reason": ""}
+        try:
+            message = await self._connection.receive()
+        except ConnectionClosed as closed:
+            return {"type": "websocket.disconnect", "code": closed.code, "reason": closed.reason}
+        if message.type is MessageType.TEXT:
+            return {"type": "websocket.receive", "text": message.data}
+        return {"type": "websocket.receive", "bytes": message.data}
+
+    async def _send(self, message: dict[str, Any]) -> None:
+        kind = message["type"]
+        if self._connection is not None and not self._taken_over:
+            await self._send_open(self._connection, kind, message)
+        elif self._answered or self._lost.done():
+            raise ClientDisconnected
+        elif kind == "websocket.accept":
+            await self._accept(message)
+        elif kind == "websocket.close":
+            self._respond(403, [], b"")
+        elif kind == "websocket.http.response.start":
+            self._denial = (message["status"], list(message.get("headers", ())))
+            self._body = b""
+        elif kind == "websocket.http.response.body" and self._denial is not None:
+            self._body += message.get("body", b"")
+            if not message.get("more_body", False):
+                self._respond(*self._denial, self._body)
+        else:
+            raise RuntimeError(f"an application cannot send {kind!r} before it has accepted or refused the connection")
+
+    async def _send_open(self, connection: Connection, kind: str, message: dict[str, Any]) -> None:
+        try:
+            if kind == "websocket.send":
+                text = message.get("text")
+                connection.send(text if text is not None else message["bytes"])
+                if connection.buffered > 64 * 1024:
+                    await connection.drain()
+            elif kind == "websocket.close":
+                connection.close(message.get("code", 1000), message.get("reason") or "")
+            else:
+                raise RuntimeError(f"an application cannot send {kind!r} after it has accepted the connection")
+        except ConnectionClosed as closed:
+            raise ClientDisconnected from closed
+
+    async def _accept(self, message: dict[str, Any]) -> None:
+        connection: Connection | None = message.get(TAKEOVER)
+        assert self._request is not None
+        headers = [*self._state.default_headers, *message.get("headers", ())]
+        response = Handshake.create_response(self._key, subprotocol=message.get("subprotocol"), headers=headers)
+        hubs = Hubs.of(self._state)
+        if connection is None:
+            connection = hubs.default(self._config)._register(
+                table_of(EventHandler()), self._request, message.get("subprotocol")
+            )
+        else:
+            self._taken_over = True
+        hub: Hub = connection.hub
+        hubs.add(hub)
+        self._connection = connection
+        self._answered = True
+        self._log("[accepted]")
+        self._connections.discard(self)
+        self._request.headers.compact()
+        opened = self._loop.create_future()
+        # Handlers are called from the loop, never from within a task, such as the one of the application here.
+        self._loop.call_soon(self._open, hub, connection, response, opened)
+        await opened
+
+    def _open(self, hub: Hub, connection: Connection, response: bytes, opened: asyncio.Future[None]) -> None:
+        transport = self._transport
+        if self._can_be_taken():
+            descriptor = transport.get_extra_info("socket").dup().detach()
+            transport.close()
+            hub._adopt(connection, descriptor, response, self._early)
+        else:
+            self._link = AsyncioLink(transport, self._loop)
+            hub._open(connection, self._link, response, self._early)
+            if self._lost.done():
+                self._link.connection_lost(None)
+        self._early = b""
+        if not opened.done():
+            opened.set_result(None)
+
+    def _can_be_taken(self) -> bool:
+        """Whether the descriptor is all there is to the connection.
+
+        TLS needs its transport, and so does an earlier response of a kept-alive connection that is still leaving.
+        """
+        transport = self._transport
+        return not (transport.is_closing() or is_ssl(transport) or transport.get_write_buffer_size())
+
+    def _respond(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+        """Refuse the handshake with a response, after which the transport is closed."""
+        self._answered = True
+        self._log(str(status))
+        names = {name.lower() for name, _ in headers}
+        fields = [*self._state.default_headers, *headers]
+        if b"content-length" not in names:
+            fields.append((b"content-length", b"%d" % len(body)))
+        if b"content-type" not in names and body:
+            fields.append((b"content-type", b"text/plain; charset=utf-8"))
+        fields.append((b"connection", b"close"))
+        try:
+            phrase = HTTPStatus(status).phrase
+        except ValueError:
+            phrase = ""
+        head = b"".join(b"%s: %s\r\n" % (_clean(name), _clean(value)) for name, value in fields)
+        self._transport.write(b"HTTP/1.1 %d %s\r\n%s\r\n%s" % (status, phrase.encode("ascii"), head, body))
+        self._transport.close()
+
+    def _log(self, outcome: str) -> None:
+        scope: Any = self._scope
+        logger.info('%s - "WebSocket %s" %s', get_client_addr(scope), get_path_with_query_string(scope), outcome)
+
+
+def _clean(field: bytes) -> bytes:
+    """Raise ``ValueError`` for what would end a header field early."""
+    if b"\r" in field or b"\n" in field or b"\0" in field:
+        raise ValueError("a header field must not contain CR, LF or NUL")
+    return field

@@ -1,0 +1,148 @@
+# cython: language_level=3
+"""A link over an asyncio transport: for TLS, and wherever the reactor cannot have the descriptor."""
+
+from libc.stdint cimport uint8_t
+
+from wshub.links.link cimport Link, queue_is_empty, queue_pop
+from wshub.protocol.frame_buffer cimport (
+    FrameBuffer,
+    frame_is_message,
+    frame_release,
+    frame_wire,
+    frame_wire_length,
+)
+
+import errno
+
+
+cdef class AsyncioLink(Link):
+    """Carries a connection over a transport whose protocol passes its callbacks on to the methods here.
+
+    What the transport has been given counts as delivered; it is given no more while it asks for a pause.
+    """
+
+    cdef object transport
+    cdef object loop
+    cdef bint scheduled
+    cdef bint finishing
+    cdef bint ended
+    cdef bint closing_transport
+
+    def __init__(self, transport, loop):
+        self.transport = transport
+        self.loop = loop
+
+    # What the transport's protocol passes on
+
+    def data_received(self, bytes data):
+        cdef const uint8_t *octets = <const uint8_t *><const char *>data
+        if self.ledger is not None:
+            self.ledger.bytes_received += len(data)
+        if not self.closed and not self.finishing and self.receiver is not None:
+            self.receiver.data_received(octets, len(data))
+
+    def eof_received(self):
+        """Returns whether the transport is to be kept open."""
+        self.ended = True
+        if not self.closed and not self.finishing and self.receiver is not None:
+            self.receiver.eof_received()
+        self.schedule()
+        return not self.closed
+
+    def connection_lost(self, error):
+        self.lose(error.errno or errno.ECONNRESET if isinstance(error, OSError) else 0)
+
+    def pause_writing(self):
+        self.blocked = True
+
+    def resume_writing(self):
+        self.blocked = False
+        self.schedule()
+
+    # The verbs of a link
+
+    cdef int write(self, FrameBuffer *frame) noexcept:
+        if self.closed or self.finishing:
+            return 0
+        if self.push(frame) < 0:
+            return -1
+        self.schedule()
+        return 0
+
+    cdef void pause(self) noexcept:
+        if not self.closed and self.transport.is_reading():
+            self.transport.pause_reading()
+
+    cdef void resume(self) noexcept:
+        if not self.closed and not self.transport.is_closing() and not self.transport.is_reading():
+            self.transport.resume_reading()
+
+    cdef void abort(self, bint after_flush) noexcept:
+        if self.closed:
+            return
+        if after_flush:
+            self.finishing = True
+            self.resume()
+            self.schedule()
+            return
+        self.transport.abort()
+        # The transport tells of the loss in a later turn of the loop; so does this.
+        self.loop.call_soon(self.lose, 0)
+
+    cdef void flush_now(self) noexcept:
+        cdef list pieces = []
+        cdef FrameBuffer *frame
+        if self.closed or self.transport.is_closing():
+            return
+        while not self.blocked and not queue_is_empty(&self.queue):
+            frame = queue_pop(&self.queue)
+            self.ledger.messages_delivered += frame_is_message(frame)
+            self.ledger.bytes_sent += frame_wire_length(frame)
+            data = frame_wire(frame)[:frame_wire_length(frame)]
+            frame_release(frame)
+            # write() may call pause_writing() before it returns, which ends this loop.
+            self.transport.write(data)
+
+    cdef object peer_name(self):
+        return self.transport.get_extra_info("peername")
+
+    # What is done in the next turn of the loop
+
+    cdef void schedule(self) noexcept:
+        if not self.scheduled and not self.closed:
+            try:
+                self.loop.call_soon(self._flush)
+                self.scheduled = True
+            except RuntimeError:
+                # The loop is closed: nothing of this link will ever run again.
+                pass
+
+    def _flush(self):
+        self.scheduled = False
+        if self.closed:
+            return
+        self.flush_now()
+        if not queue_is_empty(&self.queue):
+            return
+        if self.notify_drained and self.receiver is not None:
+            self.notify_drained = False
+            self.receiver.drained()
+        if self.finishing and not self.closing_transport and queue_is_empty(&self.queue):
+            if self.ended or not self.transport.can_write_eof():
+                self.closing_transport = True
+                self.transport.close()
+            elif not self.transport.is_closing():
+                self.closing_transport = True
+                self.transport.write_eof()
+        elif self.finishing and self.ended:
+            self.transport.close()
+
+    def lose(self, int error):
+        if self.closed:
+            return
+        self.closed = True
+        self.drop_queue()
+        if self.receiver is not None:
+            receiver = self.receiver
+            self.receiver = None
+            receiver.connection_lost(error)

@@ -1,0 +1,281 @@
+"""An App on uvicorn: HTTP by Starlette, WebSockets taken over by the hub."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import subprocess
+
+import httpx
+import pytest
+import websockets
+from uvicorn.protocols.utils import ClientDisconnected
+
+from tests.app.conftest import listening
+from tests.hub.conftest import connected
+from wshub import EventHandler, Handshake, MisuseError
+from wshub.app import App, Context
+
+
+def make_app() -> App:
+    app = App()
+    hub = app.enable_websocket(max_message_size=1 << 23)
+
+    @app.get("/")
+    def home(ctx: Context) -> None:
+        ctx.response.set_header("Content-Type", "text/html")
+        ctx.response.send(f"hello {ctx.request.query_params.get('name', 'you')}")
+
+    @app.post("/items/{number:int}")
+    async def item(ctx: Context) -> None:
+        body = await ctx.request.json()
+        ctx.response.set_status(201)
+        ctx.response.send_json({"number": ctx.request.path_params["number"], "body": body})
+
+    @app.websocket("/echo/{name}")
+    async def echo(connection) -> None:
+        connection.send(f"hello {connection.path_params['name']} at {connection.path}")
+        async for message in connection:
+            connection.send(message)
+
+    def seed_chat(ctx: Context) -> None:
+        if not Handshake.validate_request(ctx):
+            ctx.response.set_status(400)
+            return
+        connection = hub.register(
+            EventHandler(
+                on_open=lambda connection: hub.broadcast_to_room("general", "A new user joined!"),
+                on_message=lambda connection, message: hub.broadcast_to_room("general", message.data),
+                on_close=lambda connection, code, reason: hub.broadcast_to_room("general", "A user left"),
+            )
+        )
+        connection.metadata["user_id"] = ctx.request.get_header("X-User-Id") or "anonymous"
+        hub.join_room(connection, "general")
+
+    app.router.get("/chat", seed_chat)
+
+    @app.get("/upgrade")
+    def upgrade(ctx: Context) -> None:
+        ctx.response.set_header("X-Extra", "yes")
+        ctx.response.upgrade_websocket(
+            subprotocols=["v1"], on_message=lambda connection, message: connection.send(message)
+        )
+
+    @app.get("/denied")
+    def denied(ctx: Context) -> None:
+        ctx.response.set_status(401)
+        ctx.response.set_header("WWW-Authenticate", "Bearer")
+        ctx.response.send("who are you?")
+
+    @app.get("/changes-its-mind")
+    def changes_its_mind(ctx: Context) -> None:
+        hub.join_room(hub.register(EventHandler()), "ghosts")
+        ctx.response.set_status(403)
+
+    @app.get("/broken")
+    def broken(ctx: Context) -> None:
+        hub.join_room(hub.register(EventHandler()), "ghosts")
+        raise RuntimeError("broken on purpose")
+
+    return app
+
+
+def test_http_is_served_beside_websockets(run, http) -> None:
+    async def scenario() -> None:
+        async with listening(make_app(), http) as address, httpx.AsyncClient(base_url=f"http://{address}") as client:
+            answer = await client.get("/", params={"name": "Ada"})
+            assert (answer.status_code, answer.text) == (200, "hello Ada")
+            assert answer.headers["content-type"].startswith("text/html")
+            answer = await client.post("/items/7", json={"a": 1})
+            assert (answer.status_code, answer.json()) == (201, {"number": 7, "body": {"a": 1}})
+            assert (await client.get("/nothing")).status_code == 404
+            assert (await client.get("/chat")).status_code == 400
+            assert (await client.get("/upgrade")).status_code == 426
+
+    run(scenario())
+
+
+def test_a_taken_over_connection_carries_megabytes_and_very_many_messages(run, http) -> None:
+    async def scenario() -> None:
+        async with (
+            listening(make_app(), http) as address,
+            connected(f"ws://{address}/echo/Ada", max_size=None) as client,
+        ):
+            assert await client.recv() == "hello Ada at /echo/Ada"
+            big = bytes(range(256)) * (4 << 12)
+            await client.send(big)
+            assert await client.recv() == big
+            sent = [str(index) for index in range(500)]
+            for message in sent:
+                await client.send(message)
+            assert [await client.recv() for _ in sent] == sent
+
+    run(scenario())
+
+
+def test_the_descriptor_goes_to_the_reactor_and_the_server_sends_no_shutdown(run, http) -> None:
+    async def scenario() -> None:
+        app = make_app()
+        async with listening(app, http) as address, connected(f"ws://{address}/upgrade") as client:
+            await client.send("still open")
+            assert await client.recv() == "still open"
+            assert app.ws_hub is not None
+            assert app.ws_hub._bind().connection_count == 1
+
+    run(scenario())
+
+
+def test_the_chat_of_the_seed_runs(run, http) -> None:
+    async def scenario() -> None:
+        app = make_app()
+        async with listening(app, http) as address, connected(f"ws://{address}/chat") as first:
+            assert await first.recv() == "A new user joined!"
+            async with connected(f"ws://{address}/chat", additional_headers={"X-User-Id": "7"}) as second:
+                assert await first.recv() == await second.recv() == "A new user joined!"
+                await second.send("hi")
+                assert await first.recv() == await second.recv() == "hi"
+                assert app.ws_hub is not None
+                assert {one.get_metadata("user_id") for one in app.ws_hub.room_members("general")} == {"anonymous", "7"}
+            assert await first.recv() == "A user left"
+
+    run(scenario())
+
+
+def test_the_answer_carries_headers_and_the_subprotocol(run, http) -> None:
+    async def scenario() -> None:
+        async with (
+            listening(make_app(), http) as address,
+            connected(f"ws://{address}/upgrade", subprotocols=["v1"]) as client,
+        ):
+            assert client.subprotocol == "v1"
+            assert client.response.headers["X-Extra"] == "yes"
+            assert "Date" in client.response.headers
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("path", "status"), [("/denied", 401), ("/changes-its-mind", 403), ("/broken", 500), ("/", 426), ("/no", 403)]
+)
+def test_a_refusal_reaches_the_client_and_leaves_nothing_behind(run, http, path, status) -> None:
+    async def scenario() -> None:
+        app = make_app()
+        async with listening(app, http) as address:
+            with pytest.raises(websockets.InvalidStatus) as caught:
+                await websockets.connect(f"ws://{address}{path}", proxy=None)
+            response = caught.value.response
+            assert response.status_code == status
+            if status == 401:
+                assert response.headers["WWW-Authenticate"] == "Bearer"
+                assert response.body == b"who are you?"
+            assert app.ws_hub is not None
+            assert app.ws_hub.connection_count == 0
+            assert app.ws_hub.rooms == frozenset()
+
+    run(scenario())
+
+
+def test_shutting_uvicorn_down_closes_everybody_with_1001(run, http) -> None:
+    async def scenario() -> None:
+        app = make_app()
+        async with listening(app, http) as address:
+            client = await websockets.connect(f"ws://{address}/upgrade", subprotocols=["v1"], proxy=None)
+            waiting = asyncio.create_task(client.recv())
+            await asyncio.sleep(0)
+        with pytest.raises(websockets.ConnectionClosed):
+            await waiting
+        assert client.close_code == 1001
+
+    run(scenario())
+
+
+def test_an_earlier_response_that_still_leaves_keeps_the_transport(run, http, monkeypatch) -> None:
+    """Then the connection is served over the transport, and nothing is lost."""
+    from wshub.app import uvicorn_protocol
+
+    monkeypatch.setattr(uvicorn_protocol.WebSocketProtocol, "_can_be_taken", lambda self: False)
+
+    async def scenario() -> None:
+        app = make_app()
+        async with listening(app, http) as address:
+            async with connected(f"ws://{address}/upgrade", subprotocols=["v1"], max_size=None) as client:
+                big = "x" * (4 << 20)
+                await client.send(big)
+                assert await client.recv() == big
+                for index in range(300):
+                    await client.send(str(index))
+                assert [await client.recv() for _ in range(300)] == [str(index) for index in range(300)]
+            assert client.close_code == 1000
+            assert app.ws_hub is not None
+            while app.ws_hub.connection_count:
+                await asyncio.sleep(0)
+            stats = app.ws_hub.stats()
+            assert stats["messages_accepted"] == stats["messages_delivered"] == 301
+
+    run(scenario())
+
+
+def test_tls_is_served_over_the_asyncio_link(run, http, tmp_path) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"),
+            *("-keyout", str(key), "-out", str(certificate), "-addext", "subjectAltName=DNS:localhost"),
+        ],
+        check=True,
+        capture_output=True,
+    )
+
+    async def scenario() -> None:
+        context = ssl.create_default_context(cafile=str(certificate))
+        app = make_app()
+        async with (
+            listening(app, http, ssl_keyfile=str(key), ssl_certfile=str(certificate)) as address,
+            connected(
+                f"wss://localhost:{address.rpartition(':')[2]}/upgrade", ssl=context, host="127.0.0.1", max_size=None,
+                subprotocols=["v1"],
+            ) as client,
+        ):  # fmt: skip
+            for message in ("secret", "y" * (1 << 20)):
+                await client.send(message)
+                assert await client.recv() == message
+            await client.close(4000, "done")
+            assert client.close_code == 4000
+
+    run(scenario())
+
+
+def test_an_asgi_application_that_knows_nothing_of_wshub_is_served(run, http) -> None:
+    async def application(scope, receive, send) -> None:
+        assert scope["type"] == "websocket"
+        assert (await receive())["type"] == "websocket.connect"
+        await send({"type": "websocket.accept", "subprotocol": None, "headers": []})
+        while (event := await receive())["type"] == "websocket.receive":
+            await send({"type": "websocket.send", **{k: v for k, v in event.items() if k != "type"}})
+        scope["state"]["seen"] = event
+        assert await receive() == event
+        with pytest.raises(ClientDisconnected):
+            await send({"type": "websocket.send", "text": "late"})
+        ended.set_result(event)
+
+    async def scenario() -> None:
+        global ended
+        ended = asyncio.get_running_loop().create_future()
+        async with listening(application, http) as address:
+            async with connected(f"ws://{address}/") as client:
+                for message in ("text", b"binary"):
+                    await client.send(message)
+                    assert await client.recv() == message
+                await client.close(4002, "why")
+            assert await ended == {"type": "websocket.disconnect", "code": 4002, "reason": "why"}
+
+    run(scenario())
+
+
+def test_register_outside_of_a_request_says_where_it_belongs(run) -> None:
+    async def scenario() -> None:
+        hub = App().enable_websocket()
+        with pytest.raises(MisuseError, match="in a handler of an App"):
+            hub.register(EventHandler())
+
+    run(scenario())

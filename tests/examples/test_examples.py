@@ -1,0 +1,98 @@
+"""The examples, run as a reader runs them: each in a process of its own, with real clients."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import websockets
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+CHROMIUM_OPTIONS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@contextlib.contextmanager
+def running(name: str, *arguments: str) -> Iterator[int]:
+    """The port of an example that listens, stopped at the end by its process id."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, str(EXAMPLES / name), "--port", str(port), *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            deadline = time.monotonic() + 20
+            while True:
+                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                    break
+                if process.poll() is not None or time.monotonic() > deadline:
+                    pytest.fail(f"{name} does not listen: {process.stdout.read() if process.stdout else ''}")
+            yield port
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+def test_echo_sends_back_what_it_gets() -> None:
+    async def scenario(port: int) -> None:
+        async with websockets.connect(f"ws://127.0.0.1:{port}", proxy=None, max_size=None) as client:
+            for message in ("text", b"binary", "x" * 1_000_000):
+                await client.send(message)
+                assert await client.recv() == message
+
+    with running("echo.py", "--max-message-size", "1000000") as port:
+        asyncio.run(asyncio.wait_for(scenario(port), 20))
+
+
+def test_broadcast_relays_to_everybody() -> None:
+    async def scenario(port: int) -> None:
+        url = f"ws://127.0.0.1:{port}"
+        async with websockets.connect(url, proxy=None) as one, websockets.connect(url, proxy=None) as two:
+            await one.send("hello")
+            assert await one.recv() == await two.recv() == "hello"
+
+    with running("broadcast.py") as port:
+        asyncio.run(asyncio.wait_for(scenario(port), 20))
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="there is no chromium on this machine")
+def test_two_tabs_chat_in_a_browser_and_markup_stays_text() -> None:
+    from playwright.sync_api import sync_playwright
+
+    with running("chat.py") as port, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=CHROMIUM_OPTIONS)
+        context = browser.new_context()
+        context.set_default_timeout(15_000)
+        ada, ben = context.new_page(), context.new_page()
+        try:
+            for page, name in ((ada, "Ada"), (ben, "Ben <i>")):
+                page.goto(f"http://127.0.0.1:{port}/")
+                page.fill("#name", name)
+                page.click("text=Enter")
+                page.wait_for_selector("#text:not([disabled])")
+                page.get_by_text(f"{name} has joined the room").wait_for()
+            ada.get_by_text("Ben <i> has joined the room").wait_for()
+            ada.fill("#text", "<b>h\u00e9llo</b> \U0001f600")
+            ada.click("#send")
+            for page in (ada, ben):
+                page.get_by_text("Ada: <b>h\u00e9llo</b> \U0001f600", exact=True).wait_for()
+                assert page.locator("#messages b, #messages i").count() == 0
+            ben.close()
+            ada.get_by_text("Ben <i> has left the room").wait_for()
+        finally:
+            browser.close()
