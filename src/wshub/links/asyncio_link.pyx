@@ -90,7 +90,6 @@ cdef class AsyncioLink(Link):
         self.loop.call_soon(self.lose, 0)
 
     cdef void flush_now(self) noexcept:
-        cdef list pieces = []
         cdef FrameBuffer *frame
         if self.closed or self.transport.is_closing():
             return
