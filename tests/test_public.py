@@ -1,0 +1,71 @@
+"""The public surface: every name of the description that wshub follows, and nothing by accident."""
+
+from __future__ import annotations
+
+import inspect
+
+import wshub
+from wshub import CloseCode, Connection, EventHandler, Frame, Handshake, Hub, HubConfig, Message, MessageType, Opcode
+
+
+def test_the_package_exports_exactly_this() -> None:
+    assert sorted(wshub.__all__) == [
+        "CloseCode",
+        "ConfigurationError",
+        "Connection",
+        "ConnectionClosed",
+        "ConnectionLost",
+        "ConnectionState",
+        "EventHandler",
+        "Frame",
+        "Handshake",
+        "HandshakeError",
+        "Hub",
+        "HubConfig",
+        "InvalidMessageError",
+        "Message",
+        "MessageType",
+        "MisuseError",
+        "Opcode",
+        "ProtocolError",
+        "WebSocketError",
+    ]
+    assert all(hasattr(wshub, name) for name in wshub.__all__)
+
+
+def test_the_settings_have_the_described_defaults() -> None:
+    config = HubConfig()
+    assert config.max_connections == 10_000
+    assert config.max_message_size == 64 * 1024
+    assert config.ping_interval_ms == 30_000
+    assert config.pong_timeout_ms == 10_000
+    assert config.enable_compression is False
+    assert config.allowed_origins == ()
+
+
+def test_every_described_method_is_there() -> None:
+    described = {
+        Connection: "id handler state rooms metadata last_ping_time last_pong_time send_text send_binary send_ping "
+        "send_pong close in_room set_metadata get_metadata send send_json receive wait_closed join leave drain",
+        Hub: "register unregister join_room leave_room broadcast broadcast_except broadcast_to_room "
+        "broadcast_to_room_except room_size rooms get_connection connection_count close serve stats",
+        EventHandler: "on_open on_message on_close on_error on_ping on_pong",
+        Message: "data type",
+        Frame: "fin rsv1 rsv2 rsv3 opcode masked mask_key payload text binary ping pong close encode decode",
+        Handshake: "validate_request generate_accept_key create_response",
+    }
+    for owner, names in described.items():
+        for name in names.split():
+            assert hasattr(owner, name), f"{owner.__name__}.{name}"
+    assert [member.name for member in MessageType] == ["TEXT", "BINARY"]
+    assert [int(opcode) for opcode in Opcode] == [0x0, 0x1, 0x2, 0x8, 0x9, 0xA]
+    assert {1000, 1001, 1002, 1003, 1005, 1006, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014, 1015} == set(CloseCode)
+
+
+def test_every_public_name_has_a_docstring() -> None:
+    for name in wshub.__all__:
+        value = getattr(wshub, name)
+        assert inspect.getdoc(value), name
+        for attribute, member in vars(value).items():
+            if not attribute.startswith("_") and (inspect.isroutine(member) or isinstance(member, property)):
+                assert inspect.getdoc(getattr(value, attribute)), f"{name}.{attribute}"
