@@ -13,6 +13,7 @@ from starlette.types import Scope
 from wshub.errors import HandshakeError, MisuseError
 from wshub.hub.core import table_of
 from wshub.hub.handler import EventHandler
+from wshub.hub.upgrade import current_upgrade
 from wshub.protocol.handshake import Handshake
 from wshub.protocol.headers import Headers
 from wshub.protocol.request import RequestHead
@@ -139,7 +140,12 @@ class Context:
         hub._bind()
         hub._admit(request.headers)
         head = RequestHead(request.method, _target_of(request.scope), request.http_version, request.headers)
-        self.connection = hub._register(table_of(handler), head, None, dict(request.path_params))
+        # The context in which the connection's handlers will run is copied now: it must not have this request in it.
+        token = current_upgrade.set(None)
+        try:
+            self.connection = hub._register(table_of(handler), head, None, dict(request.path_params))
+        finally:
+            current_upgrade.reset(token)
         return self.connection
 
 

@@ -94,6 +94,7 @@ cdef class Connection(Receiver):
     cdef void fail(self, uint16_t code, str reason) noexcept
     cdef void begin_closing(self, bytes payload) noexcept
     cdef void overflow(self) noexcept
+    cdef bint is_blocked(self) noexcept
     cdef void unblock(self, uint8_t block) noexcept
     cdef void process_unread(self) noexcept
     cdef void wake_receiver(self) noexcept

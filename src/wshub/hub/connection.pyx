@@ -297,7 +297,8 @@ cdef class Connection(Receiver):
         if self.status != IS_OPEN:
             self.check_open()
         frame = frame_from_data(message)
-        self.queue(frame)
+        if self.queue(frame) < 0:
+            self.overflow()
         frame_release(frame)
 
     def send_text(self, text):
@@ -342,7 +343,8 @@ cdef class Connection(Receiver):
         try:
             if frame.length > MAX_CONTROL_PAYLOAD:
                 raise InvalidMessageError(f"a ping or pong has at most 125 octets, not {frame.length}")
-            self.queue(frame)
+            if self.queue(frame) < 0:
+                self.overflow()
         finally:
             frame_release(frame)
 
@@ -416,7 +418,8 @@ cdef class Connection(Receiver):
             raise MisuseError("the messages of this connection go to its on_message handler")
         if not self.receiving:
             self.receiving = True
-            self.unblock(0)
+            # Handlers of pings may run while what is unread is read: from the loop, not from this task.
+            self.hub.loop.call_soon(self._unblock, 0)
         while not self.inbox:
             if self.status >= IS_CLOSING and (self.input_ended or self.status == IS_CLOSED):
                 raise self.closed_error()
@@ -431,11 +434,11 @@ cdef class Connection(Receiver):
                 self.receiving_task = None
         message = self.inbox.popleft()
         if self.blocks & INBOX_FULL and len(self.inbox) <= INBOX_LIMIT // 2:
-            self.hub.loop.call_soon(self._inbox_has_room)
+            self.hub.loop.call_soon(self._unblock, INBOX_FULL)
         return message
 
-    def _inbox_has_room(self):
-        self.unblock(INBOX_FULL)
+    def _unblock(self, block):
+        self.unblock(block)
 
     def __aiter__(self):
         return self
@@ -502,15 +505,18 @@ cdef class Connection(Receiver):
             self.begin_closing(encode_close_payload(1000, ""))
 
     cdef int queue(self, FrameBuffer *frame) noexcept:
-        """Queues a frame if the connection is open. Returns whether it was; never calls into Python code."""
+        """Queues a frame if the connection is open, without any Python code being run.
+
+        Returns 1 if it was queued, 0 if the connection is not open, and -1 if its queue is full: then the caller calls
+        overflow(), which is not done here since it changes rooms, and there may be a loop over one.
+        """
         if self.status != IS_OPEN:
             return 0
         if self.link.queue.octets >= self.hub.max_send_buffer:
             # A burst within one turn has not been tried yet: only what the kernel does not take is too much.
             self.link.flush_now()
             if self.link.queue.octets >= self.hub.max_send_buffer:
-                self.overflow()
-                return 0
+                return -1
         if self.link.write(frame) < 0:
             self.code = 1011
             self.reason = "out of memory"
@@ -520,6 +526,9 @@ cdef class Connection(Receiver):
         return 1
 
     cdef void overflow(self) noexcept:
+        """The peer does not read: closes the connection, and forgets what it would have to read first."""
+        if self.status != IS_OPEN:
+            return
         self.hub.slow_consumers += 1
         if self.hub.slow_consumers == 1:
             logger.warning(
@@ -542,11 +551,12 @@ cdef class Connection(Receiver):
             return
         if self.status != IS_OPEN:
             return
-        if self.alive or self.blocks:
-            # What is not read because of this side says nothing about the other.
+        if self.alive:
             self.alive = False
-            if self.pong_deadline > 0:
-                self.pong_deadline = 0 if not self.blocks else now + self.hub.pong_timeout
+            self.pong_deadline = 0
+        elif self.pong_deadline > 0 and self.is_blocked():
+            # Nothing has been read because of this side, which says nothing about the other.
+            self.pong_deadline = now + self.hub.pong_timeout
         if self.pong_deadline > 0 and now >= self.pong_deadline:
             self.code = 1006
             self.reason = "no answer to a ping"
@@ -610,7 +620,8 @@ cdef class Connection(Receiver):
         cdef FrameBuffer *pong = self.pending_pong
         if pong != NULL:
             self.pending_pong = NULL
-            self.queue(pong)
+            if self.queue(pong) < 0:
+                self.overflow()
             frame_release(pong)
         waiters, self.drain_waiters = self.drain_waiters, None
         if waiters is not None:
@@ -661,7 +672,7 @@ cdef class Connection(Receiver):
             if self.link.queue.octets >= self.hub.max_send_buffer:
                 self.blocks |= OUTPUT_FULL
                 self.link.notify_drained = True
-            if self.blocks and (self.blocks != HANDLER_RUNS or not self.receiving):
+            if self.is_blocked():
                 self.link.pause()
                 return
             event = parser_next(&self.parser, cursor, end)
@@ -715,8 +726,8 @@ cdef class Connection(Receiver):
                 self.pending_pong = frame
                 frame = NULL
                 self.link.notify_drained = True
-            else:
-                self.queue(frame)
+            elif self.queue(frame) < 0:
+                self.overflow()
         elif event != PING:
             self.last_pong_time = self.hub.clock()
         frame_release(frame)
@@ -763,18 +774,18 @@ cdef class Connection(Receiver):
                 self.link.abort(False)
             frame_release(frame)
 
+    cdef bint is_blocked(self) noexcept:
+        """Whether what arrives is not to be handled now."""
+        return self.blocks != 0 and (self.blocks != HANDLER_RUNS or not self.receiving)
+
     cdef void unblock(self, uint8_t block) noexcept:
         """Clears that reason for being blocked, and goes on with what is unread unless there is another."""
         self.blocks &= ~block
         if self.status == IS_CLOSED or self.link is None:
             return
-        if self.blocks and (self.blocks != HANDLER_RUNS or not self.receiving):
-            return
-        if self.unread is not None:
+        if self.unread is not None and not self.is_blocked():
             self.process_unread()
-            if self.unread is not None:
-                return
-        if self.blocks == 0 or (self.blocks == HANDLER_RUNS and self.receiving):
+        if self.unread is None and not self.is_blocked():
             self.link.resume()
 
     cdef void process_unread(self) noexcept:
@@ -782,15 +793,9 @@ cdef class Connection(Receiver):
         cdef const uint8_t *start = <const uint8_t *>unread
         cdef const uint8_t *cursor = start + self.unread_offset
         cdef const uint8_t *end = start + len(unread)
-        # receive() gets here from within a handler, whose context is entered already.
-        cdef bint entered = True
-        try:
-            PyContext_Enter(self.context)
-        except RuntimeError:
-            entered = False
+        PyContext_Enter(self.context)
         self.process(&cursor, end)
-        if entered:
-            PyContext_Exit(self.context)
+        PyContext_Exit(self.context)
         if cursor == end or self.input_ended:
             self.unread = None
         else:

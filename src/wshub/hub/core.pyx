@@ -14,6 +14,7 @@ from wshub.protocol.message cimport Message, frame_from_data, frame_from_octets
 
 import asyncio
 import time
+from inspect import iscoroutinefunction
 
 from wshub.errors import MisuseError
 from wshub.hub.config import HubConfig
@@ -27,7 +28,7 @@ def table_of(handler):
     """The HandlerTable of an EventHandler, or of a coroutine function that is the life of a connection."""
     if isinstance(handler, EventHandler):
         return HandlerTable(handler)
-    if asyncio.iscoroutinefunction(handler) or asyncio.iscoroutinefunction(getattr(handler, "__call__", None)):
+    if iscoroutinefunction(handler) or iscoroutinefunction(getattr(handler, "__call__", None)):
         return HandlerTable(EventHandler(on_open=handler), endpoint=True)
     raise MisuseError(
         f"a handler is an EventHandler, or a coroutine function that takes the connection, not {handler!r}"
@@ -111,17 +112,30 @@ cdef class HubCore(HubBase):
             connection.data_received(<const unsigned char *><const char *>rest, len(rest))
 
     cdef int fan_out(self, dict members, FrameBuffer *frame, object exclude) except -1:
-        """Queues the frame for every member. No Python code runs, so the members cannot change meanwhile."""
+        """Queues the frame for every member. No Python code runs in the loop, so the members cannot change in it."""
         cdef PyObject *key
         cdef PyObject *value
         cdef Py_ssize_t position = 0
         cdef int count = 0
+        cdef int queued
         cdef Connection excluded = None
+        cdef Connection connection
+        cdef list full = None
         if exclude is not None:
             excluded = members.get(id_of(exclude))
         while PyDict_Next(members, &position, &key, &value):
-            if value != <PyObject *>excluded:
-                count += (<Connection>value).queue(frame)
+            if value == <PyObject *>excluded:
+                continue
+            queued = (<Connection>value).queue(frame)
+            if queued > 0:
+                count += 1
+            elif queued < 0:
+                if full is None:
+                    full = []
+                full.append(<Connection>value)
+        if full is not None:
+            for connection in full:
+                connection.overflow()
         return count
 
     def broadcast(self, message, *, room=None, exclude=None):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from wshub.errors import HandshakeError
+from wshub.errors import HandshakeError, MisuseError
 from wshub.hub.core import table_of
 from wshub.hub.opening import OpeningHandshake
 from wshub.protocol.handshake import Handshake
@@ -54,6 +54,8 @@ class Server:
         return int(self.sockets[0].getsockname()[1])
 
     async def __aenter__(self) -> Server:
+        if self.hub._closing:
+            raise MisuseError("the hub is closed: make another")
         reactor = self.hub._bind()
         loop = asyncio.get_running_loop()
         self._closed = loop.create_future()

@@ -29,6 +29,7 @@ cdef class Reactor:
     cdef uint8_t *scratch     # owned: small frames are copied together here to be sent
     cdef bint in_turn
     cdef bint closed
+    cdef bint exhausted       # no descriptor could be had for a connection, and the log says so
     cdef bint turn_scheduled
     cdef object turn_method
 

@@ -30,6 +30,7 @@ from wshub.protocol.frame_buffer cimport FrameBuffer
 import logging
 import os
 import socket
+import sys
 
 logger = logging.getLogger("wshub.server")
 
@@ -142,7 +143,7 @@ cdef class ReactorLink(Link):
             return socket.inet_ntop(socket.AF_INET, raw[4:8]), port
         if family == AF_INET6:
             flow = int.from_bytes(raw[4:8], "big")
-            return socket.inet_ntop(socket.AF_INET6, raw[8:24]), port, flow, int.from_bytes(raw[24:28], "little")
+            return socket.inet_ntop(socket.AF_INET6, raw[8:24]), port, flow, int.from_bytes(raw[24:28], sys.byteorder)
         return None
 
 
@@ -370,6 +371,7 @@ cdef class Reactor:
                     self.pause_accepting(listener, errno)
                 return
             self.accepted += 1
+            self.exhausted = False
             try:
                 link = self.add(descriptor)
             except OSError as error:
@@ -387,10 +389,12 @@ cdef class Reactor:
     cdef void pause_accepting(self, Listener listener, int error) noexcept:
         listener.paused = True
         epoll_ctl(self.epoll_fd, EPOLL_CTL_DEL, listener.descriptor, NULL)
-        logger.error(
-            "no more connections can be accepted for now (%s): raise the limit on open files, or lower "
-            "max_connections", os.strerror(error)
-        )
+        if not self.exhausted:
+            self.exhausted = True
+            logger.error(
+                "no more connections can be accepted for now (%s): raise the limit on open files, or lower "
+                "max_connections", os.strerror(error)
+            )
 
     cdef void read(self, ReactorLink link) noexcept:
         """Receives once, and passes it on."""
