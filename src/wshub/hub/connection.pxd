@@ -76,6 +76,7 @@ cdef class Connection(Receiver):
     cdef bint input_ended        # what still arrives is ignored
     cdef bint receiving          # somebody has asked for messages with receive()
     cdef bint opened             # on_open has been called, so on_close will be
+    cdef bint tells_of_error     # on_error runs
     cdef bint close_pending      # on_close is to be called when the running handler ends
     cdef object __weakref__
 

@@ -844,6 +844,8 @@ cdef class Connection(Receiver):
         try:
             if error is not None:
                 self.handler_failed(error)
+            if not self.blocks & HANDLER_RUNS:
+                self.tells_of_error = False
             if self.handlers.endpoint:
                 self.end_endpoint()
             if self.close_pending and not self.blocks & HANDLER_RUNS:
@@ -861,17 +863,19 @@ cdef class Connection(Receiver):
         if self.status >= IS_CLOSING and isinstance(error, (ConnectionClosed, asyncio.CancelledError)):
             # The handler noticed the end of its connection in the middle of its work.
             return
+        if self.tells_of_error:
+            self.tells_of_error = False
+            logger.error("on_error of %r has failed itself", self, exc_info=error)
+            return
         logger.error("a handler of %r has failed", self, exc_info=error)
         if self.status == IS_OPEN:
             self.code = 1011
             self.begin_closing(encode_close_payload(1011, "internal error"))
         if self.handlers.on_error is not None:
-            try:
-                result = self.handlers.on_error(self, error)
-                if result is not None:
-                    self.run(result)
-            except Exception as second:
-                logger.error("on_error of %r has failed", self, exc_info=second)
+            self.tells_of_error = True
+            self.call(self.handlers.on_error, (self, error))
+            if not self.blocks & HANDLER_RUNS:
+                self.tells_of_error = False
 
     cdef object call_on_close(self):
         if self.opened:

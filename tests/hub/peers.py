@@ -1,0 +1,81 @@
+"""Clients that misbehave: sockets below any WebSocket library."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+from collections.abc import AsyncIterator
+
+from wshub import Frame, Opcode
+
+REQUEST = (
+    b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+MASK = b"\x01\x02\x03\x04"
+
+
+def port_of(url: str) -> int:
+    return int(url.split(":")[2].split("/")[0])
+
+
+def masked(frame: Frame) -> bytes:
+    return frame.with_mask(MASK).encode()
+
+
+class RawPeer:
+    """The client's end of a connection, whose octets the test chooses."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+        self._received = b""
+
+    def write(self, data: bytes) -> None:
+        self.writer.write(data)
+
+    def send(self, frame: Frame) -> None:
+        self.writer.write(masked(frame))
+
+    async def handshake(self) -> None:
+        self.write(REQUEST)
+        head = await self.reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 101 "), head
+
+    async def frame(self) -> Frame:
+        """The next frame that the server sends; EOFError at the end."""
+        while True:
+            if (found := Frame.decode(self._received)) is not None:
+                frame, length = found
+                self._received = self._received[length:]
+                return frame
+            data = await self.reader.read(65536)
+            if not data:
+                raise EOFError
+            self._received += data
+
+    async def close_code(self) -> int:
+        """The code of the close frame that comes next, after any other frames; the stream must end behind it."""
+        while (frame := await self.frame()).opcode is not Opcode.CLOSE:
+            pass
+        return int.from_bytes(frame.payload[:2], "big")
+
+    def reset(self) -> None:
+        """End the connection with an RST."""
+        raw = self.writer.get_extra_info("socket")
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.writer.transport.abort()
+
+
+@contextlib.asynccontextmanager
+async def raw_peer(url: str, *, handshake: bool = True, limit: int = 1 << 16) -> AsyncIterator[RawPeer]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port_of(url), limit=limit)
+    peer = RawPeer(reader, writer)
+    try:
+        if handshake:
+            await peer.handshake()
+        yield peer
+    finally:
+        writer.transport.abort()
