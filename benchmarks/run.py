@@ -44,7 +44,7 @@ class Row:
     load: tuple[str, ...]
     figure: str
     decimals: int
-    # Issue 3, section 7. `to_limit` is a ratio, or for memory a difference in KB.
+    # What the project set itself to reach. `to_limit` is a ratio, or for memory a difference in KB.
     to_limit: float
     to_picows: float
 

@@ -175,6 +175,57 @@ def test_a_refusal_reaches_the_client_and_leaves_nothing_behind(run, http, path,
     run(scenario())
 
 
+def test_the_hubs_own_limits_hold_on_this_path_too(run, http) -> None:
+    async def scenario() -> None:
+        app = App()
+        hub = app.enable_websocket(max_connections=1, allowed_origins=("https://example.com",))
+
+        @app.websocket("/")
+        async def endpoint(connection) -> None:
+            async for _ in connection:
+                pass
+
+        async with listening(app, http) as address:
+            with pytest.raises(websockets.InvalidStatus) as caught:
+                await websockets.connect(f"ws://{address}/", proxy=None, origin="https://evil.org")
+            assert caught.value.response.status_code == 403
+            async with connected(f"ws://{address}/", origin="https://example.com"):
+                with pytest.raises(websockets.InvalidStatus) as caught:
+                    await websockets.connect(f"ws://{address}/", proxy=None, origin="https://example.com")
+                assert caught.value.response.status_code == 503
+            assert hub.stats()["refused"] == {403: 1, 503: 1}
+
+    run(scenario())
+
+
+def test_a_kept_alive_connection_becomes_a_websocket_after_an_ordinary_request(run, http) -> None:
+    async def scenario() -> None:
+        app = make_app()
+        body = "x" * (1 << 22)
+
+        @app.get("/large")
+        def large(ctx: Context) -> None:
+            ctx.response.send(body)
+
+        async with listening(app, http) as address:
+            reader, writer = await asyncio.open_connection(*address.split(":"))
+            # The second request is there before the first has been answered, so its response is still leaving.
+            writer.write(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n")
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200 ")
+            writer.write(
+                b"GET /upgrade HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+            )
+            assert await reader.readexactly(1 << 22) == body.encode()
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
+            writer.write(b"\x81\x82\x00\x00\x00\x00hi")
+            assert await reader.readexactly(4) == b"\x81\x02hi"
+            writer.close()
+
+    run(scenario())
+
+
 def test_shutting_uvicorn_down_closes_everybody_with_1001(run, http) -> None:
     async def scenario() -> None:
         app = make_app()

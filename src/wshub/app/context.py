@@ -138,7 +138,11 @@ class Context:
         if self.connection is not None:
             raise MisuseError("this request has become a connection already")
         hub._bind()
-        hub._admit(request.headers)
+        try:
+            hub._admit(request.headers)
+        except HandshakeError as error:
+            hub._count_refused(error)
+            raise
         head = RequestHead(request.method, _target_of(request.scope), request.http_version, request.headers)
         # The context in which the connection's handlers will run is copied now: it must not have this request in it.
         token = current_upgrade.set(None)

@@ -151,6 +151,10 @@ class Hub(HubCore):
 
         self._sweeper = loop.call_later(period, sweep)
 
+    def _count_refused(self, error: HandshakeError) -> None:
+        """Count a handshake that was answered with this error's status."""
+        self.refused[error.status] = self.refused.get(error.status, 0) + 1
+
     def _admit(self, headers: Headers) -> None:
         """Raise ``HandshakeError`` if the hub takes no connection from this request, or none at all now."""
         Handshake.check_origin(headers, self.config.allowed_origins)

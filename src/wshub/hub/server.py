@@ -141,7 +141,7 @@ class Server:
         self.hub._open(connection, link, response, rest)
 
     def _refused(self, error: HandshakeError) -> None:
-        self.hub.refused[error.status] = self.hub.refused.get(error.status, 0) + 1
+        self.hub._count_refused(error)
 
     def _expire(self) -> None:
         now = self.hub._now()
