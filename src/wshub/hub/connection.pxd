@@ -43,11 +43,14 @@ cdef class HubBase:
 
 
 cdef class Connection(Receiver):
-    cdef readonly uint64_t id
+    # A broadcast looks at these alone of each connection: they come first, to be in one line of the cache.
     cdef readonly HubBase hub
+    cdef Link link
+    cdef uint8_t status          # CONNECTING, OPEN, CLOSING, CLOSED
+
+    cdef readonly uint64_t id
     cdef object key              # the id as the object that is the key of every dict
     cdef HandlerTable handlers
-    cdef Link link
     cdef Parser parser
     cdef readonly object request       # RequestHead, or None
     cdef public object subprotocol     # str, or None; set before the handshake is answered
@@ -70,7 +73,6 @@ cdef class Connection(Receiver):
     cdef double close_deadline   # 0: not closing
     cdef uint16_t code           # 0: not known yet
     cdef str reason
-    cdef uint8_t status          # CONNECTING, OPEN, CLOSING, CLOSED
     cdef uint8_t blocks          # why handling is blocked
     cdef bint alive              # something arrived since the last sweep
     cdef bint input_ended        # what still arrives is ignored

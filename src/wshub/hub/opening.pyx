@@ -21,13 +21,14 @@ cdef class OpeningHandshake(Receiver):
     def __init__(self, Link link, server, double deadline):
         self.link = link
         self.server = server
-        self.reader = RequestReader()
         self.deadline = deadline
 
     cdef void data_received(self, const uint8_t *data, size_t length) noexcept:
         if self.answered:
             return
         try:
+            if self.reader is None:
+                self.reader = RequestReader()
             found = self.reader.feed(data[:length])
             if found is not None:
                 self.answered = True

@@ -9,8 +9,8 @@
 
 #include <sys/uio.h>
 
-/* With the link, a chunk fills 256 octets on a 64-bit machine. */
-#define WSHUB_CHUNK_FRAMES 31
+/* With the link, a chunk fills 512 octets on a 64-bit machine. */
+#define WSHUB_CHUNK_FRAMES 63
 
 /* Frames up to this many octets are copied side by side before they are sent: for the kernel one long piece of
  * memory is cheaper than many short ones, and the copy is made from a cache that every receiver keeps warm. */

@@ -52,12 +52,13 @@ cdef class Receiver:
 
 
 cdef class Link:
-    cdef Receiver receiver
-    cdef Ledger ledger
+    # What every write touches comes first, to be in as few lines of the cache as can be.
     cdef FrameQueue queue  # owns its frames
     cdef bint blocked      # the last attempt to send left something behind
     cdef bint closed       # gone, or going at the end of this turn: connection_lost() has been or will be called
     cdef bint notify_drained  # the receiver asked to be told, once, when the queue is empty
+    cdef Ledger ledger
+    cdef Receiver receiver
 
     cdef int write(self, FrameBuffer *frame) noexcept
     cdef void pause(self) noexcept

@@ -67,7 +67,8 @@ class Headers(Mapping[str, str]):
 
         The handshake reads fields with this, without a ``str`` for each.
         """
-        values = self._indexed().get(name)
+        index = self._index
+        values = (self._indexed() if index is None else index).get(name)
         if values is None:
             return _NOTHING
         if isinstance(values, bytes):
