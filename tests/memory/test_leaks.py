@@ -1,0 +1,15 @@
+"""What connections leave behind when they are gone: nothing, however they were used and ended."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+# Under a sanitizer every allocation is slow, and freed memory is kept for a while.
+COUNT = 66 if "WSHUB_SANITIZED" in os.environ else 330
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_many_connections_leave_no_object_descriptor_or_memory(run_program, loop) -> None:
+    run_program("leaks", str(COUNT), loop)

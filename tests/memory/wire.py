@@ -1,0 +1,24 @@
+"""What a client sends, as octets."""
+
+from __future__ import annotations
+
+REQUEST = (
+    b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+TEXT, BINARY, CONTINUATION, CLOSE, PING, PONG = 0x1, 0x2, 0x0, 0x8, 0x9, 0xA
+
+
+def frame(opcode: int, payload: bytes = b"", *, final: bool = True, mask: bytes = b"\0\0\0\0") -> bytes:
+    """A client's frame."""
+    length = len(payload)
+    head = bytes([(0x80 if final else 0) | opcode])
+    if length < 126:
+        head += bytes([0x80 | length])
+    elif length < 1 << 16:
+        head += b"\xfe" + length.to_bytes(2, "big")
+    else:
+        head += b"\xff" + length.to_bytes(8, "big")
+    if any(mask):
+        payload = bytes(octet ^ mask[i & 3] for i, octet in enumerate(payload))
+    return head + mask + payload
