@@ -141,7 +141,7 @@ cdef class Connection(Receiver):
     None. What is sent leaves in the order of the calls. Nothing that sends ever waits: it queues.
     """
 
-    def __cinit__(self, HubBase hub, uint64_t id, HandlerTable handlers, request, subprotocol):
+    def __cinit__(self, HubBase hub not None, uint64_t id, HandlerTable handlers not None, request, subprotocol):
         parser_init(&self.parser, hub.max_message_size)
         self.hub = hub
         self.id = id
@@ -303,8 +303,10 @@ cdef class Connection(Receiver):
 
     def send_text(self, text):
         """Queues a text message; ``text`` is a str, or UTF-8 octets. Raises as ``send`` does."""
-        if isinstance(text, Message) and (<Message>text).frame.opcode == TEXT_OPCODE:
-            return self.send(text)
+        if isinstance(text, Message):
+            (<Message>text).check()
+            if (<Message>text).frame.opcode == TEXT_OPCODE:
+                return self.send(text)
         if not isinstance(text, str):
             try:
                 text = bytes(memoryview(text)).decode()

@@ -27,12 +27,16 @@ cdef class Reactor:
     cdef uint64_t accepted    # connections, ever
     cdef uint8_t *buffer      # owned: what is read goes here
     cdef uint8_t *scratch     # owned: small frames are copied together here to be sent
+    cdef bint overlooked      # for lack of memory something is in none of the lists where it belongs
     cdef bint in_turn
     cdef bint closed
     cdef bint exhausted       # no descriptor could be had for a connection, and the log says so
     cdef bint turn_scheduled
     cdef object turn_method
 
+    cdef void note(self, list notes, ReactorLink link) noexcept
+    cdef int look_again(self) except -1
+    cdef void note_loss(self, ReactorLink link) noexcept
     cdef void schedule_turn(self) noexcept
     cdef void mark_dirty(self, ReactorLink link) noexcept
     cdef bint poll(self) noexcept
@@ -45,7 +49,7 @@ cdef class Reactor:
     cdef void flush_link(self, ReactorLink link) noexcept
     cdef void notify(self) noexcept
     cdef void lose(self, ReactorLink link, int error) noexcept
-    cdef void accept(self, Listener listener) noexcept
+    cdef void accept(self, int listening) noexcept
     cdef ReactorLink add(self, int descriptor)
 
 

@@ -77,7 +77,8 @@ cdef enum:
     # Turns that one call from the loop makes while there is something ready: each one saves a pass of the loop.
     ROUNDS = 4
 
-# Listeners and links share epoll's one pointer; objects are aligned, so its lowest bit is free to tell them apart.
+# Descriptors of listeners and pointers to links share epoll's one field; objects are aligned, so the lowest bit is
+# free to tell them apart.
 cdef enum:
     LISTENER_BIT = 1
 
@@ -89,7 +90,7 @@ cdef class Listener:
 cdef class ReactorLink(Link):
     """One connection of a reactor."""
 
-    def __cinit__(self):
+    def __cinit__(self, *arguments, **keywords):
         self.descriptor = -1
 
     def __dealloc__(self):
@@ -116,7 +117,7 @@ cdef class ReactorLink(Link):
             return
         self.paused = False
         if self.has_data and not self.closed:
-            self.reactor.readable.append(self)
+            self.reactor.note(self.reactor.readable, self)
             self.reactor.schedule_turn()
 
     cdef void abort(self, bint after_flush) noexcept:
@@ -158,7 +159,7 @@ cdef class Reactor:
         ledger: where octets and messages are counted.
     """
 
-    def __cinit__(self, loop, Ledger ledger):
+    def __cinit__(self, loop, Ledger ledger not None):
         self.epoll_fd = -1
         self.loop = loop
         self.ledger = ledger
@@ -178,7 +179,8 @@ cdef class Reactor:
         loop.add_reader(self.epoll_fd, self.turn_method)
 
     def __dealloc__(self):
-        if self.epoll_fd >= 0:
+        # Without a buffer there is no descriptor either: a field that was never set would be one, the standard input.
+        if self.buffer != NULL and self.epoll_fd >= 0:
             close(self.epoll_fd)
         PyMem_RawFree(self.buffer)
         PyMem_RawFree(self.scratch)
@@ -225,6 +227,8 @@ cdef class Reactor:
     def resume_accepting(self):
         """Tries again to accept, after there were no descriptors or no memory to be had."""
         cdef Listener listener
+        if self.overlooked:
+            self.schedule_turn()
         for listener in self.listeners.values():
             if listener.paused:
                 self.register_listener(listener)
@@ -246,23 +250,32 @@ cdef class Reactor:
     cdef register_listener(self, Listener listener):
         cdef epoll_event event
         event.events = EPOLLIN
-        event.data.ptr = <void *>(<uintptr_t><PyObject *>listener | LISTENER_BIT)
+        # Not a pointer: the listener may be given up, and be gone, between epoll_wait() and its turn.
+        event.data.ptr = <void *>(<uintptr_t>listener.descriptor << 1 | LISTENER_BIT)
         if epoll_ctl(self.epoll_fd, EPOLL_CTL_ADD, listener.descriptor, &event) < 0:
             raise OSError(errno, os.strerror(errno))
         listener.paused = False
 
     cdef ReactorLink add(self, int descriptor):
-        """A link for the descriptor, which it owns at once, also if this raises OSError."""
-        cdef ReactorLink link = ReactorLink.__new__(ReactorLink)
+        """A link for the descriptor, which it owns at once, also if this raises OSError or MemoryError."""
+        cdef ReactorLink link
         cdef epoll_event event
+        try:
+            link = ReactorLink.__new__(ReactorLink)
+        except BaseException:
+            close(descriptor)
+            raise
         link.descriptor = descriptor
         link.reactor = self
         link.ledger = self.ledger
         event.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET
         event.data.ptr = <void *><PyObject *>link
-        if epoll_ctl(self.epoll_fd, EPOLL_CTL_ADD, descriptor, &event) < 0:
-            raise OSError(errno, os.strerror(errno))
+        # First what may fail: epoll must not know of a link that nothing keeps alive.
         self.links.add(link)
+        if epoll_ctl(self.epoll_fd, EPOLL_CTL_ADD, descriptor, &event) < 0:
+            error = errno
+            self.links.discard(link)
+            raise OSError(error, os.strerror(error))
         return link
 
     def _turn(self):
@@ -276,6 +289,10 @@ cdef class Reactor:
                 rounds += 1
                 if not self.poll_and_flush():
                     break
+        except MemoryError:
+            # Nothing is lost; the next turn, at the latest that of the sweep, does what this one could not.
+            self.overlooked = True
+            logger.error("out of memory: what arrives is handled late")
         finally:
             self.in_turn = False
         # Epoll tells of new data only; what is left over must be asked for.
@@ -287,6 +304,8 @@ cdef class Reactor:
         cdef bint busy
         cdef list readable = self.readable
         cdef ReactorLink link
+        if self.overlooked:
+            self.look_again()
         if readable:
             self.readable = []
         for link in self.starved:
@@ -304,6 +323,38 @@ cdef class Reactor:
             self.notify()
         return busy
 
+    cdef void note(self, list notes, ReactorLink link) noexcept:
+        """Appends the link to one of the lists of what is still to be done."""
+        try:
+            notes.append(link)
+        except MemoryError:
+            self.overlooked = True
+
+    cdef int look_again(self) except -1:
+        """Finds what could not be noted for lack of memory. Raises MemoryError if there is none yet."""
+        cdef ReactorLink link
+        cdef list gone = []
+        for link in self.links:
+            if link.closed:
+                gone.append(link)
+            elif link.has_data and not link.paused and link not in self.readable:
+                self.readable.append(link)
+            elif not link.dirty and not link.blocked:
+                # Whatever there is to be sent, shut down or told of is found when it is flushed.
+                self.mark_dirty(link)
+        self.overlooked = False
+        for link in gone:
+            self.note_loss(link)
+        return 0
+
+    cdef void note_loss(self, ReactorLink link) noexcept:
+        try:
+            self.notices.append(link)
+            self.links.discard(link)
+        except MemoryError:
+            # It stays among the links, where look_again() finds it.
+            self.overlooked = True
+
     cdef void schedule_turn(self) noexcept:
         if self.in_turn or self.turn_scheduled or self.closed:
             return
@@ -313,6 +364,8 @@ cdef class Reactor:
         except RuntimeError:
             # The loop is closed: nothing of this reactor will ever run again.
             pass
+        except MemoryError:
+            self.overlooked = True
 
     cdef void mark_dirty(self, ReactorLink link) noexcept:
         Py_INCREF(link)
@@ -336,7 +389,7 @@ cdef class Reactor:
         for index in range(count):
             pointer = <uintptr_t>events[index].data.ptr
             if pointer & LISTENER_BIT:
-                self.accept(<Listener><PyObject *>(pointer - LISTENER_BIT))
+                self.accept(<int>(pointer >> 1))
                 continue
             # Alive even if it was lost earlier in this loop: `notices` holds it until notify().
             link = <ReactorLink><PyObject *>pointer
@@ -354,14 +407,16 @@ cdef class Reactor:
                     self.read(link)
         return count > 0
 
-    cdef void accept(self, Listener listener) noexcept:
+    cdef void accept(self, int listening) noexcept:
         cdef int _accepted, descriptor
         cdef uint8_t address[28]
         cdef socklen_t length
         cdef ReactorLink link
+        cdef Listener listener
 
         for _accepted in range(ACCEPT_BURST):
-            if listener.paused or listener.descriptor not in self.listeners:
+            listener = self.listeners.get(listening)
+            if listener is None or listener.paused:
                 return
             length = sizeof(address)
             descriptor = accept4(listener.descriptor, <sockaddr *>address, &length, SOCK_NONBLOCK | SOCK_CLOEXEC)
@@ -377,7 +432,7 @@ cdef class Reactor:
             self.exhausted = False
             try:
                 link = self.add(descriptor)
-            except OSError as error:
+            except (OSError, MemoryError) as error:
                 logger.error("a new connection cannot be watched: %s", error)
                 continue
             if length <= sizeof(address):
@@ -385,9 +440,12 @@ cdef class Reactor:
                 link.peer_length = length
             try:
                 link.receiver = listener.accepted(link)
-            except Exception:
-                logger.exception("a new connection cannot be served")
+                if link.receiver is None:
+                    raise TypeError("accepted() returned None")
+            except BaseException:
+                # First of all: a link without a receiver must not be read.
                 self.lose(link, 0)
+                logger.exception("a new connection cannot be served")
 
     cdef void pause_accepting(self, Listener listener, int error) noexcept:
         listener.paused = True
@@ -405,9 +463,11 @@ cdef class Reactor:
         cdef size_t room = 0
         cdef bint direct
         cdef ssize_t received
+        # The receiver of a handshake puts another in its place; it must live until it returns.
+        cdef Receiver receiver = link.receiver
 
         if not link.finishing:
-            room = link.receiver.get_buffer(&target)
+            room = receiver.get_buffer(&target)
         direct = room > 0
         if not direct:
             target = self.buffer
@@ -430,7 +490,7 @@ cdef class Reactor:
                 if not link.dirty:
                     self.mark_dirty(link)
             else:
-                link.receiver.eof_received()
+                receiver.eof_received()
             return
         # A stream that gave less than was asked for is empty, unless its end or an error is still to be read.
         link.has_data = <size_t>received == room or link.hung_up
@@ -438,11 +498,11 @@ cdef class Reactor:
         if link.finishing:
             pass
         elif direct:
-            link.receiver.buffer_updated(received)
+            receiver.buffer_updated(received)
         else:
-            link.receiver.data_received(target, received)
+            receiver.data_received(target, received)
         if link.has_data and not link.paused and not link.closed:
-            self.readable.append(link)
+            self.note(self.readable, link)
 
     cdef void flush(self) noexcept:
         """Sends the queued output of every connection that has some. No Python code runs."""
@@ -479,7 +539,7 @@ cdef class Reactor:
                     link.blocked = True
                 elif errno == ENOBUFS or errno == ENOMEM:
                     # Nothing will tell when there is memory again; the next round tries.
-                    self.starved.append(link)
+                    self.note(self.starved, link)
                 else:
                     self.lose(link, errno)
                 return
@@ -496,7 +556,7 @@ cdef class Reactor:
                 link.shut_down = True
                 shutdown(link.descriptor, SHUT_WR)
         if link.notify_drained:
-            self.notices.append(link)
+            self.note(self.notices, link)
 
     cdef void notify(self) noexcept:
         """Tells receivers what became of their links. They may write and abort as they like."""
@@ -522,9 +582,10 @@ cdef class Reactor:
         link.closed = True
         link.error = error
         link.drop_queue()
+        # Closing alone is not enough: while a forked process has the socket too, epoll goes on to report it.
+        epoll_ctl(self.epoll_fd, EPOLL_CTL_DEL, link.descriptor, NULL)
         close(link.descriptor)
         link.descriptor = -1
         link.lost_pending = True
-        self.notices.append(link)
-        self.links.discard(link)
+        self.note_loss(link)
         self.schedule_turn()

@@ -1,0 +1,20 @@
+"""Nothing is used after it is gone. Each runs in a process of its own, which a failure may bring down."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+
+from tests.memory import lifetimes
+
+SCENARIOS = [
+    name
+    for name, function in vars(lifetimes).items()
+    if inspect.iscoroutinefunction(function) and function.__module__ == lifetimes.__name__ and name != "open_client"
+]
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_nothing_is_used_after_it_is_gone(run_program, name) -> None:
+    run_program("lifetimes", name)
