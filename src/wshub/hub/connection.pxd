@@ -97,6 +97,7 @@ cdef class Connection(Receiver):
     cdef void fail(self, uint16_t code, str reason) noexcept
     cdef void begin_closing(self, bytes payload) noexcept
     cdef void overflow(self) noexcept
+    cdef void out_of_memory(self) noexcept
     cdef bint is_blocked(self) noexcept
     cdef void unblock(self, uint8_t block) noexcept
     cdef void process_unread(self) noexcept

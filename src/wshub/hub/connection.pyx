@@ -109,6 +109,15 @@ cdef bint is_normal(int code):
     return code in (1000, 1001, 1005) or code >= 3000
 
 
+cdef bytes octets_of(FrameBuffer *frame):
+    """A copy of the payload. Releases the frame if it raises MemoryError."""
+    try:
+        return frame_payload(frame)[:frame.length]
+    except MemoryError:
+        frame_release(frame)
+        raise
+
+
 cdef class HandlerTable:
     def __init__(self, handler, endpoint=False):
         self.handler = handler
@@ -520,12 +529,16 @@ cdef class Connection(Receiver):
             if self.link.queue.octets >= self.hub.max_send_buffer:
                 return -1
         if self.link.write(frame) < 0:
-            self.code = 1011
-            self.reason = "out of memory"
-            self.input_ended = True
-            self.link.abort(False)
+            self.out_of_memory()
             return 0
         return 1
+
+    cdef void out_of_memory(self) noexcept:
+        """Something of what was sent or received is lost, so the connection is ended at once."""
+        self.code = 1011
+        self.reason = "out of memory"
+        self.input_ended = True
+        self.link.abort(False)
 
     cdef void overflow(self) noexcept:
         """The peer does not read: closes the connection, and forgets what it would have to read first."""
@@ -583,15 +596,21 @@ cdef class Connection(Receiver):
             return
         if self.unread is not None:
             # The link had read this before it was paused.
-            self.unread = self.unread[self.unread_offset:] + data[:length]
-            self.unread_offset = 0
+            try:
+                self.unread = self.unread[self.unread_offset:] + data[:length]
+                self.unread_offset = 0
+            except MemoryError:
+                self.out_of_memory()
             return
         PyContext_Enter(self.context)
         self.process(&cursor, end)
         PyContext_Exit(self.context)
         if cursor < end and not self.input_ended:
-            self.unread = cursor[:end - cursor]
-            self.unread_offset = 0
+            try:
+                self.unread = cursor[:end - cursor]
+                self.unread_offset = 0
+            except MemoryError:
+                self.out_of_memory()
 
     cdef size_t get_buffer(self, uint8_t **buffer) noexcept:
         if self.input_ended or self.unread is not None:
@@ -644,9 +663,12 @@ cdef class Connection(Receiver):
         parser_clear(&self.parser)
         if not self.code:
             self.code = 1006
-        closes = self.hub.closes
-        closes[self.code] = closes.get(self.code, 0) + 1
         self.hub.forget(self)
+        closes = self.hub.closes
+        try:
+            closes[self.code] = closes.get(self.code, 0) + 1
+        except MemoryError:
+            logger.error("out of memory: the end of a connection is not counted")
         self.wake_receiver()
         waiters, self.waiters = self.waiters, None
         for future in waiters or ():
@@ -718,7 +740,7 @@ cdef class Connection(Receiver):
         cdef bytes payload = None
         handler = self.handlers.on_ping if event == PING else self.handlers.on_pong
         if handler is not None:
-            payload = frame_payload(frame)[:frame.length]
+            payload = octets_of(frame)
         if event == PING and self.status == IS_OPEN:
             frame_seal(frame, PONG_OPCODE)
             if self.link.blocked:
@@ -730,15 +752,15 @@ cdef class Connection(Receiver):
                 self.link.notify_drained = True
             elif self.queue(frame) < 0:
                 self.overflow()
-        elif event != PING:
-            self.last_pong_time = self.hub.clock()
         frame_release(frame)
+        if event != PING:
+            self.last_pong_time = self.hub.clock()
         if handler is not None and self.status == IS_OPEN:
             self.call(handler, (self, payload))
 
     cdef void handle_close(self):
         cdef FrameBuffer *frame = parser_take_control(&self.parser)
-        cdef bytes payload = frame_payload(frame)[:frame.length]
+        cdef bytes payload = octets_of(frame)
         frame_release(frame)
         self.input_ended = True
         if not self.code:
@@ -756,7 +778,11 @@ cdef class Connection(Receiver):
             self.code = code
             self.reason = reason
         if self.status == IS_OPEN:
-            self.begin_closing(encode_close_payload(code, reason))
+            try:
+                payload = encode_close_payload(code, reason)
+            except MemoryError:
+                payload = None
+            self.begin_closing(payload)
         self.wake_receiver()
         self.link.abort(True)
 
@@ -833,10 +859,11 @@ cdef class Connection(Receiver):
         finally:
             leave_task(self.hub.loop, spare.task)
         self.hub.spare = None
-        spare.hand_over(coroutine, awaited, self.context)
-        self.blocks |= HANDLER_RUNS
+        # The hand-over comes last: what could not be waited for must not run.
         self.hub.handler_tasks.add(spare.task)
         spare.task.add_done_callback(self._handler_done)
+        spare.hand_over(coroutine, awaited, self.context)
+        self.blocks |= HANDLER_RUNS
 
     def _handler_done(self, task):
         self.hub.handler_tasks.discard(task)

@@ -98,12 +98,25 @@ cdef class HubCore(HubBase):
 
     def _adopt(self, Connection connection, int descriptor, bytes response, bytes rest):
         """Answers the handshake on a connected socket, which the hub's reactor owns from here on."""
-        self._open(connection, self.reactor.adopt(descriptor, connection), response, rest)
+        cdef Link link = None
+        try:
+            link = self.reactor.adopt(descriptor, connection)
+            self._open(connection, link, response, rest)
+        except BaseException:
+            connection.abandon()
+            if link is not None:
+                link.abort(False)
+            raise
 
     def _open(self, Connection connection, Link link, bytes response, bytes rest):
         """Answers the handshake on a link, whose connection is open from here on; ``rest`` came behind the request."""
-        cdef FrameBuffer *frame = frame_from_octets(<const char *>response, len(response), RAW)
+        cdef FrameBuffer *frame
         link.ledger = self.ledger
+        try:
+            frame = frame_from_octets(<const char *>response, len(response), RAW)
+        except MemoryError:
+            connection.abandon()
+            raise
         if link.write(frame) < 0:
             link.abort(False)
         frame_release(frame)

@@ -95,9 +95,16 @@ cdef class AsyncioLink(Link):
             return
         while not self.blocked and not queue_is_empty(&self.queue):
             frame = queue_pop(&self.queue)
+            try:
+                data = frame_wire(frame)[:frame_wire_length(frame)]
+            except MemoryError:
+                # A stream with a hole in it must not go on.
+                self.ledger.messages_dropped_closed += frame_is_message(frame)
+                frame_release(frame)
+                self.abort(False)
+                return
             self.ledger.messages_delivered += frame_is_message(frame)
             self.ledger.bytes_sent += frame_wire_length(frame)
-            data = frame_wire(frame)[:frame_wire_length(frame)]
             frame_release(frame)
             # write() may call pause_writing() before it returns, which ends this loop.
             self.transport.write(data)

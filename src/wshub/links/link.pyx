@@ -73,4 +73,6 @@ cdef class Link:
 
     cdef void drop_queue(self) noexcept:
         """Forgets, and counts as dropped by the end of the connection, everything queued."""
-        self.ledger.messages_dropped_closed += queue_clear(&self.queue)
+        cdef size_t dropped = queue_clear(&self.queue)
+        if dropped:
+            self.ledger.messages_dropped_closed += dropped

@@ -1,0 +1,289 @@
+"""Lets one allocation after the other fail, and looks at what becomes of the native code.
+
+``set_nomemory(i, i + 1)`` lets the allocation number ``i`` from now on fail, of whatever kind it is, and no other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import faulthandler
+import logging
+import socket
+import struct
+import sys
+import time
+from _testcapi import remove_mem_hooks, set_nomemory
+from array import array
+from collections.abc import Callable
+
+from tests.memory.wire import BINARY, CLOSE, CONTINUATION, PING, REQUEST, TEXT, frame
+from wshub import EventHandler, Hub, HubConfig, Message
+from wshub.protocol.parser import FrameParser
+
+# A run in which so many allocations in a row could fail without a consequence had no more of them to make.
+CLEAN_IN_A_ROW = 40
+
+
+def starve(number: int, function: Callable[[], object]) -> object:
+    """What the function returns while the allocation of that number fails; None if it raised MemoryError."""
+    try:
+        set_nomemory(number, number + 1)
+        try:
+            return function()
+        finally:
+            remove_mem_hooks()
+    except MemoryError:
+        return None
+
+
+def each_allocation(name: str, function: Callable[[], object], *, right: Callable[[object], bool]) -> None:
+    """Every allocation of the function fails in turn; what it returns all the same must be right."""
+    number = clean = failed = 0
+    while clean < CLEAN_IN_A_ROW:
+        result = starve(number, function)
+        if result is None:
+            failed += 1
+        else:
+            assert right(result), (name, number, result)
+        clean = 0 if result is None else clean + 1
+        number += 1
+    print(f"{name}: {failed} of {number} raised MemoryError")
+    assert failed
+
+
+# The parser and messages
+
+STREAM = (
+    frame(TEXT, b"h\xc3\xa9" * 40, mask=b"abcd")
+    + frame(PING, b"ping")
+    + frame(BINARY, b"1" * 300, final=False)
+    + frame(PING)
+    + frame(CONTINUATION, b"2" * 700, final=False)
+    + frame(CONTINUATION, b"3" * 20_000)
+    + frame(CLOSE, b"\x03\xe8bye")
+)
+
+
+def summary(events: list) -> list:
+    return [name if name != "failure" else value.code for name, value in events]
+
+
+WHOLE = ["message", "ping", "ping", "message", "close"]
+
+
+def is_whole_or_failed(result: object) -> bool:
+    """All events, or those up to the failure that tells of the lack of memory."""
+    assert isinstance(result, list)
+    names = summary(result)
+    return names == WHOLE or (names[-1] == 1011 and names[:-1] == WHOLE[: len(names) - 1])
+
+
+def feed_whole() -> list:
+    return FrameParser().feed(STREAM)
+
+
+def feed_in_pieces() -> list:
+    parser = FrameParser()
+    events = []
+    for start in range(0, len(STREAM), 997):
+        events += parser.feed(STREAM[start : start + 997])
+    return events
+
+
+def feed_directly() -> list:
+    return FrameParser().feed_directly(STREAM)
+
+
+def feed_on_after_an_error() -> list:
+    """A parser that ran out of memory between two events is still one that can be fed and freed."""
+    parser = FrameParser()
+    events: list = []
+    for _ in range(3):
+        with contextlib.suppress(MemoryError):
+            events += parser.feed(STREAM)
+    return events
+
+
+def messages() -> list:
+    made = [Message("h\xe9" * 50), Message(b"x" * 3000), Message(array("H", range(9))), Message(memoryview(b"abc"))]
+    made[0].__init__(b"again")  # type: ignore[misc]
+    return [(message.data, message.type, bytes(message), message.frame_bytes, repr(message)) for message in made]
+
+
+def parser_and_messages() -> None:
+    each_allocation("feed", feed_whole, right=is_whole_or_failed)
+    each_allocation("feed in pieces", feed_in_pieces, right=is_whole_or_failed)
+    each_allocation("feed_directly", feed_directly, right=is_whole_or_failed)
+    for number in range(150):
+        starve(number, feed_on_after_an_error)
+    expected = messages()
+    each_allocation("messages", messages, right=lambda result: result == expected)
+
+
+# The hub
+
+
+class Loop(asyncio.SelectorEventLoop):
+    """Tells the method that makes one turn of the hub, so that it, and nothing else, runs short of memory."""
+
+    turn: Callable[[], None]
+
+    def add_reader(self, fd, callback, *args):
+        if getattr(callback, "__name__", "") == "_turn":
+            self.turn = callback
+        return super().add_reader(fd, callback, *args)
+
+
+class Handlers(EventHandler):
+    def on_open(self, connection):
+        connection.join("room")
+        connection.send("welcome")
+
+    def on_message(self, connection, message):
+        if message.data == "suspend":
+            return self.suspend(connection)
+        connection.send(message)
+        connection.hub.broadcast(message, room="room")
+        return None
+
+    async def suspend(self, connection):
+        await asyncio.sleep(0)
+        connection.send("resumed")
+
+    def on_ping(self, connection, payload):
+        connection.send_ping(payload)
+
+    def on_close(self, connection, code, reason):
+        connection.leave("room")
+
+
+class Client:
+    """A blocking client in the thread of the hub: what it sends is there when the turn begins."""
+
+    def __init__(self, port: int) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port))
+        self.received = bytearray()
+        self.ended = False
+
+    def send(self, octets: bytes) -> None:
+        with contextlib.suppress(OSError):
+            self.socket.sendall(octets)
+
+    def reset(self) -> None:
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.socket.close()
+        self.ended = True
+
+    def receive(self) -> None:
+        while not self.ended:
+            try:
+                octets = self.socket.recv(1 << 16, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            except OSError:
+                octets = b""
+            self.ended = not octets
+            self.received += octets
+
+    async def until(self, *wanted: bytes) -> bool:
+        """Waits until each of these has come, True, or the end has, False."""
+        deadline = time.monotonic() + 1
+        while True:
+            self.receive()
+            if wanted and all(octets in self.received for octets in wanted):
+                return True
+            if self.ended:
+                return False
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"neither {wanted} nor the end has come: {bytes(self.received[-100:])!r}")
+            await asyncio.sleep(0.001)
+
+
+PHASES = {
+    "open": (REQUEST, (b"\x81\x07welcome",)),
+    "echo and broadcast": (frame(TEXT, b"hello"), (b"\x81\x05hello\x81\x05hello",)),
+    "fragments": (
+        frame(BINARY, b"a" * 300, final=False) + frame(PING, b"x") + frame(CONTINUATION, b"b" * 300),
+        (b"\x8a\x01x\x89\x01x", b"a" * 300 + b"b" * 300),
+    ),
+    "large": (frame(BINARY, b"l" * 60_000), (b"l" * 60_000,)),
+    "suspend": (frame(TEXT, b"suspend") + frame(TEXT, b"unread"), (b"resumed", b"unread")),
+    "failure": (frame(CONTINUATION, b"of nothing"), (b"\x88",)),
+    "reset": (b"", ()),
+    "close": (frame(CLOSE, b"\x03\xe8"), (b"\x88\x02\x03\xe8",)),
+}
+
+
+async def in_a_callback(loop: Loop, function: Callable[[], object]) -> None:
+    """Calls the function from the loop, as the hub's turns are: not from within a task."""
+    done = loop.create_future()
+    loop.call_soon(lambda: done.set_result(function()))
+    await done
+
+
+async def hub_survives(loop: Loop, phase: str, number: int) -> bool:
+    """Whether the client got what it would have with memory enough, rather than the end of its connection."""
+    octets, wanted = PHASES[phase]
+    hub = Hub(HubConfig(close_timeout_ms=300, handshake_timeout_ms=300))
+    async with hub, hub.serve("127.0.0.1", 0, Handlers()) as server:
+        bystander = Client(server.port)
+        bystander.send(REQUEST)
+        assert await bystander.until(b"\x81\x07welcome")
+        client = Client(server.port)
+        if phase != "open":
+            client.send(REQUEST)
+            assert await client.until(b"\x81\x07welcome")
+        if octets:
+            client.send(octets)
+        else:
+            client.reset()
+        await in_a_callback(loop, lambda: starve(number, loop.turn))
+        served = await client.until(*wanted) or not wanted
+        client.socket.close()
+        # Everybody else goes on as if nothing had happened.
+        if not bystander.ended:
+            bystander.send(frame(TEXT, b"still here"))
+            await bystander.until(b"still here")
+        bystander.socket.close()
+        deadline = time.monotonic() + 2
+        while hub.connection_count or hub.rooms:
+            assert time.monotonic() < deadline, ("left behind", hub.stats(), hub.rooms)
+            await asyncio.sleep(0.001)
+    return served
+
+
+def hub(phase: str, seconds: float) -> None:
+    """Every allocation of a turn fails in turn; with too many for the time, a sample of them does."""
+    logging.disable(logging.CRITICAL)
+    sys.unraisablehook = lambda _: None
+    served = clean = number = count = 0
+    begun = time.monotonic()
+    problems = []
+    with asyncio.Runner(loop_factory=Loop) as runner:
+        loop = runner.get_loop()
+        loop.set_exception_handler(lambda loop, context: None)
+        while clean < CLEAN_IN_A_ROW and time.monotonic() - begun < seconds:
+            print(f"{phase} {number}", file=sys.stderr)
+            try:
+                fine = runner.run(hub_survives(loop, phase, number))
+            except Exception as error:
+                problems.append((number, repr(error)[:300]))
+                fine = False
+            served += fine
+            clean = clean + 1 if fine else 0
+            number += 1
+            count += 1
+    print(f"{phase}: {count - served} of {count} allocations that failed ended the connection")
+    for problem in problems:
+        print("PROBLEM", *problem)
+    assert not problems, problems
+
+
+if __name__ == "__main__":
+    faulthandler.enable()
+    if sys.argv[1] == "parser":
+        parser_and_messages()
+    else:
+        for phase in PHASES:
+            hub(phase, float(sys.argv[2]))

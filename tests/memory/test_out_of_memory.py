@@ -1,0 +1,23 @@
+"""Without memory an operation raises MemoryError or a connection ends; the process and all else go on."""
+
+from __future__ import annotations
+
+import pytest
+
+try:
+    import _testcapi  # noqa: F401
+except ImportError:
+    pytest.skip("this Python has no _testcapi, which lets allocations fail", allow_module_level=True)
+
+# Seconds for each of the phases of a connection.
+SECONDS = 3
+
+
+def test_every_allocation_of_the_parser_and_of_messages_may_fail(run_program) -> None:
+    output = run_program("out_of_memory", "parser")
+    assert "messages: " in output
+
+
+def test_every_allocation_of_a_turn_of_the_hub_may_fail(run_program) -> None:
+    output = run_program("out_of_memory", "hub", str(SECONDS))
+    assert output.count("ended the connection") == 8
