@@ -35,6 +35,7 @@ cdef class Reactor:
     cdef object turn_method
 
     cdef void note(self, list notes, ReactorLink link) noexcept
+    cdef void read_later(self, ReactorLink link) noexcept
     cdef int look_again(self) except -1
     cdef void note_loss(self, ReactorLink link) noexcept
     cdef void schedule_turn(self) noexcept
@@ -69,6 +70,7 @@ cdef class ReactorLink(Link):
     cdef int error            # why the link was lost: an errno, or 0
     cdef bint paused
     cdef bint has_data        # there may be more to read: epoll tells of new data only
+    cdef bint reads_later     # in the reactor's list of links to be read in the next round
     cdef bint hung_up         # the peer has ended its side, or the connection has failed: read until that shows
     cdef bint ended           # the end of the peer's side has been read
     cdef bint shut_down       # the end of our side has been sent

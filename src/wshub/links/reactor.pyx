@@ -117,7 +117,7 @@ cdef class ReactorLink(Link):
             return
         self.paused = False
         if self.has_data and not self.closed:
-            self.reactor.note(self.reactor.readable, self)
+            self.reactor.read_later(self)
             self.reactor.schedule_turn()
 
     cdef void abort(self, bint after_flush) noexcept:
@@ -315,7 +315,8 @@ cdef class Reactor:
         busy = self.poll()
         for link in readable:
             busy = True
-            if link.has_data and not link.closed:
+            link.reads_later = False
+            if link.has_data and not link.closed and not link.paused:
                 self.read(link)
         while self.dirty_head != NULL or self.notices:
             busy = True
@@ -330,6 +331,16 @@ cdef class Reactor:
         except MemoryError:
             self.overlooked = True
 
+    cdef void read_later(self, ReactorLink link) noexcept:
+        """Has the link read in the next round, once."""
+        if link.reads_later:
+            return
+        try:
+            self.readable.append(link)
+            link.reads_later = True
+        except MemoryError:
+            self.overlooked = True
+
     cdef int look_again(self) except -1:
         """Finds what could not be noted for lack of memory. Raises MemoryError if there is none yet."""
         cdef ReactorLink link
@@ -337,8 +348,9 @@ cdef class Reactor:
         for link in self.links:
             if link.closed:
                 gone.append(link)
-            elif link.has_data and not link.paused and link not in self.readable:
+            elif link.has_data and not link.paused and not link.reads_later:
                 self.readable.append(link)
+                link.reads_later = True
             elif not link.dirty and not link.blocked:
                 # Whatever there is to be sent, shut down or told of is found when it is flushed.
                 self.mark_dirty(link)
@@ -403,7 +415,8 @@ cdef class Reactor:
                     self.mark_dirty(link)
             if events[index].events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR):
                 link.has_data = True
-                if not link.paused or events[index].events & EPOLLERR:
+                # One that waits for its next turn is not read twice in this one because more has arrived.
+                if not link.reads_later and (not link.paused or events[index].events & EPOLLERR):
                     self.read(link)
         return count > 0
 
@@ -502,7 +515,7 @@ cdef class Reactor:
         else:
             receiver.data_received(target, received)
         if link.has_data and not link.paused and not link.closed:
-            self.note(self.readable, link)
+            self.read_later(link)
 
     cdef void flush(self) noexcept:
         """Sends the queued output of every connection that has some. No Python code runs."""
