@@ -2,8 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+import uvloop
 from hypothesis import HealthCheck, settings
+
+# Seconds that the scenario of a test may take: far more than any needs, on a machine busy with other things.
+TIMEOUT = 60
 
 # A shared machine stalls now and then: neither a slow draw nor a slow example is a fault of the code.
 settings.register_profile("wshub", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("wshub")
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def run(request: pytest.FixtureRequest) -> Callable[[Coroutine[Any, Any, Any]], Any]:
+    """Runs a coroutine on one of the loops, for a bounded time."""
+    factory = uvloop.new_event_loop if request.param == "uvloop" else None
+
+    def run_it(coroutine: Coroutine[Any, Any, Any]) -> Any:
+        async def bounded() -> Any:
+            async with asyncio.timeout(TIMEOUT):
+                return await coroutine
+
+        with asyncio.Runner(loop_factory=factory) as runner:
+            return runner.run(bounded())
+
+    return run_it

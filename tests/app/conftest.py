@@ -10,27 +10,8 @@ from typing import Any
 
 import pytest
 import uvicorn
-import uvloop
 
 from wshub.app.app import PROTOCOL_CLASS
-
-TIMEOUT = 30
-
-
-@pytest.fixture(params=["asyncio", "uvloop"])
-def run(request: pytest.FixtureRequest):
-    """Runs a coroutine on one of the loops, for a bounded time."""
-    factory = uvloop.new_event_loop if request.param == "uvloop" else None
-
-    def run_it(coroutine):
-        async def bounded():
-            async with asyncio.timeout(TIMEOUT):
-                return await coroutine
-
-        with asyncio.Runner(loop_factory=factory) as runner:
-            return runner.run(bounded())
-
-    return run_it
 
 
 @pytest.fixture(params=["httptools", "h11"])

@@ -2,34 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator
 from typing import Any
 
-import pytest
-import uvloop
 import websockets
 
 from wshub import Hub, HubConfig
-
-TIMEOUT = 20
-
-
-@pytest.fixture(params=["asyncio", "uvloop"])
-def run(request: pytest.FixtureRequest) -> Callable[[Coroutine[Any, Any, Any]], Any]:
-    """Runs a coroutine on one of the loops, for a bounded time."""
-    factory = uvloop.new_event_loop if request.param == "uvloop" else None
-
-    def run_it(coroutine: Coroutine[Any, Any, Any]) -> Any:
-        async def bounded() -> Any:
-            async with asyncio.timeout(TIMEOUT):
-                return await coroutine
-
-        with asyncio.Runner(loop_factory=factory) as runner:
-            return runner.run(bounded())
-
-    return run_it
 
 
 @contextlib.asynccontextmanager
