@@ -16,13 +16,6 @@ class ConnectionState(enum.Enum):
     CLOSING = 2
     CLOSED = 3
 
-class HandlerTable:
-    handler: EventHandler
-    def __init__(self, handler: EventHandler, endpoint: bool = False) -> None: ...
-
-class Room:
-    name: str
-
 class Connection(AsyncIterator[Message]):
     @property
     def id(self) -> int: ...

@@ -1,6 +1,6 @@
 from libc.stdint cimport uint64_t
 
-from wshub.hub.connection cimport Connection, HubBase
+from wshub.hub.base cimport HubBase
 from wshub.links.reactor cimport Reactor
 from wshub.protocol.frame_buffer cimport FrameBuffer
 

@@ -4,8 +4,9 @@ from typing import Any
 
 from typing_extensions import Buffer
 
+from wshub.hub.base import HandlerTable
 from wshub.hub.config import HubConfig
-from wshub.hub.connection import Connection, HandlerTable
+from wshub.hub.connection import Connection
 from wshub.links.reactor import Reactor
 from wshub.protocol.message import Message
 from wshub.protocol.request import RequestHead

@@ -6,7 +6,8 @@ from cpython.object cimport PyObject
 from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stdint cimport uint64_t
 
-from wshub.hub.connection cimport Connection, HandlerTable, HubBase, Room
+from wshub.hub.base cimport HandlerTable, HubBase, Room
+from wshub.hub.connection cimport Connection
 from wshub.links.link cimport Ledger, Link
 from wshub.links.reactor cimport Reactor
 from wshub.protocol.frame_buffer cimport RAW, FrameBuffer, frame_release
@@ -63,8 +64,8 @@ cdef class HubCore(HubBase):
         self.pong_timeout = config.pong_timeout_ms / 1000
         self.close_timeout = config.close_timeout_ms / 1000
 
-    cdef object forget(self, Connection connection):
-        self.connections.pop(connection.key, None)
+    cdef object forget(self, object key):
+        self.connections.pop(key, None)
         if self.emptied is not None and not self.connections and not self.emptied.done():
             self.emptied.set_result(None)
 

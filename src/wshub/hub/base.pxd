@@ -1,0 +1,38 @@
+from libc.stddef cimport size_t
+from libc.stdint cimport uint64_t
+
+from wshub.links.link cimport Ledger
+
+
+cdef class HandlerTable:
+    """The handlers of one EventHandler, looked up once."""
+
+    cdef readonly object handler
+    cdef object on_open, on_message, on_close, on_error, on_ping, on_pong
+    cdef bint endpoint  # on_open is the whole life of the connection: it receives, and its end closes
+
+
+cdef class Room:
+    cdef readonly str name
+    cdef dict members  # id: Connection
+
+
+cdef class HubBase:
+    """What a connection needs of its hub."""
+
+    cdef object loop
+    cdef unsigned long thread_id
+    cdef object clock            # a function without arguments: seconds, never going back
+    cdef Ledger ledger
+    cdef dict connections        # id: Connection, of all that are not closed
+    cdef dict room_table         # name: Room, of all that have a member
+    cdef dict closes             # close code: how many
+    cdef object spare            # a SpareTask, or None
+    cdef set handler_tasks       # of handlers that are suspended
+    cdef uint64_t max_message_size
+    cdef size_t max_send_buffer
+    cdef double ping_interval, pong_timeout, close_timeout
+    cdef uint64_t messages_received
+    cdef uint64_t slow_consumers
+
+    cdef object forget(self, object key)

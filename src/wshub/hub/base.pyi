@@ -1,0 +1,5 @@
+from wshub.hub.handler import EventHandler
+
+class HandlerTable:
+    handler: EventHandler
+    def __init__(self, handler: EventHandler, endpoint: bool = False) -> None: ...

@@ -1,0 +1,93 @@
+from libc.stddef cimport size_t
+from libc.stdint cimport uint8_t, uint16_t, uint64_t
+
+from wshub.hub.base cimport HandlerTable, HubBase
+from wshub.links.link cimport Link, Receiver
+from wshub.protocol.frame_buffer cimport FrameBuffer
+from wshub.protocol.parser cimport Event, Parser
+
+
+cdef enum Status:
+    IS_CONNECTING
+    IS_OPEN
+    IS_CLOSING
+    IS_CLOSED
+
+# Why the handling of what arrives is blocked; a connection is read only while nothing of this is set.
+cdef enum:
+    HANDLER_RUNS = 1  # a handler is suspended, and messages go to handlers
+    INBOX_FULL = 2    # receive() is not called as fast as messages arrive
+    OUTPUT_FULL = 4   # the peer does not read what is sent to it
+
+cdef enum:
+    # Messages that wait for receive(), at the most.
+    INBOX_LIMIT = 16
+
+
+cdef class ConnectionCore(Receiver):
+    # A broadcast looks at these alone of each connection: they come first, to be in one line of the cache.
+    cdef readonly HubBase hub
+    cdef Link link
+    cdef uint8_t status          # CONNECTING, OPEN, CLOSING, CLOSED
+
+    cdef readonly uint64_t id
+    cdef object key              # the id as the object that is the key of every dict
+    cdef HandlerTable handlers
+    cdef Parser parser
+    cdef readonly object request       # RequestHead, or None
+    cdef public object subprotocol     # str, or None; set before the handshake is answered
+    cdef public object path_params     # dict of what the route found in the path, or None
+    cdef object context          # contextvars.Context in which the handlers run
+    cdef object user_metadata    # dict, or None as long as nobody asked
+    cdef dict room_table         # name: Room; None while in no room
+    cdef object inbox            # deque of Message for receive(), or None
+    cdef object waiter           # Future of a pending receive(), or None
+    cdef object receiving_task   # who waits, for the error that a second one gets
+    cdef list waiters            # Futures of drain() and wait_closed()
+    cdef object drain_waiters
+    cdef bytes unread            # octets received and not parsed, while handling is blocked
+    cdef size_t unread_offset
+    cdef FrameBuffer *pending_pong  # owned: the answer to the latest ping, while the peer does not read
+    cdef readonly double last_ping_time
+    cdef readonly double last_pong_time
+    cdef double next_ping
+    cdef double pong_deadline    # 0: no ping is unanswered
+    cdef double close_deadline   # 0: not closing
+    cdef uint16_t code           # 0: not known yet
+    cdef str reason
+    cdef uint8_t blocks          # why handling is blocked
+    cdef bint alive              # something arrived since the last sweep
+    cdef bint input_ended        # what still arrives is ignored
+    cdef bint receiving          # somebody has asked for messages with receive()
+    cdef bint opened             # on_open has been called, so on_close will be
+    cdef bint tells_of_error     # on_error runs
+    cdef bint close_pending      # on_close is to be called when the running handler ends
+    cdef object __weakref__
+
+    cdef int queue(self, FrameBuffer *frame) noexcept
+    cdef void sweep(self, double now, FrameBuffer *ping) noexcept
+    cdef void start(self, Link link)
+    cdef void leave_all_rooms(self) noexcept
+    cdef void go_away(self, uint16_t code, str reason, bytes payload) noexcept
+    cdef void process(self, const uint8_t **cursor, const uint8_t *end) noexcept
+    cdef void dispatch(self, Event event) noexcept
+    cdef void handle_message(self)
+    cdef void handle_control(self, Event event)
+    cdef void handle_close(self)
+    cdef void fail(self, uint16_t code, str reason) noexcept
+    cdef void begin_closing(self, bytes payload) noexcept
+    cdef void overflow(self) noexcept
+    cdef void out_of_memory(self) noexcept
+    cdef bint is_blocked(self) noexcept
+    cdef void unblock(self, uint8_t block) noexcept
+    cdef void process_unread(self) noexcept
+    cdef void wake_receiver(self) noexcept
+    cdef object call(self, object handler, tuple arguments)
+    cdef object run(self, object coroutine)
+    cdef void handler_failed(self, object error) noexcept
+    cdef object call_on_close(self)
+    cdef object end_endpoint(self)
+    cdef object abandon(self)
+    cdef object closed_error(self)
+    cdef object check_open(self)
+    cdef bint is_foreign(self) noexcept

@@ -1,0 +1,567 @@
+# cython: language_level=3
+"""The inner life of a connection: what arrives, what is queued, how it ends, and the handlers that are told.
+
+The rules of this file. Handlers are called from the loop only, never from within a call of the application's, and
+one after another. After every call into Python the state is looked at again: a handler may have closed this
+connection, or any other. What comes from the network never raises: it ends in an event, or in a close.
+
+    CONNECTING -> OPEN -> CLOSING -> CLOSED
+
+CLOSING begins with the first close frame of either side, or when either side gives up; from then on the connection is
+in no room and takes nothing to send. CLOSED is when the link is gone.
+"""
+
+from cpython.pythread cimport PyThread_get_thread_ident
+from libc.stddef cimport size_t
+from libc.stdint cimport uint8_t, uint16_t, uint64_t
+
+from wshub.hub.base cimport HandlerTable, HubBase, Room
+from wshub.links.link cimport Link, Receiver
+from wshub.protocol.frame_buffer cimport (
+    FrameBuffer,
+    frame_payload,
+    frame_release,
+    frame_seal,
+)
+from wshub.protocol.message cimport Message, frame_from_payload, message_from_frame
+from wshub.protocol.parser cimport (
+    CLOSE,
+    FAILURE,
+    MESSAGE,
+    NEED_DATA,
+    PING,
+    Event,
+    parser_buffer_updated,
+    parser_clear,
+    parser_get_buffer,
+    parser_init,
+    parser_next,
+    parser_take_control,
+    parser_take_message,
+)
+
+import asyncio
+import logging
+from asyncio.tasks import _enter_task as enter_task
+from asyncio.tasks import _leave_task as leave_task
+from collections import deque
+from collections.abc import Awaitable
+from contextvars import copy_context
+from inspect import iscoroutine
+
+from wshub.errors import ConnectionClosed, ConnectionLost, MisuseError
+from wshub.hub.handler_task import SpareTask
+from wshub.protocol.close_code import encode_close_payload
+
+cdef extern from "Python.h":
+    int PyContext_Enter(object context) except -1
+    int PyContext_Exit(object context) except -1
+
+logger = logging.getLogger("wshub.server")
+
+cdef enum:
+    CLOSE_OPCODE = 0x8
+    PONG_OPCODE = 0xA
+
+
+cdef bint is_normal(int code):
+    """Whether a close with this code is an ordinary end, and not one to be told of by an exception."""
+    return code in (1000, 1001, 1005) or code >= 3000
+
+
+cdef bytes octets_of(FrameBuffer *frame):
+    """A copy of the payload. Releases the frame if it raises MemoryError."""
+    try:
+        return frame_payload(frame)[:frame.length]
+    except MemoryError:
+        frame_release(frame)
+        raise
+
+
+cdef class ConnectionCore(Receiver):
+    """A connection without its public face, which is :class:`wshub.Connection`."""
+
+    def __cinit__(self, HubBase hub not None, uint64_t id, HandlerTable handlers not None, request, subprotocol):
+        parser_init(&self.parser, hub.max_message_size)
+        self.hub = hub
+        self.id = id
+        self.key = id
+        self.handlers = handlers
+        self.request = request
+        self.subprotocol = subprotocol
+        self.receiving = handlers.endpoint
+        self.reason = ""
+        self.context = copy_context()
+
+    def __dealloc__(self):
+        parser_clear(&self.parser)
+        frame_release(self.pending_pong)
+
+    cdef void leave_all_rooms(self) noexcept:
+        """Leaves every room; their names stay to be seen by on_close."""
+        cdef Room room
+        if self.room_table is None:
+            return
+        for room in self.room_table.values():
+            room.members.pop(self.key, None)
+            if not room.members and self.hub.room_table.get(room.name) is room:
+                del self.hub.room_table[room.name]
+
+    cdef void wake_receiver(self) noexcept:
+        if self.waiter is not None and not self.waiter.done():
+            self.waiter.set_result(None)
+
+    # Checks
+
+    cdef bint is_foreign(self) noexcept:
+        return PyThread_get_thread_ident() != self.hub.thread_id
+
+    cdef object closed_error(self):
+        cdef int code = self.code if self.code else 1006
+        if self.status == IS_CLOSING and not self.code:
+            return ConnectionClosed(1000, "it is closing")
+        return (ConnectionClosed if is_normal(code) else ConnectionLost)(code, self.reason)
+
+    cdef object check_open(self):
+        if self.status == IS_CONNECTING:
+            raise MisuseError("the connection is not open yet: its handler may send, from on_open on")
+        if self.status != IS_OPEN:
+            raise self.closed_error()
+
+    # From the hub
+
+    cdef void start(self, Link link):
+        """The handshake's answer has been queued on the link, which is this connection's from here on."""
+        cdef double now = self.hub.clock()
+        self.link = link
+        link.receiver = self
+        self.status = IS_OPEN
+        # Spread over a tenth of the interval, so that connections that came together are not pinged together.
+        self.next_ping = now + self.hub.ping_interval * (1 - (self.id * 0.6180339887498949 % 1) / 10)
+        self.opened = True
+        PyContext_Enter(self.context)
+        try:
+            self.call(self.handlers.on_open, (self,))
+            if self.handlers.endpoint:
+                self.end_endpoint()
+        finally:
+            PyContext_Exit(self.context)
+
+    cdef object abandon(self):
+        """The handshake has not been answered with 101: the connection ends without having been open."""
+        if self.status == IS_CONNECTING:
+            self.leave_all_rooms()
+            self.status = IS_CLOSED
+            self.code = 1006
+            self.hub.forget(self.key)
+
+    cdef object end_endpoint(self):
+        """Closes the connection if the coroutine that is its whole life has returned."""
+        if self.status == IS_OPEN and not self.blocks & HANDLER_RUNS:
+            self.begin_closing(encode_close_payload(1000, ""))
+
+    cdef int queue(self, FrameBuffer *frame) noexcept:
+        """Queues a frame if the connection is open, without any Python code being run.
+
+        Returns 1 if it was queued, 0 if the connection is not open, and -1 if its queue is full: then the caller calls
+        overflow(), which is not done here since it changes rooms, and there may be a loop over one.
+        """
+        if self.status != IS_OPEN:
+            return 0
+        if self.link.queue.octets >= self.hub.max_send_buffer:
+            # A burst within one turn has not been tried yet: only what the kernel does not take is too much.
+            self.link.flush_now()
+            if self.link.queue.octets >= self.hub.max_send_buffer:
+                return -1
+        if self.link.write(frame) < 0:
+            self.out_of_memory()
+            return 0
+        return 1
+
+    cdef void out_of_memory(self) noexcept:
+        """Something of what was sent or received is lost, so the connection is ended at once."""
+        self.code = 1011
+        self.reason = "out of memory"
+        self.input_ended = True
+        self.link.abort(False)
+
+    cdef void overflow(self) noexcept:
+        """The peer does not read: closes the connection, and forgets what it would have to read first."""
+        if self.status != IS_OPEN:
+            return
+        self.hub.slow_consumers += 1
+        if self.hub.slow_consumers == 1:
+            logger.warning(
+                "%r is closed: %d octets wait for a peer that does not read (max_send_buffer); further ones are only "
+                "counted", self, self.link.queue.octets
+            )
+        self.link.drop_unsent()
+        self.fail(1013, "too much is waiting to be sent")
+
+    cdef void go_away(self, uint16_t code, str reason, bytes payload) noexcept:
+        """The hub closes: so does this connection."""
+        if self.status == IS_OPEN:
+            self.begin_closing(payload)
+
+    cdef void sweep(self, double now, FrameBuffer *ping) noexcept:
+        """Does what is due at `now`; `ping` is a sealed ping that all connections share."""
+        if self.status == IS_CLOSING:
+            if now >= self.close_deadline:
+                self.link.abort(False)
+            return
+        if self.status != IS_OPEN:
+            return
+        if self.alive:
+            self.alive = False
+            self.pong_deadline = 0
+        elif self.pong_deadline > 0 and self.is_blocked():
+            # Nothing has been read because of this side, which says nothing about the other.
+            self.pong_deadline = now + self.hub.pong_timeout
+        if self.pong_deadline > 0 and now >= self.pong_deadline:
+            self.code = 1006
+            self.reason = "no answer to a ping"
+            self.input_ended = True
+            self.link.abort(False)
+            return
+        if now >= self.next_ping:
+            self.next_ping = now + self.hub.ping_interval
+            self.last_ping_time = now
+            if not self.link.blocked:
+                self.link.write(ping)
+            self.pong_deadline = now + self.hub.pong_timeout
+
+    # From the link
+
+    cdef void data_received(self, const uint8_t *data, size_t length) noexcept:
+        cdef const uint8_t *cursor = data
+        cdef const uint8_t *end = data + length
+
+        self.alive = True
+        if self.input_ended:
+            return
+        if self.unread is not None:
+            # The link had read this before it was paused.
+            try:
+                self.unread = self.unread[self.unread_offset:] + data[:length]
+                self.unread_offset = 0
+            except MemoryError:
+                self.out_of_memory()
+            return
+        PyContext_Enter(self.context)
+        self.process(&cursor, end)
+        PyContext_Exit(self.context)
+        if cursor < end and not self.input_ended:
+            try:
+                self.unread = cursor[:end - cursor]
+                self.unread_offset = 0
+            except MemoryError:
+                self.out_of_memory()
+
+    cdef size_t get_buffer(self, uint8_t **buffer) noexcept:
+        if self.input_ended or self.unread is not None:
+            return 0
+        return parser_get_buffer(&self.parser, buffer)
+
+    cdef void buffer_updated(self, size_t length) noexcept:
+        cdef Event event
+        cdef const uint8_t *nothing = NULL
+        self.alive = True
+        event = parser_buffer_updated(&self.parser, length)
+        if event == NEED_DATA:
+            return
+        PyContext_Enter(self.context)
+        self.dispatch(event)
+        self.process(&nothing, nothing)
+        PyContext_Exit(self.context)
+
+    cdef void eof_received(self) noexcept:
+        if self.status == IS_OPEN:
+            self.code = 1006
+            self.begin_closing(None)
+        self.input_ended = True
+        self.wake_receiver()
+        self.link.abort(True)
+
+    cdef void drained(self) noexcept:
+        cdef FrameBuffer *pong = self.pending_pong
+        if pong != NULL:
+            self.pending_pong = NULL
+            if self.queue(pong) < 0:
+                self.overflow()
+            frame_release(pong)
+        waiters, self.drain_waiters = self.drain_waiters, None
+        if waiters is not None:
+            for future in waiters:
+                if not future.done():
+                    future.set_result(None)
+        if self.blocks & OUTPUT_FULL:
+            self.unblock(OUTPUT_FULL)
+
+    cdef void connection_lost(self, int error) noexcept:
+        if self.status == IS_CLOSED:
+            return
+        if self.status != IS_CLOSING:
+            self.leave_all_rooms()
+        self.status = IS_CLOSED
+        self.input_ended = True
+        self.unread = None
+        parser_clear(&self.parser)
+        if not self.code:
+            self.code = 1006
+        self.hub.forget(self.key)
+        closes = self.hub.closes
+        try:
+            closes[self.code] = closes.get(self.code, 0) + 1
+        except MemoryError:
+            logger.error("out of memory: the end of a connection is not counted")
+        self.wake_receiver()
+        waiters, self.waiters = self.waiters, None
+        for future in waiters or ():
+            if not future.done():
+                future.set_result(None)
+        waiters, self.drain_waiters = self.drain_waiters, None
+        for future in waiters or ():
+            if not future.done():
+                future.set_exception(self.closed_error())
+        if self.blocks & HANDLER_RUNS:
+            self.close_pending = True
+            return
+        PyContext_Enter(self.context)
+        try:
+            self.call_on_close()
+        finally:
+            PyContext_Exit(self.context)
+
+    # What arrives
+
+    cdef void process(self, const uint8_t **cursor, const uint8_t *end) noexcept:
+        """Handles events up to `end`, or until handling is blocked; the cursor is behind what has been handled."""
+        cdef Event event
+        while not self.input_ended:
+            if self.link.queue.octets >= self.hub.max_send_buffer:
+                self.blocks |= OUTPUT_FULL
+                self.link.notify_drained = True
+            if self.is_blocked():
+                self.link.pause()
+                return
+            event = parser_next(&self.parser, cursor, end)
+            if event == NEED_DATA:
+                return
+            self.dispatch(event)
+
+    cdef void dispatch(self, Event event) noexcept:
+        try:
+            if event == MESSAGE:
+                self.handle_message()
+            elif event == FAILURE:
+                reason = (<bytes>self.parser.failure_reason).decode("ascii")
+                self.fail(self.parser.failure_code, reason)
+            elif event == CLOSE:
+                self.handle_close()
+            else:
+                self.handle_control(event)
+        except BaseException as error:
+            self.handler_failed(error)
+
+    cdef void handle_message(self):
+        cdef Message message = message_from_frame(parser_take_message(&self.parser))
+        cdef object result
+        self.hub.messages_received += 1
+        if self.status != IS_OPEN:
+            return
+        if self.handlers.on_message is not None:
+            result = self.handlers.on_message(self, message)
+            if result is not None:
+                self.run(result)
+        elif self.receiving:
+            if self.inbox is None:
+                self.inbox = deque()
+            self.inbox.append(message)
+            self.wake_receiver()
+            if len(self.inbox) >= INBOX_LIMIT:
+                self.blocks |= INBOX_FULL
+
+    cdef void handle_control(self, Event event):
+        cdef FrameBuffer *frame = parser_take_control(&self.parser)
+        cdef bytes payload = None
+        handler = self.handlers.on_ping if event == PING else self.handlers.on_pong
+        if handler is not None:
+            payload = octets_of(frame)
+        if event == PING and self.status == IS_OPEN:
+            frame_seal(frame, PONG_OPCODE)
+            if self.link.blocked:
+                # Only the latest of several pings needs an answer (RFC 6455 section 5.5.3), and a peer that sends
+                # them without reading the answers gets to queue no more than one.
+                frame_release(self.pending_pong)
+                self.pending_pong = frame
+                frame = NULL
+                self.link.notify_drained = True
+            elif self.queue(frame) < 0:
+                self.overflow()
+        frame_release(frame)
+        if event != PING:
+            self.last_pong_time = self.hub.clock()
+        if handler is not None and self.status == IS_OPEN:
+            self.call(handler, (self, payload))
+
+    cdef void handle_close(self):
+        cdef FrameBuffer *frame = parser_take_control(&self.parser)
+        cdef bytes payload = octets_of(frame)
+        frame_release(frame)
+        self.input_ended = True
+        if not self.code:
+            self.code = self.parser.close_code
+            self.reason = payload[2:].decode()
+        if self.status == IS_OPEN:
+            self.begin_closing(payload[:2])
+        self.wake_receiver()
+        self.link.abort(True)
+
+    cdef void fail(self, uint16_t code, str reason) noexcept:
+        """Fails the connection (RFC 6455 section 7.1.7): a close frame, then nothing more in either direction."""
+        self.input_ended = True
+        if not self.code:
+            self.code = code
+            self.reason = reason
+        if self.status == IS_OPEN:
+            try:
+                payload = encode_close_payload(code, reason)
+            except MemoryError:
+                payload = None
+            self.begin_closing(payload)
+        self.wake_receiver()
+        self.link.abort(True)
+
+    cdef void begin_closing(self, bytes payload) noexcept:
+        """Leaves all rooms and queues a close frame, unless the payload is None; nothing can be sent after it."""
+        cdef FrameBuffer *frame
+        self.leave_all_rooms()
+        self.status = IS_CLOSING
+        self.close_deadline = self.hub.clock() + self.hub.close_timeout
+        if payload is not None:
+            try:
+                frame = frame_from_payload(payload, CLOSE_OPCODE)
+            except MemoryError:
+                self.link.abort(False)
+                return
+            if self.link.write(frame) < 0:
+                self.link.abort(False)
+            frame_release(frame)
+
+    cdef bint is_blocked(self) noexcept:
+        """Whether what arrives is not to be handled now."""
+        return self.blocks != 0 and (self.blocks != HANDLER_RUNS or not self.receiving)
+
+    cdef void unblock(self, uint8_t block) noexcept:
+        """Clears that reason for being blocked, and goes on with what is unread unless there is another."""
+        self.blocks &= ~block
+        if self.status == IS_CLOSED or self.link is None:
+            return
+        if self.unread is not None and not self.is_blocked():
+            self.process_unread()
+        if self.unread is None and not self.is_blocked():
+            self.link.resume()
+
+    cdef void process_unread(self) noexcept:
+        cdef bytes unread = self.unread
+        cdef const uint8_t *start = <const uint8_t *>unread
+        cdef const uint8_t *cursor = start + self.unread_offset
+        cdef const uint8_t *end = start + len(unread)
+        PyContext_Enter(self.context)
+        self.process(&cursor, end)
+        PyContext_Exit(self.context)
+        if cursor == end or self.input_ended:
+            self.unread = None
+        else:
+            self.unread_offset = cursor - start
+
+    # Handlers
+
+    cdef object call(self, object handler, tuple arguments):
+        """Calls a handler, if there is one, within this connection's context. Never raises."""
+        if handler is None:
+            return
+        try:
+            result = handler(*arguments)
+            if result is not None:
+                self.run(result)
+        except BaseException as error:
+            self.handler_failed(error)
+
+    cdef object run(self, object coroutine):
+        """Makes the first step of what a handler returned; if it suspends, a task goes on with it."""
+        if not iscoroutine(coroutine):
+            if not isinstance(coroutine, Awaitable):
+                return
+            coroutine = await_it(coroutine)
+        if self.hub.spare is None:
+            self.hub.spare = SpareTask(self.hub.loop)
+        spare = self.hub.spare
+        enter_task(self.hub.loop, spare.task)
+        try:
+            awaited = coroutine.send(None)
+        except StopIteration:
+            return
+        finally:
+            leave_task(self.hub.loop, spare.task)
+        self.hub.spare = None
+        # The hand-over comes last: what could not be waited for must not run.
+        self.hub.handler_tasks.add(spare.task)
+        spare.task.add_done_callback(self._handler_done)
+        spare.hand_over(coroutine, awaited, self.context)
+        self.blocks |= HANDLER_RUNS
+
+    def _handler_done(self, task):
+        self.hub.handler_tasks.discard(task)
+        self.blocks &= ~HANDLER_RUNS
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        PyContext_Enter(self.context)
+        try:
+            if error is not None:
+                self.handler_failed(error)
+            if not self.blocks & HANDLER_RUNS:
+                self.tells_of_error = False
+            if self.handlers.endpoint:
+                self.end_endpoint()
+            if self.close_pending and not self.blocks & HANDLER_RUNS:
+                self.close_pending = False
+                self.call_on_close()
+        finally:
+            PyContext_Exit(self.context)
+        self.unblock(0)
+
+    cdef void handler_failed(self, object error) noexcept:
+        """A handler has raised. The application is told, and the connection is closed with 1011."""
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            self.hub.loop.call_soon(raise_it, error)
+            return
+        if self.status >= IS_CLOSING and isinstance(error, (ConnectionClosed, asyncio.CancelledError)):
+            # The handler noticed the end of its connection in the middle of its work.
+            return
+        if self.tells_of_error:
+            self.tells_of_error = False
+            logger.error("on_error of %r has failed itself", self, exc_info=error)
+            return
+        logger.error("a handler of %r has failed", self, exc_info=error)
+        if self.status == IS_OPEN:
+            self.code = 1011
+            self.begin_closing(encode_close_payload(1011, "internal error"))
+        if self.handlers.on_error is not None:
+            self.tells_of_error = True
+            self.call(self.handlers.on_error, (self, error))
+            if not self.blocks & HANDLER_RUNS:
+                self.tells_of_error = False
+
+    cdef object call_on_close(self):
+        if self.opened:
+            self.opened = False
+            self.call(self.handlers.on_close, (self, self.code, self.reason))
+
+
+async def await_it(awaitable):
+    """A coroutine that awaits any awaitable."""
+    return await awaitable
+
+
+def raise_it(error):
+    raise error
