@@ -279,6 +279,48 @@ def test_a_handshake_that_takes_too_long_gets_408_while_others_are_served(run) -
     run(scenario())
 
 
+def test_cancelling_the_closing_of_a_hub_does_not_stop_it(run) -> None:
+    async def scenario() -> None:
+        handler = Recorder()
+        async with serving(handler, close_timeout_ms=100) as (hub, url), raw_peer(url) as peer:
+            closing = asyncio.create_task(hub.close())
+            await asyncio.sleep(0)
+            closing.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await closing
+            assert await peer.close_code() == 1001
+            await hub.close()
+            assert hub.connection_count == 0
+            assert len(handler.closed) == 1
+
+    run(scenario())
+
+
+def test_a_loop_that_ends_while_a_hub_is_closing_leaves_no_crash() -> None:
+    program = textwrap.dedent(
+        """
+        import asyncio, socket
+        from wshub import EventHandler, Hub
+
+        async def main():
+            hub = Hub()
+            server = await hub.serve("127.0.0.1", 0, EventHandler()).__aenter__()
+            client = socket.create_connection(("127.0.0.1", server.port))
+            client.sendall(REQUEST)
+            while not hub.connection_count:
+                await asyncio.sleep(0)
+            closing = asyncio.create_task(hub.close())
+            await asyncio.sleep(0)
+            return client
+
+        asyncio.run(main())
+        print("survived")
+        """
+    ).replace("REQUEST", repr(REQUEST))
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert result.stdout == "survived\n", result.stderr
+
+
 def test_connections_are_collected_once_they_are_closed(run) -> None:
     async def scenario() -> None:
         references = []

@@ -36,7 +36,7 @@ class Hub(HubCore):
 
     def __init__(self, config: HubConfig | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._sweeper: asyncio.TimerHandle | None = None
-        self._closing = False
+        self._closing: asyncio.Task[None] | None = None
         self._expire_handshakes: list[Callable[[], None]] = []
 
     def register(self, handler: EventHandler | Callable[[Connection], Any]) -> Connection:
@@ -98,26 +98,32 @@ class Hub(HubCore):
         return self._counts()
 
     async def close(self, code: int = CloseCode.GOING_AWAY, reason: str = "") -> None:
-        """Closes every connection and returns when all are gone, at the latest after ``close_timeout_ms``.
+        """Closes every connection and returns when all are gone, at the latest after twice ``close_timeout_ms``.
 
-        Everything queued is sent first. The hub cannot be used again.
+        Everything queued is sent first. The hub cannot be used again. Who calls it again waits for the same end; to
+        cancel a call ends the waiting, not the closing.
         """
         payload = encode_close_payload(code, reason)
-        if self._closing:
-            return
-        self._closing = True
-        self._bind()
-        self._close_all(code, reason, payload)
+        if self._closing is None:
+            self._bind()
+            self._closing = asyncio.get_running_loop().create_task(self._close(code, reason, payload))
+        await asyncio.shield(self._closing)
+
+    async def _close(self, code: int, reason: str, payload: bytes) -> None:
         timeout = self.config.close_timeout_ms / 1000
-        await asyncio.wait([self._when_empty()], timeout=timeout)
-        self._abort_all()
-        await asyncio.wait([self._when_empty()], timeout=timeout)
-        tasks = self._end_handlers()
-        if tasks:
-            await asyncio.wait(tasks, timeout=timeout)
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-        self._close_reactor()
+        try:
+            self._close_all(code, reason, payload)
+            await asyncio.wait([self._when_empty()], timeout=timeout)
+            self._abort_all()
+            await asyncio.wait([self._when_empty()], timeout=timeout)
+            tasks = self._end_handlers()
+            if tasks:
+                await asyncio.wait(tasks, timeout=timeout)
+        finally:
+            if self._sweeper is not None:
+                self._sweeper.cancel()
+            # Whoever is left, because this was cancelled, is told from the loop, as all handlers are.
+            asyncio.get_running_loop().call_soon(self._close_reactor)
 
     async def __aenter__(self) -> Hub:
         self._bind()
@@ -130,7 +136,7 @@ class Hub(HubCore):
 
     def _bind(self) -> Reactor:
         reactor = super()._bind()
-        if self._sweeper is None and not self._closing:
+        if self._sweeper is None and self._closing is None:
             self._start_sweeping()
         return reactor
 
@@ -158,7 +164,7 @@ class Hub(HubCore):
     def _admit(self, headers: Headers) -> None:
         """Raise ``HandshakeError`` if the hub takes no connection from this request, or none at all now."""
         Handshake.check_origin(headers, self.config.allowed_origins)
-        if self._closing:
+        if self._closing is not None:
             raise HandshakeError(503, "The server is shutting down.")
         if self.connection_count >= self.config.max_connections:
             raise HandshakeError(503, "There are too many connections.", (("Retry-After", "5"),))

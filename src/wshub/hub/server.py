@@ -54,7 +54,7 @@ class Server:
         return int(self.sockets[0].getsockname()[1])
 
     async def __aenter__(self) -> Server:
-        if self.hub._closing:
+        if self.hub._closing is not None:
             raise MisuseError("the hub is closed: make another")
         reactor = self.hub._bind()
         loop = asyncio.get_running_loop()
