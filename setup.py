@@ -37,6 +37,7 @@ def extensions() -> list[Extension]:
         Extension(
             ".".join(path.relative_to(root).with_suffix("").parts),
             [str(path)],
+            libraries=["z"] if path.name == "deflate.pyx" else [],
             include_dirs=["src/wshub/protocol", "src/wshub/links"],
             depends=[str(header) for header in sorted(root.rglob("*.h"))],
             # Old CPython headers declare after statements; nothing of ours is to warn.

@@ -4,6 +4,9 @@
  * unmasked and grown in place before its length is known, and becomes a frame by writing the header in front
  * of it. This is the only file that allocates or frees what it describes.
  *
+ * A message that is sent compressed as well keeps its compressed forms (RFC 7692): frames of their own, in a chain that
+ * the plain frame owns.
+ *
  * A frame buffer belongs to whoever holds references to it: wshub_frame_new() gives its caller one, every
  * other holder takes its own with wshub_frame_retain(), and each gives it back with wshub_frame_release().
  * The count is plain, not atomic: frames are made, queued and released on the thread of their hub. */
@@ -23,10 +26,13 @@
 /* An opcode that no frame has: octets that are sent as they are, such as the answer to a handshake. */
 #define WSHUB_RAW 0xFF
 
-typedef struct {
+typedef struct wshub_frame {
     uint32_t references;
     uint8_t opcode;
     uint8_t header_length;
+    uint8_t window_bits;    /* of a compressed form: its receiver must keep 2**window_bits octets; 0: not compressed */
+    uint8_t incompressible; /* it is known that no compressed form is shorter */
+    struct wshub_frame *next_form; /* owned: the next of the compressed forms, of which the plain frame is the head */
     size_t length;   /* octets of payload so far */
     size_t capacity; /* octets of payload that fit */
     uint8_t storage[];
@@ -71,26 +77,27 @@ wshub_frame_new(uint8_t opcode, size_t capacity)
     frame->references = 1;
     frame->opcode = opcode;
     frame->header_length = 0;
+    frame->window_bits = 0;
+    frame->incompressible = 0;
+    frame->next_form = NULL;
     frame->length = 0;
     frame->capacity = capacity;
     return frame;
 }
 
-/* Makes room for `capacity` octets of payload. Returns the frame, which may have moved, or NULL with the old
- * one untouched. Only for a frame that has a single holder. */
+/* Gives the payload room for exactly `capacity` octets, no fewer than it has. Returns the frame, which may have moved, or
+ * NULL with the old one untouched. Only for a frame that has a single holder. */
 static inline wshub_frame *
-wshub_frame_reserve(wshub_frame *frame, size_t capacity)
+wshub_frame_resize(wshub_frame *frame, size_t capacity)
 {
-    wshub_frame *grown;
+    wshub_frame *resized;
 
-    if (capacity <= frame->capacity)
-        return frame;
     if (capacity > (size_t)PY_SSIZE_T_MAX - sizeof(wshub_frame) - WSHUB_HEADER_ROOM)
         return NULL;
-    grown = PyMem_RawRealloc(frame, sizeof(wshub_frame) + WSHUB_HEADER_ROOM + capacity);
-    if (grown != NULL)
-        grown->capacity = capacity;
-    return grown;
+    resized = PyMem_RawRealloc(frame, sizeof(wshub_frame) + WSHUB_HEADER_ROOM + capacity);
+    if (resized != NULL)
+        resized->capacity = capacity;
+    return resized;
 }
 
 static inline wshub_frame *
@@ -103,12 +110,15 @@ wshub_frame_retain(wshub_frame *frame)
 static inline void
 wshub_frame_release(wshub_frame *frame)
 {
-    if (frame != NULL && --frame->references == 0)
+    while (frame != NULL && --frame->references == 0) {
+        wshub_frame *form = frame->next_form;
         PyMem_RawFree(frame);
+        frame = form;
+    }
 }
 
 /* Writes the header of a final, unmasked frame in front of the payload, its length in the fewest octets
- * (RFC 6455 section 5.2). */
+ * (RFC 6455 section 5.2), RSV1 set if it is compressed (RFC 7692 section 6). */
 static inline void
 wshub_frame_seal(wshub_frame *frame, uint8_t opcode)
 {
@@ -134,7 +144,7 @@ wshub_frame_seal(wshub_frame *frame, uint8_t opcode)
             length >>= 8;
         }
     }
-    payload[-frame->header_length] = (uint8_t)(0x80 | opcode);
+    payload[-frame->header_length] = (uint8_t)(0x80 | (frame->window_bits ? 0x40 : 0) | opcode);
 }
 
 #endif

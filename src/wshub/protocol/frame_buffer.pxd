@@ -6,6 +6,9 @@ cdef extern from "frame_buffer.h" nogil:
         uint32_t references
         uint8_t opcode
         uint8_t header_length
+        uint8_t window_bits
+        uint8_t incompressible
+        FrameBuffer *next_form
         size_t length
         size_t capacity
 
@@ -16,7 +19,7 @@ cdef extern from "frame_buffer.h" nogil:
     size_t frame_wire_length "wshub_frame_wire_length"(const FrameBuffer *frame) noexcept
     bint frame_is_message "wshub_frame_is_message"(const FrameBuffer *frame) noexcept
     FrameBuffer *frame_new "wshub_frame_new"(uint8_t opcode, size_t capacity) noexcept
-    FrameBuffer *frame_reserve "wshub_frame_reserve"(FrameBuffer *frame, size_t capacity) noexcept
+    FrameBuffer *frame_resize "wshub_frame_resize"(FrameBuffer *frame, size_t capacity) noexcept
     FrameBuffer *frame_retain "wshub_frame_retain"(FrameBuffer *frame) noexcept
     void frame_release "wshub_frame_release"(FrameBuffer *frame) noexcept
     void frame_seal "wshub_frame_seal"(FrameBuffer *frame, uint8_t opcode) noexcept

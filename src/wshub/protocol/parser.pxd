@@ -6,6 +6,7 @@ thread can drive it. It is pulled, not pushed: the caller asks for the next even
 
 from libc.stdint cimport uint8_t, uint16_t, uint64_t
 
+from wshub.protocol.deflate cimport Inflater
 from wshub.protocol.frame_buffer cimport FrameBuffer
 
 
@@ -35,6 +36,8 @@ cdef struct Parser:
     uint64_t frame_received     # octets of them that are there
     FrameBuffer *message        # owned: the data message under way, of one or more frames; or NULL
     FrameBuffer *control        # owned: the control frame under way; or NULL
+    Inflater *inflater          # borrowed: decompresses what comes; NULL where compression was not negotiated
+    uint64_t inflated           # octets of all messages that were decompressed
     const char *failure_reason  # static
     uint16_t failure_code
     uint16_t close_code         # of the close frame received: 1005 where it had none
@@ -45,6 +48,7 @@ cdef struct Parser:
     uint8_t opcode              # of the current frame
     uint8_t message_opcode      # TEXT or BINARY while a message is under way between frames, else 0
     bint final
+    bint compressed             # the data message under way
     Utf8State utf8
 
 

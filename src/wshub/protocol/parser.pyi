@@ -4,6 +4,7 @@ from typing_extensions import Buffer
 
 from wshub.errors import ProtocolError
 from wshub.protocol.message import Message
+from wshub.protocol.permessage_deflate import PermessageDeflate
 
 Event = (
     tuple[Literal["message"], Message]
@@ -13,7 +14,7 @@ Event = (
 )
 
 class FrameParser:
-    def __init__(self, max_message_size: int = 65536) -> None: ...
+    def __init__(self, max_message_size: int = 65536, compression: PermessageDeflate | None = None) -> None: ...
     @property
     def stopped(self) -> bool: ...
     def feed(self, data: Buffer) -> list[Event]: ...

@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""The incremental parser of what a client sends (RFC 6455 sections 5 and 8.1).
+"""The incremental parser of what a client sends (RFC 6455 sections 5 and 8.1, RFC 7692 section 6).
 
 The rules of this file: it takes octets and gives events, whatever the octets are; it never calls into Python
 before :class:`FrameParser`; a length from the network is compared while it is unsigned, before it is added to
@@ -10,12 +10,22 @@ from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint16_t, uint64_t
 from libc.string cimport memcpy
 
+from wshub.protocol.deflate cimport (
+    INVALID,
+    NO_MEMORY,
+    TOO_LARGE,
+    Inflater,
+    InflateResult,
+    inflate_message,
+    inflater_clear,
+    inflater_init,
+)
 from wshub.protocol.frame_buffer cimport (
     FrameBuffer,
     frame_new,
     frame_payload,
     frame_release,
-    frame_reserve,
+    frame_resize,
     frame_seal,
 )
 from wshub.protocol.message cimport message_from_frame
@@ -41,6 +51,7 @@ cdef enum:
 cdef enum:
     FIN_BIT = 0x80
     RESERVED_BITS = 0x70
+    COMPRESSED_BIT = 0x40
     OPCODE_BITS = 0x0F
     CONTROL_BIT = 0x08
     MASK_BIT = 0x80
@@ -58,6 +69,8 @@ cdef void parser_init(Parser *parser, uint64_t max_message_size) noexcept nogil:
     parser.frame_received = 0
     parser.message = NULL
     parser.control = NULL
+    parser.inflater = NULL
+    parser.inflated = 0
     parser.failure_reason = NULL
     parser.failure_code = 0
     parser.close_code = 0
@@ -66,6 +79,7 @@ cdef void parser_init(Parser *parser, uint64_t max_message_size) noexcept nogil:
     parser.opcode = 0
     parser.message_opcode = 0
     parser.final = True
+    parser.compressed = False
     parser.utf8.missing = 0
 
 
@@ -108,11 +122,18 @@ cdef size_t header_size(const uint8_t *header) noexcept nogil:
     return (4 if length == 126 else 10) + mask_length
 
 
+cdef bint may_be_compressed(Parser *parser, uint8_t opcode) noexcept nogil:
+    """Whether RSV1 may be set: it is in the first frame of a message that is compressed (RFC 7692 section 6)."""
+    return parser.inflater != NULL and (opcode == TEXT or opcode == BINARY)
+
+
 cdef Event check_start(Parser *parser, const uint8_t *header) noexcept nogil:
     """Judges a frame by its first two octets. Returns NEED_DATA where nothing is wrong so far, or FAILURE."""
     cdef uint8_t opcode = header[0] & OPCODE_BITS
 
-    if header[0] & RESERVED_BITS:
+    if header[0] & RESERVED_BITS and (
+        header[0] & RESERVED_BITS != COMPRESSED_BIT or not may_be_compressed(parser, opcode)
+    ):
         return fail(parser, 1002, b"a reserved bit is set")
     if not header[1] & MASK_BIT:
         return fail(parser, 1002, b"a client's frame is not masked")
@@ -161,7 +182,16 @@ cdef Event begin_frame(Parser *parser, const uint8_t *header) noexcept nogil:
         if parser.control == NULL:
             return fail(parser, 1011, b"out of memory")
         return NEED_DATA
+    if opcode != CONTINUATION:
+        parser.compressed = (header[0] & COMPRESSED_BIT) != 0
     return begin_data(parser, opcode, length)
+
+
+cdef uint64_t payload_limit(Parser *parser) noexcept nogil:
+    """How long all frames of the message may be. The longest compressed form of a message is an eighth longer."""
+    if parser.compressed:
+        return parser.max_message_size + parser.max_message_size // 8 + 64
+    return parser.max_message_size
 
 
 cdef Event begin_data(Parser *parser, uint8_t opcode, uint64_t length) noexcept nogil:
@@ -170,7 +200,7 @@ cdef Event begin_data(Parser *parser, uint8_t opcode, uint64_t length) noexcept 
     cdef uint64_t so_far = parser.message.length if parser.message != NULL else 0
     cdef uint64_t wanted
 
-    if length > parser.max_message_size - so_far:
+    if length > payload_limit(parser) - so_far:
         return fail(parser, 1009, b"a message above the size allowed")
     if opcode != CONTINUATION:
         parser.message_opcode = opcode
@@ -182,8 +212,8 @@ cdef Event begin_data(Parser *parser, uint8_t opcode, uint64_t length) noexcept 
     wanted = so_far + length
     if wanted > parser.message.capacity:
         # Doubling keeps a message of very many small fragments linear in its length.
-        wanted = min(max(wanted, 2 * <uint64_t>parser.message.capacity), parser.max_message_size)
-        grown = frame_reserve(parser.message, <size_t>wanted)
+        wanted = min(max(wanted, 2 * <uint64_t>parser.message.capacity), payload_limit(parser))
+        grown = frame_resize(parser.message, <size_t>wanted)
         if grown == NULL:
             return fail(parser, 1011, b"out of memory")
         parser.message = grown
@@ -217,6 +247,24 @@ cdef Event end_close(Parser *parser) noexcept nogil:
     return CLOSE
 
 
+cdef Event inflate(Parser *parser) noexcept nogil:
+    """Puts what the whole message decompresses to in its place. Returns NEED_DATA, or FAILURE."""
+    cdef FrameBuffer *plain
+    cdef InflateResult result = inflate_message(parser.inflater, parser.message, parser.max_message_size, &plain)
+    if result == TOO_LARGE:
+        return fail(parser, 1009, b"a message above the size allowed")
+    if result == INVALID:
+        return fail(parser, 1007, b"a message that cannot be decompressed")
+    if result == NO_MEMORY:
+        return fail(parser, 1011, b"out of memory")
+    frame_release(parser.message)
+    parser.message = plain
+    parser.inflated += plain.length
+    if parser.message_opcode == TEXT and utf8_validate(&parser.utf8, frame_payload(plain), plain.length) < 0:
+        return fail(parser, 1007, b"a text message that is not UTF-8")
+    return NEED_DATA
+
+
 cdef Event end_frame(Parser *parser) noexcept nogil:
     """All of the frame's payload is there. Returns its event, or NEED_DATA after a fragment that is not the last."""
     parser.state = IN_HEADER
@@ -228,6 +276,8 @@ cdef Event end_frame(Parser *parser) noexcept nogil:
         return PONG
     if not parser.final:
         return NEED_DATA
+    if parser.compressed and inflate(parser) == FAILURE:
+        return FAILURE
     if parser.utf8.missing:
         return fail(parser, 1007, b"a text message that ends within a character")
     frame_seal(parser.message, parser.message_opcode)
@@ -246,7 +296,7 @@ cdef Event take_payload(Parser *parser, const uint8_t *source, size_t length) no
     apply_mask(destination, source, length, parser.mask, parser.frame_received)
     target.length += length
     parser.frame_received += length
-    if target == parser.message and parser.message_opcode == TEXT:
+    if target == parser.message and parser.message_opcode == TEXT and not parser.compressed:
         if utf8_validate(&parser.utf8, destination, length) < 0:
             return fail(parser, 1007, b"a text message that is not UTF-8")
     return NEED_DATA
@@ -333,18 +383,26 @@ cdef class FrameParser:
 
     Args:
         max_message_size: the longest message taken, in octets of payload.
+        compression: a PermessageDeflate, as it was negotiated, or None.
     """
 
     cdef Parser parser
+    cdef Inflater inflater
 
-    def __cinit__(self, max_message_size=64 * 1024):
+    def __cinit__(self, max_message_size=64 * 1024, compression=None):
         parser_init(&self.parser, 0)
+        inflater_init(&self.inflater, 15, False)
+        if compression is not None:
+            self.inflater.window_bits = compression.client_max_window_bits
+            self.inflater.keeps_history = not compression.client_no_context_takeover
+            self.parser.inflater = &self.inflater
         if not isinstance(max_message_size, int) or not 0 <= max_message_size < 1 << 62:
             raise ConfigurationError("max_message_size must be an integer from 0 to 2**62 - 1")
         self.parser.max_message_size = max_message_size
 
     def __dealloc__(self):
         parser_clear(&self.parser)
+        inflater_clear(&self.inflater)
 
     @property
     def stopped(self):
