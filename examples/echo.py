@@ -19,9 +19,11 @@ async def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8080)
     parser.add_argument("--max-message-size", type=int, default=64 * 1024, help="in octets")
+    parser.add_argument("--compression", action="store_true", help="compress for clients that offer it")
     arguments = parser.parse_args()
 
-    hub = Hub(HubConfig(max_message_size=arguments.max_message_size))
+    config = HubConfig(max_message_size=arguments.max_message_size, enable_compression=arguments.compression)
+    hub = Hub(config)
     async with hub.serve(arguments.host, arguments.port, EventHandler(on_message=echo)) as server:
         print(f"echoing on ws://{arguments.host}:{server.port}", flush=True)
         await server.wait_closed()

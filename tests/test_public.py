@@ -11,6 +11,7 @@ from wshub import CloseCode, Connection, EventHandler, Frame, Handshake, Hub, Hu
 def test_the_package_exports_exactly_this() -> None:
     assert sorted(wshub.__all__) == [
         "CloseCode",
+        "CompressionConfig",
         "ConfigurationError",
         "Connection",
         "ConnectionClosed",
@@ -28,6 +29,7 @@ def test_the_package_exports_exactly_this() -> None:
         "MisuseError",
         "Opcode",
         "ProtocolError",
+        "RoomConfig",
         "WebSocketError",
     ]
     assert all(hasattr(wshub, name) for name in wshub.__all__)

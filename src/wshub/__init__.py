@@ -10,17 +10,19 @@ from wshub.errors import (
     ProtocolError,
     WebSocketError,
 )
-from wshub.hub.config import HubConfig
+from wshub.hub.config import HubConfig, RoomConfig
 from wshub.hub.connection import Connection, ConnectionState
 from wshub.hub.handler import EventHandler
 from wshub.hub.hub import Hub
 from wshub.protocol.close_code import CloseCode
+from wshub.protocol.compression import CompressionConfig
 from wshub.protocol.frame import Frame, Opcode
 from wshub.protocol.handshake import Handshake
 from wshub.protocol.message import Message, MessageType
 
 __all__ = [
     "CloseCode",
+    "CompressionConfig",
     "ConfigurationError",
     "Connection",
     "ConnectionClosed",
@@ -38,5 +40,6 @@ __all__ = [
     "MisuseError",
     "Opcode",
     "ProtocolError",
+    "RoomConfig",
     "WebSocketError",
 ]

@@ -77,6 +77,7 @@ class Hubs:
                     max_message_size=config.ws_max_size,
                     ping_interval_ms=int((config.ws_ping_interval or 1_000_000) * 1000),
                     pong_timeout_ms=int((config.ws_ping_timeout or 1_000_000) * 1000),
+                    enable_compression=config.ws_per_message_deflate,
                 )
             )
             self._default._bind()
@@ -273,16 +274,15 @@ class WebSocketProtocol(asyncio.Protocol):
     async def _accept(self, message: dict[str, Any]) -> None:
         connection: Connection | None = message.get(TAKEOVER)
         assert self._request is not None
-        headers = [*self._state.default_headers, *message.get("headers", ())]
-        response = Handshake.create_response(self._key, subprotocol=message.get("subprotocol"), headers=headers)
         hubs = Hubs.of(self._state)
         if connection is None:
-            connection = hubs.default(self._config)._register(
-                table_of(EventHandler()), self._request, message.get("subprotocol")
-            )
+            hub = hubs.default(self._config)
+            connection = hub._register(table_of(EventHandler()), self._request, message.get("subprotocol"))
         else:
             self._taken_over = True
-        hub: Hub = connection.hub
+            hub = connection.hub
+        headers = [*self._state.default_headers, *message.get("headers", ())]
+        response = hub._create_response(connection, self._key, headers)
         hubs.add(hub)
         self._connection = connection
         self._answered = True

@@ -1,7 +1,9 @@
 from libc.stddef cimport size_t
 from libc.stdint cimport uint64_t
 
+from wshub.hub.shared_window cimport SharedWindow
 from wshub.links.link cimport Ledger
+from wshub.protocol.deflate cimport DeflatePool
 
 
 cdef class HandlerTable:
@@ -14,7 +16,8 @@ cdef class HandlerTable:
 
 cdef class Room:
     cdef readonly str name
-    cdef dict members  # id: Connection
+    cdef dict members           # id: Connection
+    cdef SharedWindow window    # or None
 
 
 cdef class HubBase:
@@ -31,8 +34,16 @@ cdef class HubBase:
     cdef set handler_tasks       # of handlers that are suspended
     cdef uint64_t max_message_size
     cdef size_t max_send_buffer
+    cdef size_t compression_threshold
+    cdef DeflatePool pool        # None where compression is not enabled
+    cdef dict room_configs       # name: RoomConfig, of the rooms that were given one
+    cdef uint64_t last_generation
     cdef double ping_interval, pong_timeout, close_timeout
     cdef uint64_t messages_received
     cdef uint64_t slow_consumers
 
     cdef object forget(self, object key)
+    cdef size_t threshold(self, object compress) except? 1
+    cdef Room open_room(self, str name)
+    cdef SharedWindow window_of(self, object config)
+    cdef void restart(self, SharedWindow window) noexcept

@@ -19,6 +19,7 @@ import asyncio
 import enum
 import json
 import logging
+from functools import partial
 
 from wshub.errors import (
     ConnectionClosed,
@@ -130,7 +131,7 @@ cdef class Connection(ConnectionCore):
     def join(self, name):
         """Enters a room. Being in it already is fine. Raises ConnectionClosed on a connection that is closing."""
         if self.is_foreign():
-            self.hub.loop.call_soon_threadsafe(self._quietly, self.join, name)
+            self.hub.loop.call_soon_threadsafe(self._quietly, partial(self.join, name))
             return
         self.join_room(name)
 
@@ -151,8 +152,7 @@ cdef class Connection(ConnectionCore):
             return
         room = self.hub.room_table.get(name)
         if room is None:
-            room = Room(name)
-            self.hub.room_table[name] = room
+            room = self.hub.open_room(name)
         room.members[self.key] = self
         self.room_table[name] = room
 
@@ -164,14 +164,22 @@ cdef class Connection(ConnectionCore):
         if room is None:
             return False
         del room.members[self.key]
+        if room.window is not None and self.generation == room.window.generation:
+            self.generation = 0
         if not room.members:
             del self.hub.room_table[name]
         return True
 
     # Sending
 
-    def send(self, message):
+    def send(self, message, *, compress=None):
         """Queues a message: a str as text, bytes or another buffer as binary, a Message as it is, without a copy.
+
+        Args:
+            message: a str, bytes or another buffer, or a Message.
+            compress: False sends it plain; True compresses it also under the threshold of the CompressionConfig,
+                which decides otherwise. It is plain in any event where compression was not negotiated, or gains
+                nothing.
 
         Raises:
             ConnectionClosed: the connection is closing or closed; its ``code`` and ``reason`` say how.
@@ -181,21 +189,22 @@ cdef class Connection(ConnectionCore):
         cdef FrameBuffer *frame
         if self.is_foreign():
             self.check_open()
-            self.hub.loop.call_soon_threadsafe(self._quietly, self.send, Message(message))
+            later = partial(self.send, Message(message), compress=compress)
+            self.hub.loop.call_soon_threadsafe(self._quietly, later)
             return
         if self.status != IS_OPEN:
             self.check_open()
         frame = frame_from_data(message)
-        if self.queue(frame) < 0:
+        if self.queue_alone(frame, self.hub.threshold(compress)) < 0:
             self.overflow()
         frame_release(frame)
 
-    def send_text(self, text):
+    def send_text(self, text, *, compress=None):
         """Queues a text message; ``text`` is a str, or UTF-8 octets. Raises as ``send`` does."""
         if isinstance(text, Message):
             (<Message>text).check()
             if (<Message>text).frame.opcode == TEXT_OPCODE:
-                return self.send(text)
+                return self.send(text, compress=compress)
         if not isinstance(text, str):
             try:
                 text = bytes(memoryview(text)).decode()
@@ -203,17 +212,17 @@ cdef class Connection(ConnectionCore):
                 raise TypeError(f"send_text() takes a str, not {type(text).__name__}") from None
             except UnicodeDecodeError as error:
                 raise InvalidMessageError(f"a text message must be UTF-8: {error}") from None
-        self.send(text)
+        self.send(text, compress=compress)
 
-    def send_binary(self, data):
+    def send_binary(self, data, *, compress=None):
         """Queues a binary message; ``data`` is any object with a contiguous buffer. Raises as ``send`` does."""
         if isinstance(data, str):
             raise TypeError("send_binary() takes bytes, not str: encode it, or call send_text()")
-        self.send(data)
+        self.send(data, compress=compress)
 
-    def send_json(self, value):
+    def send_json(self, value, *, compress=None):
         """Queues ``value`` as JSON in a text message. Raises as ``send`` and ``json.dumps`` do."""
-        self.send(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
+        self.send(json.dumps(value, ensure_ascii=False, separators=(",", ":")), compress=compress)
 
     def send_ping(self, payload=b""):
         """Queues a ping of at most 125 octets; ``on_pong`` sees the answer. Raises as ``send`` does."""
@@ -228,7 +237,7 @@ cdef class Connection(ConnectionCore):
         self.check_open()
         if self.is_foreign():
             method = self.send_ping if opcode == PING_OPCODE else self.send_pong
-            self.hub.loop.call_soon_threadsafe(self._quietly, method, payload)
+            self.hub.loop.call_soon_threadsafe(self._quietly, partial(method, payload))
             return
         frame = frame_from_payload(payload, opcode)
         try:
@@ -277,10 +286,10 @@ cdef class Connection(ConnectionCore):
         self.waiters.append(future)
         await future
 
-    def _quietly(self, method, argument):
-        """Calls a method on behalf of another thread, which cannot be told any more that it is too late."""
+    def _quietly(self, call):
+        """Makes a call on behalf of another thread, which cannot be told any more that it is too late."""
         try:
-            method(argument)
+            call()
         except ConnectionClosed:
             logger.debug("a call from another thread came too late for %r", self)
 
@@ -327,9 +336,6 @@ cdef class Connection(ConnectionCore):
         if self.blocks & INBOX_FULL and len(self.inbox) <= INBOX_LIMIT // 2:
             self.hub.loop.call_soon(self._unblock, INBOX_FULL)
         return message
-
-    def _unblock(self, block):
-        self.unblock(block)
 
     def __aiter__(self):
         return self

@@ -3,6 +3,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint64_t
 
 from wshub.hub.base cimport HandlerTable, HubBase
 from wshub.links.link cimport Link, Receiver
+from wshub.protocol.deflate cimport Deflater, Inflater
 from wshub.protocol.frame_buffer cimport FrameBuffer
 from wshub.protocol.parser cimport Event, Parser
 
@@ -18,6 +19,7 @@ cdef enum:
     HANDLER_RUNS = 1  # a handler is suspended, and messages go to handlers
     INBOX_FULL = 2    # receive() is not called as fast as messages arrive
     OUTPUT_FULL = 4   # the peer does not read what is sent to it
+    TURN_SPENT = 8    # enough was decompressed in this turn of the loop
 
 cdef enum:
     # Messages that wait for receive(), at the most.
@@ -29,12 +31,19 @@ cdef class ConnectionCore(Receiver):
     cdef readonly HubBase hub
     cdef Link link
     cdef uint8_t status          # CONNECTING, OPEN, CLOSING, CLOSED
+    cdef uint8_t window_bits     # what the peer's decompressor keeps, 8 to 15; 0: it has none
+    cdef bint keeps_window       # it also keeps it from message to message
+    cdef bint history_is_stale   # the peer was given something compressed that `deflater` does not know of
+    cdef uint64_t generation     # of the shared window that the peer is in step with, or 0
+    cdef Deflater *deflater      # owned: with the history of what is sent to this connection alone; or NULL
 
     cdef readonly uint64_t id
     cdef object key              # the id as the object that is the key of every dict
     cdef HandlerTable handlers
     cdef Parser parser
+    cdef Inflater *inflater      # owned: with the history of what the peer sends; or NULL
     cdef readonly object request       # RequestHead, or None
+    cdef readonly object compression   # PermessageDeflate, or None
     cdef public object subprotocol     # str, or None; set before the handshake is answered
     cdef public object path_params     # dict of what the route found in the path, or None
     cdef object context          # contextvars.Context in which the handlers run
@@ -65,11 +74,16 @@ cdef class ConnectionCore(Receiver):
     cdef object __weakref__
 
     cdef int queue(self, FrameBuffer *frame) noexcept
+    cdef int queue_message(self, FrameBuffer *frame, size_t threshold) noexcept
+    cdef int queue_alone(self, FrameBuffer *frame, size_t threshold) noexcept
+    cdef int queue_compressed(self, FrameBuffer *form, uint64_t generation) noexcept
+    cdef object negotiated(self, object compression)
     cdef void sweep(self, double now, FrameBuffer *ping) noexcept
     cdef void start(self, Link link)
     cdef void leave_all_rooms(self) noexcept
     cdef void go_away(self, uint16_t code, str reason, bytes payload) noexcept
     cdef void process(self, const uint8_t **cursor, const uint8_t *end) noexcept
+    cdef void end_turn(self) noexcept
     cdef void dispatch(self, Event event) noexcept
     cdef void handle_message(self)
     cdef void handle_control(self, Event event)

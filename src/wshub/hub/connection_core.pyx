@@ -17,6 +17,16 @@ from libc.stdint cimport uint8_t, uint16_t, uint64_t
 
 from wshub.hub.base cimport HandlerTable, HubBase, Room
 from wshub.links.link cimport Link, Receiver
+from wshub.protocol.deflate cimport (
+    LONGEST_DEFLATED,
+    Deflater,
+    Inflater,
+    deflater_clear,
+    deflater_forget,
+    deflater_init,
+    inflater_clear,
+    inflater_init,
+)
 from wshub.protocol.frame_buffer cimport (
     FrameBuffer,
     frame_payload,
@@ -59,9 +69,20 @@ cdef extern from "Python.h":
 
 logger = logging.getLogger("wshub.server")
 
+cdef extern from "Python.h" nogil:
+    void *PyMem_RawMalloc(size_t size) noexcept
+    void PyMem_RawFree(void *address) noexcept
+
 cdef enum:
     CLOSE_OPCODE = 0x8
     PONG_OPCODE = 0xA
+
+cdef enum:
+    # What a connection may have decompressed in one go before others have their turn, in octets.
+    TURN_INFLATES = 1 << 20
+    # From this size on it is better to compress a message than to stay in step with a room: a message of a room that
+    # is missed costs some dozens of octets more, and there are at most some hundreds until the next restart.
+    WORTH_A_STEP = 8192
 
 
 cdef bint is_normal(int code):
@@ -96,6 +117,12 @@ cdef class ConnectionCore(Receiver):
     def __dealloc__(self):
         parser_clear(&self.parser)
         frame_release(self.pending_pong)
+        if self.inflater != NULL:
+            inflater_clear(self.inflater)
+            PyMem_RawFree(self.inflater)
+        if self.deflater != NULL:
+            deflater_clear(self.deflater)
+            PyMem_RawFree(self.deflater)
 
     cdef void leave_all_rooms(self) noexcept:
         """Leaves every room; their names stay to be seen by on_close."""
@@ -159,6 +186,63 @@ cdef class ConnectionCore(Receiver):
         """Closes the connection if the coroutine that is its whole life has returned."""
         if self.status == IS_OPEN and not self.blocks & HANDLER_RUNS:
             self.begin_closing(encode_close_payload(1000, ""))
+
+    cdef object negotiated(self, object compression):
+        """Takes what was agreed on compression, a PermessageDeflate or None, before anything is sent or received."""
+        config = self.hub.pool.config
+        if compression is None:
+            return
+        self.compression = compression
+        self.window_bits = compression.server_max_window_bits
+        self.keeps_window = not compression.server_no_context_takeover
+        self.parser.inflater = &self.hub.pool.inflater
+        if not compression.client_no_context_takeover:
+            self.inflater = <Inflater *>PyMem_RawMalloc(sizeof(Inflater))
+            if self.inflater == NULL:
+                raise MemoryError
+            inflater_init(self.inflater, compression.client_max_window_bits, True)
+            self.parser.inflater = self.inflater
+        if config.server_context_takeover and self.keeps_window:
+            self.deflater = <Deflater *>PyMem_RawMalloc(sizeof(Deflater))
+            if self.deflater == NULL:
+                raise MemoryError
+            deflater_init(self.deflater, config.level, config.memory_level, self.window_bits)
+
+    cdef int queue_message(self, FrameBuffer *frame, size_t threshold) noexcept:
+        """queue() for a message that others may get too, compressed where that pays if it has `threshold` octets."""
+        cdef FrameBuffer *form = NULL
+        if self.window_bits and frame.length >= threshold and self.status == IS_OPEN:
+            if not self.generation or frame.length >= WORTH_A_STEP:
+                form = self.hub.pool.form(frame, self.window_bits)
+        return self.queue(frame) if form == NULL else self.queue_compressed(form, 0)
+
+    cdef int queue_alone(self, FrameBuffer *frame, size_t threshold) noexcept:
+        """queue_message() for one that nobody else gets: it may refer to what was sent to this connection before."""
+        cdef FrameBuffer *form
+        cdef int queued
+        if self.deflater == NULL or self.status != IS_OPEN or not threshold <= frame.length <= LONGEST_DEFLATED:
+            return self.queue_message(frame, threshold)
+        if self.generation and frame.length < WORTH_A_STEP:
+            return self.queue(frame)
+        if self.history_is_stale:
+            deflater_forget(self.deflater)
+            self.history_is_stale = False
+        form = self.hub.pool.compress(self.deflater, frame, False)
+        if form == NULL or form.length >= frame.length:
+            # What the peer is not given cannot be referred to.
+            frame_release(form)
+            self.history_is_stale = True
+            return self.queue(frame)
+        queued = self.queue_compressed(form, 0)
+        self.history_is_stale = False
+        frame_release(form)
+        return queued
+
+    cdef int queue_compressed(self, FrameBuffer *form, uint64_t generation) noexcept:
+        """queue() for a compressed form, which leaves the connection in step with that generation, or with none."""
+        self.generation = generation
+        self.history_is_stale = True
+        return self.queue(form)
 
     cdef int queue(self, FrameBuffer *frame) noexcept:
         """Queues a frame if the connection is open, without any Python code being run.
@@ -337,10 +421,13 @@ cdef class ConnectionCore(Receiver):
     cdef void process(self, const uint8_t **cursor, const uint8_t *end) noexcept:
         """Handles events up to `end`, or until handling is blocked; the cursor is behind what has been handled."""
         cdef Event event
+        cdef uint64_t inflated = self.parser.inflated
         while not self.input_ended:
             if self.link.queue.octets >= self.hub.max_send_buffer:
                 self.blocks |= OUTPUT_FULL
                 self.link.notify_drained = True
+            if self.parser.inflated - inflated >= TURN_INFLATES:
+                self.end_turn()
             if self.is_blocked():
                 self.link.pause()
                 return
@@ -348,6 +435,18 @@ cdef class ConnectionCore(Receiver):
             if event == NEED_DATA:
                 return
             self.dispatch(event)
+
+    cdef void end_turn(self) noexcept:
+        """Leaves what is unread to a later turn of the loop: little that was received has become much."""
+        try:
+            self.hub.loop.call_soon(self._unblock, TURN_SPENT)
+            self.blocks |= TURN_SPENT
+        except MemoryError:
+            # It goes on in this turn.
+            pass
+
+    def _unblock(self, block):
+        self.unblock(block)
 
     cdef void dispatch(self, Event event) noexcept:
         try:

@@ -4,22 +4,28 @@
 from cpython.dict cimport PyDict_Next
 from cpython.object cimport PyObject
 from cpython.pythread cimport PyThread_get_thread_ident
-from libc.stdint cimport uint64_t
+from libc.stddef cimport size_t
+from libc.stdint cimport SIZE_MAX, uint64_t
 
 from wshub.hub.base cimport HandlerTable, HubBase, Room
 from wshub.hub.connection cimport Connection
+from wshub.hub.connection_core cimport IS_OPEN
+from wshub.hub.shared_window cimport SharedWindow
 from wshub.links.link cimport Ledger, Link
 from wshub.links.reactor cimport Reactor
+from wshub.protocol.deflate cimport LONGEST_DEFLATED, DeflatePool
 from wshub.protocol.frame_buffer cimport RAW, FrameBuffer, frame_release
 from wshub.protocol.message cimport Message, frame_from_data, frame_from_octets
 
 import asyncio
 import time
+from functools import partial
 from inspect import iscoroutinefunction
 
 from wshub.errors import MisuseError
 from wshub.hub.config import HubConfig
 from wshub.hub.handler import EventHandler
+from wshub.protocol.permessage_deflate import negotiate
 
 cdef enum:
     PING_OPCODE = 0x9
@@ -33,6 +39,13 @@ def table_of(handler):
         return HandlerTable(EventHandler(on_open=handler), endpoint=True)
     raise MisuseError(
         f"a handler is an EventHandler, or a coroutine function that takes the connection, not {handler!r}"
+    )
+
+
+cdef bint can_share(Connection connection, SharedWindow window) noexcept:
+    """Whether what the peer negotiated lets it come in step with a window."""
+    return (
+        connection.keeps_window and connection.window_bits >= window.window_bits and connection.status == IS_OPEN
     )
 
 
@@ -58,6 +71,13 @@ cdef class HubCore(HubBase):
         self.closes = {}
         self.refused = {}
         self.handler_tasks = set()
+        self.room_configs = {}
+        if config.compression is not None:
+            self.pool = DeflatePool(config.compression)
+            # An empty message has nothing to compress.
+            self.compression_threshold = max(config.compression.threshold, 1)
+        else:
+            self.compression_threshold = SIZE_MAX
         self.max_message_size = config.max_message_size
         self.max_send_buffer = config.max_send_buffer
         self.ping_interval = config.ping_interval_ms / 1000
@@ -85,11 +105,18 @@ cdef class HubCore(HubBase):
         return self.reactor
 
     def _register(self, HandlerTable handlers, request, subprotocol=None, path_params=None):
-        """A connection whose handshake is not answered yet: it can join rooms and keep metadata."""
+        """A connection whose handshake is not answered yet: it can join rooms and keep metadata.
+
+        What is agreed on compression is in ``connection.compression``, for the answer to tell.
+        """
         cdef Connection connection
         self.last_id += 1
         connection = Connection(self, self.last_id, handlers, request, subprotocol)
         connection.path_params = path_params
+        if self.pool is not None and request is not None:
+            connection.negotiated(
+                negotiate(self.pool.config, request.headers.get_all_raw(b"sec-websocket-extensions"))
+            )
         self.connections[connection.key] = connection
         return connection
 
@@ -125,8 +152,67 @@ cdef class HubCore(HubBase):
         if rest:
             connection.data_received(<const unsigned char *><const char *>rest, len(rest))
 
-    cdef int fan_out(self, dict members, FrameBuffer *frame, object exclude) except -1:
+    cdef int fan_out(self, dict members, FrameBuffer *frame, object exclude, size_t threshold) except -1:
         """Queues the frame for every member. No Python code runs in the loop, so the members cannot change in it."""
+        cdef PyObject *key
+        cdef PyObject *value
+        cdef Py_ssize_t position = 0
+        cdef int count = 0
+        cdef int queued
+        cdef Connection excluded = None
+        cdef list full = None
+        if exclude is not None:
+            excluded = members.get(id_of(exclude))
+        while PyDict_Next(members, &position, &key, &value):
+            if value == <PyObject *>excluded:
+                continue
+            queued = (<Connection>value).queue_message(frame, threshold)
+            if queued > 0:
+                count += 1
+            elif queued < 0:
+                if full is None:
+                    full = []
+                full.append(<Connection>value)
+        if full is not None:
+            self.overflow_all(full)
+        return count
+
+    cdef object overflow_all(self, list full):
+        cdef Connection connection
+        for connection in full:
+            connection.overflow()
+
+    cdef FrameBuffer *shared_form(self, Room room, FrameBuffer *frame) noexcept:
+        """What those members get who are in step with the room's window, or come in step: the caller owns it.
+
+        Returns NULL where there are none, or no memory: the message then is one like any other.
+        """
+        cdef SharedWindow window = room.window
+        cdef PyObject *key
+        cdef PyObject *value
+        cdef Py_ssize_t position = 0
+        cdef uint64_t able = 0
+        cdef uint64_t in_step = 0
+        cdef FrameBuffer *shared
+        while PyDict_Next(room.members, &position, &key, &value):
+            if can_share(<Connection>value, window):
+                able += 1
+                in_step += (<Connection>value).generation == window.generation
+        if not able or not 0 < frame.length <= LONGEST_DEFLATED:
+            return NULL
+        if window.is_due(able, in_step):
+            self.restart(window)
+        shared = window.compress(frame)
+        if shared == NULL:
+            self.restart(window)
+        return shared
+
+    cdef int fan_out_shared(
+        self, Room room, FrameBuffer *frame, FrameBuffer *shared, object exclude, size_t threshold
+    ) except -1:
+        """fan_out() to a room with a shared window, where ``shared`` is for those who are in step with it."""
+        cdef SharedWindow window = room.window
+        cdef bint begins = window.messages == 1
         cdef PyObject *key
         cdef PyObject *value
         cdef Py_ssize_t position = 0
@@ -136,32 +222,50 @@ cdef class HubCore(HubBase):
         cdef Connection connection
         cdef list full = None
         if exclude is not None:
-            excluded = members.get(id_of(exclude))
-        while PyDict_Next(members, &position, &key, &value):
-            if value == <PyObject *>excluded:
+            excluded = room.members.get(id_of(exclude))
+        while PyDict_Next(room.members, &position, &key, &value):
+            connection = <Connection>value
+            if connection is excluded:
+                if connection.generation == window.generation:
+                    connection.generation = 0
                 continue
-            queued = (<Connection>value).queue(frame)
+            if can_share(connection, window) and (begins or connection.generation == window.generation):
+                queued = connection.queue_compressed(shared, window.generation)
+            else:
+                window.missed += can_share(connection, window)
+                queued = connection.queue_message(frame, threshold)
             if queued > 0:
                 count += 1
             elif queued < 0:
                 if full is None:
                     full = []
-                full.append(<Connection>value)
+                full.append(connection)
         if full is not None:
-            for connection in full:
-                connection.overflow()
+            self.overflow_all(full)
         return count
 
-    def broadcast(self, message, *, room=None, exclude=None):
+    cdef int send_to_room(self, Room room, FrameBuffer *frame, object exclude, size_t threshold) except -1:
+        cdef FrameBuffer *shared = NULL
+        if room.window is not None and threshold != SIZE_MAX:
+            shared = self.shared_form(room, frame)
+        if shared == NULL:
+            return self.fan_out(room.members, frame, exclude, threshold)
+        try:
+            return self.fan_out_shared(room, frame, shared, exclude, threshold)
+        finally:
+            frame_release(shared)
+
+    def broadcast(self, message, *, room=None, exclude=None, compress=None):
         """Queues a message for every open connection, or every one in a room.
 
-        The message is framed once, whatever the number of receivers. From another thread than the hub's this is
-        handed over to the loop.
+        The message is framed once, whatever the number of receivers, and compressed once for all who keep as much of
+        a window. From another thread than the hub's this is handed over to the loop.
 
         Args:
             message: a str, bytes or another buffer, or a Message.
             room: the name of a room; None is everybody.
             exclude: a Connection, or the id of one, that does not get it.
+            compress: as in ``Connection.send``.
 
         Returns:
             For how many connections it was queued; from another thread, how many were there.
@@ -170,37 +274,43 @@ cdef class HubCore(HubBase):
             TypeError, InvalidMessageError: as ``Connection.send``.
         """
         cdef FrameBuffer *frame
-        cdef dict members = self.connections
-        cdef Room found
-        if room is not None:
-            found = self.room_table.get(room)
-            members = found.members if found is not None else {}
+        cdef size_t threshold = self.threshold(compress)
+        cdef Room found = None
         if self.loop is None:
             Message(message)
             return 0
         if PyThread_get_thread_ident() != self.thread_id:
-            self.loop.call_soon_threadsafe(self._broadcast_later, Message(message), room, exclude)
-            return len(members)
+            later = partial(self.broadcast, Message(message), room=room, exclude=exclude, compress=compress)
+            self.loop.call_soon_threadsafe(later)
+            return len(self.connections) if room is None else self.room_size(room)
         frame = frame_from_data(message)
         try:
-            return self.fan_out(members, frame, exclude)
+            if room is None:
+                return self.fan_out(self.connections, frame, exclude, threshold)
+            found = self.room_table.get(room)
+            return 0 if found is None else self.send_to_room(found, frame, exclude, threshold)
         finally:
             frame_release(frame)
 
-    def _broadcast_later(self, message, room, exclude):
-        self.broadcast(message, room=room, exclude=exclude)
-
-    def broadcast_except(self, message, exclude):
+    def broadcast_except(self, message, exclude, *, compress=None):
         """``broadcast`` to everybody but one."""
-        return self.broadcast(message, exclude=exclude)
+        return self.broadcast(message, exclude=exclude, compress=compress)
 
-    def broadcast_to_room(self, room, message):
+    def broadcast_to_room(self, room, message, *, compress=None):
         """``broadcast`` to everybody in a room."""
-        return self.broadcast(message, room=room)
+        return self.broadcast(message, room=room, compress=compress)
 
-    def broadcast_to_room_except(self, room, message, exclude):
+    def broadcast_to_room_except(self, room, message, exclude, *, compress=None):
         """``broadcast`` to everybody in a room but one."""
-        return self.broadcast(message, room=room, exclude=exclude)
+        return self.broadcast(message, room=room, exclude=exclude, compress=compress)
+
+    def _configure_room(self, name, config):
+        """Gives a room its settings, also one that nobody is in yet."""
+        cdef Room room = self.room_table.get(name)
+        self.room_configs[name] = config
+        if room is not None:
+            # Whoever was in step is not any more: no window has the generation of another.
+            room.window = self.window_of(config)
 
     def join_room(self, connection, room):
         """The connection enters a room: ``connection.join``."""
@@ -300,6 +410,11 @@ cdef class HubCore(HubBase):
             "dropped": {
                 "closed": self.ledger.messages_dropped_closed,
                 "slow": self.ledger.messages_dropped_slow,
+            },
+            "compression": {
+                "compressions": self.pool.compressions if self.pool is not None else 0,
+                "bytes_in": self.pool.octets_in if self.pool is not None else 0,
+                "bytes_out": self.pool.octets_out if self.pool is not None else 0,
             },
             "closes": dict(self.closes),
             "refused": dict(self.refused),

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import socket as socket_module
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from wshub.errors import HandshakeError, MisuseError
-from wshub.hub.config import HubConfig
+from wshub.hub.config import HubConfig, RoomConfig
 from wshub.hub.connection import Connection
 from wshub.hub.core import HubCore
 from wshub.hub.handler import EventHandler
@@ -90,6 +90,24 @@ class Hub(HubCore):
             self, host, port, handler, path=path, subprotocols=subprotocols, unix=unix, sock=sock, backlog=backlog
         )
 
+    def configure_room(
+        self, name: str, *, compression: Literal["message", "shared"] = "message", restart_interval: int = 128
+    ) -> None:
+        """Sets how a room behaves, for as long as the hub lives, whether anybody is in it or not.
+
+        Args:
+            name: of the room.
+            compression, restart_interval: as in ``RoomConfig``.
+
+        Raises:
+            ConfigurationError: a value that cannot be.
+            MisuseError: the room is to compress, and the hub does not.
+        """
+        config = RoomConfig(compression=compression, restart_interval=restart_interval)
+        if config.compression == "shared" and self.config.compression is None:
+            raise MisuseError("a room can share a window only in a hub that compresses: set enable_compression")
+        self._configure_room(name, config)
+
     def stats(self) -> dict[str, Any]:
         """Counts since the hub was made, and how things stand.
 
@@ -156,6 +174,22 @@ class Hub(HubCore):
                 expire()
 
         self._sweeper = loop.call_later(period, sweep)
+
+    def _create_response(
+        self, connection: Connection, key: str, headers: Iterable[tuple[str | bytes, str | bytes]] = ()
+    ) -> bytes:
+        """The 101 that tells what was agreed for a connection, which is given up if there cannot be one."""
+        compression = connection.compression
+        try:
+            return Handshake.create_response(
+                key,
+                subprotocol=connection.subprotocol,
+                extensions=compression.response if compression is not None else None,
+                headers=headers,
+            )
+        except BaseException:
+            self._abandon(connection)
+            raise
 
     def _count_refused(self, error: HandshakeError) -> None:
         """Count a handshake that was answered with this error's status."""

@@ -134,10 +134,10 @@ class Server:
         key = Handshake.check_request(request.method, request.http_version, request.headers)
         self.hub._admit(request.headers)
         subprotocol = Handshake.choose_subprotocol(request.headers, self._subprotocols)
-        response = Handshake.create_response(key, subprotocol=subprotocol)
+        connection = self.hub._register(self._table, request, subprotocol)
+        response = self.hub._create_response(connection, key)
         request.headers.compact()
         self._pending.discard(opening)
-        connection = self.hub._register(self._table, request, subprotocol)
         self.hub._open(connection, link, response, rest)
 
     def _refused(self, error: HandshakeError) -> None:
