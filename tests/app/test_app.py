@@ -323,6 +323,59 @@ def test_an_asgi_application_that_knows_nothing_of_wshub_is_served(run, http) ->
     run(scenario())
 
 
+@pytest.mark.parametrize("taken", [True, False], ids=["reactor", "transport"])
+def test_compression_is_negotiated_by_an_app_on_every_link(run, http, monkeypatch, taken) -> None:
+    from wshub.app import uvicorn_protocol
+
+    if not taken:
+        monkeypatch.setattr(uvicorn_protocol.WebSocketProtocol, "_can_be_taken", lambda self: False)
+
+    async def scenario() -> None:
+        app = App()
+        hub = app.enable_websocket(enable_compression=True)
+
+        @app.websocket("/echo")
+        async def echo(connection) -> None:
+            async for message in connection:
+                connection.send(message)
+
+        text = "all work and no play " * 500
+        async with (
+            listening(app, http) as address,
+            connected(f"ws://{address}/echo", compression="deflate") as client,
+        ):
+            answer = "permessage-deflate; client_no_context_takeover"
+            assert client.response.headers["Sec-WebSocket-Extensions"] == answer
+            for _ in range(3):
+                await client.send(text)
+                assert await client.recv() == text
+            stats = hub.stats()
+            assert stats["compression"]["compressions"] == 3
+            assert stats["bytes_sent"] < 1000
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_an_application_that_knows_nothing_of_wshub_is_compressed_as_uvicorn_is_told(run, http, enabled) -> None:
+    async def application(scope, receive, send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        while (event := await receive())["type"] == "websocket.receive":
+            await send({"type": "websocket.send", "text": event["text"]})
+
+    async def scenario() -> None:
+        async with (
+            listening(application, http, ws_per_message_deflate=enabled) as address,
+            connected(f"ws://{address}/", compression="deflate") as client,
+        ):
+            assert ("Sec-WebSocket-Extensions" in client.response.headers) == enabled
+            await client.send("a" * 1000)
+            assert await client.recv() == "a" * 1000
+
+    run(scenario())
+
+
 def test_register_outside_of_a_request_says_where_it_belongs(run) -> None:
     async def scenario() -> None:
         hub = App().enable_websocket()

@@ -39,10 +39,13 @@ class RawPeer:
     def send(self, frame: Frame) -> None:
         self.writer.write(masked(frame))
 
-    async def handshake(self) -> None:
-        self.write(REQUEST)
+    async def handshake(self, extensions: bytes = b"") -> bytes:
+        """Send the request and return the head of the answer."""
+        field = b"Sec-WebSocket-Extensions: " + extensions + b"\r\n" if extensions else b""
+        self.write(REQUEST[:-2] + field + b"\r\n")
         head = await self.reader.readuntil(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 101 "), head
+        return head
 
     async def frame(self) -> Frame:
         """The next frame that the server sends; EOFError at the end."""
@@ -70,12 +73,14 @@ class RawPeer:
 
 
 @contextlib.asynccontextmanager
-async def raw_peer(url: str, *, handshake: bool = True, limit: int = 1 << 16) -> AsyncIterator[RawPeer]:
+async def raw_peer(
+    url: str, *, handshake: bool = True, extensions: bytes = b"", limit: int = 1 << 16
+) -> AsyncIterator[RawPeer]:
     reader, writer = await asyncio.open_connection("127.0.0.1", port_of(url), limit=limit)
     peer = RawPeer(reader, writer)
     try:
         if handshake:
-            await peer.handshake()
+            await peer.handshake(extensions)
         yield peer
     finally:
         writer.transport.abort()

@@ -15,8 +15,8 @@ from collections import Counter
 
 import uvloop
 
-from tests.memory.wire import BINARY, CLOSE, CONTINUATION, PING, REQUEST, TEXT, frame
-from wshub import ConnectionClosed, EventHandler, Hub, HubConfig
+from tests.memory.wire import BINARY, CLOSE, CONTINUATION, OFFERING, PING, REQUEST, TEXT, deflated, frame
+from wshub import CompressionConfig, ConnectionClosed, EventHandler, Hub, HubConfig
 
 OURS = ("Connection", "ReactorLink", "AsyncioLink", "OpeningHandshake", "SpareTask", "Room", "RequestHead", "Headers")
 LARGE = b"x" * 60_000
@@ -83,7 +83,7 @@ async def client(port: int, kind: int) -> None:
         writer.write(REQUEST[:50])
         await writer.drain()
         return reset(writer)
-    reader, writer, status = await open_client(port)
+    reader, writer, status = await open_client(port, OFFERING if kind > 10 else REQUEST)
     assert status == 101, status
     if kind == 2:  # echo, fragments, a ping, and an ordinary close
         writer.write(frame(TEXT, b"h\xc3\xa9"))
@@ -113,12 +113,21 @@ async def client(port: int, kind: int) -> None:
         writer.write(frame(CLOSE, b"\x03\xf3"))
     elif kind == 9:  # text that is not UTF-8, behind a broadcast
         writer.write(frame(TEXT, b"all") + frame(TEXT, b"\xff"))
-    else:  # too large
+    elif kind == 10:  # too large
         writer.write(frame(BINARY, b"y" * 70_000))
+    elif kind == 11:  # compressed, to itself and to everybody, and gone within another such message
+        writer.write(frame(BINARY, deflated(LARGE), rsv1=True) * 3 + frame(TEXT, deflated(b"all"), rsv1=True))
+        writer.write(frame(BINARY, deflated(LARGE), rsv1=True, final=False))
+        await reader.readexactly(50)
+        return reset(writer)
+    elif kind == 12:  # a bomb
+        writer.write(frame(BINARY, deflated(bytes(1 << 20)), rsv1=True))
+    else:  # what cannot be decompressed
+        writer.write(frame(BINARY, b"\xff\xff", rsv1=True))
     return await end(reader, writer)
 
 
-KINDS = 11
+KINDS = 14
 
 
 async def play(hub: Hub, port: int, count: int) -> None:
@@ -143,7 +152,10 @@ def measure() -> tuple[Counter[str], int, int]:
 async def main(count: int) -> None:
     logging.disable(logging.CRITICAL)
     tracemalloc.start()
-    async with Hub(HubConfig()) as hub, hub.serve("127.0.0.1", 0, Handlers()) as server:
+    compression = CompressionConfig(client_context_takeover=True, server_context_takeover=True)
+    config = HubConfig(compression=compression)
+    async with Hub(config) as hub, hub.serve("127.0.0.1", 0, Handlers()) as server:
+        hub.configure_room("all", compression="shared")
         measured = []
         for number in range(ROUNDS):
             await play(hub, server.port, count)

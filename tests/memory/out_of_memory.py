@@ -17,8 +17,19 @@ from _testcapi import remove_mem_hooks, set_nomemory
 from array import array
 from collections.abc import Callable
 
-from tests.memory.wire import BINARY, CLOSE, CONTINUATION, PING, REQUEST, TEXT, frame
-from wshub import EventHandler, Hub, HubConfig, Message
+from tests.memory.wire import (
+    BINARY,
+    CLOSE,
+    CONTINUATION,
+    OFFERING,
+    PING,
+    REQUEST,
+    TEXT,
+    deflated,
+    frame,
+    messages_in,
+)
+from wshub import CompressionConfig, EventHandler, Hub, HubConfig, Message
 from wshub.protocol.parser import FrameParser
 
 # A run in which so many allocations in a row could fail without a consequence had no more of them to make.
@@ -145,6 +156,9 @@ class Handlers(EventHandler):
             return self.suspend(connection)
         connection.send(message)
         connection.hub.broadcast(message, room="room")
+        if message.data == LONG:
+            connection.send(message)
+            connection.send("done")
         return None
 
     async def suspend(self, connection):
@@ -200,6 +214,9 @@ class Client:
             await asyncio.sleep(0.001)
 
 
+LONG = "all work and no play " * 40
+COMPRESSED = frame(TEXT, deflated(LONG.encode()), rsv1=True)
+
 PHASES = {
     "open": (REQUEST, (b"\x81\x07welcome",)),
     "echo and broadcast": (frame(TEXT, b"hello"), (b"\x81\x05hello\x81\x05hello",)),
@@ -209,6 +226,7 @@ PHASES = {
     ),
     "large": (frame(BINARY, b"l" * 60_000), (b"l" * 60_000,)),
     "suspend": (frame(TEXT, b"suspend") + frame(TEXT, b"unread"), (b"resumed", b"unread")),
+    "compressed": (COMPRESSED + COMPRESSED, (b"\x81\x04done",)),
     "failure": (frame(CONTINUATION, b"of nothing"), (b"\x88",)),
     "reset": (b"", ()),
     "close": (frame(CLOSE, b"\x03\xe8"), (b"\x88\x02\x03\xe8",)),
@@ -225,14 +243,16 @@ async def in_a_callback(loop: Loop, function: Callable[[], object]) -> None:
 async def hub_survives(loop: Loop, phase: str, number: int) -> bool:
     """Whether the client got what it would have with memory enough, rather than the end of its connection."""
     octets, wanted = PHASES[phase]
-    hub = Hub(HubConfig(close_timeout_ms=300, handshake_timeout_ms=300))
+    compression = CompressionConfig(threshold=100, client_context_takeover=True, server_context_takeover=True)
+    hub = Hub(HubConfig(close_timeout_ms=300, handshake_timeout_ms=300, compression=compression))
+    hub.configure_room("room", compression="shared")
     async with hub, hub.serve("127.0.0.1", 0, Handlers()) as server:
         bystander = Client(server.port)
         bystander.send(REQUEST)
         assert await bystander.until(b"\x81\x07welcome")
         client = Client(server.port)
         if phase != "open":
-            client.send(REQUEST)
+            client.send(OFFERING if phase == "compressed" else REQUEST)
             assert await client.until(b"\x81\x07welcome")
         if octets:
             client.send(octets)
@@ -240,6 +260,9 @@ async def hub_survives(loop: Loop, phase: str, number: int) -> bool:
             client.reset()
         await in_a_callback(loop, lambda: starve(number, loop.turn))
         served = await client.until(*wanted) or not wanted
+        if phase == "compressed":
+            # However it is compressed for want of memory, or not, what comes is what was sent.
+            assert set(messages_in(client.received.partition(b"\r\n\r\n")[2])) <= {b"welcome", b"done", LONG.encode()}
         client.socket.close()
         # Everybody else goes on as if nothing had happened.
         if not bystander.ended:

@@ -20,4 +20,4 @@ def test_every_allocation_of_the_parser_and_of_messages_may_fail(run_program) ->
 
 def test_every_allocation_of_a_turn_of_the_hub_may_fail(run_program) -> None:
     output = run_program("out_of_memory", "hub", str(SECONDS))
-    assert output.count("ended the connection") == 8
+    assert output.count("ended the connection") == 9

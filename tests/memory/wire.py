@@ -2,17 +2,42 @@
 
 from __future__ import annotations
 
+import zlib
+
+from wshub import Frame
+
 REQUEST = (
     b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
 )
+OFFERING = REQUEST[:-2] + b"Sec-WebSocket-Extensions: permessage-deflate\r\n\r\n"
 TEXT, BINARY, CONTINUATION, CLOSE, PING, PONG = 0x1, 0x2, 0x0, 0x8, 0x9, 0xA
 
 
-def frame(opcode: int, payload: bytes = b"", *, final: bool = True, mask: bytes = b"\0\0\0\0") -> bytes:
+def deflated(data: bytes) -> bytes:
+    """The payload of a compressed message (RFC 7692 section 7.2.1), which refers to nothing before it."""
+    compressor = zlib.compressobj(9, zlib.DEFLATED, -15)
+    return (compressor.compress(data) + compressor.flush(zlib.Z_SYNC_FLUSH))[:-4]
+
+
+def messages_in(octets: bytes) -> list[bytes]:
+    """The messages in what a server has sent, decompressed with a window that lasts; what is cut off is left out."""
+    window = zlib.decompressobj(-15)
+    found = []
+    while (decoded := Frame.decode(octets)) is not None:
+        received, length = decoded
+        octets = octets[length:]
+        if received.opcode in (TEXT, BINARY):
+            found.append(window.decompress(received.payload + b"\0\0\xff\xff") if received.rsv1 else received.payload)
+    return found
+
+
+def frame(
+    opcode: int, payload: bytes = b"", *, final: bool = True, rsv1: bool = False, mask: bytes = b"\0\0\0\0"
+) -> bytes:
     """A client's frame."""
     length = len(payload)
-    head = bytes([(0x80 if final else 0) | opcode])
+    head = bytes([(0x80 if final else 0) | (0x40 if rsv1 else 0) | opcode])
     if length < 126:
         head += bytes([0x80 | length])
     elif length < 1 << 16:

@@ -1,0 +1,301 @@
+"""Compressed messages: what the native parser makes of them, and what the pool makes, judged by Python's zlib."""
+
+from __future__ import annotations
+
+import json
+import random
+import zlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wshub.errors import ConfigurationError, ProtocolError
+from wshub.protocol.compression import CompressionConfig
+from wshub.protocol.deflate import DeflatePool
+from wshub.protocol.frame import Frame, Opcode
+from wshub.protocol.message import Message
+from wshub.protocol.parser import FrameParser
+from wshub.protocol.permessage_deflate import PermessageDeflate
+
+MASK = b"\x9a\x01\xff\x5c"
+TAIL = b"\x00\x00\xff\xff"
+FORGETS = PermessageDeflate(client_no_context_takeover=True)
+REMEMBERS = PermessageDeflate()
+
+
+def deflated(data: bytes, *, level: int = 6, bits: int = 15, strategy: int = 0) -> bytes:
+    compressor = zlib.compressobj(level, zlib.DEFLATED, -bits, 8, strategy)
+    return (compressor.compress(data) + compressor.flush(zlib.Z_SYNC_FLUSH))[:-4]
+
+
+def frames(payload: bytes, opcode: Opcode = Opcode.BINARY, sizes: tuple[int, ...] = ()) -> bytes:
+    """The masked frames of a compressed message, cut into fragments of these sizes and the rest."""
+    octets = b""
+    first = True
+    for size in sizes:
+        piece, payload = payload[:size], payload[size:]
+        frame = Frame(opcode if first else Opcode.CONTINUATION, piece, fin=False, rsv1=first)
+        octets += frame.with_mask(MASK).encode()
+        first = False
+    last = Frame(opcode if first else Opcode.CONTINUATION, payload, rsv1=first)
+    return octets + last.with_mask(MASK).encode()
+
+
+def received(octets: bytes, limit: int = 1 << 20, compression: PermessageDeflate | None = FORGETS) -> list:
+    events = FrameParser(limit, compression).feed(octets)
+    return [value.code if isinstance(value, ProtocolError) else getattr(value, "data", value) for _, value in events]
+
+
+def ticks(count: int) -> list[bytes]:
+    source = random.Random(7)
+    return [json.dumps({"symbol": "ABC", "bid": source.random(), "seq": i}).encode() for i in range(count)]
+
+
+# What arrives
+
+
+@given(st.binary(max_size=3000), st.integers(0, 9), st.integers(9, 15), st.sampled_from([0, 2, 3, 4]), st.data())
+def test_whatever_zlib_makes_of_a_message_gives_the_message_however_it_is_split(data, level, bits, strategy, draw):
+    payload = deflated(data, level=level, bits=bits, strategy=strategy)
+    sizes = tuple(draw.draw(st.lists(st.integers(0, 40), max_size=4)))
+    octets = frames(payload, sizes=sizes)
+    cut = draw.draw(st.integers(0, len(octets)))
+    parser = FrameParser(1 << 20, FORGETS)
+    events = parser.feed(octets[:cut]) + parser.feed(octets[cut:])
+    assert [(name, value.data) for name, value in events] == [("message", data)]
+
+
+@given(st.lists(st.tuples(st.binary(max_size=300), st.booleans()), max_size=8), st.booleans())
+def test_compressed_and_plain_messages_follow_one_another(messages, remembers) -> None:
+    compressor = zlib.compressobj(6, zlib.DEFLATED, -15)
+    octets = b""
+    for data, compressed in messages:
+        if not compressed:
+            octets += Frame(Opcode.BINARY, data).with_mask(MASK).encode()
+        elif remembers:
+            octets += frames((compressor.compress(data) + compressor.flush(zlib.Z_SYNC_FLUSH))[:-4])
+        else:
+            octets += frames(deflated(data))
+        octets += Frame.ping(b"between").with_mask(MASK).encode()
+    found = received(octets, compression=REMEMBERS if remembers else FORGETS)
+    assert found == [value for data, _ in messages for value in (data, b"between")]
+
+
+def test_a_control_frame_between_the_fragments_of_a_compressed_message_is_plain() -> None:
+    whole = deflated(b"abc" * 100)
+    first = Frame(Opcode.TEXT, whole[:5], fin=False, rsv1=True).with_mask(MASK).encode()
+    rest = Frame(Opcode.CONTINUATION, whole[5:]).with_mask(MASK).encode()
+    assert received(first + Frame.ping(b"x").with_mask(MASK).encode() + rest) == [b"x", "abc" * 100]
+
+
+def test_a_message_may_refer_to_the_one_before_only_where_that_was_agreed() -> None:
+    compressor = zlib.compressobj(6, zlib.DEFLATED, -15)
+    message = bytes(random.Random(1).randbytes(500))
+    octets = b"".join(
+        frames((compressor.compress(message) + compressor.flush(zlib.Z_SYNC_FLUSH))[:-4]) for _ in range(3)
+    )
+    assert received(octets, compression=REMEMBERS) == [message] * 3
+    # Otherwise it might refer to what another client has sent.
+    assert received(octets, compression=FORGETS) == [message, 1007]
+
+
+@pytest.mark.parametrize("payload", [bytes.fromhex("f348cdc9c9070000"), bytes.fromhex("f248cdc9c90700")])
+def test_the_examples_of_the_rfc_are_taken_also_with_a_final_block(payload: bytes) -> None:
+    # RFC 7692 sections 7.2.3.1 and 7.2.3.4.
+    assert received(frames(payload, Opcode.TEXT)) == ["Hello"]
+
+
+def test_blocks_after_a_final_block_may_refer_to_what_is_before_it() -> None:
+    compressor = zlib.compressobj(6, zlib.DEFLATED, -15)
+    first = compressor.compress(b"Hello, hello, hello") + compressor.flush(zlib.Z_FINISH)
+    again = zlib.compressobj(6, zlib.DEFLATED, -15, 8, 0, b"Hello, hello, hello")
+    payload = first + (again.compress(b"Hello, hello") + again.flush(zlib.Z_SYNC_FLUSH))[:-4]
+    assert received(frames(payload, Opcode.TEXT)) == ["Hello, hello, helloHello, hello"]
+
+
+@pytest.mark.parametrize("payload", [b"", b"\x00"])
+def test_an_empty_message_is_taken_in_either_form(payload: bytes) -> None:
+    assert received(frames(payload) + frames(deflated(b"next"))) == [b"", b"next"]
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"\xff",
+        b"\x06" * 20,
+        b"\x00\x05\x00\x00\x00hello",
+        deflated(b"hello" * 50)[:-4],
+        deflated(b"hello" * 50) + b"\x00\x00\xff\xff",
+        deflated(b"hello" * 50) + b"\x01\x00",
+    ],
+    ids=["no block type", "bad block", "bad stored length", "cut", "tail left on", "rest"],
+)
+def test_data_that_deflate_does_not_make_fails_with_1007(payload: bytes) -> None:
+    assert received(frames(payload)) == [1007]
+
+
+@given(st.binary(min_size=1, max_size=200))
+def test_any_octets_are_judged_as_zlib_judges_them(payload: bytes) -> None:
+    reference = zlib.decompressobj(-15)
+    try:
+        expected = reference.decompress(payload + TAIL)
+    except zlib.error:
+        expected = None
+    found = received(frames(payload))
+    if expected is None and found != [1007]:
+        # A final block in the middle is where zlib's object stops, and a message does not.
+        assert reference.eof
+    if found != [1007] and not reference.eof:
+        assert found == [expected]
+
+
+def test_compressed_text_that_is_not_utf8_fails_with_1007() -> None:
+    assert received(frames(deflated(b"\xff\xfe" * 40), Opcode.TEXT)) == [1007]
+    assert received(frames(deflated("é".encode()[:1]), Opcode.TEXT)) == [1007]
+    assert received(frames(deflated("é".encode() * 99), Opcode.TEXT)) == ["é" * 99]
+
+
+@pytest.mark.parametrize("compression", [None, FORGETS])
+@pytest.mark.parametrize("bits", [{"rsv2": True}, {"rsv3": True}, {"rsv1": True, "rsv2": True}])
+def test_other_reserved_bits_fail_with_1002(compression, bits) -> None:
+    assert received(Frame(Opcode.TEXT, b"", **bits).with_mask(MASK).encode(), compression=compression) == [1002]
+
+
+def test_rsv1_without_negotiation_fails_with_1002() -> None:
+    assert received(frames(deflated(b"x")), compression=None) == [1002]
+
+
+@pytest.mark.parametrize("opcode", [Opcode.PING, Opcode.PONG, Opcode.CLOSE])
+def test_rsv1_on_a_control_frame_fails_with_1002(opcode: Opcode) -> None:
+    octets = bytes([0xC0 | opcode.value, 0x80]) + MASK
+    assert received(octets) == [1002]
+
+
+def test_rsv1_on_a_continuation_fails_with_1002() -> None:
+    first = Frame(Opcode.TEXT, b"\x00", fin=False, rsv1=True).with_mask(MASK).encode()
+    second = Frame(Opcode.CONTINUATION, b"\x00", rsv1=True).with_mask(MASK).encode()
+    assert received(first + second) == [1002]
+
+
+# Bombs
+
+
+def test_a_message_of_exactly_the_limit_is_taken_and_one_more_octet_is_1009() -> None:
+    for data in (bytes(5000), random.Random(2).randbytes(5000)):
+        assert received(frames(deflated(data)), limit=5000) == [data]
+        assert received(frames(deflated(data)), limit=4999) == [1009]
+    assert received(frames(deflated(b"")), limit=0) == [b""]
+    assert received(frames(deflated(b"x")), limit=0) == [1009]
+
+
+@pytest.mark.parametrize("strategy", [zlib.Z_DEFAULT_STRATEGY, zlib.Z_FIXED, zlib.Z_HUFFMAN_ONLY, zlib.Z_RLE])
+@pytest.mark.parametrize("level", [0, 1, 9])
+def test_the_longest_form_of_a_message_of_the_limit_is_taken(level: int, strategy: int) -> None:
+    data = bytes(random.Random(3).choices(range(144, 256), k=1 << 16))
+    assert received(frames(deflated(data, level=level, strategy=strategy)), limit=1 << 16) == [data]
+
+
+def test_a_bomb_is_refused_with_1009_in_one_frame_and_over_fragments() -> None:
+    bomb = deflated(bytes(64 << 20), level=9)
+    assert len(bomb) < 70_000
+    assert received(frames(bomb), limit=1 << 16) == [1009]
+    assert received(frames(bomb, sizes=(1000,) * 60), limit=1 << 16) == [1009]
+
+
+def test_a_compressed_message_that_cannot_be_within_the_limit_is_refused_from_its_header() -> None:
+    header = bytes([0xC2, 0x80 | 127]) + (200_000).to_bytes(8, "big") + MASK
+    assert received(header, limit=1 << 16) == [1009]
+
+
+def test_empty_blocks_without_end_are_bounded() -> None:
+    assert received(frames(b"\x00\x00\x00\xff\xff" * 20_000), limit=1 << 16) == [1009]
+
+
+# What is sent
+
+
+def inflated(payload: bytes, bits: int = 15, step: int = 64) -> bytes:
+    """Decompressed in steps of so many octets: zlib notices what is further back than the window and the step."""
+    inflater = zlib.decompressobj(-bits)
+    pieces, rest = [], payload + TAIL
+    while True:
+        pieces.append(inflater.decompress(rest, step))
+        rest = inflater.unconsumed_tail
+        if not pieces[-1] and not rest:
+            return b"".join(pieces)
+
+
+compressible = st.one_of(
+    st.text(alphabet="abc ", min_size=1, max_size=2000).map(str.encode),
+    st.builds(lambda seed, n: random.Random(seed).randbytes(n) * 3, st.integers(0, 9), st.integers(1, 600)),
+    st.just(json.dumps([tick.decode() for tick in ticks(60)]).encode()),
+)
+
+
+@given(compressible, st.integers(8, 15), st.integers(1, 9), st.integers(1, 9))
+def test_a_form_is_shorter_and_within_the_window_of_its_receiver(data, bits, level, memory_level) -> None:
+    pool = DeflatePool(CompressionConfig(level=level, memory_level=memory_level))
+    payload = pool.compress_message(Message(data), bits)
+    if payload is not None:
+        assert len(payload) < len(data)
+        assert inflated(payload, bits) == data
+
+
+@pytest.mark.parametrize("level", [1, 3, 4, 9])
+@pytest.mark.parametrize("bits", range(8, 15))
+def test_no_form_refers_further_back_than_its_receiver_keeps(bits: int, level: int) -> None:
+    # Every octet comes again at each distance around the window's size.
+    source = random.Random(bits)
+    data = b"".join(source.randbytes(max(0, (1 << bits) + step)) * 2 for step in (-300, -264, -8, -1, 0, 1, 7))
+    data += b"so that there is a form at all " * 20
+    payload = DeflatePool(CompressionConfig(level=level)).compress_message(Message(data), bits)
+    assert payload is not None
+    assert inflated(payload, bits, step=1 if bits < 10 else 64) == data
+
+
+def test_each_message_is_compressed_by_itself() -> None:
+    pool = DeflatePool(CompressionConfig())
+    for tick in ticks(20):
+        data = tick * 4
+        payload = pool.compress_message(Message(data))
+        assert payload is not None
+        assert inflated(payload) == data
+
+
+def test_a_message_is_compressed_once_for_all_windows_that_it_fits_in() -> None:
+    pool = DeflatePool(CompressionConfig())
+    message = Message(b"short and short " * 20)
+    forms = {pool.compress_message(message, bits) for bits in range(9, 16)}
+    assert (len(forms), pool.compressions) == (1, 1)
+
+
+def test_a_message_is_compressed_once_for_each_smaller_window() -> None:
+    pool = DeflatePool(CompressionConfig())
+    message = Message(b"".join(ticks(1000)))
+    for _ in range(3):
+        for bits in (15, 9, 12):
+            pool.compress_message(message, bits)
+    assert pool.compressions == 3
+
+
+def test_what_gains_nothing_is_tried_once_and_goes_plain() -> None:
+    pool = DeflatePool(CompressionConfig())
+    message = Message(random.Random(4).randbytes(2000))
+    assert [pool.compress_message(message, bits) for bits in (15, 15, 9)] == [None] * 3
+    assert (pool.compressions, pool.octets_in, pool.octets_out) == (1, 2000, 2000)
+
+
+def test_a_pool_counts_what_it_does() -> None:
+    pool = DeflatePool(CompressionConfig())
+    message = Message(b"0" * 10_000)
+    payload = pool.compress_message(message)
+    assert payload is not None
+    assert (pool.compressions, pool.octets_in, pool.octets_out) == (1, 10_000, len(payload))
+
+
+def test_a_pool_is_made_with_a_config() -> None:
+    with pytest.raises(ConfigurationError):
+        DeflatePool({"level": 1})  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError):
+        DeflatePool(CompressionConfig()).compress_message(Message(b""), 16)
