@@ -1,0 +1,200 @@
+"""A room with a shared window against a model: whatever happens, each member can decompress what it gets, rightly."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wshub import CompressionConfig, Connection, EventHandler, Frame, Hub, HubConfig, Opcode
+from wshub.hub.core import table_of
+from wshub.links.asyncio_link import AsyncioLink
+from wshub.protocol.headers import Headers
+from wshub.protocol.request import RequestHead
+
+OFFERS = [
+    b"",
+    b"permessage-deflate; server_no_context_takeover",
+    *(b"permessage-deflate; server_max_window_bits=%d" % bits for bits in (9, 12, 13, 15)),
+]
+ROOMS = ["shared", "also shared", "ordinary"]
+TABLE = table_of(EventHandler())
+
+
+class Transport:
+    """Keeps what is written to it."""
+
+    def __init__(self) -> None:
+        self.written = b""
+
+    def write(self, data: bytes) -> None:
+        self.written += data
+
+    def is_closing(self) -> bool:
+        return False
+
+    def is_reading(self) -> bool:
+        return True
+
+    def abort(self) -> None:
+        raise AssertionError("the hub ends no connection here")
+
+
+@dataclass
+class Member:
+    """A connection, what its peer must receive, and the peer's window."""
+
+    connection: Connection
+    link: AsyncioLink
+    transport: Transport
+    rooms: set[str] = field(default_factory=set)
+    expected: list[str] = field(default_factory=list)
+
+    def received(self) -> list[str]:
+        """What the peer makes of all that was written, keeping no more than was agreed."""
+        agreed = self.connection.compression
+        octets, texts = self.transport.written, []
+        window = None
+        while (decoded := Frame.decode(octets)) is not None:
+            frame, length = decoded
+            octets = octets[length:]
+            assert frame.opcode is Opcode.TEXT
+            if not frame.rsv1:
+                texts.append(frame.payload.decode())
+                continue
+            assert agreed is not None
+            if window is None or agreed.server_no_context_takeover:
+                window = zlib.decompressobj(-agreed.server_max_window_bits)
+            # In small steps, so that zlib notices what is further back than the window.
+            rest, text = frame.payload + b"\x00\x00\xff\xff", b""
+            while piece := window.decompress(rest, 64):
+                rest = window.unconsumed_tail
+                text += piece
+            texts.append(text.decode())
+        assert not octets
+        return texts
+
+
+class Model:
+    """A hub, and beside it what each of its connections must be sent."""
+
+    def __init__(self, config: CompressionConfig, restart_interval: int) -> None:
+        self.hub = Hub(HubConfig(compression=config, max_send_buffer=1 << 30))
+        self.hub._bind()
+        for room in ROOMS[:2]:
+            self.hub.configure_room(room, compression="shared", restart_interval=restart_interval)
+        self.members: list[Member] = []
+
+    def connect(self, offer: bytes) -> None:
+        fields = [(b"sec-websocket-extensions", offer)] if offer else []
+        connection = self.hub._register(TABLE, RequestHead("GET", "/", "1.1", Headers(fields)))
+        transport = Transport()
+        link = AsyncioLink(transport, asyncio.get_running_loop())
+        self.hub._open(connection, link, b"", b"")
+        self.members.append(Member(connection, link, transport))
+
+    def disconnect(self, member: Member) -> None:
+        self.members.remove(member)
+        member.link.connection_lost(None)
+
+    def join(self, member: Member, room: str) -> None:
+        member.connection.join(room)
+        member.rooms.add(room)
+
+    def leave(self, member: Member, room: str) -> None:
+        member.connection.leave(room)
+        member.rooms.discard(room)
+
+    def send(self, member: Member, text: str, compress: bool | None) -> None:
+        member.connection.send(text, compress=compress)
+        member.expected.append(text)
+
+    def broadcast(self, room: str | None, text: str, exclude: Member | None, compress: bool | None) -> None:
+        excluded = exclude.connection if exclude is not None else None
+        receivers = [one for one in self.members if one is not exclude and (room is None or room in one.rooms)]
+        assert self.hub.broadcast(text, room=room, exclude=excluded, compress=compress) == len(receivers)
+        for member in receivers:
+            member.expected.append(text)
+
+
+def text_of(number: int) -> str:
+    """Mostly ticks that resemble one another, now and then something short, long or not to be compressed."""
+    source = random.Random(number)
+    kind = number % 8
+    if kind == 0:
+        return ""
+    if kind == 1:
+        return json.dumps([{"row": i, "value": source.random()} for i in range(source.randrange(1, 600))])
+    if kind == 2:
+        return source.randbytes(source.randrange(1, 3000)).hex()
+    return json.dumps({"type": "tick", "symbol": source.choice("ABC"), "bid": source.random(), "seq": number})
+
+
+texts = st.integers(0, 10_000).map(text_of)
+compress = st.sampled_from([None, None, None, True, False])
+configs = st.builds(
+    CompressionConfig,
+    threshold=st.sampled_from([0, 100, 256]),
+    server_context_takeover=st.booleans(),
+    server_max_window_bits=st.sampled_from([9, 12, 15]),
+)
+
+
+@given(configs, st.integers(1, 8), st.data())
+@settings(max_examples=300)
+def test_every_member_can_decompress_whatever_happens(config: CompressionConfig, restart_interval: int, data) -> None:
+    def choice(options: list, label: str):
+        return data.draw(st.sampled_from(options), label=label)
+
+    async def scenario() -> None:
+        model = Model(config, restart_interval)
+        everybody = []
+        for offer in data.draw(st.lists(st.sampled_from(OFFERS), min_size=1, max_size=6), label="offers"):
+            model.connect(offer)
+            model.join(model.members[-1], ROOMS[0])
+        everybody += model.members
+        steps: dict[str, Callable[[], None]] = {
+            "connect": lambda: model.connect(choice(OFFERS, "offer")),
+            "disconnect": lambda: model.disconnect(choice(model.members, "who")),
+            "join": lambda: model.join(choice(model.members, "who"), choice(ROOMS, "room")),
+            "leave": lambda: model.leave(choice(model.members, "who"), choice(ROOMS, "room")),
+            "send": lambda: model.send(choice(model.members, "who"), data.draw(texts), data.draw(compress)),
+            "broadcast": lambda: model.broadcast(
+                choice([*ROOMS, ROOMS[0], ROOMS[0], None], "room"),
+                data.draw(texts),
+                choice([*model.members, None, None], "exclude"),
+                data.draw(compress),
+            ),
+            "many": lambda: [model.broadcast(ROOMS[0], text_of(8 * i + 3), None, None) for i in range(9)],  # type: ignore
+            "configure": lambda: model.hub.configure_room(
+                choice(ROOMS, "room"), compression=choice(["shared", "message"], "compression"), restart_interval=3
+            ),
+            "flush": lambda: None,
+        }
+        names = ["broadcast"] * 4 + [*steps]
+        for name in data.draw(st.lists(st.sampled_from(names), max_size=25), label="steps"):
+            if not model.members and name != "connect":
+                continue
+            steps[name]()
+            everybody += [member for member in model.members if member not in everybody]
+            if name == "flush" or name == "disconnect":
+                await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        for member in everybody:
+            received = member.received()
+            if member in model.members:
+                assert received == member.expected
+            else:
+                # What was queued when the connection ended may not have left.
+                assert received == member.expected[: len(received)]
+        for member in model.members:
+            member.link.connection_lost(None)
+        await model.hub.close()
+
+    asyncio.run(scenario())
