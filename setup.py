@@ -28,6 +28,8 @@ FLAGS: dict[str, tuple[list[str], list[str]]] = {
     ),
 }
 
+LIBRARIES = {"deflate": ["z"], "isal": ["isal"]}
+
 
 def extensions() -> list[Extension]:
     """One extension module for each ``.pyx`` file, whose name is its place below ``src``."""
@@ -37,7 +39,9 @@ def extensions() -> list[Extension]:
         Extension(
             ".".join(path.relative_to(root).with_suffix("").parts),
             [str(path)],
-            libraries=["z"] if path.name == "deflate.pyx" else [],
+            libraries=LIBRARIES.get(path.stem, []),
+            # Without its library, the package does without the module.
+            optional=path.stem == "isal",
             include_dirs=["src/wshub/protocol", "src/wshub/links"],
             depends=[str(header) for header in sorted(root.rglob("*.h"))],
             # Old CPython headers declare after statements; nothing of ours is to warn.

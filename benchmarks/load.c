@@ -4,18 +4,16 @@
  *
  * Message n of a connection is message n modulo `ring_messages`, and carries that number. So every stream is periodic:
  * what is to be sent lies ready, masked, in one ring, and what must come back lies beside it. Sending is a pointer into
- * the first, and checking every byte received, the order included, is a comparison with the second.
+ * the first, and checking every byte received, the order included, is a comparison with the second. Compressed messages are
+ * sent in the same way, and checked as deflated.h says.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
-#include <ctype.h>
-#include <dirent.h>
 #include <errno.h>
 #include <getopt.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -29,6 +27,10 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "deflated.h"
+#include "process.h"
+#include "texts.h"
+
 enum {
     BATCH = 1024,
     READ_SIZE = 512 * 1024,
@@ -40,18 +42,30 @@ enum {
     GRACE_SECONDS = 60,
     WARMING_CONNECTIONS = 64,
     RING_BYTES = 256 * 1024,
+    LONGEST_TICK = 160,
 };
 
 /* The key and its answer of RFC 6455 section 1.3. */
-static const char request[] = "GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-                              "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
+#define REQUEST                                                                                                        \
+    "GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"                               \
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
+static const char plain_request[] = REQUEST "\r\n";
+/* As browsers ask for it. */
+static const char compressed_request[] =
+    REQUEST "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n\r\n";
 static const char accept_value[] = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
 enum mode { ECHO, FANOUT, HANDSHAKE, IDLE };
 static const char *const mode_names[] = {"echo", "fanout", "handshake", "idle"};
 
+/* PER_CONNECTION: each connection's frames are decompressed. SAME_FRAMES: all connections must get the same. */
+enum compression { PLAIN, PER_CONNECTION, SAME_FRAMES };
+static const char *const compression_names[] = {"none", "each", "same"};
+
 static struct {
     enum mode mode;
+    enum text text;
+    enum compression compression;
     int port, pid, connections, in_flight, size;
     bool binary;
     double warmup, seconds;
@@ -66,6 +80,10 @@ struct conn {
     uint32_t in_message, in_part;
     uint32_t out_message, out_part;
     uint32_t owed; /* messages to send, the one begun included */
+    struct deflated *deflated; /* what comes compressed: owned, or that of all; or NULL */
+    uint32_t received;         /* compressed messages */
+    uint8_t *partial;          /* owned: the frame that has begun, or NULL */
+    size_t partial_length, partial_room;
     uint32_t head_length;
     char *head;
 };
@@ -74,34 +92,22 @@ static int epoll_fd;
 static struct conn *conns;
 static int conn_count, started, opened;
 static uint8_t *read_buffer;
-static uint64_t messages, deliveries, handshakes;
+static uint64_t messages, deliveries, handshakes, received_octets;
 
-/* The outgoing ring is laid out twice, so that any run of up to a whole ring of messages is one piece. */
+/* The outgoing ring is laid out twice, so that any run of up to a whole ring of messages is one piece. Message n of it is
+ * from out_at[n] to out_at[n + 1]. */
 static uint32_t ring_messages;
 static uint8_t *out_ring, *in_ring;
-static size_t out_frame, in_frame;
+static size_t *out_at;
+static size_t in_frame;
+
+/* The texts of the ring, for what comes compressed. */
+static struct octets *plain_texts;
+static struct deflated same_frames;
 
 /* fan-out: how many connections have received each message in flight */
 static uint32_t *arrived;
 static uint32_t oldest;
-
-__attribute__((noreturn, format(printf, 1, 2))) static void fail(const char *format, ...)
-{
-    va_list arguments;
-    va_start(arguments, format);
-    fprintf(stderr, "load: ");
-    vfprintf(stderr, format, arguments);
-    fprintf(stderr, "\n");
-    va_end(arguments);
-    exit(1);
-}
-
-static void *must(void *memory)
-{
-    if (!memory)
-        fail("out of memory");
-    return memory;
-}
 
 static void on_alarm(int signal)
 {
@@ -111,85 +117,9 @@ static void on_alarm(int signal)
     _exit(1);
 }
 
-static double now(void)
+static size_t write_header(uint8_t *at, uint8_t first, size_t length, uint8_t mask_bit)
 {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return t.tv_sec + t.tv_nsec * 1e-9;
-}
-
-/* The server's CPU time, of all its threads; user and system only in clock ticks. */
-struct cpu {
-    double total, user, system;
-};
-
-static struct cpu server_cpu(void)
-{
-    struct cpu cpu = {0};
-    char path[320], text[1024];
-    if (!options.pid)
-        return cpu;
-    snprintf(path, sizeof path, "/proc/%d/task", options.pid);
-    DIR *tasks = opendir(path);
-    if (!tasks)
-        fail("the server (process %d) is gone", options.pid);
-    for (struct dirent *task; (task = readdir(tasks));) {
-        unsigned long long nanoseconds;
-        if (!isdigit((unsigned char)task->d_name[0]))
-            continue;
-        snprintf(path, sizeof path, "/proc/%d/task/%s/schedstat", options.pid, task->d_name);
-        FILE *file = fopen(path, "r");
-        if (!file || fscanf(file, "%llu", &nanoseconds) != 1)
-            fail("cannot read %s", path);
-        fclose(file);
-        cpu.total += nanoseconds * 1e-9;
-    }
-    closedir(tasks);
-
-    snprintf(path, sizeof path, "/proc/%d/stat", options.pid);
-    FILE *file = fopen(path, "r");
-    if (!file || !fgets(text, sizeof text, file))
-        fail("cannot read %s", path);
-    fclose(file);
-    /* The command's name, in parentheses, may hold spaces. */
-    unsigned long long user, system;
-    char *after_name = strrchr(text, ')');
-    if (!after_name ||
-        sscanf(after_name + 1, " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %llu %llu", &user, &system) != 2)
-        fail("cannot read %s", path);
-    cpu.user = (double)user / sysconf(_SC_CLK_TCK);
-    cpu.system = (double)system / sysconf(_SC_CLK_TCK);
-    return cpu;
-}
-
-static long server_resident_kb(void)
-{
-    char path[64], line[256];
-    long kb = -1;
-    if (!options.pid)
-        return 0;
-    snprintf(path, sizeof path, "/proc/%d/status", options.pid);
-    FILE *file = fopen(path, "r");
-    if (!file)
-        fail("the server (process %d) is gone", options.pid);
-    while (kb < 0 && fgets(line, sizeof line, file))
-        sscanf(line, "VmRSS: %ld", &kb);
-    fclose(file);
-    if (kb < 0)
-        fail("no VmRSS in %s", path);
-    return kb;
-}
-
-static double own_cpu(void)
-{
-    struct rusage usage;
-    getrusage(RUSAGE_SELF, &usage);
-    return usage.ru_utime.tv_sec + usage.ru_stime.tv_sec + (usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) * 1e-6;
-}
-
-static size_t write_header(uint8_t *at, uint8_t opcode, size_t length, uint8_t mask_bit)
-{
-    at[0] = 0x80 | opcode;
+    at[0] = 0x80 | first;
     if (length < 126) {
         at[1] = mask_bit | length;
         return 2;
@@ -201,42 +131,76 @@ static size_t write_header(uint8_t *at, uint8_t opcode, size_t length, uint8_t m
     return 2 + bytes;
 }
 
-static void make_rings(void)
+/* Appends a masked frame to the outgoing ring; returns its length. */
+static size_t write_masked(uint8_t *at, uint8_t first, const uint8_t *payload, size_t length)
 {
-    size_t size = options.size;
-    uint8_t opcode = options.binary ? 2 : 1;
-    uint8_t header[16];
-    in_frame = write_header(header, opcode, size, 0) + size;
-    out_frame = in_frame + 4;
-    ring_messages = RING_BYTES / out_frame;
-    if (ring_messages > 256)
+    size_t header = write_header(at, first, length, 0x80);
+    uint8_t *key = at + header;
+    for (int i = 0; i < 4; i++)
+        key[i] = random();
+    for (size_t i = 0; i < length; i++)
+        key[4 + i] = payload[i] ^ key[i & 3];
+    return header + 4 + length;
+}
+
+static struct octets make_text(uint32_t number)
+{
+    struct octets text = {.length = options.text == TICK ? LONGEST_TICK : (size_t)options.size};
+    text.start = must(malloc(text.length));
+    if (options.text == TICK)
+        text.length = write_tick(text.start, text.length, number);
+    else if (options.text == JSON)
+        write_json(text.start, text.length, number);
+    else
+        write_noise(text.start, text.length, number, options.binary);
+    return text;
+}
+
+static void choose_ring_size(size_t frame)
+{
+    ring_messages = options.text == TICK ? 1024 : RING_BYTES / frame;
+    if (ring_messages > 256 && options.text != TICK)
         ring_messages = 256;
     /* More than are in flight, so that a lost or repeated message shows. */
     if (ring_messages < 2u * options.in_flight + 1)
         ring_messages = 2 * options.in_flight + 1;
+}
+
+static void make_rings(void)
+{
+    uint8_t opcode = options.binary ? 2 : 1;
+    uint8_t header[16];
+    size_t in_header = write_header(header, opcode, options.size, 0);
+    in_frame = in_header + options.size;
+    choose_ring_size(in_frame + 4);
+    size_t longest = options.size + LONGEST_TICK + 64;
     in_ring = must(malloc(ring_messages * in_frame));
-    out_ring = must(malloc(2 * ring_messages * out_frame));
+    out_ring = must(malloc(2 * ring_messages * longest));
+    out_at = must(calloc(2 * ring_messages + 1, sizeof *out_at));
+    plain_texts = must(calloc(ring_messages, sizeof *plain_texts));
     arrived = must(calloc(ring_messages, sizeof *arrived));
 
     srandom(1);
     for (uint32_t n = 0; n < ring_messages; n++) {
-        uint8_t *in = in_ring + n * in_frame;
-        uint8_t *payload = in + write_header(in, opcode, size, 0);
-        char number[9];
-        for (size_t i = 0; i < size; i++)
-            payload[i] = options.binary ? random() : ' ' + random() % 95;
-        snprintf(number, sizeof number, "%08x", n);
-        size_t digits = size < 8 ? size : 8;
-        memcpy(payload, number + 8 - digits, digits);
-
-        uint8_t *out = out_ring + n * out_frame;
-        uint8_t *key = out + write_header(out, opcode, size, 0x80);
-        for (int i = 0; i < 4; i++)
-            key[i] = random();
-        for (size_t i = 0; i < size; i++)
-            key[4 + i] = payload[i] ^ key[i & 3];
+        struct octets text = make_text(n), payload = text;
+        uint8_t first = opcode;
+        if (options.compression != PLAIN) {
+            payload = deflate_alone(text.start, text.length);
+            must(payload.start);
+            first |= 0x40;
+        } else {
+            memcpy(in_ring + n * in_frame, header, in_header);
+            memcpy(in_ring + n * in_frame + in_header, text.start, text.length);
+        }
+        plain_texts[n] = text;
+        out_at[n + 1] = out_at[n] + write_masked(out_ring + out_at[n], first, payload.start, payload.length);
     }
-    memcpy(out_ring + ring_messages * out_frame, out_ring, ring_messages * out_frame);
+    size_t once = out_at[ring_messages];
+    memcpy(out_ring + once, out_ring, once);
+    for (uint32_t n = 1; n <= ring_messages; n++)
+        out_at[ring_messages + n] = once + out_at[n];
+    if (options.compression == SAME_FRAMES && !deflated_init(&same_frames, longest, true))
+        fail("out of memory");
 }
 
 static void watch(struct conn *c, bool writing)
@@ -250,17 +214,23 @@ static void watch(struct conn *c, bool writing)
 static void send_owed(struct conn *c)
 {
     if (c->owed) {
-        size_t length = c->owed * out_frame - c->out_part;
-        ssize_t sent = send(c->fd, out_ring + c->out_message * out_frame + c->out_part, length, MSG_NOSIGNAL);
+        size_t start = out_at[c->out_message] + c->out_part;
+        size_t length = out_at[c->out_message + c->owed] - start;
+        ssize_t sent = send(c->fd, out_ring + start, length, MSG_NOSIGNAL);
         if (sent < 0) {
             if (errno != EAGAIN)
                 fail("lost a connection while sending: %s", strerror(errno));
             sent = 0;
         }
-        size_t whole = (c->out_part + sent) / out_frame;
-        c->out_part = (c->out_part + sent) % out_frame;
-        c->out_message = (c->out_message + whole) % ring_messages;
-        c->owed -= whole;
+        while (c->owed && start + sent >= out_at[c->out_message + 1]) {
+            size_t whole = out_at[c->out_message + 1] - start;
+            start += whole;
+            sent -= whole;
+            c->out_message++;
+            c->owed--;
+        }
+        c->out_part = start + sent - out_at[c->out_message];
+        c->out_message %= ring_messages;
     }
     if ((c->owed > 0) != c->writing)
         watch(c, c->owed > 0);
@@ -279,6 +249,73 @@ __attribute__((noreturn)) static void fail_on_bytes(const struct conn *c, const 
          wanted[i]);
 }
 
+/* Checks one compressed message, or one that a server has chosen to send plain. */
+static void check_frame(struct conn *c, const uint8_t *frame, size_t length, size_t header)
+{
+    if ((frame[0] & 15) == 8)
+        fail("the server closed connection %ld with code %d", c - conns, frame[header] << 8 | frame[header + 1]);
+    struct octets *text = &plain_texts[c->received % ring_messages];
+    if (!is_right(c->deflated, c->received, frame, length, header, text->start, text->length))
+        fail("wrong message %u on connection %ld", c->received, c - conns);
+    c->received++;
+}
+
+/* Returns how long the frame is that begins here, or 0 where its header is not complete. */
+static size_t frame_length(const uint8_t *at, size_t length, size_t *header)
+{
+    if (length < 2)
+        return 0;
+    int extended = at[1] < 126 ? 0 : at[1] == 126 ? 2 : 8;
+    size_t payload = extended ? 0 : at[1];
+    *header = 2 + extended;
+    if (length < *header)
+        return 0;
+    for (int i = 0; i < extended; i++)
+        payload = payload << 8 | at[2 + i];
+    return *header + payload;
+}
+
+/* Checks whole frames; returns how many, and how many octets they are. */
+static uint32_t check_frames(struct conn *c, const uint8_t *at, size_t length, size_t *done)
+{
+    uint32_t count = 0;
+    size_t header, frame;
+    *done = 0;
+    while ((frame = frame_length(at + *done, length - *done, &header)) && frame <= length - *done) {
+        check_frame(c, at + *done, frame, header);
+        *done += frame;
+        count++;
+    }
+    return count;
+}
+
+static void keep_partial(struct conn *c, const uint8_t *rest, size_t length)
+{
+    if (c->partial_length + length > c->partial_room) {
+        c->partial_room = c->partial_length + length + 4096;
+        c->partial = must(realloc(c->partial, c->partial_room));
+    }
+    memmove(c->partial + c->partial_length, rest, length);
+    c->partial_length += length;
+}
+
+static uint32_t receive_compressed(struct conn *c, const uint8_t *at, size_t length)
+{
+    size_t done;
+    if (!c->partial_length) {
+        uint32_t count = check_frames(c, at, length, &done);
+        if (done < length)
+            keep_partial(c, at + done, length - done);
+        return count;
+    }
+    keep_partial(c, at, length);
+    uint32_t count = check_frames(c, c->partial, c->partial_length, &done);
+    size_t rest = c->partial_length - done;
+    c->partial_length = 0;
+    keep_partial(c, c->partial + done, rest);
+    return count;
+}
+
 /* Checks what has arrived; returns how many messages it completes. */
 static uint32_t receive(struct conn *c)
 {
@@ -288,6 +325,9 @@ static uint32_t receive(struct conn *c)
             return 0;
         fail("lost connection %ld: %s", c - conns, got ? strerror(errno) : "closed by the server");
     }
+    received_octets += got;
+    if (options.compression != PLAIN)
+        return receive_compressed(c, read_buffer, got);
     size_t ring_size = ring_messages * in_frame;
     size_t at = c->in_message * in_frame + c->in_part;
     for (size_t done = 0; done < (size_t)got;) {
@@ -315,6 +355,18 @@ static void on_echo(struct conn *c)
         send_owed(c);
 }
 
+/* The one message of an idle connection is back: its window is not needed again. */
+static void on_exchanged(struct conn *c)
+{
+    deliveries += receive(c);
+    if (c->received) {
+        inflateEnd(&c->deflated->window);
+        free(c->deflated->plain);
+        free(c->deflated);
+        c->deflated = NULL;
+    }
+}
+
 /* The last connection is the sender. */
 static void on_fanout(struct conn *c)
 {
@@ -339,8 +391,9 @@ static void on_fanout(struct conn *c)
 
 static void send_request(struct conn *c)
 {
-    ssize_t sent = send(c->fd, request, sizeof request - 1, MSG_NOSIGNAL);
-    if (sent == (ssize_t)sizeof request - 1) {
+    const char *request = options.compression == PLAIN ? plain_request : compressed_request;
+    ssize_t sent = send(c->fd, request, strlen(request), MSG_NOSIGNAL);
+    if (sent == (ssize_t)strlen(request)) {
         c->state = ANSWERING;
         if (c->writing)
             watch(c, false);
@@ -395,6 +448,19 @@ static void check_answer(const char *head)
     value += strspn(value, " \t");
     if (strncmp(value, accept_value, sizeof accept_value - 1))
         fail("wrong Sec-WebSocket-Accept: %.28s", value);
+    bool compressed = strcasestr(head, "\r\nSec-WebSocket-Extensions: permessage-deflate");
+    if (compressed != (options.compression != PLAIN))
+        fail("compression was %s", compressed ? "agreed to, unasked" : "refused");
+}
+
+static void prepare_window(struct conn *c)
+{
+    c->deflated = &same_frames;
+    if (options.compression == PER_CONNECTION) {
+        c->deflated = must(malloc(sizeof *c->deflated));
+        if (!deflated_init(c->deflated, options.size + LONGEST_TICK, false))
+            fail("out of memory");
+    }
 }
 
 /* Returns whether the connection is now open. */
@@ -432,6 +498,8 @@ static void on_opened(struct conn *c)
     }
     free(c->head);
     c->head = NULL;
+    if (options.compression != PLAIN)
+        prepare_window(c);
     opened++;
     if (started < conn_count)
         open_connection(&conns[started++]);
@@ -445,8 +513,10 @@ static void on_event(struct conn *c, uint32_t events)
                 on_echo(c);
             else if (options.mode == FANOUT)
                 on_fanout(c);
-            else
+            else if (options.compression == PLAIN)
                 fail("lost connection %ld, or it sent something unasked", c - conns);
+            else
+                on_exchanged(c);
         }
         if (events & EPOLLOUT && c->writing)
             send_owed(c);
@@ -501,14 +571,14 @@ static void measure(void)
     double start = now() + options.warmup;
     while (turn_loop(100) < start)
         ;
-    uint64_t messages_before = messages, deliveries_before = deliveries;
-    struct cpu before = server_cpu();
+    uint64_t messages_before = messages, deliveries_before = deliveries, octets_before = received_octets;
+    struct cpu before = server_cpu(options.pid);
     double own_before = own_cpu();
     start = now();
     while (turn_loop(100) < start + options.seconds)
         ;
     double seconds = now() - start;
-    struct cpu after = server_cpu();
+    struct cpu after = server_cpu(options.pid);
     double own = own_cpu() - own_before;
     uint64_t message_count = messages - messages_before;
     uint64_t delivery_count = options.mode == HANDSHAKE ? message_count : deliveries - deliveries_before;
@@ -518,24 +588,43 @@ static void measure(void)
     printf("{\"mode\": \"%s\", \"messages\": %llu, \"deliveries\": %llu, \"seconds\": %.4f, "
            "\"per_second\": %.1f, \"cpu_us_per_message\": %.4f, \"cpu_us_per_delivery\": %.4f, "
            "\"server_cpu_seconds\": %.4f, \"server_user_seconds\": %.2f, \"server_system_seconds\": %.2f, "
-           "\"server_busy\": %.3f, \"load_busy\": %.3f}\n",
+           "\"server_busy\": %.3f, \"load_busy\": %.3f, \"octets_per_delivery\": %.2f}\n",
            mode_names[options.mode], (unsigned long long)message_count, (unsigned long long)delivery_count, seconds,
            delivery_count / seconds, message_count ? cpu * 1e6 / message_count : 0, cpu * 1e6 / delivery_count, cpu,
-           after.user - before.user, after.system - before.system, cpu / seconds, own / seconds);
+           after.user - before.user, after.system - before.system, cpu / seconds, own / seconds,
+           (double)(received_octets - octets_before) / delivery_count);
+}
+
+/* Each connection sends one message and gets it back. */
+static void exchange_messages(void)
+{
+    uint64_t before = deliveries;
+    for (int i = 0; i < conn_count; i++) {
+        conns[i].owed = 1;
+        send_owed(&conns[i]);
+        while (deliveries - before + OPENING < (uint64_t)i)
+            turn_loop(100);
+    }
+    while (deliveries - before < (uint64_t)conn_count)
+        turn_loop(100);
 }
 
 static void hold_idle(void)
 {
     int count = options.connections;
+    if (options.compression != PLAIN)
+        options.compression = PER_CONNECTION;
     /* The first connections make the server load code and grow pools, once. */
     open_connections(WARMING_CONNECTIONS);
     for (int i = 0; i < WARMING_CONNECTIONS; i++)
         close(conns[i].fd);
     free(conns);
     usleep(300 * 1000);
-    long before = server_resident_kb();
+    long before = server_resident_kb(options.pid);
     double start = now();
     open_connections(count);
+    if (options.compression != PLAIN)
+        exchange_messages();
     double seconds = now() - start;
     printf("ready\n");
     fflush(stdout);
@@ -552,7 +641,7 @@ static void hold_idle(void)
         else
             held = read(STDIN_FILENO, &byte, 1) > 0;
     }
-    long after = server_resident_kb();
+    long after = server_resident_kb(options.pid);
     printf("{\"mode\": \"idle\", \"messages\": %d, \"deliveries\": 0, \"seconds\": %.4f, \"resident_before_kb\": %ld, "
            "\"resident_after_kb\": %ld, \"resident_kb_per_connection\": %.4f}\n",
            count, seconds, before, after, (double)(after - before) / count);
@@ -563,9 +652,19 @@ __attribute__((noreturn)) static void usage(void)
     fprintf(stderr,
             "usage: load echo|fanout|handshake|idle --port N [--pid SERVER] [--connections N] [--in-flight K]\n"
             "            [--size BYTES] [--binary] [--warmup SECONDS] [--seconds SECONDS]\n"
+            "            [--text noise|json|tick] [--compression none|each|same]\n"
             "In fanout mode one more connection is the sender. In handshake mode --connections are tried at a time.\n"
-            "In idle mode the connections are held, once \"ready\" is printed, until stdin ends.\n");
+            "In idle mode the connections are held, once \"ready\" is printed, until stdin ends; with compression\n"
+            "each has sent a message and has got it back by then.\n");
     exit(2);
+}
+
+static unsigned index_of(const char *name, const char *const *names, unsigned count)
+{
+    for (unsigned i = 0; i < count; i++)
+        if (!strcmp(name, names[i]))
+            return i;
+    usage();
 }
 
 static void read_options(int argc, char **argv)
@@ -573,6 +672,7 @@ static void read_options(int argc, char **argv)
     static const struct option names[] = {
         {"port", 1, 0, 'p'},    {"pid", 1, 0, 'i'},  {"connections", 1, 0, 'c'}, {"in-flight", 1, 0, 'k'},
         {"size", 1, 0, 's'},    {"binary", 0, 0, 'b'}, {"warmup", 1, 0, 'w'},    {"seconds", 1, 0, 't'},
+        {"text", 1, 0, 'x'},    {"compression", 1, 0, 'z'},
         {NULL, 0, NULL, 0},
     };
     for (int option; (option = getopt_long(argc, argv, "", names, NULL)) != -1;) {
@@ -601,15 +701,20 @@ static void read_options(int argc, char **argv)
         case 't':
             options.seconds = atof(optarg);
             break;
+        case 'x':
+            options.text = index_of(optarg, text_names, 3);
+            break;
+        case 'z':
+            options.compression = index_of(optarg, compression_names, 3);
+            break;
         default:
             usage();
         }
     }
-    unsigned mode = 0;
-    while (optind < argc && mode < 4 && strcmp(argv[optind], mode_names[mode]))
-        mode++;
-    options.mode = mode;
-    if (optind + 1 != argc || mode == 4 || options.port < 1 || options.connections < 1 || options.in_flight < 1 ||
+    if (optind + 1 != argc)
+        usage();
+    options.mode = index_of(argv[optind], mode_names, 4);
+    if (options.port < 1 || options.connections < 1 || options.in_flight < 1 ||
         options.size < 1 || options.size > 16 * 1024 * 1024 || options.seconds <= 0)
         usage();
 }

@@ -128,8 +128,8 @@ class ServerError(Exception):
 def compile_tools() -> None:
     BUILD.mkdir(exist_ok=True)
     for name in ("load", "limit"):
-        command = ["gcc", "-O3", "-march=native", "-Wall", "-Wextra", "-o", str(BUILD / name)]
-        subprocess.run([*command, str(HERE / f"{name}.c")], check=True)
+        command = ["gcc", "-O3", "-march=native", "-Wall", "-Wextra", "-o", str(BUILD / name), str(HERE / f"{name}.c")]
+        subprocess.run([*command, "-lz"], check=True)
 
 
 def raise_descriptor_limit() -> None:
@@ -199,8 +199,8 @@ def running(server: Server, mode: str, core: int) -> Iterator[tuple[int, int]]:
                 process.wait()
 
 
-def run_load(row: Row, pid: int, port: int, core: int, warmup: float, seconds: float) -> dict[str, Any]:
-    command = [str(BUILD / "load"), *row.load, "--port", str(port), "--pid", str(pid)]
+def run_load(load: tuple[str, ...], pid: int, port: int, core: int, warmup: float, seconds: float) -> dict[str, Any]:
+    command = [str(BUILD / "load"), *load, "--port", str(port), "--pid", str(pid)]
     command += ["--warmup", str(warmup), "--seconds", str(seconds)]
     with subprocess.Popen(
         command,
@@ -211,7 +211,7 @@ def run_load(row: Row, pid: int, port: int, core: int, warmup: float, seconds: f
         preexec_fn=lambda: os.sched_setaffinity(0, {core}),
     ) as process:
         assert process.stdout
-        if row.key == "idle" and process.stdout.readline() == "ready\n":
+        if load[0] == "idle" and process.stdout.readline() == "ready\n":
             time.sleep(SETTLE_SECONDS)
         try:
             # Closes its stdin, which is what ends the idle mode.
@@ -252,7 +252,7 @@ def measure(rows: list[Row], servers: list[Server], rounds: int, warmup: float, 
                     continue
                 try:
                     with running(server, row.server_mode, server_core) as (pid, port):
-                        sample = run_load(row, pid, port, load_core, warmup, seconds)
+                        sample = run_load(row.load, pid, port, load_core, warmup, seconds)
                 except (ServerError, LoadError) as error:
                     cell.failure = str(error)
                     print(f"{row.key:10} {number + 1} {server.name:18} FAILED: {error}", file=sys.stderr)
@@ -266,7 +266,7 @@ def measure(rows: list[Row], servers: list[Server], rounds: int, warmup: float, 
 def median(cell: Cell | None, row: Row) -> float | None:
     if cell is None or cell.failure or not cell.samples:
         return None
-    return statistics.median(sample[row.figure] for sample in cell.samples)
+    return float(statistics.median(sample[row.figure] for sample in cell.samples))
 
 
 def figure_text(cell: Cell, row: Row) -> str:
@@ -296,7 +296,8 @@ def markdown_row(*cells: str) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def machine() -> dict[str, str]:
+def machine(packages: tuple[str, ...]) -> dict[str, str]:
+    """What the figures depend on: the machine, the interpreter, and the versions of wshub and of these packages."""
     model = "unknown"
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
@@ -308,7 +309,7 @@ def machine() -> dict[str, str]:
         "python": platform.python_version(),
         "load average at the start": f"{os.getloadavg()[0]:.2f}",
     }
-    for name in ("wshub", "picows", "aiofastnet", "uvloop", "websockets"):
+    for name in ("wshub", *packages):
         try:
             facts[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -383,7 +384,7 @@ def main() -> int:
 
     compile_tools()
     raise_descriptor_limit()
-    facts = machine()
+    facts = machine(("picows", "aiofastnet", "uvloop", "websockets"))
     missing = find_missing(servers, choose_cores()[0])
     for name, reason in missing.items():
         print(f"missing: {name}: {reason}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""websockets on uvloop, its asyncio server, without compression and pings."""
+"""websockets on uvloop, its asyncio server, without pings, and with its own compression where it is asked for."""
 
 import argparse
 
@@ -29,13 +29,13 @@ async def broadcast_handler(connection: ServerConnection) -> None:
         connections.discard(connection)
 
 
-async def main(mode: str, port: int) -> None:
+async def main(mode: str, port: int, compression: bool) -> None:
     handler = echo_handler if mode == "echo" else broadcast_handler
     async with serve(
         handler,
         "127.0.0.1",
         port,
-        compression=None,
+        compression="deflate" if compression else None,
         ping_interval=None,
         max_size=16 * 1024 * 1024,
         backlog=4096,
@@ -47,5 +47,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--mode", choices=["echo", "broadcast"], required=True)
     parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--compression", action="store_true")
     arguments = parser.parse_args()
-    uvloop.run(main(arguments.mode, arguments.port))
+    uvloop.run(main(arguments.mode, arguments.port, arguments.compression))

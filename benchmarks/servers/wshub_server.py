@@ -3,7 +3,7 @@
 import argparse
 import asyncio
 
-from wshub import Connection, EventHandler, Hub, HubConfig, Message
+from wshub import CompressionConfig, Connection, EventHandler, Hub, HubConfig, Message
 
 HOUR_MS = 3_600_000
 
@@ -12,20 +12,39 @@ def echo(connection: Connection, message: Message) -> None:
     connection.send(message)
 
 
-async def main(mode: str, port: int) -> None:
+ROOM = "all"
+
+COMPRESSION = {
+    "none": None,
+    "default": CompressionConfig(),
+    "zlib": CompressionConfig(engine="zlib"),
+    "all": CompressionConfig(threshold=0),
+    "shared": CompressionConfig(threshold=0),
+    "takeover": CompressionConfig(server_context_takeover=True, client_context_takeover=True),
+}
+
+
+async def main(mode: str, port: int, compression: str) -> None:
     hub = Hub(
         HubConfig(
             max_connections=20_000,
             max_message_size=16 * 1024 * 1024,
             ping_interval_ms=HOUR_MS,
             pong_timeout_ms=HOUR_MS,
+            compression=COMPRESSION[compression],
         )
     )
+    shared = compression == "shared"
+    if shared:
+        hub.configure_room(ROOM, compression="shared")
 
     def relay(connection: Connection, message: Message) -> None:
-        hub.broadcast(message)
+        hub.broadcast(message, room=ROOM if shared else None)
 
-    handler = EventHandler(on_message=echo if mode == "echo" else relay)
+    def enter(connection: Connection) -> None:
+        connection.join(ROOM)
+
+    handler = EventHandler(on_message=echo) if mode == "echo" else EventHandler(on_open=enter, on_message=relay)
     async with hub.serve("127.0.0.1", port, handler) as server:
         await server.wait_closed()
 
@@ -35,10 +54,11 @@ if __name__ == "__main__":
     parser.add_argument("--mode", choices=["echo", "broadcast"], required=True)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--loop", choices=["asyncio", "uvloop"], default="asyncio")
+    parser.add_argument("--compression", choices=COMPRESSION, default="none")
     arguments = parser.parse_args()
     if arguments.loop == "uvloop":
         import uvloop
 
-        uvloop.run(main(arguments.mode, arguments.port))
+        uvloop.run(main(arguments.mode, arguments.port, arguments.compression))
     else:
-        asyncio.run(main(arguments.mode, arguments.port))
+        asyncio.run(main(arguments.mode, arguments.port, arguments.compression))

@@ -111,6 +111,11 @@ class Model:
         member.connection.leave(room)
         member.rooms.discard(room)
 
+    def come_back(self, member: Member, room: str, missed: str) -> None:
+        self.leave(member, room)
+        self.broadcast(room, missed, None, None)
+        self.join(member, room)
+
     def send(self, member: Member, text: str, compress: bool | None) -> None:
         member.connection.send(text, compress=compress)
         member.expected.append(text)
@@ -172,6 +177,7 @@ def test_every_member_can_decompress_whatever_happens(config: CompressionConfig,
                 data.draw(compress),
             ),
             "many": lambda: [model.broadcast(ROOMS[0], text_of(8 * i + 3), None, None) for i in range(9)],  # type: ignore
+            "come back": lambda: model.come_back(choice(model.members, "who"), ROOMS[0], data.draw(texts)),
             "configure": lambda: model.hub.configure_room(
                 choice(ROOMS, "room"), compression=choice(["shared", "message"], "compression"), restart_interval=3
             ),

@@ -18,6 +18,13 @@ from wshub.protocol.message import Message
 from wshub.protocol.parser import FrameParser
 from wshub.protocol.permessage_deflate import PermessageDeflate
 
+try:
+    import wshub.protocol.isal  # noqa: F401
+except ImportError:
+    has_isal = False
+else:
+    has_isal = True
+
 MASK = b"\x9a\x01\xff\x5c"
 TAIL = b"\x00\x00\xff\xff"
 FORGETS = PermessageDeflate(client_no_context_takeover=True)
@@ -214,6 +221,9 @@ def test_empty_blocks_without_end_are_bounded() -> None:
 
 # What is sent
 
+without_isal = pytest.mark.skipif(not has_isal, reason="wshub was built without ISA-L: libisal-dev was not there")
+ENGINES = [pytest.param("zlib"), pytest.param("isal", marks=without_isal)]
+
 
 def inflated(payload: bytes, bits: int = 15, step: int = 64) -> bytes:
     """Decompressed in steps of so many octets: zlib notices what is further back than the window and the step."""
@@ -233,29 +243,33 @@ compressible = st.one_of(
 )
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @given(compressible, st.integers(8, 15), st.integers(1, 9), st.integers(1, 9))
-def test_a_form_is_shorter_and_within_the_window_of_its_receiver(data, bits, level, memory_level) -> None:
-    pool = DeflatePool(CompressionConfig(level=level, memory_level=memory_level))
+def test_a_form_is_shorter_and_within_the_window_of_its_receiver(engine, data, bits, level, memory_level) -> None:
+    pool = DeflatePool(CompressionConfig(engine=engine, level=level, memory_level=memory_level))
     payload = pool.compress_message(Message(data), bits)
     if payload is not None:
         assert len(payload) < len(data)
         assert inflated(payload, bits) == data
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("level", [1, 3, 4, 9])
 @pytest.mark.parametrize("bits", range(8, 15))
-def test_no_form_refers_further_back_than_its_receiver_keeps(bits: int, level: int) -> None:
+def test_no_form_refers_further_back_than_its_receiver_keeps(engine, bits: int, level: int) -> None:
     # Every octet comes again at each distance around the window's size.
     source = random.Random(bits)
     data = b"".join(source.randbytes(max(0, (1 << bits) + step)) * 2 for step in (-300, -264, -8, -1, 0, 1, 7))
     data += b"so that there is a form at all " * 20
-    payload = DeflatePool(CompressionConfig(level=level)).compress_message(Message(data), bits)
+    pool = DeflatePool(CompressionConfig(engine=engine, level=level))
+    payload = pool.compress_message(Message(data), bits)
     assert payload is not None
     assert inflated(payload, bits, step=1 if bits < 10 else 64) == data
 
 
-def test_each_message_is_compressed_by_itself() -> None:
-    pool = DeflatePool(CompressionConfig())
+@pytest.mark.parametrize("engine", ENGINES)
+def test_each_message_is_compressed_by_itself(engine) -> None:
+    pool = DeflatePool(CompressionConfig(engine=engine))
     for tick in ticks(20):
         data = tick * 4
         payload = pool.compress_message(Message(data))
@@ -263,15 +277,17 @@ def test_each_message_is_compressed_by_itself() -> None:
         assert inflated(payload) == data
 
 
-def test_a_message_is_compressed_once_for_all_windows_that_it_fits_in() -> None:
-    pool = DeflatePool(CompressionConfig())
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_message_is_compressed_once_for_all_windows_that_it_fits_in(engine) -> None:
+    pool = DeflatePool(CompressionConfig(engine=engine))
     message = Message(b"short and short " * 20)
     forms = {pool.compress_message(message, bits) for bits in range(9, 16)}
     assert (len(forms), pool.compressions) == (1, 1)
 
 
-def test_a_message_is_compressed_once_for_each_smaller_window() -> None:
-    pool = DeflatePool(CompressionConfig())
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_message_is_compressed_once_for_each_smaller_window(engine) -> None:
+    pool = DeflatePool(CompressionConfig(engine=engine))
     message = Message(b"".join(ticks(1000)))
     for _ in range(3):
         for bits in (15, 9, 12):
@@ -279,15 +295,17 @@ def test_a_message_is_compressed_once_for_each_smaller_window() -> None:
     assert pool.compressions == 3
 
 
-def test_what_gains_nothing_is_tried_once_and_goes_plain() -> None:
-    pool = DeflatePool(CompressionConfig())
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_gains_nothing_is_tried_once_and_goes_plain(engine) -> None:
+    pool = DeflatePool(CompressionConfig(engine=engine))
     message = Message(random.Random(4).randbytes(2000))
     assert [pool.compress_message(message, bits) for bits in (15, 15, 9)] == [None] * 3
     assert (pool.compressions, pool.octets_in, pool.octets_out) == (1, 2000, 2000)
 
 
-def test_a_pool_counts_what_it_does() -> None:
-    pool = DeflatePool(CompressionConfig())
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_pool_counts_what_it_does(engine) -> None:
+    pool = DeflatePool(CompressionConfig(engine=engine))
     message = Message(b"0" * 10_000)
     payload = pool.compress_message(message)
     assert payload is not None
@@ -299,3 +317,20 @@ def test_a_pool_is_made_with_a_config() -> None:
         DeflatePool({"level": 1})  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError):
         DeflatePool(CompressionConfig()).compress_message(Message(b""), 16)
+
+
+def test_an_engine_that_is_not_there_is_said_to_be_missing(monkeypatch) -> None:
+    with pytest.raises(ConfigurationError, match="engine"):
+        CompressionConfig(engine="lz4")  # type: ignore[arg-type]
+    if not has_isal:
+        with pytest.raises(ConfigurationError, match="libisal-dev"):
+            DeflatePool(CompressionConfig(engine="isal"))
+
+
+@without_isal
+def test_the_fast_engine_is_used_for_fast_levels_if_it_is_there() -> None:
+    def payload(**settings) -> bytes | None:
+        return DeflatePool(CompressionConfig(**settings)).compress_message(Message(b"".join(ticks(99))))
+
+    assert payload() == payload(engine="isal") != payload(engine="zlib")
+    assert payload(engine="isal", level=6) == payload(engine="zlib", level=6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from wshub.errors import ConfigurationError
 
@@ -25,10 +26,14 @@ class CompressionConfig:
     for each size of window in use, and decompress with one for all.
     """
 
+    engine: Literal["auto", "zlib", "isal"] = "auto"
+    """What compresses messages that refer to no other: ``"isal"`` is Intel's ISA-L, for levels up to 3, if wshub was
+    built with it; ``"auto"`` takes it if it is there. All else is zlib's work."""
+
     level: int = 2
     """How hard to look for repetitions, 1 (fastest) to 9 (smallest), as in zlib."""
 
-    memory_level: int = 8
+    memory_level: int = 5
     """The memory of one compressing state beside its window, 1 to 9, as in zlib: 2**(memory_level + 9) octets."""
 
     server_max_window_bits: int = 15
@@ -54,6 +59,8 @@ class CompressionConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not smallest <= value <= largest:
                 raise ConfigurationError(f"{name} must be an integer from {smallest} to {largest}, not {value!r}")
+        if self.engine not in ("auto", "zlib", "isal"):
+            raise ConfigurationError(f'engine must be "auto", "zlib" or "isal", not {self.engine!r}')
         for name in ("server_context_takeover", "client_context_takeover"):
             value = getattr(self, name)
             if not isinstance(value, bool):

@@ -18,6 +18,16 @@ cdef extern from "zlib.h" nogil:
         int data_type
 
 
+cdef extern from "deflate_engine.h" nogil:
+    ctypedef struct DeflateEngine "wshub_deflate_engine":
+        void *(*create)(int level) noexcept
+        void (*destroy)(void *state) noexcept
+        size_t (*deflate)(
+            void *state, const uint8_t *plain, size_t length, int window_bits, uint8_t *out, size_t room
+        ) noexcept
+    const char *ENGINE_NAME "WSHUB_DEFLATE_ENGINE"
+
+
 cdef enum InflateResult:
     INFLATED
     TOO_LARGE       # it would be longer than allowed
@@ -61,6 +71,8 @@ cdef FrameBuffer *deflate_message(Deflater *deflater, FrameBuffer *plain, bint o
 cdef class DeflatePool:
     cdef Inflater inflater
     cdef Deflater deflaters[16]          # by window bits
+    cdef const DeflateEngine *engine     # used in place of these, where not NULL
+    cdef void *engine_state              # owned, made by the engine; NULL until it is needed
     cdef readonly object config
     cdef uint8_t window_bits             # those of the config, for the server
     cdef readonly uint64_t compressions  # how often a message was compressed
@@ -69,4 +81,6 @@ cdef class DeflatePool:
 
     cdef FrameBuffer *form(self, FrameBuffer *frame, uint8_t window_bits) noexcept
     cdef FrameBuffer *make_form(self, FrameBuffer *frame, uint8_t window_bits) noexcept
+    cdef FrameBuffer *make_form_by_engine(self, FrameBuffer *frame, uint8_t window_bits) noexcept
+    cdef void count(self, FrameBuffer *frame, FrameBuffer *form) noexcept
     cdef FrameBuffer *compress(self, Deflater *deflater, FrameBuffer *frame, bint only_shorter) noexcept

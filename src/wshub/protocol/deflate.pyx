@@ -6,6 +6,7 @@ its history; what is decompressed is bounded before it is written; nothing is sh
 sender means to share: a state that serves many connections forgets before each message.
 """
 
+from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint64_t
 from libc.string cimport memset
@@ -22,6 +23,11 @@ from wshub.protocol.message cimport Message
 
 from wshub.errors import ConfigurationError
 from wshub.protocol.compression import CompressionConfig
+
+try:
+    from wshub.protocol.isal import ENGINE
+except ImportError:
+    ENGINE = None
 
 cdef extern from "Python.h" nogil:
     void *PyMem_RawMalloc(size_t size) noexcept
@@ -59,6 +65,10 @@ cdef enum:
     # A message that is decompressed gets room for so many times what it had, at first.
     USUAL_RATIO = 4
     LARGEST_PIECE = 1 << 30
+    # Octets: less than this is not given back.
+    WORTH_TRIMMING = 512
+    # An engine other than zlib is for speed: from this level on zlib makes more of its time.
+    SLOW_LEVEL = 4
 
 
 cdef void *allocate(void *opaque, unsigned int items, unsigned int size) noexcept nogil:
@@ -184,7 +194,7 @@ cdef InflateResult inflate_message(
 cdef FrameBuffer *trimmed(FrameBuffer *frame) noexcept nogil:
     """The frame, with no more memory than its payload needs if there was much."""
     cdef FrameBuffer *smaller = NULL
-    if frame.capacity - frame.length > frame.length // 4:
+    if frame.capacity - frame.length > frame.length // 4 + WORTH_TRIMMING:
         smaller = frame_resize(frame, frame.length)
     return frame if smaller == NULL else smaller
 
@@ -280,6 +290,15 @@ cdef FrameBuffer *deflate_message(Deflater *deflater, FrameBuffer *plain, bint o
     return form
 
 
+cdef const DeflateEngine *engine_for(object config) except? NULL:
+    """The engine that a CompressionConfig asks for; NULL is zlib."""
+    if config.engine == "isal" and ENGINE is None:
+        raise ConfigurationError('engine="isal" needs ISA-L: install libisal-dev, and build wshub again')
+    if config.engine == "zlib" or ENGINE is None or config.level >= SLOW_LEVEL:
+        return NULL
+    return <const DeflateEngine *>PyCapsule_GetPointer(ENGINE, ENGINE_NAME)
+
+
 cdef uint8_t bits_of(size_t length) noexcept nogil:
     """The window bits that a message of that length can make use of: nothing in it is further back than its start."""
     cdef uint8_t bits = 8
@@ -300,6 +319,7 @@ cdef class DeflatePool:
         if not isinstance(config, CompressionConfig):
             raise ConfigurationError(f"a DeflatePool is made with a CompressionConfig, not {config!r}")
         self.config = config
+        self.engine = engine_for(config)
         self.window_bits = config.server_max_window_bits
         # A message may refer as far back as any: no state is kept, so a smaller window would save nothing.
         inflater_init(&self.inflater, 15, False)
@@ -311,6 +331,8 @@ cdef class DeflatePool:
         inflater_clear(&self.inflater)
         for bits in range(16):
             deflater_clear(&self.deflaters[bits])
+        if self.engine_state != NULL:
+            self.engine.destroy(self.engine_state)
 
     cdef FrameBuffer *form(self, FrameBuffer *frame, uint8_t window_bits) noexcept:
         """The form without history for a receiver that keeps 2**window_bits octets.
@@ -340,8 +362,11 @@ cdef class DeflatePool:
     cdef FrameBuffer *make_form(self, FrameBuffer *frame, uint8_t window_bits) noexcept:
         cdef Deflater *deflater = &self.deflaters[window_bits]
         cdef FrameBuffer *form
-        deflater_forget(deflater)
-        form = self.compress(deflater, frame, True)
+        if self.engine != NULL:
+            form = self.make_form_by_engine(frame, window_bits)
+        else:
+            deflater_forget(deflater)
+            form = self.compress(deflater, frame, True)
         # For lack of memory too: to find out again for each receiver would not make it better.
         frame.incompressible = form == NULL
         return form
@@ -349,10 +374,37 @@ cdef class DeflatePool:
     cdef FrameBuffer *compress(self, Deflater *deflater, FrameBuffer *frame, bint only_shorter) noexcept:
         """deflate_message(), counted."""
         cdef FrameBuffer *form = deflate_message(deflater, frame, only_shorter)
+        self.count(frame, form)
+        return form
+
+    cdef FrameBuffer *make_form_by_engine(self, FrameBuffer *frame, uint8_t window_bits) noexcept:
+        cdef FrameBuffer *form
+        cdef size_t length
+        if self.engine_state == NULL:
+            self.engine_state = self.engine.create(self.config.level)
+            if self.engine_state == NULL:
+                return NULL
+        form = frame_new(frame.opcode, frame.length + FLUSH_ROOM)
+        if form == NULL:
+            return NULL
+        length = self.engine.deflate(
+            self.engine_state, frame_payload(frame), frame.length, window_bits, frame_payload(form), form.capacity
+        )
+        if length < sizeof(TAIL) or length - sizeof(TAIL) >= frame.length:
+            frame_release(form)
+            form = NULL
+        else:
+            form.length = length - sizeof(TAIL)
+            form.window_bits = window_bits
+            form = trimmed(form)
+            frame_seal(form, frame.opcode)
+        self.count(frame, form)
+        return form
+
+    cdef void count(self, FrameBuffer *frame, FrameBuffer *form) noexcept:
         self.compressions += 1
         self.octets_in += frame.length
         self.octets_out += form.length if form != NULL else frame.length
-        return form
 
     def compress_message(self, Message message not None, int window_bits=15):
         """The payload of the form without history, or None where the message goes plain. For programs without I/O."""

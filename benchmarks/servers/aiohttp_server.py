@@ -1,0 +1,48 @@
+"""aiohttp on uvloop, as its documentation shows, with compression where it is asked for."""
+
+import argparse
+import asyncio
+
+import uvloop
+from aiohttp import WSMsgType, web
+
+sockets: set[web.WebSocketResponse] = set()
+
+
+def application(mode: str, compression: bool) -> web.Application:
+    async def handler(request: web.Request) -> web.WebSocketResponse:
+        socket = web.WebSocketResponse(compress=compression, max_msg_size=16 * 1024 * 1024)
+        await socket.prepare(request)
+        sockets.add(socket)
+        try:
+            async for message in socket:
+                if message.type is not WSMsgType.TEXT:
+                    continue
+                if mode == "echo":
+                    await socket.send_str(message.data)
+                else:
+                    for receiver in tuple(sockets):
+                        await receiver.send_str(message.data)
+        finally:
+            sockets.discard(socket)
+        return socket
+
+    app = web.Application()
+    app.router.add_get("/", handler)
+    return app
+
+
+async def main(mode: str, port: int, compression: bool) -> None:
+    runner = web.AppRunner(application(mode, compression), access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", port, backlog=4096).start()
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--mode", choices=["echo", "broadcast"], required=True)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--compression", action="store_true")
+    arguments = parser.parse_args()
+    uvloop.run(main(arguments.mode, arguments.port, arguments.compression))

@@ -1,0 +1,42 @@
+"""socketify, which is uWebSockets: compression with one state for all connections, and its publishing."""
+
+import argparse
+
+from socketify import App, AppListenOptions, CompressOptions, OpCode, WebSocket
+
+TOPIC = "all"
+
+
+def main(mode: str, port: int, compression: bool) -> None:
+    app = App()
+
+    def on_open(socket: WebSocket) -> None:
+        socket.subscribe(TOPIC)
+
+    def on_message(socket: WebSocket, message: str | bytes, opcode: OpCode) -> None:
+        if mode == "echo":
+            socket.send(message, opcode, compression)
+        else:
+            app.publish(TOPIC, message, opcode, compression)
+
+    options = CompressOptions.SHARED_COMPRESSOR if compression else CompressOptions.DISABLED
+    behavior = {
+        "compression": options,
+        "max_payload_length": 16 * 1024 * 1024,
+        "idle_timeout": 0,
+        "max_backpressure": 64 * 1024 * 1024,
+        "open": on_open,
+        "message": on_message,
+    }
+    app.ws("/", behavior)
+    app.listen(AppListenOptions(port=port, host="127.0.0.1"), lambda config: None)
+    app.run()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--mode", choices=["echo", "broadcast"], required=True)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--compression", action="store_true")
+    arguments = parser.parse_args()
+    main(arguments.mode, arguments.port, arguments.compression)
