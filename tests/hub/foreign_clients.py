@@ -95,9 +95,15 @@ class Node:
         return found["text"] if "text" in found else base64.b64decode(found["binary"])
 
 
+def skip_under_a_sanitizer() -> None:
+    if "WSHUB_SANITIZED" in os.environ:
+        pytest.skip("a program of others does not run with a sanitizer loaded into it")
+
+
 @functools.cache
 def node_modules() -> Path:
     """Where the package is, installed once into a cache; skips the test where that cannot be."""
+    skip_under_a_sanitizer()
     if shutil.which("node") is None or shutil.which("npm") is None:
         pytest.skip("there is no Node.js on this machine")
     cache = Path(os.environ.get("WSHUB_CACHE") or Path.home() / ".cache" / "wshub")
@@ -175,6 +181,7 @@ PAGE = """
 
 @contextlib.asynccontextmanager
 async def open_chromium(url: str) -> AsyncIterator[ForeignClient]:
+    skip_under_a_sanitizer()
     path = shutil.which("chromium")
     if path is None:
         pytest.skip("there is no chromium on this machine")
