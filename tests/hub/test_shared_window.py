@@ -177,6 +177,11 @@ class Model:
         for _ in range(2):
             self.send(member, message, compress)
 
+    def insist(self, member: Member, message: str | bytes) -> None:
+        # The first takes the member out of step.
+        for each in (message_of(1), message, message):
+            self.send(member, each, True)
+
     def ticks(self, count: int) -> None:
         for _ in range(count):
             self.number = (self.number + 1) % 60
@@ -211,6 +216,7 @@ def message_of(number: int) -> str | bytes:
 messages = st.integers(0, 500).map(message_of)
 # JSON of up to 30 KB: some is long enough that the hub rather compresses it than have the member stay in step.
 rows = st.integers(0, 60).map(lambda number: message_of(8 * number + 1))
+noise = st.integers(0, 60).map(lambda number: message_of(8 * number + 2))
 compress = st.sampled_from([None, None, None, True, False])
 configs = st.builds(
     CompressionConfig,
@@ -253,6 +259,7 @@ def test_every_member_can_decompress_whatever_happens(config: CompressionConfig,
             "interrupt": lambda: model.interrupt(
                 choice(model.members, "who"), data.draw(messages | rows), data.draw(compress)
             ),
+            "insist": lambda: model.insist(choice(model.members, "who"), data.draw(noise)),
             "configure": lambda: model.hub.configure_room(
                 choice(ROOMS, "room"), compression=choice(["shared", "message"], "compression"), restart_interval=3
             ),
