@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
 import socket
 import subprocess
 import sys
@@ -15,16 +14,9 @@ from pathlib import Path
 import pytest
 import websockets
 
+from tests import chromium
+
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-CHROMIUM_OPTIONS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 
 @contextlib.contextmanager
@@ -70,12 +62,12 @@ def test_broadcast_relays_to_everybody() -> None:
         asyncio.run(asyncio.wait_for(scenario(port), 20))
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="there is no chromium on this machine")
+@pytest.mark.skipif(chromium.PATH is None, reason="there is no chromium on this machine")
 def test_two_tabs_chat_in_a_browser_and_markup_stays_text() -> None:
     from playwright.sync_api import sync_playwright
 
     with running("chat.py") as port, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=CHROMIUM_OPTIONS)
+        browser = playwright.chromium.launch(executable_path=chromium.PATH, args=chromium.OPTIONS)
         context = browser.new_context()
         context.set_default_timeout(15_000)
         ada, ben = context.new_page(), context.new_page()

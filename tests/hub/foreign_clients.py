@@ -1,4 +1,4 @@
-"""WebSocket clients that others have written, each behind the same three methods."""
+"""WebSocket clients that others have written, each behind the same methods."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import aiohttp
-import pytest
 import websockets
 from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
 
+from tests import chromium
+
 NODE_PACKAGE = "ws@8.18.3"
 NODE_SCRIPT = Path(__file__).with_name("foreign_client.js")
-CHROMIUM_OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+EXTENSION = "permessage-deflate"
 
 
 class ForeignClient(Protocol):
@@ -33,22 +34,47 @@ class ForeignClient(Protocol):
     async def receive(self) -> str | bytes: ...
 
 
-Opening = Callable[[str], contextlib.AbstractAsyncContextManager[ForeignClient]]
+class FragmentingClient(ForeignClient, Protocol):
+    """One of a library that leaves it to the application how a message is cut."""
+
+    async def send_fragments(self, fragments: Sequence[bytes], *, binary: bool) -> None:
+        """Send a message in so many frames, with a ping between each two."""
+
+
+Opening = Callable[[str], contextlib.AbstractAsyncContextManager[Any]]
 
 
 class Websockets:
     def __init__(self, connection: websockets.ClientConnection) -> None:
+        self.connection = connection
         self.send = connection.send
         self.receive = connection.recv
 
+    async def send_fragments(self, fragments: Sequence[bytes], *, binary: bool) -> None:
+        async def with_pings() -> AsyncIterator[bytes]:
+            for index, fragment in enumerate(fragments):
+                if index:
+                    await self.connection.ping()
+                yield fragment
+
+        await self.connection.send(with_pings(), text=not binary)
+
 
 @contextlib.asynccontextmanager
-async def open_websockets(url: str, **parameters: Any) -> AsyncIterator[ForeignClient]:
-    extensions = [ClientPerMessageDeflateFactory(**parameters)]
-    options: dict[str, Any] = {"compression": None, "proxy": None, "max_size": None, "max_queue": None}
-    async with websockets.connect(url, extensions=extensions, **options) as connection:
+async def open_websockets(url: str, **parameters: Any) -> AsyncIterator[Websockets]:
+    """With its defaults, or with an offer of these parameters."""
+    offer: dict[str, Any] = {}
+    if parameters:
+        offer = {"compression": None, "extensions": [ClientPerMessageDeflateFactory(**parameters)]}
+    async with websockets.connect(url, **offer, proxy=None, max_size=None, max_queue=None) as connection:
         assert connection.response is not None
-        assert "permessage-deflate" in connection.response.headers["Sec-WebSocket-Extensions"]
+        assert EXTENSION in connection.response.headers["Sec-WebSocket-Extensions"]
+        yield Websockets(connection)
+
+
+@contextlib.asynccontextmanager
+async def open_websockets_plain(url: str) -> AsyncIterator[Websockets]:
+    async with websockets.connect(url, compression=None, proxy=None, max_size=None, max_queue=None) as connection:
         yield Websockets(connection)
 
 
@@ -69,9 +95,9 @@ class Aiohttp:
 
 
 @contextlib.asynccontextmanager
-async def open_aiohttp(url: str, compress: int) -> AsyncIterator[ForeignClient]:
+async def open_aiohttp(url: str, compress: int) -> AsyncIterator[Aiohttp]:
     async with aiohttp.ClientSession() as session, session.ws_connect(url, compress=compress, max_msg_size=0) as socket:
-        assert socket.compress
+        assert bool(socket.compress) == bool(compress)
         yield Aiohttp(socket)
 
 
@@ -82,30 +108,29 @@ class Node:
         self.process = process
 
     async def send(self, message: str | bytes) -> None:
-        line = {"text": message} if isinstance(message, str) else {"binary": base64.b64encode(message).decode()}
+        octets = message.encode() if isinstance(message, str) else message
+        await self.send_fragments([octets], binary=isinstance(message, bytes))
+
+    async def send_fragments(self, fragments: Sequence[bytes], *, binary: bool) -> None:
+        line = {"fragments": [base64.b64encode(fragment).decode() for fragment in fragments], "binary": binary}
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(line).encode() + b"\n")
         await self.process.stdin.drain()
 
-    async def receive(self) -> Any:
+    async def receive(self) -> str | bytes:
         assert self.process.stdout is not None
         line = await self.process.stdout.readline()
         assert line, "the process has ended"
         found = json.loads(line)
-        return found["text"] if "text" in found else base64.b64decode(found["binary"])
-
-
-def skip_under_a_sanitizer() -> None:
-    if "WSHUB_SANITIZED" in os.environ:
-        pytest.skip("a program of others does not run with a sanitizer loaded into it")
+        octets = base64.b64decode(found["data"])
+        return octets if found["binary"] else octets.decode()
 
 
 @functools.cache
-def node_modules() -> Path:
-    """Where the package is, installed once into a cache; skips the test where that cannot be."""
-    skip_under_a_sanitizer()
+def node_modules() -> Path | str:
+    """Where the package is, installed once into a cache; or why it is not to be had."""
     if shutil.which("node") is None or shutil.which("npm") is None:
-        pytest.skip("there is no Node.js on this machine")
+        return "there is no Node.js on this machine"
     cache = Path(os.environ.get("WSHUB_CACHE") or Path.home() / ".cache" / "wshub")
     target = cache / f"node-{NODE_PACKAGE}"
     if not target.exists():
@@ -114,16 +139,21 @@ def node_modules() -> Path:
             made = Path(work) / "made"
             made.mkdir()
             command = ["npm", "install", "--prefix", str(made), "--ignore-scripts", "--no-audit", "--no-fund"]
-            done = subprocess.run([*command, NODE_PACKAGE], capture_output=True, text=True, timeout=120, check=False)
-            if done.returncode:
-                pytest.skip(f"{NODE_PACKAGE} cannot be installed: {done.stderr.strip()[-300:]}")
+            command += ["--fetch-retries=1", NODE_PACKAGE]
+            try:
+                subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+            except subprocess.CalledProcessError as error:
+                return f"npm cannot install {NODE_PACKAGE}: {error.stderr.strip()[-300:]}"
+            except subprocess.TimeoutExpired:
+                return f"npm did not install {NODE_PACKAGE} within two minutes"
             with contextlib.suppress(OSError):  # another run was first
                 made.rename(target)
     return target / "node_modules"
 
 
 @contextlib.asynccontextmanager
-async def open_node(url: str, **options: Any) -> AsyncIterator[ForeignClient]:
+async def open_node(url: str, compress: bool = True, **offer: Any) -> AsyncIterator[Node]:
+    options = {"threshold": 0, **offer} if compress else False
     process = await asyncio.create_subprocess_exec(
         *("node", str(NODE_SCRIPT), url, json.dumps(options)),
         stdin=subprocess.PIPE,
@@ -133,7 +163,7 @@ async def open_node(url: str, **options: Any) -> AsyncIterator[ForeignClient]:
     )
     try:
         assert process.stdout is not None
-        assert b"permessage-deflate" in await process.stdout.readline()
+        assert (EXTENSION.encode() in await process.stdout.readline()) == compress
         yield Node(process)
     finally:
         with contextlib.suppress(ProcessLookupError):
@@ -147,32 +177,42 @@ class Chromium:
 
     def __init__(self, page: Any) -> None:
         self.page = page
+        self.received: list[dict[str, str]] = []
 
     async def send(self, message: str | bytes) -> None:
         if isinstance(message, str):
             await self.page.evaluate("message => socket.send(message)", message)
         else:
-            await self.page.evaluate("octets => socket.send(new Uint8Array(octets))", list(message))
+            await self.page.evaluate("base64 => socket.send(octets(base64))", base64.b64encode(message).decode())
 
     async def receive(self) -> str | bytes:
-        message = await self.page.evaluate("next()")
-        return message if isinstance(message, str) else bytes(message)
+        while not self.received:
+            self.received = await self.page.evaluate("next()")
+        found = self.received.pop(0)
+        return found["text"] if "text" in found else base64.b64decode(found["base64"])
 
 
 PAGE = """
 (url) => new Promise((opened, failed) => {
-    const waiting = [], received = [];
-    window.next = () => new Promise(found => { waiting.push(found); match(); });
-    function match() {
-        while (waiting.length && received.length) waiting.shift()(received.shift());
+    let received = [], match = () => {};
+    window.octets = base64 => Uint8Array.from(atob(base64), character => character.charCodeAt(0));
+    // All that has come since the last call, as soon as there is something.
+    window.next = () => new Promise(found => {
+        match = () => { if (received.length) { found(received); received = []; match = () => {}; } };
+        match();
+    });
+    function base64(buffer) {
+        let characters = "";
+        for (const octet of new Uint8Array(buffer)) characters += String.fromCharCode(octet);
+        return btoa(characters);
     }
     window.socket = new WebSocket(url);
     socket.binaryType = "arraybuffer";
     socket.onopen = () => opened(socket.extensions);
     socket.onerror = () => failed(new Error("no connection"));
-    socket.onclose = event => { received.push("closed with " + event.code); match(); };
-    socket.onmessage = event => {
-        received.push(typeof event.data === "string" ? event.data : Array.from(new Uint8Array(event.data)));
+    socket.onclose = event => { received.push({ text: "closed with " + event.code }); match(); };
+    socket.onmessage = ({ data }) => {
+        received.push(typeof data === "string" ? { text: data } : { base64: base64(data) });
         match();
     };
 })
@@ -180,35 +220,55 @@ PAGE = """
 
 
 @contextlib.asynccontextmanager
-async def open_chromium(url: str) -> AsyncIterator[ForeignClient]:
-    skip_under_a_sanitizer()
-    path = shutil.which("chromium")
-    if path is None:
-        pytest.skip("there is no chromium on this machine")
+async def open_chromium(url: str) -> AsyncIterator[Chromium]:
     from playwright.async_api import async_playwright
 
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=path, args=CHROMIUM_OPTIONS)
+        browser = await playwright.chromium.launch(executable_path=chromium.PATH, args=chromium.OPTIONS)
         try:
             page = await browser.new_page()
-            assert "permessage-deflate" in await page.evaluate(PAGE, url)
+            assert EXTENSION in await page.evaluate(PAGE, url)
             yield Chromium(page)
         finally:
             await browser.close()
 
 
-CLIENTS: dict[str, Opening] = {
+FRAGMENTING: dict[str, Opening] = {
     "websockets": open_websockets,
-    "websockets, forgets": functools.partial(open_websockets, server_no_context_takeover=True),
-    "websockets, remembers": functools.partial(open_websockets, client_max_window_bits=True),
-    "websockets, small windows": functools.partial(open_websockets, server_max_window_bits=9, client_max_window_bits=9),
-    "websockets, medium windows": functools.partial(
-        open_websockets, server_max_window_bits=12, client_max_window_bits=12
-    ),
-    "aiohttp": functools.partial(open_aiohttp, compress=15),
-    "aiohttp, small window": functools.partial(open_aiohttp, compress=9),
+    "websockets, server forgets": functools.partial(open_websockets, server_no_context_takeover=True),
+    "websockets, client forgets": functools.partial(open_websockets, client_no_context_takeover=True),
+    **{
+        f"websockets, {bits} bits": functools.partial(
+            open_websockets, server_max_window_bits=bits, client_max_window_bits=bits
+        )
+        for bits in range(9, 16)
+    },
     "node": open_node,
-    "node, forgets": functools.partial(open_node, serverNoContextTakeover=True, clientNoContextTakeover=True),
-    "node, small windows": functools.partial(open_node, serverMaxWindowBits=10, clientMaxWindowBits=10),
+    "node, both forget": functools.partial(open_node, serverNoContextTakeover=True, clientNoContextTakeover=True),
+    "node, client forgets": functools.partial(open_node, clientNoContextTakeover=True, clientMaxWindowBits=True),
+    "node, 9 bits": functools.partial(open_node, serverMaxWindowBits=9, clientMaxWindowBits=9),
+    "node, 12 bits": functools.partial(open_node, serverMaxWindowBits=12, clientMaxWindowBits=12),
+}
+CLIENTS: dict[str, Opening] = {
+    **FRAGMENTING,
+    "aiohttp, 9 bits": functools.partial(open_aiohttp, compress=9),
+    "aiohttp, 15 bits": functools.partial(open_aiohttp, compress=15),
     "chromium": open_chromium,
 }
+PLAIN_CLIENTS: dict[str, Opening] = {
+    "websockets, plain": open_websockets_plain,
+    "aiohttp, plain": functools.partial(open_aiohttp, compress=0),
+    "node, plain": functools.partial(open_node, compress=False),
+}
+
+
+def why_missing(name: str) -> str | None:
+    """Why there can be no such client on this machine, or None. It may take a while, the first time."""
+    if "WSHUB_SANITIZED" in os.environ and name.startswith(("chromium", "node")):
+        return "a program of others does not run with a sanitizer loaded into it"
+    if name.startswith("chromium") and chromium.PATH is None:
+        return "there is no chromium on this machine"
+    if name.startswith("node"):
+        found = node_modules()
+        return found if isinstance(found, str) else None
+    return None

@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import json
 import random
+from collections.abc import Iterable
+from typing import Any
 
 import pytest
 
 from tests.hub.conftest import serving
-from tests.hub.foreign_clients import CLIENTS
-from wshub import CompressionConfig, EventHandler, Hub
+from tests.hub.foreign_clients import CLIENTS, FRAGMENTING, PLAIN_CLIENTS, Opening, why_missing
+from wshub import CompressionConfig, Connection, EventHandler, Hub
 
 CONFIGS = {
     "defaults": CompressionConfig(),
@@ -27,90 +29,212 @@ CONFIGS = {
 }
 
 
-def samples() -> list[str | bytes]:
-    """Messages of all sizes around which something changes, some like those before, some that do not compress."""
+def opening_of(name: str) -> Opening:
+    """How to open a connection of that client; skips the test where there is no such client."""
+    if reason := why_missing(name):
+        pytest.skip(reason)
+    return CLIENTS[name]
+
+
+def samples(threshold: int) -> list[str | bytes]:
+    """Messages of all sizes around which something changes, of one letter, of rows, and such that do not compress."""
     source = random.Random(15)
+    rows = json.dumps([{"id": i, "name": f"row {i}"} for i in range(3000)])
     found: list[str | bytes] = []
-    for size in (0, 1, 125, 126, 255, 256, 1024, 20_000, 65_000):
-        found.append("".join(source.choices("abcdefgh \u00e9\U0001f600", k=size // 2)))
-        found.append(source.randbytes(size))
-        found.append(json.dumps([{"id": i, "name": f"row {i}"} for i in range(size // 30)]))
-    return found + found[-3:] + found[:6]
+    for size in (0, 1, threshold - 1, threshold, threshold + 1, 1024, 65_535, 65_536):
+        found += ["a" * size, rows[:size], "\u00e9" * (size // 2) + "a" * (size % 2), bytes(size)]
+        found += [source.randbytes(size), "".join(source.choices("abcdef \u00e9\u20ac\U0001f600", k=size // 4))]
+    # Again: by now it may refer to what went before.
+    return found + source.sample(found, 12)
 
 
-def echo(connection, message) -> None:
+def echo(connection: Connection, message: Any) -> None:
     connection.send(message)
 
 
 @pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize("name", CLIENTS)
 def test_every_client_gets_back_what_it_sends(run, name, config) -> None:
+    opening = opening_of(name)
+    messages = samples(CONFIGS[config].threshold)
+
     async def scenario() -> None:
         async with (
-            serving(EventHandler(on_message=echo), compression=CONFIGS[config], max_message_size=1 << 20) as (hub, url),
-            CLIENTS[name](url) as client,
+            serving(EventHandler(on_message=echo), compression=CONFIGS[config]) as (hub, url),
+            opening(url) as client,
         ):
-            for message in samples():
+            # One after the other, and then as many at once as there is room for.
+            for message in messages[:12]:
                 await client.send(message)
                 assert await client.receive() == message
-            assert hub.stats()["compression"]["compressions"] > 5
+
+            async def send() -> None:
+                for message in messages:
+                    await client.send(message)
+
+            async with asyncio.TaskGroup() as group:
+                group.create_task(send())
+                for message in messages:
+                    assert await client.receive() == message
+
+            before = hub.stats()
+            await client.send("a" * 60_000)
+            assert await client.receive() == "a" * 60_000
+            for octets in ("bytes_received", "bytes_sent"):
+                assert hub.stats()[octets] - before[octets] < 1000, "it came or went plain"
 
     run(scenario())
 
 
-async def members(hub: Hub, count: int) -> None:
-    while hub.room_size("all") < count:
-        await asyncio.sleep(0.001)
-
-
-def ticks(count: int) -> list[str]:
-    source = random.Random(4)
-    return [
-        json.dumps({"type": "tick", "symbol": source.choice("ABC"), "bid": round(source.random() * 100, 2), "seq": i})
-        for i in range(count)
-    ]
-
-
-@pytest.mark.parametrize("compression", ["message", "shared"])
-def test_clients_of_all_kinds_share_a_room(run, compression) -> None:
-    """They come one after the other, some are told something in between, one leaves and comes back."""
+@pytest.mark.parametrize("config", ["defaults", "takeover"])
+@pytest.mark.parametrize("name", FRAGMENTING)
+def test_a_compressed_message_may_come_in_fragments_with_pings_between(run, name, config) -> None:
+    opening = opening_of(name)
+    source = random.Random(7)
 
     async def scenario() -> None:
-        handler = EventHandler(on_open=lambda connection: connection.join("all"))
-        config = CompressionConfig(threshold=1)
-        async with serving(handler, compression=config) as (hub, url), contextlib.AsyncExitStack() as stack:
+        async with (
+            serving(EventHandler(on_message=echo), compression=CONFIGS[config]) as (_, url),
+            opening(url) as client,
+        ):
+            for message in source.sample(samples(CONFIGS[config].threshold), 20):
+                octets = message.encode() if isinstance(message, str) else message
+                # Some fragments are empty, some end within a character.
+                cuts = sorted(source.choices(range(len(octets) + 1), k=source.randrange(6)))
+                fragments = [octets[a:b] for a, b in zip([0, *cuts], [*cuts, None], strict=True)]
+                await client.send_fragments(fragments, binary=isinstance(message, bytes))
+                assert await client.receive() == message
+
+    run(scenario())
+
+
+def ticks() -> Iterable[str]:
+    source = random.Random(4)
+    number = 0
+    while True:
+        number += 1
+        price = round(source.random() * 100, 2)
+        yield json.dumps({"type": "tick", "symbol": source.choice("ABC"), "bid": price, "seq": number})
+
+
+class Participant:
+    """A client, its connection as the hub sees it, and what it has yet to receive."""
+
+    def __init__(self, name: str, opening: Opening) -> None:
+        self.name = name
+        self.opening = opening
+        self.expected: list[str | bytes] = []
+
+    async def connect(self, url: str, opened: asyncio.Queue[Connection]) -> None:
+        self.stack = contextlib.AsyncExitStack()
+        self.client = await self.stack.enter_async_context(self.opening(url))
+        self.connection = await opened.get()
+
+    async def disconnect(self) -> None:
+        await self.receive_all()
+        await self.stack.aclose()
+
+    async def receive_all(self) -> None:
+        for message in self.expected:
+            assert await self.client.receive() == message, self.name
+        self.expected.clear()
+
+
+class Party:
+    """A hub and all its participants, with what each of them must be sent."""
+
+    def __init__(self, hub: Hub, url: str, opened: asyncio.Queue[Connection], source: random.Random) -> None:
+        self.hub = hub
+        self.url = url
+        self.opened = opened
+        self.source = source
+        self.ticks = iter(ticks())
+        self.everybody: list[Participant] = []
+        self.steps = {self.tick: 8, self.tell: 2, self.tell_the_side_room: 1, self.come_and_go: 1, self.reconnect: 0.1}
+
+    async def welcome(self, participant: Participant) -> None:
+        await participant.connect(self.url, self.opened)
+        self.everybody.append(participant)
+        participant.connection.join("all")
+        if len(self.everybody) % 3 == 0:
+            participant.connection.join("side")
+
+    async def some_steps(self, count: int) -> None:
+        for step in self.source.choices(list(self.steps), list(self.steps.values()), k=count):
+            await step()
+            if self.source.random() < 0.3:
+                # What was queued so far leaves, where otherwise several messages leave at once.
+                await asyncio.sleep(0)
+
+    def one(self) -> Participant:
+        return self.source.choice(self.everybody)
+
+    def broadcast(self, room: str, message: str, exclude: Participant | None = None) -> None:
+        receivers = [
+            one for one in self.everybody if one is not exclude and one.connection in self.hub.room_members(room)
+        ]
+        excluded = exclude.connection if exclude is not None else None
+        assert self.hub.broadcast(message, room=room, exclude=excluded) == len(receivers)
+        for receiver in receivers:
+            receiver.expected.append(message)
+
+    async def tick(self) -> None:
+        self.broadcast("all", next(self.ticks), self.one() if self.source.random() < 0.1 else None)
+
+    async def tell(self) -> None:
+        chosen = self.one()
+        message = f"for {chosen.name} alone " * self.source.choice([1, 3, 900])
+        message = self.source.choice([message, message.encode()])
+        chosen.connection.send(message, compress=self.source.choice([None, None, True, False]))
+        chosen.expected.append(message)
+
+    async def tell_the_side_room(self) -> None:
+        self.broadcast("side", json.dumps([next(self.ticks) for _ in range(self.source.choice([1, 5]))]))
+
+    async def come_and_go(self) -> None:
+        chosen = self.one()
+        if chosen.connection in self.hub.room_members("all"):
+            chosen.connection.leave("all")
+        else:
+            chosen.connection.join("all")
+
+    async def reconnect(self) -> None:
+        chosen = self.one()
+        self.everybody.remove(chosen)
+        await chosen.disconnect()
+        await self.welcome(chosen)
+
+
+@pytest.mark.parametrize(("compression", "side"), [("message", "shared"), ("shared", "message"), ("shared", "shared")])
+def test_clients_of_all_kinds_share_a_room(run, compression, side) -> None:
+    """They come one after the other, and go again, and are told other things in between, alone or in another room."""
+    openings = {name: opening for name, opening in (CLIENTS | PLAIN_CLIENTS).items() if not why_missing(name)}
+    source = random.Random(compression + side)
+
+    async def scenario() -> None:
+        opened: asyncio.Queue[Connection] = asyncio.Queue()
+        async with serving(EventHandler(on_open=opened.put_nowait), compression=CompressionConfig(threshold=1)) as (
+            hub,
+            url,
+        ):
             hub.configure_room("all", compression=compression, restart_interval=16)
-            source = random.Random(compression)
-            clients: dict = {}
-            expected: dict[str, list[str]] = {}
-            pending = ticks(len(CLIENTS) * 30)
-            for number, (name, opening) in enumerate(CLIENTS.items()):
-                clients[name] = await stack.enter_async_context(opening(url))
-                expected[name] = []
-                await members(hub, number + 1)
-                inside = dict(zip(clients, sorted(hub.room_members("all"), key=lambda one: one.id), strict=True))
-                away = None
-                for _ in range(30):
-                    if away is not None and source.random() < 0.3:
-                        inside[away].join("all")
-                        away = None
-                    if source.random() < 0.2:
-                        chosen = source.choice(list(clients))
-                        private = f"for {chosen} alone " * source.choice([1, 3, 900])
-                        inside[chosen].send(private)
-                        expected[chosen].append(private)
-                    if away is None and source.random() < 0.1:
-                        away = source.choice(list(clients))
-                        inside[away].leave("all")
-                    left_out = source.choice(list(clients)) if source.random() < 0.1 else None
-                    tick = pending.pop()
-                    hub.broadcast(tick, room="all", exclude=inside[left_out] if left_out is not None else None)
-                    for receiver in set(clients) - {left_out, away}:
-                        expected[receiver].append(tick)
-                if away is not None:
-                    inside[away].join("all")
-            for name, client in clients.items():
-                for message in expected[name]:
-                    assert await client.receive() == message, name
+            hub.configure_room("side", compression=side, restart_interval=5)
+            party = Party(hub, url, opened, source)
+            try:
+                for name in source.sample(list(openings), len(openings)):
+                    await party.welcome(Participant(name, openings[name]))
+                    await party.some_steps(15)
+                before = hub.stats()["compression"]
+                for _ in range(64):
+                    await party.tick()
+                after = hub.stats()["compression"]
+                # The windows of all were in use, or else nothing was tested.
+                ratio = (after["bytes_out"] - before["bytes_out"]) / (after["bytes_in"] - before["bytes_in"])
+                assert ratio < 0.7 if compression == "shared" else ratio > 0.7
+                for participant in party.everybody:
+                    await participant.receive_all()
+            finally:
+                for participant in party.everybody:
+                    await participant.stack.aclose()
 
     run(scenario())

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import random
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,9 +21,12 @@ from wshub.protocol.headers import Headers
 from wshub.protocol.request import RequestHead
 
 OFFERS = [
+    # Often what lets a member come in step.
+    *[b"permessage-deflate"] * 6,
     b"",
     b"permessage-deflate; server_no_context_takeover",
-    *(b"permessage-deflate; server_max_window_bits=%d" % bits for bits in (9, 12, 13, 15)),
+    *(b"permessage-deflate; server_max_window_bits=%d" % bits for bits in range(8, 16)),
+    *(b"permessage-deflate; server_no_context_takeover; server_max_window_bits=%d" % bits for bits in (8, 10, 13)),
 ]
 ROOMS = ["shared", "also shared", "ordinary"]
 TABLE = table_of(EventHandler())
@@ -46,6 +51,52 @@ class Transport:
         raise AssertionError("the hub ends no connection here")
 
 
+class Window:
+    """A decompressor that refuses what is further back than 2**bits octets."""
+
+    def __init__(self, bits: int) -> None:
+        self.size = 1 << bits
+        self.kept = 0
+        # zlib takes what is in its output buffer for part of the window, so that only octet by octet it notices all
+        # that is too far back. There is no need before the window is full, nor where deflate reaches no further.
+        self.step_when_full = 1 if bits < 15 else 4096
+        self.inflater = zlib.decompressobj(-bits)
+
+    def decompress(self, payload: bytes) -> bytes:
+        payload += b"\x00\x00\xff\xff"
+        found = bytearray()
+        # So little at a time since zlib copies what it has not yet come to, at every step.
+        for start in range(0, len(payload), 64):
+            rest = payload[start : start + 64]
+            while piece := self.inflater.decompress(rest, self.size - self.kept or self.step_when_full):
+                rest = self.inflater.unconsumed_tail
+                found += piece
+                if self.kept < self.size:
+                    self.kept += len(piece)
+            assert not self.inflater.unconsumed_tail
+            assert not self.inflater.unused_data
+        return bytes(found)
+
+
+def test_the_window_of_the_model_refuses_what_is_one_octet_too_far_back() -> None:
+    # One block with the fixed codes of RFC 1951 section 3.2.6: literals, then three octets copied from `distance`
+    # octets back; and the beginning of an empty block, whose rest is the tail.
+    def message(literals: int, distance: int) -> bytes:
+        bits = "010" + format(0x30 + ord("x"), "08b") * literals + "0000001"  # written from the left, as the codes are
+        code = max(code for code in range(4, 30) if 1 + ((2 + code % 2) << (code // 2 - 1)) <= distance)
+        extra = distance - (1 + ((2 + code % 2) << (code // 2 - 1)))
+        bits += format(code, "05b") + format(extra, f"0{code // 2 - 1}b")[::-1] + "0000000" + "000"
+        bits += "0" * (-len(bits) % 8)
+        return bytes(int(bits[i : i + 8][::-1], 2) for i in range(0, len(bits), 8))
+
+    for bits in range(8, 15):
+        size = 1 << bits
+        for literals in (size + 1, size + 100, 2 * size + 50):
+            assert Window(bits).decompress(message(literals, size)) == b"x" * (literals + 3)
+            with pytest.raises(zlib.error, match="too far back"):
+                Window(bits).decompress(message(literals, size + 1))
+
+
 @dataclass
 class Member:
     """A connection, what its peer must receive, and the peer's window."""
@@ -54,31 +105,26 @@ class Member:
     link: AsyncioLink
     transport: Transport
     rooms: set[str] = field(default_factory=set)
-    expected: list[str] = field(default_factory=list)
+    expected: list[str | bytes] = field(default_factory=list)
 
-    def received(self) -> list[str]:
+    def received(self) -> list[str | bytes]:
         """What the peer makes of all that was written, keeping no more than was agreed."""
         agreed = self.connection.compression
-        octets, texts = self.transport.written, []
+        octets, messages = self.transport.written, []
         window = None
         while (decoded := Frame.decode(octets)) is not None:
             frame, length = decoded
             octets = octets[length:]
-            assert frame.opcode is Opcode.TEXT
-            if not frame.rsv1:
-                texts.append(frame.payload.decode())
-                continue
-            assert agreed is not None
-            if window is None or agreed.server_no_context_takeover:
-                window = zlib.decompressobj(-agreed.server_max_window_bits)
-            # In small steps, so that zlib notices what is further back than the window.
-            rest, text = frame.payload + b"\x00\x00\xff\xff", b""
-            while piece := window.decompress(rest, 64):
-                rest = window.unconsumed_tail
-                text += piece
-            texts.append(text.decode())
+            payload = frame.payload
+            if frame.rsv1:
+                assert agreed is not None
+                if window is None or agreed.server_no_context_takeover:
+                    window = Window(agreed.server_max_window_bits)
+                payload = window.decompress(payload)
+            assert frame.opcode in (Opcode.TEXT, Opcode.BINARY)
+            messages.append(payload.decode() if frame.opcode is Opcode.TEXT else payload)
         assert not octets
-        return texts
+        return messages
 
 
 class Model:
@@ -90,6 +136,7 @@ class Model:
         for room in ROOMS[:2]:
             self.hub.configure_room(room, compression="shared", restart_interval=restart_interval)
         self.members: list[Member] = []
+        self.number = 0
 
     def connect(self, offer: bytes) -> None:
         fields = [(b"sec-websocket-extensions", offer)] if offer else []
@@ -111,43 +158,72 @@ class Model:
         member.connection.leave(room)
         member.rooms.discard(room)
 
-    def come_back(self, member: Member, room: str, missed: str) -> None:
+    def come_back(self, member: Member, room: str, missed: str | bytes) -> None:
+        self.ticks(3)
         self.leave(member, room)
         self.broadcast(room, missed, None, None)
         self.join(member, room)
+        self.ticks(2)
 
-    def send(self, member: Member, text: str, compress: bool | None) -> None:
-        member.connection.send(text, compress=compress)
-        member.expected.append(text)
+    def leave_out(self, member: Member, room: str, missed: str | bytes) -> None:
+        self.ticks(3)
+        self.broadcast(room, missed, member, None)
+        self.ticks(2)
 
-    def broadcast(self, room: str | None, text: str, exclude: Member | None, compress: bool | None) -> None:
+    def interrupt(self, member: Member, message: str | bytes, compress: bool | None) -> None:
+        self.ticks(3)
+        self.send(member, message, compress)
+        self.ticks(2)
+        for _ in range(2):
+            self.send(member, message, compress)
+
+    def insist(self, member: Member, message: str | bytes) -> None:
+        # The first takes the member out of step.
+        for each in (message_of(1), message, message):
+            self.send(member, each, True)
+
+    def ticks(self, count: int) -> None:
+        for _ in range(count):
+            self.number = (self.number + 1) % 60
+            self.broadcast(ROOMS[0], message_of(8 * self.number + 3), None, None)
+
+    def send(self, member: Member, message: str | bytes, compress: bool | None) -> None:
+        member.connection.send(message, compress=compress)
+        member.expected.append(message)
+
+    def broadcast(self, room: str | None, message: str | bytes, exclude: Member | None, compress: bool | None) -> None:
         excluded = exclude.connection if exclude is not None else None
         receivers = [one for one in self.members if one is not exclude and (room is None or room in one.rooms)]
-        assert self.hub.broadcast(text, room=room, exclude=excluded, compress=compress) == len(receivers)
+        assert self.hub.broadcast(message, room=room, exclude=excluded, compress=compress) == len(receivers)
         for member in receivers:
-            member.expected.append(text)
+            member.expected.append(message)
 
 
-def text_of(number: int) -> str:
+@functools.cache
+def message_of(number: int) -> str | bytes:
     """Mostly ticks that resemble one another, now and then something short, long or not to be compressed."""
     source = random.Random(number)
     kind = number % 8
     if kind == 0:
         return ""
-    if kind == 1:
-        return json.dumps([{"row": i, "value": source.random()} for i in range(source.randrange(1, 600))])
+    if kind in (1, 4):
+        return json.dumps([{"row": i, "value": source.random()} for i in range(source.randrange(1, 900))])
     if kind == 2:
-        return source.randbytes(source.randrange(1, 3000)).hex()
+        return source.randbytes(source.randrange(1, 12_000))
     return json.dumps({"type": "tick", "symbol": source.choice("ABC"), "bid": source.random(), "seq": number})
 
 
-texts = st.integers(0, 10_000).map(text_of)
+messages = st.integers(0, 500).map(message_of)
+# JSON of up to 30 KB: some is long enough that the hub rather compresses it than have the member stay in step.
+rows = st.integers(0, 60).map(lambda number: message_of(8 * number + 1))
+noise = st.integers(0, 60).map(lambda number: message_of(8 * number + 2))
 compress = st.sampled_from([None, None, None, True, False])
 configs = st.builds(
     CompressionConfig,
     threshold=st.sampled_from([0, 100, 256]),
     server_context_takeover=st.booleans(),
-    server_max_window_bits=st.sampled_from([9, 12, 15]),
+    server_max_window_bits=st.sampled_from([15, 12, 9, 8]),
+    level=st.sampled_from([2, 9]),
 )
 
 
@@ -162,29 +238,35 @@ def test_every_member_can_decompress_whatever_happens(config: CompressionConfig,
         everybody = []
         for offer in data.draw(st.lists(st.sampled_from(OFFERS), min_size=1, max_size=6), label="offers"):
             model.connect(offer)
-            model.join(model.members[-1], ROOMS[0])
+            for room in ROOMS[: data.draw(st.sampled_from([1, 1, 2, 3]), label="rooms")]:
+                model.join(model.members[-1], room)
         everybody += model.members
         steps: dict[str, Callable[[], None]] = {
             "connect": lambda: model.connect(choice(OFFERS, "offer")),
             "disconnect": lambda: model.disconnect(choice(model.members, "who")),
             "join": lambda: model.join(choice(model.members, "who"), choice(ROOMS, "room")),
             "leave": lambda: model.leave(choice(model.members, "who"), choice(ROOMS, "room")),
-            "send": lambda: model.send(choice(model.members, "who"), data.draw(texts), data.draw(compress)),
+            "send": lambda: model.send(choice(model.members, "who"), data.draw(messages), data.draw(compress)),
             "broadcast": lambda: model.broadcast(
                 choice([*ROOMS, ROOMS[0], ROOMS[0], None], "room"),
-                data.draw(texts),
+                data.draw(messages),
                 choice([*model.members, None, None], "exclude"),
                 data.draw(compress),
             ),
-            "many": lambda: [model.broadcast(ROOMS[0], text_of(8 * i + 3), None, None) for i in range(9)],  # type: ignore
-            "come back": lambda: model.come_back(choice(model.members, "who"), ROOMS[0], data.draw(texts)),
+            "many": lambda: model.ticks(9),
+            "come back": lambda: model.come_back(choice(model.members, "who"), ROOMS[0], data.draw(messages)),
+            "leave out": lambda: model.leave_out(choice(model.members, "who"), ROOMS[0], data.draw(messages)),
+            "interrupt": lambda: model.interrupt(
+                choice(model.members, "who"), data.draw(messages | rows), data.draw(compress)
+            ),
+            "insist": lambda: model.insist(choice(model.members, "who"), data.draw(noise)),
             "configure": lambda: model.hub.configure_room(
                 choice(ROOMS, "room"), compression=choice(["shared", "message"], "compression"), restart_interval=3
             ),
             "flush": lambda: None,
         }
         names = ["broadcast"] * 4 + [*steps]
-        for name in data.draw(st.lists(st.sampled_from(names), max_size=25), label="steps"):
+        for name in data.draw(st.lists(st.sampled_from(names), max_size=30), label="steps"):
             if not model.members and name != "connect":
                 continue
             steps[name]()

@@ -1,0 +1,17 @@
+"""How the tests start a browser."""
+
+from __future__ import annotations
+
+import shutil
+
+PATH = shutil.which("chromium")
+OPTIONS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
