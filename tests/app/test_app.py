@@ -323,6 +323,27 @@ def test_an_asgi_application_that_knows_nothing_of_wshub_is_served(run, http) ->
     run(scenario())
 
 
+def test_the_subprotocol_of_the_answer_is_the_one_that_the_application_accepts_with(run, http) -> None:
+    async def scenario() -> None:
+        app = make_app()
+
+        async def middleware(scope, receive, send) -> None:
+            async def send_changed(message) -> None:
+                await send(message | {"subprotocol": "v2"} if message["type"] == "websocket.accept" else message)
+
+            await app(scope, receive, send_changed)
+
+        async with (
+            listening(middleware, http) as address,
+            connected(f"ws://{address}/upgrade", subprotocols=["v1", "v2"]) as client,
+        ):
+            assert client.subprotocol == "v2"
+            assert app.ws_hub is not None
+            assert app.ws_hub.get_connection(1).subprotocol == "v2"
+
+    run(scenario())
+
+
 @pytest.mark.parametrize("taken", [True, False], ids=["reactor", "transport"])
 def test_compression_is_negotiated_by_an_app_on_every_link(run, http, monkeypatch, taken) -> None:
     from wshub.app import uvicorn_protocol

@@ -277,10 +277,12 @@ class WebSocketProtocol(asyncio.Protocol):
         hubs = Hubs.of(self._state)
         if connection is None:
             hub = hubs.default(self._config)
-            connection = hub._register(table_of(EventHandler()), self._request, message.get("subprotocol"))
+            connection = hub._register(table_of(EventHandler()), self._request)
         else:
             self._taken_over = True
             hub = connection.hub
+        # Middleware may have changed what the connection was registered with.
+        connection.subprotocol = message.get("subprotocol")
         headers = [*self._state.default_headers, *message.get("headers", ())]
         response = hub._create_response(connection, self._key, headers)
         hubs.add(hub)
