@@ -54,10 +54,6 @@ class Measurement:
     # Each server with what it says of its frames: the same for all connections, or other ones for each.
     servers: tuple[tuple[Server, str], ...]
 
-    @property
-    def load_arguments(self) -> tuple[str, ...]:
-        return tuple(self.load.split())
-
 
 JSON_LOAD = "--text json --size 1024"
 FANOUT = "fanout --connections 1000 --in-flight 32"
@@ -133,7 +129,7 @@ def measure(wanted: list[Measurement], rounds: int, warmup: float, seconds: floa
     for row in wanted:
         for number in range(1 if row.key == "idle" else rounds):
             for server, frames in row.servers:
-                load = (*row.load_arguments, "--compression", frames)
+                load = (*row.load.split(), "--compression", frames)
                 key = (row.key, server.name)
                 try:
                     with running(server, row.server_mode, server_core) as (pid, port):

@@ -1,10 +1,10 @@
 """aiohttp on uvloop, as its documentation shows, with compression where it is asked for."""
 
-import argparse
 import asyncio
 
 import uvloop
 from aiohttp import WSMsgType, web
+from command_line import server_parser
 
 sockets: set[web.WebSocketResponse] = set()
 
@@ -40,9 +40,7 @@ async def main(mode: str, port: int, compression: bool) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--mode", choices=["echo", "broadcast"], required=True)
-    parser.add_argument("--port", type=int, required=True)
+    parser = server_parser()
     parser.add_argument("--compression", action="store_true")
     arguments = parser.parse_args()
     uvloop.run(main(arguments.mode, arguments.port, arguments.compression))

@@ -1,8 +1,7 @@
 """picows on uvloop, written as its README shows, with its cheapest way to send one message to many."""
 
-import argparse
-
 import uvloop
+from command_line import server_parser
 from picows import WSFrame, WSListener, WSMsgType, WSTransport, WSUpgradeRequest, ws_create_server
 
 # picows writes the frame's header into the bytes before the message; 14 is the room that it asks for.
@@ -52,8 +51,6 @@ async def main(mode: str, port: int) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--mode", choices=["echo", "broadcast"], required=True)
-    parser.add_argument("--port", type=int, required=True)
+    parser = server_parser()
     arguments = parser.parse_args()
     uvloop.run(main(arguments.mode, arguments.port))

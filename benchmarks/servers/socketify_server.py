@@ -1,7 +1,6 @@
 """socketify, which is uWebSockets: compression with one state for all connections, and its publishing."""
 
-import argparse
-
+from command_line import server_parser
 from socketify import App, AppListenOptions, CompressOptions, OpCode, WebSocket
 
 TOPIC = "all"
@@ -34,9 +33,7 @@ def main(mode: str, port: int, compression: bool) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--mode", choices=["echo", "broadcast"], required=True)
-    parser.add_argument("--port", type=int, required=True)
+    parser = server_parser()
     parser.add_argument("--compression", action="store_true")
     arguments = parser.parse_args()
     main(arguments.mode, arguments.port, arguments.compression)

@@ -1,8 +1,7 @@
 """websockets on uvloop, its asyncio server, without pings, and with its own compression where it is asked for."""
 
-import argparse
-
 import uvloop
+from command_line import server_parser
 from websockets.asyncio.server import ServerConnection, broadcast, serve
 from websockets.exceptions import ConnectionClosed
 
@@ -44,9 +43,7 @@ async def main(mode: str, port: int, compression: bool) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--mode", choices=["echo", "broadcast"], required=True)
-    parser.add_argument("--port", type=int, required=True)
+    parser = server_parser()
     parser.add_argument("--compression", action="store_true")
     arguments = parser.parse_args()
     uvloop.run(main(arguments.mode, arguments.port, arguments.compression))

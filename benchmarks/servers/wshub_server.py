@@ -1,7 +1,8 @@
 """wshub's own complete server, `Hub.serve`, on the stdlib loop or on uvloop."""
 
-import argparse
 import asyncio
+
+from command_line import server_parser
 
 from wshub import CompressionConfig, Connection, EventHandler, Hub, HubConfig, Message
 
@@ -44,15 +45,13 @@ async def main(mode: str, port: int, compression: str) -> None:
     def enter(connection: Connection) -> None:
         connection.join(ROOM)
 
-    handler = EventHandler(on_message=echo) if mode == "echo" else EventHandler(on_open=enter, on_message=relay)
+    handler = EventHandler(on_open=enter if shared else None, on_message=echo if mode == "echo" else relay)
     async with hub.serve("127.0.0.1", port, handler) as server:
         await server.wait_closed()
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--mode", choices=["echo", "broadcast"], required=True)
-    parser.add_argument("--port", type=int, required=True)
+    parser = server_parser()
     parser.add_argument("--loop", choices=["asyncio", "uvloop"], default="asyncio")
     parser.add_argument("--compression", choices=COMPRESSION, default="none")
     arguments = parser.parse_args()

@@ -12,6 +12,7 @@ import zlib
 import pytest
 import websockets
 
+from tests.deflated import TAIL, deflated
 from tests.hub.conftest import connected, serving
 from tests.hub.peers import RawPeer, raw_peer
 from wshub import (
@@ -28,13 +29,7 @@ from wshub import (
 
 OFFER = b"permessage-deflate; client_max_window_bits"
 FORGETS = b"permessage-deflate; server_no_context_takeover"
-TAIL = b"\x00\x00\xff\xff"
 TEXT = json.dumps([{"name": f"row {i}", "value": i * 17} for i in range(40)])
-
-
-def deflated(data: bytes) -> bytes:
-    compressor = zlib.compressobj(9, zlib.DEFLATED, -15)
-    return (compressor.compress(data) + compressor.flush(zlib.Z_SYNC_FLUSH))[:-4]
 
 
 class Inbox:
@@ -321,8 +316,7 @@ def test_rsv1_from_a_client_that_negotiated_nothing_closes_with_1002(run) -> Non
 def test_one_client_cannot_refer_to_what_another_has_sent(run) -> None:
     async def scenario() -> None:
         secret = random.Random(5).randbytes(300).hex()
-        compressor = zlib.compressobj(9, zlib.DEFLATED, -15, 8, 0, secret.encode())
-        guess = (compressor.compress(secret.encode()) + compressor.flush(zlib.Z_SYNC_FLUSH))[:-4]
+        guess = deflated(secret.encode(), history=secret.encode())
         async with (
             serving(joining(), enable_compression=True) as (_, url),
             connected(url, compression="deflate") as victim,

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.deflated import TAIL
 from wshub import CompressionConfig, Connection, EventHandler, Frame, Hub, HubConfig, Opcode
 from wshub.hub.core import table_of
 from wshub.links.asyncio_link import AsyncioLink
@@ -63,7 +64,7 @@ class Window:
         self.inflater = zlib.decompressobj(-bits)
 
     def decompress(self, payload: bytes) -> bytes:
-        payload += b"\x00\x00\xff\xff"
+        payload += TAIL
         found = bytearray()
         # So little at a time since zlib copies what it has not yet come to, at every step.
         for start in range(0, len(payload), 64):

@@ -15,7 +15,8 @@ from collections import Counter
 
 import uvloop
 
-from tests.memory.wire import BINARY, CLOSE, CONTINUATION, OFFERING, PING, REQUEST, TEXT, deflated, frame
+from tests.deflated import deflated
+from tests.memory.wire import BINARY, CLOSE, CONTINUATION, OFFERING, PING, REQUEST, TEXT, frame
 from wshub import CompressionConfig, ConnectionClosed, EventHandler, Hub, HubConfig
 
 OURS = ("Connection", "ReactorLink", "AsyncioLink", "OpeningHandshake", "SpareTask", "Room", "RequestHead", "Headers")

@@ -17,6 +17,7 @@ from _testcapi import remove_mem_hooks, set_nomemory
 from array import array
 from collections.abc import Callable
 
+from tests.deflated import deflated
 from tests.memory.wire import (
     BINARY,
     CLOSE,
@@ -25,7 +26,6 @@ from tests.memory.wire import (
     PING,
     REQUEST,
     TEXT,
-    deflated,
     frame,
     messages_in,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 
+from tests.deflated import TAIL
 from wshub import Frame
 
 REQUEST = (
@@ -14,12 +15,6 @@ OFFERING = REQUEST[:-2] + b"Sec-WebSocket-Extensions: permessage-deflate\r\n\r\n
 TEXT, BINARY, CONTINUATION, CLOSE, PING, PONG = 0x1, 0x2, 0x0, 0x8, 0x9, 0xA
 
 
-def deflated(data: bytes) -> bytes:
-    """The payload of a compressed message (RFC 7692 section 7.2.1), which refers to nothing before it."""
-    compressor = zlib.compressobj(9, zlib.DEFLATED, -15)
-    return (compressor.compress(data) + compressor.flush(zlib.Z_SYNC_FLUSH))[:-4]
-
-
 def messages_in(octets: bytes) -> list[bytes]:
     """The messages in what a server has sent, decompressed with a window that lasts; what is cut off is left out."""
     window = zlib.decompressobj(-15)
@@ -28,7 +23,7 @@ def messages_in(octets: bytes) -> list[bytes]:
         received, length = decoded
         octets = octets[length:]
         if received.opcode in (TEXT, BINARY):
-            found.append(window.decompress(received.payload + b"\0\0\xff\xff") if received.rsv1 else received.payload)
+            found.append(window.decompress(received.payload + TAIL) if received.rsv1 else received.payload)
     return found
 
 

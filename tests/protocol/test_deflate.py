@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.deflated import TAIL, deflated, deflated_on
 from wshub.errors import ConfigurationError, ProtocolError
 from wshub.protocol.compression import CompressionConfig
 from wshub.protocol.deflate import DeflatePool
@@ -26,14 +27,8 @@ else:
     has_isal = True
 
 MASK = b"\x9a\x01\xff\x5c"
-TAIL = b"\x00\x00\xff\xff"
 FORGETS = PermessageDeflate(client_no_context_takeover=True)
 REMEMBERS = PermessageDeflate()
-
-
-def deflated(data: bytes, *, level: int = 6, bits: int = 15, strategy: int = 0) -> bytes:
-    compressor = zlib.compressobj(level, zlib.DEFLATED, -bits, 8, strategy)
-    return (compressor.compress(data) + compressor.flush(zlib.Z_SYNC_FLUSH))[:-4]
 
 
 def frames(payload: bytes, opcode: Opcode = Opcode.BINARY, sizes: tuple[int, ...] = ()) -> bytes:
@@ -81,7 +76,7 @@ def test_compressed_and_plain_messages_follow_one_another(messages, remembers) -
         if not compressed:
             octets += Frame(Opcode.BINARY, data).with_mask(MASK).encode()
         elif remembers:
-            octets += frames((compressor.compress(data) + compressor.flush(zlib.Z_SYNC_FLUSH))[:-4])
+            octets += frames(deflated_on(compressor, data))
         else:
             octets += frames(deflated(data))
         octets += Frame.ping(b"between").with_mask(MASK).encode()
@@ -99,9 +94,7 @@ def test_a_control_frame_between_the_fragments_of_a_compressed_message_is_plain(
 def test_a_message_may_refer_to_the_one_before_only_where_that_was_agreed() -> None:
     compressor = zlib.compressobj(6, zlib.DEFLATED, -15)
     message = bytes(random.Random(1).randbytes(500))
-    octets = b"".join(
-        frames((compressor.compress(message) + compressor.flush(zlib.Z_SYNC_FLUSH))[:-4]) for _ in range(3)
-    )
+    octets = b"".join(frames(deflated_on(compressor, message)) for _ in range(3))
     assert received(octets, compression=REMEMBERS) == [message] * 3
     # Otherwise it might refer to what another client has sent.
     assert received(octets, compression=FORGETS) == [message, 1007]
@@ -116,8 +109,7 @@ def test_the_examples_of_the_rfc_are_taken_also_with_a_final_block(payload: byte
 def test_blocks_after_a_final_block_may_refer_to_what_is_before_it() -> None:
     compressor = zlib.compressobj(6, zlib.DEFLATED, -15)
     first = compressor.compress(b"Hello, hello, hello") + compressor.flush(zlib.Z_FINISH)
-    again = zlib.compressobj(6, zlib.DEFLATED, -15, 8, 0, b"Hello, hello, hello")
-    payload = first + (again.compress(b"Hello, hello") + again.flush(zlib.Z_SYNC_FLUSH))[:-4]
+    payload = first + deflated(b"Hello, hello", history=b"Hello, hello, hello")
     assert received(frames(payload, Opcode.TEXT)) == ["Hello, hello, helloHello, hello"]
 
 
@@ -319,7 +311,7 @@ def test_a_pool_is_made_with_a_config() -> None:
         DeflatePool(CompressionConfig()).compress_message(Message(b""), 16)
 
 
-def test_an_engine_that_is_not_there_is_said_to_be_missing(monkeypatch) -> None:
+def test_an_engine_that_is_not_there_is_said_to_be_missing() -> None:
     with pytest.raises(ConfigurationError, match="engine"):
         CompressionConfig(engine="lz4")  # type: ignore[arg-type]
     if not has_isal:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from wshub.errors import ConfigurationError
 from wshub.protocol.compression import CompressionConfig
+from wshub.protocol.validation import check_bool, check_integer
 
 __all__ = ["HubConfig", "RoomConfig"]
 
@@ -67,11 +68,8 @@ class HubConfig:
 
     def __post_init__(self) -> None:
         for name, largest in _LARGEST.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= largest:
-                raise ConfigurationError(f"{name} must be an integer from 1 to {largest}, not {value!r}")
-        if not isinstance(self.enable_compression, bool):
-            raise ConfigurationError(f"enable_compression must be True or False, not {self.enable_compression!r}")
+            check_integer(name, getattr(self, name), 1, largest)
+        check_bool("enable_compression", self.enable_compression)
         if self.compression is None and self.enable_compression:
             object.__setattr__(self, "compression", CompressionConfig())
         elif self.compression is not None:
@@ -104,6 +102,4 @@ class RoomConfig:
     def __post_init__(self) -> None:
         if self.compression not in ("message", "shared"):
             raise ConfigurationError(f'compression must be "message" or "shared", not {self.compression!r}')
-        interval = self.restart_interval
-        if not isinstance(interval, int) or isinstance(interval, bool) or not 1 <= interval <= 2**31:
-            raise ConfigurationError(f"restart_interval must be an integer from 1 to {2**31}, not {interval!r}")
+        check_integer("restart_interval", self.restart_interval, 1, 2**31)

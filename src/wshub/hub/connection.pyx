@@ -1,6 +1,7 @@
 # cython: language_level=3
 """One WebSocket connection, as applications see it."""
 
+from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t
 
 from wshub.hub.base cimport Room
@@ -164,8 +165,8 @@ cdef class Connection(ConnectionCore):
         if room is None:
             return False
         del room.members[self.key]
-        if room.window is not None and self.generation == room.window.generation:
-            self.generation = 0
+        if room.window is not None:
+            self.fall_out_of_step(room.window)
         if not room.members:
             del self.hub.room_table[name]
         return True
@@ -187,6 +188,7 @@ cdef class Connection(ConnectionCore):
             InvalidMessageError: it is a str with a lone surrogate.
         """
         cdef FrameBuffer *frame
+        cdef size_t threshold = self.hub.threshold(compress)
         if self.is_foreign():
             self.check_open()
             later = partial(self.send, Message(message), compress=compress)
@@ -195,7 +197,7 @@ cdef class Connection(ConnectionCore):
         if self.status != IS_OPEN:
             self.check_open()
         frame = frame_from_data(message)
-        if self.queue_alone(frame, self.hub.threshold(compress)) < 0:
+        if self.queue_alone(frame, threshold) < 0:
             self.overflow()
         frame_release(frame)
 

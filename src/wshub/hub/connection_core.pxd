@@ -2,6 +2,7 @@ from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint16_t, uint64_t
 
 from wshub.hub.base cimport HandlerTable, HubBase
+from wshub.hub.shared_window cimport SharedWindow
 from wshub.links.link cimport Link, Receiver
 from wshub.protocol.deflate cimport Deflater, Inflater
 from wshub.protocol.frame_buffer cimport FrameBuffer
@@ -74,6 +75,8 @@ cdef class ConnectionCore(Receiver):
     cdef object __weakref__
 
     cdef int queue(self, FrameBuffer *frame) noexcept
+    cdef bint stays_in_step(self, FrameBuffer *frame) noexcept
+    cdef void fall_out_of_step(self, SharedWindow window) noexcept
     cdef int queue_message(self, FrameBuffer *frame, size_t threshold) noexcept
     cdef int queue_alone(self, FrameBuffer *frame, size_t threshold) noexcept
     cdef int queue_compressed(self, FrameBuffer *form, uint64_t generation) noexcept

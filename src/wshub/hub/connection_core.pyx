@@ -11,11 +11,13 @@ CLOSING begins with the first close frame of either side, or when either side gi
 in no room and takes nothing to send. CLOSED is when the link is gone.
 """
 
+from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint16_t, uint64_t
 
 from wshub.hub.base cimport HandlerTable, HubBase, Room
+from wshub.hub.shared_window cimport SharedWindow
 from wshub.links.link cimport Link, Receiver
 from wshub.protocol.deflate cimport (
     LONGEST_DEFLATED,
@@ -68,10 +70,6 @@ cdef extern from "Python.h":
     int PyContext_Exit(object context) except -1
 
 logger = logging.getLogger("wshub.server")
-
-cdef extern from "Python.h" nogil:
-    void *PyMem_RawMalloc(size_t size) noexcept
-    void PyMem_RawFree(void *address) noexcept
 
 cdef enum:
     CLOSE_OPCODE = 0x8
@@ -189,9 +187,9 @@ cdef class ConnectionCore(Receiver):
 
     cdef object negotiated(self, object compression):
         """Takes what was agreed on compression, a PermessageDeflate or None, before anything is sent or received."""
-        config = self.hub.pool.config
         if compression is None:
             return
+        config = self.hub.pool.config
         self.compression = compression
         self.window_bits = compression.server_max_window_bits
         self.keeps_window = not compression.server_no_context_takeover
@@ -208,11 +206,20 @@ cdef class ConnectionCore(Receiver):
                 raise MemoryError
             deflater_init(self.deflater, config.level, config.memory_level, self.window_bits)
 
+    cdef bint stays_in_step(self, FrameBuffer *frame) noexcept:
+        """Whether the message is to go plain, for the sake of the shared window that the peer is in step with."""
+        return self.generation != 0 and frame.length < WORTH_A_STEP
+
+    cdef void fall_out_of_step(self, SharedWindow window) noexcept:
+        """The peer misses what is compressed with that window."""
+        if self.generation == window.generation:
+            self.generation = 0
+
     cdef int queue_message(self, FrameBuffer *frame, size_t threshold) noexcept:
         """queue() for a message that others may get too, compressed where that pays if it has `threshold` octets."""
         cdef FrameBuffer *form = NULL
         if self.window_bits and frame.length >= threshold and self.status == IS_OPEN:
-            if not self.generation or frame.length >= WORTH_A_STEP:
+            if not self.stays_in_step(frame):
                 form = self.hub.pool.form(frame, self.window_bits)
         return self.queue(frame) if form == NULL else self.queue_compressed(form, 0)
 
@@ -222,7 +229,7 @@ cdef class ConnectionCore(Receiver):
         cdef int queued
         if self.deflater == NULL or self.status != IS_OPEN or not threshold <= frame.length <= LONGEST_DEFLATED:
             return self.queue_message(frame, threshold)
-        if self.generation and frame.length < WORTH_A_STEP:
+        if self.stays_in_step(frame):
             return self.queue(frame)
         if self.history_is_stale:
             deflater_forget(self.deflater)

@@ -2,6 +2,7 @@ from libc.stddef cimport size_t
 from libc.stdint cimport uint64_t
 
 from wshub.hub.base cimport HubBase, Room
+from wshub.hub.shared_window cimport SharedWindow
 from wshub.links.reactor cimport Reactor
 from wshub.protocol.frame_buffer cimport FrameBuffer
 
@@ -13,10 +14,9 @@ cdef class HubCore(HubBase):
     cdef readonly dict refused  # reason: how many handshakes
     cdef object emptied      # Future that is done when no connection is left, or None
 
-    cdef int fan_out(self, dict members, FrameBuffer *frame, object exclude, size_t threshold) except -1
-    cdef FrameBuffer *shared_form(self, Room room, FrameBuffer *frame) noexcept
-    cdef int fan_out_shared(
-        self, Room room, FrameBuffer *frame, FrameBuffer *shared, object exclude, size_t threshold
+    cdef int fan_out(
+        self, dict members, FrameBuffer *frame, object exclude, size_t threshold, SharedWindow window,
+        FrameBuffer *shared
     ) except -1
+    cdef FrameBuffer *shared_form(self, Room room, FrameBuffer *frame) noexcept
     cdef int send_to_room(self, Room room, FrameBuffer *frame, object exclude, size_t threshold) except -1
-    cdef object overflow_all(self, list full)

@@ -49,6 +49,17 @@ cdef bint can_share(Connection connection, SharedWindow window) noexcept:
     )
 
 
+cdef int queue_shared(
+    Connection connection, SharedWindow window, FrameBuffer *shared, FrameBuffer *frame, size_t threshold
+) noexcept:
+    """Queues what the connection gets of a message to a room with a window; returns what queue() does."""
+    if can_share(connection, window):
+        if window.messages == 1 or connection.generation == window.generation:
+            return connection.queue_compressed(shared, window.generation)
+        window.missed += 1
+    return connection.queue_message(frame, threshold)
+
+
 cdef object id_of(object connection):
     if isinstance(connection, Connection):
         return (<Connection>connection).key
@@ -152,21 +163,33 @@ cdef class HubCore(HubBase):
         if rest:
             connection.data_received(<const unsigned char *><const char *>rest, len(rest))
 
-    cdef int fan_out(self, dict members, FrameBuffer *frame, object exclude, size_t threshold) except -1:
-        """Queues the frame for every member. No Python code runs in the loop, so the members cannot change in it."""
+    cdef int fan_out(
+        self, dict members, FrameBuffer *frame, object exclude, size_t threshold, SharedWindow window,
+        FrameBuffer *shared
+    ) except -1:
+        """Queues the frame for every member. No Python code runs in the loop, so the members cannot change in it.
+
+        `shared` is the form for those members who are in step with `window`, or both are nothing.
+        """
         cdef PyObject *key
         cdef PyObject *value
         cdef Py_ssize_t position = 0
         cdef int count = 0
         cdef int queued
         cdef Connection excluded = None
+        cdef Connection connection
         cdef list full = None
         if exclude is not None:
             excluded = members.get(id_of(exclude))
+            if excluded is not None and shared != NULL:
+                excluded.fall_out_of_step(window)
         while PyDict_Next(members, &position, &key, &value):
             if value == <PyObject *>excluded:
                 continue
-            queued = (<Connection>value).queue_message(frame, threshold)
+            if shared != NULL:
+                queued = queue_shared(<Connection>value, window, shared, frame, threshold)
+            else:
+                queued = (<Connection>value).queue_message(frame, threshold)
             if queued > 0:
                 count += 1
             elif queued < 0:
@@ -174,13 +197,9 @@ cdef class HubCore(HubBase):
                     full = []
                 full.append(<Connection>value)
         if full is not None:
-            self.overflow_all(full)
+            for connection in full:
+                connection.overflow()
         return count
-
-    cdef object overflow_all(self, list full):
-        cdef Connection connection
-        for connection in full:
-            connection.overflow()
 
     cdef FrameBuffer *shared_form(self, Room room, FrameBuffer *frame) noexcept:
         """What those members get who are in step with the room's window, or come in step: the caller owns it.
@@ -207,51 +226,12 @@ cdef class HubCore(HubBase):
             self.restart(window)
         return shared
 
-    cdef int fan_out_shared(
-        self, Room room, FrameBuffer *frame, FrameBuffer *shared, object exclude, size_t threshold
-    ) except -1:
-        """fan_out() to a room with a shared window, where ``shared`` is for those who are in step with it."""
-        cdef SharedWindow window = room.window
-        cdef bint begins = window.messages == 1
-        cdef PyObject *key
-        cdef PyObject *value
-        cdef Py_ssize_t position = 0
-        cdef int count = 0
-        cdef int queued
-        cdef Connection excluded = None
-        cdef Connection connection
-        cdef list full = None
-        if exclude is not None:
-            excluded = room.members.get(id_of(exclude))
-        while PyDict_Next(room.members, &position, &key, &value):
-            connection = <Connection>value
-            if connection is excluded:
-                if connection.generation == window.generation:
-                    connection.generation = 0
-                continue
-            if can_share(connection, window) and (begins or connection.generation == window.generation):
-                queued = connection.queue_compressed(shared, window.generation)
-            else:
-                window.missed += can_share(connection, window)
-                queued = connection.queue_message(frame, threshold)
-            if queued > 0:
-                count += 1
-            elif queued < 0:
-                if full is None:
-                    full = []
-                full.append(connection)
-        if full is not None:
-            self.overflow_all(full)
-        return count
-
     cdef int send_to_room(self, Room room, FrameBuffer *frame, object exclude, size_t threshold) except -1:
         cdef FrameBuffer *shared = NULL
         if room.window is not None and threshold != SIZE_MAX:
             shared = self.shared_form(room, frame)
-        if shared == NULL:
-            return self.fan_out(room.members, frame, exclude, threshold)
         try:
-            return self.fan_out_shared(room, frame, shared, exclude, threshold)
+            return self.fan_out(room.members, frame, exclude, threshold, room.window, shared)
         finally:
             frame_release(shared)
 
@@ -286,7 +266,7 @@ cdef class HubCore(HubBase):
         frame = frame_from_data(message)
         try:
             if room is None:
-                return self.fan_out(self.connections, frame, exclude, threshold)
+                return self.fan_out(self.connections, frame, exclude, threshold, None, NULL)
             found = self.room_table.get(room)
             return 0 if found is None else self.send_to_room(found, frame, exclude, threshold)
         finally:

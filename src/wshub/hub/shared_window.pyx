@@ -32,7 +32,7 @@ cdef class SharedWindow:
     def __cinit__(self, DeflatePool pool not None, uint64_t restart_interval):
         self.pool = pool
         self.restart_interval = restart_interval
-        self.window_bits = min(<uint8_t>WINDOW_BITS, <uint8_t>pool.config.server_max_window_bits)
+        self.window_bits = min(<uint8_t>WINDOW_BITS, pool.window_bits)
         deflater_init(&self.deflater, LEVEL, MEMORY_LEVEL, self.window_bits)
 
     def __dealloc__(self):

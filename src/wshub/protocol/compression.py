@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from wshub.errors import ConfigurationError
+from wshub.protocol.validation import check_bool, check_integer
 
 __all__ = ["CompressionConfig"]
 
@@ -56,12 +57,8 @@ class CompressionConfig:
 
     def __post_init__(self) -> None:
         for name, (smallest, largest) in _RANGES.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or not smallest <= value <= largest:
-                raise ConfigurationError(f"{name} must be an integer from {smallest} to {largest}, not {value!r}")
+            check_integer(name, getattr(self, name), smallest, largest)
         if self.engine not in ("auto", "zlib", "isal"):
             raise ConfigurationError(f'engine must be "auto", "zlib" or "isal", not {self.engine!r}')
         for name in ("server_context_takeover", "client_context_takeover"):
-            value = getattr(self, name)
-            if not isinstance(value, bool):
-                raise ConfigurationError(f"{name} must be True or False, not {value!r}")
+            check_bool(name, getattr(self, name))

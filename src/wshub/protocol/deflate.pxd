@@ -1,8 +1,9 @@
-"""The payload of compressed messages (RFC 7692 section 7.2): the only file that calls the deflate library."""
+"""The payload of compressed messages (RFC 7692 section 7.2): the only file that calls zlib."""
 
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint64_t
 
+from wshub.protocol.deflate_engine cimport DeflateEngine
 from wshub.protocol.frame_buffer cimport FrameBuffer
 
 
@@ -16,16 +17,6 @@ cdef extern from "zlib.h" nogil:
         void (*zfree)(void *opaque, void *address) noexcept nogil
         void *opaque
         int data_type
-
-
-cdef extern from "deflate_engine.h" nogil:
-    ctypedef struct DeflateEngine "wshub_deflate_engine":
-        void *(*create)(int level) noexcept
-        void (*destroy)(void *state) noexcept
-        size_t (*deflate)(
-            void *state, const uint8_t *plain, size_t length, int window_bits, uint8_t *out, size_t room
-        ) noexcept
-    const char *ENGINE_NAME "WSHUB_DEFLATE_ENGINE"
 
 
 cdef enum InflateResult:

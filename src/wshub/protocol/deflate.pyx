@@ -6,11 +6,13 @@ its history; what is decompressed is bounded before it is written; nothing is sh
 sender means to share: a state that serves many connections forgets before each message.
 """
 
+from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint64_t
 from libc.string cimport memset
 
+from wshub.protocol.deflate_engine cimport ENGINE_NAME, DeflateEngine
 from wshub.protocol.frame_buffer cimport (
     FrameBuffer,
     frame_new,
@@ -28,10 +30,6 @@ try:
     from wshub.protocol.isal import ENGINE
 except ImportError:
     ENGINE = None
-
-cdef extern from "Python.h" nogil:
-    void *PyMem_RawMalloc(size_t size) noexcept
-    void PyMem_RawFree(void *address) noexcept
 
 cdef extern from "zlib.h" nogil:
     enum:
@@ -226,13 +224,12 @@ cdef bint deflater_start(Deflater *deflater) noexcept nogil:
             &deflater.stream, deflater.level, Z_DEFLATED, -max(<int>deflater.window_bits, 9), deflater.memory_level,
             Z_DEFAULT_STRATEGY
         ) == Z_OK
-        deflater.has_history = False
     return deflater.started
 
 
 cdef void deflater_forget(Deflater *deflater) noexcept nogil:
     """The next message refers to nothing before it."""
-    if deflater.started and deflater.has_history:
+    if deflater.has_history:
         deflateReset(&deflater.stream)
         deflater.has_history = False
 
@@ -259,6 +256,20 @@ cdef FrameBuffer *deflate_to_end(z_stream *stream, FrameBuffer *form, bint only_
         form = grown
 
 
+cdef FrameBuffer *finished(
+    FrameBuffer *form, FrameBuffer *plain, uint8_t window_bits, bint only_shorter
+) noexcept nogil:
+    """The form, which ends in a flush, without its tail and sealed; or NULL, when it has been released."""
+    form.length -= sizeof(TAIL)
+    if only_shorter and form.length >= plain.length:
+        frame_release(form)
+        return NULL
+    form.window_bits = window_bits
+    form = trimmed(form)
+    frame_seal(form, plain.opcode)
+    return form
+
+
 cdef FrameBuffer *deflate_message(Deflater *deflater, FrameBuffer *plain, bint only_shorter) noexcept nogil:
     """The sealed compressed form of a message of 1 to LONGEST_DEFLATED octets, which the caller owns.
 
@@ -277,16 +288,9 @@ cdef FrameBuffer *deflate_message(Deflater *deflater, FrameBuffer *plain, bint o
     deflater.has_history = True
     form = deflate_to_end(&deflater.stream, form, only_shorter)
     if form != NULL:
-        form.length -= sizeof(TAIL)
-        if only_shorter and form.length >= plain.length:
-            frame_release(form)
-            form = NULL
+        form = finished(form, plain, deflater.window_bits, only_shorter)
     if form == NULL:
         deflater_forget(deflater)
-        return NULL
-    form.window_bits = deflater.window_bits
-    form = trimmed(form)
-    frame_seal(form, plain.opcode)
     return form
 
 
@@ -379,7 +383,6 @@ cdef class DeflatePool:
 
     cdef FrameBuffer *make_form_by_engine(self, FrameBuffer *frame, uint8_t window_bits) noexcept:
         cdef FrameBuffer *form
-        cdef size_t length
         if self.engine_state == NULL:
             self.engine_state = self.engine.create(self.config.level)
             if self.engine_state == NULL:
@@ -387,17 +390,14 @@ cdef class DeflatePool:
         form = frame_new(frame.opcode, frame.length + FLUSH_ROOM)
         if form == NULL:
             return NULL
-        length = self.engine.deflate(
+        form.length = self.engine.deflate(
             self.engine_state, frame_payload(frame), frame.length, window_bits, frame_payload(form), form.capacity
         )
-        if length < sizeof(TAIL) or length - sizeof(TAIL) >= frame.length:
+        if form.length == 0:
             frame_release(form)
             form = NULL
         else:
-            form.length = length - sizeof(TAIL)
-            form.window_bits = window_bits
-            form = trimmed(form)
-            frame_seal(form, frame.opcode)
+            form = finished(form, frame, window_bits, True)
         self.count(frame, form)
         return form
 

@@ -1,22 +1,12 @@
 # cython: language_level=3
 """Compresses with ISA-L where that is installed: as small as zlib's fast levels, in less than half the time."""
 
+from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cpython.pycapsule cimport PyCapsule_New
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 
-cdef extern from "Python.h" nogil:
-    void *PyMem_RawMalloc(size_t size) noexcept
-    void PyMem_RawFree(void *address) noexcept
-
-cdef extern from "deflate_engine.h" nogil:
-    ctypedef struct DeflateEngine "wshub_deflate_engine":
-        void *(*create)(int level) noexcept
-        void (*destroy)(void *state) noexcept
-        size_t (*deflate)(
-            void *state, const uint8_t *plain, size_t length, int window_bits, uint8_t *out, size_t room
-        ) noexcept
-    const char *ENGINE_NAME "WSHUB_DEFLATE_ENGINE"
+from wshub.protocol.deflate_engine cimport ENGINE_NAME, DeflateEngine
 
 cdef extern from "isa-l/igzip_lib.h" nogil:
     struct isal_zstream:

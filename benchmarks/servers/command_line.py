@@ -1,0 +1,11 @@
+"""What every server here is told: what to do, and where to listen."""
+
+import argparse
+
+
+def server_parser() -> argparse.ArgumentParser:
+    """The parser of the arguments that all servers have; each adds its own."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--mode", choices=["echo", "broadcast"], required=True)
+    parser.add_argument("--port", type=int, required=True)
+    return parser
