@@ -35,17 +35,18 @@ async def main(mode: str, port: int, compression: str) -> None:
             compression=COMPRESSION[compression],
         )
     )
-    shared = compression == "shared"
-    if shared:
+    if compression == "shared":
         hub.configure_room(ROOM, compression="shared")
+    # What a shared window is compared with is a room too.
+    has_room = compression in ("all", "shared")
 
     def relay(connection: Connection, message: Message) -> None:
-        hub.broadcast(message, room=ROOM if shared else None)
+        hub.broadcast(message, room=ROOM if has_room else None)
 
     def enter(connection: Connection) -> None:
         connection.join(ROOM)
 
-    handler = EventHandler(on_open=enter if shared else None, on_message=echo if mode == "echo" else relay)
+    handler = EventHandler(on_open=enter if has_room else None, on_message=echo if mode == "echo" else relay)
     async with hub.serve("127.0.0.1", port, handler) as server:
         await server.wait_closed()
 

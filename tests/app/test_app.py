@@ -323,6 +323,28 @@ def test_an_asgi_application_that_knows_nothing_of_wshub_is_served(run, http) ->
     run(scenario())
 
 
+def test_what_comes_before_an_application_asks_for_it_is_kept(run, http) -> None:
+    async def scenario() -> None:
+        asked = asyncio.Event()
+
+        async def application(scope, receive, send) -> None:
+            await receive()
+            await send({"type": "websocket.accept"})
+            await asked.wait()
+            await send({"type": "websocket.send", "text": (await receive())["text"]})
+
+        async with (
+            listening(application, http) as address,
+            websockets.connect(f"ws://{address}/", proxy=None) as client,
+        ):
+            await client.send("early")
+            await (await client.ping())
+            asked.set()
+            assert await client.recv() == "early"
+
+    run(scenario())
+
+
 def test_the_subprotocol_of_the_answer_is_the_one_that_the_application_accepts_with(run, http) -> None:
     async def scenario() -> None:
         app = make_app()

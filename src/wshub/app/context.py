@@ -11,12 +11,12 @@ import starlette.responses
 from starlette.types import Scope
 
 from wshub.errors import HandshakeError, MisuseError
+from wshub.hub.asgi import register_scope
 from wshub.hub.core import table_of
 from wshub.hub.handler import EventHandler
 from wshub.hub.upgrade import current_upgrade
 from wshub.protocol.handshake import Handshake
 from wshub.protocol.headers import Headers
-from wshub.protocol.request import RequestHead
 
 if TYPE_CHECKING:
     from wshub.app.app import App
@@ -132,29 +132,15 @@ class Context:
     def register(self, hub: Hub, handler: EventHandler | Callable[[Connection], Any]) -> Connection:
         """What ``hub.register()`` does within a handler of this request."""
         request = self.request
-        Handshake.check_request(request.method, request.http_version, request.headers)
         if not self._is_websocket:
-            raise HandshakeError(426, "This server does not hand WebSocket requests over: run the App with listen().")
+            Handshake.check_request(request.method, request.http_version, request.headers)
+            raise HandshakeError(426, "This server does not hand WebSocket requests over.")
         if self.connection is not None:
             raise MisuseError("this request has become a connection already")
-        hub._bind()
-        try:
-            hub._admit(request.headers)
-        except HandshakeError as error:
-            hub._count_refused(error)
-            raise
-        head = RequestHead(request.method, _target_of(request.scope), request.http_version, request.headers)
         # The context in which the connection's handlers will run is copied now: it must not have this request in it.
         token = current_upgrade.set(None)
         try:
-            self.connection = hub._register(table_of(handler), head, None, dict(request.path_params))
+            self.connection = register_scope(hub, table_of(handler), request.scope)
         finally:
             current_upgrade.reset(token)
         return self.connection
-
-
-def _target_of(scope: Scope) -> str:
-    target: bytes = scope.get("raw_path") or b"/"
-    if scope["query_string"]:
-        target += b"?" + scope["query_string"]
-    return target.decode("ascii", "replace")

@@ -10,17 +10,14 @@ import starlette.responses
 from starlette.types import Receive, Scope, Send
 
 from wshub.app.context import Context, Request
-from wshub.errors import HandshakeError, MisuseError
+from wshub.errors import HandshakeError
+from wshub.hub.asgi import hold, open_connection
 from wshub.hub.upgrade import current_upgrade
 
 if TYPE_CHECKING:
     from wshub.app.app import App
 
-__all__ = ["TAKEOVER", "HttpEndpoint", "WebSocketEndpoint"]
-
-TAKEOVER = "wshub.takeover"
-"""The key, in the scope's extensions, that says that the server can give the connection to a hub, and, in the accept
-message, that names the connection that it is to become."""
+__all__ = ["HttpEndpoint", "WebSocketEndpoint"]
 
 
 async def _call(handler: Callable[[Context], Any], context: Context) -> None:
@@ -62,11 +59,6 @@ class WebSocketEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
-        if TAKEOVER not in scope.get("extensions", {}):
-            raise MisuseError(
-                "this ASGI server cannot give its connections to a hub: run the App with listen(), or uvicorn with "
-                "ws='wshub.app.uvicorn_protocol:WebSocketProtocol'"
-            )
         context = Context(self._app, Request(scope), is_websocket=True)
         try:
             await _call(self._handler, context)
@@ -78,15 +70,8 @@ class WebSocketEndpoint:
             self._abandon(context)
             await self._deny(response.to_starlette(), scope, receive, send)
             return
-        headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in response.headers]
-        await send(
-            {
-                "type": "websocket.accept",
-                "subprotocol": context.connection.subprotocol,
-                "headers": headers,
-                TAKEOVER: context.connection,
-            }
-        )
+        link = await open_connection(context.connection, scope, receive, send, response.headers)
+        await hold(context.connection, link)
 
     @staticmethod
     def _abandon(context: Context) -> None:

@@ -27,12 +27,11 @@ from uvicorn.protocols.utils import (
 )
 from uvicorn.server import ServerState
 
-from wshub.app.endpoints import TAKEOVER
 from wshub.errors import ConnectionClosed, HandshakeError
+from wshub.hub.asgi import ENDS_WITH_APPLICATION, TAKEOVER
 from wshub.hub.config import HubConfig
 from wshub.hub.connection import Connection
-from wshub.hub.core import table_of
-from wshub.hub.handler import EventHandler
+from wshub.hub.core import table_that_receives
 from wshub.hub.hub import Hub
 from wshub.links.asyncio_link import AsyncioLink
 from wshub.protocol.handshake import Handshake
@@ -123,6 +122,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self._answered = False
         self._denial: tuple[int, list[tuple[bytes, bytes]]] | None = None
         self._taken_over = False
+        self._ends_with_application = True
         self._connect_sent = False
         self._lost: asyncio.Future[None] = self._loop.create_future()
         self._writable = asyncio.Event()
@@ -212,12 +212,14 @@ class WebSocketProtocol(asyncio.Protocol):
             await app(self._scope, self._receive, self._send)
         except ClientDisconnected:
             pass
-        except Exception:
-            logger.exception("Exception in ASGI application")
-            if self._connection is not None and not self._taken_over:
+        except Exception as error:
+            # A hub that has refused the connection has said so to the client, and there is nothing wrong.
+            if not (isinstance(error, HandshakeError) and self._answered):
+                logger.exception("Exception in ASGI application")
+            if self._connection is not None and self._ends_with_application:
                 self._connection.close(1011)
         else:
-            if self._connection is not None and not self._taken_over:
+            if self._connection is not None and self._ends_with_application:
                 self._connection.close(1000)
         if not self._answered:
             self._respond(500, [], b"Internal Server Error")
@@ -277,9 +279,10 @@ class WebSocketProtocol(asyncio.Protocol):
         hubs = Hubs.of(self._state)
         if connection is None:
             hub = hubs.default(self._config)
-            connection = hub._register(table_of(EventHandler()), self._request)
+            connection = hub._register(table_that_receives(), self._request)
         else:
             self._taken_over = True
+            self._ends_with_application = message.get(ENDS_WITH_APPLICATION, False)
             hub = connection.hub
         # Middleware may have changed what the connection was registered with.
         connection.subprotocol = message.get("subprotocol")

@@ -11,6 +11,7 @@ cdef class HandlerTable:
 
     cdef readonly object handler
     cdef object on_open, on_message, on_close, on_error, on_ping, on_pong
+    cdef bint receives  # messages wait for receive() from the start
     cdef bint endpoint  # on_open is the whole life of the connection: it receives, and its end closes
 
 
@@ -38,6 +39,7 @@ cdef class HubBase:
     cdef DeflatePool pool        # None where compression is not enabled
     cdef dict room_configs       # name: RoomConfig, of the rooms that were given one
     cdef uint64_t last_generation
+    cdef uint64_t window_changes  # of who is in a room with a shared window, or in step with one: how many, ever
     cdef double ping_interval, pong_timeout, close_timeout
     cdef uint64_t messages_received
     cdef uint64_t slow_consumers

@@ -8,7 +8,8 @@ from wshub.hub.shared_window cimport SharedWindow
 
 
 cdef class HandlerTable:
-    def __init__(self, handler, endpoint=False):
+    def __init__(self, handler, endpoint=False, receives=False):
+        self.receives = endpoint or receives
         self.handler = handler
         self.on_open = handler.on_open
         self.on_message = handler.on_message
@@ -57,4 +58,5 @@ cdef class HubBase:
     cdef void restart(self, SharedWindow window) noexcept:
         """Nobody is in step with the window from here on, until the first message."""
         self.last_generation += 1
+        self.window_changes += 1
         window.restart(self.last_generation)

@@ -155,6 +155,7 @@ cdef class Connection(ConnectionCore):
         if room is None:
             room = self.hub.open_room(name)
         room.members[self.key] = self
+        self.hub.window_changes += room.window is not None
         self.room_table[name] = room
 
     cdef bint leave_room(self, str name) except -1:
@@ -166,6 +167,7 @@ cdef class Connection(ConnectionCore):
             return False
         del room.members[self.key]
         if room.window is not None:
+            self.hub.window_changes += 1
             self.fall_out_of_step(room.window)
         if not room.members:
             del self.hub.room_table[name]

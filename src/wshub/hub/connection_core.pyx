@@ -108,7 +108,7 @@ cdef class ConnectionCore(Receiver):
         self.handlers = handlers
         self.request = request
         self.subprotocol = subprotocol
-        self.receiving = handlers.endpoint
+        self.receiving = handlers.receives
         self.reason = ""
         self.context = copy_context()
 
@@ -129,6 +129,7 @@ cdef class ConnectionCore(Receiver):
             return
         for room in self.room_table.values():
             room.members.pop(self.key, None)
+            self.hub.window_changes += room.window is not None
             if not room.members and self.hub.room_table.get(room.name) is room:
                 del self.hub.room_table[room.name]
 
@@ -161,6 +162,8 @@ cdef class ConnectionCore(Receiver):
         self.link = link
         link.receiver = self
         self.status = IS_OPEN
+        # It may have entered rooms already.
+        self.hub.window_changes += 1
         # Spread over a tenth of the interval, so that connections that came together are not pinged together.
         self.next_ping = now + self.hub.ping_interval * (1 - (self.id * 0.6180339887498949 % 1) / 10)
         self.opened = True
@@ -214,6 +217,7 @@ cdef class ConnectionCore(Receiver):
         """The peer misses what is compressed with that window."""
         if self.generation == window.generation:
             self.generation = 0
+            self.hub.window_changes += 1
 
     cdef int queue_message(self, FrameBuffer *frame, size_t threshold) noexcept:
         """queue() for a message that others may get too, compressed where that pays if it has `threshold` octets."""
@@ -247,7 +251,9 @@ cdef class ConnectionCore(Receiver):
 
     cdef int queue_compressed(self, FrameBuffer *form, uint64_t generation) noexcept:
         """queue() for a compressed form, which leaves the connection in step with that generation, or with none."""
-        self.generation = generation
+        if self.generation != generation:
+            self.generation = generation
+            self.hub.window_changes += 1
         self.history_is_stale = True
         return self.queue(form)
 
@@ -300,7 +306,7 @@ cdef class ConnectionCore(Receiver):
             if now >= self.close_deadline:
                 self.link.abort(False)
             return
-        if self.status != IS_OPEN:
+        if self.status != IS_OPEN or self.link.without_pings:
             return
         if self.alive:
             self.alive = False

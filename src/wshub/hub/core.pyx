@@ -49,12 +49,32 @@ cdef bint can_share(Connection connection, SharedWindow window) noexcept:
     )
 
 
+def table_that_receives():
+    """The HandlerTable of a connection whose application does nothing but call ``receive()``, sooner or later."""
+    return HandlerTable(EventHandler(), receives=True)
+
+
+cdef void count_members(dict members, SharedWindow window) noexcept:
+    """Finds how many members could be in step with a window, and how many are."""
+    cdef PyObject *key
+    cdef PyObject *value
+    cdef Py_ssize_t position = 0
+    window.able = 0
+    window.in_step = 0
+    while PyDict_Next(members, &position, &key, &value):
+        if can_share(<Connection>value, window):
+            window.able += 1
+            window.in_step += (<Connection>value).generation == window.generation
+
+
 cdef int queue_shared(
     Connection connection, SharedWindow window, FrameBuffer *shared, FrameBuffer *frame, size_t threshold
 ) noexcept:
     """Queues what the connection gets of a message to a room with a window; returns what queue() does."""
+    if connection.generation == window.generation:
+        return connection.queue(shared)
     if can_share(connection, window):
-        if window.messages == 1 or connection.generation == window.generation:
+        if window.messages == 1:
             return connection.queue_compressed(shared, window.generation)
         window.missed += 1
     return connection.queue_message(frame, threshold)
@@ -115,16 +135,17 @@ cdef class HubCore(HubBase):
             raise MisuseError("a hub belongs to the event loop that it was first used in: make one for each loop")
         return self.reactor
 
-    def _register(self, HandlerTable handlers, request, subprotocol=None, path_params=None):
+    def _register(self, HandlerTable handlers, request, subprotocol=None, path_params=None, *, bint extensions=True):
         """A connection whose handshake is not answered yet: it can join rooms and keep metadata.
 
-        What is agreed on compression is in ``connection.compression``, for the answer to tell.
+        What is agreed on compression is in ``connection.compression``, for the answer to tell; without `extensions`
+        that is nothing, since somebody else gives the answer.
         """
         cdef Connection connection
         self.last_id += 1
         connection = Connection(self, self.last_id, handlers, request, subprotocol)
         connection.path_params = path_params
-        if self.pool is not None and request is not None:
+        if extensions and self.pool is not None and request is not None:
             connection.negotiated(
                 negotiate(self.pool.config, request.headers.get_all_raw(b"sec-websocket-extensions"))
             )
@@ -148,17 +169,21 @@ cdef class HubCore(HubBase):
             raise
 
     def _open(self, Connection connection, Link link, bytes response, bytes rest):
-        """Answers the handshake on a link, whose connection is open from here on; ``rest`` came behind the request."""
+        """Answers the handshake on a link, whose connection is open from here on; ``rest`` came behind the request.
+
+        Without a response, somebody else has answered.
+        """
         cdef FrameBuffer *frame
         link.ledger = self.ledger
-        try:
-            frame = frame_from_octets(<const char *>response, len(response), RAW)
-        except MemoryError:
-            connection.abandon()
-            raise
-        if link.write(frame) < 0:
-            link.abort(False)
-        frame_release(frame)
+        if response:
+            try:
+                frame = frame_from_octets(<const char *>response, len(response), RAW)
+            except MemoryError:
+                connection.abandon()
+                raise
+            if link.write(frame) < 0:
+                link.abort(False)
+            frame_release(frame)
         connection.start(link)
         if rest:
             connection.data_received(<const unsigned char *><const char *>rest, len(rest))
@@ -207,19 +232,13 @@ cdef class HubCore(HubBase):
         Returns NULL where there are none, or no memory: the message then is one like any other.
         """
         cdef SharedWindow window = room.window
-        cdef PyObject *key
-        cdef PyObject *value
-        cdef Py_ssize_t position = 0
-        cdef uint64_t able = 0
-        cdef uint64_t in_step = 0
         cdef FrameBuffer *shared
-        while PyDict_Next(room.members, &position, &key, &value):
-            if can_share(<Connection>value, window):
-                able += 1
-                in_step += (<Connection>value).generation == window.generation
-        if not able or not 0 < frame.length <= LONGEST_DEFLATED:
+        if window.counted_at != self.window_changes:
+            count_members(room.members, window)
+            window.counted_at = self.window_changes
+        if not window.able or not 0 < frame.length <= LONGEST_DEFLATED:
             return NULL
-        if window.is_due(able, in_step):
+        if window.is_due():
             self.restart(window)
         shared = window.compress(frame)
         if shared == NULL:

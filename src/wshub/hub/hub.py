@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from wshub.errors import HandshakeError, MisuseError
+from wshub.hub.asgi import AsgiWebSocket, HubApplication, accept_websocket
 from wshub.hub.config import HubConfig, RoomConfig
 from wshub.hub.connection import Connection
 from wshub.hub.core import HubCore
@@ -56,6 +57,59 @@ class Hub(HubCore):
         if upgrade is None:
             raise MisuseError("register() takes the request that is being handled: call it in a handler of an App")
         return upgrade.register(self, handler)
+
+    def asgi(
+        self, handler: EventHandler | Callable[[Connection], Any], *, subprotocols: Sequence[str] = ()
+    ) -> HubApplication:
+        """An ASGI application that takes every WebSocket it is given into this hub, on any ASGI server::
+
+            app.mount("/ws", hub.asgi(handler))
+
+        On uvicorn with ``--ws wshub.app.uvicorn_protocol:WebSocketProtocol`` the hub takes the connections from the
+        server; elsewhere the server keeps them: then it is the server that negotiates compression and that pings.
+
+        Args:
+            handler: an EventHandler, or a coroutine function that takes the connection and whose end closes it.
+            subprotocols: those that may be chosen, in the client's order of preference.
+
+        Raises:
+            MisuseError: ``handler`` is something else.
+        """
+        return HubApplication(self, handler, subprotocols)
+
+    async def accept(
+        self,
+        websocket: AsgiWebSocket,
+        handler: EventHandler | None = None,
+        *,
+        subprotocols: Sequence[str] = (),
+        headers: Iterable[tuple[str, str]] = (),
+    ) -> Connection:
+        """Take a WebSocket that a framework has not accepted yet into this hub, within its endpoint::
+
+            @app.websocket("/chat/{room}")
+            async def chat(websocket: WebSocket, room: str):
+                connection = await hub.accept(websocket)
+                connection.join(room)
+                async for message in connection:
+                    hub.broadcast(message, room=room)
+
+        Without a handler it returns as soon as the connection is open, and the connection is closed when the endpoint
+        ends: with 1000; with 1011 if it raises, where the server leaves that to the hub. With a handler it returns
+        when the connection has ended.
+
+        Args:
+            websocket: Starlette's, FastAPI's or Litestar's; or whatever has a scope, and ASGI's receive and send. It
+                is the connection's from here on.
+            handler: an EventHandler, or None.
+            subprotocols: those that may be chosen, in the client's order of preference.
+            headers: further header fields of the answer.
+
+        Raises:
+            HandshakeError: the hub does not take the request, which has been answered.
+            MisuseError: the WebSocket has been accepted already, or ``handler`` is something else.
+        """
+        return await accept_websocket(self, websocket, handler, subprotocols, headers)
 
     def serve(
         self,

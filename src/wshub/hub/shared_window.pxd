@@ -13,8 +13,11 @@ cdef class SharedWindow:
     cdef uint64_t restart_interval
     cdef uint64_t generation    # which history this is: no other window of the hub has, or had, the same
     cdef uint64_t messages      # compressed since the history began
+    cdef uint64_t able          # members that could be in step,
+    cdef uint64_t in_step       # and those that are, as they were
+    cdef uint64_t counted_at    # when the hub had seen so many changes
     cdef uint64_t missed        # deliveries since then that went without the history, to members that could have it
 
-    cdef bint is_due(self, uint64_t able, uint64_t in_step) noexcept
+    cdef bint is_due(self) noexcept
     cdef void restart(self, uint64_t generation) noexcept
     cdef FrameBuffer *compress(self, FrameBuffer *frame) noexcept

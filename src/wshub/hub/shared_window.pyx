@@ -38,13 +38,13 @@ cdef class SharedWindow:
     def __dealloc__(self):
         deflater_clear(&self.deflater)
 
-    cdef bint is_due(self, uint64_t able, uint64_t in_step) noexcept:
-        """Whether to forget before the next message, for `able` members of whom so many are in step.
+    cdef bint is_due(self) noexcept:
+        """Whether to forget before the next message.
 
         At the latest after `restart_interval` messages; at once if nobody loses by it; and when as many deliveries went
         without the history as there are members to lose it, which costs at most twice what the best choice would have.
         """
-        return in_step == 0 or self.messages >= self.restart_interval or self.missed >= able
+        return self.in_step == 0 or self.messages >= self.restart_interval or self.missed >= self.able
 
     cdef void restart(self, uint64_t generation) noexcept:
         """Forgets the history: the next message begins another, with that number."""

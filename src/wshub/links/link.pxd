@@ -56,6 +56,7 @@ cdef class Link:
     cdef FrameQueue queue  # owns its frames
     cdef bint blocked      # the last attempt to send left something behind
     cdef bint closed       # gone, or going at the end of this turn: connection_lost() has been or will be called
+    cdef bint without_pings   # it cannot carry pings or pongs: whether the peer lives is for others to find out
     cdef bint notify_drained  # the receiver asked to be told, once, when the queue is empty
     cdef Ledger ledger
     cdef Receiver receiver

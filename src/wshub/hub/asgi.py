@@ -1,0 +1,249 @@
+"""How the WebSockets of ASGI applications become connections of a hub, on any ASGI server.
+
+A server whose scope has the extension ``wshub.takeover`` gives the connection itself to the hub, when the application's
+accept names it; any other keeps it, and the hub speaks to the server in the messages of ASGI.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from wshub.errors import HandshakeError, MisuseError
+from wshub.hub.core import table_of, table_that_receives
+from wshub.hub.handler import EventHandler
+from wshub.links.asgi_link import AsgiLink
+from wshub.protocol.headers import Headers
+from wshub.protocol.request import RequestHead
+
+if TYPE_CHECKING:
+    from wshub.hub.base import HandlerTable
+    from wshub.hub.connection import Connection
+    from wshub.hub.hub import Hub
+
+__all__ = [
+    "ENDS_WITH_APPLICATION",
+    "TAKEOVER",
+    "AsgiWebSocket",
+    "HubApplication",
+    "accept_websocket",
+    "hold",
+    "open_connection",
+    "register_scope",
+]
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+TAKEOVER = "wshub.takeover"
+"""The key, in the scope's extensions, that says that the server can give the connection to a hub, and, in the accept
+message, that names the connection that it is to become."""
+
+ENDS_WITH_APPLICATION = "wshub.ends_with_application"
+"""The key, in the accept message, of whether the server is to close that connection when the application ends."""
+
+
+class AsgiWebSocket(Protocol):
+    """What frameworks call a WebSocket: Starlette's, FastAPI's and Litestar's have these."""
+
+    @property
+    def scope(self) -> Any:
+        """The scope of the request."""
+
+    @property
+    def receive(self) -> Any:
+        """Waits for the next message of the server."""
+
+    @property
+    def send(self) -> Any:
+        """Sends a message to the server."""
+
+
+class HubApplication:
+    """The ASGI application that ``Hub.asgi`` returns."""
+
+    def __init__(self, hub: Hub, handler: Any, subprotocols: Sequence[str]) -> None:
+        self._hub = hub
+        self._table = table_of(handler)
+        self._subprotocols = tuple(subprotocols)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; returns when its connection has ended, or is the hub's alone."""
+        if scope["type"] == "websocket":
+            await _expect_connect(receive)
+            try:
+                accepted = await _accept(self._hub, self._table, scope, receive, send, self._subprotocols)
+            except HandshakeError:
+                return
+            await hold(*accepted)
+        elif scope["type"] == "http":
+            error = HandshakeError(426, "Only WebSocket handshakes are answered here.", (("Upgrade", "websocket"),))
+            await _respond(error, "http.response", send)
+        elif scope["type"] == "lifespan":
+            await self._live(receive, send)
+        else:
+            raise MisuseError(f"a hub does not serve the ASGI scope {scope['type']!r}")
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        """Close the hub at shutdown, where this application is all there is."""
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.shutdown":
+                await self._hub.close()
+            await send({"type": f"{message['type']}.complete"})
+            if message["type"] == "lifespan.shutdown":
+                return
+
+
+async def accept_websocket(
+    hub: Hub,
+    websocket: AsgiWebSocket,
+    handler: EventHandler | None,
+    subprotocols: Sequence[str],
+    headers: Iterable[tuple[str, str]],
+) -> Connection:
+    """Do what ``Hub.accept`` says."""
+    scope: Scope = websocket.scope
+    if handler is not None and not isinstance(handler, EventHandler):
+        raise MisuseError(f"accept() takes an EventHandler, not {handler!r}: a coroutine goes on after it by itself")
+    table = table_of(handler) if handler is not None else table_that_receives()
+    await _expect_connect(websocket.receive)
+    connection, link = await _accept(
+        hub, table, scope, websocket.receive, websocket.send, subprotocols, headers, handler is None
+    )
+    if handler is None:
+        if link is not None:
+            _close_with_task(connection)
+        return connection
+    try:
+        await connection.wait_closed()
+    finally:
+        if link is not None:
+            link.end()
+    return connection
+
+
+def register_scope(
+    hub: Hub, table: HandlerTable, scope: Mapping[str, Any], *, subprotocol: str | None = None
+) -> Connection:
+    """Register the request of a scope with a hub. Raises ``HandshakeError`` where the hub does not take it."""
+    hub._bind()
+    headers = Headers(scope["headers"])
+    try:
+        hub._admit(headers)
+    except HandshakeError as error:
+        hub._count_refused(error)
+        raise
+    request = RequestHead(scope.get("method", "GET"), _target_of(scope), scope.get("http_version", "1.1"), headers)
+    path_params = dict(scope.get("path_params", ()))
+    return hub._register(table, request, subprotocol, path_params, extensions=_can_take_over(scope))
+
+
+async def _expect_connect(receive: Receive) -> None:
+    message = await receive()
+    if message["type"] != "websocket.connect":
+        raise MisuseError("the WebSocket has been accepted, or has ended, already: a hub accepts it itself")
+
+
+async def _accept(
+    hub: Hub,
+    table: HandlerTable,
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+    subprotocols: Sequence[str],
+    headers: Iterable[tuple[str, str]] = (),
+    ends_with_application: bool = False,
+) -> tuple[Connection, AsgiLink | None]:
+    """Take a WebSocket into the hub, or refuse it and raise ``HandshakeError``."""
+    subprotocol = next((name for name in scope.get("subprotocols", ()) if name in subprotocols), None)
+    try:
+        connection = register_scope(hub, table, scope, subprotocol=subprotocol)
+    except HandshakeError as error:
+        await _refuse(error, scope, send)
+        raise
+    return connection, await open_connection(connection, scope, receive, send, headers, ends_with_application)
+
+
+async def open_connection(
+    connection: Connection,
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+    headers: Iterable[tuple[str, str]],
+    ends_with_application: bool = False,
+) -> AsgiLink | None:
+    """Accept the WebSocket that has been registered. Returns its link, if the server keeps the connection."""
+    hub = connection.hub
+    message: dict[str, Any] = {
+        "type": "websocket.accept",
+        "subprotocol": connection.subprotocol,
+        "headers": [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers],
+    }
+    try:
+        if _can_take_over(scope):
+            await send({**message, TAKEOVER: connection, ENDS_WITH_APPLICATION: ends_with_application})
+            return None
+        await send(message)
+    except BaseException:
+        hub._abandon(connection)
+        raise
+    loop = asyncio.get_running_loop()
+    link = AsgiLink(receive, send, scope.get("client"))
+    opened = loop.create_future()
+
+    def open_it() -> None:
+        hub._open(connection, link, b"", b"")
+        link.start()
+        if not opened.done():
+            opened.set_result(None)
+
+    # Handlers are called from the loop, never from within a task, such as the one of the application here.
+    loop.call_soon(open_it)
+    await opened
+    return link
+
+
+async def hold(connection: Connection, link: AsgiLink | None) -> None:
+    """Return when the server has no part in the connection any more: when it has ended, if the server keeps it."""
+    if link is not None:
+        try:
+            await connection.wait_closed()
+        finally:
+            link.end()
+
+
+def _can_take_over(scope: Mapping[str, Any]) -> bool:
+    return TAKEOVER in (scope.get("extensions") or ())
+
+
+def _close_with_task(connection: Connection) -> None:
+    """Close the connection when the endpoint, whose task this is, has ended."""
+    task = asyncio.current_task()
+    if task is not None:
+        task.add_done_callback(lambda _: connection.close())
+
+
+async def _refuse(error: HandshakeError, scope: Scope, send: Send) -> None:
+    """Answer a WebSocket request with the error's status; servers that cannot do so answer with 403."""
+    if "websocket.http.response" in (scope.get("extensions") or ()):
+        await _respond(error, "websocket.http.response", send)
+    else:
+        await send({"type": "websocket.close", "code": 1008, "reason": ""})
+
+
+async def _respond(error: HandshakeError, kind: str, send: Send) -> None:
+    body = error.reason.encode()
+    fields = [("content-type", "text/plain; charset=utf-8"), ("content-length", str(len(body))), *error.headers]
+    headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in fields]
+    await send({"type": f"{kind}.start", "status": error.status, "headers": headers})
+    await send({"type": f"{kind}.body", "body": body})
+
+
+def _target_of(scope: Mapping[str, Any]) -> str:
+    target: bytes = scope.get("raw_path") or scope["path"].encode("utf-8", "replace")
+    if scope.get("query_string"):
+        target += b"?" + scope["query_string"]
+    return target.decode("ascii", "replace")

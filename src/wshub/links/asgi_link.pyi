@@ -1,0 +1,12 @@
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+class AsgiLink:
+    def __init__(
+        self,
+        receive: Callable[[], Awaitable[MutableMapping[str, Any]]],
+        send: Callable[[MutableMapping[str, Any]], Awaitable[None]],
+        client: tuple[str, int] | None,
+    ) -> None: ...
+    def start(self) -> None: ...
+    def end(self) -> None: ...

@@ -1,0 +1,266 @@
+# cython: language_level=3
+"""A link over the ``receive`` and ``send`` of an ASGI server: for connections that the server keeps to itself.
+
+ASGI passes whole messages where a link carries octets: each message that is received is given to the receiver as the
+frame that it may have come in, so that everything that holds for frames, limits included, holds for it too. ASGI knows
+no pings. The handlers of a connection are called from the loop, never from within a task, so what the tasks here
+receive is passed on by the loop.
+"""
+
+from libc.stdint cimport uint8_t
+
+from wshub.links.link cimport Link, queue_is_empty, queue_pop
+from wshub.protocol.frame_buffer cimport (
+    FrameBuffer,
+    frame_is_message,
+    frame_payload,
+    frame_release,
+)
+
+import asyncio
+import logging
+
+from wshub.protocol.close_code import (
+    CloseCode,
+    decode_close_payload,
+    encode_close_payload,
+    is_valid_on_wire,
+)
+
+logger = logging.getLogger("wshub.server")
+
+cdef enum:
+    TEXT_OPCODE = 0x1
+    BINARY_OPCODE = 0x2
+    CLOSE_OPCODE = 0x8
+    # What is added to a close code to have one for private use (RFC 6455 section 7.4.2): 4011 for 1011.
+    PRIVATE_CODES = 3000
+
+
+cdef bytes client_header(uint8_t opcode, size_t length):
+    """The header of a client's frame, with a mask of zeros, under which the payload is as it is (RFC 6455 5.2)."""
+    cdef bytes size
+    if length < 126:
+        size = bytes((0x80 | length,))
+    elif length < 65536:
+        size = b"\xfe" + length.to_bytes(2, "big")
+    else:
+        size = b"\xff" + length.to_bytes(8, "big")
+    return bytes((0x80 | opcode,)) + size + b"\0\0\0\0"
+
+
+cdef class AsgiLink(Link):
+    """Carries a connection that an ASGI application has accepted, once ``start()`` is called.
+
+    What ``send`` has been given counts as delivered. A call of ``receive`` is always pending, unless reading is paused:
+    some servers tell in no other way that the client has left.
+    """
+
+    cdef object receive_message  # the server's receive()
+    cdef object send_message     # the server's send()
+    cdef object client           # the peer's address as the scope has it, or None
+    cdef object loop
+    cdef object receiving        # the task that receives, once started
+    cdef object sending          # the task that sends, once started
+    cdef object work             # Future that the sending task waits for, or None while it is busy
+    cdef object resumed          # Future that the receiving task waits for while reading is paused, or None
+    cdef bint paused
+    cdef bint finishing
+    cdef bint disconnected       # the server has told of the end: it takes nothing more
+
+    def __init__(self, receive, send, client):
+        self.receive_message = receive
+        self.send_message = send
+        self.client = tuple(client) if client is not None else None
+        self.loop = asyncio.get_running_loop()
+        self.without_pings = True
+
+    def start(self):
+        """Receives and sends from here on, in tasks of its own."""
+        if not self.closed:
+            self.receiving = self.loop.create_task(self._receive_all(), name="wshub ASGI receive")
+            self.sending = self.loop.create_task(self._send_all(), name="wshub ASGI send")
+
+    def end(self):
+        """The server ends the connection: nothing can be received or sent any more."""
+        self.abort(False)
+
+    # The verbs of a link
+
+    cdef int write(self, FrameBuffer *frame) noexcept:
+        if self.closed or self.finishing or self.disconnected:
+            return 0
+        if self.push(frame) < 0:
+            return -1
+        self.wake_sender()
+        return 0
+
+    cdef void pause(self) noexcept:
+        self.paused = True
+
+    cdef void resume(self) noexcept:
+        self.paused = False
+        if self.resumed is not None and not self.resumed.done():
+            self.resumed.set_result(None)
+
+    cdef void abort(self, bint after_flush) noexcept:
+        if self.closed:
+            return
+        if after_flush:
+            self.finishing = True
+            self.resume()
+            self.wake_sender()
+        else:
+            self.lose_later()
+
+    cdef object peer_name(self):
+        return self.client
+
+    cdef void wake_sender(self) noexcept:
+        if self.work is not None and not self.work.done():
+            self.work.set_result(None)
+
+    cdef void lose_later(self) noexcept:
+        """The receiver is told in a turn of the loop of its own."""
+        try:
+            self.loop.call_soon(self._lose)
+        except RuntimeError:
+            # The loop is closed: nothing of this link will ever run again.
+            pass
+
+    # What the tasks do
+
+    async def _receive_all(self):
+        try:
+            while not self.closed and not self.disconnected:
+                message = await self.receive_message()
+                passed_on = self.loop.create_future()
+                self.loop.call_soon(self._arrived, message, passed_on)
+                await passed_on
+                while self.paused and not self.closed:
+                    self.resumed = self.loop.create_future()
+                    await self.resumed
+        except Exception:
+            logger.debug("the ASGI server has failed to receive", exc_info=True)
+            self.lose_later()
+
+    async def _send_all(self):
+        cdef FrameBuffer *frame
+        try:
+            while not self.closed:
+                if not queue_is_empty(&self.queue) and not self.disconnected:
+                    frame = queue_pop(&self.queue)
+                    try:
+                        message = message_of(frame)
+                    finally:
+                        self.ledger.messages_delivered += frame_is_message(frame)
+                        self.ledger.bytes_sent += frame.length
+                        frame_release(frame)
+                    if message is not None and message["type"] == "websocket.close":
+                        await self._send_close(message)
+                    elif message is not None:
+                        await self.send_message(message)
+                    continue
+                if self.notify_drained:
+                    self.loop.call_soon(self._drained)
+                if self.finishing:
+                    self.lose_later()
+                    return
+                self.work = self.loop.create_future()
+                await self.work
+                self.work = None
+        except Exception:
+            # An OSError if the client has left, says ASGI; servers raise other things too.
+            logger.debug("the ASGI server has failed to send", exc_info=True)
+            self.lose_later()
+
+    async def _send_close(self, message):
+        """Closes; if the application has returned and this fails, the connection has still ended as was wanted."""
+        self.loop.call_soon(self._close_sent, message["code"])
+        try:
+            await self.send_message(message)
+        except Exception:
+            if not 1001 <= message["code"] < 3000:
+                raise
+            # Daphne refuses the codes that RFC 6455 defines itself, and would leave the connection open.
+            await self.send_message({**message, "code": message["code"] + PRIVATE_CODES})
+
+    # What the loop does for the tasks
+
+    def _arrived(self, message, passed_on):
+        cdef str kind = message["type"]
+        try:
+            if kind == "websocket.receive":
+                text = message.get("text")
+                if text is not None:
+                    # A lone surrogate becomes what the receiver refuses as no UTF-8.
+                    self.feed(TEXT_OPCODE, text.encode("utf-8", "surrogatepass"))
+                else:
+                    self.feed(BINARY_OPCODE, bytes(message["bytes"]))
+            elif kind == "websocket.disconnect":
+                self.disconnected = True
+                self.drop_queue()
+                self.closed_by_peer(message.get("code", CloseCode.NO_STATUS), message.get("reason") or "")
+        except Exception:
+            logger.exception("the ASGI server has given what is no message: %r", kind)
+            self._lose()
+        finally:
+            if not passed_on.done():
+                passed_on.set_result(None)
+
+    def _close_sent(self, int code):
+        # The server has the peer's answer to itself, and nobody is interested: it repeats the code.
+        self.disconnected = True
+        self.closed_by_peer(code, "")
+
+    def _drained(self):
+        if self.notify_drained and queue_is_empty(&self.queue) and not self.closed:
+            self.notify_drained = False
+            self.receiver.drained()
+
+    def _lose(self):
+        if self.closed:
+            return
+        self.closed = True
+        self.drop_queue()
+        for task in (self.receiving, self.sending):
+            if task is not None:
+                task.cancel()
+        self.receiving = self.sending = None
+        receiver = self.receiver
+        self.receiver = None
+        if receiver is not None:
+            receiver.connection_lost(0)
+
+    cdef object closed_by_peer(self, int code, str reason):
+        """The connection has ended with that code, where 1005 is a close without one."""
+        if code == CloseCode.NO_STATUS:
+            self.feed(CLOSE_OPCODE, b"")
+        elif is_valid_on_wire(code):
+            self.feed(CLOSE_OPCODE, encode_close_payload(code, reason))
+        elif not self.closed:
+            self.receiver.eof_received()
+
+    cdef object feed(self, uint8_t opcode, bytes payload):
+        """Gives the receiver a frame."""
+        cdef bytes header = client_header(opcode, len(payload))
+        if self.closed or self.finishing or self.receiver is None:
+            return
+        self.ledger.bytes_received += len(payload)
+        self.receiver.data_received(<const uint8_t *><const char *>header, len(header))
+        if payload and not self.closed and self.receiver is not None:
+            self.receiver.data_received(<const uint8_t *><const char *>payload, len(payload))
+
+
+cdef object message_of(FrameBuffer *frame):
+    """The ASGI message that says what the frame does, or None where there is none, as for a ping."""
+    cdef bytes payload
+    if frame.opcode not in (TEXT_OPCODE, BINARY_OPCODE, CLOSE_OPCODE):
+        return None
+    payload = frame_payload(frame)[:frame.length]
+    if frame.opcode == TEXT_OPCODE:
+        return {"type": "websocket.send", "text": payload.decode()}
+    if frame.opcode == BINARY_OPCODE:
+        return {"type": "websocket.send", "bytes": payload}
+    code, reason = decode_close_payload(payload)
+    return {"type": "websocket.close", "code": 1000 if code == CloseCode.NO_STATUS else code, "reason": reason}
