@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import ssl
 import subprocess
 
@@ -319,6 +320,26 @@ def test_an_asgi_application_that_knows_nothing_of_wshub_is_served(run, http) ->
                     assert await client.recv() == message
                 await client.close(4002, "why")
             assert await ended == {"type": "websocket.disconnect", "code": 4002, "reason": "why"}
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(("trusted", "expected"), [("127.0.0.1", "203.0.113.9"), ("192.0.2.1", "127.0.0.1")])
+def test_the_address_is_the_one_that_a_trusted_proxy_tells(run, http, trusted, expected) -> None:
+    async def scenario() -> None:
+        app = App()
+        app.enable_websocket()
+
+        @app.websocket("/")
+        async def tell(connection) -> None:
+            connection.send_json(connection.remote_address)
+
+        told = {"X-Forwarded-For": "203.0.113.9"}
+        async with (
+            listening(app, http, forwarded_allow_ips=trusted) as address,
+            websockets.connect(f"ws://{address}/", proxy=None, additional_headers=told) as client,
+        ):
+            assert json.loads(await client.recv())[0] == expected
 
     run(scenario())
 

@@ -284,8 +284,11 @@ class WebSocketProtocol(asyncio.Protocol):
             self._taken_over = True
             self._ends_with_application = message.get(ENDS_WITH_APPLICATION, False)
             hub = connection.hub
-        # Middleware may have changed what the connection was registered with.
+        # Middleware may have changed what the connection was registered with, and where it comes from.
         connection.subprotocol = message.get("subprotocol")
+        client = self._scope["client"]
+        if client and client != get_remote_addr(self._transport):
+            connection.forwarded_address = tuple(client)
         headers = [*self._state.default_headers, *message.get("headers", ())]
         response = hub._create_response(connection, self._key, headers)
         hubs.add(hub)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import quote
 
 from wshub.errors import HandshakeError, MisuseError
 from wshub.hub.core import table_of, table_that_receives
@@ -195,14 +196,24 @@ async def open_connection(
     opened = loop.create_future()
 
     def open_it() -> None:
-        hub._open(connection, link, b"", b"")
-        link.start()
-        if not opened.done():
+        if opened.cancelled():
+            hub._abandon(connection)
+            return
+        try:
+            hub._open(connection, link, b"", b"")
+            link.start()
+        except BaseException as error:
+            opened.set_exception(error)
+        else:
             opened.set_result(None)
 
     # Handlers are called from the loop, never from within a task, such as the one of the application here.
     loop.call_soon(open_it)
-    await opened
+    try:
+        await opened
+    except BaseException:
+        link.end()
+        raise
     return link
 
 
@@ -243,7 +254,7 @@ async def _respond(error: HandshakeError, kind: str, send: Send) -> None:
 
 
 def _target_of(scope: Mapping[str, Any]) -> str:
-    target: bytes = scope.get("raw_path") or scope["path"].encode("utf-8", "replace")
+    target: bytes = scope.get("raw_path") or quote(scope["path"]).encode("ascii")
     if scope.get("query_string"):
         target += b"?" + scope["query_string"]
     return target.decode("ascii", "replace")

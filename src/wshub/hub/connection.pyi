@@ -31,6 +31,7 @@ class Connection(AsyncIterator[Message]):
     @property
     def compression(self) -> PermessageDeflate | None: ...
     subprotocol: str | None
+    forwarded_address: tuple[str, int] | None
     path_params: dict[str, Any] | None
     @property
     def remote_address(self) -> tuple[Any, ...] | None: ...

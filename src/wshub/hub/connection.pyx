@@ -72,7 +72,12 @@ cdef class Connection(ConnectionCore):
 
     @property
     def remote_address(self):
-        """The peer's address as ``socket.getpeername()`` has it, or None where it has none (a Unix socket)."""
+        """The peer's address as ``socket.getpeername()`` has it, or None where it has none (a Unix socket).
+
+        Behind a proxy that uvicorn trusts it is the address of the proxy's client, with 0 for its port.
+        """
+        if self.forwarded_address is not None:
+            return self.forwarded_address
         return self.link.peer_name() if self.link is not None else None
 
     @property

@@ -46,6 +46,7 @@ cdef class ConnectionCore(Receiver):
     cdef readonly object request       # RequestHead, or None
     cdef readonly object compression   # PermessageDeflate, or None
     cdef public object subprotocol     # str, or None; set before the handshake is answered
+    cdef public object forwarded_address  # the peer's address as a proxy that is trusted tells it, or None
     cdef public object path_params     # dict of what the route found in the path, or None
     cdef object context          # contextvars.Context in which the handlers run
     cdef object user_metadata    # dict, or None as long as nobody asked

@@ -1,0 +1,198 @@
+"""A hub behind an ASGI server that stalls, fails or goes away: one in memory, whose every step the test takes."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from wshub import ConnectionClosed, EventHandler, Hub, HubConfig, MisuseError
+
+
+class ServerInMemory:
+    """One WebSocket of an ASGI server."""
+
+    def __init__(self, hub: Hub, handler: EventHandler) -> None:
+        self.sent: list[dict[str, Any]] = []
+        self.arrived: asyncio.Queue[dict[str, Any] | Exception] = asyncio.Queue()
+        self.takes = asyncio.Event()
+        self.takes.set()
+        self.fails = False
+        self.scope = {"type": "websocket", "path": "/a b", "query_string": b"", "headers": [(b"host", b"x")]}
+        self.arrived.put_nowait({"type": "websocket.connect"})
+        self.task = asyncio.create_task(hub.asgi(handler)(self.scope, self.receive, self.send))
+
+    async def receive(self) -> dict[str, Any]:
+        message = await self.arrived.get()
+        if isinstance(message, Exception):
+            raise message
+        return message
+
+    async def send(self, message: dict[str, Any]) -> None:
+        await self.takes.wait()
+        if self.fails:
+            raise OSError("the client has left")
+        self.sent.append(message)
+
+
+class Scene:
+    """A hub, a connection of such a server, and what the connection's handler was told."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.hub = Hub(HubConfig(**settings))
+        self.closes: list[tuple[int, str]] = []
+        self.opened: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        handler = EventHandler(
+            on_open=self.opened.set_result,
+            on_message=lambda connection, message: connection.send(message),
+            on_close=lambda connection, code, reason: self.closes.append((code, reason)),
+        )
+        self.server = ServerInMemory(self.hub, handler)
+
+    async def connection(self) -> Any:
+        return await self.opened
+
+    def check_ledger(self) -> None:
+        stats = self.hub.stats()
+        assert stats["connections"] == 0
+        assert stats["messages_accepted"] == stats["messages_delivered"] + sum(stats["dropped"].values())
+
+
+def test_a_send_that_fails_ends_the_connection_with_1006(run) -> None:
+    async def scenario() -> None:
+        scene = Scene()
+        connection = await scene.connection()
+        scene.server.fails = True
+        connection.send("lost")
+        await scene.server.task
+        assert scene.closes == [(1006, "")]
+        scene.check_ledger()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [OSError("gone"), RuntimeError("broken"), {"type": "websocket.receive", "bytes": None}],
+    ids=["OSError", "RuntimeError", "no message"],
+)
+def test_a_receive_that_fails_ends_the_connection_with_1006(run, broken) -> None:
+    async def scenario() -> None:
+        scene = Scene()
+        await scene.connection()
+        scene.server.arrived.put_nowait(broken)
+        await scene.server.task
+        assert scene.closes == [(1006, "")]
+
+    run(scenario())
+
+
+def test_a_server_that_cancels_the_application_ends_the_connection(run) -> None:
+    async def scenario() -> None:
+        scene = Scene()
+        connection = await scene.connection()
+        scene.server.task.cancel()
+        await connection.wait_closed()
+        assert scene.closes == [(1006, "")]
+        scene.check_ledger()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("told", "code", "reason"), [(4002, 4002, "why"), (1005, 1005, ""), (1006, 1006, ""), (1015, 1006, "")]
+)
+def test_a_disconnect_gives_its_code_and_reason(run, told, code, reason) -> None:
+    async def scenario() -> None:
+        scene = Scene()
+        await scene.connection()
+        scene.server.arrived.put_nowait({"type": "websocket.disconnect", "code": told, "reason": reason})
+        await scene.server.task
+        assert scene.closes == [(code, reason)]
+
+    run(scenario())
+
+
+def test_a_lone_surrogate_closes_with_1007(run) -> None:
+    async def scenario() -> None:
+        scene = Scene()
+        await scene.connection()
+        scene.server.arrived.put_nowait({"type": "websocket.receive", "text": "\ud800"})
+        await scene.server.task
+        assert scene.server.sent[-1]["code"] == 1007
+
+    run(scenario())
+
+
+def test_drain_waits_until_the_server_has_taken_everything(run) -> None:
+    async def scenario() -> None:
+        scene = Scene()
+        connection = await scene.connection()
+        scene.server.takes.clear()
+        for number in range(3):
+            connection.send(str(number))
+        draining = asyncio.create_task(connection.drain())
+        while connection.buffered > 6:
+            await asyncio.sleep(0)
+        assert not draining.done()
+        scene.server.takes.set()
+        await draining
+        assert [message["text"] for message in scene.server.sent[1:]] == ["0", "1", "2"]
+        await scene.hub.close()
+
+    run(scenario())
+
+
+def test_a_server_that_does_not_take_what_is_sent_costs_bounded_memory(run) -> None:
+    async def scenario() -> None:
+        scene = Scene(max_send_buffer=1000, close_timeout_ms=100)
+        connection = await scene.connection()
+        scene.server.takes.clear()
+        with pytest.raises(ConnectionClosed):
+            for _ in range(100):
+                connection.send("x" * 100)
+                await asyncio.sleep(0)
+        assert connection.buffered <= 1100
+        # The server never takes the close either: the sweep ends it.
+        await scene.server.task
+        assert scene.closes == [(1013, "too much is waiting to be sent")]
+        assert scene.hub.stats()["dropped"]["slow"] > 0
+        scene.check_ledger()
+
+    run(scenario())
+
+
+def test_no_ping_is_missed_where_there_are_none(run) -> None:
+    async def scenario() -> None:
+        now = 0.0
+        scene = Scene()
+        scene.hub = Hub(clock=lambda: now)
+        server = ServerInMemory(scene.hub, EventHandler(on_open=scene.opened.set_result))
+        connection = await scene.connection()
+        for now in range(0, 3600, 5):  # noqa: B007
+            scene.hub._sweep()
+        assert connection.state.name == "OPEN"
+        await scene.hub.close()
+        await server.task
+
+    run(scenario())
+
+
+def test_a_websocket_that_was_accepted_already_is_not_taken(run) -> None:
+    async def scenario() -> None:
+        hub = Hub()
+
+        class Accepted:
+            scope = {"type": "websocket"}  # noqa: RUF012
+
+            async def receive(self) -> dict[str, Any]:
+                return {"type": "websocket.receive", "text": "x"}
+
+            async def send(self, message: dict[str, Any]) -> None:
+                raise AssertionError(message)
+
+        with pytest.raises(MisuseError, match="already"):
+            await hub.accept(Accepted())
+
+    run(scenario())
