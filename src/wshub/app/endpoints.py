@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from wshub.app.context import Context, Request
 from wshub.errors import HandshakeError
-from wshub.hub.asgi import hold, open_connection
+from wshub.hub.asgi import hold, open_connection, respond
 from wshub.hub.upgrade import current_upgrade
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class WebSocketEndpoint:
         response = context.response
         if context.connection is None or response.status is not None:
             self._abandon(context)
-            await self._deny(response.to_starlette(), scope, receive, send)
+            await self._deny(response.to_starlette(), scope, send)
             return
         link = await open_connection(context.connection, scope, receive, send, response.headers)
         await hold(context.connection, link)
@@ -79,12 +79,9 @@ class WebSocketEndpoint:
             context.connection.hub._abandon(context.connection)
 
     @staticmethod
-    async def _deny(response: starlette.responses.Response, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _deny(response: starlette.responses.Response, scope: Scope, send: Send) -> None:
         """Answer a WebSocket request with an ordinary response; one that was to succeed becomes a 426."""
         if response.status_code < 300:
             response.status_code = 426
             response.headers["Upgrade"] = "websocket"
-        await send(
-            {"type": "websocket.http.response.start", "status": response.status_code, "headers": response.raw_headers}
-        )
-        await send({"type": "websocket.http.response.body", "body": bytes(response.body)})
+        await respond(scope, send, response.status_code, response.raw_headers, bytes(response.body))

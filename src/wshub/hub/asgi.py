@@ -32,11 +32,13 @@ __all__ = [
     "hold",
     "open_connection",
     "register_scope",
+    "respond",
 ]
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Fields = list[tuple[bytes, bytes]]
 
 TAKEOVER = "wshub.takeover"
 """The key, in the scope's extensions, that says that the server can give the connection to a hub, and, in the accept
@@ -81,7 +83,7 @@ class HubApplication:
             await hold(*accepted)
         elif scope["type"] == "http":
             error = HandshakeError(426, "Only WebSocket handshakes are answered here.", (("Upgrade", "websocket"),))
-            await _respond(error, "http.response", send)
+            await _refuse(error, scope, send)
         elif scope["type"] == "lifespan":
             await self._live(receive, send)
         else:
@@ -89,13 +91,11 @@ class HubApplication:
 
     async def _live(self, receive: Receive, send: Send) -> None:
         """Close the hub at shutdown, where this application is all there is."""
-        while True:
-            message = await receive()
-            if message["type"] == "lifespan.shutdown":
-                await self._hub.close()
-            await send({"type": f"{message['type']}.complete"})
-            if message["type"] == "lifespan.shutdown":
-                return
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self._hub.close()
+        await send({"type": "lifespan.shutdown.complete"})
 
 
 async def accept_websocket(
@@ -118,11 +118,8 @@ async def accept_websocket(
         if link is not None:
             _close_with_task(connection)
         return connection
-    try:
-        await connection.wait_closed()
-    finally:
-        if link is not None:
-            link.end()
+    await hold(connection, link)
+    await connection.wait_closed()
     return connection
 
 
@@ -181,7 +178,7 @@ async def open_connection(
     message: dict[str, Any] = {
         "type": "websocket.accept",
         "subprotocol": connection.subprotocol,
-        "headers": [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers],
+        "headers": _encode_fields(headers),
     }
     try:
         if _can_take_over(scope):
@@ -237,20 +234,24 @@ def _close_with_task(connection: Connection) -> None:
         task.add_done_callback(lambda _: connection.close())
 
 
-async def _refuse(error: HandshakeError, scope: Scope, send: Send) -> None:
-    """Answer a WebSocket request with the error's status; servers that cannot do so answer with 403."""
-    if "websocket.http.response" in (scope.get("extensions") or ()):
-        await _respond(error, "websocket.http.response", send)
-    else:
+async def respond(scope: Mapping[str, Any], send: Send, status: int, headers: Fields, body: bytes) -> None:
+    """Answer a request that becomes no WebSocket; servers that cannot say so of one that might have answer with 403."""
+    kind = "websocket.http.response" if scope["type"] == "websocket" else "http.response"
+    if scope["type"] == "websocket" and kind not in (scope.get("extensions") or ()):
         await send({"type": "websocket.close", "code": 1008, "reason": ""})
+        return
+    await send({"type": f"{kind}.start", "status": status, "headers": headers})
+    await send({"type": f"{kind}.body", "body": body})
 
 
-async def _respond(error: HandshakeError, kind: str, send: Send) -> None:
+async def _refuse(error: HandshakeError, scope: Scope, send: Send) -> None:
     body = error.reason.encode()
     fields = [("content-type", "text/plain; charset=utf-8"), ("content-length", str(len(body))), *error.headers]
-    headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in fields]
-    await send({"type": f"{kind}.start", "status": error.status, "headers": headers})
-    await send({"type": f"{kind}.body", "body": body})
+    await respond(scope, send, error.status, _encode_fields(fields), body)
+
+
+def _encode_fields(fields: Iterable[tuple[str, str]]) -> Fields:
+    return [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in fields]
 
 
 def _target_of(scope: Mapping[str, Any]) -> str:

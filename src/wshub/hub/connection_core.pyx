@@ -162,8 +162,7 @@ cdef class ConnectionCore(Receiver):
         self.link = link
         link.receiver = self
         self.status = IS_OPEN
-        # It may have entered rooms already.
-        self.hub.window_changes += 1
+        self.hub.window_changes += self.room_table is not None
         # Spread over a tenth of the interval, so that connections that came together are not pinged together.
         self.next_ping = now + self.hub.ping_interval * (1 - (self.id * 0.6180339887498949 % 1) / 10)
         self.opened = True

@@ -26,6 +26,7 @@ from wshub.protocol.close_code import (
     encode_close_payload,
     is_valid_on_wire,
 )
+from wshub.protocol.frame import encode_header
 
 logger = logging.getLogger("wshub.server")
 
@@ -35,18 +36,12 @@ cdef enum:
     CLOSE_OPCODE = 0x8
     # What is added to a close code to have one for private use (RFC 6455 section 7.4.2): 4011 for 1011.
     PRIVATE_CODES = 3000
+    # The highest bits of a header's first two octets (RFC 6455 section 5.2).
+    FIN = 0x80
+    MASKED = 0x80
 
-
-cdef bytes client_header(uint8_t opcode, size_t length):
-    """The header of a client's frame, with a mask of zeros, under which the payload is as it is (RFC 6455 5.2)."""
-    cdef bytes size
-    if length < 126:
-        size = bytes((0x80 | length,))
-    elif length < 65536:
-        size = b"\xfe" + length.to_bytes(2, "big")
-    else:
-        size = b"\xff" + length.to_bytes(8, "big")
-    return bytes((0x80 | opcode,)) + size + b"\0\0\0\0"
+# A client's frame is masked. Under this key the payload is as it is.
+cdef bytes NO_MASK = b"\0\0\0\0"
 
 
 cdef class AsgiLink(Link):
@@ -219,18 +214,11 @@ cdef class AsgiLink(Link):
             self.receiver.drained()
 
     def _lose(self):
-        if self.closed:
-            return
-        self.closed = True
-        self.drop_queue()
         for task in (self.receiving, self.sending):
             if task is not None:
                 task.cancel()
         self.receiving = self.sending = None
-        receiver = self.receiver
-        self.receiver = None
-        if receiver is not None:
-            receiver.connection_lost(0)
+        self.tell_lost(0)
 
     cdef object closed_by_peer(self, int code, str reason):
         """The connection has ended with that code, where 1005 is a close without one."""
@@ -243,9 +231,10 @@ cdef class AsgiLink(Link):
 
     cdef object feed(self, uint8_t opcode, bytes payload):
         """Gives the receiver a frame."""
-        cdef bytes header = client_header(opcode, len(payload))
+        cdef bytes header
         if self.closed or self.finishing or self.receiver is None:
             return
+        header = encode_header(FIN | opcode, MASKED, len(payload)) + NO_MASK
         self.ledger.bytes_received += len(payload)
         self.receiver.data_received(<const uint8_t *><const char *>header, len(header))
         if payload and not self.closed and self.receiver is not None:

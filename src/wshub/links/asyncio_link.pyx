@@ -144,11 +144,4 @@ cdef class AsyncioLink(Link):
             self.transport.close()
 
     def lose(self, int error):
-        if self.closed:
-            return
-        self.closed = True
-        self.drop_queue()
-        if self.receiver is not None:
-            receiver = self.receiver
-            self.receiver = None
-            receiver.connection_lost(error)
+        self.tell_lost(error)

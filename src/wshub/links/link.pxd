@@ -70,3 +70,4 @@ cdef class Link:
     cdef object peer_name(self)
     cdef int push(self, FrameBuffer *frame) noexcept
     cdef void drop_queue(self) noexcept
+    cdef void tell_lost(self, int error) noexcept

@@ -76,3 +76,14 @@ cdef class Link:
         cdef size_t dropped = queue_clear(&self.queue)
         if dropped:
             self.ledger.messages_dropped_closed += dropped
+
+    cdef void tell_lost(self, int error) noexcept:
+        """The link is gone: forgets what is queued, and tells the receiver, once."""
+        cdef Receiver receiver = self.receiver
+        if self.closed:
+            return
+        self.closed = True
+        self.drop_queue()
+        self.receiver = None
+        if receiver is not None:
+            receiver.connection_lost(error)

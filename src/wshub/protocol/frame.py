@@ -153,13 +153,7 @@ class Frame:
         first = self.opcode | (_FIN if self.fin else 0)
         first |= (_RSV1 if self.rsv1 else 0) | (_RSV2 if self.rsv2 else 0) | (_RSV3 if self.rsv3 else 0)
         second = _MASKED if self.masked else 0
-        length = len(self.payload)
-        if length < _LENGTH_OF_16_BITS:
-            header = bytes((first, second | length))
-        elif length < 1 << 16:
-            header = bytes((first, second | _LENGTH_OF_16_BITS)) + length.to_bytes(2, "big")
-        else:
-            header = bytes((first, second | _LENGTH_OF_64_BITS)) + length.to_bytes(8, "big")
+        header = encode_header(first, second, len(self.payload))
         if self.mask_key is None:
             return header + self.payload
         return header + self.mask_key + apply_mask(self.payload, self.mask_key)
@@ -217,6 +211,18 @@ class Frame:
             mask_key=mask_key,
         )
         return frame, end
+
+
+def encode_header(first: int, mask_bit: int, length: int) -> bytes:
+    """Return the header of a frame, without a mask key, for a payload of ``length`` octets.
+
+    ``first`` is its first octet, ``mask_bit`` 0x80 for a masked frame, or 0.
+    """
+    if length < _LENGTH_OF_16_BITS:
+        return bytes((first, mask_bit | length))
+    if length < 1 << 16:
+        return bytes((first, mask_bit | _LENGTH_OF_16_BITS)) + length.to_bytes(2, "big")
+    return bytes((first, mask_bit | _LENGTH_OF_64_BITS)) + length.to_bytes(8, "big")
 
 
 def apply_mask(payload: bytes, mask_key: bytes) -> bytes:
