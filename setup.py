@@ -2,11 +2,13 @@
 
 ``WSHUB_BUILD`` chooses how: ``release`` (the default), ``debug`` (no optimisation, debug symbols), ``sanitize``
 (AddressSanitizer and UndefinedBehaviorSanitizer) or ``profile`` (release, with symbols and line directives).
+``WSHUB_WITHOUT_REACTOR=1`` leaves the reactor out, as on a platform without epoll.
 """
 
 from __future__ import annotations
 
 import os
+import select
 from pathlib import Path
 
 from Cython.Build import cythonize
@@ -30,6 +32,9 @@ FLAGS: dict[str, tuple[list[str], list[str]]] = {
 
 LIBRARIES = {"deflate": ["z"], "isal": ["isal"]}
 
+# Without it, connections have the transports of the event loop.
+HAS_EPOLL = hasattr(select, "epoll") and os.environ.get("WSHUB_WITHOUT_REACTOR") != "1"
+
 
 def extensions() -> list[Extension]:
     """One extension module for each ``.pyx`` file, whose name is its place below ``src``."""
@@ -49,6 +54,7 @@ def extensions() -> list[Extension]:
             extra_link_args=link_arguments,
         )
         for path in sorted(root.rglob("*.pyx"))
+        if HAS_EPOLL or path.stem != "reactor"
     ]
 
 

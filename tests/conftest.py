@@ -10,12 +10,19 @@ import pytest
 import uvloop
 from hypothesis import HealthCheck, settings
 
+from tests.certificate import Certificate
+
 # Seconds that the scenario of a test may take: far more than any needs, on a machine busy with other things.
 TIMEOUT = 60
 
 # A shared machine stalls now and then: neither a slow draw nor a slow example is a fault of the code.
 settings.register_profile("wshub", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("wshub")
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    return Certificate(tmp_path_factory.mktemp("certificate"))
 
 
 @pytest.fixture(params=["asyncio", "uvloop"])

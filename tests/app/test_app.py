@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import ssl
-import subprocess
 
 import httpx
 import pytest
@@ -14,6 +12,7 @@ from uvicorn.protocols.utils import ClientDisconnected
 
 from tests.app.conftest import listening
 from tests.hub.conftest import connected
+from tests.reactor import needs_reactor
 from wshub import EventHandler, Handshake, MisuseError
 from wshub.app import App, Context
 
@@ -114,6 +113,7 @@ def test_a_taken_over_connection_carries_megabytes_and_very_many_messages(run, h
     run(scenario())
 
 
+@needs_reactor
 def test_the_descriptor_goes_to_the_reactor_and_the_server_sends_no_shutdown(run, http) -> None:
     async def scenario() -> None:
         app = make_app()
@@ -267,22 +267,12 @@ def test_an_earlier_response_that_still_leaves_keeps_the_transport(run, http, mo
     run(scenario())
 
 
-def test_tls_is_served_over_the_asyncio_link(run, http, tmp_path) -> None:
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"),
-            *("-keyout", str(key), "-out", str(certificate), "-addext", "subjectAltName=DNS:localhost"),
-        ],
-        check=True,
-        capture_output=True,
-    )
-
+def test_tls_is_served_over_the_asyncio_link(run, http, certificate) -> None:
     async def scenario() -> None:
-        context = ssl.create_default_context(cafile=str(certificate))
+        context = certificate.client_context()
         app = make_app()
         async with (
-            listening(app, http, ssl_keyfile=str(key), ssl_certfile=str(certificate)) as address,
+            listening(app, http, ssl_keyfile=certificate.key, ssl_certfile=certificate.chain) as address,
             connected(
                 f"wss://localhost:{address.rpartition(':')[2]}/upgrade", ssl=context, host="127.0.0.1", max_size=None,
                 subprotocols=["v1"],

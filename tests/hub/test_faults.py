@@ -16,6 +16,7 @@ import pytest
 
 from tests.hub.conftest import connected, serving
 from tests.hub.peers import MASK, REQUEST, masked, port_of, raw_peer
+from tests.reactor import HAS_REACTOR
 from wshub import EventHandler, Frame, Opcode
 
 
@@ -151,7 +152,11 @@ def test_a_peer_that_never_hangs_up_after_the_closing_handshake_is_hung_up_on(ru
 
 
 def test_one_flooding_connection_does_not_starve_the_rest(run) -> None:
-    """A connection is read once, 64 KiB at the most, before every other that is ready has been read too."""
+    """A connection is read once, 64 KiB at the most, before every other that is ready has been read too.
+
+    A transport of the standard library takes 256 KiB.
+    """
+    most = 65536 if HAS_REACTOR else 262144
     flood = masked(Frame.binary(bytes(50)))
 
     async def scenario() -> None:
@@ -179,7 +184,7 @@ def test_one_flooding_connection_does_not_starve_the_rest(run) -> None:
                 before = len(order)
                 while order.count("/polite") < turn:
                     await asyncio.sleep(0)
-                assert order[before:].index("/polite") <= 2 * 65536 // len(flood)
+                assert order[before:].index("/polite") <= 2 * most // len(flood) + 1
             assert len(order) > 10_000
             for peer in peers:
                 peer.close()

@@ -99,8 +99,7 @@ async def a_new_connection_without_a_receiver() -> None:
     for accepted in (raises, lambda link: None):
         reactor = Reactor(asyncio.get_running_loop(), Ledger())
         with socket.create_server(("127.0.0.1", 0)) as listening:
-            listening.setblocking(False)
-            reactor.listen(listening, accepted)
+            await reactor.listen(listening, accepted)
             peer = client(listening.getsockname()[1])
             peer.sendall(b"anything")
             deadline = time.monotonic() + 5

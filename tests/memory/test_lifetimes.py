@@ -6,6 +6,8 @@ import inspect
 
 import pytest
 
+pytest.importorskip("wshub.links.reactor", reason="the native reactor was not built")
+
 from tests.memory import lifetimes
 
 SCENARIOS = [

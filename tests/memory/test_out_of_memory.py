@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tests.reactor import needs_reactor
+
 try:
     import _testcapi  # noqa: F401
 except ImportError:
@@ -18,6 +20,7 @@ def test_every_allocation_of_the_parser_and_of_messages_may_fail(run_program) ->
     assert "messages: " in output
 
 
+@needs_reactor
 def test_every_allocation_of_a_turn_of_the_hub_may_fail(run_program) -> None:
     output = run_program("out_of_memory", "hub", str(SECONDS))
     assert output.count("ended the connection") == 9

@@ -304,7 +304,7 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def _open(self, hub: Hub, connection: Connection, response: bytes, opened: asyncio.Future[None]) -> None:
         transport = self._transport
-        if self._can_be_taken():
+        if hub._can_adopt() and self._can_be_taken():
             descriptor = transport.get_extra_info("socket").dup().detach()
             transport.close()
             hub._adopt(connection, descriptor, response, self._early)

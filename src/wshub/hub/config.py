@@ -66,10 +66,16 @@ class HubConfig:
     handshake_timeout_ms: int = 10_000
     """Milliseconds that a client has to send its whole request."""
 
+    use_reactor: bool = True
+    """Whether the native reactor has the connections without TLS, where the platform has epoll. Otherwise each has a
+    transport of the event loop: slower, and the same in everything else. ``WSHUB_USE_REACTOR=0`` in the environment
+    says no for a whole process."""
+
     def __post_init__(self) -> None:
         for name, largest in _LARGEST.items():
             check_integer(name, getattr(self, name), 1, largest)
         check_bool("enable_compression", self.enable_compression)
+        check_bool("use_reactor", self.use_reactor)
         if self.compression is None and self.enable_compression:
             object.__setattr__(self, "compression", CompressionConfig())
         elif self.compression is not None:

@@ -3,13 +3,12 @@ from libc.stdint cimport uint64_t
 
 from wshub.hub.base cimport HubBase, Room
 from wshub.hub.shared_window cimport SharedWindow
-from wshub.links.reactor cimport Reactor
 from wshub.protocol.frame_buffer cimport FrameBuffer
 
 
 cdef class HubCore(HubBase):
     cdef readonly object config
-    cdef Reactor reactor     # None until the hub has a loop
+    cdef object reactor      # a Reactor or an AsyncioReactor; None until the hub has a loop
     cdef uint64_t last_id
     cdef readonly dict refused  # reason: how many handshakes
     cdef object emptied      # Future that is done when no connection is left, or None

@@ -12,7 +12,6 @@ from wshub.hub.connection cimport Connection
 from wshub.hub.connection_core cimport IS_OPEN
 from wshub.hub.shared_window cimport SharedWindow
 from wshub.links.link cimport Ledger, Link
-from wshub.links.reactor cimport Reactor
 from wshub.protocol.deflate cimport LONGEST_DEFLATED, DeflatePool
 from wshub.protocol.frame_buffer cimport RAW, FrameBuffer, frame_release
 from wshub.protocol.message cimport Message, frame_from_data, frame_from_octets
@@ -25,6 +24,8 @@ from inspect import iscoroutinefunction
 from wshub.errors import MisuseError
 from wshub.hub.config import HubConfig
 from wshub.hub.handler import EventHandler
+from wshub.links.asyncio_reactor import AsyncioReactor
+from wshub.links.reactors import create_reactor
 from wshub.protocol.permessage_deflate import negotiate
 
 cdef enum:
@@ -130,10 +131,17 @@ cdef class HubCore(HubBase):
         if self.loop is None:
             self.loop = loop
             self.thread_id = PyThread_get_thread_ident()
-            self.reactor = Reactor(loop, self.ledger)
+            self.reactor = create_reactor(loop, self.ledger, native=self.config.use_reactor)
         elif self.loop is not loop:
             raise MisuseError("a hub belongs to the event loop that it was first used in: make one for each loop")
         return self.reactor
+
+    def _reactor_for(self, ssl):
+        """The hub's reactor; for an SSLContext a new one, which whoever listens with it closes."""
+        reactor = self._bind()
+        if ssl is None:
+            return reactor
+        return AsyncioReactor(self.loop, self.ledger, ssl, self.config.handshake_timeout_ms / 1000)
 
     def _register(self, HandlerTable handlers, request, subprotocol=None, path_params=None, *, bint extensions=True):
         """A connection whose handshake is not answered yet: it can join rooms and keep metadata.
@@ -155,6 +163,10 @@ cdef class HubCore(HubBase):
     def _abandon(self, Connection connection):
         """The handshake of a registered connection has come to nothing: no handler is called."""
         connection.abandon()
+
+    def _can_adopt(self):
+        """Whether the hub's reactor takes connected sockets."""
+        return self._bind().adopts
 
     def _adopt(self, Connection connection, int descriptor, bytes response, bytes rest):
         """Answers the handshake on a connected socket, which the hub's reactor owns from here on."""

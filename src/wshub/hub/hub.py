@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket as socket_module
+import ssl as ssl_module
 import time
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from wshub.errors import HandshakeError, MisuseError
 from wshub.hub.asgi import AsgiWebSocket, HubApplication, accept_websocket
@@ -17,10 +19,13 @@ from wshub.hub.core import HubCore
 from wshub.hub.handler import EventHandler
 from wshub.hub.server import Server
 from wshub.hub.upgrade import current_upgrade
-from wshub.links.reactor import Reactor
 from wshub.protocol.close_code import CloseCode, encode_close_payload
 from wshub.protocol.handshake import Handshake
 from wshub.protocol.headers import Headers
+
+if TYPE_CHECKING:
+    from wshub.links.asyncio_reactor import AsyncioReactor
+    from wshub.links.reactor import Reactor
 
 __all__ = ["Hub"]
 
@@ -122,6 +127,9 @@ class Hub(HubCore):
         unix: str | None = None,
         sock: socket_module.socket | None = None,
         backlog: int = 4096,
+        ssl: ssl_module.SSLContext | None = None,
+        ssl_certfile: str | os.PathLike[str] | None = None,
+        ssl_keyfile: str | os.PathLike[str] | None = None,
     ) -> Server:
         """A complete WebSocket server, as an asynchronous context manager::
 
@@ -134,14 +142,36 @@ class Hub(HubCore):
             handler: an EventHandler, or a coroutine function that takes the connection and whose end closes it.
             path: the only path served, any other gets 404; None serves all.
             subprotocols: those that may be chosen, in the client's order of preference.
-            unix: the path of a Unix socket to listen on, instead of an address.
-            sock: a socket that listens already, instead of an address.
+            unix: the path of a Unix socket to listen on, instead of an address. It is removed at the end.
+            sock: a bound socket, instead of an address.
             backlog: connections that the kernel holds until they are accepted.
+            ssl: for TLS, an SSLContext of the server's side; or
+            ssl_certfile, ssl_keyfile: PEM files of the certificate chain and its key, which may be in one file.
 
-        Raises, on entering: OSError where it cannot listen; MisuseError for another kind of handler.
+        Raises:
+            MisuseError: another kind of handler, or more than one kind of address or of TLS.
+            OSError: a file of the certificate cannot be read; on entering, it cannot listen.
         """
+        if sum(given is not None for given in (unix, sock, host)) > 1:
+            raise MisuseError("give serve() a host, the path of a Unix socket, or a socket: one of them")
+        if ssl_certfile is not None:
+            if ssl is not None:
+                raise MisuseError("give serve() an SSLContext or the files of a certificate, not both")
+            ssl = ssl_module.create_default_context(ssl_module.Purpose.CLIENT_AUTH)
+            ssl.load_cert_chain(ssl_certfile, ssl_keyfile)
+        elif ssl_keyfile is not None:
+            raise MisuseError("give serve() the ssl_certfile that belongs to the ssl_keyfile")
         return Server(
-            self, host, port, handler, path=path, subprotocols=subprotocols, unix=unix, sock=sock, backlog=backlog
+            self,
+            host,
+            port,
+            handler,
+            path=path,
+            subprotocols=subprotocols,
+            unix=unix,
+            sock=sock,
+            backlog=backlog,
+            ssl=ssl,
         )
 
     def configure_room(
@@ -206,7 +236,7 @@ class Hub(HubCore):
     ) -> None:
         await self.close()
 
-    def _bind(self) -> Reactor:
+    def _bind(self) -> Reactor | AsyncioReactor:
         reactor = super()._bind()
         if self._sweeper is None and self._closing is None:
             self._start_sweeping()

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl as ssl_module
 from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from wshub.errors import HandshakeError, MisuseError
 from wshub.hub.core import table_of
+from wshub.hub.listening import UnixAddress, bind_address
 from wshub.hub.opening import OpeningHandshake
 from wshub.protocol.handshake import Handshake
 from wshub.protocol.request import parse_request_head
 
 if TYPE_CHECKING:
     from wshub.hub.hub import Hub
+    from wshub.links.asyncio_reactor import AsyncioReactor
+    from wshub.links.reactor import Reactor
 
 __all__ = ["Server"]
 
@@ -35,6 +39,7 @@ class Server:
         unix: str | None,
         sock: socket.socket | None,
         backlog: int,
+        ssl: ssl_module.SSLContext | None,
     ) -> None:
         self.hub = hub
         self.sockets: tuple[socket.socket, ...] = ()
@@ -42,9 +47,11 @@ class Server:
         self._address = (host, port)
         self._path = path
         self._subprotocols = tuple(subprotocols)
-        self._unix = unix
+        self._unix = UnixAddress(unix) if unix is not None else None
         self._sock = sock
         self._backlog = backlog
+        self._ssl = ssl
+        self._reactor: Reactor | AsyncioReactor | None = None
         self._pending: set[OpeningHandshake] = set()
         self._closed: asyncio.Future[None] | None = None
 
@@ -56,12 +63,15 @@ class Server:
     async def __aenter__(self) -> Server:
         if self.hub._closing is not None:
             raise MisuseError("the hub is closed: make another")
-        reactor = self.hub._bind()
-        loop = asyncio.get_running_loop()
-        self._closed = loop.create_future()
-        self.sockets = tuple(await self._listen(loop))
-        for listening in self.sockets:
-            reactor.listen(listening, self._accepted)
+        self._reactor = reactor = self.hub._reactor_for(self._ssl)
+        self._closed = asyncio.get_running_loop().create_future()
+        self.sockets = tuple(await self._bind())
+        try:
+            for listening in self.sockets:
+                await reactor.listen(listening, self._accepted, backlog=self._backlog)
+        except BaseException:
+            self.stop_listening()
+            raise
         self.hub._expire_handshakes.append(self._expire)
         return self
 
@@ -72,6 +82,8 @@ class Server:
         for opening in list(self._pending):
             opening.expire()
         await self.hub.close()
+        if self._reactor is not None:
+            self._reactor.close()
         self._pending.clear()
         if self._closed is not None and not self._closed.done():
             self._closed.set_result(None)
@@ -83,42 +95,19 @@ class Server:
 
     def stop_listening(self) -> None:
         """Accepts no more connections; those that are there stay."""
-        reactor = self.hub._bind()
         for listening in self.sockets:
-            if listening.fileno() >= 0:
-                reactor.unlisten(listening.fileno())
+            if self._reactor is not None and listening.fileno() >= 0:
+                self._reactor.unlisten(listening.fileno())
                 listening.close()
+                if self._unix is not None:
+                    self._unix.remove()
 
-    async def _listen(self, loop: asyncio.AbstractEventLoop) -> list[socket.socket]:
+    async def _bind(self) -> list[socket.socket]:
         if self._sock is not None:
-            self._sock.setblocking(False)
             return [self._sock]
         if self._unix is not None:
-            listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-            listening.bind(self._unix)
-            listening.listen(self._backlog)
-            return [listening]
-        host, port = self._address
-        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        sockets: list[socket.socket] = []
-        try:
-            for family, kind, protocol, _, address in dict.fromkeys(found):
-                listening = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
-                sockets.append(listening)
-                listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                # Connections inherit these from the socket that accepts them.
-                listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                if family == socket.AF_INET6:
-                    listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                if port == 0 and len(sockets) > 1:
-                    address = (address[0], sockets[0].getsockname()[1], *address[2:])
-                listening.bind(address)
-                listening.listen(self._backlog)
-        except BaseException:
-            for listening in sockets:
-                listening.close()
-            raise
-        return sockets
+            return [self._unix.bind()]
+        return await bind_address(*self._address)
 
     def _accepted(self, link: Any) -> OpeningHandshake:
         deadline = self.hub._now() + self.hub.config.handshake_timeout_ms / 1000

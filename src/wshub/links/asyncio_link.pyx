@@ -3,7 +3,7 @@
 
 from libc.stdint cimport uint8_t
 
-from wshub.links.link cimport Link, queue_is_empty, queue_pop
+from wshub.links.link cimport queue_is_empty, queue_pop
 from wshub.protocol.frame_buffer cimport (
     FrameBuffer,
     frame_is_message,
@@ -20,13 +20,6 @@ cdef class AsyncioLink(Link):
 
     What the transport has been given counts as delivered; it is given no more while it asks for a pause.
     """
-
-    cdef object transport
-    cdef object loop
-    cdef bint scheduled
-    cdef bint finishing
-    cdef bint ended
-    cdef bint closing_transport
 
     def __init__(self, transport, loop):
         self.transport = transport

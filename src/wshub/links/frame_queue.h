@@ -7,7 +7,14 @@
 
 #include "frame_buffer.h"
 
+#ifdef _WIN32
+struct iovec {
+    void *iov_base;
+    size_t iov_len;
+};
+#else
 #include <sys/uio.h>
+#endif
 
 /* With the link, a chunk fills 512 octets on a 64-bit machine. */
 #define WSHUB_CHUNK_FRAMES 63

@@ -2,7 +2,7 @@ from cpython.object cimport PyObject
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint64_t
 
-from wshub.links.link cimport Ledger, Link, Receiver
+from wshub.links.link cimport Ledger, Link
 
 
 cdef class Reactor:
@@ -44,7 +44,6 @@ cdef class Reactor:
     cdef bint poll_and_flush(self) except -1
     cdef register_listener(self, Listener listener)
     cdef void pause_accepting(self, Listener listener, int error) noexcept
-    cdef ReactorLink adopt(self, int descriptor, Receiver receiver)
     cdef void read(self, ReactorLink link) noexcept
     cdef void flush(self) noexcept
     cdef void flush_link(self, ReactorLink link) noexcept

@@ -159,6 +159,9 @@ cdef class Reactor:
         ledger: where octets and messages are counted.
     """
 
+    # Whether a connected socket can become a link by adopt().
+    adopts = True
+
     def __cinit__(self, loop, Ledger ledger not None):
         self.epoll_fd = -1
         self.loop = loop
@@ -206,12 +209,14 @@ cdef class Reactor:
         close(self.epoll_fd)
         self.epoll_fd = -1
 
-    def listen(self, listening_socket, accepted):
-        """Accepts the connections of a listening, non-blocking socket.
+    async def listen(self, listening_socket, accepted, *, int backlog=100):
+        """Accepts the connections of a bound socket.
 
         ``accepted(link)`` is called with each new link, and returns its Receiver.
         """
         cdef Listener listener = Listener.__new__(Listener)
+        listening_socket.setblocking(False)
+        listening_socket.listen(backlog)
         listener.socket = listening_socket
         listener.descriptor = listening_socket.fileno()
         listener.accepted = accepted
@@ -233,7 +238,7 @@ cdef class Reactor:
             if listener.paused:
                 self.register_listener(listener)
 
-    cdef ReactorLink adopt(self, int descriptor, Receiver receiver):
+    def adopt(self, int descriptor, Receiver receiver not None):
         """Makes a link of a connected, non-blocking socket, which the reactor owns from here on."""
         cdef ReactorLink link = self.add(descriptor)
         cdef socklen_t length = sizeof(link.peer)

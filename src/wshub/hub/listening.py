@@ -1,0 +1,72 @@
+"""The sockets that a server listens on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import stat
+
+__all__ = ["UnixAddress", "bind_address"]
+
+
+async def bind_address(host: str | None, port: int) -> list[socket.socket]:
+    """Sockets bound to each address of a host; None is all interfaces, and port 0 one port that the system chooses.
+
+    Raises ``OSError`` where one cannot be bound.
+    """
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    sockets: list[socket.socket] = []
+    try:
+        for family, kind, protocol, _, address in dict.fromkeys(found):
+            bound = socket.socket(family, kind, protocol)
+            sockets.append(bound)
+            bound.setblocking(False)
+            if os.name == "posix":
+                bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            # Connections inherit these from the socket that accepts them.
+            bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if family == socket.AF_INET6:
+                bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            if port == 0 and len(sockets) > 1:
+                address = (address[0], sockets[0].getsockname()[1], *address[2:])
+            bound.bind(address)
+    except BaseException:
+        for bound in sockets:
+            bound.close()
+        raise
+    return sockets
+
+
+class UnixAddress:
+    """A path in the file system to listen on."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._inode: int | None = None
+
+    def bind(self) -> socket.socket:
+        """A socket bound to the path, from where one that an earlier process has left is removed.
+
+        Raises ``OSError`` where it cannot be bound.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            if stat.S_ISSOCK(os.stat(self._path).st_mode):
+                os.unlink(self._path)
+        bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            bound.setblocking(False)
+            bound.bind(self._path)
+            self._inode = os.stat(self._path).st_ino
+        except BaseException:
+            bound.close()
+            raise
+        return bound
+
+    def remove(self) -> None:
+        """Remove the path, unless another process has bound it since."""
+        with contextlib.suppress(OSError):
+            if os.stat(self._path).st_ino == self._inode:
+                os.unlink(self._path)

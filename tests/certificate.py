@@ -1,0 +1,32 @@
+"""A certificate of localhost that its clients trust."""
+
+from __future__ import annotations
+
+import ssl
+import subprocess
+from pathlib import Path
+
+
+class Certificate:
+    """A self-signed certificate and its key, made by openssl in a directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.chain = str(directory / "certificate.pem")
+        self.key = str(directory / "key.pem")
+        subprocess.run(
+            [
+                *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"),
+                *("-keyout", self.key, "-out", self.chain),
+                *("-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1,IP:::1"),
+            ],
+            check=True,
+            capture_output=True,
+        )
+
+    def server_context(self) -> ssl.SSLContext:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(self.chain, self.key)
+        return context
+
+    def client_context(self) -> ssl.SSLContext:
+        return ssl.create_default_context(cafile=self.chain)

@@ -1,0 +1,11 @@
+"""Which tests are of the native reactor alone: ``WSHUB_USE_REACTOR=0`` runs all others over asyncio's transports."""
+
+from __future__ import annotations
+
+import pytest
+
+from wshub.links.reactors import has_native_reactor
+
+HAS_REACTOR = has_native_reactor()
+
+needs_reactor = pytest.mark.skipif(not HAS_REACTOR, reason="the native reactor is switched off, or was not built")
