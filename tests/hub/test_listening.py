@@ -53,10 +53,14 @@ def test_a_unix_socket_is_served_and_its_path_removed(run, tmp_path, certificate
 
     async def scenario() -> None:
         context = certificate.server_context() if secure else None
-        async with Hub(HubConfig(max_message_size=1 << 20)).serve(unix=path, handler=echo(), ssl=context):
+        hub = Hub(HubConfig(max_message_size=1 << 20))
+        async with hub.serve(unix=path, handler=echo(), ssl=context):
             options = {"ssl": certificate.client_context(), "server_hostname": "localhost"} if secure else {}
             async with websockets.unix_connect(path, proxy=None, max_size=None, **options) as client:
                 await echoes(client)
+                connection = hub.get_connection(1)
+                assert connection is not None
+                assert connection.remote_address is None
         assert not os.path.exists(path)
 
     run(scenario())

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.types import Receive, Scope, Send
 
 from wshub.app.router import Router
+from wshub.app.serving import run
 from wshub.errors import MisuseError
 from wshub.hub.config import HubConfig
 from wshub.hub.hub import Hub
@@ -75,10 +75,15 @@ class App:
             raise MisuseError("the application has no hub: call app.enable_websocket() first")
         return self.ws_hub
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    @property
+    def starlette(self) -> Starlette:
+        """The Starlette application that this one is."""
         if self._starlette is None:
             self._starlette = Starlette(routes=self.router.routes, middleware=self._middleware, **self._options)
-        await self._starlette(scope, receive, send)
+        return self._starlette
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.starlette(scope, receive, send)
 
     def listen(self, host: str = "127.0.0.1", port: int = 8080, **options: Any) -> None:
         """Serve until SIGINT or SIGTERM, which closes every connection with 1001.
@@ -88,7 +93,4 @@ class App:
             port: 0 lets the system choose.
             options: any of ``uvicorn.run()``'s, such as ``log_level``.
         """
-        uvicorn.run(self, host=host, port=port, ws=PROTOCOL_CLASS, **options)
-
-
-PROTOCOL_CLASS = "wshub.app.uvicorn_protocol:WebSocketProtocol"
+        run(self, host=host, port=port, **options)

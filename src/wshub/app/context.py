@@ -12,6 +12,7 @@ from starlette.types import Scope
 
 from wshub.errors import HandshakeError, MisuseError
 from wshub.hub.asgi import register_scope
+from wshub.hub.base import HandlerTable
 from wshub.hub.core import table_of
 from wshub.hub.handler import EventHandler
 from wshub.hub.upgrade import current_upgrade
@@ -129,7 +130,7 @@ class Context:
         self.connection: Connection | None = None
         self._is_websocket = is_websocket
 
-    def register(self, hub: Hub, handler: EventHandler | Callable[[Connection], Any]) -> Connection:
+    def register(self, hub: Hub, handler: EventHandler | Callable[[Connection], Any] | HandlerTable) -> Connection:
         """What ``hub.register()`` does within a handler of this request."""
         request = self.request
         if not self._is_websocket:
@@ -140,7 +141,8 @@ class Context:
         # The context in which the connection's handlers will run is copied now: it must not have this request in it.
         token = current_upgrade.set(None)
         try:
-            self.connection = register_scope(hub, table_of(handler), request.scope)
+            table = handler if isinstance(handler, HandlerTable) else table_of(handler)
+            self.connection = register_scope(hub, table, request.scope)
         finally:
             current_upgrade.reset(token)
         return self.connection

@@ -12,12 +12,15 @@ from starlette.types import Receive, Scope, Send
 from wshub.app.context import Context, Request
 from wshub.errors import HandshakeError
 from wshub.hub.asgi import hold, open_connection, respond
+from wshub.hub.core import table_of
 from wshub.hub.upgrade import current_upgrade
 
 if TYPE_CHECKING:
     from wshub.app.app import App
+    from wshub.hub.connection import Connection
+    from wshub.hub.hub import Hub
 
-__all__ = ["HttpEndpoint", "WebSocketEndpoint"]
+__all__ = ["ConnectionEndpoint", "HttpEndpoint", "WebSocketEndpoint"]
 
 
 async def _call(handler: Callable[[Context], Any], context: Context) -> None:
@@ -85,3 +88,19 @@ class WebSocketEndpoint:
             response.status_code = 426
             response.headers["Upgrade"] = "websocket"
         await respond(scope, send, response.status_code, response.raw_headers, bytes(response.body))
+
+
+class ConnectionEndpoint(WebSocketEndpoint):
+    """Makes every WebSocket request a connection of the application's hub, with a coroutine function for its life."""
+
+    def __init__(self, app: App, endpoint: Callable[[Connection], Any]) -> None:
+        super().__init__(app, self._register)
+        self.table = table_of(endpoint)
+
+    @property
+    def hub(self) -> Hub | None:
+        """The application's hub, if it has one by now."""
+        return self._app.ws_hub
+
+    def _register(self, context: Context) -> None:
+        context.register(self._app.require_hub(), self.table)

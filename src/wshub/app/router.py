@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 
-from wshub.app.endpoints import HttpEndpoint, WebSocketEndpoint
+from wshub.app.endpoints import ConnectionEndpoint, HttpEndpoint, WebSocketEndpoint
 
 if TYPE_CHECKING:
     from wshub.app.app import App
@@ -75,10 +75,7 @@ class Router:
         """Route WebSocket requests to a coroutine function that takes the connection; its end closes it."""
 
         def decorate(endpoint: Endpoint) -> Endpoint:
-            def register(context: Context) -> None:
-                context.register(self._app.require_hub(), endpoint)
-
-            self.routes.append(WebSocketRoute(path, WebSocketEndpoint(self._app, register)))
+            self.routes.append(WebSocketRoute(path, ConnectionEndpoint(self._app, endpoint)))
             return endpoint
 
         return decorate

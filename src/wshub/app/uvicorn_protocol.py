@@ -27,9 +27,9 @@ from uvicorn.protocols.utils import (
 )
 from uvicorn.server import ServerState
 
+from wshub.app.hubs import Hubs
 from wshub.errors import ConnectionClosed, HandshakeError
 from wshub.hub.asgi import ENDS_WITH_APPLICATION, TAKEOVER
-from wshub.hub.config import HubConfig
 from wshub.hub.connection import Connection
 from wshub.hub.core import table_that_receives
 from wshub.hub.hub import Hub
@@ -42,57 +42,6 @@ from wshub.protocol.request import RequestHead, parse_request_head
 __all__ = ["WebSocketProtocol"]
 
 logger = logging.getLogger("uvicorn.error")
-
-
-class Hubs:
-    """The hubs that have connections of a server, which closes them when it shuts down.
-
-    uvicorn calls ``shutdown()`` of each of its connections once, and waits until none is left.
-    """
-
-    def __init__(self, connections: set[Any]) -> None:
-        self._connections = connections
-        self._hubs: set[Hub] = set()
-        self._task: asyncio.Task[None] | None = None
-        self._default: Hub | None = None
-        connections.add(self)
-
-    @classmethod
-    def of(cls, state: ServerState) -> Hubs:
-        """The one of a server."""
-        connections: set[Any] = state.connections
-        return next((one for one in connections if isinstance(one, cls)), None) or cls(connections)
-
-    def add(self, hub: Hub) -> None:
-        """Close that hub at shutdown."""
-        self._hubs.add(hub)
-
-    def default(self, config: Config) -> Hub:
-        """The hub of applications that know of none, with the settings that uvicorn was given."""
-        if self._default is None:
-            self._default = Hub(
-                HubConfig(
-                    max_connections=2**31,
-                    max_message_size=config.ws_max_size,
-                    ping_interval_ms=int((config.ws_ping_interval or 1_000_000) * 1000),
-                    pong_timeout_ms=int((config.ws_ping_timeout or 1_000_000) * 1000),
-                    enable_compression=config.ws_per_message_deflate,
-                )
-            )
-            self._default._bind()
-            self.add(self._default)
-        return self._default
-
-    def shutdown(self) -> None:
-        """Close all hubs, and then be no connection of the server's any more."""
-        if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._close())
-
-    async def _close(self) -> None:
-        try:
-            await asyncio.gather(*(hub.close() for hub in self._hubs))
-        finally:
-            self._connections.discard(self)
 
 
 class WebSocketProtocol(asyncio.Protocol):

@@ -68,16 +68,16 @@ class HubApplication:
     """The ASGI application that ``Hub.asgi`` returns."""
 
     def __init__(self, hub: Hub, handler: Any, subprotocols: Sequence[str]) -> None:
-        self._hub = hub
-        self._table = table_of(handler)
-        self._subprotocols = tuple(subprotocols)
+        self.hub = hub
+        self.table = table_of(handler)
+        self.subprotocols = tuple(subprotocols)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; returns when its connection has ended, or is the hub's alone."""
         if scope["type"] == "websocket":
             await _expect_connect(receive)
             try:
-                accepted = await _accept(self._hub, self._table, scope, receive, send, self._subprotocols)
+                accepted = await _accept(self.hub, self.table, scope, receive, send, self.subprotocols)
             except HandshakeError:
                 return
             await hold(*accepted)
@@ -94,7 +94,7 @@ class HubApplication:
         await receive()
         await send({"type": "lifespan.startup.complete"})
         await receive()
-        await self._hub.close()
+        await self.hub.close()
         await send({"type": "lifespan.shutdown.complete"})
 
 

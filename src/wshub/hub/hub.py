@@ -22,8 +22,10 @@ from wshub.hub.upgrade import current_upgrade
 from wshub.protocol.close_code import CloseCode, encode_close_payload
 from wshub.protocol.handshake import Handshake
 from wshub.protocol.headers import Headers
+from wshub.protocol.request import RequestHead
 
 if TYPE_CHECKING:
+    from wshub.hub.base import HandlerTable
     from wshub.links.asyncio_reactor import AsyncioReactor
     from wshub.links.reactor import Reactor
 
@@ -258,6 +260,23 @@ class Hub(HubCore):
                 expire()
 
         self._sweeper = loop.call_later(period, sweep)
+
+    def _accept_request(
+        self,
+        request: RequestHead,
+        table: HandlerTable,
+        subprotocols: Sequence[str],
+        path_params: dict[str, Any] | None = None,
+        headers: Iterable[tuple[str | bytes, str | bytes]] = (),
+    ) -> tuple[Connection, bytes]:
+        """Register a request that has come without a framework, and write its 101. Raises ``HandshakeError``."""
+        key = Handshake.check_request(request.method, request.http_version, request.headers)
+        self._admit(request.headers)
+        subprotocol = Handshake.choose_subprotocol(request.headers, subprotocols)
+        connection = self._register(table, request, subprotocol, path_params)
+        response = self._create_response(connection, key, headers)
+        request.headers.compact()
+        return connection, response
 
     def _create_response(
         self, connection: Connection, key: str, headers: Iterable[tuple[str | bytes, str | bytes]] = ()

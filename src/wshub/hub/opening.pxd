@@ -9,3 +9,9 @@ cdef class OpeningHandshake(Receiver):
     cdef object reader           # RequestReader
     cdef readonly double deadline
     cdef bint answered
+
+
+cdef class FirstRequest(OpeningHandshake):
+    """Receives the first request of a connection that may be for a hub, or for somebody who reads it all again."""
+
+    cdef bytearray received

@@ -13,7 +13,6 @@ from wshub.errors import HandshakeError, MisuseError
 from wshub.hub.core import table_of
 from wshub.hub.listening import UnixAddress, bind_address
 from wshub.hub.opening import OpeningHandshake
-from wshub.protocol.handshake import Handshake
 from wshub.protocol.request import parse_request_head
 
 if TYPE_CHECKING:
@@ -120,12 +119,7 @@ class Server:
         request = parse_request_head(head)
         if self._path is not None and request.path != self._path:
             raise HandshakeError(404, "There is nothing at this path.")
-        key = Handshake.check_request(request.method, request.http_version, request.headers)
-        self.hub._admit(request.headers)
-        subprotocol = Handshake.choose_subprotocol(request.headers, self._subprotocols)
-        connection = self.hub._register(self._table, request, subprotocol)
-        response = self.hub._create_response(connection, key)
-        request.headers.compact()
+        connection, response = self.hub._accept_request(request, self._table, self._subprotocols)
         self._pending.discard(opening)
         self.hub._open(connection, link, response, rest)
 

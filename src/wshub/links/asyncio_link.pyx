@@ -40,7 +40,8 @@ cdef class AsyncioLink(Link):
         if not self.closed and not self.finishing and self.receiver is not None:
             self.receiver.eof_received()
         self.schedule()
-        return not self.closed
+        # A transport that cannot be half closed, as with TLS, ends by itself once it has sent what it holds.
+        return not self.closed and self.transport.can_write_eof()
 
     def connection_lost(self, error):
         self.lose(error.errno or errno.ECONNRESET if isinstance(error, OSError) else 0)
@@ -103,7 +104,9 @@ cdef class AsyncioLink(Link):
             self.transport.write(data)
 
     cdef object peer_name(self):
-        return self.transport.get_extra_info("peername")
+        name = self.transport.get_extra_info("peername")
+        # That of a Unix socket is an empty string.
+        return name if isinstance(name, tuple) else None
 
     # What is done in the next turn of the loop
 

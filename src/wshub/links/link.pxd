@@ -67,6 +67,7 @@ cdef class Link:
     cdef void abort(self, bint after_flush) noexcept
     cdef void flush_now(self) noexcept
     cdef void drop_unsent(self) noexcept
+    cdef int detach(self) noexcept
     cdef object peer_name(self)
     cdef int push(self, FrameBuffer *frame) noexcept
     cdef void drop_queue(self) noexcept

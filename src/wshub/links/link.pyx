@@ -59,6 +59,13 @@ cdef class Link:
         """Forgets, and counts as dropped for slowness, every queued frame of which nothing has left yet."""
         self.ledger.messages_dropped_slow += queue_discard_unsent(&self.queue)
 
+    cdef int detach(self) noexcept:
+        """Gives up the descriptor, which is the caller's from here on. The link ends; its receiver is not told.
+
+        Nothing may be queued. Returns -1, and changes nothing, where there is no descriptor to be had.
+        """
+        return -1
+
     cdef object peer_name(self):
         """The peer's address in the form that socket.getpeername() has, or None."""
         return None

@@ -135,6 +135,17 @@ cdef class ReactorLink(Link):
         if not self.closed and not self.blocked:
             self.reactor.flush_link(self)
 
+    cdef int detach(self) noexcept:
+        cdef int descriptor = self.descriptor
+        if not self.closed:
+            self.closed = True
+            self.descriptor = -1
+            self.receiver = None
+            epoll_ctl(self.reactor.epoll_fd, EPOLL_CTL_DEL, descriptor, NULL)
+            # Among the notices it lives until no event of this turn can be its own.
+            self.reactor.note_loss(self)
+        return descriptor
+
     cdef object peer_name(self):
         cdef int family
         cdef bytes raw
@@ -142,13 +153,14 @@ cdef class ReactorLink(Link):
             return None
         raw = self.peer[:self.peer_length]
         family = (<sockaddr *>self.peer).sa_family
+        # That of a Unix socket is nothing but its family.
+        if family != AF_INET and family != AF_INET6:
+            return None
         port = raw[2] << 8 | raw[3]
         if family == AF_INET:
             return socket.inet_ntop(socket.AF_INET, raw[4:8]), port
-        if family == AF_INET6:
-            flow = int.from_bytes(raw[4:8], "big")
-            return socket.inet_ntop(socket.AF_INET6, raw[8:24]), port, flow, int.from_bytes(raw[24:28], sys.byteorder)
-        return None
+        flow = int.from_bytes(raw[4:8], "big")
+        return socket.inet_ntop(socket.AF_INET6, raw[8:24]), port, flow, int.from_bytes(raw[24:28], sys.byteorder)
 
 
 cdef class Reactor:

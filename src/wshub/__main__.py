@@ -1,0 +1,5 @@
+"""``python -m wshub``."""
+
+from wshub.command_line import main
+
+main()

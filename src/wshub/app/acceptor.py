@@ -1,0 +1,208 @@
+"""Accepts connections in front of uvicorn: a hub's own routes are served at once, everything else is uvicorn's.
+
+The reactor accepts and reads the first request. If that is for a native route, the hub has the connection without a
+transport, a task or a scope ever made for it; else the socket goes to uvicorn's HTTP protocol, with what has been read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from uvicorn.config import Config
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+from uvicorn.protocols.utils import get_client_addr, get_path_with_query_string
+from uvicorn.server import ServerState
+
+from wshub.app.hubs import Hubs
+from wshub.app.native_routes import NativeRoute, find_native_route
+from wshub.errors import HandshakeError
+from wshub.hub.listening import UnixAddress
+from wshub.hub.opening import FirstRequest
+from wshub.links.link import Ledger
+from wshub.links.reactor import Reactor
+from wshub.protocol.request import RequestHead, parse_request_head
+
+__all__ = ["FIRST_REQUEST_TIMEOUT", "Acceptor", "application_of"]
+
+logger = logging.getLogger("uvicorn.error")
+
+FIRST_REQUEST_TIMEOUT = 10.0
+"""Seconds that a client has, from its connection on, to send the head of its first request."""
+
+
+class Acceptor:
+    """Listens for a uvicorn server, in place of an ``asyncio.Server``.
+
+    Args:
+        config: of the server, loaded.
+        state: of the server.
+        create_protocol: makes uvicorn's HTTP protocol for a connection.
+    """
+
+    def __init__(self, config: Config, state: ServerState, create_protocol: Callable[[], Any]) -> None:
+        self.sockets: tuple[socket.socket, ...] = ()
+        self._state = state
+        self._unix: UnixAddress | None = None
+        self._hubs = Hubs.of(state)
+        self._create_protocol = create_protocol
+        self._app = application_of(config)
+        self._proxies = (
+            ProxyHeadersMiddleware(_note_client, trusted_hosts=config.forwarded_allow_ips)
+            if config.proxy_headers
+            else None
+        )
+        self._loop = asyncio.get_running_loop()
+        self._reactor = Reactor(self._loop, Ledger())
+        self._pending: set[FirstRequest] = set()
+        self._connecting: set[asyncio.Task[None]] = set()
+        self._sweeper: asyncio.TimerHandle | None = None
+
+    async def listen(
+        self, sockets: Sequence[socket.socket], backlog: int, *, unix: UnixAddress | None = None
+    ) -> None:
+        """Accept the connections of bound sockets, which are closed with this, and the path of one removed."""
+        self.sockets = tuple(sockets)
+        self._unix = unix
+        for listening in self.sockets:
+            await self._reactor.listen(listening, self._accepted, backlog=backlog)
+        self._sweep()
+
+    def close(self) -> None:
+        """Accept no more; what has not been asked for yet is not answered."""
+        if self._sweeper is None:
+            return
+        self._sweeper.cancel()
+        self._sweeper = None
+        for listening in self.sockets:
+            self._reactor.unlisten(listening.fileno())
+            listening.close()
+        if self._unix is not None:
+            self._unix.remove()
+        for task in self._connecting:
+            task.cancel()
+        # Not from within a turn of the reactor, which may have called whoever calls this.
+        self._loop.call_soon(self._reactor.close)
+
+    async def wait_closed(self) -> None:
+        """What ``asyncio.Server`` has: connections are the server's own to wait for."""
+
+    def _sweep(self) -> None:
+        self._sweeper = self._loop.call_later(1, self._sweep)
+        now = time.monotonic()
+        for first in [first for first in self._pending if first.deadline <= now]:
+            first.expire()
+        self._reactor.resume_accepting()
+
+    def _accepted(self, link: Any) -> FirstRequest:
+        first = FirstRequest(link, self, time.monotonic() + FIRST_REQUEST_TIMEOUT)
+        self._pending.add(first)
+        return first
+
+    def _request_received(self, first: FirstRequest, data: bytes, end: int) -> None:
+        """Answer a first request, whose head ends there, or let uvicorn do it. Raises ``HandshakeError`` to refuse."""
+        found = self._find_route(first, data[:end]) if b"websocket" in data[:end].lower() else None
+        if found is None:
+            self._hand_over(first.detach(), data)
+            return
+        route, request, scope = found
+        client = scope["client"]
+        self._trust_proxies(request, scope)
+        hub = route.hub
+        try:
+            connection, response = hub._accept_request(
+                request, route.table, route.subprotocols, route.path_params, self._state.default_headers
+            )
+        except HandshakeError as error:
+            hub._count_refused(error)
+            self._log(scope, str(error.status))
+            raise
+        self._log(scope, "[accepted]")
+        if scope["client"] != client:
+            connection.forwarded_address = tuple(scope["client"])
+        self._hubs.add(hub)
+        hub._adopt(connection, first.detach(), response, data[end:])
+
+    def _refused(self, error: HandshakeError) -> None:
+        """A refusal is counted where the hub is known."""
+
+    def _find_route(self, first: FirstRequest, head: bytes) -> tuple[NativeRoute, RequestHead, dict[str, Any]] | None:
+        try:
+            request = parse_request_head(head)
+        except HandshakeError:
+            # No handshake that a hub would take: uvicorn has an answer to it.
+            return None
+        scope = {
+            "type": "websocket",
+            "scheme": "ws",
+            "client": peer[:2] if (peer := first.peer) else None,
+            "path": request.path,
+            "root_path": "",
+            "query_string": request.raw_query_string,
+            "headers": request.headers.raw,
+        }
+        route = find_native_route(self._app, scope)
+        if route is None:
+            return None
+        route.hub._bind()
+        return (route, request, scope) if route.hub._can_adopt() else None
+
+    def _trust_proxies(self, request: RequestHead, scope: dict[str, Any]) -> None:
+        """Let the client of the scope be the one that a proxy tells of, if uvicorn trusts the proxy."""
+        if self._proxies is not None and request.headers.get("x-forwarded-for") is not None:
+            call = self._proxies(scope, None, None)  # type: ignore[arg-type]
+            # It ends without having waited for anything: all that it calls is the function below.
+            with contextlib.suppress(StopIteration):
+                call.send(None)
+
+    def _hand_over(self, descriptor: int, data: bytes) -> None:
+        """Let uvicorn serve the connection, of which ``data`` has been read."""
+        if descriptor < 0:
+            return
+        task = self._loop.create_task(self._connect(socket.socket(fileno=descriptor), data))
+        self._connecting.add(task)
+        task.add_done_callback(self._connecting.discard)
+
+    async def _connect(self, connected: socket.socket, data: bytes) -> None:
+        try:
+            await self._loop.connect_accepted_socket(lambda: self._protocol_with(data), connected)
+        except Exception:
+            connected.close()
+            logger.exception("a connection cannot be served")
+        except BaseException:
+            connected.close()
+            raise
+
+    def _protocol_with(self, data: bytes) -> asyncio.Protocol:
+        """uvicorn's protocol, which receives ``data`` as soon as it has its transport, before anything else."""
+        protocol: Any = self._create_protocol()
+        connection_made = protocol.connection_made
+
+        def connection_made_with_data(transport: asyncio.Transport) -> None:
+            connection_made(transport)
+            protocol.data_received(data)
+
+        protocol.connection_made = connection_made_with_data
+        return protocol  # type: ignore[no-any-return]
+
+    def _log(self, scope: dict[str, Any], outcome: str) -> None:
+        if logger.isEnabledFor(logging.INFO):
+            described: Any = scope
+            logger.info(
+                '%s - "WebSocket %s" %s', get_client_addr(described), get_path_with_query_string(described), outcome
+            )
+
+
+def application_of(config: Config) -> Any:
+    """The application of a loaded configuration, without what uvicorn has put around it to trust proxies."""
+    app: Any = config.loaded_app
+    return app.app if isinstance(app, ProxyHeadersMiddleware) else app
+
+
+async def _note_client(scope: Any, receive: Any, send: Any) -> None:
+    """An application that leaves to its middleware what to do."""

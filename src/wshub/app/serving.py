@@ -1,0 +1,33 @@
+"""Serves an ASGI application with uvicorn, whose WebSockets are wshub's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import uvicorn
+
+__all__ = ["LOOPS", "PROTOCOL_CLASS", "run"]
+
+PROTOCOL_CLASS = "wshub.app.uvicorn_protocol:WebSocketProtocol"
+
+LOOPS = {
+    "auto": "wshub.app.event_loop:new_event_loop",
+    "asyncio": "wshub.app.event_loop:new_asyncio_loop",
+    "uvloop": "wshub.app.event_loop:new_uvloop_loop",
+}
+
+GRACEFUL_SHUTDOWN = 60
+"""Seconds that connections and requests have to end, unless told otherwise: a shutdown takes a bounded time."""
+
+
+def run(app: Any, *, loop: str = "auto", **options: Any) -> None:
+    """Serve an application until SIGINT or SIGTERM, which closes every connection of its hubs with 1001.
+
+    Args:
+        app: an ASGI application, or, for ``workers`` and ``reload``, where to import it from: ``"main:app"``.
+        loop: ``"auto"``, ``"asyncio"``, ``"uvloop"``, or where to import a function from that makes one.
+        options: all others of ``uvicorn.run()``, such as ``host``, ``port``, ``uds``, ``workers``, ``ssl_certfile``.
+    """
+    options.setdefault("ws", PROTOCOL_CLASS)
+    options.setdefault("timeout_graceful_shutdown", GRACEFUL_SHUTDOWN)
+    uvicorn.run(app, loop=LOOPS.get(loop, loop), **options)

@@ -1,0 +1,78 @@
+"""What the tests of ``wshub serve`` serve, in processes of their own."""
+
+from __future__ import annotations
+
+import os
+
+from fastapi import FastAPI
+from starlette.middleware import Middleware
+from starlette.requests import HTTPConnection
+from starlette.responses import JSONResponse
+
+from wshub import Connection, EventHandler, Hub, HubConfig, Message
+from wshub.app import App, Context
+
+app = App()
+hub = app.enable_websocket(allowed_origins=("http://ok.example",), max_connections=50)
+
+
+@app.get("/")
+def home(ctx: Context) -> None:
+    ctx.response.send("hello")
+
+
+@app.post("/items")
+async def items(ctx: Context) -> None:
+    ctx.response.send_json({"octets": len(await ctx.request.body()), "process": os.getpid()})
+
+
+@app.websocket("/echo/{name}")
+async def echo(connection: Connection) -> None:
+    address = connection.remote_address
+    connection.send(f"{connection.path_params['name']} {address[0] if address else '-'} {os.getpid()}")
+    async for message in connection:
+        connection.send(message)
+
+
+def relay(connection: Connection, message: Message) -> None:
+    hub.broadcast(message)
+
+
+@app.get("/handled")
+def handled(ctx: Context) -> None:
+    """A route that is no native one: its handler is asked first."""
+    if ctx.request.get_header("X-Token") != "secret":
+        ctx.response.set_status(401)
+        ctx.response.send("who are you?")
+        return
+    hub.register(EventHandler(on_message=relay))
+
+
+class Guard:
+    """Middleware that lets nobody in who has no token."""
+
+    def __init__(self, app) -> None:
+        self.app = app
+
+    async def __call__(self, scope, receive, send) -> None:
+        if scope["type"] != "lifespan" and HTTPConnection(scope).query_params.get("token") != "secret":
+            await JSONResponse({"error": "no token"}, 401)(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+
+guarded = App(middleware=[Middleware(Guard)])
+guarded.enable_websocket()
+guarded.websocket("/echo/{name}")(echo)
+
+api = FastAPI()
+mounted = Hub(HubConfig())
+api.mount("/ws", mounted.asgi(EventHandler(on_message=lambda connection, message: connection.send(message))))
+
+
+@api.get("/")
+def index() -> dict[str, int]:
+    return {"connections": mounted.connection_count}
+
+
+alone = Hub(HubConfig()).asgi(echo, subprotocols=["b"])

@@ -1,0 +1,333 @@
+"""Connections accepted in front of uvicorn: native routes at once, everything else uvicorn's as ever."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+import websockets
+from starlette.applications import Starlette
+from starlette.routing import Host, Mount, Route, WebSocketRoute
+
+from tests.app import served
+from tests.app.conftest import listening
+from tests.hub.conftest import connected
+from tests.hub.peers import REQUEST
+from tests.reactor import needs_reactor
+from wshub import EventHandler, Hub, HubConfig
+from wshub.app import App, Context
+from wshub.app.acceptor import FIRST_REQUEST_TIMEOUT
+from wshub.app.event_loop import accept_natively
+from wshub.app.native_routes import find_native_route, has_native_routes
+from wshub.app.uvicorn_protocol import WebSocketProtocol
+
+pytestmark = needs_reactor
+
+
+def make_app(**settings: Any) -> App:
+    app = App()
+    hub = app.enable_websocket(max_message_size=1 << 22, **settings)
+
+    @app.get("/")
+    def home(ctx: Context) -> None:
+        ctx.response.send("hello")
+
+    @app.post("/items")
+    async def items(ctx: Context) -> None:
+        ctx.response.send_json({"octets": len(await ctx.request.body())})
+
+    @app.websocket("/echo/{name}")
+    async def echo(connection) -> None:
+        address = connection.remote_address
+        connection.send(f"{connection.path_params['name']} {address[0] if address else '-'}")
+        async for message in connection:
+            connection.send(message)
+
+    @app.get("/handled")
+    def handled(ctx: Context) -> None:
+        hub.register(EventHandler(on_message=lambda connection, message: connection.send(message)))
+
+    return app
+
+
+@pytest.fixture
+def protocols(monkeypatch: pytest.MonkeyPatch) -> list[WebSocketProtocol]:
+    """Every WebSocket request that has gone through uvicorn."""
+    made: list[WebSocketProtocol] = []
+    original = WebSocketProtocol.connection_made
+
+    def connection_made(self: WebSocketProtocol, transport: Any) -> None:
+        made.append(self)
+        original(self, transport)
+
+    monkeypatch.setattr(WebSocketProtocol, "connection_made", connection_made)
+    return made
+
+
+@contextlib.asynccontextmanager
+async def accepting(app: Any, http: str = "httptools", **options: Any) -> AsyncIterator[str]:
+    accept_natively(asyncio.get_running_loop())
+    async with listening(app, http, **options) as address:
+        yield address
+
+
+def test_a_native_route_is_served_without_uvicorn(run, http, protocols) -> None:
+    async def scenario() -> None:
+        app = make_app()
+        async with accepting(app, http) as address:
+            async with connected(f"ws://{address}/echo/me", max_size=None) as client:
+                assert await client.recv() == "me 127.0.0.1"
+                assert client.response.headers["server"] == "uvicorn"
+                assert "date" in client.response.headers
+                for message in ("text", "y" * 1_000_000):
+                    await client.send(message)
+                    assert await client.recv() == message
+            assert protocols == []
+
+    run(scenario())
+
+
+def test_everything_else_is_handed_to_uvicorn(run, http, protocols) -> None:
+    async def scenario() -> None:
+        app = make_app()
+        async with accepting(app, http) as address:
+            async with httpx.AsyncClient(base_url=f"http://{address}", trust_env=False) as client:
+                for _ in range(3):
+                    assert (await client.get("/")).text == "hello"
+                assert (await client.post("/items", content=bytes(300_000))).json() == {"octets": 300_000}
+                assert (await client.get("/nothing")).status_code == 404
+            async with connected(f"ws://{address}/handled") as client:
+                await client.send("through the handler")
+                assert await client.recv() == "through the handler"
+            assert len(protocols) == 1
+            with pytest.raises(websockets.InvalidStatus) as caught:
+                await websockets.connect(f"ws://{address}/nowhere", proxy=None)
+            assert caught.value.response.status_code == 403
+
+    run(scenario())
+
+
+def test_a_request_may_come_in_any_pieces(run, http) -> None:
+    async def scenario() -> None:
+        async with accepting(make_app(), http) as address:
+            port = int(address.rpartition(":")[2])
+            upgrade = REQUEST.replace(b"GET /", b"GET /echo/x")
+            body = b"POST /items HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nConnection: close\r\n\r\n12345"
+            plain = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+            for request, answer in ((upgrade, b"HTTP/1.1 101"), (body, b"HTTP/1.1 200"), (plain, b"HTTP/1.1 200")):
+                for size in (1, 7, 1000):
+                    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                    writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    for start in range(0, len(request), size):
+                        writer.write(request[start : start + size])
+                        await asyncio.sleep(0)
+                    assert (await reader.readuntil(b"\r\n\r\n")).startswith(answer)
+                    writer.transport.abort()
+
+    run(scenario())
+
+
+def test_requests_on_one_connection_are_all_answered(run, http) -> None:
+    """A second request that has come with the first, and an upgrade on a connection that was kept alive."""
+
+    async def scenario() -> None:
+        async with accepting(make_app(), http) as address:
+            reader, writer = await asyncio.open_connection("127.0.0.1", int(address.rpartition(":")[2]))
+            plain = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+            writer.write(plain + plain)
+            for _ in range(2):
+                assert (await reader.readuntil(b"hello")).startswith(b"HTTP/1.1 200")
+            writer.write(REQUEST.replace(b"GET /", b"GET /echo/late"))
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101")
+            assert (await reader.readexactly(2))[0] == 0x81
+            writer.transport.abort()
+
+    run(scenario())
+
+
+def test_frames_behind_the_request_are_kept(run) -> None:
+    async def scenario() -> None:
+        async with accepting(make_app()) as address:
+            reader, writer = await asyncio.open_connection("127.0.0.1", int(address.rpartition(":")[2]))
+            writer.write(REQUEST.replace(b"GET /", b"GET /echo/x") + b"\x81\x82\0\0\0\0hi")
+            await reader.readuntil(b"\r\n\r\n")
+            await reader.readuntil(b"127.0.0.1")
+            assert await reader.readexactly(4) == b"\x81\x02hi"
+            writer.transport.abort()
+
+    run(scenario())
+
+
+def test_a_refusal_has_its_status_and_its_line_in_the_log(run, caplog) -> None:
+    async def scenario() -> None:
+        caplog.set_level(logging.INFO, "uvicorn.error")
+        logging.getLogger("uvicorn.error").propagate = True
+        app = make_app(allowed_origins=("http://ok.example",))
+        async with accepting(app, log_config=None) as address:
+            caplog.set_level(logging.INFO, "uvicorn.error")
+            with pytest.raises(websockets.InvalidStatus) as caught:
+                await websockets.connect(f"ws://{address}/echo/x", origin="http://evil.example", proxy=None)
+            assert caught.value.response.status_code == 403
+            async with connected(f"ws://{address}/echo/x?a=b", origin="http://ok.example") as client:
+                await client.recv()
+        lines = [record.getMessage() for record in caplog.records if "WebSocket" in record.getMessage()]
+        assert [line.partition(" - ")[2] for line in lines] == [
+            '"WebSocket /echo/x" 403',
+            '"WebSocket /echo/x?a=b" [accepted]',
+        ]
+        assert app.ws_hub is not None
+        assert app.ws_hub.stats()["refused"] == {403: 1}
+
+    run(scenario())
+
+
+def test_a_trusted_proxy_tells_the_address_and_no_other_does(run) -> None:
+    async def scenario() -> None:
+        headers = {"X-Forwarded-For": "203.0.113.7"}
+        for trusted, address in (("127.0.0.1", "203.0.113.7"), ("192.0.2.1", "127.0.0.1")):
+            async with (
+                accepting(make_app(), forwarded_allow_ips=trusted) as server,
+                connected(f"ws://{server}/echo/x", additional_headers=headers) as client,
+            ):
+                assert await client.recv() == f"x {address}"
+
+    run(scenario())
+
+
+def test_who_asks_for_nothing_in_time_is_let_go(run, monkeypatch) -> None:
+    monkeypatch.setattr("wshub.app.acceptor.FIRST_REQUEST_TIMEOUT", 0.2)
+    assert FIRST_REQUEST_TIMEOUT == 10
+
+    async def scenario() -> None:
+        async with accepting(make_app()) as address:
+            port = int(address.rpartition(":")[2])
+            silent, silent_writer = await asyncio.open_connection("127.0.0.1", port)
+            slow, slow_writer = await asyncio.open_connection("127.0.0.1", port)
+            slow_writer.write(b"GET / HT")
+            assert await silent.read() == b""
+            assert (await slow.read()).startswith(b"HTTP/1.1 408")
+            silent_writer.close()
+            slow_writer.close()
+
+    run(scenario())
+
+
+def test_what_is_no_http_gets_the_answer_of_uvicorn(run, http) -> None:
+    async def scenario() -> None:
+        async with accepting(make_app(), http) as address:
+            for octets in (b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03", b"GET\0 / HTTP/1.1\r\n\r\n"):
+                reader, writer = await asyncio.open_connection("127.0.0.1", int(address.rpartition(":")[2]))
+                writer.write(octets)
+                writer.write_eof()
+                answer = await reader.read()
+                assert answer == b"" or answer.startswith(b"HTTP/1.1 400")
+                writer.close()
+
+    run(scenario())
+
+
+def test_a_head_of_any_size_that_uvicorn_takes_is_taken(run, http) -> None:
+    async def scenario() -> None:
+        async with (
+            accepting(make_app(), http) as address,
+            httpx.AsyncClient(base_url=f"http://{address}", trust_env=False) as client,
+        ):
+            assert (await client.get("/", headers={"X-Long": "y" * 40_000})).text == "hello"
+
+    run(scenario())
+
+
+def test_shutting_down_closes_everybody_with_1001(run, protocols) -> None:
+    async def scenario() -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            async with accepting(make_app()) as address:
+                port = int(address.rpartition(":")[2])
+                clients = [
+                    await stack.enter_async_context(connected(f"ws://{address}/{path}"))
+                    for path in ("echo/1", "echo/2", "handled")
+                ]
+                # One that has not asked for anything yet.
+                idle, writer = await asyncio.open_connection("127.0.0.1", port)
+            for client in clients:
+                await client.wait_closed()
+                assert client.close_code == 1001
+            assert await idle.read() == b""
+            writer.close()
+            with pytest.raises(ConnectionRefusedError):
+                await asyncio.open_connection("127.0.0.1", port)
+            assert len(protocols) == 1
+
+    run(scenario())
+
+
+def scope_of(path: str, host: bytes = b"a") -> dict[str, Any]:
+    return {"type": "websocket", "path": path, "root_path": "", "headers": [(b"host", host)]}
+
+
+def test_native_routes_are_found_where_nothing_stands_before_them() -> None:
+    hub = Hub()
+    application = hub.asgi(EventHandler(), subprotocols=["b"])
+
+    async def endpoint(websocket) -> None:
+        raise AssertionError
+
+    app = Starlette(
+        routes=[
+            WebSocketRoute("/taken", endpoint),
+            Route("/chat/x", endpoint),
+            Mount("/chat/{room}", application),
+            Mount("/taken", application),
+            Mount("/own", make_app()),
+            Host("sub.example", application),
+        ]
+    )
+    found = find_native_route(app, scope_of("/chat/x/"))
+    assert found is not None
+    assert (found.hub, found.subprotocols, found.path_params) == (hub, ("b",), {"room": "x"})
+    own = find_native_route(app, scope_of("/own/echo/you"))
+    assert own is not None
+    assert own.path_params == {"name": "you"}
+    assert find_native_route(app, scope_of("/taken")) is None
+    assert find_native_route(app, scope_of("/own/handled")) is None
+    assert find_native_route(app, scope_of("/nowhere")) is None
+    assert find_native_route(app, scope_of("/nowhere", b"sub.example")) is not None
+    assert find_native_route(served.api, scope_of("/ws/")) is not None
+
+
+class Subclass(Starlette):
+    """An application that may do anything."""
+
+
+@pytest.mark.parametrize(
+    "app",
+    [
+        served.guarded,
+        Starlette(routes=[Mount("/", served.alone)], middleware=served.guarded._middleware),
+        Starlette(routes=[Mount("/", served.alone, middleware=served.guarded._middleware)]),
+        Subclass(routes=[Mount("/", served.alone)]),
+        lambda scope, receive, send: None,
+        App(),
+    ],
+    ids=["app", "starlette", "mount", "subclass", "function", "none"],
+)
+def test_no_route_is_native_behind_what_may_guard_it(app) -> None:
+    assert find_native_route(app, scope_of("/echo/x")) is None
+    assert not has_native_routes(app)
+
+
+def test_a_hub_without_the_reactor_is_served_through_uvicorn(run, protocols) -> None:
+    async def scenario() -> None:
+        hub = Hub(HubConfig(use_reactor=False))
+        handler = EventHandler(on_message=lambda connection, message: connection.send(message))
+        async with accepting(hub.asgi(handler)) as address, connected(f"ws://{address}/") as client:
+            await client.send("hi")
+            assert await client.recv() == "hi"
+            assert len(protocols) == 1
+
+    run(scenario())
