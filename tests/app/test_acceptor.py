@@ -24,7 +24,7 @@ from wshub import EventHandler, Hub, HubConfig
 from wshub.app import App, Context
 from wshub.app.acceptor import FIRST_REQUEST_TIMEOUT
 from wshub.app.event_loop import accept_natively
-from wshub.app.native_routes import find_native_route, has_native_routes
+from wshub.app.native_routes import find_native_route, native_hubs
 from wshub.app.uvicorn_protocol import WebSocketProtocol
 
 pytestmark = needs_reactor
@@ -318,7 +318,7 @@ class Subclass(Starlette):
 )
 def test_no_route_is_native_behind_what_may_guard_it(app) -> None:
     assert find_native_route(app, scope_of("/echo/x")) is None
-    assert not has_native_routes(app)
+    assert list(native_hubs(app)) == []
 
 
 def test_a_hub_without_the_reactor_is_served_through_uvicorn(run, protocols) -> None:

@@ -2,5 +2,6 @@
 
 from wshub.app.app import App
 from wshub.app.context import Context
+from wshub.app.serving import run
 
-__all__ = ["App", "Context"]
+__all__ = ["App", "Context", "run"]

@@ -22,10 +22,12 @@ from uvicorn.server import ServerState
 from wshub.app.hubs import Hubs
 from wshub.app.native_routes import NativeRoute, find_native_route
 from wshub.errors import HandshakeError
+from wshub.hub.hub import Hub
 from wshub.hub.listening import UnixAddress
 from wshub.hub.opening import FirstRequest
 from wshub.links.link import Ledger
 from wshub.links.reactor import Reactor
+from wshub.protocol.handshake import Handshake
 from wshub.protocol.request import RequestHead, parse_request_head
 
 __all__ = ["FIRST_REQUEST_TIMEOUT", "Acceptor", "application_of"]
@@ -43,13 +45,16 @@ class Acceptor:
         config: of the server, loaded.
         state: of the server.
         create_protocol: makes uvicorn's HTTP protocol for a connection.
+        nearest: the hub that most connections are for, which has a native reactor.
     """
 
-    def __init__(self, config: Config, state: ServerState, create_protocol: Callable[[], Any]) -> None:
+    def __init__(self, config: Config, state: ServerState, create_protocol: Callable[[], Any], nearest: Hub) -> None:
         self.sockets: tuple[socket.socket, ...] = ()
         self._state = state
         self._unix: UnixAddress | None = None
         self._hubs = Hubs.of(state)
+        self._default_headers: list[tuple[bytes, bytes]] | None = None
+        self._encoded_headers = b""
         self._create_protocol = create_protocol
         self._app = application_of(config)
         self._proxies = (
@@ -58,14 +63,16 @@ class Acceptor:
             else None
         )
         self._loop = asyncio.get_running_loop()
-        self._reactor = Reactor(self._loop, Ledger())
+        self._ledger = Ledger()
+        # A connection need not move to be the hub's; where there are several hubs, it does for all but one.
+        self._nearest = nearest
+        self._reactor: Reactor = nearest._bind()  # type: ignore[assignment]
+        self._reactor.retain()
         self._pending: set[FirstRequest] = set()
         self._connecting: set[asyncio.Task[None]] = set()
         self._sweeper: asyncio.TimerHandle | None = None
 
-    async def listen(
-        self, sockets: Sequence[socket.socket], backlog: int, *, unix: UnixAddress | None = None
-    ) -> None:
+    async def listen(self, sockets: Sequence[socket.socket], backlog: int, *, unix: UnixAddress | None = None) -> None:
         """Accept the connections of bound sockets, which are closed with this, and the path of one removed."""
         self.sockets = tuple(sockets)
         self._unix = unix
@@ -86,8 +93,10 @@ class Acceptor:
             self._unix.remove()
         for task in self._connecting:
             task.cancel()
+        for first in list(self._pending):
+            first.drop()
         # Not from within a turn of the reactor, which may have called whoever calls this.
-        self._loop.call_soon(self._reactor.close)
+        self._loop.call_soon(self._reactor.release)
 
     async def wait_closed(self) -> None:
         """What ``asyncio.Server`` has: connections are the server's own to wait for."""
@@ -101,64 +110,72 @@ class Acceptor:
 
     def _accepted(self, link: Any) -> FirstRequest:
         first = FirstRequest(link, self, time.monotonic() + FIRST_REQUEST_TIMEOUT)
+        first.count_in(self._ledger)
         self._pending.add(first)
         return first
 
     def _request_received(self, first: FirstRequest, data: bytes, end: int) -> None:
         """Answer a first request, whose head ends there, or let uvicorn do it. Raises ``HandshakeError`` to refuse."""
-        found = self._find_route(first, data[:end]) if b"websocket" in data[:end].lower() else None
+        head = data[:end]
+        found = self._find_route(head) if b"websocket" in head.lower() else None
         if found is None:
             self._hand_over(first.detach(), data)
             return
-        route, request, scope = found
-        client = scope["client"]
-        self._trust_proxies(request, scope)
+        route, request = found
         hub = route.hub
+        client = self._client_of(first, request)
         try:
             connection, response = hub._accept_request(
-                request, route.table, route.subprotocols, route.path_params, self._state.default_headers
+                request, route.table, route.subprotocols, route.path_params, self._encode_default_headers()
             )
         except HandshakeError as error:
             hub._count_refused(error)
-            self._log(scope, str(error.status))
+            self._log(client or first.peer, request, str(error.status))
             raise
-        self._log(scope, "[accepted]")
-        if scope["client"] != client:
-            connection.forwarded_address = tuple(scope["client"])
+        if client is not None:
+            connection.forwarded_address = client
+        self._log(client or first.peer, request, "[accepted]")
         self._hubs.add(hub)
-        hub._adopt(connection, first.detach(), response, data[end:])
+        if hub is self._nearest:
+            hub._open(connection, first.take(), response, data[end:])
+        else:
+            hub._adopt(connection, first.detach(), response, data[end:])
 
     def _refused(self, error: HandshakeError) -> None:
         """A refusal is counted where the hub is known."""
 
-    def _find_route(self, first: FirstRequest, head: bytes) -> tuple[NativeRoute, RequestHead, dict[str, Any]] | None:
+    def _find_route(self, head: bytes) -> tuple[NativeRoute, RequestHead] | None:
         try:
             request = parse_request_head(head)
         except HandshakeError:
             # No handshake that a hub would take: uvicorn has an answer to it.
             return None
-        scope = {
-            "type": "websocket",
-            "scheme": "ws",
-            "client": peer[:2] if (peer := first.peer) else None,
-            "path": request.path,
-            "root_path": "",
-            "query_string": request.raw_query_string,
-            "headers": request.headers.raw,
-        }
-        route = find_native_route(self._app, scope)
-        if route is None:
-            return None
-        route.hub._bind()
-        return (route, request, scope) if route.hub._can_adopt() else None
+        # Routes look at no field but this one.
+        hosts = [(b"host", host) for host in request.headers.get_all_raw(b"host")]
+        route = find_native_route(
+            self._app, {"type": "websocket", "path": request.path, "root_path": "", "headers": hosts}
+        )
+        return (route, request) if route is not None and route.hub._can_adopt() else None
 
-    def _trust_proxies(self, request: RequestHead, scope: dict[str, Any]) -> None:
-        """Let the client of the scope be the one that a proxy tells of, if uvicorn trusts the proxy."""
-        if self._proxies is not None and request.headers.get("x-forwarded-for") is not None:
-            call = self._proxies(scope, None, None)  # type: ignore[arg-type]
-            # It ends without having waited for anything: all that it calls is the function below.
-            with contextlib.suppress(StopIteration):
-                call.send(None)
+    def _client_of(self, first: FirstRequest, request: RequestHead) -> tuple[str, int] | None:
+        """The client that a proxy tells of, if uvicorn trusts the proxy; else None."""
+        if self._proxies is None or not request.headers.get_all_raw(b"x-forwarded-for"):
+            return None
+        peer = first.peer
+        scope: Any = {"type": "websocket", "client": peer and peer[:2], "headers": request.headers.raw}
+        call = self._proxies(scope, None, None)  # type: ignore[arg-type]
+        # It ends without having waited for anything: all that it calls is the function below.
+        with contextlib.suppress(StopIteration):
+            call.send(None)
+        return scope["client"] if not peer or scope["client"] != peer[:2] else None
+
+    def _encode_default_headers(self) -> bytes:
+        """The fields that uvicorn adds to every response: a new list once a second."""
+        headers = self._state.default_headers
+        if headers is not self._default_headers:
+            self._default_headers = headers
+            self._encoded_headers = Handshake.encode_headers(headers)
+        return self._encoded_headers
 
     def _hand_over(self, descriptor: int, data: bytes) -> None:
         """Let uvicorn serve the connection, of which ``data`` has been read."""
@@ -190,12 +207,14 @@ class Acceptor:
         protocol.connection_made = connection_made_with_data
         return protocol  # type: ignore[no-any-return]
 
-    def _log(self, scope: dict[str, Any], outcome: str) -> None:
+    def _log(self, client: tuple[Any, ...] | None, request: RequestHead, outcome: str) -> None:
         if logger.isEnabledFor(logging.INFO):
-            described: Any = scope
-            logger.info(
-                '%s - "WebSocket %s" %s', get_client_addr(described), get_path_with_query_string(described), outcome
-            )
+            scope: Any = {
+                "client": client and client[:2],
+                "path": request.path,
+                "query_string": request.raw_query_string,
+            }
+            logger.info('%s - "WebSocket %s" %s', get_client_addr(scope), get_path_with_query_string(scope), outcome)
 
 
 def application_of(config: Config) -> Any:

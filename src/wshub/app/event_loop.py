@@ -104,7 +104,7 @@ def _acceptor_for(protocol_factory: Callable[[], Any]) -> Acceptor | None:
     if getattr(protocol_factory, "__module__", None) != "uvicorn.server" or not has_native_reactor():
         return None
     from wshub.app.acceptor import Acceptor, application_of
-    from wshub.app.native_routes import has_native_routes
+    from wshub.app.native_routes import native_hubs
     from wshub.app.uvicorn_protocol import WebSocketProtocol
 
     # Only a protocol tells whose it is: the factory is a function without arguments.
@@ -113,6 +113,8 @@ def _acceptor_for(protocol_factory: Callable[[], Any]) -> Acceptor | None:
     state = getattr(protocol, "server_state", None)
     if not isinstance(config, Config) or state is None or config.root_path:
         return None
-    if config.ws_protocol_class is not WebSocketProtocol or not has_native_routes(application_of(config)):
+    if config.ws_protocol_class is not WebSocketProtocol:
         return None
-    return Acceptor(config, state, protocol_factory)
+    hubs = (hub for hub in native_hubs(application_of(config)) if hub._can_adopt())
+    nearest = next(hubs, None)
+    return Acceptor(config, state, protocol_factory, nearest) if nearest is not None else None

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import starlette.applications
 import starlette.routing
@@ -16,11 +15,10 @@ from wshub.hub.asgi import HubApplication
 from wshub.hub.base import HandlerTable
 from wshub.hub.hub import Hub
 
-__all__ = ["NativeRoute", "find_native_route", "has_native_routes"]
+__all__ = ["NativeRoute", "find_native_route", "native_hubs"]
 
 
-@dataclass(frozen=True, slots=True)
-class NativeRoute:
+class NativeRoute(NamedTuple):
     """What becomes of a request without the application: a connection of that hub, with those handlers."""
 
     hub: Hub
@@ -36,7 +34,7 @@ def find_native_route(app: Any, scope: dict[str, Any]) -> NativeRoute | None:
 
     Args:
         app: an ASGI application.
-        scope: of ASGI's, ``type``, ``path``, ``root_path`` and ``headers``. It is changed.
+        scope: of ASGI's, ``type``, ``path``, ``root_path`` and, of ``headers``, ``host``. It is changed.
     """
     while True:
         if isinstance(app, HubApplication):
@@ -48,11 +46,14 @@ def find_native_route(app: Any, scope: dict[str, Any]) -> NativeRoute | None:
             return None
 
 
-def has_native_routes(app: Any) -> bool:
-    """Whether there is a route that may be native for some request."""
+def native_hubs(app: Any) -> Iterator[Hub]:
+    """The hub of every route that may be native for some request, in the order of the routes."""
     if isinstance(app, HubApplication | ConnectionEndpoint):
-        return True
-    return any(has_native_routes(getattr(route, "app", None)) for route in _routes_of(app))
+        if app.hub is not None:
+            yield app.hub
+    else:
+        for route in _routes_of(app):
+            yield from native_hubs(getattr(route, "app", None))
 
 
 def _routes_of(app: Any) -> Iterable[BaseRoute]:

@@ -166,7 +166,9 @@ cdef class HubCore(HubBase):
 
     def _can_adopt(self):
         """Whether the hub's reactor takes connected sockets."""
-        return self._bind().adopts
+        if self.reactor is None:
+            self._bind()
+        return self.reactor.adopts
 
     def _adopt(self, Connection connection, int descriptor, bytes response, bytes rest):
         """Answers the handshake on a connected socket, which the hub's reactor owns from here on."""
@@ -400,7 +402,9 @@ cdef class HubCore(HubBase):
 
     def _close_reactor(self):
         if self.reactor is not None:
-            self.reactor.close()
+            # Whoever is left is told from here, where no call of the application's is under way.
+            self._abort_all()
+            self.reactor.release()
 
     def _counts(self):
         """The native counters, by name."""

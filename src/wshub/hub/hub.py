@@ -20,7 +20,7 @@ from wshub.hub.handler import EventHandler
 from wshub.hub.server import Server
 from wshub.hub.upgrade import current_upgrade
 from wshub.protocol.close_code import CloseCode, encode_close_payload
-from wshub.protocol.handshake import Handshake
+from wshub.protocol.handshake import Handshake, HeaderField
 from wshub.protocol.headers import Headers
 from wshub.protocol.request import RequestHead
 
@@ -267,7 +267,7 @@ class Hub(HubCore):
         table: HandlerTable,
         subprotocols: Sequence[str],
         path_params: dict[str, Any] | None = None,
-        headers: Iterable[tuple[str | bytes, str | bytes]] = (),
+        headers: Iterable[HeaderField] | bytes = (),
     ) -> tuple[Connection, bytes]:
         """Register a request that has come without a framework, and write its 101. Raises ``HandshakeError``."""
         key = Handshake.check_request(request.method, request.http_version, request.headers)
@@ -278,9 +278,7 @@ class Hub(HubCore):
         request.headers.compact()
         return connection, response
 
-    def _create_response(
-        self, connection: Connection, key: str, headers: Iterable[tuple[str | bytes, str | bytes]] = ()
-    ) -> bytes:
+    def _create_response(self, connection: Connection, key: str, headers: Iterable[HeaderField] | bytes = ()) -> bytes:
         """The 101 that tells what was agreed for a connection, which is given up if there cannot be one."""
         compression = connection.compression
         try:

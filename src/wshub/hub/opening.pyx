@@ -4,7 +4,7 @@
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t
 
-from wshub.links.link cimport Link, Receiver
+from wshub.links.link cimport Ledger, Link, Receiver
 from wshub.protocol.frame_buffer cimport RAW, FrameBuffer, frame_release
 from wshub.protocol.message cimport frame_from_octets
 
@@ -76,25 +76,30 @@ cdef class FirstRequest(OpeningHandshake):
     """
 
     cdef void data_received(self, const uint8_t *data, size_t length) noexcept:
-        cdef Py_ssize_t searched, end
+        cdef Py_ssize_t end = -1
+        cdef bytes received
         if self.answered:
             return
         try:
+            received = data[:length]
             if self.received is None:
-                self.received = bytearray()
-            # The end may have begun in the last three octets.
-            searched = max(0, len(self.received) - 3)
-            self.received += data[:length]
-            if self.received.startswith(METHOD[:len(self.received)]):
-                end = self.received.find(END, searched, LARGEST) + 4
-                if end < 4:
-                    if len(self.received) < LARGEST:
-                        return
-                    end = 0
+                # Nearly every request comes in one read.
+                if received.startswith(METHOD):
+                    end = received.find(END, 0, LARGEST)
             else:
-                end = 0
+                # The end may have begun in the last three octets.
+                end = max(0, len(self.received) - 3)
+                self.received += received
+                end = self.received.find(END, end, LARGEST)
+            if end < 0:
+                if self.received is None:
+                    self.received = bytearray(received)
+                if len(self.received) < LARGEST and self.received.startswith(METHOD[:len(self.received)]):
+                    return
             self.answered = True
-            self.server._request_received(self, bytes(self.received), end)
+            if self.received is not None:
+                received = bytes(self.received)
+            self.server._request_received(self, received, end + 4 if end >= 0 else 0)
         except HandshakeError as error:
             self.refuse(error)
         except Exception:
@@ -104,6 +109,22 @@ cdef class FirstRequest(OpeningHandshake):
             if self.answered:
                 self.received = None
 
+    def count_in(self, Ledger ledger not None):
+        """Counts what arrives in that ledger, until the connection is a hub's."""
+        self.link.ledger = ledger
+
+    def take(self):
+        """Returns the link, which is the caller's from here on; None if it has ended."""
+        cdef Link link = self.link
+        self.link = None
+        self.server._pending.discard(self)
+        return link
+
+    def drop(self):
+        """Ends the connection without an answer."""
+        if self.link is not None:
+            self.link.abort(False)
+
     @property
     def peer(self):
         """The client's address in the form that socket.getpeername() has, or None."""
@@ -111,9 +132,7 @@ cdef class FirstRequest(OpeningHandshake):
 
     def detach(self):
         """Returns the descriptor of the connection, which is the caller's from here on; -1 if it has ended."""
-        cdef Link link = self.link
-        self.link = None
-        self.server._pending.discard(self)
+        cdef Link link = self.take()
         return link.detach() if link is not None else -1
 
     def refuse(self, error):
@@ -123,6 +142,6 @@ cdef class FirstRequest(OpeningHandshake):
     def expire(self):
         if not self.answered and self.received is None:
             # A browser that has connected in advance and has not asked for anything.
-            self.link.abort(False)
+            self.drop()
         else:
             OpeningHandshake.expire(self)

@@ -82,6 +82,10 @@ cdef class AsyncioReactor:
         """How many links are open."""
         return len(self.links)
 
+    def release(self):
+        """Closes it: nobody else uses it."""
+        self.close()
+
     def close(self):
         """Ends every connection at once. The receivers are told before this returns."""
         cdef AcceptedLink link

@@ -27,6 +27,7 @@ cdef class Reactor:
     cdef uint64_t accepted    # connections, ever
     cdef uint8_t *buffer      # owned: what is read goes here
     cdef uint8_t *scratch     # owned: small frames are copied together here to be sent
+    cdef int users            # who would close it: the last one does
     cdef bint overlooked      # for lack of memory something is in none of the lists where it belongs
     cdef bint in_turn
     cdef bint closed

@@ -168,7 +168,7 @@ cdef class Reactor:
 
     Args:
         loop: any asyncio event loop with ``add_reader``; the reactor is to be used on its thread alone.
-        ledger: where octets and messages are counted.
+        ledger: where octets and messages of a link are counted, as long as it has no other.
     """
 
     # Whether a connected socket can become a link by adopt().
@@ -176,6 +176,7 @@ cdef class Reactor:
 
     def __cinit__(self, loop, Ledger ledger not None):
         self.epoll_fd = -1
+        self.users = 1
         self.loop = loop
         self.ledger = ledger
         self.links = set()
@@ -199,6 +200,16 @@ cdef class Reactor:
             close(self.epoll_fd)
         PyMem_RawFree(self.buffer)
         PyMem_RawFree(self.scratch)
+
+    def retain(self):
+        """Somebody more uses the reactor, and will release it."""
+        self.users += 1
+
+    def release(self):
+        """Closes the reactor, unless somebody else still uses it. The connections of whoever calls this have ended."""
+        self.users -= 1
+        if self.users == 0:
+            self.close()
 
     def close(self):
         """Ends every connection at once and lets go of the loop. The receivers are told before this returns."""
@@ -524,7 +535,7 @@ cdef class Reactor:
             return
         # A stream that gave less than was asked for is empty, unless its end or an error is still to be read.
         link.has_data = <size_t>received == room or link.hung_up
-        self.ledger.bytes_received += received
+        link.ledger.bytes_received += received
         if link.finishing:
             pass
         elif direct:
@@ -573,8 +584,8 @@ cdef class Reactor:
                 else:
                     self.lose(link, errno)
                 return
-            self.ledger.bytes_sent += sent
-            self.ledger.messages_delivered += queue_advance(&link.queue, sent)
+            link.ledger.bytes_sent += sent
+            link.ledger.messages_delivered += queue_advance(&link.queue, sent)
             if <size_t>sent < total:
                 link.blocked = True
                 return

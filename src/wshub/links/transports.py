@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -27,5 +28,14 @@ async def create_server(
         except ImportError:
             pass
         else:
+            logging.getLogger("asyncio").addFilter(_has_no_class_for_an_error)
             return await aiofastnet.create_server(loop, protocol_factory, *address, ssl=ssl, **options)
     return await (original or loop.create_server)(protocol_factory, *address, ssl=ssl, **options)
+
+
+def _has_no_class_for_an_error(record: logging.LogRecord) -> bool:
+    """Leave out of the log what logging cannot format.
+
+    Of a client that leaves during the handshake of TLS, aiofastnet tells with a class where an exception should be.
+    """
+    return record.exc_info is None or not isinstance(record.exc_info[1], type)

@@ -187,15 +187,15 @@ class Handshake:
         *,
         subprotocol: str | None = None,
         extensions: str | None = None,
-        headers: Iterable[HeaderField] = (),
+        headers: Iterable[HeaderField] | bytes = (),
     ) -> bytes:
         """Return the complete 101 response that accepts the handshake whose key is ``key``.
 
         ``subprotocol`` is one that the client offered, ``extensions`` the value of
-        ``Sec-WebSocket-Extensions`` that was negotiated, ``headers`` are fields to add, in order. Raises
-        ``InvalidMessageError`` for a subprotocol or a name that is not a token, for a value with a control
-        character (CR, LF, NUL and tab are some) or text that is not latin-1, and for fields that the
-        handshake itself writes.
+        ``Sec-WebSocket-Extensions`` that was negotiated, ``headers`` are fields to add, in order, or what
+        ``encode_headers`` has made of them. Raises ``InvalidMessageError`` for a subprotocol or a name that is
+        not a token, for a value with a control character (CR, LF, NUL and tab are some) or text that is not
+        latin-1, and for fields that the handshake itself writes.
         """
         response = [_SWITCHING_PROTOCOLS, _accept(key), b"\r\n"]
         if subprotocol is not None:
@@ -206,10 +206,14 @@ class Handshake:
         if extensions is not None:
             response += (b"Sec-WebSocket-Extensions: ", _encode(extensions, "the extensions"), b"\r\n")
         if headers:
-            for name, value in _encode_fields(headers, _OWN_NAMES_OF_101):
-                response += (name, b": ", value, b"\r\n")
+            response.append(headers if isinstance(headers, bytes) else Handshake.encode_headers(headers))
         response.append(b"\r\n")
         return b"".join(response)
+
+    @staticmethod
+    def encode_headers(headers: Iterable[HeaderField]) -> bytes:
+        """Return the lines of ``headers`` for many a ``create_response``, which raises as this does."""
+        return b"".join(b"%s: %s\r\n" % field for field in _encode_fields(headers, _OWN_NAMES_OF_101))
 
     @staticmethod
     def create_error_response(error: HandshakeError) -> bytes:
