@@ -26,6 +26,7 @@ def application(name: str, ws: str) -> Server:
 SERVERS = [
     application("app", "serve"),
     application("app", "wshub"),
+    application("hub", "serve"),
     *(
         application(name, ws)
         for name in ("starlette", "fastapi")

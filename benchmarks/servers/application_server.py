@@ -7,7 +7,7 @@ from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route, WebSocketRoute
 
-from wshub import Connection
+from wshub import Connection, EventHandler, Hub, HubConfig
 from wshub.app import App, Context, run
 from wshub.app.serving import PROTOCOL_CLASS
 
@@ -52,7 +52,13 @@ def make_fastapi() -> FastAPI:
     return api
 
 
-APPLICATIONS = {"app": make_app, "starlette": make_starlette, "fastapi": make_fastapi}
+def make_hub() -> Starlette:
+    handler = EventHandler(on_message=lambda connection, message: connection.send(message))
+    hub = Hub(HubConfig(max_connections=20_000))
+    return Starlette(routes=[WebSocketRoute("/", hub.asgi(handler)), Route("/page", page)])
+
+
+APPLICATIONS = {"app": make_app, "hub": make_hub, "starlette": make_starlette, "fastapi": make_fastapi}
 
 if __name__ == "__main__":
     parser = server_parser()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 
 import pytest
@@ -230,6 +231,36 @@ def test_closing_the_hub_tells_everybody_1001(run) -> None:
                 await client.recv()
             assert client.close_code == 1001
             await closing
+
+    run(scenario())
+
+
+def test_closing_can_be_spread_over_a_time_in_which_the_rest_goes_on(run) -> None:
+    async def scenario() -> None:
+        clients = []
+        async with serving(echo(), shutdown_spread_ms=800) as (hub, url), contextlib.AsyncExitStack() as stack:
+            clients = [await stack.enter_async_context(connected(url)) for _ in range(20)]
+            loop = asyncio.get_running_loop()
+            begun = loop.time()
+            ends: list[float] = []
+
+            async def note_end(client) -> None:
+                await client.wait_closed()
+                assert client.close_code == 1001
+                ends.append(loop.time() - begun)
+
+            noting = [asyncio.create_task(note_end(client)) for client in clients]
+            closing = asyncio.create_task(hub.close())
+            await asyncio.wait(noting, return_when=asyncio.FIRST_COMPLETED)
+            # The last to come is the last to go.
+            await clients[-1].send("still served")
+            assert await clients[-1].recv() == "still served"
+            with pytest.raises(websockets.InvalidStatus, match="503"):
+                await websockets.connect(url, proxy=None)
+            await asyncio.gather(*noting, closing)
+            early = sum(end < 0.4 for end in ends)
+            assert 1 <= early <= 15
+            assert max(ends) >= 0.6
 
     run(scenario())
 

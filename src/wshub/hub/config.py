@@ -18,8 +18,11 @@ _LARGEST = {
     "pong_timeout_ms": 2**31,
     "close_timeout_ms": 2**31,
     "handshake_timeout_ms": 2**31,
+    "shutdown_spread_ms": 2**31,
     "max_send_buffer": 2**40,
 }
+
+_MAY_BE_NONE = frozenset(("shutdown_spread_ms",))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +69,10 @@ class HubConfig:
     handshake_timeout_ms: int = 10_000
     """Milliseconds that a client has to send its whole request."""
 
+    shutdown_spread_ms: int = 0
+    """Milliseconds over which the connections are closed when the hub is, so that not all clients come back at once.
+    Until its turn has come a connection goes on as ever; handshakes get 503 meanwhile."""
+
     use_reactor: bool = True
     """Whether the native reactor has the connections without TLS, where the platform has epoll. Otherwise each has a
     transport of the event loop: slower, and the same in everything else. ``WSHUB_USE_REACTOR=0`` in the environment
@@ -73,7 +80,7 @@ class HubConfig:
 
     def __post_init__(self) -> None:
         for name, largest in _LARGEST.items():
-            check_integer(name, getattr(self, name), 1, largest)
+            check_integer(name, getattr(self, name), 0 if name in _MAY_BE_NONE else 1, largest)
         check_bool("enable_compression", self.enable_compression)
         check_bool("use_reactor", self.use_reactor)
         if self.compression is None and self.enable_compression:

@@ -377,6 +377,15 @@ cdef class HubCore(HubBase):
         for connection in list(self.connections.values()):
             connection.go_away(code, reason, payload)
 
+    def _close_share(self, int steps, int code, str reason, bytes payload):
+        """Closes the oldest of the open connections: as many as leave equal shares for the steps that are left."""
+        cdef Connection connection
+        cdef list still_open = [
+            connection for connection in self.connections.values() if (<Connection>connection).status == IS_OPEN
+        ]
+        for connection in still_open[:-(-len(still_open) // steps)]:
+            connection.go_away(code, reason, payload)
+
     def _abort_all(self):
         cdef Connection connection
         for connection in list(self.connections.values()):

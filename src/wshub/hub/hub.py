@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Hub"]
 
+CLOSE_STEP = 0.02
+"""Seconds between two steps of closes that are spread over a time."""
+
 
 class Hub(HubCore):
     """Holds connections, groups them in rooms and fans messages out to them.
@@ -202,10 +205,11 @@ class Hub(HubCore):
         return self._counts()
 
     async def close(self, code: int = CloseCode.GOING_AWAY, reason: str = "") -> None:
-        """Closes every connection and returns when all are gone, at the latest after twice ``close_timeout_ms``.
+        """Closes every connection and returns when all are gone.
 
-        Everything queued is sent first. The hub cannot be used again. Who calls it again waits for the same end; to
-        cancel a call ends the waiting, not the closing.
+        That is at the latest ``shutdown_spread_ms`` and three times ``close_timeout_ms`` after the call. Everything
+        queued is sent first. The hub cannot be used again. Who calls it again waits for the same end; to cancel a call
+        ends the waiting, not the closing.
         """
         payload = encode_close_payload(code, reason)
         if self._closing is None:
@@ -216,6 +220,7 @@ class Hub(HubCore):
     async def _close(self, code: int, reason: str, payload: bytes) -> None:
         timeout = self.config.close_timeout_ms / 1000
         try:
+            await self._spread_closes(code, reason, payload)
             self._close_all(code, reason, payload)
             await asyncio.wait([self._when_empty()], timeout=timeout)
             self._abort_all()
@@ -228,6 +233,16 @@ class Hub(HubCore):
                 self._sweeper.cancel()
             # Whoever is left, because this was cancelled, is told from the loop, as all handlers are.
             asyncio.get_running_loop().call_soon(self._close_reactor)
+
+    async def _spread_closes(self, code: int, reason: str, payload: bytes) -> None:
+        """Close one connection after the other, evenly over the configured time."""
+        spread = self.config.shutdown_spread_ms / 1000
+        steps = min(round(spread / CLOSE_STEP), self.connection_count)
+        for left in range(steps, 0, -1):
+            if not self.connection_count:
+                return
+            self._close_share(left, code, reason, payload)
+            await asyncio.sleep(spread / steps)
 
     async def __aenter__(self) -> Hub:
         self._bind()
