@@ -43,6 +43,9 @@ __all__ = ["WebSocketProtocol"]
 
 logger = logging.getLogger("uvicorn.error")
 
+MOST_BUFFERED = 64 * 1024
+"""Octets that may wait to be sent before ``send`` waits for them, as asyncio's transports have it."""
+
 
 class WebSocketProtocol(asyncio.Protocol):
     """Serves one WebSocket request that uvicorn has read."""
@@ -70,6 +73,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self._connection: Connection | None = None
         self._answered = False
         self._denial: tuple[int, list[tuple[bytes, bytes]]] | None = None
+        self._denial_begun = False
         self._taken_over = False
         self._ends_with_application = True
         self._connect_sent = False
@@ -200,20 +204,38 @@ class WebSocketProtocol(asyncio.Protocol):
             self._respond(403, [], b"")
         elif kind == "websocket.http.response.start":
             self._denial = (message["status"], list(message.get("headers", ())))
-            self._body = b""
         elif kind == "websocket.http.response.body" and self._denial is not None:
-            self._body += message.get("body", b"")
-            if not message.get("more_body", False):
-                self._respond(*self._denial, self._body)
+            await self._send_denial(message.get("body", b""), message.get("more_body", False))
         else:
             raise RuntimeError(f"an application cannot send {kind!r} before it has accepted or refused the connection")
+
+    async def _send_denial(self, body: bytes, more_body: bool) -> None:
+        """Send a piece of the response that refuses the handshake; its end is that of the connection."""
+        assert self._denial is not None
+        status, headers = self._denial
+        if not self._denial_begun and not more_body:
+            self._respond(status, headers, body)
+            return
+        if not self._denial_begun:
+            self._denial_begun = True
+            self._log(str(status))
+            self._transport.write(self._response_head(status, headers))
+        self._transport.write(body)
+        if more_body:
+            await self._writable.wait()
+        else:
+            self._answered = True
+            self._transport.close()
 
     async def _send_open(self, connection: Connection, kind: str, message: dict[str, Any]) -> None:
         try:
             if kind == "websocket.send":
                 text = message.get("text")
+                # Before it too: several tasks of the application may send.
+                while connection.buffered > MOST_BUFFERED:
+                    await connection.drain()
                 connection.send(text if text is not None else message["bytes"])
-                if connection.buffered > 64 * 1024:
+                while connection.buffered > MOST_BUFFERED:
                     await connection.drain()
             elif kind == "websocket.close":
                 connection.close(message.get("code", 1000), message.get("reason") or "")
@@ -276,22 +298,31 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def _respond(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
         """Refuse the handshake with a response, after which the transport is closed."""
+        if self._denial_begun:
+            # Half a response has been sent, and nothing can follow it.
+            self._answered = True
+            self._transport.close()
+            return
+        names = {name.lower() for name, _ in headers}
+        if b"content-length" not in names:
+            headers = [*headers, (b"content-length", b"%d" % len(body))]
+        if b"content-type" not in names and body:
+            headers = [*headers, (b"content-type", b"text/plain; charset=utf-8")]
+        head = self._response_head(status, headers)
         self._answered = True
         self._log(str(status))
-        names = {name.lower() for name, _ in headers}
-        fields = [*self._state.default_headers, *headers]
-        if b"content-length" not in names:
-            fields.append((b"content-length", b"%d" % len(body)))
-        if b"content-type" not in names and body:
-            fields.append((b"content-type", b"text/plain; charset=utf-8"))
-        fields.append((b"connection", b"close"))
+        self._transport.write(head + body)
+        self._transport.close()
+
+    def _response_head(self, status: int, headers: list[tuple[bytes, bytes]]) -> bytes:
+        """The head of a response whose end is that of the connection, if it does not say its length."""
+        fields = [*self._state.default_headers, *headers, (b"connection", b"close")]
         try:
             phrase = HTTPStatus(status).phrase
         except ValueError:
             phrase = ""
-        head = b"".join(b"%s: %s\r\n" % (_clean(name), _clean(value)) for name, value in fields)
-        self._transport.write(b"HTTP/1.1 %d %s\r\n%s\r\n%s" % (status, phrase.encode("ascii"), head, body))
-        self._transport.close()
+        lines = b"".join(b"%s: %s\r\n" % (_clean(name), _clean(value)) for name, value in fields)
+        return b"HTTP/1.1 %d %s\r\n%s\r\n" % (status, phrase.encode("ascii"), lines)
 
     def _log(self, outcome: str) -> None:
         scope: Any = self._scope
