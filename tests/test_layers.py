@@ -9,7 +9,17 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "wshub"
 LAYERS = ["errors", "protocol", "links", "hub", "app"]
+# Each stands on the hub alone: nothing imports them, and they do not import one another.
+AROUND = ["graphql"]
 IMPORT = re.compile(r"^(?:from|import) +wshub\.(\w+)|^from +wshub +(?:c?import) +(\w+)", re.MULTILINE)
+
+
+def test_what_is_around_the_hub_stands_on_it_alone() -> None:
+    for name in AROUND:
+        allowed = ["errors", "protocol", "links", "hub", name]
+        for path in sources(name):
+            for match in IMPORT.finditer(path.read_text()):
+                assert (match[1] or match[2]) in allowed, f"{path.relative_to(SOURCE)}: {match[0]}"
 
 
 def sources(layer: str) -> list[Path]:

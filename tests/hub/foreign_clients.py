@@ -8,9 +8,7 @@ import contextlib
 import functools
 import json
 import os
-import shutil
 import subprocess
-import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +18,7 @@ import websockets
 from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
 
 from tests import chromium
+from tests.node_packages import node_modules
 
 NODE_PACKAGE = "ws@8.18.3"
 NODE_SCRIPT = Path(__file__).with_name("foreign_client.js")
@@ -126,31 +125,6 @@ class Node:
         return octets if found["binary"] else octets.decode()
 
 
-@functools.cache
-def node_modules() -> Path | str:
-    """Where the package is, installed once into a cache; or why it is not to be had."""
-    if shutil.which("node") is None or shutil.which("npm") is None:
-        return "there is no Node.js on this machine"
-    cache = Path(os.environ.get("WSHUB_CACHE") or Path.home() / ".cache" / "wshub")
-    target = cache / f"node-{NODE_PACKAGE}"
-    if not target.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache) as work:
-            made = Path(work) / "made"
-            made.mkdir()
-            command = ["npm", "install", "--prefix", str(made), "--ignore-scripts", "--no-audit", "--no-fund"]
-            command += ["--fetch-retries=1", NODE_PACKAGE]
-            try:
-                subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-            except subprocess.CalledProcessError as error:
-                return f"npm cannot install {NODE_PACKAGE}: {error.stderr.strip()[-300:]}"
-            except subprocess.TimeoutExpired:
-                return f"npm did not install {NODE_PACKAGE} within two minutes"
-            with contextlib.suppress(OSError):  # another run was first
-                made.rename(target)
-    return target / "node_modules"
-
-
 @contextlib.asynccontextmanager
 async def open_node(url: str, compress: bool = True, **offer: Any) -> AsyncIterator[Node]:
     options = {"threshold": 0, **offer} if compress else False
@@ -159,7 +133,7 @@ async def open_node(url: str, compress: bool = True, **offer: Any) -> AsyncItera
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         limit=1 << 24,
-        env={**os.environ, "NODE_PATH": str(node_modules())},
+        env={**os.environ, "NODE_PATH": str(node_modules(NODE_PACKAGE))},
     )
     try:
         assert process.stdout is not None
@@ -269,6 +243,6 @@ def why_missing(name: str) -> str | None:
     if name.startswith("chromium") and chromium.PATH is None:
         return "there is no chromium on this machine"
     if name.startswith("node"):
-        found = node_modules()
+        found = node_modules(NODE_PACKAGE)
         return found if isinstance(found, str) else None
     return None

@@ -1,0 +1,105 @@
+"""The handler that gives a schema's operations to the clients of a hub."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable, Collection
+from typing import Any
+
+try:
+    from graphql.validation import ASTValidationRule
+
+    from graphql import GraphQLSchema
+except ImportError as error:
+    raise ImportError("wshub.graphql needs graphql-core: pip install wshub[graphql]") from error
+
+from wshub.errors import ConfigurationError
+from wshub.graphql.session import Session
+from wshub.hub.connection import Connection
+from wshub.hub.handler import EventHandler
+from wshub.protocol.message import Message
+
+__all__ = ["SUBPROTOCOL", "GraphQLHandler"]
+
+SUBPROTOCOL = "graphql-transport-ws"
+"""The subprotocol that a hub is to choose for a GraphQLHandler."""
+
+
+class GraphQLHandler(EventHandler):
+    """Serves the queries, mutations and subscriptions of a schema::
+
+        handler = GraphQLHandler(schema)
+        app.mount("/graphql", hub.asgi(handler, subprotocols=[SUBPROTOCOL]))
+
+    A subscription is not asked for its next value while its client has more than 64 KiB to read.
+
+    Args:
+        schema: of graphql-core.
+        context: a function or coroutine function of the connection and of the payload of its ``connection_init``, whose
+            result is the context value of every operation; by default it is a dictionary of both, ``connection`` and
+            ``payload``.
+        root_value: the root value of every operation.
+        on_connect: a function or coroutine function of the same, called when a client introduces itself. What it
+            returns is the payload of the answer, if it is a dictionary; ``False`` closes the connection with 4403.
+        connection_init_timeout: seconds that a client has to introduce itself, before it is closed with 4408.
+        max_operations: of one connection at one time; an operation beyond them is answered with an error.
+        rules: of graphql-core, to validate operations with, in place of its own.
+
+    Raises:
+        ConfigurationError: a value that cannot be.
+    """
+
+    def __init__(
+        self,
+        schema: GraphQLSchema,
+        *,
+        context: Callable[[Connection, dict[str, Any] | None], Any] | None = None,
+        root_value: Any = None,
+        on_connect: Callable[[Connection, dict[str, Any] | None], Any] | None = None,
+        connection_init_timeout: float = 3.0,
+        max_operations: int = 100,
+        rules: Collection[type[ASTValidationRule]] | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(schema, GraphQLSchema):
+            raise ConfigurationError(f"schema must be a GraphQLSchema, not {schema!r}")
+        if connection_init_timeout <= 0 or max_operations < 1:
+            raise ConfigurationError("connection_init_timeout must be over 0, and max_operations at least 1")
+        self.schema = schema
+        self.root_value = root_value
+        self.connection_init_timeout = connection_init_timeout
+        self.max_operations = max_operations
+        self.rules = rules
+        self._context = context
+        self._on_connect = on_connect
+        self._sessions: dict[Connection, Session] = {}
+
+    async def create_context(self, connection: Connection, payload: dict[str, Any] | None) -> Any:
+        """The context value of an operation."""
+        if self._context is None:
+            return {"connection": connection, "payload": payload}
+        return await _result_of(self._context(connection, payload))
+
+    async def connect(self, connection: Connection, payload: dict[str, Any] | None) -> dict[str, Any] | bool | None:
+        """What the application says to a client that introduces itself."""
+        if self._on_connect is None:
+            return None
+        answer = await _result_of(self._on_connect(connection, payload))
+        return answer if answer is False or isinstance(answer, dict) else None
+
+    def on_open(self, connection: Connection) -> None:
+        """Wait for the client to introduce itself."""
+        self._sessions[connection] = Session(self, connection, asyncio.get_running_loop())
+
+    def on_message(self, connection: Connection, message: Message) -> None:
+        """Do what a message asks for."""
+        self._sessions[connection].receive(message)
+
+    def on_close(self, connection: Connection, code: int, reason: str) -> None:
+        """End everything that was done for the client."""
+        self._sessions.pop(connection).end()
+
+
+async def _result_of(value: Any) -> Any:
+    return await value if inspect.isawaitable(value) else value

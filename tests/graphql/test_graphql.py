@@ -1,0 +1,390 @@
+"""GraphQL over WebSocket: the whole of graphql-transport-ws, by raw clients and by the reference client."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import websockets
+
+from graphql import (
+    GraphQLArgument,
+    GraphQLField,
+    GraphQLInt,
+    GraphQLNonNull,
+    GraphQLObjectType,
+    GraphQLSchema,
+    GraphQLString,
+)
+from tests.hub.conftest import connected
+from tests.node_packages import node_modules
+from wshub import ConfigurationError, Hub, HubConfig
+from wshub.graphql import SUBPROTOCOL, GraphQLHandler
+
+CLIENT = Path(__file__).with_name("client.mjs")
+PACKAGES = ("graphql-ws@6.0.6", "graphql@16.11.0", "ws@8.18.3")
+
+
+class Source:
+    """What subscriptions are fed from, and what became of them."""
+
+    def __init__(self) -> None:
+        self.started = 0
+        self.ended = 0
+        self.values = 0
+
+    async def count(self, root: Any, info: Any, to: int) -> AsyncIterator[dict[str, int]]:
+        self.started += 1
+        try:
+            for number in range(to):
+                yield {"count": number}
+        finally:
+            self.ended += 1
+
+    async def endless(self, root: Any, info: Any) -> AsyncIterator[dict[str, str]]:
+        self.started += 1
+        try:
+            while True:
+                self.values += 1
+                yield {"endless": "x" * 10_000}
+                await asyncio.sleep(0)
+        finally:
+            self.ended += 1
+
+
+def fail(root: Any, info: Any) -> None:
+    raise RuntimeError("asked to fail")
+
+
+async def fail_in_source(root: Any, info: Any) -> AsyncIterator[Any]:
+    yield {"failing": 1}
+    raise RuntimeError("asked to fail")
+
+
+def make_schema(source: Source) -> GraphQLSchema:
+    name = {"name": GraphQLArgument(GraphQLString)}
+    query = {
+        "hello": GraphQLField(GraphQLString, name, resolve=lambda root, info, name="you": f"hello {name}"),
+        "who": GraphQLField(GraphQLString, resolve=lambda root, info: info.context["payload"]["user"]),
+        "fails": GraphQLField(GraphQLString, resolve=fail),
+    }
+    mutation = {"shout": GraphQLField(GraphQLString, name, resolve=lambda root, info, name: name.upper())}
+    to = {"to": GraphQLArgument(GraphQLNonNull(GraphQLInt))}
+    subscription = {
+        "count": GraphQLField(GraphQLInt, to, subscribe=source.count, resolve=lambda root, info, to: root["count"]),
+        "endless": GraphQLField(GraphQLString, subscribe=source.endless),
+        "failing": GraphQLField(GraphQLInt, subscribe=fail_in_source),
+    }
+    return GraphQLSchema(
+        GraphQLObjectType("Query", query),
+        GraphQLObjectType("Mutation", mutation),
+        GraphQLObjectType("Subscription", subscription),
+    )
+
+
+@asynccontextmanager
+async def serving(**options: Any) -> AsyncIterator[tuple[str, Source, Hub]]:
+    source = Source()
+    hub = Hub(HubConfig())
+    handler = GraphQLHandler(make_schema(source), **options)
+    async with hub.serve("127.0.0.1", 0, handler, subprotocols=[SUBPROTOCOL]) as server:
+        yield f"ws://127.0.0.1:{server.port}/", source, hub
+
+
+class Client:
+    """A client that says what a test wants it to say."""
+
+    def __init__(self, connection: websockets.ClientConnection) -> None:
+        self.connection = connection
+
+    async def send(self, kind: str, **fields: Any) -> None:
+        await self.connection.send(json.dumps({"type": kind, **fields}))
+
+    async def receive(self) -> dict[str, Any]:
+        return json.loads(await self.connection.recv())
+
+    async def introduce(self, **fields: Any) -> None:
+        await self.send("connection_init", **fields)
+        assert (await self.receive())["type"] == "connection_ack"
+
+    async def subscribe(self, operation_id: str, query: str, **payload: Any) -> None:
+        await self.send("subscribe", id=operation_id, payload={"query": query, **payload})
+
+    async def closed(self) -> tuple[int | None, str | None]:
+        await self.connection.wait_closed()
+        return self.connection.close_code, self.connection.close_reason
+
+
+@asynccontextmanager
+async def speaking(url: str, **options: Any) -> AsyncIterator[Client]:
+    async with connected(url, **{"subprotocols": [SUBPROTOCOL], **options}) as connection:
+        yield Client(connection)
+
+
+def test_a_query_a_mutation_and_a_subscription_are_answered(run) -> None:
+    async def scenario() -> None:
+        async with serving() as (url, source, _), speaking(url) as client:
+            await client.introduce(payload={"user": "ada"})
+            await client.subscribe("1", "query A($name: String) { hello(name: $name) who }", variables={"name": "me"})
+            assert await client.receive() == {
+                "id": "1",
+                "type": "next",
+                "payload": {"data": {"hello": "hello me", "who": "ada"}},
+            }
+            assert await client.receive() == {"id": "1", "type": "complete"}
+            await client.subscribe("1", 'mutation B { shout(name: "a") }', operationName="B")
+            assert (await client.receive())["payload"] == {"data": {"shout": "A"}}
+            assert (await client.receive())["type"] == "complete"
+            await client.subscribe("2", "subscription { count(to: 3) }")
+            received = [await client.receive() for _ in range(4)]
+            assert [message.get("payload") for message in received[:3]] == [
+                {"data": {"count": number}} for number in range(3)
+            ]
+            assert received[3] == {"id": "2", "type": "complete"}
+            assert (source.started, source.ended) == (1, 1)
+
+    run(scenario())
+
+
+def test_errors_are_told_and_the_connection_goes_on(run) -> None:
+    async def scenario() -> None:
+        async with serving(max_operations=1) as (url, _, _hub), speaking(url) as client:
+            await client.introduce()
+            deep = "{ a " * 15_000
+            for query in ("{ nonsense", "{ unknown }", "query A { hello } query B { hello }", deep):
+                await client.subscribe("1", query)
+                answer = await client.receive()
+                assert (answer["id"], answer["type"]) == ("1", "error")
+                assert answer["payload"][0]["message"]
+            await client.subscribe("1", "{ fails }")
+            answer = await client.receive()
+            assert answer["payload"]["data"] == {"fails": None}
+            assert answer["payload"]["errors"][0]["message"] == "asked to fail"
+            assert (await client.receive())["type"] == "complete"
+            # One at a time, here.
+            await client.subscribe("2", "subscription { endless }")
+            assert (await client.receive())["type"] == "next"
+            await client.subscribe("3", "{ hello }")
+            while (answer := await client.receive())["type"] == "next":
+                pass
+            assert (answer["id"], answer["type"]) == ("3", "error")
+
+    run(scenario())
+
+
+def test_a_client_ends_a_subscription_and_may_use_its_id_again(run) -> None:
+    async def scenario() -> None:
+        async with serving() as (url, source, _), speaking(url) as client:
+            await client.introduce()
+            await client.subscribe("1", "subscription { endless }")
+            assert (await client.receive())["type"] == "next"
+            await client.send("complete", id="1")
+            await client.send("complete", id="never there")
+            while not source.ended:
+                await asyncio.sleep(0)
+            await client.subscribe("1", "{ hello }")
+            while (answer := await client.receive())["payload"]["data"] != {"hello": "hello you"}:
+                pass
+            assert (answer["id"], (await client.receive())["type"]) == ("1", "complete")
+
+    run(scenario())
+
+
+def test_a_disconnect_ends_everything_that_was_under_way(run) -> None:
+    async def scenario() -> None:
+        async with serving() as (url, source, hub):
+            async with speaking(url) as client:
+                await client.introduce()
+                for number in range(5):
+                    await client.subscribe(str(number), "subscription { endless }")
+                while source.started < 5:
+                    await client.receive()
+                client.connection.transport.abort()
+            while source.ended < 5 or hub.connection_count:
+                await asyncio.sleep(0)
+        assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("wshub GraphQL")]
+
+    run(scenario())
+
+
+def test_a_slow_reader_slows_its_source(run) -> None:
+    async def scenario() -> None:
+        async with serving() as (url, source, hub), speaking(url, max_queue=1) as client:
+            await client.introduce()
+            await client.subscribe("1", "subscription { endless }")
+            before = -1
+            while before != source.values or not before:
+                before = source.values
+                await asyncio.sleep(0.1)
+            assert hub.stats()["dropped"] == {"closed": 0, "slow": 0}
+            for _ in range(before):
+                assert (await client.receive())["type"] == "next"
+
+    run(scenario())
+
+
+def test_pings_are_answered_with_what_they_carry(run) -> None:
+    async def scenario() -> None:
+        async with serving() as (url, _, _hub), speaking(url) as client:
+            await client.send("ping")
+            assert await client.receive() == {"type": "pong"}
+            await client.send("ping", payload={"a": 1})
+            assert await client.receive() == {"type": "pong", "payload": {"a": 1}}
+            await client.send("pong", payload={})
+            await client.introduce()
+
+    run(scenario())
+
+
+def test_the_application_decides_who_may_connect(run) -> None:
+    async def on_connect(connection, payload) -> Any:
+        return {"welcome": payload["user"]} if payload and "user" in payload else False
+
+    async def scenario() -> None:
+        async with serving(on_connect=on_connect) as (url, _, _hub):
+            async with speaking(url) as client:
+                await client.send("connection_init", payload={"user": "ada"})
+                assert await client.receive() == {"type": "connection_ack", "payload": {"welcome": "ada"}}
+            async with speaking(url) as client:
+                await client.send("connection_init")
+                assert await client.closed() == (4403, "Forbidden")
+
+    run(scenario())
+
+
+QUERY = {"query": "{ hello }"}
+
+
+@pytest.mark.parametrize(
+    ("messages", "code", "reason"),
+    [
+        ([{"type": "subscribe", "id": "1", "payload": QUERY}], 4401, "Unauthorized"),
+        ([{"type": "connection_init"}] * 2, 4429, "Too many initialisation requests"),
+        (["no JSON"], 4400, "Invalid message"),
+        (["[" * 60_000], 4400, "Invalid message"),
+        ([[1]], 4400, "Invalid message"),
+        ([{"type": "unheard-of"}], 4400, "Invalid message"),
+        ([{"type": "ping", "payload": 1}], 4400, "Invalid message"),
+        ([{"type": "subscribe", "payload": QUERY}], 4400, "Invalid message"),
+        ([{"type": "subscribe", "id": "1"}], 4400, "Invalid message"),
+        (
+            [{"type": "subscribe", "id": "1", "payload": {"query": "{ hello }", "variables": 1}}],
+            4400,
+            "Invalid message",
+        ),
+        ([b"{}"], 4400, "Invalid message"),
+    ],
+)
+def test_what_breaks_the_protocol_closes_the_connection(run, messages, code, reason) -> None:
+    async def scenario() -> None:
+        async with serving() as (url, _, _hub), speaking(url, max_size=None) as client:
+            for message in messages:
+                raw = isinstance(message, str | bytes)
+                await client.connection.send(message if raw else json.dumps(message))
+            closed = await client.closed()
+            assert closed[0] == code
+            assert str(closed[1]).startswith(reason)
+
+    run(scenario())
+
+
+def test_an_id_that_is_in_use_closes_the_connection(run) -> None:
+    async def scenario() -> None:
+        async with serving() as (url, _, _hub), speaking(url) as client:
+            await client.introduce()
+            long = "\u00e9" * 200
+            await client.subscribe(long, "subscription { endless }")
+            assert (await client.receive())["type"] == "next"
+            await client.subscribe(long, "subscription { endless }")
+            code, reason = await client.closed()
+            assert code == 4409
+            assert str(reason).startswith("Subscriber for \u00e9")
+
+    run(scenario())
+
+
+def test_who_does_not_introduce_itself_in_time_is_closed(run) -> None:
+    async def scenario() -> None:
+        async with serving(connection_init_timeout=0.05) as (url, _, _hub), speaking(url) as client:
+            assert await client.closed() == (4408, "Connection initialisation timeout")
+
+    run(scenario())
+
+
+def test_another_subprotocol_is_closed(run) -> None:
+    async def scenario() -> None:
+        async with serving() as (url, _, _hub), speaking(url, subprotocols=None) as client:
+            assert await client.closed() == (4406, "Subprotocol not acceptable")
+
+    run(scenario())
+
+
+def test_what_fails_inside_is_logged_and_closes_with_4500(run, caplog) -> None:
+    async def context(connection, payload) -> None:
+        raise RuntimeError("a secret")
+
+    async def scenario() -> None:
+        async with serving(context=context) as (url, _, _hub), speaking(url) as client:
+            await client.introduce()
+            await client.subscribe("1", "{ hello }")
+            assert await client.closed() == (4500, "Internal server error")
+        async with serving() as (url, _, _hub), speaking(url) as client:
+            await client.introduce()
+            await client.subscribe("1", "subscription { failing }")
+            assert (await client.receive())["payload"] == {"data": {"failing": 1}}
+            assert await client.closed() == (4500, "Internal server error")
+
+    with caplog.at_level(logging.ERROR, "wshub.graphql"):
+        run(scenario())
+    assert len(caplog.records) == 2
+
+
+@pytest.mark.parametrize("options", [{"connection_init_timeout": 0}, {"max_operations": 0}])
+def test_settings_are_checked(options) -> None:
+    with pytest.raises(ConfigurationError):
+        GraphQLHandler(make_schema(Source()), **options)
+    with pytest.raises(ConfigurationError, match="GraphQLSchema"):
+        GraphQLHandler("type Query")  # type: ignore[arg-type]
+
+
+async def reference_client(url: str, payload: dict[str, Any], *queries: str) -> list[dict[str, Any]]:
+    modules = node_modules(*PACKAGES)
+    if isinstance(modules, str):
+        pytest.skip(modules)
+    # Modules find packages beside themselves, and nowhere else.
+    script = modules.parent / CLIENT.name
+    shutil.copy(CLIENT, script)
+    process = await asyncio.create_subprocess_exec(
+        *("node", str(script), url, json.dumps(payload), *queries), stdout=asyncio.subprocess.PIPE
+    )
+    output, _ = await process.communicate()
+    assert process.returncode == 0
+    return [json.loads(line) for line in output.splitlines()]
+
+
+@pytest.mark.skipif("WSHUB_SANITIZED" in os.environ, reason="Node.js does not start with the sanitizers preloaded")
+def test_the_reference_client_is_served(run) -> None:
+    async def scenario() -> None:
+        async with serving() as (url, source, _):
+            lines = await reference_client(
+                url, {"user": "ada"}, "subscription { count(to: 100) }", "{ who }", "{ unknown }"
+            )
+            of = {index: [line for line in lines if line["index"] == index] for index in range(3)}
+            counted = [{"index": 0, "next": {"data": {"count": number}}} for number in range(100)]
+            assert of[0] == [*counted, {"index": 0, "complete": True}]
+            assert of[1] == [{"index": 1, "next": {"data": {"who": "ada"}}}, {"index": 1, "complete": True}]
+            assert len(of[2]) == 1
+            assert "unknown" in of[2][0]["error"][0]
+            assert (source.started, source.ended) == (1, 1)
+        async with serving(on_connect=lambda connection, payload: False) as (url, _, _hub):
+            assert await reference_client(url, {}, "{ hello }") == [{"index": 0, "error": 4403}]
+
+    run(scenario())
