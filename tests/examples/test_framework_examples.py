@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
 from collections.abc import Coroutine
 from typing import Any
@@ -53,6 +54,7 @@ def test_the_fastapi_chat_tells_a_new_client_what_it_has_missed() -> None:
         within(scenario(port))
 
 
+@pytest.mark.skipif("WSHUB_SANITIZED" in os.environ, reason="a browser does not start with the sanitizers preloaded")
 @pytest.mark.skipif(chromium.PATH is None, reason="there is no chromium on this machine")
 def test_two_tabs_chat_under_fastapi() -> None:
     from playwright.sync_api import sync_playwright
