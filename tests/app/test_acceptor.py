@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 import websockets
 from starlette.applications import Starlette
 from starlette.routing import Host, Mount, Route, WebSocketRoute
@@ -25,6 +26,7 @@ from wshub.app import App, Context
 from wshub.app.acceptor import FIRST_REQUEST_TIMEOUT
 from wshub.app.event_loop import accept_natively
 from wshub.app.native_routes import find_native_route, native_hubs
+from wshub.app.serving import PROTOCOL_CLASS
 from wshub.app.uvicorn_protocol import WebSocketProtocol
 
 pytestmark = needs_reactor
@@ -262,6 +264,19 @@ def test_shutting_down_closes_everybody_with_1001(run, protocols) -> None:
             with pytest.raises(ConnectionRefusedError):
                 await asyncio.open_connection("127.0.0.1", port)
             assert len(protocols) == 1
+
+    run(scenario())
+
+
+def test_an_address_in_use_ends_the_server_as_it_ends_uvicorn(run, caplog) -> None:
+    async def scenario() -> None:
+        async with accepting(make_app()) as address:
+            app = make_app()
+            config = uvicorn.Config(app, port=int(address.rpartition(":")[2]), ws=PROTOCOL_CLASS, log_config=None)
+            with pytest.raises(SystemExit):
+                await uvicorn.Server(config).serve()
+            assert app.ws_hub is not None
+            await app.ws_hub.close()
 
     run(scenario())
 

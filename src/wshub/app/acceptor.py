@@ -70,22 +70,28 @@ class Acceptor:
         self._reactor.retain()
         self._pending: set[FirstRequest] = set()
         self._connecting: set[asyncio.Task[None]] = set()
+        self._closed = False
         self._sweeper: asyncio.TimerHandle | None = None
 
     async def listen(self, sockets: Sequence[socket.socket], backlog: int, *, unix: UnixAddress | None = None) -> None:
         """Accept the connections of bound sockets, which are closed with this, and the path of one removed."""
         self.sockets = tuple(sockets)
         self._unix = unix
-        for listening in self.sockets:
-            await self._reactor.listen(listening, self._accepted, backlog=backlog)
+        try:
+            for listening in self.sockets:
+                await self._reactor.listen(listening, self._accepted, backlog=backlog)
+        except BaseException:
+            self.close()
+            raise
         self._sweep()
 
     def close(self) -> None:
         """Accept no more; what has not been asked for yet is not answered."""
-        if self._sweeper is None:
+        if self._closed:
             return
-        self._sweeper.cancel()
-        self._sweeper = None
+        self._closed = True
+        if self._sweeper is not None:
+            self._sweeper.cancel()
         for listening in self.sockets:
             self._reactor.unlisten(listening.fileno())
             listening.close()

@@ -91,12 +91,32 @@ async def _create_unix_server(
     backlog: int = 100,
     **options: Any,
 ) -> Any:
-    acceptor = _acceptor_for(protocol_factory) if ssl is None else None
-    if acceptor is None or path is None:
+    if path is None or getattr(protocol_factory, "__module__", None) != "uvicorn.server":
         return await original(protocol_factory, path, ssl=ssl, backlog=backlog, **options)
     unix = UnixAddress(str(Path(path)))
+    acceptor = _acceptor_for(protocol_factory) if ssl is None else None
+    if acceptor is None:
+        server = await original(protocol_factory, sock=unix.bind(), ssl=ssl, backlog=backlog, **options)
+        return _UnixServer(server, unix)
     await acceptor.listen([unix.bind()], backlog, unix=unix)
     return acceptor
+
+
+class _UnixServer:
+    """A server of the loop's, with whose end its path is removed: asyncio does so from Python 3.13 on."""
+
+    def __init__(self, server: asyncio.AbstractServer, unix: UnixAddress) -> None:
+        self._server: Any = server
+        self._unix = unix
+        self.wait_closed = self._server.wait_closed
+
+    @property
+    def sockets(self) -> Any:
+        return self._server.sockets
+
+    def close(self) -> None:
+        self._unix.remove()
+        self._server.close()
 
 
 def _acceptor_for(protocol_factory: Callable[[], Any]) -> Acceptor | None:

@@ -182,7 +182,7 @@ cdef class HubCore(HubBase):
                 link.abort(False)
             raise
 
-    def _open(self, Connection connection, Link link, bytes response, bytes rest):
+    def _open(self, Connection connection, Link link not None, bytes response, bytes rest):
         """Answers the handshake on a link, whose connection is open from here on; ``rest`` came behind the request.
 
         Without a response, somebody else has answered.
