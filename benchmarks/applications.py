@@ -27,11 +27,8 @@ SERVERS = [
     application("app", "serve"),
     application("app", "wshub"),
     application("hub", "serve"),
-    *(
-        application(name, ws)
-        for name in ("starlette", "fastapi")
-        for ws in ("serve", "websockets", "websockets-sansio", "wsproto")
-    ),
+    *(application("starlette", ws) for ws in ("serve", "websockets", "websockets-sansio", "wsproto")),
+    *(application("fastapi", ws) for ws in ("serve", "websockets-sansio")),
 ]
 
 LOADS = {

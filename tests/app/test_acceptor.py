@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
+import os
 import socket
 from collections.abc import AsyncIterator
 from typing import Any
@@ -264,6 +266,37 @@ def test_shutting_down_closes_everybody_with_1001(run, protocols) -> None:
             with pytest.raises(ConnectionRefusedError):
                 await asyncio.open_connection("127.0.0.1", port)
             assert len(protocols) == 1
+
+    run(scenario())
+
+
+def test_nothing_is_left_of_connections_however_they_end(run, http) -> None:
+    kinds = ("FirstRequest", "ReactorLink", "Connection", "HttpToolsProtocol", "H11Protocol", "WebSocketProtocol")
+
+    def left() -> tuple[int, int]:
+        gc.collect()
+        return sum(type(thing).__name__ in kinds for thing in gc.get_objects()), len(os.listdir("/proc/self/fd"))
+
+    async def scenario() -> None:
+        async with accepting(make_app(), http) as address:
+            port = int(address.rpartition(":")[2])
+            before = left()
+            for _ in range(30):
+                for path in ("/echo/x", "/handled"):
+                    async with connected(f"ws://{address}{path}") as client:
+                        await client.send("hi")
+                        while await client.recv() != "hi":
+                            pass
+                with pytest.raises(websockets.InvalidStatus):
+                    await websockets.connect(f"ws://{address}/nowhere", proxy=None)
+                for request in (b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", b"GET / HT", b"POST", b""):
+                    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                    writer.write(request)
+                    if request.endswith(b"\r\n\r\n"):
+                        assert (await reader.read()).endswith(b"hello")
+                    writer.transport.abort()
+            while left() != before:
+                await asyncio.sleep(0.01)
 
     run(scenario())
 

@@ -16,7 +16,7 @@ import pytest
 
 from tests.hub.conftest import connected, serving
 from tests.hub.peers import MASK, REQUEST, masked, port_of, raw_peer
-from tests.reactor import HAS_REACTOR
+from tests.reactor import HAS_REACTOR, needs_reactor
 from wshub import EventHandler, Frame, Opcode
 
 
@@ -343,6 +343,38 @@ def test_connections_are_collected_once_they_are_closed(run) -> None:
             await asyncio.sleep(0)
             gc.collect()
             assert [reference for reference in references if reference() is not None] == []
+
+    run(scenario())
+
+
+@needs_reactor
+@pytest.mark.parametrize("end", ["close", "reset"])
+def test_a_connection_with_an_endpoint_is_gone_without_the_garbage_collector(run, end) -> None:
+    async def scenario() -> None:
+        references = []
+
+        async def endpoint(connection) -> None:
+            references.append(weakref.ref(connection))
+            async for _ in connection:
+                pass
+
+        gc.collect()
+        gc.disable()
+        try:
+            async with serving(endpoint) as (hub, url):
+                for _ in range(5):
+                    async with raw_peer(url) as peer:
+                        if end == "close":
+                            peer.send(Frame.close(1000))
+                        else:
+                            peer.reset()
+                    await until_empty(hub)
+                for _ in range(10):
+                    await asyncio.sleep(0)
+                assert [reference for reference in references if reference() is not None] == []
+                assert len(references) == 5
+        finally:
+            gc.enable()
 
     run(scenario())
 

@@ -52,7 +52,6 @@ class Acceptor:
         self.sockets: tuple[socket.socket, ...] = ()
         self._state = state
         self._unix: UnixAddress | None = None
-        self._hubs = Hubs.of(state)
         self._default_headers: list[tuple[bytes, bytes]] | None = None
         self._encoded_headers = b""
         self._create_protocol = create_protocol
@@ -141,7 +140,7 @@ class Acceptor:
         if client is not None:
             connection.forwarded_address = client
         self._log(client or first.peer, request, "[accepted]")
-        self._hubs.add(hub)
+        Hubs.of(self._state).add(hub)
         if hub is self._nearest:
             hub._open(connection, first.take(), response, data[end:])
         else:

@@ -36,8 +36,11 @@ class SpareTask:
             if self._started is None:
                 raise
             self._started.error = cancelled
-        assert self._started is not None
-        return await self._started
+        started = self._started
+        assert started is not None
+        # What a handler raises refers to this frame: it must not lead back to the task, which keeps the exception.
+        del self
+        return await started
 
 
 class _Started:
@@ -52,21 +55,26 @@ class _Started:
         self.error: BaseException | None = None
 
     def __await__(self) -> Generator[Any, Any, Any]:
-        while True:
-            error = self.error
-            if error is None:
-                try:
-                    yield self.awaited
-                except GeneratorExit:
-                    self.coroutine.close()
-                    raise
-                except BaseException as thrown:
-                    error = thrown
-            self.error = None
-            try:
+        error: BaseException | None = None
+        try:
+            while True:
+                error = self.error
                 if error is None:
-                    self.awaited = self.context.run(self.coroutine.send, None)
-                else:
-                    self.awaited = self.context.run(self.coroutine.throw, error)
-            except StopIteration as stop:
-                return stop.value
+                    try:
+                        yield self.awaited
+                    except GeneratorExit:
+                        self.coroutine.close()
+                        raise
+                    except BaseException as thrown:
+                        error = thrown
+                self.error = None
+                try:
+                    if error is None:
+                        self.awaited = self.context.run(self.coroutine.send, None)
+                    else:
+                        self.awaited = self.context.run(self.coroutine.throw, error)
+                except StopIteration as stop:
+                    return stop.value
+        finally:
+            # Its traceback refers to this frame: all of the connection would wait for the garbage collector.
+            error = None

@@ -81,8 +81,8 @@ class Server:
         for opening in list(self._pending):
             opening.expire()
         await self.hub.close()
-        if self._reactor is not None:
-            self._reactor.close()
+        if self._ssl is not None and self._reactor is not None:
+            self._reactor.release()
         self._pending.clear()
         if self._closed is not None and not self._closed.done():
             self._closed.set_result(None)
