@@ -29,6 +29,7 @@ def test_the_package_exports_exactly_this() -> None:
         "MisuseError",
         "Opcode",
         "ProtocolError",
+        "RateLimits",
         "RoomConfig",
         "WebSocketError",
     ]
@@ -51,7 +52,7 @@ def test_every_described_method_is_there() -> None:
         "send_pong close in_room set_metadata get_metadata send send_json receive wait_closed join leave drain",
         Hub: "register unregister join_room leave_room broadcast broadcast_except broadcast_to_room "
         "broadcast_to_room_except room_size rooms get_connection connection_count close serve stats",
-        EventHandler: "on_open on_message on_close on_error on_ping on_pong",
+        EventHandler: "on_open on_message on_close on_error on_ping on_pong on_drain",
         Message: "data type",
         Frame: "fin rsv1 rsv2 rsv3 opcode masked mask_key payload text binary ping pong close encode decode",
         Handshake: "validate_request generate_accept_key create_response",

@@ -14,6 +14,7 @@ from wshub.hub.config import HubConfig, RoomConfig
 from wshub.hub.connection import Connection, ConnectionState
 from wshub.hub.handler import EventHandler
 from wshub.hub.hub import Hub
+from wshub.hub.rates import RateLimits
 from wshub.protocol.close_code import CloseCode
 from wshub.protocol.compression import CompressionConfig
 from wshub.protocol.frame import Frame, Opcode
@@ -40,6 +41,7 @@ __all__ = [
     "MisuseError",
     "Opcode",
     "ProtocolError",
+    "RateLimits",
     "RoomConfig",
     "WebSocketError",
 ]

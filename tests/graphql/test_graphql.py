@@ -224,7 +224,7 @@ def test_a_slow_reader_slows_its_source(run) -> None:
             while before != source.values or not before:
                 before = source.values
                 await asyncio.sleep(0.1)
-            assert hub.stats()["dropped"] == {"closed": 0, "slow": 0}
+            assert not any(hub.stats()["dropped"].values())
             for _ in range(before):
                 assert (await client.receive())["type"] == "next"
 

@@ -6,9 +6,30 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
+import pytest
 import websockets
 
 from wshub import Hub, HubConfig
+
+
+class Clock:
+    """Seconds that pass only when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def pass_for(self, seconds: float, hub: Hub) -> None:
+        """Let time pass, and the hub notice."""
+        self.now += seconds
+        hub._sweep()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
 
 
 @contextlib.asynccontextmanager

@@ -102,7 +102,7 @@ def test_a_peer_that_does_not_read_its_echoes_is_not_read_either(run) -> None:
             peer.writer.transport.resume_reading()
             for index in range(2000):
                 assert (await peer.frame()).payload[:8] == b"%8d" % index
-            assert hub.stats()["dropped"] == {"closed": 0, "slow": 0}
+            assert not any(hub.stats()["dropped"].values())
             assert balanced(hub)
 
     run(scenario())

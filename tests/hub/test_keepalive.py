@@ -11,21 +11,6 @@ from tests.hub.peers import raw_peer
 from wshub import EventHandler, Frame, Opcode
 
 
-class Clock:
-    """Seconds that pass only when a test says so."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
 def test_a_ping_goes_out_when_it_is_due_and_not_before(run, clock) -> None:
     async def scenario() -> None:
         opened = asyncio.get_running_loop().create_future()
@@ -90,6 +75,7 @@ def test_a_peer_that_is_silent_after_a_ping_is_ended_with_1006(run, clock, kind)
             await asyncio.sleep(0)
             assert hub.connection_count == 1
             clock.now += 0.2
+            hub._sweep()
             hub._sweep()
             if kind == "endpoint":
                 while hub.connection_count:

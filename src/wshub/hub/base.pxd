@@ -1,16 +1,40 @@
 from libc.stddef cimport size_t
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from wshub.hub.shared_window cimport SharedWindow
 from wshub.links.link cimport Ledger
 from wshub.protocol.deflate cimport DeflatePool
+from wshub.protocol.frame_buffer cimport FrameBuffer, Tally
+
+
+# What is done with a message for a connection on which too much is queued already.
+cdef enum Policy:
+    CLOSE_CONNECTION
+    DROP_NEWEST
+    DROP_OLDEST
+    LATEST
+    INHERITED  # a room's, where the hub's is meant
+
+
+cdef struct Delivery:
+    # How a message is sent, the same for all its receivers.
+    size_t threshold  # from how many octets on it is compressed
+    uint8_t policy
+
+
+cdef struct Rates:
+    # What a connection may do in a second, and how much of that it can save up; infinite where there is no bound.
+    double octets, octets_at_most
+    double messages, messages_at_most
+    double controls, controls_at_most
+    double handler_time, handler_time_at_most
 
 
 cdef class HandlerTable:
     """The handlers of one EventHandler, looked up once."""
 
     cdef readonly object handler
-    cdef object on_open, on_message, on_close, on_error, on_ping, on_pong
+    cdef object on_open, on_message, on_close, on_error, on_ping, on_pong, on_drain
     cdef bint receives  # messages wait for receive() from the start
     cdef bint endpoint  # on_open is the whole life of the connection: it receives, and its end closes
 
@@ -19,6 +43,9 @@ cdef class Room:
     cdef readonly str name
     cdef dict members           # id: Connection
     cdef SharedWindow window    # or None
+    cdef Tally *tally           # a reference: of what is sent to the room
+    cdef uint64_t key           # of the messages to it of which only the latest matters
+    cdef uint8_t policy
 
 
 cdef class HubBase:
@@ -35,17 +62,31 @@ cdef class HubBase:
     cdef set handler_tasks       # of handlers that are suspended
     cdef uint64_t max_message_size
     cdef size_t max_send_buffer
+    cdef uint32_t max_fragments
+    cdef uint8_t policy          # for slow consumers
+    cdef uint64_t last_key       # of messages of which only the latest matters
+    cdef dict keys               # name: number of such a key
+    cdef Rates rates
+    cdef bint times_handlers     # their time is bounded
+    cdef bint closes_at_rate     # who exceeds a rate is closed, rather than delayed
     cdef size_t compression_threshold
     cdef DeflatePool pool        # None where compression is not enabled
     cdef dict room_configs       # name: RoomConfig, of the rooms that were given one
     cdef uint64_t last_generation
     cdef uint64_t window_changes  # of who is in a room with a shared window, or in step with one: how many, ever
-    cdef double ping_interval, pong_timeout, close_timeout
+    cdef double ping_interval, pong_timeout, close_timeout, send_timeout, idle_timeout, max_lifetime
+    cdef double swept_at         # when the last sweep was
     cdef uint64_t messages_received
-    cdef uint64_t slow_consumers
+    cdef uint64_t rates_exceeded
+    cdef uint64_t drops          # messages for which a connection had no room
 
     cdef object forget(self, object key)
-    cdef size_t threshold(self, object compress) except? 1
+    cdef int describe(self, Delivery *delivery, object compress, object slow_consumer, uint8_t policy) except -1
+    cdef uint64_t number_of(self, object key) except? 0xFFFFFFFFFFFFFFFF
     cdef Room open_room(self, str name)
+    cdef object configure(self, Room room, object config)
     cdef SharedWindow window_of(self, object config)
     cdef void restart(self, SharedWindow window) noexcept
+
+
+cdef uint8_t policy_of(object name) except? 255

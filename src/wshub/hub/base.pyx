@@ -1,10 +1,35 @@
 # cython: language_level=3
 """What a connection and its hub know of each other, and both of rooms and handlers."""
 
-from libc.stddef cimport size_t
-from libc.stdint cimport SIZE_MAX
+from libc.stdint cimport SIZE_MAX, uint8_t, uint64_t
 
 from wshub.hub.shared_window cimport SharedWindow
+from wshub.protocol.frame_buffer cimport tally_new, tally_release
+
+from wshub.errors import MisuseError
+
+cdef dict POLICIES = {
+    "close": CLOSE_CONNECTION,
+    "drop_newest": DROP_NEWEST,
+    "drop_oldest": DROP_OLDEST,
+    "latest": LATEST,
+    None: INHERITED,
+}
+
+# Names of keys that are remembered. When they are forgotten, a message that is queued under one stays where it is,
+# rather than being replaced: nothing else comes of it.
+cdef enum:
+    MOST_KEYS = 65536
+
+
+cdef uint8_t policy_of(object name) except? 255:
+    """The Policy of that name, or that to inherit for None."""
+    try:
+        return POLICIES[name]
+    except (KeyError, TypeError):
+        raise MisuseError(
+            f'slow_consumer must be "close", "drop_newest", "drop_oldest" or "latest", not {name!r}'
+        ) from None
 
 
 cdef class HandlerTable:
@@ -17,35 +42,69 @@ cdef class HandlerTable:
         self.on_error = handler.on_error
         self.on_ping = handler.on_ping
         self.on_pong = handler.on_pong
+        self.on_drain = handler.on_drain
         self.endpoint = endpoint
 
 
 cdef class Room:
     """The connections that a message to a room reaches."""
 
-    def __init__(self, name):
+    def __cinit__(self, name):
         self.name = name
         self.members = {}
+        self.policy = INHERITED
+        self.tally = tally_new()
+        if self.tally == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        tally_release(self.tally)
 
 
 cdef class HubBase:
     cdef object forget(self, object key):
         """The connection with that id is closed. Nothing of the hub refers to it from here on."""
 
-    cdef size_t threshold(self, object compress) except? 1:
-        """From how many octets on a message is compressed, for what the application says of it: True, False or None."""
+    cdef int describe(self, Delivery *delivery, object compress, object slow_consumer, uint8_t policy) except -1:
+        """Fills in how a message is sent, as the application says; where that is nothing, by that policy."""
         if compress is None:
-            return self.compression_threshold
-        return 1 if compress else SIZE_MAX
+            delivery.threshold = self.compression_threshold
+        else:
+            delivery.threshold = 1 if compress else SIZE_MAX
+        if slow_consumer is not None:
+            policy = policy_of(slow_consumer)
+        delivery.policy = self.policy if policy == INHERITED else policy
+
+    cdef uint64_t number_of(self, object key) except? 0xFFFFFFFFFFFFFFFF:
+        """The number that stands for a key of messages of which only the latest matters; 0 for None."""
+        if key is None:
+            return 0
+        if not isinstance(key, str):
+            raise MisuseError(f"the key of a message is a str, not {type(key).__name__}")
+        number = self.keys.get(key)
+        if number is None:
+            if len(self.keys) >= MOST_KEYS:
+                self.keys.clear()
+            self.last_key += 1
+            self.keys[key] = number = self.last_key
+        return number
 
     cdef Room open_room(self, str name):
         """Makes a room that nobody is in yet, with the settings that it was given."""
         cdef Room room = Room(name)
+        self.last_key += 1
+        room.key = self.last_key
         config = self.room_configs.get(name)
         if config is not None:
-            room.window = self.window_of(config)
+            self.configure(room, config)
         self.room_table[name] = room
         return room
+
+    cdef object configure(self, Room room, object config):
+        """Gives a room the settings of a RoomConfig."""
+        room.policy = policy_of(config.slow_consumer)
+        # Whoever was in step is not any more: no window has the generation of another.
+        room.window = self.window_of(config)
 
     cdef SharedWindow window_of(self, object config):
         """The window that a room with that RoomConfig begins with, or None."""

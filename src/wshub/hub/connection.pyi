@@ -4,6 +4,7 @@ from typing import Any
 
 from typing_extensions import Buffer
 
+from wshub.hub.config import SlowConsumer
 from wshub.hub.handler import EventHandler
 from wshub.hub.hub import Hub
 from wshub.protocol.headers import Headers
@@ -58,10 +59,38 @@ class Connection(AsyncIterator[Message]):
     def in_room(self, name: str) -> bool: ...
     def join(self, name: str) -> None: ...
     def leave(self, name: str) -> None: ...
-    def send(self, message: str | Buffer | Message, *, compress: bool | None = None) -> None: ...
-    def send_text(self, text: str | Buffer | Message, *, compress: bool | None = None) -> None: ...
-    def send_binary(self, data: Buffer | Message, *, compress: bool | None = None) -> None: ...
-    def send_json(self, value: Any, *, compress: bool | None = None) -> None: ...
+    def send(
+        self,
+        message: str | Buffer | Message,
+        *,
+        compress: bool | None = None,
+        slow_consumer: SlowConsumer | None = None,
+        key: str | None = None,
+    ) -> None: ...
+    def send_text(
+        self,
+        text: str | Buffer | Message,
+        *,
+        compress: bool | None = None,
+        slow_consumer: SlowConsumer | None = None,
+        key: str | None = None,
+    ) -> None: ...
+    def send_binary(
+        self,
+        data: Buffer | Message,
+        *,
+        compress: bool | None = None,
+        slow_consumer: SlowConsumer | None = None,
+        key: str | None = None,
+    ) -> None: ...
+    def send_json(
+        self,
+        value: Any,
+        *,
+        compress: bool | None = None,
+        slow_consumer: SlowConsumer | None = None,
+        key: str | None = None,
+    ) -> None: ...
     def send_ping(self, payload: str | Buffer = b"") -> None: ...
     def send_pong(self, payload: str | Buffer = b"") -> None: ...
     def close(self, code: int = 1000, reason: str | bytes = "") -> None: ...

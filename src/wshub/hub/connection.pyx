@@ -1,10 +1,9 @@
 # cython: language_level=3
 """One WebSocket connection, as applications see it."""
 
-from libc.stddef cimport size_t
-from libc.stdint cimport uint8_t
+from libc.stdint cimport uint8_t, uint64_t
 
-from wshub.hub.base cimport Room
+from wshub.hub.base cimport INHERITED, Delivery, Room
 from wshub.hub.connection_core cimport (
     INBOX_FULL,
     INBOX_LIMIT,
@@ -14,7 +13,11 @@ from wshub.hub.connection_core cimport (
     ConnectionCore,
 )
 from wshub.protocol.frame_buffer cimport FrameBuffer, frame_release
-from wshub.protocol.message cimport Message, frame_from_data, frame_from_payload
+from wshub.protocol.message cimport (
+    Message,
+    frame_from_payload,
+    labelled_frame_from_data,
+)
 
 import asyncio
 import enum
@@ -180,7 +183,7 @@ cdef class Connection(ConnectionCore):
 
     # Sending
 
-    def send(self, message, *, compress=None):
+    def send(self, message, *, compress=None, slow_consumer=None, key=None):
         """Queues a message: a str as text, bytes or another buffer as binary, a Message as it is, without a copy.
 
         Args:
@@ -188,32 +191,40 @@ cdef class Connection(ConnectionCore):
             compress: False sends it plain; True compresses it also under the threshold of the CompressionConfig,
                 which decides otherwise. It is plain in any event where compression was not negotiated, or gains
                 nothing.
+            slow_consumer: what to do if ``max_send_buffer`` octets wait already; None is as the hub is configured:
+                ``"close"`` the connection with 1013; ``"drop_newest"``, which is this message; ``"drop_oldest"`` of
+                those that wait; or ``"latest"``, which is the same, but while some wait a message first of all takes
+                the place of the one that has its key.
+            key: with ``"latest"``, a str that says what the message is the latest of, such as a price or a position.
 
         Raises:
             ConnectionClosed: the connection is closing or closed; its ``code`` and ``reason`` say how.
             TypeError: ``message`` is none of these.
             InvalidMessageError: it is a str with a lone surrogate.
+            MisuseError: another ``slow_consumer``, or a key that is no str.
         """
         cdef FrameBuffer *frame
-        cdef size_t threshold = self.hub.threshold(compress)
+        cdef Delivery delivery
+        cdef uint64_t number = self.hub.number_of(key)
+        self.hub.describe(&delivery, compress, slow_consumer, INHERITED)
         if self.is_foreign():
             self.check_open()
-            later = partial(self.send, Message(message), compress=compress)
+            later = partial(self.send, Message(message), compress=compress, slow_consumer=slow_consumer, key=key)
             self.hub.loop.call_soon_threadsafe(self._quietly, later)
             return
         if self.status != IS_OPEN:
             self.check_open()
-        frame = frame_from_data(message)
-        if self.queue_alone(frame, threshold) < 0:
+        frame = labelled_frame_from_data(message, number, NULL)
+        if self.queue_alone(frame, &delivery) < 0:
             self.overflow()
         frame_release(frame)
 
-    def send_text(self, text, *, compress=None):
+    def send_text(self, text, *, compress=None, slow_consumer=None, key=None):
         """Queues a text message; ``text`` is a str, or UTF-8 octets. Raises as ``send`` does."""
         if isinstance(text, Message):
             (<Message>text).check()
             if (<Message>text).frame.opcode == TEXT_OPCODE:
-                return self.send(text, compress=compress)
+                return self.send(text, compress=compress, slow_consumer=slow_consumer, key=key)
         if not isinstance(text, str):
             try:
                 text = bytes(memoryview(text)).decode()
@@ -221,17 +232,18 @@ cdef class Connection(ConnectionCore):
                 raise TypeError(f"send_text() takes a str, not {type(text).__name__}") from None
             except UnicodeDecodeError as error:
                 raise InvalidMessageError(f"a text message must be UTF-8: {error}") from None
-        self.send(text, compress=compress)
+        self.send(text, compress=compress, slow_consumer=slow_consumer, key=key)
 
-    def send_binary(self, data, *, compress=None):
+    def send_binary(self, data, *, compress=None, slow_consumer=None, key=None):
         """Queues a binary message; ``data`` is any object with a contiguous buffer. Raises as ``send`` does."""
         if isinstance(data, str):
             raise TypeError("send_binary() takes bytes, not str: encode it, or call send_text()")
-        self.send(data, compress=compress)
+        self.send(data, compress=compress, slow_consumer=slow_consumer, key=key)
 
-    def send_json(self, value, *, compress=None):
+    def send_json(self, value, *, compress=None, slow_consumer=None, key=None):
         """Queues ``value`` as JSON in a text message. Raises as ``send`` and ``json.dumps`` do."""
-        self.send(json.dumps(value, ensure_ascii=False, separators=(",", ":")), compress=compress)
+        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+        self.send(text, compress=compress, slow_consumer=slow_consumer, key=key)
 
     def send_ping(self, payload=b""):
         """Queues a ping of at most 125 octets; ``on_pong`` sees the answer. Raises as ``send`` does."""
@@ -252,7 +264,7 @@ cdef class Connection(ConnectionCore):
         try:
             if frame.length > MAX_CONTROL_PAYLOAD:
                 raise InvalidMessageError(f"a ping or pong has at most 125 octets, not {frame.length}")
-            if self.queue(frame) < 0:
+            if self.queue(frame, self.hub.policy) < 0:
                 self.overflow()
         finally:
             frame_release(frame)

@@ -1,7 +1,7 @@
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint16_t, uint64_t
 
-from wshub.hub.base cimport HandlerTable, HubBase
+from wshub.hub.base cimport Delivery, HandlerTable, HubBase
 from wshub.hub.shared_window cimport SharedWindow
 from wshub.links.link cimport Link, Receiver
 from wshub.protocol.deflate cimport Deflater, Inflater
@@ -21,6 +21,7 @@ cdef enum:
     INBOX_FULL = 2    # receive() is not called as fast as messages arrive
     OUTPUT_FULL = 4   # the peer does not read what is sent to it
     TURN_SPENT = 8    # enough was decompressed in this turn of the loop
+    RATE_SPENT = 16   # more arrived than the rates allow
 
 cdef enum:
     # Messages that wait for receive(), at the most.
@@ -33,6 +34,7 @@ cdef class ConnectionCore(Receiver):
     cdef Link link
     cdef uint8_t status          # CONNECTING, OPEN, CLOSING, CLOSED
     cdef uint8_t window_bits     # what the peer's decompressor keeps, 8 to 15; 0: it has none
+    cdef bint is_active          # a message was sent or received since the last sweep
     cdef bint keeps_window       # it also keeps it from message to message
     cdef bint history_is_stale   # the peer was given something compressed that `deflater` does not know of
     cdef uint64_t generation     # of the shared window that the peer is in step with, or 0
@@ -64,25 +66,43 @@ cdef class ConnectionCore(Receiver):
     cdef double next_ping
     cdef double pong_deadline    # 0: no ping is unanswered
     cdef double close_deadline   # 0: not closing
+    cdef double stall_deadline   # 0: octets leave, or none wait
+    cdef double idle_deadline
+    cdef double lifetime_end
+    cdef double octets_left      # what the rates allow until the next sweep
+    cdef float messages_left
+    cdef float controls_left
+    cdef float handler_time_left
     cdef uint16_t code           # 0: not known yet
     cdef str reason
     cdef uint8_t blocks          # why handling is blocked
     cdef bint alive              # something arrived since the last sweep
+    cdef bint is_suspect         # its time to answer, or to take what is sent to it, is over: it has until the next sweep
     cdef bint input_ended        # what still arrives is ignored
     cdef bint receiving          # somebody has asked for messages with receive()
     cdef bint opened             # on_open has been called, so on_close will be
     cdef bint tells_of_error     # on_error runs
+    cdef bint drain_pending      # on_drain is to be called when the running handler ends
     cdef bint close_pending      # on_close is to be called when the running handler ends
     cdef object __weakref__
 
-    cdef int queue(self, FrameBuffer *frame) noexcept
+    cdef int queue(self, FrameBuffer *frame, uint8_t policy) noexcept
+    cdef int queue_at_bound(self, FrameBuffer *frame, uint8_t policy) noexcept
     cdef bint stays_in_step(self, FrameBuffer *frame) noexcept
+    cdef bint stands_alone(self, const Delivery *delivery) noexcept
     cdef void fall_out_of_step(self, SharedWindow window) noexcept
-    cdef int queue_message(self, FrameBuffer *frame, size_t threshold) noexcept
-    cdef int queue_alone(self, FrameBuffer *frame, size_t threshold) noexcept
-    cdef int queue_compressed(self, FrameBuffer *form, uint64_t generation) noexcept
+    cdef int queue_message(self, FrameBuffer *frame, const Delivery *delivery) noexcept
+    cdef int queue_alone(self, FrameBuffer *frame, const Delivery *delivery) noexcept
+    cdef int queue_compressed(self, FrameBuffer *form, uint64_t generation, uint8_t policy) noexcept
     cdef object negotiated(self, object compression)
     cdef void sweep(self, double now, FrameBuffer *ping) noexcept
+    cdef bint is_overdue(self, double now) noexcept
+    cdef bint is_out_of_time(self) noexcept
+    cdef void refill(self, double elapsed) noexcept
+    cdef bint exceeds_rates(self) noexcept
+    cdef void slow_down(self, str what) noexcept
+    cdef void retire(self, str reason) noexcept
+    cdef void give_up(self, str reason) noexcept
     cdef void start(self, Link link)
     cdef void leave_all_rooms(self) noexcept
     cdef void go_away(self, uint16_t code, str reason, bytes payload) noexcept
@@ -103,6 +123,7 @@ cdef class ConnectionCore(Receiver):
     cdef object call(self, object handler, tuple arguments)
     cdef object run(self, object coroutine)
     cdef void handler_failed(self, object error) noexcept
+    cdef object call_on_drain(self)
     cdef object call_on_close(self)
     cdef object end_endpoint(self)
     cdef object abandon(self)

@@ -16,7 +16,16 @@ from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint16_t, uint64_t
 
-from wshub.hub.base cimport HandlerTable, HubBase, Room
+from wshub.hub.base cimport (
+    CLOSE_CONNECTION,
+    DROP_NEWEST,
+    LATEST,
+    Delivery,
+    HandlerTable,
+    HubBase,
+    Rates,
+    Room,
+)
 from wshub.hub.shared_window cimport SharedWindow
 from wshub.links.link cimport Link, Receiver
 from wshub.protocol.deflate cimport (
@@ -30,7 +39,10 @@ from wshub.protocol.deflate cimport (
     inflater_init,
 )
 from wshub.protocol.frame_buffer cimport (
+    DROPPED_NEWEST,
+    DROPPED_SLOW,
     FrameBuffer,
+    frame_is_message,
     frame_payload,
     frame_release,
     frame_seal,
@@ -102,6 +114,7 @@ cdef class ConnectionCore(Receiver):
 
     def __cinit__(self, HubBase hub not None, uint64_t id, HandlerTable handlers not None, request, subprotocol):
         parser_init(&self.parser, hub.max_message_size)
+        self.parser.max_fragments = hub.max_fragments
         self.hub = hub
         self.id = id
         self.key = id
@@ -159,12 +172,21 @@ cdef class ConnectionCore(Receiver):
     cdef void start(self, Link link):
         """The handshake's answer has been queued on the link, which is this connection's from here on."""
         cdef double now = self.hub.clock()
+        cdef double spread
         self.link = link
         link.receiver = self
         self.status = IS_OPEN
         self.hub.window_changes += self.room_table is not None
-        # Spread over a tenth of the interval, so that connections that came together are not pinged together.
-        self.next_ping = now + self.hub.ping_interval * (1 - (self.id * 0.6180339887498949 % 1) / 10)
+        # Spread over a tenth, so that connections that came together are not pinged together, nor leave together.
+        spread = 1 - (self.id * 0.6180339887498949 % 1) / 10
+        self.next_ping = now + self.hub.ping_interval * spread
+        self.lifetime_end = now + self.hub.max_lifetime * spread
+        self.idle_deadline = now + self.hub.idle_timeout
+        self.octets_left = self.hub.rates.octets_at_most
+        self.messages_left = <float>self.hub.rates.messages_at_most
+        self.controls_left = <float>self.hub.rates.controls_at_most
+        self.handler_time_left = <float>self.hub.rates.handler_time_at_most
+        link.tells_drained = self.handlers.on_drain is not None
         self.opened = True
         PyContext_Enter(self.context)
         try:
@@ -212,28 +234,37 @@ cdef class ConnectionCore(Receiver):
         """Whether the message is to go plain, for the sake of the shared window that the peer is in step with."""
         return self.generation != 0 and frame.length < WORTH_A_STEP
 
+    cdef bint stands_alone(self, const Delivery *delivery) noexcept:
+        """Whether a message must not refer to others, nor be referred to, since it may be dropped while it waits."""
+        return delivery.policy != CLOSE_CONNECTION and self.link.blocked
+
     cdef void fall_out_of_step(self, SharedWindow window) noexcept:
         """The peer misses what is compressed with that window."""
         if self.generation == window.generation:
             self.generation = 0
             self.hub.window_changes += 1
 
-    cdef int queue_message(self, FrameBuffer *frame, size_t threshold) noexcept:
-        """queue() for a message that others may get too, compressed where that pays if it has `threshold` octets."""
+    cdef int queue_message(self, FrameBuffer *frame, const Delivery *delivery) noexcept:
+        """queue() for a message that others may get too, compressed where that pays."""
         cdef FrameBuffer *form = NULL
-        if self.window_bits and frame.length >= threshold and self.status == IS_OPEN:
+        if self.window_bits and frame.length >= delivery.threshold and self.status == IS_OPEN:
             if not self.stays_in_step(frame):
                 form = self.hub.pool.form(frame, self.window_bits)
-        return self.queue(frame) if form == NULL else self.queue_compressed(form, 0)
+        if form == NULL:
+            return self.queue(frame, delivery.policy)
+        return self.queue_compressed(form, 0, delivery.policy)
 
-    cdef int queue_alone(self, FrameBuffer *frame, size_t threshold) noexcept:
+    cdef int queue_alone(self, FrameBuffer *frame, const Delivery *delivery) noexcept:
         """queue_message() for one that nobody else gets: it may refer to what was sent to this connection before."""
         cdef FrameBuffer *form
         cdef int queued
-        if self.deflater == NULL or self.status != IS_OPEN or not threshold <= frame.length <= LONGEST_DEFLATED:
-            return self.queue_message(frame, threshold)
+        if (
+            self.deflater == NULL or self.status != IS_OPEN
+            or not delivery.threshold <= frame.length <= LONGEST_DEFLATED or self.stands_alone(delivery)
+        ):
+            return self.queue_message(frame, delivery)
         if self.stays_in_step(frame):
-            return self.queue(frame)
+            return self.queue(frame, delivery.policy)
         if self.history_is_stale:
             deflater_forget(self.deflater)
             self.history_is_stale = False
@@ -242,33 +273,62 @@ cdef class ConnectionCore(Receiver):
             # What the peer is not given cannot be referred to.
             frame_release(form)
             self.history_is_stale = True
-            return self.queue(frame)
-        queued = self.queue_compressed(form, 0)
-        self.history_is_stale = False
+            return self.queue(frame, delivery.policy)
+        form.chained = True
+        queued = self.queue_compressed(form, 0, delivery.policy)
+        self.history_is_stale = queued <= 0
         frame_release(form)
         return queued
 
-    cdef int queue_compressed(self, FrameBuffer *form, uint64_t generation) noexcept:
+    cdef int queue_compressed(self, FrameBuffer *form, uint64_t generation, uint8_t policy) noexcept:
         """queue() for a compressed form, which leaves the connection in step with that generation, or with none."""
         if self.generation != generation:
             self.generation = generation
             self.hub.window_changes += 1
         self.history_is_stale = True
-        return self.queue(form)
+        return self.queue(form, policy)
 
-    cdef int queue(self, FrameBuffer *frame) noexcept:
+    cdef int queue(self, FrameBuffer *frame, uint8_t policy) noexcept:
         """Queues a frame if the connection is open, without any Python code being run.
 
-        Returns 1 if it was queued, 0 if the connection is not open, and -1 if its queue is full: then the caller calls
-        overflow(), which is not done here since it changes rooms, and there may be a loop over one.
+        Returns 1 if it was queued, 0 if it was not because the connection is not open or the policy drops it, and -1 if
+        too much is queued already and the policy is to close: then the caller calls overflow(), which is not done here
+        since it changes rooms, and there may be a loop over one.
         """
         if self.status != IS_OPEN:
             return 0
+        if frame_is_message(frame):
+            self.is_active = True
+        if self.link.queue.octets >= self.hub.max_send_buffer or (policy == LATEST and self.link.blocked):
+            return self.queue_at_bound(frame, policy)
+        if self.link.write(frame) < 0:
+            self.out_of_memory()
+            return 0
+        return 1
+
+    cdef int queue_at_bound(self, FrameBuffer *frame, uint8_t policy) noexcept:
+        """queue() for a connection that does not take as much as it is sent."""
+        if policy == LATEST and frame.key != 0 and self.link.blocked and self.link.replace(frame):
+            return 1
         if self.link.queue.octets >= self.hub.max_send_buffer:
             # A burst within one turn has not been tried yet: only what the kernel does not take is too much.
             self.link.flush_now()
-            if self.link.queue.octets >= self.hub.max_send_buffer:
+        if self.link.queue.octets >= self.hub.max_send_buffer:
+            self.hub.drops += 1
+            if policy == CLOSE_CONNECTION:
+                self.link.turn_away(frame, DROPPED_SLOW)
                 return -1
+            while policy != DROP_NEWEST and self.link.queue.octets >= self.hub.max_send_buffer:
+                if not self.link.drop_oldest():
+                    break
+            if self.link.queue.octets >= self.hub.max_send_buffer:
+                self.link.turn_away(frame, DROPPED_NEWEST)
+                # What the peer is not given cannot be referred to.
+                self.history_is_stale = True
+                if self.generation != 0:
+                    self.generation = 0
+                    self.hub.window_changes += 1
+                return 0
         if self.link.write(frame) < 0:
             self.out_of_memory()
             return 0
@@ -285,12 +345,6 @@ cdef class ConnectionCore(Receiver):
         """The peer does not read: closes the connection, and forgets what it would have to read first."""
         if self.status != IS_OPEN:
             return
-        self.hub.slow_consumers += 1
-        if self.hub.slow_consumers == 1:
-            logger.warning(
-                "%r is closed: %d octets wait for a peer that does not read (max_send_buffer); further ones are only "
-                "counted", self, self.link.queue.octets
-            )
         self.link.drop_unsent()
         self.fail(1013, "too much is waiting to be sent")
 
@@ -305,19 +359,20 @@ cdef class ConnectionCore(Receiver):
             if now >= self.close_deadline:
                 self.link.abort(False)
             return
-        if self.status != IS_OPEN or self.link.without_pings:
+        if self.status != IS_OPEN:
+            return
+        self.refill(now - self.hub.swept_at)
+        if self.status != IS_OPEN or self.is_overdue(now) or self.link.without_pings:
             return
         if self.alive:
             self.alive = False
+            self.is_suspect = False
             self.pong_deadline = 0
         elif self.pong_deadline > 0 and self.is_blocked():
             # Nothing has been read because of this side, which says nothing about the other.
             self.pong_deadline = now + self.hub.pong_timeout
-        if self.pong_deadline > 0 and now >= self.pong_deadline:
-            self.code = 1006
-            self.reason = "no answer to a ping"
-            self.input_ended = True
-            self.link.abort(False)
+        if self.pong_deadline > 0 and now >= self.pong_deadline and self.is_out_of_time():
+            self.give_up("no answer to a ping")
             return
         if now >= self.next_ping:
             self.next_ping = now + self.hub.ping_interval
@@ -325,6 +380,86 @@ cdef class ConnectionCore(Receiver):
             if not self.link.blocked:
                 self.link.write(ping)
             self.pong_deadline = now + self.hub.pong_timeout
+
+    cdef bint is_overdue(self, double now) noexcept:
+        """Ends a connection that has lived, rested or kept octets waiting for too long. Returns whether it was one."""
+        if not self.link.is_stalled():
+            if self.stall_deadline > 0:
+                self.stall_deadline = 0
+                self.is_suspect = False
+        elif self.stall_deadline == 0:
+            self.stall_deadline = now + self.hub.send_timeout
+        elif now >= self.stall_deadline and self.is_out_of_time():
+            self.give_up("the peer takes nothing of what is sent to it")
+            return True
+        if self.is_active:
+            self.is_active = False
+            self.idle_deadline = now + self.hub.idle_timeout
+        elif now >= self.idle_deadline:
+            self.retire("nothing was sent or received for too long")
+            return True
+        if now >= self.lifetime_end:
+            self.retire("the connection has reached the age allowed")
+            return True
+        return False
+
+    cdef bint is_out_of_time(self) noexcept:
+        """Whether this was found by the sweep before as well.
+
+        Where the loop itself had stopped, what the peer did in time is seen only after a first sweep.
+        """
+        cdef bint was_suspect = self.is_suspect
+        self.is_suspect = True
+        return was_suspect
+
+    cdef void retire(self, str reason) noexcept:
+        """An ordinary end that only the time of day asks for."""
+        try:
+            payload = encode_close_payload(1001, reason)
+        except MemoryError:
+            return
+        self.go_away(1001, reason, payload)
+
+    cdef void give_up(self, str reason) noexcept:
+        """The peer is gone, or as good as gone: nothing is waited for."""
+        self.code = 1006
+        self.reason = reason
+        self.input_ended = True
+        self.link.abort(False)
+
+    # Rates
+
+    cdef void refill(self, double elapsed) noexcept:
+        """What the rates allow for that many seconds is added to what is left."""
+        cdef Rates *rates = &self.hub.rates
+        if elapsed <= 0:
+            return
+        self.octets_left = min(self.octets_left + rates.octets * elapsed, rates.octets_at_most)
+        self.messages_left = <float>min(self.messages_left + rates.messages * elapsed, rates.messages_at_most)
+        self.controls_left = <float>min(self.controls_left + rates.controls * elapsed, rates.controls_at_most)
+        self.handler_time_left = <float>min(
+            self.handler_time_left + rates.handler_time * elapsed, rates.handler_time_at_most
+        )
+        if self.blocks & RATE_SPENT and not self.exceeds_rates():
+            self.unblock(RATE_SPENT)
+
+    cdef bint exceeds_rates(self) noexcept:
+        return (
+            self.octets_left < 0 or self.messages_left < 0 or self.controls_left < 0 or self.handler_time_left < 0
+        )
+
+    cdef void slow_down(self, str what) noexcept:
+        """More arrived than the rates allow: nothing more is read until they do, or the connection is closed."""
+        self.hub.rates_exceeded += 1
+        if self.hub.rates_exceeded == 1:
+            logger.warning(
+                "%r sends %s than its rates allow (HubConfig.rates); further ones are only counted", self, what
+            )
+        if self.hub.closes_at_rate:
+            self.fail(1008, f"{what} than allowed")
+        else:
+            self.blocks |= RATE_SPENT
+            self.link.pause()
 
     # From the link
 
@@ -335,6 +470,9 @@ cdef class ConnectionCore(Receiver):
         self.alive = True
         if self.input_ended:
             return
+        self.octets_left -= length
+        if self.octets_left < 0:
+            self.slow_down("more octets")
         if self.unread is not None:
             # The link had read this before it was paused.
             try:
@@ -362,6 +500,11 @@ cdef class ConnectionCore(Receiver):
         cdef Event event
         cdef const uint8_t *nothing = NULL
         self.alive = True
+        self.octets_left -= length
+        if self.octets_left < 0:
+            self.slow_down("more octets")
+            if self.input_ended:
+                return
         event = parser_buffer_updated(&self.parser, length)
         if event == NEED_DATA:
             return
@@ -382,7 +525,7 @@ cdef class ConnectionCore(Receiver):
         cdef FrameBuffer *pong = self.pending_pong
         if pong != NULL:
             self.pending_pong = NULL
-            if self.queue(pong) < 0:
+            if self.queue(pong, self.hub.policy) < 0:
                 self.overflow()
             frame_release(pong)
         waiters, self.drain_waiters = self.drain_waiters, None
@@ -392,6 +535,13 @@ cdef class ConnectionCore(Receiver):
                     future.set_result(None)
         if self.blocks & OUTPUT_FULL:
             self.unblock(OUTPUT_FULL)
+        if self.link.fell_behind:
+            self.link.fell_behind = False
+            self.drain_pending = True
+            if not self.blocks & HANDLER_RUNS:
+                PyContext_Enter(self.context)
+                self.call_on_drain()
+                PyContext_Exit(self.context)
 
     cdef void connection_lost(self, int error) noexcept:
         if self.status == IS_CLOSED:
@@ -477,13 +627,24 @@ cdef class ConnectionCore(Receiver):
     cdef void handle_message(self):
         cdef Message message = message_from_frame(parser_take_message(&self.parser))
         cdef object result
+        cdef double started = 0
         self.hub.messages_received += 1
+        self.is_active = True
+        self.messages_left -= 1
+        if self.messages_left < 0:
+            self.slow_down("more messages")
         if self.status != IS_OPEN:
             return
         if self.handlers.on_message is not None:
+            if self.hub.times_handlers:
+                started = self.hub.clock()
             result = self.handlers.on_message(self, message)
             if result is not None:
                 self.run(result)
+            if self.hub.times_handlers:
+                self.handler_time_left -= <float>(<double>self.hub.clock() - started)
+                if self.handler_time_left < 0:
+                    self.slow_down("what takes longer to handle")
         elif self.receiving:
             if self.inbox is None:
                 self.inbox = deque()
@@ -498,6 +659,9 @@ cdef class ConnectionCore(Receiver):
         handler = self.handlers.on_ping if event == PING else self.handlers.on_pong
         if handler is not None:
             payload = octets_of(frame)
+        self.controls_left -= 1
+        if self.controls_left < 0:
+            self.slow_down("more pings or pongs")
         if event == PING and self.status == IS_OPEN:
             frame_seal(frame, PONG_OPCODE)
             if self.link.blocked:
@@ -507,7 +671,7 @@ cdef class ConnectionCore(Receiver):
                 self.pending_pong = frame
                 frame = NULL
                 self.link.notify_drained = True
-            elif self.queue(frame) < 0:
+            elif self.queue(frame, self.hub.policy) < 0:
                 self.overflow()
         frame_release(frame)
         if event != PING:
@@ -634,6 +798,8 @@ cdef class ConnectionCore(Receiver):
                 self.tells_of_error = False
             if self.handlers.endpoint:
                 self.end_endpoint()
+            if not self.blocks & HANDLER_RUNS:
+                self.call_on_drain()
             if self.close_pending and not self.blocks & HANDLER_RUNS:
                 self.close_pending = False
                 self.call_on_close()
@@ -662,6 +828,13 @@ cdef class ConnectionCore(Receiver):
             self.call(self.handlers.on_error, (self, error))
             if not self.blocks & HANDLER_RUNS:
                 self.tells_of_error = False
+
+    cdef object call_on_drain(self):
+        """Tells that all which had to wait has left, if that is still to be told."""
+        if self.drain_pending:
+            self.drain_pending = False
+            if self.status == IS_OPEN:
+                self.call(self.handlers.on_drain, (self,))
 
     cdef object call_on_close(self):
         if self.opened:

@@ -1,7 +1,7 @@
 from libc.stddef cimport size_t
 from libc.stdint cimport uint64_t
 
-from wshub.hub.base cimport HubBase, Room
+from wshub.hub.base cimport Delivery, HubBase, Room
 from wshub.hub.shared_window cimport SharedWindow
 from wshub.protocol.frame_buffer cimport FrameBuffer
 
@@ -11,11 +11,13 @@ cdef class HubCore(HubBase):
     cdef object reactor      # a Reactor or an AsyncioReactor; None until the hub has a loop
     cdef uint64_t last_id
     cdef readonly dict refused  # reason: how many handshakes
+    cdef bint drops_told     # the log says that messages are dropped
     cdef object emptied      # Future that is done when no connection is left, or None
 
+    cdef object set_rates(self, object config)
     cdef int fan_out(
-        self, dict members, FrameBuffer *frame, object exclude, size_t threshold, SharedWindow window,
+        self, dict members, FrameBuffer *frame, object exclude, const Delivery *delivery, SharedWindow window,
         FrameBuffer *shared
     ) except -1
     cdef FrameBuffer *shared_form(self, Room room, FrameBuffer *frame) noexcept
-    cdef int send_to_room(self, Room room, FrameBuffer *frame, object exclude, size_t threshold) except -1
+    cdef int send_to_room(self, Room room, FrameBuffer *frame, object exclude, const Delivery *delivery) except -1

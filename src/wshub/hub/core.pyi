@@ -6,7 +6,7 @@ from typing import Any
 from typing_extensions import Buffer
 
 from wshub.hub.base import HandlerTable
-from wshub.hub.config import HubConfig, RoomConfig
+from wshub.hub.config import HubConfig, RoomConfig, SlowConsumer
 from wshub.hub.connection import Connection
 from wshub.links.asyncio_reactor import AsyncioReactor
 from wshub.links.reactor import Reactor
@@ -33,13 +33,36 @@ class HubCore:
         room: str | None = None,
         exclude: Connection | int | None = None,
         compress: bool | None = None,
+        slow_consumer: SlowConsumer | None = None,
+        key: str | None = None,
     ) -> int: ...
     def broadcast_except(
-        self, message: str | Buffer | Message, exclude: Connection | int, *, compress: bool | None = None
+        self,
+        message: str | Buffer | Message,
+        exclude: Connection | int,
+        *,
+        compress: bool | None = None,
+        slow_consumer: SlowConsumer | None = None,
+        key: str | None = None,
     ) -> int: ...
-    def broadcast_to_room(self, room: str, message: str | Buffer | Message, *, compress: bool | None = None) -> int: ...
+    def broadcast_to_room(
+        self,
+        room: str,
+        message: str | Buffer | Message,
+        *,
+        compress: bool | None = None,
+        slow_consumer: SlowConsumer | None = None,
+        key: str | None = None,
+    ) -> int: ...
     def broadcast_to_room_except(
-        self, room: str, message: str | Buffer | Message, exclude: Connection | int, *, compress: bool | None = None
+        self,
+        room: str,
+        message: str | Buffer | Message,
+        exclude: Connection | int,
+        *,
+        compress: bool | None = None,
+        slow_consumer: SlowConsumer | None = None,
+        key: str | None = None,
     ) -> int: ...
     def _configure_room(self, name: str, config: RoomConfig) -> None: ...
     def join_room(self, connection: Connection, room: str) -> None: ...
@@ -72,3 +95,4 @@ class HubCore:
     def _end_handlers(self) -> list[asyncio.Task[Any]]: ...
     def _close_reactor(self) -> None: ...
     def _counts(self) -> dict[str, Any]: ...
+    def _room_counts(self, name: str) -> dict[str, Any]: ...

@@ -4,19 +4,36 @@
 from cpython.dict cimport PyDict_Next
 from cpython.object cimport PyObject
 from cpython.pythread cimport PyThread_get_thread_ident
-from libc.stddef cimport size_t
 from libc.stdint cimport SIZE_MAX, uint64_t
+from libc.string cimport memset
 
-from wshub.hub.base cimport HandlerTable, HubBase, Room
+from wshub.hub.base cimport (
+    LATEST,
+    Delivery,
+    HandlerTable,
+    HubBase,
+    Room,
+    policy_of,
+)
 from wshub.hub.connection cimport Connection
 from wshub.hub.connection_core cimport IS_OPEN
 from wshub.hub.shared_window cimport SharedWindow
-from wshub.links.link cimport Ledger, Link
+from wshub.links.link cimport Ledger, Link, counts_of
 from wshub.protocol.deflate cimport LONGEST_DEFLATED, DeflatePool
-from wshub.protocol.frame_buffer cimport RAW, FrameBuffer, frame_release
-from wshub.protocol.message cimport Message, frame_from_data, frame_from_octets
+from wshub.protocol.frame_buffer cimport (
+    RAW,
+    FrameBuffer,
+    Tally,
+    frame_release,
+)
+from wshub.protocol.message cimport (
+    Message,
+    frame_from_octets,
+    labelled_frame_from_data,
+)
 
 import asyncio
+import logging
 import time
 from functools import partial
 from inspect import iscoroutinefunction
@@ -28,8 +45,18 @@ from wshub.links.asyncio_reactor import AsyncioReactor
 from wshub.links.reactors import create_reactor
 from wshub.protocol.permessage_deflate import negotiate
 
+logger = logging.getLogger("wshub.server")
+
 cdef enum:
     PING_OPCODE = 0x9
+
+# More than any rate, and in the range of all floating-point numbers.
+cdef double UNBOUNDED = 1e30
+
+
+cdef double seconds_or_never(object milliseconds):
+    """A time in seconds, for 0 milliseconds one that never comes."""
+    return milliseconds / 1000 if milliseconds else UNBOUNDED
 
 
 def table_of(handler):
@@ -69,16 +96,18 @@ cdef void count_members(dict members, SharedWindow window) noexcept:
 
 
 cdef int queue_shared(
-    Connection connection, SharedWindow window, FrameBuffer *shared, FrameBuffer *frame, size_t threshold
+    Connection connection, SharedWindow window, FrameBuffer *shared, FrameBuffer *frame, const Delivery *delivery
 ) noexcept:
     """Queues what the connection gets of a message to a room with a window; returns what queue() does."""
-    if connection.generation == window.generation:
-        return connection.queue(shared)
-    if can_share(connection, window):
+    if connection.status == IS_OPEN and connection.stands_alone(delivery):
+        connection.fall_out_of_step(window)
+    elif connection.generation == window.generation:
+        return connection.queue(shared, delivery.policy)
+    elif can_share(connection, window):
         if window.messages == 1:
-            return connection.queue_compressed(shared, window.generation)
+            return connection.queue_compressed(shared, window.generation, delivery.policy)
         window.missed += 1
-    return connection.queue_message(frame, threshold)
+    return connection.queue_message(frame, delivery)
 
 
 cdef object id_of(object connection):
@@ -103,6 +132,7 @@ cdef class HubCore(HubBase):
         self.closes = {}
         self.refused = {}
         self.handler_tasks = set()
+        self.keys = {}
         self.room_configs = {}
         if config.compression is not None:
             self.pool = DeflatePool(config.compression)
@@ -112,9 +142,30 @@ cdef class HubCore(HubBase):
             self.compression_threshold = SIZE_MAX
         self.max_message_size = config.max_message_size
         self.max_send_buffer = config.max_send_buffer
+        self.max_fragments = config.max_fragments
+        self.policy = policy_of(config.slow_consumer)
+        self.set_rates(config.rates)
         self.ping_interval = config.ping_interval_ms / 1000
         self.pong_timeout = config.pong_timeout_ms / 1000
         self.close_timeout = config.close_timeout_ms / 1000
+        self.send_timeout = seconds_or_never(config.send_timeout_ms)
+        self.idle_timeout = seconds_or_never(config.idle_timeout_ms)
+        self.max_lifetime = seconds_or_never(config.max_lifetime_ms)
+        self.swept_at = clock()
+
+    cdef object set_rates(self, object config):
+        """Takes the rates of a RateLimits: what may be done in a second, and saved up for it."""
+        cdef double burst = config.burst_ms / 1000
+        self.rates.octets = config.octets or UNBOUNDED
+        self.rates.octets_at_most = config.octets * burst or UNBOUNDED
+        self.rates.messages = config.messages or UNBOUNDED
+        self.rates.messages_at_most = max(config.messages * burst, 1) if config.messages else UNBOUNDED
+        self.rates.controls = config.control_frames or UNBOUNDED
+        self.rates.controls_at_most = max(config.control_frames * burst, 1) if config.control_frames else UNBOUNDED
+        self.times_handlers = config.handler_ms > 0
+        self.rates.handler_time = config.handler_ms / 1000 or UNBOUNDED
+        self.rates.handler_time_at_most = config.handler_ms / 1000 * burst or UNBOUNDED
+        self.closes_at_rate = config.excess == "close"
 
     cdef object forget(self, object key):
         self.connections.pop(key, None)
@@ -203,7 +254,7 @@ cdef class HubCore(HubBase):
             connection.data_received(<const unsigned char *><const char *>rest, len(rest))
 
     cdef int fan_out(
-        self, dict members, FrameBuffer *frame, object exclude, size_t threshold, SharedWindow window,
+        self, dict members, FrameBuffer *frame, object exclude, const Delivery *delivery, SharedWindow window,
         FrameBuffer *shared
     ) except -1:
         """Queues the frame for every member. No Python code runs in the loop, so the members cannot change in it.
@@ -226,9 +277,9 @@ cdef class HubCore(HubBase):
             if value == <PyObject *>excluded:
                 continue
             if shared != NULL:
-                queued = queue_shared(<Connection>value, window, shared, frame, threshold)
+                queued = queue_shared(<Connection>value, window, shared, frame, delivery)
             else:
-                queued = (<Connection>value).queue_message(frame, threshold)
+                queued = (<Connection>value).queue_message(frame, delivery)
             if queued > 0:
                 count += 1
             elif queued < 0:
@@ -259,16 +310,16 @@ cdef class HubCore(HubBase):
             self.restart(window)
         return shared
 
-    cdef int send_to_room(self, Room room, FrameBuffer *frame, object exclude, size_t threshold) except -1:
+    cdef int send_to_room(self, Room room, FrameBuffer *frame, object exclude, const Delivery *delivery) except -1:
         cdef FrameBuffer *shared = NULL
-        if room.window is not None and threshold != SIZE_MAX:
+        if room.window is not None and delivery.threshold != SIZE_MAX:
             shared = self.shared_form(room, frame)
         try:
-            return self.fan_out(room.members, frame, exclude, threshold, room.window, shared)
+            return self.fan_out(room.members, frame, exclude, delivery, room.window, shared)
         finally:
             frame_release(shared)
 
-    def broadcast(self, message, *, room=None, exclude=None, compress=None):
+    def broadcast(self, message, *, room=None, exclude=None, compress=None, slow_consumer=None, key=None):
         """Queues a message for every open connection, or every one in a room.
 
         The message is framed once, whatever the number of receivers, and compressed once for all who keep as much of
@@ -279,51 +330,65 @@ cdef class HubCore(HubBase):
             room: the name of a room; None is everybody.
             exclude: a Connection, or the id of one, that does not get it.
             compress: as in ``Connection.send``.
+            slow_consumer: as in ``Connection.send``; None is as the room is configured, or else the hub.
+            key: as in ``Connection.send``; for a message to a room it is the room itself, if none is given.
 
         Returns:
             For how many connections it was queued; from another thread, how many were there.
 
         Raises:
-            TypeError, InvalidMessageError: as ``Connection.send``.
+            TypeError, InvalidMessageError, MisuseError: as ``Connection.send``.
         """
         cdef FrameBuffer *frame
-        cdef size_t threshold = self.threshold(compress)
+        cdef Delivery delivery
         cdef Room found = None
+        cdef uint64_t number = self.number_of(key)
+        self.describe(&delivery, compress, slow_consumer, self.policy)
         if self.loop is None:
             Message(message)
             return 0
         if PyThread_get_thread_ident() != self.thread_id:
-            later = partial(self.broadcast, Message(message), room=room, exclude=exclude, compress=compress)
+            later = partial(
+                self.broadcast, Message(message), room=room, exclude=exclude, compress=compress,
+                slow_consumer=slow_consumer, key=key
+            )
             self.loop.call_soon_threadsafe(later)
             return len(self.connections) if room is None else self.room_size(room)
-        frame = frame_from_data(message)
+        if room is not None:
+            found = self.room_table.get(room)
+            if found is not None:
+                if slow_consumer is None:
+                    self.describe(&delivery, compress, None, found.policy)
+                if key is None and delivery.policy == LATEST:
+                    number = found.key
+        frame = labelled_frame_from_data(message, number, found.tally if found is not None else NULL)
         try:
             if room is None:
-                return self.fan_out(self.connections, frame, exclude, threshold, None, NULL)
-            found = self.room_table.get(room)
-            return 0 if found is None else self.send_to_room(found, frame, exclude, threshold)
+                return self.fan_out(self.connections, frame, exclude, &delivery, None, NULL)
+            return 0 if found is None else self.send_to_room(found, frame, exclude, &delivery)
         finally:
             frame_release(frame)
 
-    def broadcast_except(self, message, exclude, *, compress=None):
+    def broadcast_except(self, message, exclude, *, compress=None, slow_consumer=None, key=None):
         """``broadcast`` to everybody but one."""
-        return self.broadcast(message, exclude=exclude, compress=compress)
+        return self.broadcast(message, exclude=exclude, compress=compress, slow_consumer=slow_consumer, key=key)
 
-    def broadcast_to_room(self, room, message, *, compress=None):
+    def broadcast_to_room(self, room, message, *, compress=None, slow_consumer=None, key=None):
         """``broadcast`` to everybody in a room."""
-        return self.broadcast(message, room=room, compress=compress)
+        return self.broadcast(message, room=room, compress=compress, slow_consumer=slow_consumer, key=key)
 
-    def broadcast_to_room_except(self, room, message, exclude, *, compress=None):
+    def broadcast_to_room_except(self, room, message, exclude, *, compress=None, slow_consumer=None, key=None):
         """``broadcast`` to everybody in a room but one."""
-        return self.broadcast(message, room=room, exclude=exclude, compress=compress)
+        return self.broadcast(
+            message, room=room, exclude=exclude, compress=compress, slow_consumer=slow_consumer, key=key
+        )
 
     def _configure_room(self, name, config):
         """Gives a room its settings, also one that nobody is in yet."""
         cdef Room room = self.room_table.get(name)
         self.room_configs[name] = config
         if room is not None:
-            # Whoever was in step is not any more: no window has the generation of another.
-            room.window = self.window_of(config)
+            self.configure(room, config)
 
     def join_room(self, connection, room):
         """The connection enters a room: ``connection.join``."""
@@ -369,8 +434,15 @@ cdef class HubCore(HubBase):
         for connection in list(self.connections.values()):
             connection.sweep(now, ping)
         frame_release(ping)
+        self.swept_at = now
         if self.reactor is not None:
             self.reactor.resume_accepting()
+        if self.drops and not self.drops_told:
+            self.drops_told = True
+            logger.warning(
+                "a connection leaves %d octets unread (max_send_buffer): what becomes of it is for slow_consumer to "
+                "say, and stats() counts it from here on", self.max_send_buffer
+            )
 
     def _close_all(self, int code, str reason, bytes payload):
         cdef Connection connection
@@ -415,6 +487,15 @@ cdef class HubCore(HubBase):
             self._abort_all()
             self.reactor.release()
 
+    def _room_counts(self, name):
+        """What became of the messages to a room, by name."""
+        cdef Room room = self.room_table.get(name)
+        cdef Tally nothing
+        if room is not None:
+            return {"connections": len(room.members), **counts_of(room.tally, room.tally.pending)}
+        memset(&nothing, 0, sizeof(nothing))
+        return {"connections": 0, **counts_of(&nothing, 0)}
+
     def _counts(self):
         """The native counters, by name."""
         cdef uint64_t pending = 0
@@ -428,13 +509,8 @@ cdef class HubCore(HubBase):
             "messages_received": self.messages_received,
             "bytes_received": self.ledger.bytes_received,
             "bytes_sent": self.ledger.bytes_sent,
-            "messages_accepted": self.ledger.messages_accepted,
-            "messages_delivered": self.ledger.messages_delivered,
-            "messages_pending": pending,
-            "dropped": {
-                "closed": self.ledger.messages_dropped_closed,
-                "slow": self.ledger.messages_dropped_slow,
-            },
+            **counts_of(&self.ledger.messages, pending),
+            "rates_exceeded": self.rates_exceeded,
             "compression": {
                 "compressions": self.pool.compressions if self.pool is not None else 0,
                 "bytes_in": self.pool.octets_in if self.pool is not None else 0,

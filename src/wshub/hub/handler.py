@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EventHandler"]
 
-_EVENTS = ("on_open", "on_message", "on_close", "on_error", "on_ping", "on_pong")
+_EVENTS = ("on_open", "on_message", "on_close", "on_error", "on_ping", "on_pong", "on_drain")
 
 
 class EventHandler:
@@ -28,6 +28,7 @@ class EventHandler:
     - ``on_close(connection, code, reason)``: exactly once for each ``on_open``, when the connection is gone.
     - ``on_error(connection, error)``: another handler has raised ``error``; the connection is closed with 1011.
     - ``on_ping(connection, payload)``, ``on_pong(connection, payload)``: a ping, which is answered already; a pong.
+    - ``on_drain(connection)``: all that was queued has left, after some of it had to wait for the peer to read.
 
     Raises:
         MisuseError: a keyword is none of these, or its value cannot be called.
@@ -39,6 +40,7 @@ class EventHandler:
     on_error: Callable[[Connection, BaseException], Awaitable[Any] | Any] | None = None
     on_ping: Callable[[Connection, bytes], Awaitable[Any] | Any] | None = None
     on_pong: Callable[[Connection, bytes], Awaitable[Any] | Any] | None = None
+    on_drain: Callable[[Connection], Awaitable[Any] | Any] | None = None
 
     def __init__(self, **handlers: Callable[..., Any] | None) -> None:
         for name, function in handlers.items():

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from wshub.errors import HandshakeError, MisuseError
 from wshub.hub.asgi import AsgiWebSocket, HubApplication, accept_websocket
-from wshub.hub.config import HubConfig, RoomConfig
+from wshub.hub.config import HubConfig, RoomConfig, SlowConsumer
 from wshub.hub.connection import Connection
 from wshub.hub.core import HubCore
 from wshub.hub.handler import EventHandler
@@ -180,29 +180,37 @@ class Hub(HubCore):
         )
 
     def configure_room(
-        self, name: str, *, compression: Literal["message", "shared"] = "message", restart_interval: int = 128
+        self,
+        name: str,
+        *,
+        compression: Literal["message", "shared"] = "message",
+        restart_interval: int = 128,
+        slow_consumer: SlowConsumer | None = None,
     ) -> None:
         """Sets how a room behaves, for as long as the hub lives, whether anybody is in it or not.
 
         Args:
             name: of the room.
-            compression, restart_interval: as in ``RoomConfig``.
+            compression, restart_interval, slow_consumer: as in ``RoomConfig``.
 
         Raises:
             ConfigurationError: a value that cannot be.
             MisuseError: the room is to compress, and the hub does not.
         """
-        config = RoomConfig(compression=compression, restart_interval=restart_interval)
+        config = RoomConfig(compression=compression, restart_interval=restart_interval, slow_consumer=slow_consumer)
         if config.compression == "shared" and self.config.compression is None:
             raise MisuseError("a room can share a window only in a hub that compresses: set enable_compression")
         self._configure_room(name, config)
 
-    def stats(self) -> dict[str, Any]:
-        """Counts since the hub was made, and how things stand.
+    def stats(self, *, room: str | None = None) -> dict[str, Any]:
+        """Counts since the hub was made, and how things stand; or, of a room, since somebody entered it.
 
-        ``messages_accepted`` = ``messages_delivered`` + the sum of ``dropped`` + ``messages_pending``, at any moment.
+        ``messages_accepted`` = ``messages_delivered`` + the sum of ``dropped`` + ``messages_pending``, at any moment,
+        of the hub and of each room. A message counts once for each connection that it was for. It is delivered when the
+        kernel has taken all of it. The reasons in ``dropped``: ``closed``, its connection has ended; ``slow``, its
+        connection was closed by ``slow_consumer``; ``newest``, ``oldest``, ``replaced``, what the other policies did.
         """
-        return self._counts()
+        return self._counts() if room is None else self._room_counts(room)
 
     async def close(self, code: int = CloseCode.GOING_AWAY, reason: str = "") -> None:
         """Closes every connection and returns when all are gone.
@@ -262,10 +270,17 @@ class Hub(HubCore):
     def _start_sweeping(self) -> None:
         """Sweep from now on, often enough for the shortest of the timeouts to be kept to a tenth."""
         config = self.config
-        shortest = min(
-            config.ping_interval_ms, config.pong_timeout_ms, config.close_timeout_ms, config.handshake_timeout_ms
+        timeouts = (
+            config.ping_interval_ms,
+            config.pong_timeout_ms,
+            config.close_timeout_ms,
+            config.handshake_timeout_ms,
+            config.send_timeout_ms,
+            config.idle_timeout_ms,
+            config.max_lifetime_ms,
         )
-        period = min(max(shortest / 10_000, 0.01), 1.0)
+        shortest = min(timeout for timeout in timeouts if timeout)
+        period = min(max(shortest / 10_000, 0.01), 0.1 if config.rates.demands_frequent_sweeps else 1.0)
         loop = asyncio.get_running_loop()
 
         def sweep() -> None:

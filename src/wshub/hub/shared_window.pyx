@@ -55,5 +55,9 @@ cdef class SharedWindow:
 
     cdef FrameBuffer *compress(self, FrameBuffer *frame) noexcept:
         """The form for those in step, which the caller owns. NULL where there is no memory: then it must restart."""
+        cdef FrameBuffer *form
         self.messages += 1
-        return self.pool.compress(&self.deflater, frame, False)
+        form = self.pool.compress(&self.deflater, frame, False)
+        if form != NULL:
+            form.chained = True
+        return form

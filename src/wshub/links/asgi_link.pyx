@@ -9,10 +9,9 @@ receive is passed on by the loop.
 
 from libc.stdint cimport uint8_t
 
-from wshub.links.link cimport Link, queue_is_empty, queue_pop
+from wshub.links.link cimport Link, queue_is_empty
 from wshub.protocol.frame_buffer cimport (
     FrameBuffer,
-    frame_is_message,
     frame_payload,
     frame_release,
 )
@@ -87,6 +86,9 @@ cdef class AsgiLink(Link):
             return 0
         if self.push(frame) < 0:
             return -1
+        if self.blocked and self.tells_drained:
+            self.fell_behind = True
+            self.notify_drained = True
         self.wake_sender()
         return 0
 
@@ -144,18 +146,20 @@ cdef class AsgiLink(Link):
         try:
             while not self.closed:
                 if not queue_is_empty(&self.queue) and not self.disconnected:
-                    frame = queue_pop(&self.queue)
+                    self.blocked = True
+                    frame = self.hand_on()
                     try:
                         message = message_of(frame)
                     finally:
-                        self.ledger.messages_delivered += frame_is_message(frame)
                         self.ledger.bytes_sent += frame.length
                         frame_release(frame)
                     if message is not None and message["type"] == "websocket.close":
                         await self._send_close(message)
                     elif message is not None:
                         await self.send_message(message)
+                    self.has_sent = True
                     continue
+                self.blocked = False
                 if self.notify_drained:
                     self.loop.call_soon(self._drained)
                 if self.finishing:

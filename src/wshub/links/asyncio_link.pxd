@@ -1,9 +1,12 @@
+from libc.stddef cimport size_t
+
 from wshub.links.link cimport Link
 
 
 cdef class AsyncioLink(Link):
     cdef object transport        # None until there is one
     cdef object loop
+    cdef size_t held             # octets that the transport held when it was last asked
     cdef bint scheduled          # flushed in the next turn of the loop
     cdef bint finishing          # nothing more is queued; close the transport once all has left
     cdef bint ended              # the peer has ended its side

@@ -1,12 +1,12 @@
 # cython: language_level=3
 """A link over an asyncio transport: for TLS, and wherever the reactor cannot have the descriptor."""
 
+from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t
 
-from wshub.links.link cimport queue_is_empty, queue_pop
+from wshub.links.link cimport queue_first, queue_is_empty
 from wshub.protocol.frame_buffer cimport (
     FrameBuffer,
-    frame_is_message,
     frame_release,
     frame_wire,
     frame_wire_length,
@@ -48,9 +48,14 @@ cdef class AsyncioLink(Link):
 
     def pause_writing(self):
         self.blocked = True
+        if self.tells_drained:
+            self.fell_behind = True
+            self.notify_drained = True
 
     def resume_writing(self):
         self.blocked = False
+        # What the transport holds has shrunk.
+        self.has_sent = True
         self.schedule()
 
     # The verbs of a link
@@ -88,20 +93,25 @@ cdef class AsyncioLink(Link):
         if self.closed or self.transport.is_closing():
             return
         while not self.blocked and not queue_is_empty(&self.queue):
-            frame = queue_pop(&self.queue)
+            frame = queue_first(&self.queue)
             try:
                 data = frame_wire(frame)[:frame_wire_length(frame)]
             except MemoryError:
                 # A stream with a hole in it must not go on.
-                self.ledger.messages_dropped_closed += frame_is_message(frame)
-                frame_release(frame)
                 self.abort(False)
                 return
-            self.ledger.messages_delivered += frame_is_message(frame)
+            self.hand_on()
             self.ledger.bytes_sent += frame_wire_length(frame)
             frame_release(frame)
             # write() may call pause_writing() before it returns, which ends this loop.
             self.transport.write(data)
+
+    cdef bint is_stalled(self) noexcept:
+        cdef size_t held = 0 if self.closed else self.transport.get_write_buffer_size()
+        cdef bint stalled = held > 0 and held >= self.held and not self.has_sent
+        self.held = held
+        self.has_sent = False
+        return stalled
 
     cdef object peer_name(self):
         name = self.transport.get_extra_info("peername")

@@ -44,9 +44,10 @@ wshub_queue_is_empty(const wshub_queue *queue)
     return queue->head == NULL;
 }
 
-/* Takes a reference of its own to the frame. Returns -1 where there is no memory, and nothing has changed. */
+/* Puts the frame, with a reference that was the caller's, behind all others. Returns -1 where there is no memory, and
+ * nothing has changed. */
 static inline int
-wshub_queue_push(wshub_queue *queue, wshub_frame *frame)
+wshub_queue_append(wshub_queue *queue, wshub_frame *frame)
 {
     if (queue->head == NULL || queue->end == WSHUB_CHUNK_FRAMES) {
         wshub_chunk *chunk = PyMem_RawMalloc(sizeof(wshub_chunk));
@@ -62,64 +63,192 @@ wshub_queue_push(wshub_queue *queue, wshub_frame *frame)
         queue->tail = chunk;
         queue->end = 0;
     }
-    queue->tail->frames[queue->end++] = wshub_frame_retain(frame);
+    queue->tail->frames[queue->end++] = frame;
     queue->octets += wshub_frame_wire_length(frame);
     queue->messages += wshub_frame_is_message(frame);
     return 0;
 }
 
-/* Removes the first frame and returns it with the queue's reference to it. The queue must not be empty. */
+static inline void
+wshub_frame_accept(wshub_frame *frame)
+{
+    if (frame->tally != NULL) {
+        frame->tally->accepted++;
+        frame->tally->pending++;
+    }
+}
+
+/* Takes a reference of its own to the frame. Returns -1 where there is no memory, and nothing has changed. */
+static inline int
+wshub_queue_push(wshub_queue *queue, wshub_frame *frame)
+{
+    if (wshub_queue_append(queue, frame) < 0)
+        return -1;
+    wshub_frame_accept(wshub_frame_retain(frame));
+    return 0;
+}
+
+/* The first frame, which stays where it is. The queue must not be empty. */
 static inline wshub_frame *
-wshub_queue_pop(wshub_queue *queue)
+wshub_queue_first(const wshub_queue *queue)
+{
+    return queue->head->frames[queue->first];
+}
+
+/* The first place of the queue is empty, and is one no more. */
+static inline void
+wshub_queue_skip_first_place(wshub_queue *queue)
 {
     wshub_chunk *chunk = queue->head;
-    wshub_frame *frame = chunk->frames[queue->first++];
 
-    queue->octets -= wshub_frame_wire_length(frame) - queue->sent;
-    queue->messages -= wshub_frame_is_message(frame);
-    queue->sent = 0;
+    queue->first++;
     if (queue->first == (chunk == queue->tail ? queue->end : WSHUB_CHUNK_FRAMES)) {
         queue->head = chunk->next;
         queue->first = 0;
         PyMem_RawFree(chunk);
     }
+}
+
+/* Removes the first frame and returns it with the queue's reference to it. The queue must not be empty. */
+static inline wshub_frame *
+wshub_queue_take(wshub_queue *queue)
+{
+    wshub_frame *frame = wshub_queue_first(queue);
+
+    queue->octets -= wshub_frame_wire_length(frame) - queue->sent;
+    queue->messages -= wshub_frame_is_message(frame);
+    queue->sent = 0;
+    wshub_queue_skip_first_place(queue);
     return frame;
 }
 
-/* Removes every frame of which nothing has been sent yet. Returns how many data frames were among them. */
-static inline size_t
-wshub_queue_discard_unsent(wshub_queue *queue)
+/* Notes what became of a frame that has left a queue. */
+static inline void
+wshub_frame_settle(wshub_frame *frame, wshub_outcome outcome)
 {
-    wshub_frame *partial = NULL;
-    size_t sent = queue->sent, before = queue->messages;
-
-    if (wshub_queue_is_empty(queue))
-        return 0;
-    if (sent > 0)
-        partial = wshub_queue_pop(queue);
-    while (!wshub_queue_is_empty(queue))
-        wshub_frame_release(wshub_queue_pop(queue));
-    if (partial != NULL) {
-        /* One chunk was freed just now; if even so there is none to be had, the stream is cut, as it would be
-         * by the close that follows. */
-        if (wshub_queue_push(queue, partial) == 0) {
-            queue->sent = sent;
-            queue->octets -= sent;
-        }
-        wshub_frame_release(partial);
+    if (frame->tally != NULL) {
+        frame->tally->pending--;
+        frame->tally->outcomes[outcome]++;
     }
-    return before - queue->messages;
+}
+
+/* Removes the first frame, to which that has happened, and returns it with the queue's reference to it. The queue must not
+ * be empty. */
+static inline wshub_frame *
+wshub_queue_pop(wshub_queue *queue, wshub_outcome outcome)
+{
+    wshub_frame *frame = wshub_queue_take(queue);
+
+    wshub_frame_settle(frame, outcome);
+    return frame;
 }
 
 /* Removes every frame. Returns how many data frames were among them. */
 static inline size_t
-wshub_queue_clear(wshub_queue *queue)
+wshub_queue_clear(wshub_queue *queue, wshub_outcome outcome)
 {
     size_t messages = queue->messages;
 
     while (!wshub_queue_is_empty(queue))
-        wshub_frame_release(wshub_queue_pop(queue));
+        wshub_frame_release(wshub_queue_pop(queue, outcome));
     return messages;
+}
+
+/* Removes every frame of which nothing has been sent yet. Returns how many data frames were among them. */
+static inline size_t
+wshub_queue_discard_unsent(wshub_queue *queue, wshub_outcome outcome)
+{
+    wshub_frame *partial = NULL;
+    size_t sent = queue->sent, before = queue->messages;
+
+    if (sent > 0)
+        partial = wshub_queue_take(queue);
+    wshub_queue_clear(queue, outcome);
+    if (partial != NULL) {
+        /* One chunk was freed just now; if even so there is none to be had, the stream is cut, as it would be
+         * by the close that follows. */
+        if (wshub_queue_append(queue, partial) == 0) {
+            queue->sent = sent;
+            queue->octets -= sent;
+        }
+        else {
+            wshub_frame_settle(partial, outcome);
+            wshub_frame_release(partial);
+        }
+    }
+    return before - queue->messages;
+}
+
+/* Whether a frame may leave the queue before its turn: a message that nothing else on the way needs. */
+static inline int
+wshub_frame_is_dispensable(const wshub_frame *frame)
+{
+    return wshub_frame_is_message(frame) && !frame->chained;
+}
+
+/* Removes the oldest of the messages of which nothing has been sent and that nothing else needs. Returns whether there was
+ * one. Those in front of it, few as a rule, move up by one place. */
+static inline int
+wshub_queue_drop_oldest(wshub_queue *queue)
+{
+    wshub_chunk *chunk = queue->head;
+    size_t place = queue->first;
+    wshub_frame *dropped = NULL, *carried = NULL;
+
+    for (int begun = queue->sent > 0; chunk != NULL && dropped == NULL; chunk = chunk->next, place = 0) {
+        size_t end = chunk == queue->tail ? queue->end : WSHUB_CHUNK_FRAMES;
+        for (; place < end && dropped == NULL; place++, begun = 0)
+            if (!begun && wshub_frame_is_dispensable(chunk->frames[place]))
+                dropped = chunk->frames[place];
+    }
+    if (dropped == NULL)
+        return 0;
+    /* A frame may be queued several times: it is the first that is dropped, where this stops as well. */
+    chunk = queue->head;
+    place = queue->first;
+    for (int begun = queue->sent > 0;; begun = 0) {
+        wshub_frame *here = chunk->frames[place];
+        chunk->frames[place] = carried;
+        if (here == dropped && !begun)
+            break;
+        carried = here;
+        if (++place == WSHUB_CHUNK_FRAMES) {
+            chunk = chunk->next;
+            place = 0;
+        }
+    }
+    wshub_queue_skip_first_place(queue);
+    queue->octets -= wshub_frame_wire_length(dropped);
+    queue->messages--;
+    wshub_frame_settle(dropped, WSHUB_DROPPED_OLDEST);
+    wshub_frame_release(dropped);
+    return 1;
+}
+
+/* Puts a message in the place of the one with the same key, of which nothing has been sent and that nothing else needs.
+ * Returns whether there was one. */
+static inline int
+wshub_queue_replace(wshub_queue *queue, wshub_frame *frame)
+{
+    size_t place = queue->first;
+    int begun = queue->sent > 0;
+
+    for (wshub_chunk *chunk = queue->head; chunk != NULL; chunk = chunk->next, place = 0) {
+        size_t end = chunk == queue->tail ? queue->end : WSHUB_CHUNK_FRAMES;
+        for (; place < end; place++, begun = 0) {
+            wshub_frame *former = chunk->frames[place];
+            if (begun || former->key != frame->key || !wshub_frame_is_dispensable(former))
+                continue;
+            chunk->frames[place] = wshub_frame_retain(frame);
+            wshub_frame_accept(frame);
+            queue->octets += wshub_frame_wire_length(frame);
+            queue->octets -= wshub_frame_wire_length(former);
+            wshub_frame_settle(former, WSHUB_REPLACED);
+            wshub_frame_release(former);
+            return 1;
+        }
+    }
+    return 0;
 }
 
 /* Describes what comes first in the queue in at most `count` pieces, small frames copied together into `scratch`.
@@ -180,7 +309,7 @@ wshub_queue_advance(wshub_queue *queue, size_t octets)
             break;
         }
         octets -= rest;
-        wshub_frame_release(wshub_queue_pop(queue));
+        wshub_frame_release(wshub_queue_pop(queue, WSHUB_DELIVERED));
     }
     return messages - queue->messages;
 }

@@ -8,7 +8,7 @@ returns, so a receiver may call any of them at any time.
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint64_t
 
-from wshub.protocol.frame_buffer cimport FrameBuffer
+from wshub.protocol.frame_buffer cimport FrameBuffer, Outcome, Tally
 
 
 cdef extern from "frame_queue.h" nogil:
@@ -23,23 +23,21 @@ cdef extern from "frame_queue.h" nogil:
 
     bint queue_is_empty "wshub_queue_is_empty"(const FrameQueue *queue) noexcept
     int queue_push "wshub_queue_push"(FrameQueue *queue, FrameBuffer *frame) noexcept
-    FrameBuffer *queue_pop "wshub_queue_pop"(FrameQueue *queue) noexcept
-    size_t queue_discard_unsent "wshub_queue_discard_unsent"(FrameQueue *queue) noexcept
-    size_t queue_clear "wshub_queue_clear"(FrameQueue *queue) noexcept
+    FrameBuffer *queue_first "wshub_queue_first"(const FrameQueue *queue) noexcept
+    FrameBuffer *queue_pop "wshub_queue_pop"(FrameQueue *queue, Outcome outcome) noexcept
+    size_t queue_discard_unsent "wshub_queue_discard_unsent"(FrameQueue *queue, Outcome outcome) noexcept
+    size_t queue_clear "wshub_queue_clear"(FrameQueue *queue, Outcome outcome) noexcept
+    bint queue_drop_oldest "wshub_queue_drop_oldest"(FrameQueue *queue) noexcept
+    bint queue_replace "wshub_queue_replace"(FrameQueue *queue, FrameBuffer *frame) noexcept
     int queue_gather "wshub_queue_gather"(const FrameQueue *queue, iovec *pieces, int count, uint8_t *scratch,
                                           size_t scratch_size, size_t *total) noexcept
     size_t queue_advance "wshub_queue_advance"(FrameQueue *queue, size_t octets) noexcept
 
 
 cdef class Ledger:
-    """What became of the messages accepted for sending: accepted = delivered + dropped_* + pending, at any moment."""
-
-    cdef readonly uint64_t bytes_received
-    cdef readonly uint64_t bytes_sent
-    cdef readonly uint64_t messages_accepted
-    cdef readonly uint64_t messages_delivered       # taken whole by the kernel, or by the transport
-    cdef readonly uint64_t messages_dropped_closed  # their connection ended before they left
-    cdef readonly uint64_t messages_dropped_slow    # their receiver had too much queued already
+    cdef uint64_t bytes_received
+    cdef uint64_t bytes_sent
+    cdef Tally messages  # its `pending` is not kept: every queue knows its own
 
 
 cdef class Receiver:
@@ -58,6 +56,9 @@ cdef class Link:
     cdef bint closed       # gone, or going at the end of this turn: connection_lost() has been or will be called
     cdef bint without_pings   # it cannot carry pings or pongs: whether the peer lives is for others to find out
     cdef bint notify_drained  # the receiver asked to be told, once, when the queue is empty
+    cdef bint tells_drained   # ... and asks for it again each time that something is left behind
+    cdef bint fell_behind     # something was left behind since the receiver was last told of the empty queue
+    cdef bint has_sent        # something was taken since whoever watches for a stall has looked
     cdef Ledger ledger
     cdef Receiver receiver
 
@@ -67,8 +68,16 @@ cdef class Link:
     cdef void abort(self, bint after_flush) noexcept
     cdef void flush_now(self) noexcept
     cdef void drop_unsent(self) noexcept
+    cdef bint drop_oldest(self) noexcept
+    cdef bint is_stalled(self) noexcept
+    cdef bint replace(self, FrameBuffer *frame) noexcept
+    cdef void turn_away(self, FrameBuffer *frame, Outcome outcome) noexcept
     cdef int detach(self) noexcept
     cdef object peer_name(self)
     cdef int push(self, FrameBuffer *frame) noexcept
+    cdef FrameBuffer *hand_on(self) noexcept
     cdef void drop_queue(self) noexcept
     cdef void tell_lost(self, int error) noexcept
+
+
+cdef dict counts_of(const Tally *tally, uint64_t pending)

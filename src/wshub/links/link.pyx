@@ -1,6 +1,39 @@
 # cython: language_level=3
 """The two sides of every link: who carries the octets of a connection, and who receives them."""
 
+from wshub.protocol.frame_buffer cimport (
+    DELIVERED,
+    DROPPED_CLOSED,
+    DROPPED_NEWEST,
+    DROPPED_OLDEST,
+    DROPPED_SLOW,
+    REPLACED,
+    FrameBuffer,
+    Outcome,
+    Tally,
+    frame_is_message,
+)
+
+
+cdef dict dropped_of(const Tally *tally):
+    return {
+        "closed": tally.outcomes[DROPPED_CLOSED],
+        "slow": tally.outcomes[DROPPED_SLOW],
+        "newest": tally.outcomes[DROPPED_NEWEST],
+        "oldest": tally.outcomes[DROPPED_OLDEST],
+        "replaced": tally.outcomes[REPLACED],
+    }
+
+
+cdef dict counts_of(const Tally *tally, uint64_t pending):
+    """What became of messages, by name."""
+    return {
+        "messages_accepted": tally.accepted,
+        "messages_delivered": tally.outcomes[DELIVERED],
+        "messages_pending": pending,
+        "dropped": dropped_of(tally),
+    }
+
 
 cdef class Ledger:
     """Counts of octets and messages, kept for a hub by its links."""
@@ -33,7 +66,7 @@ cdef class Link:
     """Carries the octets of one connection. Each kind of link gives these verbs their meaning."""
 
     def __dealloc__(self):
-        queue_clear(&self.queue)
+        queue_clear(&self.queue, DROPPED_CLOSED)
 
     cdef int write(self, FrameBuffer *frame) noexcept:
         """Queues a frame, of which the queue takes a reference of its own. Returns -1 where there is no memory."""
@@ -57,7 +90,38 @@ cdef class Link:
 
     cdef void drop_unsent(self) noexcept:
         """Forgets, and counts as dropped for slowness, every queued frame of which nothing has left yet."""
-        self.ledger.messages_dropped_slow += queue_discard_unsent(&self.queue)
+        self.ledger.messages.outcomes[DROPPED_SLOW] += queue_discard_unsent(&self.queue, DROPPED_SLOW)
+
+    cdef bint is_stalled(self) noexcept:
+        """Whether octets wait since they could not be sent, and none has been taken since the last call."""
+        cdef bint stalled = self.blocked and not self.has_sent
+        self.has_sent = False
+        return stalled
+
+    cdef bint drop_oldest(self) noexcept:
+        """Forgets the oldest queued message that can be spared. Returns whether there was one."""
+        if not queue_drop_oldest(&self.queue):
+            return False
+        self.ledger.messages.outcomes[DROPPED_OLDEST] += 1
+        return True
+
+    cdef bint replace(self, FrameBuffer *frame) noexcept:
+        """Puts a message in the place of the queued one with the same key. Returns whether there was one."""
+        if not queue_replace(&self.queue, frame):
+            return False
+        self.ledger.messages.accepted += 1
+        self.ledger.messages.outcomes[REPLACED] += 1
+        return True
+
+    cdef void turn_away(self, FrameBuffer *frame, Outcome outcome) noexcept:
+        """Counts a message that is dropped rather than queued."""
+        if not frame_is_message(frame):
+            return
+        self.ledger.messages.accepted += 1
+        self.ledger.messages.outcomes[outcome] += 1
+        if frame.tally != NULL:
+            frame.tally.accepted += 1
+            frame.tally.outcomes[outcome] += 1
 
     cdef int detach(self) noexcept:
         """Gives up the descriptor, which is the caller's from here on. The link ends; its receiver is not told.
@@ -75,14 +139,20 @@ cdef class Link:
         cdef size_t messages = self.queue.messages
         if queue_push(&self.queue, frame) < 0:
             return -1
-        self.ledger.messages_accepted += self.queue.messages - messages
+        self.ledger.messages.accepted += self.queue.messages - messages
         return 0
+
+    cdef FrameBuffer *hand_on(self) noexcept:
+        """Removes the first frame of the queue, and counts it as delivered. It is the caller's from here on."""
+        cdef FrameBuffer *frame = queue_pop(&self.queue, DELIVERED)
+        self.ledger.messages.outcomes[DELIVERED] += frame_is_message(frame)
+        return frame
 
     cdef void drop_queue(self) noexcept:
         """Forgets, and counts as dropped by the end of the connection, everything queued."""
-        cdef size_t dropped = queue_clear(&self.queue)
+        cdef size_t dropped = queue_clear(&self.queue, DROPPED_CLOSED)
         if dropped:
-            self.ledger.messages_dropped_closed += dropped
+            self.ledger.messages.outcomes[DROPPED_CLOSED] += dropped
 
     cdef void tell_lost(self, int error) noexcept:
         """The link is gone: forgets what is queued, and tells the receiver, once."""

@@ -48,6 +48,7 @@ cdef class Reactor:
     cdef void read(self, ReactorLink link) noexcept
     cdef void flush(self) noexcept
     cdef void flush_link(self, ReactorLink link) noexcept
+    cdef void leave_behind(self, ReactorLink link) noexcept
     cdef void notify(self) noexcept
     cdef void lose(self, ReactorLink link, int error) noexcept
     cdef void accept(self, int listening) noexcept

@@ -26,7 +26,7 @@ from wshub.links.link cimport (
     queue_is_empty,
     queue_push,
 )
-from wshub.protocol.frame_buffer cimport FrameBuffer, frame_is_message
+from wshub.protocol.frame_buffer cimport DELIVERED, FrameBuffer, frame_is_message
 
 import logging
 import os
@@ -104,7 +104,7 @@ cdef class ReactorLink(Link):
         # As push() does, which this is too hot to call.
         if queue_push(&self.queue, frame) < 0:
             return -1
-        self.ledger.messages_accepted += frame_is_message(frame)
+        self.ledger.messages.accepted += frame_is_message(frame)
         if not self.dirty and not self.blocked:
             self.reactor.mark_dirty(self)
         return 0
@@ -577,17 +577,18 @@ cdef class Reactor:
                 if errno == EINTR:
                     continue
                 if errno == EAGAIN:
-                    link.blocked = True
+                    self.leave_behind(link)
                 elif errno == ENOBUFS or errno == ENOMEM:
                     # Nothing will tell when there is memory again; the next round tries.
                     self.note(self.starved, link)
                 else:
                     self.lose(link, errno)
                 return
+            link.has_sent = True
             link.ledger.bytes_sent += sent
-            link.ledger.messages_delivered += queue_advance(&link.queue, sent)
+            link.ledger.messages.outcomes[DELIVERED] += queue_advance(&link.queue, sent)
             if <size_t>sent < total:
-                link.blocked = True
+                self.leave_behind(link)
                 return
         if link.finishing:
             if link.ended:
@@ -598,6 +599,13 @@ cdef class Reactor:
                 shutdown(link.descriptor, SHUT_WR)
         if link.notify_drained:
             self.note(self.notices, link)
+
+    cdef void leave_behind(self, ReactorLink link) noexcept:
+        """The kernel takes no more for now: epoll tells when it does."""
+        link.blocked = True
+        if link.tells_drained:
+            link.fell_behind = True
+            link.notify_drained = True
 
     cdef void notify(self) noexcept:
         """Tells receivers what became of their links. They may write and abort as they like."""

@@ -15,6 +15,7 @@ from libc.string cimport memset
 from wshub.protocol.deflate_engine cimport ENGINE_NAME, DeflateEngine
 from wshub.protocol.frame_buffer cimport (
     FrameBuffer,
+    frame_label,
     frame_new,
     frame_payload,
     frame_release,
@@ -266,6 +267,7 @@ cdef FrameBuffer *finished(
         return NULL
     form.window_bits = window_bits
     form = trimmed(form)
+    frame_label(form, plain.key, plain.tally)
     frame_seal(form, plain.opcode)
     return form
 

@@ -20,6 +20,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "tally.h"
+
 /* Two octets, and eight for a 64-bit length (RFC 6455 section 5.2); a server's frame has no mask. */
 #define WSHUB_HEADER_ROOM 10
 
@@ -31,8 +33,11 @@ typedef struct wshub_frame {
     uint8_t opcode;
     uint8_t header_length;
     uint8_t window_bits;    /* of a compressed form: its receiver must keep 2**window_bits octets; 0: not compressed */
-    uint8_t incompressible; /* it is known that no compressed form is shorter */
+    uint8_t incompressible : 1; /* it is known that no compressed form is shorter */
+    uint8_t chained : 1; /* a compressed form that later ones refer to: whoever is given those needs it too */
     struct wshub_frame *next_form; /* owned: the next of the compressed forms, of which the plain frame is the head */
+    wshub_tally *tally; /* a reference: where it is counted what becomes of the message; or NULL */
+    uint64_t key;    /* of messages of which only the latest matters; 0: none */
     size_t length;   /* octets of payload so far */
     size_t capacity; /* octets of payload that fit */
     uint8_t storage[];
@@ -79,7 +84,10 @@ wshub_frame_new(uint8_t opcode, size_t capacity)
     frame->header_length = 0;
     frame->window_bits = 0;
     frame->incompressible = 0;
+    frame->chained = 0;
     frame->next_form = NULL;
+    frame->tally = NULL;
+    frame->key = 0;
     frame->length = 0;
     frame->capacity = capacity;
     return frame;
@@ -112,9 +120,76 @@ wshub_frame_release(wshub_frame *frame)
 {
     while (frame != NULL && --frame->references == 0) {
         wshub_frame *form = frame->next_form;
+        wshub_tally_release(frame->tally);
         PyMem_RawFree(frame);
         frame = form;
     }
+}
+
+static inline void
+wshub_frame_label(wshub_frame *frame, uint64_t key, wshub_tally *tally)
+{
+    wshub_tally *former = frame->tally;
+
+    frame->key = key;
+    frame->tally = wshub_tally_retain(tally);
+    wshub_tally_release(former);
+}
+
+/* Whether nobody but `holders` holders of the frame has it, or any of its compressed forms. */
+static inline int
+wshub_frame_is_private(const wshub_frame *frame, uint32_t holders)
+{
+    if (frame->references != holders)
+        return 0;
+    while ((frame = frame->next_form) != NULL)
+        if (frame->references != 1)
+            return 0;
+    return 1;
+}
+
+/* Returns a copy with its compressed forms, which is the caller's; NULL where there is no memory. */
+static inline wshub_frame *
+wshub_frame_copy(const wshub_frame *frame)
+{
+    wshub_frame *first = NULL, **next = &first;
+
+    for (; frame != NULL; frame = frame->next_form) {
+        size_t size = sizeof(wshub_frame) + WSHUB_HEADER_ROOM + frame->length;
+        wshub_frame *copy = PyMem_RawMalloc(size);
+        if (copy == NULL) {
+            wshub_frame_release(first);
+            return NULL;
+        }
+        memcpy(copy, frame, size);
+        copy->references = 1;
+        copy->capacity = frame->length;
+        copy->next_form = NULL;
+        wshub_tally_retain(copy->tally);
+        *next = copy;
+        next = &copy->next_form;
+    }
+    return first;
+}
+
+/* Gives a frame and its forms a key and a tally, for a caller that owns one of its references, of which `holders` at most
+ * are not in any queue. Where others have the frame it is a copy that gets them, in place of the caller's reference.
+ * Returns the frame or the copy; NULL where there is no memory, and the caller's reference is unchanged. */
+static inline wshub_frame *
+wshub_frame_labelled(wshub_frame *frame, uint32_t holders, uint64_t key, wshub_tally *tally)
+{
+    if (frame->key == key && frame->tally == tally)
+        return frame;
+    if (!wshub_frame_is_private(frame, holders)) {
+        wshub_frame *copy = wshub_frame_copy(frame);
+        if (copy == NULL)
+            return NULL;
+        wshub_frame_release(frame);
+        frame = copy;
+    }
+    for (wshub_frame *form = frame; form != NULL; form = form->next_form)
+        wshub_frame_label(form, key, tally);
+    return frame;
 }
 
 /* Writes the header of a final, unmasked frame in front of the payload, its length in the fewest octets

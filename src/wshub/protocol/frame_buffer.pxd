@@ -1,4 +1,24 @@
-from libc.stdint cimport uint8_t, uint32_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+
+cdef extern from "tally.h" nogil:
+    ctypedef int Outcome "wshub_outcome"
+
+    cdef enum:
+        DELIVERED "WSHUB_DELIVERED"
+        DROPPED_CLOSED "WSHUB_DROPPED_CLOSED"
+        DROPPED_SLOW "WSHUB_DROPPED_SLOW"
+        DROPPED_NEWEST "WSHUB_DROPPED_NEWEST"
+        DROPPED_OLDEST "WSHUB_DROPPED_OLDEST"
+        REPLACED "WSHUB_REPLACED"
+
+    ctypedef struct Tally "wshub_tally":
+        uint64_t accepted
+        uint64_t pending
+        uint64_t outcomes[6]
+
+    Tally *tally_new "wshub_tally_new"() noexcept
+    void tally_release "wshub_tally_release"(Tally *tally) noexcept
 
 
 cdef extern from "frame_buffer.h" nogil:
@@ -8,7 +28,10 @@ cdef extern from "frame_buffer.h" nogil:
         uint8_t header_length
         uint8_t window_bits
         uint8_t incompressible
+        uint8_t chained
         FrameBuffer *next_form
+        Tally *tally
+        uint64_t key
         size_t length
         size_t capacity
 
@@ -22,4 +45,7 @@ cdef extern from "frame_buffer.h" nogil:
     FrameBuffer *frame_resize "wshub_frame_resize"(FrameBuffer *frame, size_t capacity) noexcept
     FrameBuffer *frame_retain "wshub_frame_retain"(FrameBuffer *frame) noexcept
     void frame_release "wshub_frame_release"(FrameBuffer *frame) noexcept
+    void frame_label "wshub_frame_label"(FrameBuffer *frame, uint64_t key, Tally *tally) noexcept
+    FrameBuffer *frame_labelled "wshub_frame_labelled"(FrameBuffer *frame, uint32_t holders, uint64_t key,
+                                                       Tally *tally) noexcept
     void frame_seal "wshub_frame_seal"(FrameBuffer *frame, uint8_t opcode) noexcept

@@ -4,13 +4,15 @@
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE, PyBytes_FromStringAndSize
 from cpython.unicode cimport PyUnicode_DecodeUTF8
-from libc.stdint cimport uint8_t
+from libc.stdint cimport uint8_t, uint64_t
 from libc.string cimport memcpy
 cimport cython
 
 from wshub.protocol.frame_buffer cimport (
     RAW,
     FrameBuffer,
+    Tally,
+    frame_labelled,
     frame_new,
     frame_payload,
     frame_release,
@@ -101,6 +103,16 @@ cdef FrameBuffer *frame_from_data(object data) except NULL:
     if isinstance(data, str):
         return frame_from_text(data, TEXT)
     return frame_from_payload(data, BINARY)
+
+
+cdef FrameBuffer *labelled_frame_from_data(object data, uint64_t key, Tally *tally) except NULL:
+    """frame_from_data() with a key and a tally, which the frame of a Message gets where nothing is queued of it."""
+    cdef FrameBuffer *frame = frame_from_data(data)
+    cdef FrameBuffer *labelled = frame_labelled(frame, 2 if isinstance(data, Message) else 1, key, tally)
+    if labelled == NULL:
+        frame_release(frame)
+        raise MemoryError
+    return labelled
 
 
 cdef Message message_from_frame(FrameBuffer *frame):

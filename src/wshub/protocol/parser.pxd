@@ -4,7 +4,7 @@ It is a plain structure and a few functions without Python objects, so that a fu
 thread can drive it. It is pulled, not pushed: the caller asks for the next event and is free to stop between two.
 """
 
-from libc.stdint cimport uint8_t, uint16_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from wshub.protocol.deflate cimport Inflater
 from wshub.protocol.frame_buffer cimport FrameBuffer
@@ -32,6 +32,8 @@ cdef enum ParserState:
 
 cdef struct Parser:
     uint64_t max_message_size
+    uint32_t max_fragments
+    uint32_t fragments          # of the data message under way, after its first frame
     uint64_t frame_length       # octets of payload that the current frame has
     uint64_t frame_received     # octets of them that are there
     FrameBuffer *message        # owned: the data message under way, of one or more frames; or NULL

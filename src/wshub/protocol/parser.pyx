@@ -7,7 +7,7 @@ anything or allocated; after a failure or a close frame it takes nothing more.
 """
 
 from libc.stddef cimport size_t
-from libc.stdint cimport uint8_t, uint16_t, uint64_t
+from libc.stdint cimport UINT32_MAX, uint8_t, uint16_t, uint64_t
 from libc.string cimport memcpy
 
 from wshub.protocol.deflate cimport (
@@ -65,6 +65,8 @@ cdef enum:
 
 cdef void parser_init(Parser *parser, uint64_t max_message_size) noexcept nogil:
     parser.max_message_size = max_message_size
+    parser.max_fragments = UINT32_MAX
+    parser.fragments = 0
     parser.frame_length = 0
     parser.frame_received = 0
     parser.message = NULL
@@ -204,11 +206,15 @@ cdef Event begin_data(Parser *parser, uint8_t opcode, uint64_t length) noexcept 
         return fail(parser, 1009, b"a message above the size allowed")
     if opcode != CONTINUATION:
         parser.message_opcode = opcode
+        parser.fragments = 0
         parser.utf8.missing = 0
         parser.message = frame_new(opcode, <size_t>length)
         if parser.message == NULL:
             return fail(parser, 1011, b"out of memory")
         return NEED_DATA
+    parser.fragments += 1
+    if parser.fragments > parser.max_fragments:
+        return fail(parser, 1008, b"a message in more fragments than allowed")
     wanted = so_far + length
     if wanted > parser.message.capacity:
         # Doubling keeps a message of very many small fragments linear in its length.

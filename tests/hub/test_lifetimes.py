@@ -1,0 +1,145 @@
+"""Connections that stall, rest or live for too long, by a clock that these tests own."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Awaitable
+
+import pytest
+
+from tests.hub.conftest import Clock, serving
+from tests.hub.peers import raw_peer
+from wshub import Connection, EventHandler, Frame, Hub
+
+
+async def until(hub: Hub, connections: int) -> None:
+    while hub.connection_count != connections:
+        await asyncio.sleep(0)
+
+
+def opened_and_closed() -> tuple[EventHandler, Awaitable[Connection], Awaitable[tuple[int, str]]]:
+    loop = asyncio.get_running_loop()
+    opened: asyncio.Future[Connection] = loop.create_future()
+    closed: asyncio.Future[tuple[int, str]] = loop.create_future()
+    handler = EventHandler(
+        on_open=opened.set_result,
+        on_close=lambda connection, code, reason: closed.set_result((code, reason)),
+    )
+    return handler, opened, closed
+
+
+def test_a_peer_that_takes_nothing_is_ended_although_it_sends(run, clock: Clock) -> None:
+    async def scenario() -> None:
+        handler, opened, closed = opened_and_closed()
+        async with serving(handler, clock=clock) as (hub, url), raw_peer(url) as peer:
+            peer.writer.transport.pause_reading()
+            connection = await opened
+            connection.send(bytes(16_000_000))
+            await asyncio.sleep(0.1)
+            assert connection.buffered
+            # Once to notice that nothing leaves any more.
+            clock.pass_for(1, hub)
+            for _ in range(9):
+                clock.pass_for(1, hub)
+                peer.send(Frame.text("I live"))
+                await asyncio.sleep(0.001)
+                assert hub.connection_count == 1
+            clock.pass_for(3, hub)
+            assert await closed == (1006, "the peer takes nothing of what is sent to it")
+            assert hub.stats()["dropped"]["closed"] == 1
+
+    run(scenario())
+
+
+def test_a_peer_that_reads_slowly_is_not_taken_for_stalled(run, clock: Clock) -> None:
+    async def scenario() -> None:
+        handler, opened, _ = opened_and_closed()
+        async with serving(handler, clock=clock) as (hub, url), raw_peer(url, limit=4096) as peer:
+            connection = await opened
+            connection.send(bytes(16_000_000))
+            left = 16_000_010
+            while left > 0:
+                # A peer may take less than what the kernel lets be seen, so it reads as much as it lets buffers fill.
+                for _ in range(200):
+                    left -= len(await peer.reader.read(16_384)) if left > 0 else 0
+                before = connection.buffered
+                clock.pass_for(9, hub)
+                peer.send(Frame.pong())
+                while connection.buffered == before and left > 0:
+                    left -= len(await peer.reader.read(16_384))
+            assert hub.connection_count == 1
+
+    run(scenario())
+
+
+def test_an_idle_connection_is_closed_and_pings_do_not_keep_it(run, clock: Clock) -> None:
+    async def scenario() -> None:
+        handler, opened, closed = opened_and_closed()
+        settings = {"idle_timeout_ms": 60_000, "pong_timeout_ms": 2**31}
+        async with serving(handler, clock=clock, **settings) as (hub, url), raw_peer(url) as peer:
+            connection = await opened
+            for _ in range(3):
+                clock.pass_for(50, hub)
+                connection.send("something")
+                clock.pass_for(50, hub)
+                received = hub.stats()["messages_received"]
+                peer.send(Frame.text("something"))
+                while hub.stats()["messages_received"] == received:
+                    await asyncio.sleep(0)
+            clock.pass_for(1, hub)
+            for _ in range(5):
+                clock.pass_for(10, hub)
+                peer.send(Frame.ping())
+                await asyncio.sleep(0.001)
+            assert connection.close_code is None
+            clock.pass_for(10, hub)
+            assert await peer.close_code() == 1001
+            peer.send(Frame.close(1001))
+            peer.writer.close()
+            assert (await closed)[0] == 1001
+
+    run(scenario())
+
+
+def test_connections_that_reach_their_age_leave_over_a_tenth_of_it(run, clock: Clock) -> None:
+    async def scenario() -> None:
+        settings = {"max_lifetime_ms": 1_000_000, "ping_interval_ms": 2**31}
+        async with serving(EventHandler(on_open=lambda it: it.join("all")), clock=clock, **settings) as (hub, url):
+            peers = [raw_peer(url) for _ in range(20)]
+            entered = [await peer.__aenter__() for peer in peers]
+            await until(hub, 20)
+            clock.pass_for(899, hub)
+            rest = []
+            for _ in range(11):
+                rest.append(hub.room_size("all"))
+                clock.pass_for(10, hub)
+                await asyncio.sleep(0.001)
+            assert rest[0] == 20
+            assert rest[-1] == 0
+            assert all(earlier - later <= 4 for earlier, later in itertools.pairwise(rest))
+            assert await entered[0].close_code() == 1001
+            for peer in peers:
+                await peer.__aexit__(None, None, None)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("jump", [-3600.0, 86_400.0 * 365])
+def test_a_clock_that_jumps_costs_no_connection_that_answers(run, clock: Clock, jump: float) -> None:
+    """A monotonic clock does not go back, and it may go far ahead where the machine was suspended."""
+
+    async def scenario() -> None:
+        handler, opened, _ = opened_and_closed()
+        async with serving(handler, clock=clock) as (hub, url), raw_peer(url) as peer:
+            connection = await opened
+            clock.pass_for(jump, hub)
+            connection.send("still there")
+            assert (await peer.frame()).payload in (b"", b"still there")
+            peer.send(Frame.pong())
+            while not connection.last_pong_time:
+                await asyncio.sleep(0)
+            clock.pass_for(1, hub)
+            assert hub.connection_count == 1
+
+    run(scenario())

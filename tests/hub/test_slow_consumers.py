@@ -1,0 +1,362 @@
+"""What becomes of messages for a peer that does not read: by each policy, of a hub, a room and a message."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+from collections.abc import AsyncIterator
+
+import pytest
+
+from tests.hub.conftest import connected, serving
+from tests.hub.peers import RawPeer, raw_peer
+from wshub import (
+    CompressionConfig,
+    ConfigurationError,
+    Connection,
+    EventHandler,
+    Hub,
+    HubConfig,
+    Message,
+    MisuseError,
+    Opcode,
+    RoomConfig,
+)
+
+POLICIES = ("close", "drop_newest", "drop_oldest", "latest")
+SIZE = 4000
+PADDING = "x" * SIZE
+
+
+def check(counts: dict) -> None:
+    dropped = sum(counts["dropped"].values())
+    assert counts["messages_accepted"] == counts["messages_delivered"] + dropped + counts["messages_pending"]
+
+
+class Stalled:
+    """A peer that does not read, and its connection, which is behind already."""
+
+    def __init__(self, hub: Hub, peer: RawPeer, connection: Connection) -> None:
+        self.hub = hub
+        self.peer = peer
+        self.connection = connection
+
+    async def read_numbers(self) -> list[int]:
+        """Read again; the numbers of all messages up to the one that says -1."""
+        self.peer.writer.transport.resume_reading()
+        numbers = []
+        while True:
+            frame = await self.peer.frame()
+            if frame.opcode is not Opcode.TEXT:
+                continue
+            number = json.loads(frame.payload)[0]
+            if number == -1:
+                return numbers
+            numbers.append(number)
+
+
+def message(number: int) -> str:
+    return json.dumps([number, PADDING])
+
+
+@contextlib.asynccontextmanager
+async def stalled(**settings) -> AsyncIterator[Stalled]:
+    opened: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
+
+    def on_open(connection: Connection) -> None:
+        connection.join("room")
+        if not opened.done():
+            opened.set_result(connection)
+
+    handler = EventHandler(on_open=on_open)
+    async with serving(handler, max_send_buffer=64 * 1024, **settings) as (hub, url), raw_peer(url) as peer:
+        peer.writer.transport.pause_reading()
+        connection = await opened
+        yield Stalled(hub, peer, connection)
+
+
+async def fill(scene: Stalled, first: int = 0) -> int:
+    """Send until something waits for the peer; return the number of the next message."""
+    number = first
+    while not scene.connection.buffered:
+        scene.connection.send(message(number))
+        number += 1
+        await asyncio.sleep(0)
+    return number
+
+
+@pytest.mark.parametrize("policy", POLICIES[1:])
+@pytest.mark.parametrize("level", ["hub", "room", "message"])
+def test_a_policy_keeps_the_connection_and_bounds_what_waits(run, policy, level) -> None:
+    async def scenario() -> None:
+        async with stalled(slow_consumer=policy if level == "hub" else "close") as scene:
+            hub = scene.hub
+            if level == "room":
+                hub.configure_room("room", slow_consumer=policy)
+            first = await fill(scene)
+            for number in range(first, first + 200):
+                if level == "message":
+                    hub.broadcast(message(number), room="room", slow_consumer=policy, key=f"{number}")
+                else:
+                    hub.broadcast_to_room("room", message(number), key=f"{number}")
+                assert scene.connection.buffered <= 64 * 1024 + SIZE + 100
+                if number % 20 == 0:
+                    await asyncio.sleep(0)
+                check(hub.stats())
+                check(hub.stats(room="room"))
+            counts = hub.stats(room="room")
+            assert counts["messages_accepted"] == 200
+            name = "newest" if policy == "drop_newest" else "oldest"
+            assert counts["dropped"][name] == hub.stats()["dropped"][name] > 100
+            assert sum(counts["dropped"].values()) == counts["dropped"][name]
+            received = asyncio.create_task(scene.read_numbers())
+            await scene.connection.drain()
+            scene.connection.send(message(-1))
+            numbers = await received
+            assert len(numbers) == first + 200 - counts["dropped"][name]
+            assert numbers == sorted(numbers)
+            if policy == "drop_newest":
+                assert numbers == list(range(len(numbers)))
+            else:
+                assert numbers[-10:] == list(range(first + 190, first + 200))
+                assert numbers[: first - 2] == list(range(first - 2))
+            counts = hub.stats(room="room")
+            assert counts["messages_pending"] == 0
+            check(counts)
+
+    run(scenario())
+
+
+def test_close_is_1013_and_counts_every_message(run) -> None:
+    async def scenario() -> None:
+        async with stalled() as scene:
+            number = 0
+            while not scene.hub.stats()["dropped"]["slow"]:
+                scene.hub.broadcast(message(number), room="room")
+                number += 1
+                check(scene.hub.stats())
+                await asyncio.sleep(0)
+            assert scene.hub.room_size("room") == 0
+            assert scene.hub.stats()["messages_accepted"] == number
+            scene.peer.writer.transport.resume_reading()
+            assert await scene.peer.close_code() == 1013
+
+    run(scenario())
+
+
+def test_the_latest_of_each_key_takes_the_place_of_the_one_that_waits(run) -> None:
+    async def scenario() -> None:
+        async with stalled(slow_consumer="latest") as scene:
+            first = await fill(scene)
+            hub = scene.hub
+            for number in range(1000, 4000):
+                hub.broadcast(json.dumps([number]), room="room", key=f"price {number % 3}")
+            scene.connection.send(json.dumps([4000]), key="price 1")
+            # One that has no key stays, whatever is sent after it.
+            scene.connection.send(json.dumps([5000]))
+            scene.connection.send(json.dumps([5001]))
+            counts = hub.stats(room="room")
+            assert counts["dropped"]["replaced"] == 2998
+            assert counts["messages_pending"] == 2
+            received = asyncio.create_task(scene.read_numbers())
+            await scene.connection.drain()
+            scene.connection.send(message(-1))
+            assert await received == [*range(first), 4000, 3998, 3999, 5000, 5001]
+            check(hub.stats())
+            check(hub.stats(room="room"))
+
+    run(scenario())
+
+
+def test_the_latest_of_a_room_is_that_of_the_room_if_no_key_is_given(run) -> None:
+    async def scenario() -> None:
+        async with stalled() as scene:
+            scene.hub.configure_room("room", slow_consumer="latest")
+            first = await fill(scene)
+            for number in range(1000, 1100):
+                scene.hub.broadcast(json.dumps([number]), room="room")
+            received = asyncio.create_task(scene.read_numbers())
+            await scene.connection.drain()
+            scene.connection.send(message(-1))
+            assert await received == [*range(first), 1099]
+
+    run(scenario())
+
+
+def test_one_message_under_two_keys_and_in_two_rooms_is_counted_in_each(run) -> None:
+    async def scenario() -> None:
+        async with stalled(slow_consumer="latest") as scene:
+            first = await fill(scene)
+            hub = scene.hub
+            scene.connection.join("other")
+            shared = Message(json.dumps([7]))
+            hub.broadcast(shared, room="room", key="a")
+            hub.broadcast(shared, room="other", key="b")
+            scene.connection.send(shared)
+            hub.broadcast(json.dumps([8]), room="room", key="a")
+            assert hub.stats(room="room")["dropped"]["replaced"] == 1
+            assert hub.stats(room="other")["messages_pending"] == 1
+            received = asyncio.create_task(scene.read_numbers())
+            await scene.connection.drain()
+            scene.connection.send(message(-1))
+            assert await received == [*range(first), 8, 7, 7]
+            assert hub.stats(room="other")["messages_delivered"] == 1
+
+    run(scenario())
+
+
+def test_a_reader_that_keeps_up_gets_everything_whatever_the_policy(run) -> None:
+    async def scenario(policy: str) -> None:
+        async with serving(EventHandler(on_open=lambda connection: connection.join("room")), slow_consumer=policy) as (
+            hub,
+            url,
+        ):
+            async with connected(url) as client:
+                for number in range(3000):
+                    hub.broadcast(f"{number}", room="room", key="one")
+                    if number % 50 == 0:
+                        await asyncio.sleep(0)
+                assert [await client.recv() for _ in range(3000)] == [str(number) for number in range(3000)]
+            assert not any(hub.stats()["dropped"].values())
+
+    for policy in POLICIES:
+        run(scenario(policy))
+
+
+@pytest.mark.parametrize("policy", POLICIES[1:])
+@pytest.mark.parametrize("takeover", [False, True])
+@pytest.mark.parametrize("window", ["message", "shared"])
+def test_what_is_dropped_never_breaks_the_decompressor_of_the_peer(run, policy, takeover, window) -> None:
+    """A client of the websockets package stalls, misses messages, and can read every one that it is given then."""
+
+    async def scenario() -> None:
+        opened: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
+
+        def on_open(connection: Connection) -> None:
+            connection.join("room")
+            opened.set_result(connection)
+
+        compression = CompressionConfig(threshold=1, server_context_takeover=takeover)
+        settings = {"slow_consumer": policy, "compression": compression, "max_send_buffer": 16 * 1024}
+        async with serving(EventHandler(on_open=on_open), **settings) as (hub, url):
+            hub.configure_room("room", compression=window, restart_interval=16)
+            async with connected(url, compression="deflate", max_queue=1) as client:
+                connection = await opened
+                for number in range(40):
+                    hub.broadcast(json.dumps([number, "the same again"]), room="room")
+                    connection.send(json.dumps([number, "the same again"]))
+                noise = random.Random(0)
+                number = 40
+                while not any(hub.stats()["dropped"].values()):
+                    text = json.dumps([number, noise.randbytes(9000).hex()])
+                    hub.broadcast(text, room="room", key=f"{number % 5}")
+                    connection.send(text, key=f"{number % 5}")
+                    number += 1
+                    await asyncio.sleep(0)
+                for following in range(number, number + 300):
+                    hub.broadcast(json.dumps([following, "the same again"]), room="room", key=f"{following % 5}")
+                    connection.send(json.dumps([following, "the same again"]), key=f"{following % 5}")
+                received = [json.loads(await client.recv())]
+                while connection.buffered:
+                    received.append(json.loads(await client.recv()))
+                for last in range(1_000_000, 1_000_040):
+                    hub.broadcast(json.dumps([last, "the same again"]), room="room")
+                    connection.send(json.dumps([last, "the same again"]))
+                while received[-1][0] != 1_000_039 or received[-2][0] != 1_000_039:
+                    received.append(json.loads(await client.recv()))
+                counts = hub.stats()
+                check(counts)
+                assert len(received) == counts["messages_delivered"]
+                for key in range(5):
+                    # What is replaced by a message leaves its place to it, which may be before that of another key.
+                    numbers = [number for number, _ in received if policy != "latest" or number % 5 == key]
+                    assert numbers == sorted(numbers)
+
+    run(scenario())
+
+
+def test_on_drain_is_called_when_what_had_to_wait_has_left_and_only_then(run) -> None:
+    async def scenario() -> None:
+        drained: list[int] = []
+        opened: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
+        done = asyncio.Event()
+
+        def on_drain(connection: Connection) -> None:
+            drained.append(connection.buffered)
+            done.set()
+
+        handler = EventHandler(on_open=opened.set_result, on_drain=on_drain)
+        async with serving(handler) as (_, url), raw_peer(url) as peer:
+            connection = await opened
+            for _ in range(10):
+                connection.send("small")
+                await connection.drain()
+            assert drained == []
+            peer.writer.transport.pause_reading()
+            while not connection.buffered:
+                connection.send(message(0))
+                await asyncio.sleep(0)
+            assert drained == []
+            peer.writer.transport.resume_reading()
+            reading = asyncio.create_task(peer.close_code())
+            await done.wait()
+            assert drained == [0]
+            reading.cancel()
+
+    run(scenario())
+
+
+def test_on_drain_waits_for_a_handler_that_is_suspended(run) -> None:
+    async def scenario() -> None:
+        events: list[str] = []
+        done = asyncio.Event()
+
+        async def on_message(connection: Connection, received: Message) -> None:
+            # More than the kernel holds.
+            connection.send(bytes(16_000_000))
+            await connection.drain()
+            await asyncio.sleep(0.01)
+            events.append("handler ends")
+
+        def on_drain(connection: Connection) -> None:
+            events.append("drained")
+            done.set()
+
+        handler = EventHandler(on_message=on_message, on_drain=on_drain)
+        async with serving(handler) as (_, url), connected(url, max_size=None) as client:
+            await client.send("go")
+            await done.wait()
+            assert events == ["handler ends", "drained"]
+
+    run(scenario())
+
+
+def test_a_stalled_reader_costs_the_others_no_message(run) -> None:
+    async def scenario() -> None:
+        async with stalled(slow_consumer="drop_oldest") as scene:
+            url = f"ws://127.0.0.1:{scene.peer.writer.get_extra_info('peername')[1]}/"
+            await fill(scene)
+            async with raw_peer(url) as other:
+                scene.hub.broadcast("[0]")
+                assert (await other.frame()).payload == b"[0]"
+                for number in range(1000):
+                    scene.hub.broadcast(message(number))
+                    assert (await other.frame()).payload == message(number).encode()
+
+    run(scenario())
+
+
+def test_a_policy_or_a_key_that_cannot_be_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="slow_consumer"):
+        HubConfig(slow_consumer="block")  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="slow_consumer"):
+        RoomConfig(slow_consumer=["close"])  # type: ignore[arg-type]
+    hub = Hub()
+    with pytest.raises(MisuseError, match="slow_consumer"):
+        hub.broadcast("x", slow_consumer="block")  # type: ignore[arg-type]
+    with pytest.raises(MisuseError, match="slow_consumer"):
+        hub.broadcast("x", slow_consumer=["close"])  # type: ignore[arg-type,list-item]
+    with pytest.raises(MisuseError, match="key"):
+        hub.broadcast("x", key=5)  # type: ignore[arg-type]
