@@ -416,6 +416,36 @@ def test_any_other_origin_is_forbidden(origin):
     assert not origin_passes(origin, "https://example.com", "null", "")
 
 
+@pytest.mark.parametrize(
+    ("origin", "passes"),
+    [
+        ("https://a.example.com", True),
+        ("https://a.b.EXAMPLE.com", True),
+        ("https://example.com", False),
+        ("https://.example.com", False),
+        ("https://aexample.com", False),
+        ("http://a.example.com", False),
+        ("https://a.example.com:8443", False),
+        ("https://a.example.com.evil.example", False),
+        ("https://evil.example?.example.com", False),
+        ("https://evil.example/.example.com", False),
+        ("https://evil.example#.example.com", False),
+        ("https://evil.example:1.example.com", False),
+        ("https://user@a.example.com", False),
+        ("https", False),
+        ("null", False),
+        (None, False),
+    ],
+)
+def test_a_pattern_stands_for_every_host_below_one(origin, passes):
+    assert origin_passes(origin, "https://*.example.com") is passes
+
+
+@pytest.mark.parametrize("origin", [None, "null", "https://evil.example"])
+def test_an_asterisk_alone_stands_for_any_origin(origin):
+    assert origin_passes(origin, "https://example.com", "*")
+
+
 def test_two_origins_are_refused_even_if_both_are_allowed():
     headers = headers_of({"Origin": "https://a"}, ("Origin", "https://a"))
     with pytest.raises(HandshakeError) as caught:

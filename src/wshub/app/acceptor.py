@@ -67,7 +67,8 @@ class Acceptor:
         self._nearest = nearest
         self._reactor: Reactor = nearest._bind()  # type: ignore[assignment]
         self._reactor.retain()
-        self._pending: set[FirstRequest] = set()
+        self._pending: dict[FirstRequest, None] = {}
+        self._most_pending = nearest.config.max_pending_handshakes
         self._connecting: set[asyncio.Task[None]] = set()
         self._closed = False
         self._sweeper: asyncio.TimerHandle | None = None
@@ -116,7 +117,9 @@ class Acceptor:
     def _accepted(self, link: Any) -> FirstRequest:
         first = FirstRequest(link, self, time.monotonic() + FIRST_REQUEST_TIMEOUT)
         first.count_in(self._ledger)
-        self._pending.add(first)
+        if len(self._pending) >= self._most_pending:
+            next(iter(self._pending)).drop()
+        self._pending[first] = None
         return first
 
     def _request_received(self, first: FirstRequest, data: bytes, end: int) -> None:
@@ -129,7 +132,9 @@ class Acceptor:
         route, request = found
         hub = route.hub
         client = self._client_of(first, request)
+        request.remote_address = client or first.peer
         try:
+            hub._check_request(request)
             connection, response = hub._accept_request(
                 request, route.table, route.subprotocols, route.path_params, self._encode_default_headers()
             )
@@ -160,7 +165,10 @@ class Acceptor:
         route = find_native_route(
             self._app, {"type": "websocket", "path": request.path, "root_path": "", "headers": hosts}
         )
-        return (route, request) if route is not None and route.hub._can_adopt() else None
+        if route is None or route.hub._on_upgrade is not None or not route.hub._can_adopt():
+            # What has to be asked of the application first may take its time, as an ASGI application can.
+            return None
+        return route, request
 
     def _client_of(self, first: FirstRequest, request: RequestHead) -> tuple[str, int] | None:
         """The client that a proxy tells of, if uvicorn trusts the proxy; else None."""

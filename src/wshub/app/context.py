@@ -11,7 +11,7 @@ import starlette.responses
 from starlette.types import Scope
 
 from wshub.errors import HandshakeError, MisuseError
-from wshub.hub.asgi import register_scope
+from wshub.hub.asgi import register_scope, register_scope_when_asked
 from wshub.hub.base import HandlerTable
 from wshub.hub.core import table_of
 from wshub.hub.handler import EventHandler
@@ -132,12 +132,7 @@ class Context:
 
     def register(self, hub: Hub, handler: EventHandler | Callable[[Connection], Any] | HandlerTable) -> Connection:
         """What ``hub.register()`` does within a handler of this request."""
-        request = self.request
-        if not self._is_websocket:
-            Handshake.check_request(request.method, request.http_version, request.headers)
-            raise HandshakeError(426, "This server does not hand WebSocket requests over.")
-        if self.connection is not None:
-            raise MisuseError("this request has become a connection already")
+        request = self._check_registration()
         # The context in which the connection's handlers will run is copied now: it must not have this request in it.
         token = current_upgrade.set(None)
         try:
@@ -146,3 +141,21 @@ class Context:
         finally:
             current_upgrade.reset(token)
         return self.connection
+
+    async def register_when_asked(self, hub: Hub, table: HandlerTable) -> None:
+        """``register``, where what the hub asks of the application may take its time."""
+        request = self._check_registration()
+        token = current_upgrade.set(None)
+        try:
+            self.connection = await register_scope_when_asked(hub, table, request.scope)
+        finally:
+            current_upgrade.reset(token)
+
+    def _check_registration(self) -> Request:
+        request = self.request
+        if not self._is_websocket:
+            Handshake.check_request(request.method, request.http_version, request.headers)
+            raise HandshakeError(426, "This server does not hand WebSocket requests over.")
+        if self.connection is not None:
+            raise MisuseError("this request has become a connection already")
+        return request

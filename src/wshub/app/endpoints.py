@@ -102,5 +102,5 @@ class ConnectionEndpoint(WebSocketEndpoint):
         """The application's hub, if it has one by now."""
         return self._app.ws_hub
 
-    def _register(self, context: Context) -> None:
-        context.register(self._app.require_hub(), self.table)
+    async def _register(self, context: Context) -> None:
+        await context.register_when_asked(self._app.require_hub(), self.table)

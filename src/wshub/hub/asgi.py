@@ -7,6 +7,7 @@ accept names it; any other keeps it, and the hub speaks to the server in the mes
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote
@@ -32,6 +33,7 @@ __all__ = [
     "hold",
     "open_connection",
     "register_scope",
+    "register_scope_when_asked",
     "respond",
 ]
 
@@ -127,16 +129,65 @@ def register_scope(
     hub: Hub, table: HandlerTable, scope: Mapping[str, Any], *, subprotocol: str | None = None
 ) -> Connection:
     """Register the request of a scope with a hub. Raises ``HandshakeError`` where the hub does not take it."""
-    hub._bind()
-    headers = Headers(scope["headers"])
+    request = check_scope(hub, scope)
     try:
-        hub._admit(headers)
+        metadata = hub._ask(request)
     except HandshakeError as error:
         hub._count_refused(error)
         raise
+    if inspect.isawaitable(metadata):
+        if inspect.iscoroutine(metadata):
+            metadata.close()
+        raise MisuseError(
+            "a coroutine cannot be asked by register(): make on_upgrade a function, or use a coroutine route"
+        )
+    return _register(hub, table, scope, request, metadata, subprotocol)
+
+
+def check_scope(hub: Hub, scope: Mapping[str, Any]) -> RequestHead:
+    """The request of a scope. Raises ``HandshakeError`` where the hub does not take it."""
+    hub._bind()
+    headers = Headers(scope["headers"])
     request = RequestHead(scope.get("method", "GET"), _target_of(scope), scope.get("http_version", "1.1"), headers)
+    client = scope.get("client")
+    request.remote_address = tuple(client) if client else None
+    try:
+        hub._admit(request)
+    except HandshakeError as error:
+        hub._count_refused(error)
+        raise
+    return request
+
+
+async def register_scope_when_asked(
+    hub: Hub, table: HandlerTable, scope: Mapping[str, Any], *, subprotocol: str | None = None
+) -> Connection:
+    """``register_scope`` where ``on_upgrade`` may be a coroutine function."""
+    request = check_scope(hub, scope)
+    try:
+        metadata = hub._ask(request)
+        if inspect.isawaitable(metadata):
+            metadata = await metadata
+            hub._check_still_open()
+    except HandshakeError as error:
+        hub._count_refused(error)
+        raise
+    return _register(hub, table, scope, request, metadata, subprotocol)
+
+
+def _register(
+    hub: Hub,
+    table: HandlerTable,
+    scope: Mapping[str, Any],
+    request: RequestHead,
+    metadata: Mapping[str, Any] | None,
+    subprotocol: str | None,
+) -> Connection:
     path_params = dict(scope.get("path_params", ()))
-    return hub._register(table, request, subprotocol, path_params, extensions=_can_take_over(scope))
+    connection = hub._register(table, request, subprotocol, path_params, extensions=_can_take_over(scope))
+    if metadata:
+        connection.metadata.update(metadata)
+    return connection
 
 
 async def _expect_connect(receive: Receive) -> None:
@@ -158,7 +209,7 @@ async def _accept(
     """Take a WebSocket into the hub, or refuse it and raise ``HandshakeError``."""
     subprotocol = next((name for name in scope.get("subprotocols", ()) if name in subprotocols), None)
     try:
-        connection = register_scope(hub, table, scope, subprotocol=subprotocol)
+        connection = await register_scope_when_asked(hub, table, scope, subprotocol=subprotocol)
     except HandshakeError as error:
         await _refuse(error, scope, send)
         raise

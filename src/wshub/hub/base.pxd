@@ -57,6 +57,8 @@ cdef class HubBase:
     cdef Ledger ledger
     cdef dict connections        # id: Connection, of all that are not closed
     cdef dict room_table         # name: Room, of all that have a member
+    cdef object admission        # Admission
+    cdef bint counts_addresses   # it counts the connections of each address
     cdef dict closes             # close code: how many
     cdef object spare            # a SpareTask, or None
     cdef set handler_tasks       # of handlers that are suspended
@@ -80,7 +82,7 @@ cdef class HubBase:
     cdef uint64_t rates_exceeded
     cdef uint64_t drops          # messages for which a connection had no room
 
-    cdef object forget(self, object key)
+    cdef object forget(self, object key, object address_key)
     cdef int describe(self, Delivery *delivery, object compress, object slow_consumer, uint8_t policy) except -1
     cdef uint64_t number_of(self, object key) except? 0xFFFFFFFFFFFFFFFF
     cdef Room open_room(self, str name)

@@ -62,7 +62,7 @@ cdef class Room:
 
 
 cdef class HubBase:
-    cdef object forget(self, object key):
+    cdef object forget(self, object key, object address_key):
         """The connection with that id is closed. Nothing of the hub refers to it from here on."""
 
     cdef int describe(self, Delivery *delivery, object compress, object slow_consumer, uint8_t policy) except -1:

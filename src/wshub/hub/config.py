@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -30,9 +31,23 @@ _LARGEST = {
     "send_timeout_ms": 2**31,
     "idle_timeout_ms": 2**31,
     "max_lifetime_ms": 2**31,
+    "max_connections_per_address": 2**31,
+    "max_connection_rate": 2**31,
+    "max_connection_rate_per_address": 2**31,
+    "max_pending_handshakes": 2**31,
 }
 
-_MAY_BE_NONE = frozenset(("shutdown_spread_ms", "send_timeout_ms", "idle_timeout_ms", "max_lifetime_ms"))
+_MAY_BE_NONE = frozenset(
+    (
+        "shutdown_spread_ms",
+        "send_timeout_ms",
+        "idle_timeout_ms",
+        "max_lifetime_ms",
+        "max_connections_per_address",
+        "max_connection_rate",
+        "max_connection_rate_per_address",
+    )
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,8 +81,26 @@ class HubConfig:
     both."""
 
     allowed_origins: tuple[str, ...] = ()
-    """The origins whose pages may connect, compared exactly; any other request gets 403. Empty allows all: set it
-    wherever cookies authenticate."""
+    """The origins whose pages may connect, such as ``https://example.com``; any other request gets 403. The host may
+    be ``*.example.com``, for every host below that one. ``("*",)`` says that pages of anybody may. Empty does too, and
+    says so in the log when a page of another origin comes with a cookie: set it wherever cookies authenticate."""
+
+    max_connections_per_address: int = 0
+    """Connections at one time from one IP address, or from 64 bits of an IPv6 address; one more is answered with 429.
+    0: no bound. Behind a proxy that is not trusted, all come from the proxy's."""
+
+    max_connection_rate: int = 0
+    """Handshakes in a second; one more is answered with 503. 0: no bound."""
+
+    max_connection_rate_per_address: int = 0
+    """Handshakes in a second from one address; one more is answered with 429. 0: no bound."""
+
+    max_pending_handshakes: int = 1024
+    """Accepted connections of which the request is not complete; for one more the oldest of them is ended."""
+
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses and networks, such as ``10.0.0.0/8``, of proxies whose ``X-Forwarded-For`` is believed by
+    ``Hub.serve``; with any of them, so is one over a Unix socket. Under uvicorn, ``--forwarded-allow-ips`` says it."""
 
     max_send_buffer: int = 256 * 1024
     """Octets that may wait to be sent on a connection. While that much waits, its own messages are not read, and
@@ -133,9 +166,33 @@ class HubConfig:
             raise ConfigurationError("allowed_origins must be a sequence of origins, not one string")
         origins = tuple(self.allowed_origins)
         for origin in origins:
-            if not isinstance(origin, str) or "://" not in origin or origin.endswith("/"):
-                raise ConfigurationError(f"allowed_origins: write {origin!r} as scheme://host or scheme://host:port")
+            if origin != "*" and not _is_origin(origin):
+                raise ConfigurationError(
+                    f"allowed_origins: write {origin!r} as scheme://host or scheme://host:port, where the host may "
+                    'begin with "*.", or as "*" alone'
+                )
         object.__setattr__(self, "allowed_origins", origins)
+        self._check_proxies()
+
+    def _check_proxies(self) -> None:
+        given: object = self.trusted_proxies
+        if isinstance(given, str | bytes):
+            raise ConfigurationError("trusted_proxies must be a sequence of addresses and networks, not one string")
+        proxies = tuple(self.trusted_proxies)
+        for proxy in proxies:
+            try:
+                ipaddress.ip_network(proxy)
+            except ValueError:
+                raise ConfigurationError(f"trusted_proxies: {proxy!r} is no address and no network") from None
+        object.__setattr__(self, "trusted_proxies", proxies)
+
+
+def _is_origin(origin: object) -> bool:
+    """Whether it is an origin, or a pattern of one, that any origin can match."""
+    if not isinstance(origin, str):
+        return False
+    scheme, separator, host = origin.partition("://")
+    return bool(scheme and separator and host) and "/" not in host and "*" not in scheme + host.removeprefix("*.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

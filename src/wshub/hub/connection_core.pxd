@@ -49,6 +49,7 @@ cdef class ConnectionCore(Receiver):
     cdef readonly object compression   # PermessageDeflate, or None
     cdef public object subprotocol     # str, or None; set before the handshake is answered
     cdef public object forwarded_address  # the peer's address as a proxy that is trusted tells it, or None
+    cdef object address_key      # under which the connection is counted, or None
     cdef public object path_params     # dict of what the route found in the path, or None
     cdef object context          # contextvars.Context in which the handlers run
     cdef object user_metadata    # dict, or None as long as nobody asked
@@ -77,7 +78,7 @@ cdef class ConnectionCore(Receiver):
     cdef str reason
     cdef uint8_t blocks          # why handling is blocked
     cdef bint alive              # something arrived since the last sweep
-    cdef bint is_suspect         # its time to answer, or to take what is sent to it, is over: it has until the next sweep
+    cdef bint is_suspect         # its time to answer, or to take what it is sent, is over: it has until the next sweep
     cdef bint input_ended        # what still arrives is ignored
     cdef bint receiving          # somebody has asked for messages with receive()
     cdef bint opened             # on_open has been called, so on_close will be

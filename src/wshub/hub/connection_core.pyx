@@ -202,7 +202,7 @@ cdef class ConnectionCore(Receiver):
             self.leave_all_rooms()
             self.status = IS_CLOSED
             self.code = 1006
-            self.hub.forget(self.key)
+            self.hub.forget(self.key, self.address_key)
 
     cdef object end_endpoint(self):
         """Closes the connection if the coroutine that is its whole life has returned."""
@@ -554,7 +554,7 @@ cdef class ConnectionCore(Receiver):
         parser_clear(&self.parser)
         if not self.code:
             self.code = 1006
-        self.hub.forget(self.key)
+        self.hub.forget(self.key, self.address_key)
         closes = self.hub.closes
         try:
             closes[self.code] = closes.get(self.code, 0) + 1

@@ -167,14 +167,22 @@ cdef class HubCore(HubBase):
         self.rates.handler_time_at_most = config.handler_ms / 1000 * burst or UNBOUNDED
         self.closes_at_rate = config.excess == "close"
 
-    cdef object forget(self, object key):
+    cdef object forget(self, object key, object address_key):
         self.connections.pop(key, None)
+        if address_key is not None:
+            self.admission.leave(address_key)
         if self.emptied is not None and not self.connections and not self.emptied.done():
             self.emptied.set_result(None)
 
     def _now(self):
         """The time by the hub's clock, in seconds."""
         return self.clock()
+
+    def _set_admission(self, admission):
+        """Has that judge requests; returns it."""
+        self.admission = admission
+        self.counts_addresses = admission.counts_addresses
+        return admission
 
     def _bind(self):
         """Takes the running loop for the hub's; returns its reactor."""
@@ -208,6 +216,8 @@ cdef class HubCore(HubBase):
             connection.negotiated(
                 negotiate(self.pool.config, request.headers.get_all_raw(b"sec-websocket-extensions"))
             )
+        if self.counts_addresses and request is not None:
+            connection.address_key = self.admission.enter(request.remote_address)
         self.connections[connection.key] = connection
         return connection
 

@@ -7,11 +7,12 @@ import os
 import socket as socket_module
 import ssl as ssl_module
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from wshub.errors import HandshakeError, MisuseError
+from wshub.hub.admission import RETRY_LATER, Admission
 from wshub.hub.asgi import AsgiWebSocket, HubApplication, accept_websocket
 from wshub.hub.config import HubConfig, RoomConfig, SlowConsumer
 from wshub.hub.connection import Connection
@@ -21,7 +22,6 @@ from wshub.hub.server import Server
 from wshub.hub.upgrade import current_upgrade
 from wshub.protocol.close_code import CloseCode, encode_close_payload
 from wshub.protocol.handshake import Handshake, HeaderField
-from wshub.protocol.headers import Headers
 from wshub.protocol.request import RequestHead
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from wshub.links.reactor import Reactor
 
 __all__ = ["Hub"]
+
+UpgradeHook: TypeAlias = Callable[[RequestHead], Awaitable[Mapping[str, Any] | None] | Mapping[str, Any] | None]
 
 CLOSE_STEP = 0.02
 """Seconds between two steps of closes that are spread over a time."""
@@ -43,9 +45,22 @@ class Hub(HubCore):
     Args:
         config: a HubConfig; None is all defaults.
         clock: a function that returns seconds and never goes back; ``time.monotonic`` if not given.
+        on_upgrade: a function or a coroutine function, called with the RequestHead of each request that is to become a
+            connection, when everything else speaks for it. It raises ``HandshakeError`` to refuse the request, with a
+            status and a reason that is the body. A mapping that it returns is the connection's first ``metadata``.
     """
 
-    def __init__(self, config: HubConfig | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        config: HubConfig | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        on_upgrade: UpgradeHook | None = None,
+    ) -> None:
+        if on_upgrade is not None and not callable(on_upgrade):
+            raise MisuseError(f"on_upgrade must be a function or a coroutine function, not {on_upgrade!r}")
+        self._on_upgrade = on_upgrade
+        self._admission = self._set_admission(Admission(self.config, clock))
         self._sweeper: asyncio.TimerHandle | None = None
         self._closing: asyncio.Task[None] | None = None
         self._expire_handshakes: list[Callable[[], None]] = []
@@ -286,6 +301,7 @@ class Hub(HubCore):
         def sweep() -> None:
             self._sweeper = loop.call_later(period, sweep)
             self._sweep()
+            self._admission.sweep()
             for expire in self._expire_handshakes:
                 expire()
 
@@ -299,14 +315,21 @@ class Hub(HubCore):
         path_params: dict[str, Any] | None = None,
         headers: Iterable[HeaderField] | bytes = (),
     ) -> tuple[Connection, bytes]:
-        """Register a request that has come without a framework, and write its 101. Raises ``HandshakeError``."""
-        key = Handshake.check_request(request.method, request.http_version, request.headers)
-        self._admit(request.headers)
+        """Register a request that has come without a framework, and write its 101. Raises ``HandshakeError``.
+
+        The request has been through ``_check_request``, and whoever else is to be asked.
+        """
+        key = request.headers.get_all_raw(b"sec-websocket-key")[0].decode("ascii")
         subprotocol = Handshake.choose_subprotocol(request.headers, subprotocols)
         connection = self._register(table, request, subprotocol, path_params)
         response = self._create_response(connection, key, headers)
         request.headers.compact()
         return connection, response
+
+    def _check_request(self, request: RequestHead) -> None:
+        """Raise ``HandshakeError`` for a request that has come without a framework and cannot become a connection."""
+        Handshake.check_request(request.method, request.http_version, request.headers)
+        self._admit(request)
 
     def _create_response(self, connection: Connection, key: str, headers: Iterable[HeaderField] | bytes = ()) -> bytes:
         """The 101 that tells what was agreed for a connection, which is given up if there cannot be one."""
@@ -326,10 +349,19 @@ class Hub(HubCore):
         """Count a handshake that was answered with this error's status."""
         self.refused[error.status] = self.refused.get(error.status, 0) + 1
 
-    def _admit(self, headers: Headers) -> None:
+    def _admit(self, request: RequestHead) -> None:
         """Raise ``HandshakeError`` if the hub takes no connection from this request, or none at all now."""
-        Handshake.check_origin(headers, self.config.allowed_origins)
+        if self._closing is not None:
+            raise HandshakeError(503, "The server is shutting down.")
+        self._admission.check(request.headers, request.remote_address, self.connection_count)
+
+    def _ask(self, request: RequestHead) -> Awaitable[Mapping[str, Any] | None] | Mapping[str, Any] | None:
+        """What the application says of a request: the metadata of its connection, or an awaitable of that."""
+        return self._on_upgrade(request) if self._on_upgrade is not None else None
+
+    def _check_still_open(self) -> None:
+        """Raise ``HandshakeError`` if there is no place left, after the application has taken its time to answer."""
         if self._closing is not None:
             raise HandshakeError(503, "The server is shutting down.")
         if self.connection_count >= self.config.max_connections:
-            raise HandshakeError(503, "There are too many connections.", (("Retry-After", "5"),))
+            raise HandshakeError(503, "There are too many connections.", RETRY_LATER)

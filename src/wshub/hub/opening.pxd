@@ -8,6 +8,7 @@ cdef class OpeningHandshake(Receiver):
     cdef object server
     cdef object reader           # RequestReader
     cdef readonly double deadline
+    cdef object decision         # Future of what the application says of the request, or None
     cdef bint answered
 
 

@@ -8,7 +8,9 @@ from wshub.links.link cimport Ledger, Link, Receiver
 from wshub.protocol.frame_buffer cimport RAW, FrameBuffer, frame_release
 from wshub.protocol.message cimport frame_from_octets
 
+import asyncio
 import logging
+from functools import partial
 
 from wshub.errors import HandshakeError
 from wshub.protocol.handshake import Handshake
@@ -43,6 +45,42 @@ cdef class OpeningHandshake(Receiver):
             logger.exception("a handshake has failed")
             self.refuse(HandshakeError(500, "The handshake failed on the server's side."))
 
+    @property
+    def peer(self):
+        """The client's address in the form that socket.getpeername() has, or None."""
+        return self.link.peer_name() if self.link is not None else None
+
+    def drop(self):
+        """Ends the connection without an answer."""
+        if self.link is not None:
+            self.link.abort(False)
+
+    def wait_for(self, future, request, rest):
+        """Nothing is answered, and nothing more is read, until the future is done that says whether to accept."""
+        self.decision = future
+        self.link.pause()
+        future.add_done_callback(partial(self._decided, request, rest))
+
+    def _decided(self, request, rest, future):
+        cdef Link link = self.link
+        self.decision = None
+        if link is None or link.closed:
+            # Whoever has asked is gone, and with it who would be told of an error.
+            if not future.cancelled():
+                future.exception()
+            return
+        try:
+            metadata = future.result()
+            link.resume()
+            self.server._asked(self, link, request, rest, metadata)
+        except HandshakeError as error:
+            self.refuse(error)
+        except asyncio.CancelledError:
+            self.refuse(HandshakeError(503, "The server is shutting down."))
+        except Exception:
+            logger.exception("a handshake has failed")
+            self.refuse(HandshakeError(500, "The handshake failed on the server's side."))
+
     def refuse(self, error):
         """Answers with the error, and ends the link when that has left."""
         cdef FrameBuffer *frame
@@ -65,8 +103,10 @@ cdef class OpeningHandshake(Receiver):
         self.link.abort(False)
 
     cdef void connection_lost(self, int error) noexcept:
-        self.server._pending.discard(self)
+        self.server._pending.pop(self, None)
         self.link = None
+        if self.decision is not None:
+            self.decision.cancel()
 
 
 cdef class FirstRequest(OpeningHandshake):
@@ -117,18 +157,8 @@ cdef class FirstRequest(OpeningHandshake):
         """Returns the link, which is the caller's from here on; None if it has ended."""
         cdef Link link = self.link
         self.link = None
-        self.server._pending.discard(self)
+        self.server._pending.pop(self, None)
         return link
-
-    def drop(self):
-        """Ends the connection without an answer."""
-        if self.link is not None:
-            self.link.abort(False)
-
-    @property
-    def peer(self):
-        """The client's address in the form that socket.getpeername() has, or None."""
-        return self.link.peer_name()
 
     def detach(self):
         """Returns the descriptor of the connection, which is the caller's from here on; -1 if it has ended."""

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
+import ipaddress
 import socket
 import ssl as ssl_module
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from wshub.errors import HandshakeError, MisuseError
+from wshub.hub.admission import client_address
 from wshub.hub.core import table_of
 from wshub.hub.listening import UnixAddress, bind_address
 from wshub.hub.opening import OpeningHandshake
-from wshub.protocol.request import parse_request_head
+from wshub.protocol.request import RequestHead, parse_request_head
 
 if TYPE_CHECKING:
     from wshub.hub.hub import Hub
@@ -51,7 +54,8 @@ class Server:
         self._backlog = backlog
         self._ssl = ssl
         self._reactor: Reactor | AsyncioReactor | None = None
-        self._pending: set[OpeningHandshake] = set()
+        self._pending: dict[OpeningHandshake, None] = {}
+        self._trusted = tuple(ipaddress.ip_network(proxy) for proxy in hub.config.trusted_proxies)
         self._closed: asyncio.Future[None] | None = None
 
     @property
@@ -111,7 +115,10 @@ class Server:
     def _accepted(self, link: Any) -> OpeningHandshake:
         deadline = self.hub._now() + self.hub.config.handshake_timeout_ms / 1000
         opening = OpeningHandshake(link, self, deadline)
-        self._pending.add(opening)
+        if len(self._pending) >= self.hub.config.max_pending_handshakes:
+            # Whoever is served as it should be has come and gone in less time than this one has had.
+            next(iter(self._pending)).drop()
+        self._pending[opening] = None
         return opening
 
     def _request_received(self, opening: OpeningHandshake, link: Any, head: bytes, rest: bytes) -> None:
@@ -119,8 +126,34 @@ class Server:
         request = parse_request_head(head)
         if self._path is not None and request.path != self._path:
             raise HandshakeError(404, "There is nothing at this path.")
+        client = client_address(opening.peer, request.headers, self._trusted) if self._trusted else None
+        request.remote_address = client or opening.peer
+        self.hub._check_request(request)
+        metadata = self.hub._ask(request)
+        if inspect.isawaitable(metadata):
+            opening.wait_for(asyncio.ensure_future(metadata), request, rest)
+        else:
+            self._open(opening, link, request, rest, metadata)
+
+    def _asked(self, opening: OpeningHandshake, link: Any, request: RequestHead, rest: bytes, metadata: Any) -> None:
+        """The application has answered what it was asked of a request."""
+        self.hub._check_still_open()
+        self._open(opening, link, request, rest, metadata)
+
+    def _open(
+        self,
+        opening: OpeningHandshake,
+        link: Any,
+        request: RequestHead,
+        rest: bytes,
+        metadata: Mapping[str, Any] | None,
+    ) -> None:
         connection, response = self.hub._accept_request(request, self._table, self._subprotocols)
-        self._pending.discard(opening)
+        if self._trusted and request.remote_address != opening.peer:
+            connection.forwarded_address = request.remote_address
+        if metadata:
+            connection.metadata.update(metadata)
+        self._pending.pop(opening, None)
         self.hub._open(connection, link, response, rest)
 
     def _refused(self, error: HandshakeError) -> None:

@@ -156,21 +156,22 @@ class Handshake:
     def check_origin(headers: Headers, allowed_origins: Sequence[str]) -> None:
         """Return if the request may come from where it does; raises ``HandshakeError`` with 403 if not.
 
-        With no ``allowed_origins`` everything passes. Otherwise the ``Origin`` must be one of them, as RFC
-        6454 section 6.2 serialises it: ``scheme://host``, then ``:port`` if it is not the scheme's own, and
-        no slash at the end. All of it is compared, the case of ASCII letters aside. ``null`` never passes,
-        even if listed: every sandboxed page has that origin. Nor does a request without an ``Origin``: only
-        programs other than browsers send those, and a list of origins says that only pages of these origins
-        are served. More than one ``Origin`` field is answered with 400.
+        With no ``allowed_origins``, or with ``*`` among them, everything passes. Otherwise the ``Origin`` must be one
+        of them, as RFC 6454 section 6.2 serialises it: ``scheme://host``, then ``:port`` if it is not the scheme's own,
+        and no slash at the end. All of it is compared, the case of ASCII letters aside. A host of ``*.example.com``
+        stands for every host that ends in ``.example.com``. ``null`` never passes, even if listed: every sandboxed page
+        has that origin. Nor does a request without an ``Origin``: only programs other than browsers send those, and a
+        list of origins says that only pages of these origins are served. More than one ``Origin`` field is answered
+        with 400.
         """
-        if not allowed_origins:
+        if not allowed_origins or "*" in allowed_origins:
             return
         origins = headers.get_all_raw(b"origin")
         if len(origins) > 1:
             raise HandshakeError(400, "A request has at most one Origin.")
         # As latin-1 text, no letter outside ASCII becomes one of ASCII in lower case.
         origin = origins[0].decode("latin-1").lower() if origins else ""
-        if origin in ("", "null") or not any(origin == allowed.lower() for allowed in allowed_origins):
+        if origin in ("", "null") or not any(_matches(origin, allowed.lower()) for allowed in allowed_origins):
             raise HandshakeError(403, "WebSocket connections from this origin are not allowed.")
 
     @staticmethod
@@ -250,6 +251,22 @@ class Handshake:
                 body,
             )
         )
+
+
+def _matches(origin: str, pattern: str) -> bool:
+    """Whether an origin is the one allowed, or one of them if its host begins with ``*.``: both in lower case."""
+    scheme, _, host = pattern.partition("://")
+    if not host.startswith("*."):
+        return origin == pattern
+    prefix = f"{scheme}://"
+    # What the asterisk stands for is part of a host: nothing that would end the host before.
+    found = origin[len(prefix) : -len(host) + 1]
+    return (
+        origin.startswith(prefix)
+        and origin.endswith(host[1:])
+        and bool(found)
+        and not any(character in found for character in "/:@?#")
+    )
 
 
 def _accept(key: str | bytes) -> bytes:

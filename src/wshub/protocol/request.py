@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 from urllib.parse import parse_qsl, unquote
 
 from wshub.errors import HandshakeError, MisuseError
@@ -55,7 +56,7 @@ _HOST_CHARACTERS = (
 class RequestHead:
     """The head of a request: method, target, version and header fields. Not to be changed once made."""
 
-    __slots__ = ("_query_params", "headers", "http_version", "method", "target")
+    __slots__ = ("_query_params", "headers", "http_version", "method", "remote_address", "target")
 
     def __init__(self, method: str, target: str, http_version: str, headers: Headers) -> None:
         self.method = method
@@ -66,6 +67,9 @@ class RequestHead:
         """Such as ``1.1``."""
         self.headers = headers
         """The header fields."""
+        self.remote_address: tuple[Any, ...] | None = None
+        """The client's address as ``socket.getpeername()`` has it, or as a trusted proxy tells it; ``None`` where it
+        has none, or nobody has set it."""
         self._query_params: Mapping[str, str] | None = None
 
     @property

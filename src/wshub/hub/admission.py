@@ -1,0 +1,173 @@
+"""Whom a hub takes: origins, numbers and rates of connections, and the addresses that they come from."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from wshub.errors import HandshakeError
+from wshub.hub.config import HubConfig
+from wshub.protocol.handshake import Handshake
+from wshub.protocol.headers import Headers, split_list
+
+__all__ = ["Admission", "client_address"]
+
+logger = logging.getLogger("wshub.server")
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+RETRY_LATER = (("Retry-After", "5"),)
+
+
+class Admission:
+    """Judges requests for a hub, and remembers what it has to for that.
+
+    An IPv4 address is counted as it is. Of an IPv6 address it is the first 64 bits, since that is what one customer of
+    a network has at least. A peer without an address, as on a Unix socket, is not counted.
+    """
+
+    def __init__(self, config: HubConfig, clock: Callable[[], float]) -> None:
+        self._config = config
+        self._clock = clock
+        self._all = Rate(config.max_connection_rate)
+        self._each = Rate(config.max_connection_rate_per_address)
+        self._connections: dict[str, int] = {}
+        self._warned = False
+        self.counts_addresses = bool(config.max_connections_per_address)
+        self._needs_address = self.counts_addresses or bool(config.max_connection_rate_per_address)
+
+    def check(self, headers: Headers, address: object, connections: int) -> None:
+        """Return if a request from that address may become one more connection.
+
+        Raises ``HandshakeError``: 403 for its origin, 429 if there is too much from its address, 503 if there is too
+        much altogether.
+        """
+        config = self._config
+        if config.allowed_origins:
+            Handshake.check_origin(headers, config.allowed_origins)
+        elif not self._warned:
+            self._warn_of_origins(headers)
+        if connections >= config.max_connections:
+            raise HandshakeError(503, "There are too many connections.", RETRY_LATER)
+        if self._needs_address:
+            self._check_address(address_key(address))
+        if config.max_connection_rate and not self._all.take("", self._clock()):
+            raise HandshakeError(503, "There are too many new connections.", RETRY_LATER)
+
+    def _check_address(self, key: str | None) -> None:
+        config = self._config
+        if key is None:
+            return
+        if self.counts_addresses and self._connections.get(key, 0) >= config.max_connections_per_address:
+            raise HandshakeError(429, "There are too many connections from this address.", RETRY_LATER)
+        if config.max_connection_rate_per_address and not self._each.take(key, self._clock()):
+            raise HandshakeError(429, "There are too many new connections from this address.", RETRY_LATER)
+
+    def enter(self, address: object) -> str | None:
+        """Count a connection from that address, if that is to be counted. Returns what ``leave`` takes."""
+        key = address_key(address)
+        if key is not None:
+            self._connections[key] = self._connections.get(key, 0) + 1
+        return key
+
+    def leave(self, key: str) -> None:
+        """A connection that was counted has ended."""
+        left = self._connections[key] - 1
+        if left:
+            self._connections[key] = left
+        else:
+            del self._connections[key]
+
+    def sweep(self) -> None:
+        """Forget what has no bearing on the future."""
+        self._each.forget(self._clock())
+
+    def _warn_of_origins(self, headers: Headers) -> None:
+        """Say once, at the first sign of it, that pages of anybody can use the sessions of this server's users."""
+        if not headers.get_all_raw(b"cookie"):
+            return
+        origins = headers.get_all_raw(b"origin")
+        host = headers.get_all_raw(b"host")
+        if not origins or (host and origins[0].partition(b"://")[2].lower() == host[0].lower()):
+            return
+        self._warned = True
+        logger.warning(
+            "a page of another origin has connected, with a cookie: if cookies authenticate, set allowed_origins to "
+            'the origins of your pages, or to ("*",) if pages of anybody may use the sessions of your users'
+        )
+
+
+class Rate:
+    """Token buckets, one for each key: so many in a second, and those of one second all at once."""
+
+    def __init__(self, per_second: int) -> None:
+        self._per_second = per_second
+        self._full_at: dict[str, float] = {}
+
+    def take(self, key: str, now: float) -> bool:
+        """Whether there is a token left, which is gone then."""
+        full_at = max(self._full_at.get(key, now), now) + 1 / self._per_second
+        # A rounding error must not cost a token.
+        if full_at - now > 1 + 1e-9:
+            return False
+        self._full_at[key] = full_at
+        return True
+
+    def forget(self, now: float) -> None:
+        """Drop every bucket that is full again."""
+        if self._full_at:
+            self._full_at = {key: full_at for key, full_at in self._full_at.items() if full_at > now}
+
+
+def address_key(address: object) -> str | None:
+    """What connections of one client have in common, of an address as ``socket.getpeername()`` has it."""
+    if not isinstance(address, tuple) or not address or not isinstance(address[0], str):
+        return None
+    host: str = address[0]
+    if ":" not in host:
+        return host or None
+    try:
+        parsed = ipaddress.IPv6Address(host)
+    except ValueError:
+        return host
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
+    return parsed.packed[:8].hex()
+
+
+def client_address(peer: Any, headers: Headers, trusted: Iterable[Network]) -> tuple[str, int] | None:
+    """The client that trusted proxies tell of in ``X-Forwarded-For``, with 0 for its port; ``None`` if it is the peer.
+
+    Each proxy appends whom it was connected by, so the last address that is not a trusted proxy's is the client's. What
+    stands before it anybody could have written.
+    """
+    trusted = tuple(trusted)
+    if not trusted:
+        return None
+    values = headers.get_all_raw(b"x-forwarded-for")
+    host = peer[0] if isinstance(peer, tuple) else None
+    # A peer without an address has come over a Unix socket: who may connect to that is for the file system to say.
+    if not values or (host is not None and not _is_in(host, trusted)):
+        return None
+    client = None
+    for element in reversed(split_list(values)):
+        client = element.decode("latin-1")
+        if not _is_in(client, trusted):
+            break
+    try:
+        ipaddress.ip_address(client or "")
+    except ValueError:
+        return None
+    return (client, 0) if client is not None else None
+
+
+def _is_in(host: str, networks: Iterable[Network]) -> bool:
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    return any(address in network for network in networks)

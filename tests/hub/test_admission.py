@@ -1,0 +1,288 @@
+"""Whom a hub takes: numbers, rates, addresses, origins, and what the application says of a request."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import websockets
+
+from tests.hub.conftest import Clock, connected, serving
+from tests.hub.peers import REQUEST, port_of, raw_peer
+from wshub import ConfigurationError, EventHandler, HandshakeError, Hub, HubConfig, MisuseError
+from wshub.hub.admission import Rate, address_key, client_address
+from wshub.protocol.headers import Headers
+
+
+async def status_of(url: str, **headers: str) -> int:
+    """The status that answers a handshake; a connection that comes of it is closed."""
+    try:
+        async with connected(url, additional_headers=headers):
+            return 101
+    except websockets.InvalidStatus as error:
+        return error.response.status_code
+
+
+def test_connections_of_one_address_are_bounded_and_counted_until_they_end(run) -> None:
+    async def scenario() -> None:
+        settings = {"max_connections_per_address": 2, "trusted_proxies": ("127.0.0.1",)}
+        async with serving(EventHandler(), **settings) as (hub, url):
+            async with connected(url), connected(url):
+                assert await status_of(url) == 429
+                assert await status_of(url, **{"X-Forwarded-For": "192.0.2.1"}) == 101
+            while hub.connection_count:
+                await asyncio.sleep(0)
+            assert await status_of(url) == 101
+            assert hub.refused == {429: 1}
+            while hub.connection_count:
+                await asyncio.sleep(0)
+            assert hub._admission._connections == {}
+
+    run(scenario())
+
+
+def test_new_connections_in_a_second_are_bounded_for_each_address_and_in_total(run, clock: Clock) -> None:
+    async def scenario() -> None:
+        settings = {
+            "max_connection_rate": 5,
+            "max_connection_rate_per_address": 3,
+            "trusted_proxies": ("127.0.0.0/8",),
+            "clock": clock,
+        }
+        async with serving(EventHandler(), **settings) as (hub, url):
+            assert [await status_of(url) for _ in range(4)] == [101, 101, 101, 429]
+            other = {"X-Forwarded-For": "192.0.2.1"}
+            assert [await status_of(url, **other) for _ in range(3)] == [101, 101, 503]
+            clock.now += 0.4
+            assert [await status_of(url) for _ in range(2)] == [101, 429]
+            clock.now += 10
+            hub._admission.sweep()
+            assert hub._admission._each._full_at == {}
+            assert [await status_of(url) for _ in range(4)] == [101, 101, 101, 429]
+
+    run(scenario())
+
+
+def test_a_bucket_gives_as_many_in_a_second_as_it_says() -> None:
+    rate = Rate(10)
+    assert sum(rate.take("a", 1000 + step / 1000) for step in range(10_000)) in range(109, 112)
+    assert sum(rate.take("b", 1000) for _ in range(100)) == 10
+
+
+@pytest.mark.parametrize(
+    ("address", "key"),
+    [
+        (("192.0.2.1", 5), "192.0.2.1"),
+        (("2001:db8:1:2:3:4:5:6", 5, 0, 0), "20010db800010002"),
+        (("2001:db8:1:2::1", 5, 0, 0), "20010db800010002"),
+        (("::ffff:192.0.2.1", 5, 0, 0), "192.0.2.1"),
+        (("fe80::1%eth0", 5, 0, 2), "fe80000000000000"),
+        (("nonsense:", 5), "nonsense:"),
+        (None, None),
+        ((), None),
+        (("", 0), None),
+    ],
+)
+def test_an_address_is_counted_by_what_a_customer_of_a_network_has(address: object, key: str | None) -> None:
+    assert address_key(address) == key
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "client"),
+    [
+        (("10.0.0.1", 1), ["192.0.2.7"], ("192.0.2.7", 0)),
+        (("10.0.0.1", 1), ["203.0.113.9, 192.0.2.7, 10.0.0.2"], ("192.0.2.7", 0)),
+        (("10.0.0.1", 1), ["203.0.113.9", "192.0.2.7"], ("192.0.2.7", 0)),
+        (("::ffff:10.0.0.1", 1, 0, 0), ["2001:db8::1"], ("2001:db8::1", 0)),
+        (None, ["192.0.2.7"], ("192.0.2.7", 0)),
+        (("10.0.0.1", 1), ["10.0.0.9"], ("10.0.0.9", 0)),
+        (("10.0.0.1", 1), ["192.0.2.7, unknown"], None),
+        (("10.0.0.1", 1), ["192.0.2.7, <script>"], None),
+        (("10.0.0.1", 1), [""], None),
+        (("10.0.0.1", 1), [], None),
+        (("192.0.2.66", 1), ["192.0.2.7"], None),
+    ],
+)
+def test_a_proxy_is_believed_if_it_is_trusted_and_only_as_far(peer: Any, forwarded: list[str], client: Any) -> None:
+    headers = Headers((b"x-forwarded-for", value.encode()) for value in forwarded)
+    assert client_address(peer, headers, [ipaddress.ip_network("10.0.0.0/8")]) == client
+    assert client_address(peer, headers, []) is None
+
+
+def test_the_address_that_a_trusted_proxy_tells_is_that_of_the_connection(run) -> None:
+    async def scenario() -> None:
+        opened: list[Any] = []
+        handler = EventHandler(on_open=lambda connection: opened.append(connection.remote_address))
+        for trusted, expected in ((("127.0.0.1",), "192.0.2.7"), ((), "127.0.0.1")):
+            async with serving(handler, trusted_proxies=trusted) as (_, url):
+                assert await status_of(url, **{"X-Forwarded-For": "203.0.113.1, 192.0.2.7"}) == 101
+            assert opened.pop()[0] == expected
+
+    run(scenario())
+
+
+def test_half_open_handshakes_keep_nobody_out(run) -> None:
+    """5,000 requests that never end, of which the hub keeps as many as it is told to; others are served meanwhile."""
+
+    async def scenario() -> None:
+        with contextlib.ExitStack() as half_open:
+            async with serving(EventHandler(), max_pending_handshakes=256) as (_, url):
+                for block in range(50):
+                    for _ in range(100):
+                        client = half_open.enter_context(socket.create_connection(("127.0.0.1", port_of(url))))
+                        client.sendall(REQUEST[: 10 + block])
+                    assert await status_of(url) == 101
+
+    run(scenario())
+
+
+def test_the_oldest_half_open_handshake_makes_room(run) -> None:
+    async def scenario() -> None:
+        async with serving(EventHandler(), max_pending_handshakes=2) as (_, url):
+            streams = [await asyncio.open_connection("127.0.0.1", port_of(url)) for _ in range(2)]
+            for _, writer in streams:
+                writer.write(b"GET ")
+            await asyncio.sleep(0.05)
+            assert await status_of(url) == 101
+            assert await streams[0][0].read() == b""
+            streams[1][1].write(REQUEST[4:])
+            assert (await streams[1][0].readline()).startswith(b"HTTP/1.1 101 ")
+            for _, writer in streams:
+                writer.transport.abort()
+
+    run(scenario())
+
+
+async def in_a_moment(answer: Any) -> Any:
+    await asyncio.sleep(0.01)
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_on_upgrade_accepts_refuses_and_attaches_metadata(run, waits: bool, caplog) -> None:
+    def decide(request) -> Mapping[str, Any] | None:
+        token = request.query_params.get("token")
+        assert request.remote_address[0] == "127.0.0.1"
+        if token == "raises":
+            raise ValueError("secret")
+        if token is None:
+            raise HandshakeError(401, "Who are you?", (("WWW-Authenticate", "Bearer"),))
+        return {"user": token}
+
+    async def decide_later(request) -> Mapping[str, Any] | None:
+        try:
+            answer: Any = decide(request)
+        except Exception as error:
+            answer = error
+        return await in_a_moment(answer)
+
+    async def scenario() -> None:
+        users = []
+        handler = EventHandler(on_open=lambda connection: users.append(connection.metadata["user"]))
+        hub = Hub(on_upgrade=decide_later if waits else decide)
+        async with hub.serve("127.0.0.1", 0, handler) as server:
+            url = f"ws://127.0.0.1:{server.port}/"
+            async with raw_peer(url, handshake=False) as peer:
+                # What a client sends ahead of the answer is not lost while that is waited for.
+                peer.write(REQUEST.replace(b"GET /", b"GET /?token=ada", 1))
+                assert b" 101 " in await peer.reader.readuntil(b"\r\n\r\n")
+            assert await status_of(f"{url}?token=bob") == 101
+            assert users == ["ada", "bob"]
+            with pytest.raises(websockets.InvalidStatus) as refused:
+                await websockets.connect(url, proxy=None)
+            assert refused.value.response.status_code == 401
+            assert refused.value.response.headers["WWW-Authenticate"] == "Bearer"
+            assert refused.value.response.body == b"Who are you?"
+            assert await status_of(f"{url}?token=raises") == 500
+            assert hub.refused[401] == 1
+            assert [record.levelname for record in caplog.records] == ["ERROR"]
+
+    run(scenario())
+
+
+def test_a_client_that_leaves_or_an_application_that_takes_too_long_ends_the_question(run, clock: Clock) -> None:
+    async def scenario() -> None:
+        asked: list[asyncio.Task[Any]] = []
+
+        async def decide(request) -> None:
+            asked.append(asyncio.current_task())
+            await asyncio.Event().wait()
+
+        hub = Hub(clock=clock, on_upgrade=decide)
+        async with hub.serve("127.0.0.1", 0, EventHandler()) as server:
+            url = f"ws://127.0.0.1:{server.port}/"
+            for leaves in (True, False):
+                async with raw_peer(url, handshake=False) as peer:
+                    peer.write(REQUEST)
+                    while not asked:
+                        await asyncio.sleep(0)
+                    if leaves:
+                        peer.reset()
+                    else:
+                        clock.now += 11
+                        server._expire()
+                    with pytest.raises(asyncio.CancelledError):
+                        await asked.pop()
+            assert hub.connection_count == 0
+
+    run(scenario())
+
+
+def test_what_cannot_be_called_is_no_hook() -> None:
+    with pytest.raises(MisuseError, match="on_upgrade"):
+        Hub(on_upgrade=5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("headers", "warned"),
+    [
+        ({"Cookie": "session=1", "Origin": "https://evil.example"}, True),
+        ({"Cookie": "session=1", "Origin": "null"}, True),
+        ({"Cookie": "session=1"}, False),
+        ({"Origin": "https://evil.example"}, False),
+    ],
+)
+@pytest.mark.parametrize("allowed", [(), ("*",)])
+def test_a_page_of_anybody_with_a_cookie_is_warned_of_once_unless_it_is_allowed(
+    run, caplog, headers: dict[str, str], warned: bool, allowed: tuple[str, ...]
+) -> None:
+    async def scenario() -> None:
+        async with serving(EventHandler(), allowed_origins=allowed) as (_, url):
+            same = {"Cookie": "session=1", "Origin": f"http://127.0.0.1:{port_of(url)}"}
+            assert await status_of(url, **same) == 101
+            assert caplog.records == []
+            for _ in range(3):
+                assert await status_of(url, **headers) == 101
+            assert [record.levelno for record in caplog.records] == [logging.WARNING] * (warned and not allowed)
+            assert "session=1" not in caplog.text
+            assert "evil" not in caplog.text
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"allowed_origins": ("https://*",)}, "allowed_origins"),
+        ({"allowed_origins": ("https://a.*.example",)}, "allowed_origins"),
+        ({"allowed_origins": ("*://example.com",)}, "allowed_origins"),
+        ({"allowed_origins": ("https://*example.com",)}, "allowed_origins"),
+        ({"trusted_proxies": "10.0.0.1"}, "trusted_proxies"),
+        ({"trusted_proxies": ("proxy",)}, "trusted_proxies"),
+        ({"trusted_proxies": ("10.0.0.1/8",)}, "trusted_proxies"),
+        ({"max_connections_per_address": -1}, "max_connections_per_address"),
+        ({"max_connection_rate": -1}, "max_connection_rate"),
+        ({"max_pending_handshakes": 0}, "max_pending_handshakes"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], name: str) -> None:
+    with pytest.raises(ConfigurationError, match=name):
+        HubConfig(**settings)
