@@ -1,7 +1,8 @@
 """Builds the native modules; all else about the package is in pyproject.toml.
 
 ``WSHUB_BUILD`` chooses how: ``release`` (the default), ``debug`` (no optimisation, debug symbols), ``sanitize``
-(AddressSanitizer and UndefinedBehaviorSanitizer) or ``profile`` (release, with symbols and line directives).
+(AddressSanitizer and UndefinedBehaviorSanitizer), ``fuzz`` (these and libFuzzer's coverage, with clang) or ``profile``
+(release, with symbols and line directives).
 ``WSHUB_WITHOUT_REACTOR=1`` leaves the reactor out, as on a platform without epoll.
 """
 
@@ -27,6 +28,17 @@ FLAGS: dict[str, tuple[list[str], list[str]]] = {
             "-fno-sanitize-recover=undefined",
         ],
         ["-fsanitize=address,undefined"],
+    ),
+    "fuzz": (
+        [
+            "-O1",
+            "-g",
+            "-fno-omit-frame-pointer",
+            "-fsanitize=address,undefined,fuzzer-no-link",
+            "-fno-sanitize-recover=undefined",
+        ],
+        # What they refer to is in the library that is loaded before them.
+        [],
     ),
 }
 

@@ -23,13 +23,14 @@ from tests.app.conftest import listening
 from tests.hub.conftest import connected
 from tests.hub.peers import REQUEST
 from tests.reactor import needs_reactor
-from wshub import EventHandler, Hub, HubConfig
+from wshub import Connection, EventHandler, HandshakeError, Hub, HubConfig
 from wshub.app import App, Context
 from wshub.app.acceptor import FIRST_REQUEST_TIMEOUT
 from wshub.app.event_loop import accept_natively
 from wshub.app.native_routes import find_native_route, native_hubs
 from wshub.app.serving import PROTOCOL_CLASS
 from wshub.app.uvicorn_protocol import WebSocketProtocol
+from wshub.protocol.request import RequestHead
 
 pytestmark = needs_reactor
 
@@ -381,5 +382,55 @@ def test_a_hub_without_the_reactor_is_served_through_uvicorn(run, protocols) -> 
             await client.send("hi")
             assert await client.recv() == "hi"
             assert len(protocols) == 1
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_on_upgrade_is_asked_of_every_request_whoever_serves_it(run, http, waits) -> None:
+    def decide(request: RequestHead) -> dict[str, Any]:
+        assert request.remote_address is not None
+        assert request.remote_address[0] == "127.0.0.1"
+        if "token" not in request.query_params:
+            raise HandshakeError(401, "Who are you?", (("WWW-Authenticate", "Bearer"),))
+        return {"user": request.query_params["token"]}
+
+    async def decide_later(request: RequestHead) -> dict[str, Any]:
+        await asyncio.sleep(0.001)
+        return decide(request)
+
+    def greet(connection: Connection) -> None:
+        connection.send(connection.metadata["user"])
+
+    async def scenario() -> None:
+        app = App()
+        hub = app.enable_websocket(on_upgrade=decide_later if waits else decide)
+        handler = EventHandler(on_open=greet)
+
+        @app.websocket("/endpoint")
+        async def endpoint(connection: Connection) -> None:
+            greet(connection)
+            await connection.receive()
+
+        @app.get("/handled")
+        def handled(ctx: Any) -> None:
+            hub.register(handler)
+
+        mounted = Starlette(routes=[Mount("/app", app), WebSocketRoute("/hub", hub.asgi(handler))])
+        paths = ["/app/endpoint", "/hub"] if waits else ["/app/endpoint", "/hub", "/app/handled"]
+        async with accepting(mounted, http) as address:
+            for path in paths:
+                async with connected(f"ws://{address}{path}?token=ada") as client:
+                    assert await client.recv() == "ada"
+                with pytest.raises(websockets.InvalidStatus) as caught:
+                    await websockets.connect(f"ws://{address}{path}", proxy=None)
+                assert caught.value.response.status_code == 401
+                assert caught.value.response.body == b"Who are you?"
+                assert caught.value.response.headers["WWW-Authenticate"] == "Bearer"
+            if waits:
+                with pytest.raises(websockets.InvalidStatus) as caught:
+                    await websockets.connect(f"ws://{address}/app/handled?token=ada", proxy=None)
+                assert caught.value.response.status_code == 500
+            assert hub.refused == {401: len(paths)}
 
     run(scenario())

@@ -13,7 +13,7 @@ from wshub.app.router import Router
 from wshub.app.serving import run
 from wshub.errors import MisuseError
 from wshub.hub.config import HubConfig
-from wshub.hub.hub import Hub
+from wshub.hub.hub import Hub, UpgradeHook
 
 __all__ = ["App"]
 
@@ -55,18 +55,22 @@ class App:
         self._options = starlette
         self._starlette: Starlette | None = None
 
-    def enable_websocket(self, config: HubConfig | None = None, **settings: Any) -> Hub:
+    def enable_websocket(
+        self, config: HubConfig | None = None, *, on_upgrade: UpgradeHook | None = None, **settings: Any
+    ) -> Hub:
         """Give the application a hub, which is ``app.ws_hub`` from here on, and return it.
 
         Args:
             config: the hub's settings; or
             settings: the fields of a HubConfig, each by its name.
+            on_upgrade: what is asked of each request, as in ``Hub``. A coroutine function is for routes of coroutines
+                (``app.websocket``): ``register()`` cannot wait for it.
         """
         if self.ws_hub is not None:
             raise MisuseError("the application has its hub already: app.ws_hub")
         if config is not None and settings:
             raise MisuseError("give enable_websocket() a HubConfig or settings by name, not both")
-        self.ws_hub = Hub(config if config is not None else HubConfig(**settings))
+        self.ws_hub = Hub(config if config is not None else HubConfig(**settings), on_upgrade=on_upgrade)
         return self.ws_hub
 
     def require_hub(self) -> Hub:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from wshub.links.asyncio_reactor import AsyncioReactor
     from wshub.links.reactor import Reactor
 
-__all__ = ["Hub"]
+__all__ = ["Hub", "UpgradeHook"]
 
 UpgradeHook: TypeAlias = Callable[[RequestHead], Awaitable[Mapping[str, Any] | None] | Mapping[str, Any] | None]
 

@@ -136,7 +136,8 @@ cdef class AsyncioLink(Link):
         self.flush_now()
         if not queue_is_empty(&self.queue):
             return
-        if self.notify_drained and self.receiver is not None:
+        # A transport that asks for a pause has more than it should of what was queued.
+        if self.notify_drained and not self.blocked and self.receiver is not None:
             self.notify_drained = False
             self.receiver.drained()
         if self.finishing and not self.closing_transport and queue_is_empty(&self.queue):

@@ -1,0 +1,72 @@
+"""Writes the first inputs of the corpus: ``python -m tests.fuzz.seeds``. What fuzzing has found stands beside them."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+
+from tests.fuzz.targets import compressed_frame
+from wshub.protocol.frame import Frame, Opcode
+
+CORPUS = Path(__file__).parent / "corpus"
+REQUEST = (
+    b"GET /chat?token=1 HTTP/1.1\r\nHost: example.com\r\nUpgrade: websocket\r\nConnection: keep-alive, Upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+)
+
+
+def masked(*frames: Frame) -> bytes:
+    return b"".join(frame.with_mask(b"\x9a\x01\xff\x5c").encode() for frame in frames)
+
+
+def deflated(payload: bytes) -> bytes:
+    compressor = zlib.compressobj(6, zlib.DEFLATED, -15)
+    return (compressor.compress(payload) + compressor.flush(zlib.Z_SYNC_FLUSH))[:-4]
+
+
+FRAMES = {
+    "text": masked(Frame.text("grüße")),
+    "conversation": masked(Frame.ping(b"p"), Frame.text("a"), Frame.pong(b""), Frame.close(1000, "bye")),
+    "fragments": masked(
+        Frame(Opcode.TEXT, b"\xe2\x82", fin=False), Frame.ping(b""), Frame(Opcode.CONTINUATION, b"\xac")
+    ),
+    "lengths": masked(Frame.binary(bytes(126)), Frame.binary(bytes(65_536))),
+    "length-2-63": b"\x82\xff\x80" + bytes(11),
+    "length-2-62": b"\x82\xff\x40" + bytes(11),
+    "unmasked": Frame.text("x").encode(),
+    "compressed": compressed_frame(deflated(b"hello hello hello")) * 2,
+    "close-1": masked(Frame(Opcode.CLOSE, b"\x03")),
+}
+HANDSHAKES = {
+    "plain": REQUEST + b"\r\n",
+    "full": REQUEST
+    + b"Origin: https://a.example.org\r\nSec-WebSocket-Protocol: superchat, chat\r\n"
+    + b"Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits, x-webkit\r\n\r\nrest",
+    "two-hosts": REQUEST + b"Host: evil.example\r\n\r\n",
+    "folded": REQUEST + b"X: a\r\n b\r\n\r\n",
+    "body": REQUEST + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\nhello",
+    "absolute": REQUEST.replace(b"/chat", b"http://example.com/chat") + b"\r\n",
+    "http-1.0": REQUEST.replace(b"1.1", b"1.0") + b"\r\n",
+    "tls": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+}
+
+
+def write(target: str, name: str, data: bytes) -> None:
+    path = CORPUS / target / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
+def main() -> None:
+    """Write all of them."""
+    for name, octets in FRAMES.items():
+        write("parser", name, bytes([5, 1, 7]) + octets)
+    for name, octets in HANDSHAKES.items():
+        write("handshake", name, b"\x05" + octets)
+    for index, payload in enumerate((b"hello hello hello", bytes(20_000), b"\x00", bytes(range(256)))):
+        write("deflate", f"message-{index}", bytes([index, 1]) + payload)
+        write("deflate", f"stream-{index}", bytes([index, 0xC0]) + deflated(payload))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""What is fuzzed: each target takes any octets, and raises only where the code under test is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from wshub.errors import HandshakeError, InvalidMessageError, ProtocolError
+from wshub.protocol.close_code import is_valid_on_wire
+from wshub.protocol.compression import CompressionConfig
+from wshub.protocol.deflate import DeflatePool
+from wshub.protocol.handshake import Handshake
+from wshub.protocol.message import Message, MessageType
+from wshub.protocol.parser import FrameParser
+from wshub.protocol.permessage_deflate import PermessageDeflate, negotiate
+from wshub.protocol.request import RequestReader, parse_request_head
+
+LIMITS = (0, 1, 125, 126, 1000, 65_536, 1 << 20, 1 << 40)
+COMPRESSION = CompressionConfig(threshold=0, server_context_takeover=True, client_context_takeover=True)
+POOL = DeflatePool(COMPRESSION)
+
+
+def pieces_of(data: bytes, pattern: int) -> list[bytes]:
+    """The data in pieces, as a network might deliver it: whole, octet by octet, or in some other lengths."""
+    if pattern == 0:
+        return [data]
+    if pattern == 1:
+        return [data[index : index + 1] for index in range(len(data))]
+    pieces = []
+    start = 0
+    while start < len(data):
+        pattern = pattern * 1_103_515_245 + 12_345 & 0x7FFF_FFFF
+        length = 1 + pattern % 61
+        pieces.append(data[start : start + length])
+        start += length
+    return pieces
+
+
+def plain(events: list) -> list:
+    """Events as values that compare with ==."""
+    result: list = []
+    for name, value in events:
+        if isinstance(value, Message):
+            result.append((name, value.type, bytes(value)))
+        elif isinstance(value, ProtocolError):
+            result.append((name, value.code, value.reason))
+        else:
+            result.append((name, value))
+    return result
+
+
+def negotiated(offer: bytes) -> PermessageDeflate | None:
+    return negotiate(COMPRESSION, [offer])
+
+
+AGREEMENTS = (
+    None,
+    negotiated(b"permessage-deflate"),
+    negotiated(b"permessage-deflate; client_no_context_takeover"),
+    negotiated(b"permessage-deflate; client_max_window_bits=9"),
+)
+
+
+def check_events(events: list, limit: int) -> None:
+    """Hold what is true of every sequence of events."""
+    for index, (name, *value) in enumerate(events):
+        if name == "message":
+            kind, payload = value
+            assert len(payload) <= limit
+            if kind is MessageType.TEXT:
+                payload.decode()
+        elif name in ("ping", "pong"):
+            assert len(value[0]) <= 125
+        elif name == "close":
+            code, payload = value[0]
+            assert code == 1005 or is_valid_on_wire(code)
+            payload[2:].decode()
+            assert index == len(events) - 1
+        else:
+            assert name == "failure"
+            assert value[0] in (1002, 1007, 1009)
+            assert index == len(events) - 1
+
+
+def fuzz_parser(data: bytes) -> None:
+    """However the octets arrive, and wherever they are put, the events are the same."""
+    if len(data) < 3:
+        return
+    limit = LIMITS[data[0] % len(LIMITS)]
+    compression = AGREEMENTS[data[1] % len(AGREEMENTS)]
+    octets = data[3:]
+    whole = FrameParser(limit or 1, compression)
+    expected = plain(whole.feed(octets))
+    check_events(expected, limit or 1)
+    for feed in ("feed", "feed_directly"):
+        parser = FrameParser(limit or 1, compression)
+        events: list = []
+        for piece in pieces_of(octets, data[2]):
+            events += plain(getattr(parser, feed)(piece))
+        assert events == expected, (feed, events, expected)
+        assert parser.stopped == whole.stopped
+        if parser.stopped:
+            assert parser.feed(b"\x81\x80abcd") == []
+
+
+def fuzz_handshake(data: bytes) -> None:
+    """However a request arrives, it is taken or refused in the same way, and answered in clean lines."""
+    if not data:
+        return
+    octets = data[1:]
+    expected = outcome_of([octets])
+    assert outcome_of(pieces_of(octets, data[0])) == expected
+    if isinstance(expected, HandshakeError):
+        return
+    kind, value = expected
+    response = value if kind == "accepted" else Handshake.create_error_response(HandshakeError(*value))
+    head, _, _ = response.partition(b"\r\n\r\n")
+    lines = head.split(b"\r\n")
+    assert lines[0].startswith(b"HTTP/1.1 101 " if kind == "accepted" else b"HTTP/1.1 ")
+    for line in lines[1:]:
+        name, separator, field = line.partition(b": ")
+        assert separator
+        assert name.replace(b"-", b"").isalnum()
+        assert not field.translate(None, bytes(range(0x20, 0x7F)) + bytes(range(0x80, 0x100)))
+
+
+def outcome_of(pieces: list[bytes]) -> tuple:
+    """What becomes of a request: the answer, or status and reason, or that it is not complete."""
+    reader = RequestReader()
+    try:
+        for index, piece in enumerate(pieces):
+            found = reader.feed(piece)
+            if found is not None:
+                head, rest = found
+                assert rest + b"".join(pieces[index + 1 :]) == b"".join(pieces)[len(head) :]
+                break
+        else:
+            return ("refused", (408, "incomplete"))
+        request = parse_request_head(head)
+        assert request.path is not None
+        assert dict(request.query_params) is not None
+        key = Handshake.check_request(request.method, request.http_version, request.headers)
+        Handshake.check_origin(request.headers, ("https://example.com", "https://*.example.org"))
+        subprotocol = Handshake.choose_subprotocol(request.headers, ("chat", "superchat"))
+        agreed = negotiate(COMPRESSION, request.headers.get_all_raw(b"sec-websocket-extensions"))
+        extensions = agreed.response if agreed is not None else None
+        return ("accepted", Handshake.create_response(key, subprotocol=subprotocol, extensions=extensions))
+    except HandshakeError as error:
+        return ("refused", (error.status, error.reason, error.headers))
+
+
+def fuzz_deflate(data: bytes) -> None:
+    """What is compressed comes back as it was; what only looks compressed is no bigger than allowed, or fails."""
+    if len(data) < 2:
+        return
+    octets = data[2:]
+    compression = AGREEMENTS[1 + data[0] % (len(AGREEMENTS) - 1)]
+    limit = (100, 10_000)[data[1] & 1]
+    events = plain(FrameParser(limit, compression).feed(compressed_frame(octets) * (1 + (data[1] >> 6))))
+    check_events(events, limit)
+    try:
+        message = Message(octets.decode()) if data[1] & 2 else Message(octets)
+    except (UnicodeDecodeError, InvalidMessageError):
+        return
+    form = POOL.compress_message(message, 8 + data[1] % 8)
+    if form is not None:
+        assert len(form) < len(message)
+        received = plain(FrameParser(1 << 20, AGREEMENTS[1]).feed(compressed_frame(form)))
+        assert received == [("message", MessageType.BINARY, octets)]
+
+
+def compressed_frame(payload: bytes) -> bytes:
+    """A client's binary frame that says that its payload is compressed, under a key that leaves it as it is."""
+    if len(payload) < 126:
+        length = bytes([0x80 | len(payload)])
+    elif len(payload) < 1 << 16:
+        length = b"\xfe" + len(payload).to_bytes(2, "big")
+    else:
+        length = b"\xff" + len(payload).to_bytes(8, "big")
+    return b"\xc2" + length + bytes(4) + payload
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    "parser": fuzz_parser,
+    "handshake": fuzz_handshake,
+    "deflate": fuzz_deflate,
+}
