@@ -132,7 +132,8 @@ class Acceptor:
         route, request = found
         hub = route.hub
         client = self._client_of(first, request)
-        request.remote_address = client or first.peer
+        if hub._wants_address:
+            request.remote_address = client or first.peer
         try:
             hub._check_request(request)
             connection, response = hub._accept_request(

@@ -36,7 +36,7 @@ class Admission:
         self._connections: dict[str, int] = {}
         self._warned = False
         self.counts_addresses = bool(config.max_connections_per_address)
-        self._needs_address = self.counts_addresses or bool(config.max_connection_rate_per_address)
+        self.needs_address = self.counts_addresses or bool(config.max_connection_rate_per_address)
 
     def check(self, headers: Headers, address: object, connections: int) -> None:
         """Return if a request from that address may become one more connection.
@@ -51,7 +51,7 @@ class Admission:
             self._warn_of_origins(headers)
         if connections >= config.max_connections:
             raise HandshakeError(503, "There are too many connections.", RETRY_LATER)
-        if self._needs_address:
+        if self.needs_address:
             self._check_address(address_key(address))
         if config.max_connection_rate and not self._all.take("", self._clock()):
             raise HandshakeError(503, "There are too many new connections.", RETRY_LATER)

@@ -150,7 +150,8 @@ def check_scope(hub: Hub, scope: Mapping[str, Any]) -> RequestHead:
     headers = Headers(scope["headers"])
     request = RequestHead(scope.get("method", "GET"), _target_of(scope), scope.get("http_version", "1.1"), headers)
     client = scope.get("client")
-    request.remote_address = tuple(client) if client else None
+    if client and hub._wants_address:
+        request.remote_address = tuple(client)
     try:
         hub._admit(request)
     except HandshakeError as error:

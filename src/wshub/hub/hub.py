@@ -61,6 +61,8 @@ class Hub(HubCore):
             raise MisuseError(f"on_upgrade must be a function or a coroutine function, not {on_upgrade!r}")
         self._on_upgrade = on_upgrade
         self._admission = self._set_admission(Admission(self.config, clock))
+        # To find it out for every connection, and to keep it, costs what most hubs have no use for.
+        self._wants_address = on_upgrade is not None or self._admission.needs_address
         self._sweeper: asyncio.TimerHandle | None = None
         self._closing: asyncio.Task[None] | None = None
         self._expire_handshakes: list[Callable[[], None]] = []

@@ -126,8 +126,9 @@ class Server:
         request = parse_request_head(head)
         if self._path is not None and request.path != self._path:
             raise HandshakeError(404, "There is nothing at this path.")
-        client = client_address(opening.peer, request.headers, self._trusted) if self._trusted else None
-        request.remote_address = client or opening.peer
+        if self._trusted or self.hub._wants_address:
+            peer = opening.peer
+            request.remote_address = client_address(peer, request.headers, self._trusted) or peer
         self.hub._check_request(request)
         metadata = self.hub._ask(request)
         if inspect.isawaitable(metadata):

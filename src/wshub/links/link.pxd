@@ -52,13 +52,13 @@ cdef class Receiver:
 cdef class Link:
     # What every write touches comes first, to be in as few lines of the cache as can be.
     cdef FrameQueue queue  # owns its frames
-    cdef bint blocked      # the last attempt to send left something behind
-    cdef bint closed       # gone, or going at the end of this turn: connection_lost() has been or will be called
-    cdef bint without_pings   # it cannot carry pings or pongs: whether the peer lives is for others to find out
-    cdef bint notify_drained  # the receiver asked to be told, once, when the queue is empty
-    cdef bint tells_drained   # ... and asks for it again each time that something is left behind
-    cdef bint fell_behind     # something was left behind since the receiver was last told of the empty queue
-    cdef bint has_sent        # something was taken since whoever watches for a stall has looked
+    cdef uint8_t blocked      # the last attempt to send left something behind
+    cdef uint8_t closed       # gone, or going at the end of this turn: connection_lost() has been or will be called
+    cdef uint8_t without_pings   # it cannot carry pings or pongs: whether the peer lives is for others to find out
+    cdef uint8_t notify_drained  # the receiver asked to be told, once, when the queue is empty
+    cdef uint8_t tells_drained   # ... and asks for it again each time that something is left behind
+    cdef uint8_t fell_behind     # something was left behind since the receiver was last told of the empty queue
+    cdef uint8_t has_sent        # something was taken since whoever watches for a stall has looked
     cdef Ledger ledger
     cdef Receiver receiver
 

@@ -63,18 +63,18 @@ cdef class Listener:
 
 
 cdef class ReactorLink(Link):
-    cdef bint dirty           # in the reactor's chain of links with output to send
-    cdef bint finishing       # nothing more is queued; end the link once all has left and the peer has ended
+    cdef uint8_t dirty           # in the reactor's chain of links with output to send
+    cdef uint8_t finishing       # nothing more is queued; end the link once all has left and the peer has ended
     cdef Reactor reactor
     cdef PyObject *next_dirty  # owned by the reactor's chain
     cdef int descriptor       # owned; -1 once closed
     cdef int error            # why the link was lost: an errno, or 0
-    cdef bint paused
-    cdef bint has_data        # there may be more to read: epoll tells of new data only
-    cdef bint reads_later     # in the reactor's list of links to be read in the next round
-    cdef bint hung_up         # the peer has ended its side, or the connection has failed: read until that shows
-    cdef bint ended           # the end of the peer's side has been read
-    cdef bint shut_down       # the end of our side has been sent
-    cdef bint lost_pending    # in notices, because it is lost
+    cdef uint8_t paused
+    cdef uint8_t has_data        # there may be more to read: epoll tells of new data only
+    cdef uint8_t reads_later     # in the reactor's list of links to be read in the next round
+    cdef uint8_t hung_up         # the peer has ended its side, or the connection has failed: read until that shows
+    cdef uint8_t ended           # the end of the peer's side has been read
+    cdef uint8_t shut_down       # the end of our side has been sent
+    cdef uint8_t lost_pending    # in notices, because it is lost
     cdef uint8_t peer[28]     # the peer's sockaddr_in or sockaddr_in6, or a family of 0
     cdef uint8_t peer_length

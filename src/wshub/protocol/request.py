@@ -68,8 +68,8 @@ class RequestHead:
         self.headers = headers
         """The header fields."""
         self.remote_address: tuple[Any, ...] | None = None
-        """The client's address as ``socket.getpeername()`` has it, or as a trusted proxy tells it; ``None`` where it
-        has none, or nobody has set it."""
+        """For ``on_upgrade``, the client's address as ``socket.getpeername()`` has it, or as a trusted proxy tells it;
+        ``None`` where it has none. Later on it is the connection that knows."""
         self._query_params: Mapping[str, str] | None = None
 
     @property
