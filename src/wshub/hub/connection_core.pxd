@@ -34,9 +34,9 @@ cdef class ConnectionCore(Receiver):
     cdef Link link
     cdef uint8_t status          # CONNECTING, OPEN, CLOSING, CLOSED
     cdef uint8_t window_bits     # what the peer's decompressor keeps, 8 to 15; 0: it has none
-    cdef uint8_t is_active          # a message was sent or received since the last sweep
-    cdef uint8_t keeps_window       # it also keeps it from message to message
-    cdef uint8_t history_is_stale   # the peer was given something compressed that `deflater` does not know of
+    cdef uint8_t is_active       # a message was sent or received since the last sweep
+    cdef uint8_t keeps_window    # it also keeps it from message to message
+    cdef uint8_t history_is_stale  # the peer was given something compressed that `deflater` does not know of
     cdef uint64_t generation     # of the shared window that the peer is in step with, or 0
     cdef Deflater *deflater      # owned: with the history of what is sent to this connection alone; or NULL
 
@@ -77,14 +77,14 @@ cdef class ConnectionCore(Receiver):
     cdef uint16_t code           # 0: not known yet
     cdef str reason
     cdef uint8_t blocks          # why handling is blocked
-    cdef uint8_t alive              # something arrived since the last sweep
+    cdef uint8_t alive           # something arrived since the last sweep
     cdef uint8_t is_suspect      # its time to answer, or to take what it is sent, is over: until the next sweep
-    cdef uint8_t input_ended        # what still arrives is ignored
-    cdef uint8_t receiving          # somebody has asked for messages with receive()
-    cdef uint8_t opened             # on_open has been called, so on_close will be
-    cdef uint8_t tells_of_error     # on_error runs
-    cdef uint8_t drain_pending      # on_drain is to be called when the running handler ends
-    cdef uint8_t close_pending      # on_close is to be called when the running handler ends
+    cdef uint8_t input_ended     # what still arrives is ignored
+    cdef uint8_t receiving       # somebody has asked for messages with receive()
+    cdef uint8_t opened          # on_open has been called, so on_close will be
+    cdef uint8_t tells_of_error  # on_error runs
+    cdef uint8_t drain_pending   # on_drain is to be called when the running handler ends
+    cdef uint8_t close_pending   # on_close is to be called when the running handler ends
     cdef object __weakref__
 
     cdef int queue(self, FrameBuffer *frame, uint8_t policy) noexcept
