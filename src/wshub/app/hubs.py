@@ -48,6 +48,7 @@ class Hubs:
                     max_message_size=config.ws_max_size,
                     # ASGI's send waits instead.
                     max_send_buffer=2**40,
+                    send_timeout_ms=0,
                     ping_interval_ms=int((config.ws_ping_interval or 1_000_000) * 1000),
                     pong_timeout_ms=int((config.ws_ping_timeout or 1_000_000) * 1000),
                     enable_compression=config.ws_per_message_deflate,
