@@ -13,8 +13,8 @@ from tests.hub.peers import raw_peer
 from wshub import ConnectionClosed, EventHandler, Frame, Hub, HubConfig
 
 
-def balanced(hub) -> bool:
-    stats = hub.stats()
+def balanced(hub: Hub, room: str | None = None) -> bool:
+    stats = hub.stats(room=room)
     return stats["messages_accepted"] == (
         stats["messages_delivered"] + sum(stats["dropped"].values()) + stats["messages_pending"]
     )
@@ -164,6 +164,7 @@ def test_every_client_gets_exactly_what_the_model_says_in_order(actions) -> None
                     for members in rooms.values():
                         members.discard(first)
                 assert hub.rooms == {name for name, members in rooms.items() if members}
+                assert all(balanced(hub, room) for room in (None, "a", "b"))
             for connection in connections:
                 connection.close()
             for peer, messages in zip(peers, expected, strict=True):
