@@ -1,6 +1,6 @@
 from cpython.object cimport PyObject
 from libc.stddef cimport size_t
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from wshub.links.link cimport Ledger, Link
 
@@ -76,5 +76,5 @@ cdef class ReactorLink(Link):
     cdef uint8_t ended           # the end of the peer's side has been read
     cdef uint8_t shut_down       # the end of our side has been sent
     cdef uint8_t lost_pending    # in notices, because it is lost
-    cdef uint8_t peer[28]     # the peer's sockaddr_in or sockaddr_in6, or a family of 0
+    cdef uint32_t peer[7]     # the peer's sockaddr_in or sockaddr_in6, whose alignment this has
     cdef uint8_t peer_length

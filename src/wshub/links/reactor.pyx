@@ -151,7 +151,7 @@ cdef class ReactorLink(Link):
         cdef bytes raw
         if self.peer_length == 0:
             return None
-        raw = self.peer[:self.peer_length]
+        raw = (<uint8_t *>self.peer)[:self.peer_length]
         family = (<sockaddr *>self.peer).sa_family
         # That of a Unix socket is nothing but its family.
         if family != AF_INET and family != AF_INET6:
@@ -450,7 +450,7 @@ cdef class Reactor:
 
     cdef void accept(self, int listening) noexcept:
         cdef int _accepted, descriptor
-        cdef uint8_t address[28]
+        cdef uint32_t address[7]
         cdef socklen_t length
         cdef ReactorLink link
         cdef Listener listener
@@ -603,9 +603,7 @@ cdef class Reactor:
     cdef void leave_behind(self, ReactorLink link) noexcept:
         """The kernel takes no more for now: epoll tells when it does."""
         link.blocked = True
-        if link.tells_drained:
-            link.fell_behind = True
-            link.notify_drained = True
+        link.fall_behind()
 
     cdef void notify(self) noexcept:
         """Tells receivers what became of their links. They may write and abort as they like."""
