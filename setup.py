@@ -15,31 +15,15 @@ from pathlib import Path
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
+SANITIZED = ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+
 FLAGS: dict[str, tuple[list[str], list[str]]] = {
     "release": (["-O3", "-g0"], []),
     "debug": (["-O0", "-g"], []),
     "profile": (["-O3", "-g", "-fno-omit-frame-pointer"], []),
-    "sanitize": (
-        [
-            "-O1",
-            "-g",
-            "-fno-omit-frame-pointer",
-            "-fsanitize=address,undefined",
-            "-fno-sanitize-recover=undefined",
-        ],
-        ["-fsanitize=address,undefined"],
-    ),
-    "fuzz": (
-        [
-            "-O1",
-            "-g",
-            "-fno-omit-frame-pointer",
-            "-fsanitize=address,undefined,fuzzer-no-link",
-            "-fno-sanitize-recover=undefined",
-        ],
-        # What they refer to is in the library that is loaded before them.
-        [],
-    ),
+    "sanitize": (SANITIZED, ["-fsanitize=address,undefined"]),
+    # What they refer to is in the library that is loaded before them.
+    "fuzz": ([*SANITIZED, "-fsanitize=fuzzer-no-link"], []),
 }
 
 LIBRARIES = {"deflate": ["z"], "isal": ["isal"]}

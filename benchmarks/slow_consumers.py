@@ -15,13 +15,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tls import REQUEST
+
 from wshub import EventHandler, Hub, HubConfig
 
 POLICIES = ("close", "drop_newest", "drop_oldest", "latest")
-REQUEST = (
-    b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-)
 SIZE = 1024
 HEADER = 4
 KEYS = 100

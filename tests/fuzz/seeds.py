@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import zlib
 from pathlib import Path
 
+from tests.deflated import deflated
 from tests.fuzz.targets import compressed_frame
 from wshub.protocol.frame import Frame, Opcode
 
@@ -17,11 +17,6 @@ REQUEST = (
 
 def masked(*frames: Frame) -> bytes:
     return b"".join(frame.with_mask(b"\x9a\x01\xff\x5c").encode() for frame in frames)
-
-
-def deflated(payload: bytes) -> bytes:
-    compressor = zlib.compressobj(6, zlib.DEFLATED, -15)
-    return (compressor.compress(payload) + compressor.flush(zlib.Z_SYNC_FLUSH))[:-4]
 
 
 FRAMES = {

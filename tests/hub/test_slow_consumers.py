@@ -43,9 +43,16 @@ class Stalled:
         self.peer = peer
         self.connection = connection
 
-    async def read_numbers(self) -> list[int]:
-        """Read again; the numbers of all messages up to the one that says -1."""
+    async def catch_up(self) -> list[int]:
+        """Read again; the numbers of all messages."""
         self.peer.writer.transport.resume_reading()
+        received = asyncio.create_task(self._read_numbers())
+        await self.connection.drain()
+        self.connection.send(message(-1))
+        return await received
+
+    async def _read_numbers(self) -> list[int]:
+        """The numbers of all messages up to the one that says -1."""
         numbers = []
         while True:
             frame = await self.peer.frame()
@@ -114,10 +121,7 @@ def test_a_policy_keeps_the_connection_and_bounds_what_waits(run, policy, level)
             dropped = hub.stats()["dropped"][name]
             assert dropped - counts["dropped"][name] in (0, 1)
             assert sum(counts["dropped"].values()) == counts["dropped"][name]
-            received = asyncio.create_task(scene.read_numbers())
-            await scene.connection.drain()
-            scene.connection.send(message(-1))
-            numbers = await received
+            numbers = await scene.catch_up()
             assert len(numbers) == first + 200 - dropped
             assert numbers == sorted(numbers)
             if policy == "drop_newest":
@@ -163,10 +167,7 @@ def test_the_latest_of_each_key_takes_the_place_of_the_one_that_waits(run) -> No
             counts = hub.stats(room="room")
             assert counts["dropped"]["replaced"] == 2998
             assert counts["messages_pending"] == 2
-            received = asyncio.create_task(scene.read_numbers())
-            await scene.connection.drain()
-            scene.connection.send(message(-1))
-            assert await received == [*range(first), 4000, 3998, 3999, 5000, 5001]
+            assert await scene.catch_up() == [*range(first), 4000, 3998, 3999, 5000, 5001]
             check(hub.stats())
             check(hub.stats(room="room"))
 
@@ -180,10 +181,7 @@ def test_the_latest_of_a_room_is_that_of_the_room_if_no_key_is_given(run) -> Non
             first = await fill(scene)
             for number in range(1000, 1100):
                 scene.hub.broadcast(json.dumps([number]), room="room")
-            received = asyncio.create_task(scene.read_numbers())
-            await scene.connection.drain()
-            scene.connection.send(message(-1))
-            assert await received == [*range(first), 1099]
+            assert await scene.catch_up() == [*range(first), 1099]
 
     run(scenario())
 
@@ -201,10 +199,7 @@ def test_one_message_under_two_keys_and_in_two_rooms_is_counted_in_each(run) -> 
             hub.broadcast(json.dumps([8]), room="room", key="a")
             assert hub.stats(room="room")["dropped"]["replaced"] == 1
             assert hub.stats(room="other")["messages_pending"] == 1
-            received = asyncio.create_task(scene.read_numbers())
-            await scene.connection.drain()
-            scene.connection.send(message(-1))
-            assert await received == [*range(first), 8, 7, 7]
+            assert await scene.catch_up() == [*range(first), 8, 7, 7]
             assert hub.stats(room="other")["messages_delivered"] == 1
 
     run(scenario())

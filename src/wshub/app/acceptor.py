@@ -25,6 +25,7 @@ from wshub.errors import HandshakeError
 from wshub.hub.hub import Hub
 from wshub.hub.listening import UnixAddress
 from wshub.hub.opening import FirstRequest
+from wshub.hub.pending import PendingHandshakes
 from wshub.links.link import Ledger
 from wshub.links.reactor import Reactor
 from wshub.protocol.handshake import Handshake
@@ -67,8 +68,7 @@ class Acceptor:
         self._nearest = nearest
         self._reactor: Reactor = nearest._bind()  # type: ignore[assignment]
         self._reactor.retain()
-        self._pending: dict[FirstRequest, None] = {}
-        self._most_pending = nearest.config.max_pending_handshakes
+        self._pending: PendingHandshakes[FirstRequest] = PendingHandshakes(nearest.config.max_pending_handshakes)
         self._connecting: set[asyncio.Task[None]] = set()
         self._closed = False
         self._sweeper: asyncio.TimerHandle | None = None
@@ -99,7 +99,7 @@ class Acceptor:
             self._unix.remove()
         for task in self._connecting:
             task.cancel()
-        for first in list(self._pending):
+        for first in self._pending:
             first.drop()
         # Not from within a turn of the reactor, which may have called whoever calls this.
         self._loop.call_soon(self._reactor.release)
@@ -109,17 +109,13 @@ class Acceptor:
 
     def _sweep(self) -> None:
         self._sweeper = self._loop.call_later(1, self._sweep)
-        now = time.monotonic()
-        for first in [first for first in self._pending if first.deadline <= now]:
-            first.expire()
+        self._pending.expire(time.monotonic())
         self._reactor.resume_accepting()
 
     def _accepted(self, link: Any) -> FirstRequest:
         first = FirstRequest(link, self, time.monotonic() + FIRST_REQUEST_TIMEOUT)
         first.count_in(self._ledger)
-        if len(self._pending) >= self._most_pending:
-            next(iter(self._pending)).drop()
-        self._pending[first] = None
+        self._pending.add(first)
         return first
 
     def _request_received(self, first: FirstRequest, data: bytes, end: int) -> None:
@@ -135,9 +131,9 @@ class Acceptor:
         if hub._wants_address:
             request.remote_address = client or first.peer
         try:
-            hub._check_request(request)
+            key = hub._check_request(request)
             connection, response = hub._accept_request(
-                request, route.table, route.subprotocols, route.path_params, self._encode_default_headers()
+                request, key, route.table, route.subprotocols, route.path_params, self._encode_default_headers()
             )
         except HandshakeError as error:
             hub._count_refused(error)

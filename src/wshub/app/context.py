@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import starlette.requests
@@ -130,26 +131,18 @@ class Context:
         self.connection: Connection | None = None
         self._is_websocket = is_websocket
 
-    def register(self, hub: Hub, handler: EventHandler | Callable[[Connection], Any] | HandlerTable) -> Connection:
+    def register(self, hub: Hub, handler: EventHandler | Callable[[Connection], Any]) -> Connection:
         """What ``hub.register()`` does within a handler of this request."""
         request = self._check_registration()
-        # The context in which the connection's handlers will run is copied now: it must not have this request in it.
-        token = current_upgrade.set(None)
-        try:
-            table = handler if isinstance(handler, HandlerTable) else table_of(handler)
-            self.connection = register_scope(hub, table, request.scope)
-        finally:
-            current_upgrade.reset(token)
+        with _without_upgrade():
+            self.connection = register_scope(hub, table_of(handler), request.scope)
         return self.connection
 
     async def register_when_asked(self, hub: Hub, table: HandlerTable) -> None:
         """``register``, where what the hub asks of the application may take its time."""
         request = self._check_registration()
-        token = current_upgrade.set(None)
-        try:
+        with _without_upgrade():
             self.connection = await register_scope_when_asked(hub, table, request.scope)
-        finally:
-            current_upgrade.reset(token)
 
     def _check_registration(self) -> Request:
         request = self.request
@@ -159,3 +152,13 @@ class Context:
         if self.connection is not None:
             raise MisuseError("this request has become a connection already")
         return request
+
+
+@contextlib.contextmanager
+def _without_upgrade() -> Iterator[None]:
+    """The context in which a connection's handlers will run is copied here: it must not have the request in it."""
+    token = current_upgrade.set(None)
+    try:
+        yield
+    finally:
+        current_upgrade.reset(token)

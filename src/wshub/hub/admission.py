@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from wshub.errors import HandshakeError
@@ -16,6 +16,7 @@ __all__ = ["Admission", "client_address"]
 
 logger = logging.getLogger("wshub.server")
 
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 RETRY_LATER = (("Retry-After", "5"),)
@@ -35,8 +36,7 @@ class Admission:
         self._each = Rate(config.max_connection_rate_per_address)
         self._connections: dict[str, int] = {}
         self._warned = False
-        self.counts_addresses = bool(config.max_connections_per_address)
-        self.needs_address = self.counts_addresses or bool(config.max_connection_rate_per_address)
+        self.needs_address = bool(config.max_connections_per_address or config.max_connection_rate_per_address)
 
     def check(self, headers: Headers, address: object, connections: int) -> None:
         """Return if a request from that address may become one more connection.
@@ -49,18 +49,22 @@ class Admission:
             Handshake.check_origin(headers, config.allowed_origins)
         elif not self._warned:
             self._warn_of_origins(headers)
-        if connections >= config.max_connections:
-            raise HandshakeError(503, "There are too many connections.", RETRY_LATER)
+        self.check_room(connections)
         if self.needs_address:
             self._check_address(address_key(address))
         if config.max_connection_rate and not self._all.take("", self._clock()):
             raise HandshakeError(503, "There are too many new connections.", RETRY_LATER)
 
+    def check_room(self, connections: int) -> None:
+        """Return if there may be more than so many connections; raises ``HandshakeError`` with 503 if not."""
+        if connections >= self._config.max_connections:
+            raise HandshakeError(503, "There are too many connections.", RETRY_LATER)
+
     def _check_address(self, key: str | None) -> None:
         config = self._config
         if key is None:
             return
-        if self.counts_addresses and self._connections.get(key, 0) >= config.max_connections_per_address:
+        if config.max_connections_per_address and self._connections.get(key, 0) >= config.max_connections_per_address:
             raise HandshakeError(429, "There are too many connections from this address.", RETRY_LATER)
         if config.max_connection_rate_per_address and not self._each.take(key, self._clock()):
             raise HandshakeError(429, "There are too many new connections from this address.", RETRY_LATER)
@@ -126,24 +130,29 @@ def address_key(address: object) -> str | None:
     if not isinstance(address, tuple) or not address or not isinstance(address[0], str):
         return None
     host: str = address[0]
-    if ":" not in host:
+    parsed = parse_address(host) if ":" in host else None
+    if parsed is None:
         return host or None
+    return parsed.packed[:8].hex() if parsed.version == 6 else str(parsed)
+
+
+def parse_address(host: str) -> Address | None:
+    """The address that is written there, an IPv4 address also where it is written as one of IPv6; or ``None``."""
     try:
-        parsed = ipaddress.IPv6Address(host)
+        address = ipaddress.ip_address(host)
     except ValueError:
-        return host
-    if parsed.ipv4_mapped is not None:
-        return str(parsed.ipv4_mapped)
-    return parsed.packed[:8].hex()
+        return None
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    return address
 
 
-def client_address(peer: Any, headers: Headers, trusted: Iterable[Network]) -> tuple[str, int] | None:
+def client_address(peer: Any, headers: Headers, trusted: Sequence[Network]) -> tuple[str, int] | None:
     """The client that trusted proxies tell of in ``X-Forwarded-For``, with 0 for its port; ``None`` if it is the peer.
 
     Each proxy appends whom it was connected by, so the last address that is not a trusted proxy's is the client's. What
     stands before it anybody could have written.
     """
-    trusted = tuple(trusted)
     if not trusted:
         return None
     values = headers.get_all_raw(b"x-forwarded-for")
@@ -151,23 +160,14 @@ def client_address(peer: Any, headers: Headers, trusted: Iterable[Network]) -> t
     # A peer without an address has come over a Unix socket: who may connect to that is for the file system to say.
     if not values or (host is not None and not _is_in(host, trusted)):
         return None
-    client = None
+    client = ""
     for element in reversed(split_list(values)):
         client = element.decode("latin-1")
         if not _is_in(client, trusted):
             break
-    try:
-        ipaddress.ip_address(client or "")
-    except ValueError:
-        return None
-    return (client, 0) if client is not None else None
+    return (client, 0) if parse_address(client) is not None else None
 
 
-def _is_in(host: str, networks: Iterable[Network]) -> bool:
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        address = address.ipv4_mapped
-    return any(address in network for network in networks)
+def _is_in(host: str, networks: Sequence[Network]) -> bool:
+    address = parse_address(host)
+    return address is not None and any(address in network for network in networks)

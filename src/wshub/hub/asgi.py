@@ -7,8 +7,9 @@ accept names it; any other keeps it, and the hub speaks to the server in the mes
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote
 
@@ -129,12 +130,9 @@ def register_scope(
     hub: Hub, table: HandlerTable, scope: Mapping[str, Any], *, subprotocol: str | None = None
 ) -> Connection:
     """Register the request of a scope with a hub. Raises ``HandshakeError`` where the hub does not take it."""
-    request = check_scope(hub, scope)
-    try:
+    with _counting_refusals(hub):
+        request = _check_scope(hub, scope)
         metadata = hub._ask(request)
-    except HandshakeError as error:
-        hub._count_refused(error)
-        raise
     if inspect.isawaitable(metadata):
         if inspect.iscoroutine(metadata):
             metadata.close()
@@ -144,7 +142,29 @@ def register_scope(
     return _register(hub, table, scope, request, metadata, subprotocol)
 
 
-def check_scope(hub: Hub, scope: Mapping[str, Any]) -> RequestHead:
+async def register_scope_when_asked(
+    hub: Hub, table: HandlerTable, scope: Mapping[str, Any], *, subprotocol: str | None = None
+) -> Connection:
+    """``register_scope`` where ``on_upgrade`` may be a coroutine function."""
+    with _counting_refusals(hub):
+        request = _check_scope(hub, scope)
+        metadata = hub._ask(request)
+        if inspect.isawaitable(metadata):
+            metadata = await metadata
+            hub._check_room()
+    return _register(hub, table, scope, request, metadata, subprotocol)
+
+
+@contextlib.contextmanager
+def _counting_refusals(hub: Hub) -> Iterator[None]:
+    try:
+        yield
+    except HandshakeError as error:
+        hub._count_refused(error)
+        raise
+
+
+def _check_scope(hub: Hub, scope: Mapping[str, Any]) -> RequestHead:
     """The request of a scope. Raises ``HandshakeError`` where the hub does not take it."""
     hub._bind()
     headers = Headers(scope["headers"])
@@ -152,28 +172,8 @@ def check_scope(hub: Hub, scope: Mapping[str, Any]) -> RequestHead:
     client = scope.get("client")
     if client and hub._wants_address:
         request.remote_address = tuple(client)
-    try:
-        hub._admit(request)
-    except HandshakeError as error:
-        hub._count_refused(error)
-        raise
+    hub._admit(request)
     return request
-
-
-async def register_scope_when_asked(
-    hub: Hub, table: HandlerTable, scope: Mapping[str, Any], *, subprotocol: str | None = None
-) -> Connection:
-    """``register_scope`` where ``on_upgrade`` may be a coroutine function."""
-    request = check_scope(hub, scope)
-    try:
-        metadata = hub._ask(request)
-        if inspect.isawaitable(metadata):
-            metadata = await metadata
-            hub._check_still_open()
-    except HandshakeError as error:
-        hub._count_refused(error)
-        raise
-    return _register(hub, table, scope, request, metadata, subprotocol)
 
 
 def _register(
@@ -185,10 +185,8 @@ def _register(
     subprotocol: str | None,
 ) -> Connection:
     path_params = dict(scope.get("path_params", ()))
-    connection = hub._register(table, request, subprotocol, path_params, extensions=_can_take_over(scope))
-    if metadata:
-        connection.metadata.update(metadata)
-    return connection
+    extensions = _can_take_over(scope)
+    return hub._register(table, request, subprotocol, path_params, extensions=extensions, metadata=metadata)
 
 
 async def _expect_connect(receive: Receive) -> None:

@@ -22,12 +22,19 @@ cdef struct Delivery:
     uint8_t policy
 
 
-cdef struct Rates:
-    # What a connection may do in a second, and how much of that it can save up; infinite where there is no bound.
-    double octets, octets_at_most
-    double messages, messages_at_most
-    double controls, controls_at_most
-    double handler_time, handler_time_at_most
+# What a connection does that has a rate: the places in HubBase.rates and ConnectionCore.left.
+cdef enum:
+    OCTETS
+    MESSAGES
+    CONTROL_FRAMES
+    HANDLER_TIME
+    RATES  # how many there are
+
+
+cdef struct Rate:
+    # What a connection may do in a second, and how much of that it can save up; as good as infinite without a bound.
+    double per_second
+    double at_most
 
 
 cdef class HandlerTable:
@@ -57,7 +64,7 @@ cdef class HubBase:
     cdef Ledger ledger
     cdef dict connections        # id: Connection, of all that are not closed
     cdef dict room_table         # name: Room, of all that have a member
-    cdef object admission        # Admission
+    cdef readonly object _admission  # Admission
     cdef bint counts_addresses   # it counts the connections of each address
     cdef dict closes             # close code: how many
     cdef object spare            # a SpareTask, or None
@@ -68,7 +75,7 @@ cdef class HubBase:
     cdef uint8_t policy          # for slow consumers
     cdef uint64_t last_key       # of messages of which only the latest matters
     cdef dict keys               # name: number of such a key
-    cdef Rates rates
+    cdef Rate rates[RATES]
     cdef bint times_handlers     # their time is bounded
     cdef bint closes_at_rate     # who exceeds a rate is closed, rather than delayed
     cdef size_t compression_threshold

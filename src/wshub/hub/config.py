@@ -4,50 +4,45 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypedDict, get_args
 
 from wshub.errors import ConfigurationError
 from wshub.hub.rates import RateLimits
 from wshub.protocol.compression import CompressionConfig
 from wshub.protocol.validation import check_bool, check_integer
 
-__all__ = ["HubConfig", "RoomConfig", "SlowConsumer"]
+__all__ = ["DeliveryOptions", "HubConfig", "RoomConfig", "SlowConsumer"]
 
 SlowConsumer: TypeAlias = Literal["close", "drop_newest", "drop_oldest", "latest"]
 """What is done with a message for a connection on which ``max_send_buffer`` octets wait already."""
 
-_SLOW_CONSUMER = ("close", "drop_newest", "drop_oldest", "latest")
 
-_LARGEST = {
-    "max_connections": 2**31,
-    "max_message_size": 2**40,
-    "ping_interval_ms": 2**31,
-    "pong_timeout_ms": 2**31,
-    "close_timeout_ms": 2**31,
-    "handshake_timeout_ms": 2**31,
-    "shutdown_spread_ms": 2**31,
-    "max_send_buffer": 2**40,
-    "max_fragments": 2**32 - 1,
-    "send_timeout_ms": 2**31,
-    "idle_timeout_ms": 2**31,
-    "max_lifetime_ms": 2**31,
-    "max_connections_per_address": 2**31,
-    "max_connection_rate": 2**31,
-    "max_connection_rate_per_address": 2**31,
-    "max_pending_handshakes": 2**31,
+class DeliveryOptions(TypedDict, total=False):
+    """What everything that sends a message takes by keyword: see ``Connection.send``."""
+
+    compress: bool | None
+    slow_consumer: SlowConsumer | None
+    key: str | None
+
+
+_RANGES = {
+    "max_connections": (1, 2**31),
+    "max_message_size": (1, 2**40),
+    "ping_interval_ms": (1, 2**31),
+    "pong_timeout_ms": (1, 2**31),
+    "close_timeout_ms": (1, 2**31),
+    "handshake_timeout_ms": (1, 2**31),
+    "shutdown_spread_ms": (0, 2**31),
+    "max_send_buffer": (1, 2**40),
+    "max_fragments": (1, 2**32 - 1),
+    "send_timeout_ms": (0, 2**31),
+    "idle_timeout_ms": (0, 2**31),
+    "max_lifetime_ms": (0, 2**31),
+    "max_connections_per_address": (0, 2**31),
+    "max_connection_rate": (0, 2**31),
+    "max_connection_rate_per_address": (0, 2**31),
+    "max_pending_handshakes": (1, 2**31),
 }
-
-_MAY_BE_NONE = frozenset(
-    (
-        "shutdown_spread_ms",
-        "send_timeout_ms",
-        "idle_timeout_ms",
-        "max_lifetime_ms",
-        "max_connections_per_address",
-        "max_connection_rate",
-        "max_connection_rate_per_address",
-    )
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,12 +142,11 @@ class HubConfig:
     says no for a whole process."""
 
     def __post_init__(self) -> None:
-        for name, largest in _LARGEST.items():
-            check_integer(name, getattr(self, name), 0 if name in _MAY_BE_NONE else 1, largest)
+        for name, (smallest, largest) in _RANGES.items():
+            check_integer(name, getattr(self, name), smallest, largest)
         check_bool("enable_compression", self.enable_compression)
         check_bool("use_reactor", self.use_reactor)
-        if self.slow_consumer not in _SLOW_CONSUMER:
-            raise ConfigurationError(f"slow_consumer must be one of {_SLOW_CONSUMER}, not {self.slow_consumer!r}")
+        _check_slow_consumer(self.slow_consumer)
         if not isinstance(self.rates, RateLimits):
             raise ConfigurationError(f"rates must be a RateLimits, not {self.rates!r}")
         if self.compression is None and self.enable_compression:
@@ -161,30 +155,32 @@ class HubConfig:
             if not isinstance(self.compression, CompressionConfig):
                 raise ConfigurationError(f"compression must be a CompressionConfig or None, not {self.compression!r}")
             object.__setattr__(self, "enable_compression", True)
-        given: object = self.allowed_origins
-        if isinstance(given, str | bytes):
-            raise ConfigurationError("allowed_origins must be a sequence of origins, not one string")
-        origins = tuple(self.allowed_origins)
-        for origin in origins:
+        self._keep_tuple("allowed_origins", "origins")
+        for origin in self.allowed_origins:
             if origin != "*" and not _is_origin(origin):
                 raise ConfigurationError(
                     f"allowed_origins: write {origin!r} as scheme://host or scheme://host:port, where the host may "
                     'begin with "*.", or as "*" alone'
                 )
-        object.__setattr__(self, "allowed_origins", origins)
-        self._check_proxies()
-
-    def _check_proxies(self) -> None:
-        given: object = self.trusted_proxies
-        if isinstance(given, str | bytes):
-            raise ConfigurationError("trusted_proxies must be a sequence of addresses and networks, not one string")
-        proxies = tuple(self.trusted_proxies)
-        for proxy in proxies:
+        self._keep_tuple("trusted_proxies", "addresses and networks")
+        for proxy in self.trusted_proxies:
             try:
                 ipaddress.ip_network(proxy)
             except ValueError:
                 raise ConfigurationError(f"trusted_proxies: {proxy!r} is no address and no network") from None
-        object.__setattr__(self, "trusted_proxies", proxies)
+
+    def _keep_tuple(self, name: str, of_what: str) -> None:
+        """Turn a field that may have been given as any sequence into a tuple."""
+        given = getattr(self, name)
+        if isinstance(given, str | bytes):
+            raise ConfigurationError(f"{name} must be a sequence of {of_what}, not one string")
+        object.__setattr__(self, name, tuple(given))
+
+
+def _check_slow_consumer(value: object) -> None:
+    allowed = get_args(SlowConsumer)
+    if value not in allowed:
+        raise ConfigurationError(f"slow_consumer must be one of {allowed}, not {value!r}")
 
 
 def _is_origin(origin: object) -> bool:
@@ -212,8 +208,8 @@ class RoomConfig:
     """What is done with a message to the room for a connection on which too much waits; None is as the hub does."""
 
     def __post_init__(self) -> None:
-        if self.slow_consumer is not None and self.slow_consumer not in _SLOW_CONSUMER:
-            raise ConfigurationError(f"slow_consumer must be one of {_SLOW_CONSUMER}, not {self.slow_consumer!r}")
+        if self.slow_consumer is not None:
+            _check_slow_consumer(self.slow_consumer)
         if self.compression not in ("message", "shared"):
             raise ConfigurationError(f'compression must be "message" or "shared", not {self.compression!r}')
         check_integer("restart_interval", self.restart_interval, 1, 2**31)

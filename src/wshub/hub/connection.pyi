@@ -1,10 +1,10 @@
 import enum
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, Unpack
 
 from typing_extensions import Buffer
 
-from wshub.hub.config import SlowConsumer
+from wshub.hub.config import DeliveryOptions
 from wshub.hub.handler import EventHandler
 from wshub.hub.hub import Hub
 from wshub.protocol.headers import Headers
@@ -62,34 +62,22 @@ class Connection(AsyncIterator[Message]):
     def send(
         self,
         message: str | Buffer | Message,
-        *,
-        compress: bool | None = None,
-        slow_consumer: SlowConsumer | None = None,
-        key: str | None = None,
+        **options: Unpack[DeliveryOptions],
     ) -> None: ...
     def send_text(
         self,
         text: str | Buffer | Message,
-        *,
-        compress: bool | None = None,
-        slow_consumer: SlowConsumer | None = None,
-        key: str | None = None,
+        **options: Unpack[DeliveryOptions],
     ) -> None: ...
     def send_binary(
         self,
         data: Buffer | Message,
-        *,
-        compress: bool | None = None,
-        slow_consumer: SlowConsumer | None = None,
-        key: str | None = None,
+        **options: Unpack[DeliveryOptions],
     ) -> None: ...
     def send_json(
         self,
         value: Any,
-        *,
-        compress: bool | None = None,
-        slow_consumer: SlowConsumer | None = None,
-        key: str | None = None,
+        **options: Unpack[DeliveryOptions],
     ) -> None: ...
     def send_ping(self, payload: str | Buffer = b"") -> None: ...
     def send_pong(self, payload: str | Buffer = b"") -> None: ...

@@ -1,7 +1,7 @@
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint16_t, uint64_t
 
-from wshub.hub.base cimport Delivery, HandlerTable, HubBase
+from wshub.hub.base cimport RATES, Delivery, HandlerTable, HubBase
 from wshub.hub.shared_window cimport SharedWindow
 from wshub.links.link cimport Link, Receiver
 from wshub.protocol.deflate cimport Deflater, Inflater
@@ -70,10 +70,7 @@ cdef class ConnectionCore(Receiver):
     cdef double stall_deadline   # 0: octets leave, or none wait
     cdef double idle_deadline
     cdef double lifetime_end
-    cdef double octets_left      # what the rates allow until the next sweep
-    cdef float messages_left
-    cdef float controls_left
-    cdef float handler_time_left
+    cdef double left[RATES]      # what the rates allow until the next sweep
     cdef uint16_t code           # 0: not known yet
     cdef str reason
     cdef uint8_t blocks          # why handling is blocked
@@ -92,6 +89,7 @@ cdef class ConnectionCore(Receiver):
     cdef bint stays_in_step(self, FrameBuffer *frame) noexcept
     cdef bint stands_alone(self, const Delivery *delivery) noexcept
     cdef void fall_out_of_step(self, SharedWindow window) noexcept
+    cdef void come_in_step(self, uint64_t generation) noexcept
     cdef int queue_message(self, FrameBuffer *frame, const Delivery *delivery) noexcept
     cdef int queue_alone(self, FrameBuffer *frame, const Delivery *delivery) noexcept
     cdef int queue_compressed(self, FrameBuffer *form, uint64_t generation, uint8_t policy) noexcept
@@ -100,10 +98,10 @@ cdef class ConnectionCore(Receiver):
     cdef bint is_overdue(self, double now) noexcept
     cdef bint is_out_of_time(self) noexcept
     cdef void refill(self, double elapsed) noexcept
-    cdef bint exceeds_rates(self) noexcept
+    cdef void spend(self, int kind, double amount) noexcept
     cdef void slow_down(self, str what) noexcept
     cdef void retire(self, str reason) noexcept
-    cdef void give_up(self, str reason) noexcept
+    cdef void give_up(self, uint16_t code, str reason) noexcept
     cdef void start(self, Link link)
     cdef void leave_all_rooms(self) noexcept
     cdef void go_away(self, uint16_t code, str reason, bytes payload) noexcept

@@ -18,12 +18,17 @@ from libc.stdint cimport uint8_t, uint16_t, uint64_t
 
 from wshub.hub.base cimport (
     CLOSE_CONNECTION,
+    CONTROL_FRAMES,
     DROP_NEWEST,
+    HANDLER_TIME,
     LATEST,
+    MESSAGES,
+    OCTETS,
+    RATES,
     Delivery,
     HandlerTable,
     HubBase,
-    Rates,
+    Rate,
     Room,
 )
 from wshub.hub.shared_window cimport SharedWindow
@@ -93,6 +98,10 @@ cdef enum:
     # From this size on it is better to compress a message than to stay in step with a room: a message of a room that
     # is missed costs some dozens of octets more, and there are at most some hundreds until the next restart.
     WORTH_A_STEP = 8192
+
+
+# What a connection does that exceeds each of the rates.
+cdef tuple EXCESSES = ("more octets", "more messages", "more pings or pongs", "what takes longer to handle")
 
 
 cdef bint is_normal(int code):
@@ -173,6 +182,7 @@ cdef class ConnectionCore(Receiver):
         """The handshake's answer has been queued on the link, which is this connection's from here on."""
         cdef double now = self.hub.clock()
         cdef double spread
+        cdef int kind
         self.link = link
         link.receiver = self
         self.status = IS_OPEN
@@ -182,10 +192,8 @@ cdef class ConnectionCore(Receiver):
         self.next_ping = now + self.hub.ping_interval * spread
         self.lifetime_end = now + self.hub.max_lifetime * spread
         self.idle_deadline = now + self.hub.idle_timeout
-        self.octets_left = self.hub.rates.octets_at_most
-        self.messages_left = <float>self.hub.rates.messages_at_most
-        self.controls_left = <float>self.hub.rates.controls_at_most
-        self.handler_time_left = <float>self.hub.rates.handler_time_at_most
+        for kind in range(RATES):
+            self.left[kind] = self.hub.rates[kind].at_most
         link.tells_drained = self.handlers.on_drain is not None
         self.opened = True
         PyContext_Enter(self.context)
@@ -241,7 +249,12 @@ cdef class ConnectionCore(Receiver):
     cdef void fall_out_of_step(self, SharedWindow window) noexcept:
         """The peer misses what is compressed with that window."""
         if self.generation == window.generation:
-            self.generation = 0
+            self.come_in_step(0)
+
+    cdef void come_in_step(self, uint64_t generation) noexcept:
+        """The peer is in step with that generation from here on, or with none if it is 0."""
+        if self.generation != generation:
+            self.generation = generation
             self.hub.window_changes += 1
 
     cdef int queue_message(self, FrameBuffer *frame, const Delivery *delivery) noexcept:
@@ -282,9 +295,7 @@ cdef class ConnectionCore(Receiver):
 
     cdef int queue_compressed(self, FrameBuffer *form, uint64_t generation, uint8_t policy) noexcept:
         """queue() for a compressed form, which leaves the connection in step with that generation, or with none."""
-        if self.generation != generation:
-            self.generation = generation
-            self.hub.window_changes += 1
+        self.come_in_step(generation)
         self.history_is_stale = True
         return self.queue(form, policy)
 
@@ -325,9 +336,7 @@ cdef class ConnectionCore(Receiver):
                 self.link.turn_away(frame, DROPPED_NEWEST)
                 # What the peer is not given cannot be referred to.
                 self.history_is_stale = True
-                if self.generation != 0:
-                    self.generation = 0
-                    self.hub.window_changes += 1
+                self.come_in_step(0)
                 return 0
         if self.link.write(frame) < 0:
             self.out_of_memory()
@@ -336,10 +345,7 @@ cdef class ConnectionCore(Receiver):
 
     cdef void out_of_memory(self) noexcept:
         """Something of what was sent or received is lost, so the connection is ended at once."""
-        self.code = 1011
-        self.reason = "out of memory"
-        self.input_ended = True
-        self.link.abort(False)
+        self.give_up(1011, "out of memory")
 
     cdef void overflow(self) noexcept:
         """The peer does not read: closes the connection, and forgets what it would have to read first."""
@@ -372,7 +378,7 @@ cdef class ConnectionCore(Receiver):
             # Nothing has been read because of this side, which says nothing about the other.
             self.pong_deadline = now + self.hub.pong_timeout
         if self.pong_deadline > 0 and now >= self.pong_deadline and self.is_out_of_time():
-            self.give_up("no answer to a ping")
+            self.give_up(1006, "no answer to a ping")
             return
         if now >= self.next_ping:
             self.next_ping = now + self.hub.ping_interval
@@ -390,7 +396,7 @@ cdef class ConnectionCore(Receiver):
         elif self.stall_deadline == 0:
             self.stall_deadline = now + self.hub.send_timeout
         elif now >= self.stall_deadline and self.is_out_of_time():
-            self.give_up("the peer takes nothing of what is sent to it")
+            self.give_up(1006, "the peer takes nothing of what is sent to it")
             return True
         if self.is_active:
             self.is_active = False
@@ -420,9 +426,9 @@ cdef class ConnectionCore(Receiver):
             return
         self.go_away(1001, reason, payload)
 
-    cdef void give_up(self, str reason) noexcept:
-        """The peer is gone, or as good as gone: nothing is waited for."""
-        self.code = 1006
+    cdef void give_up(self, uint16_t code, str reason) noexcept:
+        """Ends the connection at once: nothing more can be said to the peer, or is worth to be."""
+        self.code = code
         self.reason = reason
         self.input_ended = True
         self.link.abort(False)
@@ -431,22 +437,23 @@ cdef class ConnectionCore(Receiver):
 
     cdef void refill(self, double elapsed) noexcept:
         """What the rates allow for that many seconds is added to what is left."""
-        cdef Rates *rates = &self.hub.rates
+        cdef Rate *rate
+        cdef bint exceeded = False
+        cdef int kind
         if elapsed <= 0:
             return
-        self.octets_left = min(self.octets_left + rates.octets * elapsed, rates.octets_at_most)
-        self.messages_left = <float>min(self.messages_left + rates.messages * elapsed, rates.messages_at_most)
-        self.controls_left = <float>min(self.controls_left + rates.controls * elapsed, rates.controls_at_most)
-        self.handler_time_left = <float>min(
-            self.handler_time_left + rates.handler_time * elapsed, rates.handler_time_at_most
-        )
-        if self.blocks & RATE_SPENT and not self.exceeds_rates():
+        for kind in range(RATES):
+            rate = &self.hub.rates[kind]
+            self.left[kind] = min(self.left[kind] + rate.per_second * elapsed, rate.at_most)
+            exceeded = exceeded or self.left[kind] < 0
+        if self.blocks & RATE_SPENT and not exceeded:
             self.unblock(RATE_SPENT)
 
-    cdef bint exceeds_rates(self) noexcept:
-        return (
-            self.octets_left < 0 or self.messages_left < 0 or self.controls_left < 0 or self.handler_time_left < 0
-        )
+    cdef void spend(self, int kind, double amount) noexcept:
+        """So much was done of what has a rate: where it is more than that allows, the connection is held to it."""
+        self.left[kind] -= amount
+        if self.left[kind] < 0:
+            self.slow_down(EXCESSES[kind])
 
     cdef void slow_down(self, str what) noexcept:
         """More arrived than the rates allow: nothing more is read until they do, or the connection is closed."""
@@ -470,9 +477,7 @@ cdef class ConnectionCore(Receiver):
         self.alive = True
         if self.input_ended:
             return
-        self.octets_left -= length
-        if self.octets_left < 0:
-            self.slow_down("more octets")
+        self.spend(OCTETS, length)
         if self.unread is not None:
             # The link had read this before it was paused.
             try:
@@ -500,11 +505,9 @@ cdef class ConnectionCore(Receiver):
         cdef Event event
         cdef const uint8_t *nothing = NULL
         self.alive = True
-        self.octets_left -= length
-        if self.octets_left < 0:
-            self.slow_down("more octets")
-            if self.input_ended:
-                return
+        self.spend(OCTETS, length)
+        if self.input_ended:
+            return
         event = parser_buffer_updated(&self.parser, length)
         if event == NEED_DATA:
             return
@@ -630,9 +633,7 @@ cdef class ConnectionCore(Receiver):
         cdef double started = 0
         self.hub.messages_received += 1
         self.is_active = True
-        self.messages_left -= 1
-        if self.messages_left < 0:
-            self.slow_down("more messages")
+        self.spend(MESSAGES, 1)
         if self.status != IS_OPEN:
             return
         if self.handlers.on_message is not None:
@@ -642,9 +643,7 @@ cdef class ConnectionCore(Receiver):
             if result is not None:
                 self.run(result)
             if self.hub.times_handlers:
-                self.handler_time_left -= <float>(<double>self.hub.clock() - started)
-                if self.handler_time_left < 0:
-                    self.slow_down("what takes longer to handle")
+                self.spend(HANDLER_TIME, <double>self.hub.clock() - started)
         elif self.receiving:
             if self.inbox is None:
                 self.inbox = deque()
@@ -659,9 +658,7 @@ cdef class ConnectionCore(Receiver):
         handler = self.handlers.on_ping if event == PING else self.handlers.on_pong
         if handler is not None:
             payload = octets_of(frame)
-        self.controls_left -= 1
-        if self.controls_left < 0:
-            self.slow_down("more pings or pongs")
+        self.spend(CONTROL_FRAMES, 1)
         if event == PING and self.status == IS_OPEN:
             frame_seal(frame, PONG_OPCODE)
             if self.link.blocked:

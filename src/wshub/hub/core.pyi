@@ -1,13 +1,13 @@
 import asyncio
 import ssl as ssl_module
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Unpack
 
 from typing_extensions import Buffer
 
 from wshub.hub.admission import Admission
 from wshub.hub.base import HandlerTable
-from wshub.hub.config import HubConfig, RoomConfig, SlowConsumer
+from wshub.hub.config import DeliveryOptions, HubConfig, RoomConfig
 from wshub.hub.connection import Connection
 from wshub.links.asyncio_reactor import AsyncioReactor
 from wshub.links.reactor import Reactor
@@ -33,37 +33,26 @@ class HubCore:
         *,
         room: str | None = None,
         exclude: Connection | int | None = None,
-        compress: bool | None = None,
-        slow_consumer: SlowConsumer | None = None,
-        key: str | None = None,
+        **options: Unpack[DeliveryOptions],
     ) -> int: ...
     def broadcast_except(
         self,
         message: str | Buffer | Message,
         exclude: Connection | int,
-        *,
-        compress: bool | None = None,
-        slow_consumer: SlowConsumer | None = None,
-        key: str | None = None,
+        **options: Unpack[DeliveryOptions],
     ) -> int: ...
     def broadcast_to_room(
         self,
         room: str,
         message: str | Buffer | Message,
-        *,
-        compress: bool | None = None,
-        slow_consumer: SlowConsumer | None = None,
-        key: str | None = None,
+        **options: Unpack[DeliveryOptions],
     ) -> int: ...
     def broadcast_to_room_except(
         self,
         room: str,
         message: str | Buffer | Message,
         exclude: Connection | int,
-        *,
-        compress: bool | None = None,
-        slow_consumer: SlowConsumer | None = None,
-        key: str | None = None,
+        **options: Unpack[DeliveryOptions],
     ) -> int: ...
     def _configure_room(self, name: str, config: RoomConfig) -> None: ...
     def join_room(self, connection: Connection, room: str) -> None: ...
@@ -72,7 +61,8 @@ class HubCore:
     def room_members(self, room: str) -> list[Connection]: ...
     def get_connection(self, id: int) -> Connection | None: ...
     def unregister(self, connection: Connection, code: int = 1000, reason: str | bytes = "") -> None: ...
-    def _set_admission(self, admission: Admission) -> Admission: ...
+    @property
+    def _admission(self) -> Admission: ...
     def _now(self) -> float: ...
     def _bind(self) -> Reactor | AsyncioReactor: ...
     def _reactor_for(self, ssl: ssl_module.SSLContext | None) -> Reactor | AsyncioReactor: ...
@@ -84,6 +74,7 @@ class HubCore:
         path_params: dict[str, Any] | None = None,
         *,
         extensions: bool = True,
+        metadata: Mapping[str, Any] | None = None,
     ) -> Connection: ...
     def _abandon(self, connection: Connection) -> None: ...
     def _can_adopt(self) -> bool: ...

@@ -8,10 +8,15 @@ from libc.stdint cimport SIZE_MAX, uint64_t
 from libc.string cimport memset
 
 from wshub.hub.base cimport (
+    CONTROL_FRAMES,
+    HANDLER_TIME,
     LATEST,
+    MESSAGES,
+    OCTETS,
     Delivery,
     HandlerTable,
     HubBase,
+    Rate,
     Room,
     policy_of,
 )
@@ -39,6 +44,7 @@ from functools import partial
 from inspect import iscoroutinefunction
 
 from wshub.errors import MisuseError
+from wshub.hub.admission import Admission
 from wshub.hub.config import HubConfig
 from wshub.hub.handler import EventHandler
 from wshub.links.asyncio_reactor import AsyncioReactor
@@ -57,6 +63,14 @@ cdef double UNBOUNDED = 1e30
 cdef double seconds_or_never(object milliseconds):
     """A time in seconds, for 0 milliseconds one that never comes."""
     return milliseconds / 1000 if milliseconds else UNBOUNDED
+
+
+cdef Rate rate_of(double per_second, double burst, double least) noexcept:
+    """A rate, of which a connection saves up what it may do in `burst` seconds, and `least` at least; 0 is no bound."""
+    cdef Rate rate
+    rate.per_second = per_second if per_second else UNBOUNDED
+    rate.at_most = max(per_second * burst, least) if per_second else UNBOUNDED
+    return rate
 
 
 def table_of(handler):
@@ -152,37 +166,29 @@ cdef class HubCore(HubBase):
         self.idle_timeout = seconds_or_never(config.idle_timeout_ms)
         self.max_lifetime = seconds_or_never(config.max_lifetime_ms)
         self.swept_at = clock()
+        self._admission = Admission(config, clock)
+        self.counts_addresses = config.max_connections_per_address > 0
 
     cdef object set_rates(self, object config):
         """Takes the rates of a RateLimits: what may be done in a second, and saved up for it."""
         cdef double burst = config.burst_ms / 1000
-        self.rates.octets = config.octets or UNBOUNDED
-        self.rates.octets_at_most = config.octets * burst or UNBOUNDED
-        self.rates.messages = config.messages or UNBOUNDED
-        self.rates.messages_at_most = max(config.messages * burst, 1) if config.messages else UNBOUNDED
-        self.rates.controls = config.control_frames or UNBOUNDED
-        self.rates.controls_at_most = max(config.control_frames * burst, 1) if config.control_frames else UNBOUNDED
+        self.rates[OCTETS] = rate_of(config.octets, burst, 0)
+        self.rates[MESSAGES] = rate_of(config.messages, burst, 1)
+        self.rates[CONTROL_FRAMES] = rate_of(config.control_frames, burst, 1)
+        self.rates[HANDLER_TIME] = rate_of(config.handler_ms / 1000, burst, 0)
         self.times_handlers = config.handler_ms > 0
-        self.rates.handler_time = config.handler_ms / 1000 or UNBOUNDED
-        self.rates.handler_time_at_most = config.handler_ms / 1000 * burst or UNBOUNDED
         self.closes_at_rate = config.excess == "close"
 
     cdef object forget(self, object key, object address_key):
         self.connections.pop(key, None)
         if address_key is not None:
-            self.admission.leave(address_key)
+            self._admission.leave(address_key)
         if self.emptied is not None and not self.connections and not self.emptied.done():
             self.emptied.set_result(None)
 
     def _now(self):
         """The time by the hub's clock, in seconds."""
         return self.clock()
-
-    def _set_admission(self, admission):
-        """Has that judge requests; returns it."""
-        self.admission = admission
-        self.counts_addresses = admission.counts_addresses
-        return admission
 
     def _bind(self):
         """Takes the running loop for the hub's; returns its reactor."""
@@ -202,7 +208,9 @@ cdef class HubCore(HubBase):
             return reactor
         return AsyncioReactor(self.loop, self.ledger, ssl, self.config.handshake_timeout_ms / 1000)
 
-    def _register(self, HandlerTable handlers, request, subprotocol=None, path_params=None, *, bint extensions=True):
+    def _register(
+        self, HandlerTable handlers, request, subprotocol=None, path_params=None, *, bint extensions=True, metadata=None
+    ):
         """A connection whose handshake is not answered yet: it can join rooms and keep metadata.
 
         What is agreed on compression is in ``connection.compression``, for the answer to tell; without `extensions`
@@ -212,12 +220,14 @@ cdef class HubCore(HubBase):
         self.last_id += 1
         connection = Connection(self, self.last_id, handlers, request, subprotocol)
         connection.path_params = path_params
+        if metadata:
+            connection.metadata.update(metadata)
         if extensions and self.pool is not None and request is not None:
             connection.negotiated(
                 negotiate(self.pool.config, request.headers.get_all_raw(b"sec-websocket-extensions"))
             )
         if self.counts_addresses and request is not None:
-            connection.address_key = self.admission.enter(request.remote_address)
+            connection.address_key = self._admission.enter(request.remote_address)
         self.connections[connection.key] = connection
         return connection
 

@@ -12,7 +12,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from wshub.errors import HandshakeError, MisuseError
-from wshub.hub.admission import RETRY_LATER, Admission
 from wshub.hub.asgi import AsgiWebSocket, HubApplication, accept_websocket
 from wshub.hub.config import HubConfig, RoomConfig, SlowConsumer
 from wshub.hub.connection import Connection
@@ -60,7 +59,6 @@ class Hub(HubCore):
         if on_upgrade is not None and not callable(on_upgrade):
             raise MisuseError(f"on_upgrade must be a function or a coroutine function, not {on_upgrade!r}")
         self._on_upgrade = on_upgrade
-        self._admission = self._set_admission(Admission(self.config, clock))
         # To find it out for every connection, and to keep it, costs what most hubs have no use for.
         self._wants_address = on_upgrade is not None or self._admission.needs_address
         self._sweeper: asyncio.TimerHandle | None = None
@@ -312,26 +310,28 @@ class Hub(HubCore):
     def _accept_request(
         self,
         request: RequestHead,
+        key: str,
         table: HandlerTable,
         subprotocols: Sequence[str],
         path_params: dict[str, Any] | None = None,
         headers: Iterable[HeaderField] | bytes = (),
+        metadata: Mapping[str, Any] | None = None,
     ) -> tuple[Connection, bytes]:
         """Register a request that has come without a framework, and write its 101. Raises ``HandshakeError``.
 
-        The request has been through ``_check_request``, and whoever else is to be asked.
+        ``key`` is what ``_check_request`` has returned; whoever else is to be asked has been asked.
         """
-        key = request.headers.get_all_raw(b"sec-websocket-key")[0].decode("ascii")
         subprotocol = Handshake.choose_subprotocol(request.headers, subprotocols)
-        connection = self._register(table, request, subprotocol, path_params)
+        connection = self._register(table, request, subprotocol, path_params, metadata=metadata)
         response = self._create_response(connection, key, headers)
         request.headers.compact()
         return connection, response
 
-    def _check_request(self, request: RequestHead) -> None:
-        """Raise ``HandshakeError`` for a request that has come without a framework and cannot become a connection."""
-        Handshake.check_request(request.method, request.http_version, request.headers)
+    def _check_request(self, request: RequestHead) -> str:
+        """The key of a request that has come without a framework. Raises ``HandshakeError`` to refuse it."""
+        key = Handshake.check_request(request.method, request.http_version, request.headers)
         self._admit(request)
+        return key
 
     def _create_response(self, connection: Connection, key: str, headers: Iterable[HeaderField] | bytes = ()) -> bytes:
         """The 101 that tells what was agreed for a connection, which is given up if there cannot be one."""
@@ -353,17 +353,18 @@ class Hub(HubCore):
 
     def _admit(self, request: RequestHead) -> None:
         """Raise ``HandshakeError`` if the hub takes no connection from this request, or none at all now."""
-        if self._closing is not None:
-            raise HandshakeError(503, "The server is shutting down.")
+        self._check_not_closing()
         self._admission.check(request.headers, request.remote_address, self.connection_count)
 
     def _ask(self, request: RequestHead) -> Awaitable[Mapping[str, Any] | None] | Mapping[str, Any] | None:
         """What the application says of a request: the metadata of its connection, or an awaitable of that."""
         return self._on_upgrade(request) if self._on_upgrade is not None else None
 
-    def _check_still_open(self) -> None:
+    def _check_room(self) -> None:
         """Raise ``HandshakeError`` if there is no place left, after the application has taken its time to answer."""
+        self._check_not_closing()
+        self._admission.check_room(self.connection_count)
+
+    def _check_not_closing(self) -> None:
         if self._closing is not None:
             raise HandshakeError(503, "The server is shutting down.")
-        if self.connection_count >= self.config.max_connections:
-            raise HandshakeError(503, "There are too many connections.", RETRY_LATER)

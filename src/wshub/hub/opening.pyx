@@ -55,13 +55,13 @@ cdef class OpeningHandshake(Receiver):
         if self.link is not None:
             self.link.abort(False)
 
-    def wait_for(self, future, request, rest):
-        """Nothing is answered, and nothing more is read, until the future is done that says whether to accept."""
+    def wait_for(self, future, accept):
+        """Nothing is answered, and nothing more is read, until the future is done, whose result ``accept`` is given."""
         self.decision = future
         self.link.pause()
-        future.add_done_callback(partial(self._decided, request, rest))
+        future.add_done_callback(partial(self._decided, accept))
 
-    def _decided(self, request, rest, future):
+    def _decided(self, accept, future):
         cdef Link link = self.link
         self.decision = None
         if link is None or link.closed:
@@ -72,7 +72,7 @@ cdef class OpeningHandshake(Receiver):
         try:
             metadata = future.result()
             link.resume()
-            self.server._asked(self, link, request, rest, metadata)
+            accept(metadata)
         except HandshakeError as error:
             self.refuse(error)
         except asyncio.CancelledError:
@@ -103,7 +103,7 @@ cdef class OpeningHandshake(Receiver):
         self.link.abort(False)
 
     cdef void connection_lost(self, int error) noexcept:
-        self.server._pending.pop(self, None)
+        self.server._pending.discard(self)
         self.link = None
         if self.decision is not None:
             self.decision.cancel()
@@ -157,7 +157,7 @@ cdef class FirstRequest(OpeningHandshake):
         """Returns the link, which is the caller's from here on; None if it has ended."""
         cdef Link link = self.link
         self.link = None
-        self.server._pending.pop(self, None)
+        self.server._pending.discard(self)
         return link
 
     def detach(self):

@@ -7,7 +7,8 @@ import inspect
 import ipaddress
 import socket
 import ssl as ssl_module
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from wshub.hub.admission import client_address
 from wshub.hub.core import table_of
 from wshub.hub.listening import UnixAddress, bind_address
 from wshub.hub.opening import OpeningHandshake
+from wshub.hub.pending import PendingHandshakes
 from wshub.protocol.request import RequestHead, parse_request_head
 
 if TYPE_CHECKING:
@@ -54,7 +56,7 @@ class Server:
         self._backlog = backlog
         self._ssl = ssl
         self._reactor: Reactor | AsyncioReactor | None = None
-        self._pending: dict[OpeningHandshake, None] = {}
+        self._pending: PendingHandshakes[OpeningHandshake] = PendingHandshakes(hub.config.max_pending_handshakes)
         self._trusted = tuple(ipaddress.ip_network(proxy) for proxy in hub.config.trusted_proxies)
         self._closed: asyncio.Future[None] | None = None
 
@@ -82,12 +84,11 @@ class Server:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.stop_listening()
-        for opening in list(self._pending):
+        for opening in self._pending:
             opening.expire()
         await self.hub.close()
         if self._ssl is not None and self._reactor is not None:
             self._reactor.release()
-        self._pending.clear()
         if self._closed is not None and not self._closed.done():
             self._closed.set_result(None)
 
@@ -115,10 +116,7 @@ class Server:
     def _accepted(self, link: Any) -> OpeningHandshake:
         deadline = self.hub._now() + self.hub.config.handshake_timeout_ms / 1000
         opening = OpeningHandshake(link, self, deadline)
-        if len(self._pending) >= self.hub.config.max_pending_handshakes:
-            # Whoever is served as it should be has come and gone in less time than this one has had.
-            next(iter(self._pending)).drop()
-        self._pending[opening] = None
+        self._pending.add(opening)
         return opening
 
     def _request_received(self, opening: OpeningHandshake, link: Any, head: bytes, rest: bytes) -> None:
@@ -129,38 +127,33 @@ class Server:
         if self._trusted or self.hub._wants_address:
             peer = opening.peer
             request.remote_address = client_address(peer, request.headers, self._trusted) or peer
-        self.hub._check_request(request)
+        key = self.hub._check_request(request)
         metadata = self.hub._ask(request)
         if inspect.isawaitable(metadata):
-            opening.wait_for(asyncio.ensure_future(metadata), request, rest)
+            accept = partial(self._accept_if_there_is_room, opening, link, request, key, rest)
+            opening.wait_for(asyncio.ensure_future(metadata), accept)
         else:
-            self._open(opening, link, request, rest, metadata)
+            self._accept(opening, link, request, key, rest, metadata)
 
-    def _asked(self, opening: OpeningHandshake, link: Any, request: RequestHead, rest: bytes, metadata: Any) -> None:
-        """The application has answered what it was asked of a request."""
-        self.hub._check_still_open()
-        self._open(opening, link, request, rest, metadata)
-
-    def _open(
-        self,
-        opening: OpeningHandshake,
-        link: Any,
-        request: RequestHead,
-        rest: bytes,
-        metadata: Mapping[str, Any] | None,
+    def _accept_if_there_is_room(
+        self, opening: OpeningHandshake, link: Any, request: RequestHead, key: str, rest: bytes, metadata: Any
     ) -> None:
-        connection, response = self.hub._accept_request(request, self._table, self._subprotocols)
+        self.hub._check_room()
+        self._accept(opening, link, request, key, rest, metadata)
+
+    def _accept(
+        self, opening: OpeningHandshake, link: Any, request: RequestHead, key: str, rest: bytes, metadata: Any
+    ) -> None:
+        connection, response = self.hub._accept_request(
+            request, key, self._table, self._subprotocols, metadata=metadata
+        )
         if self._trusted and request.remote_address != opening.peer:
             connection.forwarded_address = request.remote_address
-        if metadata:
-            connection.metadata.update(metadata)
-        self._pending.pop(opening, None)
+        self._pending.discard(opening)
         self.hub._open(connection, link, response, rest)
 
     def _refused(self, error: HandshakeError) -> None:
         self.hub._count_refused(error)
 
     def _expire(self) -> None:
-        now = self.hub._now()
-        for opening in [opening for opening in self._pending if opening.deadline <= now]:
-            opening.expire()
+        self._pending.expire(self.hub._now())

@@ -86,9 +86,8 @@ cdef class AsgiLink(Link):
             return 0
         if self.push(frame) < 0:
             return -1
-        if self.blocked and self.tells_drained:
-            self.fell_behind = True
-            self.notify_drained = True
+        if self.blocked:
+            self.fall_behind()
         self.wake_sender()
         return 0
 

@@ -48,9 +48,7 @@ cdef class AsyncioLink(Link):
 
     def pause_writing(self):
         self.blocked = True
-        if self.tells_drained:
-            self.fell_behind = True
-            self.notify_drained = True
+        self.fall_behind()
 
     def resume_writing(self):
         self.blocked = False

@@ -76,6 +76,7 @@ cdef class Link:
     cdef object peer_name(self)
     cdef int push(self, FrameBuffer *frame) noexcept
     cdef FrameBuffer *hand_on(self) noexcept
+    cdef void fall_behind(self) noexcept
     cdef void drop_queue(self) noexcept
     cdef void tell_lost(self, int error) noexcept
 

@@ -15,23 +15,19 @@ from wshub.protocol.frame_buffer cimport (
 )
 
 
-cdef dict dropped_of(const Tally *tally):
-    return {
-        "closed": tally.outcomes[DROPPED_CLOSED],
-        "slow": tally.outcomes[DROPPED_SLOW],
-        "newest": tally.outcomes[DROPPED_NEWEST],
-        "oldest": tally.outcomes[DROPPED_OLDEST],
-        "replaced": tally.outcomes[REPLACED],
-    }
-
-
 cdef dict counts_of(const Tally *tally, uint64_t pending):
     """What became of messages, by name."""
     return {
         "messages_accepted": tally.accepted,
         "messages_delivered": tally.outcomes[DELIVERED],
         "messages_pending": pending,
-        "dropped": dropped_of(tally),
+        "dropped": {
+            "closed": tally.outcomes[DROPPED_CLOSED],
+            "slow": tally.outcomes[DROPPED_SLOW],
+            "newest": tally.outcomes[DROPPED_NEWEST],
+            "oldest": tally.outcomes[DROPPED_OLDEST],
+            "replaced": tally.outcomes[REPLACED],
+        },
     }
 
 
@@ -147,6 +143,12 @@ cdef class Link:
         cdef FrameBuffer *frame = queue_pop(&self.queue, DELIVERED)
         self.ledger.messages.outcomes[DELIVERED] += frame_is_message(frame)
         return frame
+
+    cdef void fall_behind(self) noexcept:
+        """Something is left behind: a receiver that is to be told of the empty queue then, will be."""
+        if self.tells_drained:
+            self.fell_behind = True
+            self.notify_drained = True
 
     cdef void drop_queue(self) noexcept:
         """Forgets, and counts as dropped by the end of the connection, everything queued."""
