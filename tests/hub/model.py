@@ -1,0 +1,215 @@
+"""What a hub owes to its clients, as plain Python: queues, policies, rooms and the ledger of what became of messages.
+
+What the kernel takes of a queue is not for the model to know: ``Queue.take`` is told. All else follows from the calls.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+__all__ = ["MAX_SEND_BUFFER", "Frame", "HubModel", "Ledger", "Queue", "RoomModel", "wire_length"]
+
+MAX_SEND_BUFFER = 20_000
+REASONS = ("closed", "slow", "newest", "oldest", "replaced")
+
+
+def wire_length(payload: int) -> int:
+    """Octets of a server's frame with that much payload (RFC 6455 section 5.2)."""
+    return payload + (2 if payload < 126 else 4)
+
+
+@dataclass
+class Ledger:
+    """What became of messages."""
+
+    accepted: int = 0
+    delivered: int = 0
+    pending: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+
+    def as_stats(self) -> dict[str, object]:
+        return {
+            "messages_accepted": self.accepted,
+            "messages_delivered": self.delivered,
+            "messages_pending": self.pending,
+            "dropped": {reason: self.dropped[reason] for reason in REASONS},
+        }
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A frame that is queued; ``number`` is None for one that is no message."""
+
+    number: int | None
+    octets: int
+    key: object
+    ledgers: tuple[Ledger, ...]
+
+    def is_accepted(self) -> None:
+        if self.number is not None:
+            for ledger in self.ledgers:
+                ledger.accepted += 1
+                ledger.pending += 1
+
+    def is_delivered(self) -> None:
+        if self.number is not None:
+            for ledger in self.ledgers:
+                ledger.pending -= 1
+                ledger.delivered += 1
+
+    def is_dropped(self, reason: str) -> None:
+        if self.number is not None:
+            for ledger in self.ledgers:
+                ledger.pending -= 1
+                ledger.dropped[reason] += 1
+
+
+class Queue:
+    """What waits for one client."""
+
+    def __init__(self) -> None:
+        self.frames: list[Frame] = []
+        self.begun = 0  # octets of the first frame that have left
+        self.blocked = False  # the kernel takes nothing more until the client reads
+        self.taken: list[int] = []  # the numbers of the messages that have left whole
+
+    @property
+    def octets(self) -> int:
+        return sum(frame.octets for frame in self.frames) - self.begun
+
+    @property
+    def is_full(self) -> bool:
+        return self.octets >= MAX_SEND_BUFFER
+
+    def take(self, octets: int) -> None:
+        """The kernel has taken so much of what comes first."""
+        assert 0 <= octets <= self.octets
+        self.begun += octets
+        while self.frames and self.begun >= self.frames[0].octets:
+            frame = self.frames.pop(0)
+            self.begun -= frame.octets
+            frame.is_delivered()
+            if frame.number is not None:
+                self.taken.append(frame.number)
+
+    def push(self, frame: Frame) -> None:
+        frame.is_accepted()
+        self.frames.append(frame)
+
+    def spare(self, **wanted: object) -> int | None:
+        """The place of the first message of which nothing has left, and whose attributes are those wanted."""
+        for place, frame in enumerate(self.frames):
+            if frame.number is None or (place == 0 and self.begun):
+                continue
+            if all(getattr(frame, name) == value for name, value in wanted.items()):
+                return place
+        return None
+
+    def drop_all(self, reason: str, *, but_begun: bool = False) -> None:
+        kept = self.frames[:1] if but_begun and self.begun else []
+        for frame in self.frames[len(kept) :]:
+            frame.is_dropped(reason)
+        self.frames = kept
+        self.begun = self.begun if kept else 0
+
+    def add(self, frame: Frame, policy: str) -> str:
+        """Queue a frame as that policy says: what became of it, ``"queued"``, ``"dropped"`` or ``"overflow"``."""
+        if policy == "latest" and self.blocked and frame.key is not None:
+            place = self.spare(key=frame.key)
+            if place is not None:
+                self.frames[place].is_dropped("replaced")
+                frame.is_accepted()
+                self.frames[place] = frame
+                return "queued"
+        if self.is_full:
+            assert self.blocked, "the kernel has not been asked yet"
+            if policy == "close":
+                frame.is_accepted()
+                frame.is_dropped("slow")
+                return "overflow"
+            while policy != "drop_newest" and self.is_full and (place := self.spare()) is not None:
+                self.frames.pop(place).is_dropped("oldest")
+            if self.is_full:
+                frame.is_accepted()
+                frame.is_dropped("newest")
+                return "dropped"
+        self.push(frame)
+        return "queued"
+
+
+class RoomModel:
+    """A room, as long as somebody is in it."""
+
+    def __init__(self, policy: str | None) -> None:
+        self.members: set[int] = set()
+        self.ledger = Ledger()
+        self.policy = policy
+        self.key = object()
+
+
+class HubModel:
+    """Clients by number, rooms by name, and the ledger of all."""
+
+    def __init__(self, policy: str, room_policies: dict[str, str | None]) -> None:
+        self.policy = policy
+        self.room_policies = room_policies
+        self.rooms: dict[str, RoomModel] = {}
+        self.queues: dict[int, Queue] = {}
+        self.open: set[int] = set()
+        self.ledger = Ledger()
+
+    def add_client(self, client: int) -> None:
+        self.queues[client] = Queue()
+        self.open.add(client)
+
+    def join(self, client: int, name: str) -> None:
+        room = self.rooms.setdefault(name, RoomModel(self.room_policies[name]))
+        room.members.add(client)
+
+    def leave(self, client: int, name: str) -> None:
+        room = self.rooms.get(name)
+        if room is not None:
+            room.members.discard(client)
+            if not room.members:
+                del self.rooms[name]
+
+    def end(self, client: int) -> None:
+        """The client is sent nothing more than what waits for it."""
+        self.open.discard(client)
+        for name in list(self.rooms):
+            self.leave(client, name)
+
+    def close(self, client: int, reason: str = "") -> None:
+        self.end(client)
+        self.queues[client].push(Frame(None, wire_length(2 + len(reason)), None, ()))
+
+    def add(self, client: int, frame: Frame, policy: str) -> bool:
+        """Queue a frame for a client; whether it was."""
+        outcome = self.queues[client].add(frame, policy)
+        if outcome == "overflow":
+            self.queues[client].drop_all("slow", but_begun=True)
+            self.close(client, "too much is waiting to be sent")
+        return outcome == "queued"
+
+    def send(self, client: int, number: int, size: int, policy: str | None, key: str | None) -> bool:
+        frame = Frame(number, wire_length(size), key, (self.ledger,))
+        return self.add(client, frame, policy or self.policy)
+
+    def ping(self, client: int, size: int) -> bool:
+        return self.add(client, Frame(None, wire_length(size), None, ()), self.policy)
+
+    def receivers(self, name: str | None, exclude: int | None) -> set[int]:
+        members = self.open if name is None else self.rooms[name].members if name in self.rooms else set()
+        return members - {exclude}
+
+    def broadcast(
+        self, name: str | None, number: int, size: int, exclude: int | None, policy: str | None, key: str | None
+    ) -> int:
+        """Queue a message for everybody, or for a room: for how many it was."""
+        room = self.rooms.get(name) if name is not None else None
+        policy = policy or (room.policy if room is not None else None) or self.policy
+        ledgers = (self.ledger,) if room is None else (self.ledger, room.ledger)
+        frame_key = room.key if room is not None and key is None and policy == "latest" else key
+        frame = Frame(number, wire_length(size), frame_key, ledgers)
+        return sum(self.add(client, frame, policy) for client in self.receivers(name, exclude))
