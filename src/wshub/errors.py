@@ -78,7 +78,8 @@ class ConnectionClosed(WebSocketError):
     """
 
     def __init__(self, code: int, reason: str) -> None:
-        super().__init__(f"the connection is closed: {code}{f' {reason}' if reason else ''}")
+        # The reason may be the peer's words, and this a line of a log.
+        super().__init__(f"the connection is closed: {code}{f' {reason!r}' if reason else ''}")
         self.code = code
         self.reason = reason
 

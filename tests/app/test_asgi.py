@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import os
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,8 +15,9 @@ from uvicorn.protocols.utils import ClientDisconnected
 
 from tests.app.conftest import listening
 from tests.hub.conftest import connected
-from tests.hub.peers import raw_peer
+from tests.hub.peers import REQUEST, raw_peer
 from wshub import Frame, Opcode
+from wshub.app.uvicorn_protocol import MOST_EARLY, WebSocketProtocol
 
 
 async def accept(receive, send, **fields: Any) -> None:
@@ -337,3 +341,73 @@ def test_lines_cannot_be_put_into_an_answer(run, http, errors) -> None:
         assert len(errors()) == 1
 
     run(scenario())
+
+
+def test_what_a_client_sends_before_the_accept_is_read_up_to_a_bound_and_kept(run, http) -> None:
+    async def scenario() -> None:
+        asked = asyncio.Event()
+        paused = asyncio.Event()
+        received: list[bytes] = []
+
+        async def application(scope, receive, send) -> None:
+            assert await receive() == {"type": "websocket.connect"}
+            await asked.wait()
+            await send({"type": "websocket.accept"})
+            while (message := await receive())["type"] == "websocket.receive":
+                received.append(message["bytes"])
+
+        receive_data = WebSocketProtocol.data_received
+
+        def data_received(protocol: WebSocketProtocol, data: bytes) -> None:
+            receive_data(protocol, data)
+            if not protocol._transport.is_reading():
+                assert len(protocol._early) <= MOST_EARLY + len(data)
+                paused.set()
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(WebSocketProtocol, "data_received", data_received)
+            async with listening(application, http) as address, raw_peer(f"ws://{address}/", handshake=False) as peer:
+                peer.write(REQUEST)
+                await asyncio.sleep(0.05)
+                for number in range(200):
+                    peer.send(Frame.binary(b"%3d" % number + bytes(10_000)))
+                await paused.wait()
+                asked.set()
+                assert (await peer.reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
+                peer.send(Frame.close(1000))
+                assert await peer.close_code() == 1000
+                assert [message[:3] for message in received] == [b"%3d" % number for number in range(200)]
+
+    run(scenario())
+
+
+class WithoutSpareDescriptors:
+    """The socket of a transport, when the process has as many descriptors as it may."""
+
+    def dup(self) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+def test_without_a_descriptor_to_spare_the_transport_serves_the_connection(run, http, monkeypatch, errors) -> None:
+    async def application(scope, receive, send) -> None:
+        await accept(receive, send)
+        await send({"type": "websocket.send", "text": (await receive())["text"]})
+
+    real_duplicate = WebSocketProtocol._duplicate
+
+    def duplicate(protocol: WebSocketProtocol) -> int:
+        transport = protocol._transport
+        protocol._transport = SimpleNamespace(get_extra_info=lambda name: WithoutSpareDescriptors())
+        try:
+            return real_duplicate(protocol)
+        finally:
+            protocol._transport = transport
+
+    async def scenario() -> None:
+        monkeypatch.setattr(WebSocketProtocol, "_duplicate", duplicate)
+        async with listening(application, http) as address, connected(f"ws://{address}/") as client:
+            await client.send("served")
+            assert await client.recv() == "served"
+
+    run(scenario())
+    assert errors() == []

@@ -196,3 +196,38 @@ def test_a_websocket_that_was_accepted_already_is_not_taken(run) -> None:
             await hub.accept(Accepted())
 
     run(scenario())
+
+
+def test_an_answer_that_cannot_be_sent_leaves_no_connection_behind(run) -> None:
+    async def scenario() -> None:
+        hub = Hub(HubConfig(max_connections_per_address=1))
+        for _ in range(3):
+            server = ServerInMemory(hub, EventHandler())
+            server.task.cancel()
+            server.scope["client"] = ("192.0.2.1", 4711)
+            with pytest.raises(UnicodeEncodeError):
+                await hub.accept(server, headers=[("x-name", "\u0436")])
+            assert hub.connection_count == 0
+        assert hub._admission._connections == {}
+
+    run(scenario())
+
+
+def test_the_bound_for_an_address_holds_for_those_who_wait_for_on_upgrade(run) -> None:
+    async def on_upgrade(request: Any) -> None:
+        await asyncio.sleep(0.01)
+
+    async def scenario() -> None:
+        hub = Hub(HubConfig(max_connections_per_address=2), on_upgrade=on_upgrade)
+        servers = [ServerInMemory(hub, EventHandler()) for _ in range(5)]
+        for server in servers:
+            server.scope["client"] = ("192.0.2.1", 4711)
+        while len([server for server in servers if server.sent]) < 5:
+            await asyncio.sleep(0)
+        answers = sorted(server.sent[0]["type"] for server in servers)
+        assert answers == ["websocket.accept"] * 2 + ["websocket.close"] * 3
+        for server in servers:
+            server.arrived.put_nowait({"type": "websocket.disconnect", "code": 1000})
+        await asyncio.gather(*(server.task for server in servers), return_exceptions=True)
+
+    run(scenario())

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 __all__ = ["MAX_SEND_BUFFER", "Frame", "HubModel", "Ledger", "Queue", "RoomModel", "wire_length"]
 
 MAX_SEND_BUFFER = 20_000
+LEAST_CHARGE = 64  # octets that a shorter frame counts for against that bound
 REASONS = ("closed", "slow", "newest", "oldest", "replaced")
 
 
@@ -80,7 +81,8 @@ class Queue:
 
     @property
     def is_full(self) -> bool:
-        return self.octets >= MAX_SEND_BUFFER
+        padding = sum(max(LEAST_CHARGE - frame.octets, 0) for frame in self.frames)
+        return self.octets + padding >= MAX_SEND_BUFFER
 
     def take(self, octets: int) -> None:
         """The kernel has taken so much of what comes first."""

@@ -15,6 +15,7 @@ import websockets
 
 from tests.hub.conftest import Clock, connected, serving
 from tests.hub.peers import REQUEST, port_of, raw_peer
+from tests.reactor import HAS_REACTOR
 from wshub import ConfigurationError, EventHandler, HandshakeError, Hub, HubConfig, MisuseError
 from wshub.hub.admission import Rate, address_key, client_address
 from wshub.protocol.headers import Headers
@@ -100,6 +101,11 @@ def test_an_address_is_counted_by_what_a_customer_of_a_network_has(address: obje
         (("10.0.0.1", 1), ["203.0.113.9, 192.0.2.7, 10.0.0.2"], ("192.0.2.7", 0)),
         (("10.0.0.1", 1), ["203.0.113.9", "192.0.2.7"], ("192.0.2.7", 0)),
         (("::ffff:10.0.0.1", 1, 0, 0), ["2001:db8::1"], ("2001:db8::1", 0)),
+        (("10.0.0.1", 1), ["192.0.2.7:4711, 10.0.0.2:80"], ("192.0.2.7", 0)),
+        (("10.0.0.1", 1), ["[2001:db8::1]:4711"], ("2001:db8::1", 0)),
+        (("10.0.0.1", 1), ["[2001:db8::1]"], ("2001:db8::1", 0)),
+        (("10.0.0.1", 1), ["["], None),
+        (("10.0.0.1", 1), [":80"], None),
         (None, ["192.0.2.7"], ("192.0.2.7", 0)),
         (("10.0.0.1", 1), ["10.0.0.9"], ("10.0.0.9", 0)),
         (("10.0.0.1", 1), ["192.0.2.7, unknown"], None),
@@ -219,7 +225,8 @@ def test_a_client_that_leaves_or_an_application_that_takes_too_long_ends_the_que
         hub = Hub(clock=clock, on_upgrade=decide)
         async with hub.serve("127.0.0.1", 0, EventHandler()) as server:
             url = f"ws://127.0.0.1:{server.port}/"
-            for leaves in (True, False):
+            # A transport of the event loop that is paused does not see its peer leave.
+            for leaves in (True, False) if HAS_REACTOR else (False,):
                 async with raw_peer(url, handshake=False) as peer:
                     peer.write(REQUEST)
                     while not asked:
@@ -286,3 +293,75 @@ def test_a_page_of_anybody_with_a_cookie_is_warned_of_once_unless_it_is_allowed(
 def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], name: str) -> None:
     with pytest.raises(ConfigurationError, match=name):
         HubConfig(**settings)
+
+
+def test_half_open_handshakes_that_come_all_at_once_are_bounded_too(run) -> None:
+    async def scenario() -> None:
+        with contextlib.ExitStack() as half_open:
+            async with serving(EventHandler(), max_pending_handshakes=10) as (hub, url):
+                # The loop does not run meanwhile: all of them are accepted in one go.
+                for _ in range(500):
+                    half_open.enter_context(socket.create_connection(("127.0.0.1", port_of(url))))
+                reactor = hub._bind()
+                most = 0
+                for _ in range(200):
+                    await asyncio.sleep(0)
+                    most = max(most, reactor.connection_count)
+                assert most >= 10
+                while reactor.connection_count != 10:
+                    await asyncio.sleep(0)
+                assert await status_of(url) == 101
+
+    run(scenario())
+
+
+def test_the_bound_for_an_address_holds_for_those_who_wait_for_on_upgrade(run) -> None:
+    async def on_upgrade(request: Any) -> None:
+        await asyncio.sleep(0.05)
+
+    async def scenario() -> None:
+        hub = Hub(HubConfig(max_connections_per_address=2), on_upgrade=on_upgrade)
+        async with hub.serve("127.0.0.1", 0, EventHandler()) as server:
+            url = f"ws://127.0.0.1:{server.port}/"
+            async with contextlib.AsyncExitStack() as stack:
+
+                async def attempt() -> int:
+                    try:
+                        await stack.enter_async_context(connected(url))
+                    except websockets.InvalidStatus as error:
+                        return error.response.status_code
+                    return 101
+
+                answers = await asyncio.gather(*(attempt() for _ in range(10)))
+                assert sorted(answers) == [101] * 2 + [429] * 8
+                assert hub.connection_count == 2
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        HandshakeError(401, "no", (("X", "a\r\nb"),)),
+        HandshakeError(101, "no"),
+        HandshakeError(204, "no"),
+        HandshakeError(401, "no", (("Content-Length", "1"),)),
+        asyncio.CancelledError(),
+    ],
+    ids=["CR LF", "101", "204", "own field", "cancelled"],
+)
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_refusal_that_cannot_be_sent_is_a_500(run, error, waits) -> None:
+    def hook(request):
+        raise error
+
+    async def later(request):
+        await asyncio.sleep(0)
+        raise error
+
+    async def scenario() -> None:
+        hub = Hub(HubConfig(close_timeout_ms=100), on_upgrade=later if waits else hook)
+        async with hub.serve("127.0.0.1", 0, EventHandler()) as server, asyncio.timeout(2):
+            assert await status_of(f"ws://127.0.0.1:{server.port}/") in (500, 503)
+
+    run(scenario())

@@ -445,3 +445,17 @@ def test_a_loop_that_is_closed_without_the_hub_leaves_no_crash() -> None:
     ).replace("REQUEST", repr(REQUEST))
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert result.stdout == "survived\n", result.stderr
+
+
+def test_a_client_that_is_gone_before_its_refusal_leaves_nothing_in_the_log(run, caplog) -> None:
+    async def scenario() -> None:
+        async with serving(Recorder()) as (hub, url):
+            for _ in range(50):
+                with socket.create_connection(("127.0.0.1", port_of(url))) as client:
+                    client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+                await asyncio.sleep(0)
+            while hub.stats()["refused"].get(426, 0) < 50 or hub._bind().connection_count:
+                await asyncio.sleep(0)
+
+    run(scenario())
+    assert caplog.records == []

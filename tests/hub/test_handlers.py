@@ -333,3 +333,26 @@ def test_close_refuses_what_cannot_be_sent(run) -> None:
                 connection.send_binary("text")
 
     run(scenario())
+
+
+def test_the_closing_handshake_does_not_wait_for_a_handler_that_is_suspended(run) -> None:
+    async def scenario() -> None:
+        started = asyncio.get_running_loop().create_future()
+        forever = asyncio.Event()
+
+        async def on_message(connection, message) -> None:
+            started.set_result(connection)
+            await forever.wait()
+
+        async with serving(EventHandler(on_message=on_message)) as (_, url):
+            async with connected(url) as client:
+                await client.send("work")
+                connection = await started
+                connection.close(4000, "changed my mind")
+                await client.wait_closed()
+                assert client.close_code == 4000
+                await connection.wait_closed()
+                assert connection.close_code == 4000
+            forever.set()
+
+    run(scenario())

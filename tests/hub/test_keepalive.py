@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import pairwise
 
 import pytest
 
@@ -16,10 +17,10 @@ def test_a_ping_goes_out_when_it_is_due_and_not_before(run, clock) -> None:
         opened = asyncio.get_running_loop().create_future()
         async with serving(EventHandler(on_open=opened.set_result), clock=clock) as (hub, url), raw_peer(url) as peer:
             connection = await opened
-            clock.now += 26
+            clock.now += 14
             hub._sweep()
             assert connection.last_ping_time == 0
-            clock.now += 4
+            clock.now += 16
             hub._sweep()
             assert connection.last_ping_time == 1030
             assert (await peer.frame()).opcode is Opcode.PING
@@ -31,7 +32,7 @@ def test_a_ping_goes_out_when_it_is_due_and_not_before(run, clock) -> None:
     run(scenario())
 
 
-def test_pings_of_many_connections_are_spread_over_a_tenth_of_the_interval(run, clock) -> None:
+def test_first_pings_of_many_connections_are_spread_over_half_of_the_interval(run, clock) -> None:
     async def scenario() -> None:
         connections = []
         async with serving(EventHandler(on_open=connections.append), clock=clock) as (hub, url):
@@ -43,8 +44,9 @@ def test_pings_of_many_connections_are_spread_over_a_tenth_of_the_interval(run, 
                 due.append(sum(1 for connection in connections if connection.last_ping_time))
                 clock.now += 1
                 hub._sweep()
-            assert due[27] == 0
-            assert 0 < due[29] < 20
+            assert due[15] == 0
+            # 20 in 15 seconds.
+            assert max(later - earlier for earlier, later in pairwise(due)) <= 2
             assert all(connection.last_ping_time for connection in connections)
             for peer in peers:
                 await peer.__aexit__(None, None, None)
@@ -125,5 +127,51 @@ def test_a_handler_that_is_slow_is_not_held_against_its_peer(run, clock) -> None
             while (frame := await peer.frame()).opcode is Opcode.PING:
                 peer.send(Frame.pong())
             assert frame.payload == b"slow"
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("send_timeout_ms", [0, 10_000])
+def test_a_peer_that_lags_is_not_ended_for_a_ping_that_waits_behind_what_it_takes(run, clock, send_timeout_ms) -> None:
+    async def scenario() -> None:
+        opened = asyncio.get_running_loop().create_future()
+        handler = EventHandler(on_open=opened.set_result)
+        settings = {"send_timeout_ms": send_timeout_ms}
+        async with serving(handler, clock=clock, **settings) as (hub, url), raw_peer(url, limit=4096) as peer:
+            connection = await opened
+            connection.send(bytes(32_000_000))
+            await asyncio.sleep(0.1)
+            for _ in range(60):
+                taken = 0
+                while taken < 1 << 18:
+                    taken += len(await peer.reader.read(1 << 16))
+                await asyncio.sleep(0.005)
+                clock.pass_for(1, hub)
+                assert hub.connection_count == 1
+
+    run(scenario())
+
+
+def test_a_peer_that_takes_nothing_and_answers_no_ping_is_ended_whatever_it_sent_before(run, clock) -> None:
+    """Without a bound on stalls, its own message that waits to be handled is no sign of life."""
+
+    async def scenario() -> None:
+        closed = asyncio.get_running_loop().create_future()
+        opened = asyncio.get_running_loop().create_future()
+        handler = EventHandler(
+            on_open=opened.set_result, on_close=lambda connection, code, reason: closed.set_result((code, reason))
+        )
+        settings = {"send_timeout_ms": 0, "slow_consumer": "drop_oldest"}
+        async with serving(handler, clock=clock, **settings) as (hub, url), raw_peer(url) as peer:
+            peer.writer.transport.pause_reading()
+            connection = await opened
+            for _ in range(1000):
+                connection.send(bytes(20_000))
+            await asyncio.sleep(0.1)
+            peer.send(Frame.text("what became of me?"))
+            await asyncio.sleep(0.01)
+            for _ in range(60):
+                clock.pass_for(1, hub)
+            assert await closed == (1006, "no answer to a ping")
 
     run(scenario())

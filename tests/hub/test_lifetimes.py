@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Awaitable
 
 import pytest
 
@@ -18,7 +17,7 @@ async def until(hub: Hub, connections: int) -> None:
         await asyncio.sleep(0)
 
 
-def opened_and_closed() -> tuple[EventHandler, Awaitable[Connection], Awaitable[tuple[int, str]]]:
+def opened_and_closed() -> tuple[EventHandler, asyncio.Future[Connection], asyncio.Future[tuple[int, str]]]:
     loop = asyncio.get_running_loop()
     opened: asyncio.Future[Connection] = loop.create_future()
     closed: asyncio.Future[tuple[int, str]] = loop.create_future()
@@ -32,7 +31,9 @@ def opened_and_closed() -> tuple[EventHandler, Awaitable[Connection], Awaitable[
 def test_a_peer_that_takes_nothing_is_ended_although_it_sends(run, clock: Clock) -> None:
     async def scenario() -> None:
         handler, opened, closed = opened_and_closed()
-        async with serving(handler, clock=clock) as (hub, url), raw_peer(url) as peer:
+        # So much that its own messages are still read.
+        settings = {"max_send_buffer": 1 << 25}
+        async with serving(handler, clock=clock, **settings) as (hub, url), raw_peer(url) as peer:
             peer.writer.transport.pause_reading()
             connection = await opened
             connection.send(bytes(16_000_000))
@@ -44,7 +45,13 @@ def test_a_peer_that_takes_nothing_is_ended_although_it_sends(run, clock: Clock)
                 peer.send(Frame.text("I live"))
                 await asyncio.sleep(0.001)
                 assert hub.connection_count == 1
-            clock.pass_for(3, hub)
+            # It goes on to speak between the sweeps that find it out.
+            for _ in range(3):
+                peer.send(Frame.text("I live"))
+                await asyncio.sleep(0.001)
+                clock.pass_for(1, hub)
+            await asyncio.sleep(0.01)
+            assert closed.done()
             assert await closed == (1006, "the peer takes nothing of what is sent to it")
             counts = hub.stats()
             assert counts["messages_accepted"] == 1 == counts["messages_delivered"] + counts["dropped"]["closed"]
@@ -141,5 +148,26 @@ def test_a_clock_that_jumps_costs_no_connection_that_answers(run, clock: Clock, 
                 await asyncio.sleep(0)
             clock.pass_for(1, hub)
             assert hub.connection_count == 1
+
+    run(scenario())
+
+
+def test_a_slow_reader_is_not_stalled_while_the_kernel_sees_it_take_something(run, clock: Clock) -> None:
+    """Epoll does not tell of less than a third of the kernel's buffer."""
+
+    async def scenario() -> None:
+        handler, opened, _ = opened_and_closed()
+        settings = {"send_timeout_ms": 2000, "ping_interval_ms": 1_000_000}
+        async with serving(handler, clock=clock, **settings) as (hub, url), raw_peer(url, limit=4096) as peer:
+            connection = await opened
+            connection.send(bytes(32_000_000))
+            await asyncio.sleep(0.1)
+            for _ in range(40):
+                taken = 0
+                while taken < 1 << 18:
+                    taken += len(await peer.reader.read(1 << 16))
+                await asyncio.sleep(0.005)
+                clock.pass_for(1, hub)
+                assert hub.connection_count == 1
 
     run(scenario())

@@ -172,3 +172,54 @@ def test_rates_that_cannot_be_are_refused(name: str, value: object) -> None:
         RateLimits(**{name: value})  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="rates"):
         HubConfig(rates=5)  # type: ignore[arg-type]
+
+
+def test_who_is_held_to_a_rate_can_be_closed_at_once(run, clock: Clock) -> None:
+    async def scenario() -> None:
+        opened = asyncio.get_running_loop().create_future()
+        closed = asyncio.get_running_loop().create_future()
+        handler = EventHandler(
+            on_open=opened.set_result,
+            on_message=lambda connection, message: None,
+            on_close=lambda connection, code, reason: closed.set_result(code),
+        )
+        rates = RateLimits(messages=1, burst_ms=1000)
+        async with serving(handler, clock=clock, rates=rates) as (hub, url), raw_peer(url) as peer:
+            connection = await opened
+            for _ in range(100):
+                peer.send(Frame.text("too much"))
+            await settled(hub)
+            connection.close(4000, "enough")
+            assert await peer.close_code() == 4000
+            peer.send(Frame.close(4000))
+            peer.writer.write_eof()
+            # No time passes.
+            assert await closed == 4000
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("rates", [RateLimits(messages=1000, burst_ms=1), RateLimits(control_frames=1000, burst_ms=1)])
+def test_a_short_burst_does_not_lower_the_rate(run, clock: Clock, rates: RateLimits) -> None:
+    frame = Frame.text("x") if rates.messages else Frame.pong(b"x")
+
+    async def scenario() -> None:
+        handled = []
+        handler = EventHandler(
+            on_message=lambda connection, message: handled.append(message),
+            on_pong=lambda connection, payload: handled.append(payload),
+        )
+        async with serving(handler, clock=clock, rates=rates) as (hub, url), raw_peer(url) as peer:
+            for _ in range(3000):
+                peer.send(frame)
+            seconds = 0.0
+            while len(handled) < 3000 and seconds < 10:
+                before = -1
+                while len(handled) != before:
+                    before = len(handled)
+                    await asyncio.sleep(0.01)
+                clock.pass_for(rates.sweep_period, hub)
+                seconds += rates.sweep_period
+            assert 1.9 <= seconds <= 3.1
+
+    run(scenario())

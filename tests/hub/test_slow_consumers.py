@@ -17,6 +17,7 @@ from wshub import (
     ConfigurationError,
     Connection,
     EventHandler,
+    Frame,
     Hub,
     HubConfig,
     Message,
@@ -358,3 +359,87 @@ def test_a_policy_or_a_key_that_cannot_be_is_refused() -> None:
         hub.broadcast("x", slow_consumer=["close"])  # type: ignore[arg-type,list-item]
     with pytest.raises(MisuseError, match="key"):
         hub.broadcast("x", key=5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("window", ["own", "shared"])
+def test_a_compressed_message_does_not_come_between_one_and_another_that_refers_to_it(run, window) -> None:
+    """In the place of a plain one it would: what refers back counts octets that are not there."""
+
+    async def scenario() -> None:
+        compression = CompressionConfig(server_context_takeover=window == "own")
+        opened: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
+
+        def on_open(connection: Connection) -> None:
+            connection.join("room")
+            opened.set_result(connection)
+
+        settings = {"compression": compression, "max_send_buffer": 1 << 24}
+        async with serving(EventHandler(on_open=on_open), **settings) as (hub, url):
+            hub.configure_room("room", compression="shared" if window == "shared" else "message")
+            async with connected(url, compression="deflate", max_queue=1, max_size=None) as client:
+                connection = await opened
+                while not connection.buffered:
+                    connection.send(bytes(100_000), compress=False)
+                    await asyncio.sleep(0)
+
+                def send(text: str) -> None:
+                    if window == "shared":
+                        hub.broadcast(text, room="room")
+                    else:
+                        connection.send(text)
+
+                first, second = (f"{number} the quick brown fox jumps over the lazy dog " * 8 for number in (1, 2))
+                send(first)
+                connection.send("plain", slow_consumer="latest", key="key")
+                send(second)
+                latest = "unrelated to all of them " * 800
+                connection.send(latest, slow_consumer="latest", key="key")
+                connection.send("end")
+                assert hub.stats()["dropped"]["replaced"] == 1
+                received = []
+                while (message := await client.recv()) != "end":
+                    received.append(message)
+                assert [message for message in received if message != bytes(100_000)] == [first, second, latest]
+                check(hub.stats())
+
+    run(scenario())
+
+
+def test_what_a_peer_sends_is_handled_though_more_is_sent_to_it_than_it_takes(run) -> None:
+    """Where what is too much is dropped it costs nothing to hear that the peer wants less."""
+
+    async def scenario() -> None:
+        handled = asyncio.Event()
+
+        def on_message(connection: Connection, message: Message) -> None:
+            handled.set()
+
+        opened: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
+        handler = EventHandler(on_open=opened.set_result, on_message=on_message)
+        settings = {"slow_consumer": "drop_oldest", "max_send_buffer": 64 * 1024}
+        async with serving(handler, **settings) as (hub, url), raw_peer(url) as peer:
+            connection = await opened
+            peer.writer.transport.pause_reading()
+            while not hub.stats()["dropped"]["oldest"]:
+                connection.send(PADDING)
+                await asyncio.sleep(0)
+            peer.send(Frame.text("unsubscribe"))
+            await handled.wait()
+            assert connection.buffered >= 64 * 1024
+
+    run(scenario())
+
+
+def test_very_short_messages_count_for_the_memory_that_they_take(run) -> None:
+    async def scenario() -> None:
+        async with stalled(slow_consumer="drop_newest") as scene:
+            await fill(scene)
+            waiting = scene.connection.buffered
+            for _ in range(10_000):
+                scene.connection.send(b"")
+            queued = (scene.connection.buffered - waiting) // 2
+            assert queued <= (64 * 1024 - waiting) // 64 + 1
+            assert queued > 100
+            check(scene.hub.stats())
+
+    run(scenario())

@@ -22,6 +22,7 @@ from uvicorn.server import ServerState
 from wshub.app.hubs import Hubs
 from wshub.app.native_routes import NativeRoute, find_native_route
 from wshub.errors import HandshakeError
+from wshub.hub.admission import is_address
 from wshub.hub.hub import Hub
 from wshub.hub.listening import UnixAddress
 from wshub.hub.opening import FirstRequest
@@ -177,7 +178,9 @@ class Acceptor:
         # It ends without having waited for anything: all that it calls is the function below.
         with contextlib.suppress(StopIteration):
             call.send(None)
-        return scope["client"] if not peer or scope["client"] != peer[:2] else None
+        client = scope["client"]
+        # Whoever the proxy lets write there may have written anything.
+        return client if client and is_address(client[0]) and (not peer or client != peer[:2]) else None
 
     def _encode_default_headers(self) -> bytes:
         """The fields that uvicorn adds to every response: a new list once a second."""

@@ -29,6 +29,7 @@ from uvicorn.server import ServerState
 
 from wshub.app.hubs import Hubs
 from wshub.errors import ConnectionClosed, HandshakeError
+from wshub.hub.admission import is_address
 from wshub.hub.asgi import ENDS_WITH_APPLICATION, TAKEOVER
 from wshub.hub.connection import Connection
 from wshub.hub.core import table_that_receives
@@ -37,7 +38,7 @@ from wshub.links.asyncio_link import AsyncioLink
 from wshub.protocol.handshake import Handshake
 from wshub.protocol.headers import split_list
 from wshub.protocol.message import MessageType
-from wshub.protocol.request import RequestHead, parse_request_head
+from wshub.protocol.request import MAX_HEAD_SIZE, RequestHead, parse_request_head
 
 __all__ = ["WebSocketProtocol"]
 
@@ -45,6 +46,9 @@ logger = logging.getLogger("uvicorn.error")
 
 MOST_BUFFERED = 64 * 1024
 """Octets that may wait to be sent before ``send`` waits for them, as asyncio's transports have it."""
+
+MOST_EARLY = 64 * 1024
+"""Octets behind a request that are read before the application has accepted it."""
 
 
 class WebSocketProtocol(asyncio.Protocol):
@@ -95,8 +99,8 @@ class WebSocketProtocol(asyncio.Protocol):
         elif not self._answered:
             # A client that follows RFC 6455 sends nothing before it has the 101.
             self._early += data
-            if len(self._early) > self._config.ws_max_size:
-                self._transport.abort()
+            if len(self._early) > MOST_EARLY:
+                self._transport.pause_reading()
 
     def eof_received(self) -> bool | None:
         return self._link.eof_received() if self._link is not None else None
@@ -128,8 +132,11 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def _start(self, data: bytes) -> None:
         try:
+            if len(data) > MAX_HEAD_SIZE:
+                raise HandshakeError(431, "The request head is too large.")
             self._request = request = parse_request_head(data)
-            self._key = Handshake.check_request(request.method, request.http_version, request.headers)
+            self._key = Handshake.check_request(request.method, self._http_version(request), request.headers)
+            Handshake.choose_subprotocol(request.headers, ())
             offered = split_list(request.headers.get_all_raw(b"sec-websocket-protocol"))
         except HandshakeError as error:
             self._answered = True
@@ -157,6 +164,11 @@ class WebSocketProtocol(asyncio.Protocol):
         task = self._loop.create_task(self._run())
         task.add_done_callback(self._state.tasks.discard)
         self._state.tasks.add(task)
+
+    def _http_version(self, request: RequestHead) -> str:
+        """The version of the client's request: in what it hands over, uvicorn always writes 1.1."""
+        scope = getattr(self._transport.get_protocol(), "scope", None)
+        return str(scope["http_version"]) if scope else request.http_version
 
     async def _run(self) -> None:
         """Run the application, and end what it leaves open."""
@@ -257,7 +269,7 @@ class WebSocketProtocol(asyncio.Protocol):
             hub = connection.hub
         # Middleware may have changed what the connection was registered with, and where it comes from.
         connection.subprotocol = message.get("subprotocol")
-        client = self._scope["client"]
+        client = self._client()
         if client and client != get_remote_addr(self._transport):
             connection.forwarded_address = tuple(client)
         headers = [*self._state.default_headers, *message.get("headers", ())]
@@ -273,20 +285,43 @@ class WebSocketProtocol(asyncio.Protocol):
         self._loop.call_soon(self._open, hub, connection, response, opened)
         await opened
 
+    def _client(self) -> Any:
+        """The client's address, which middleware may have changed to what a proxy tells of: if that is an address."""
+        client = self._scope["client"]
+        return client if client and is_address(client[0]) else get_remote_addr(self._transport)
+
     def _open(self, hub: Hub, connection: Connection, response: bytes, opened: asyncio.Future[None]) -> None:
-        transport = self._transport
-        if hub._can_adopt() and self._can_be_taken():
-            descriptor = transport.get_extra_info("socket").dup().detach()
-            transport.close()
-            hub._adopt(connection, descriptor, response, self._early)
-        else:
-            self._link = AsyncioLink(transport, self._loop)
-            hub._open(connection, self._link, response, self._early)
-            if self._lost.done():
-                self._link.connection_lost(None)
-        self._early = b""
+        early, self._early = self._early, b""
+        try:
+            descriptor = self._duplicate() if hub._can_adopt() and self._can_be_taken() else -1
+            if descriptor >= 0:
+                self._transport.close()
+                hub._adopt(connection, descriptor, response, early)
+            else:
+                self._serve_over_transport(hub, connection, response, early)
+        except Exception as error:
+            hub._abandon(connection)
+            self._transport.abort()
+            if not opened.done():
+                opened.set_exception(error)
+            return
         if not opened.done():
             opened.set_result(None)
+
+    def _duplicate(self) -> int:
+        """A descriptor of the connection for the hub alone; -1 where there are no more of them."""
+        try:
+            return int(self._transport.get_extra_info("socket").dup().detach())
+        except OSError:
+            return -1
+
+    def _serve_over_transport(self, hub: Hub, connection: Connection, response: bytes, early: bytes) -> None:
+        if len(early) > MOST_EARLY:
+            self._transport.resume_reading()
+        self._link = AsyncioLink(self._transport, self._loop)
+        hub._open(connection, self._link, response, early)
+        if self._lost.done():
+            self._link.connection_lost(None)
 
     def _can_be_taken(self) -> bool:
         """Whether the descriptor is all there is to the connection.
@@ -325,7 +360,7 @@ class WebSocketProtocol(asyncio.Protocol):
         return b"HTTP/1.1 %d %s\r\n%s\r\n" % (status, phrase.encode("ascii"), lines)
 
     def _log(self, outcome: str) -> None:
-        scope: Any = self._scope
+        scope: Any = {**self._scope, "client": self._client()}
         logger.info('%s - "WebSocket %s" %s', get_client_addr(scope), get_path_with_query_string(scope), outcome)
 
 

@@ -12,7 +12,7 @@ from wshub.hub.config import HubConfig
 from wshub.protocol.handshake import Handshake
 from wshub.protocol.headers import Headers, split_list
 
-__all__ = ["Admission", "client_address"]
+__all__ = ["Admission", "client_address", "is_address"]
 
 logger = logging.getLogger("wshub.server")
 
@@ -49,25 +49,26 @@ class Admission:
             Handshake.check_origin(headers, config.allowed_origins)
         elif not self._warned:
             self._warn_of_origins(headers)
-        self.check_room(connections)
-        if self.needs_address:
-            self._check_address(address_key(address))
+        self.check_room(address, connections)
+        if config.max_connection_rate_per_address:
+            key = address_key(address)
+            if key is not None and not self._each.take(key, self._clock()):
+                raise HandshakeError(429, "There are too many new connections from this address.", RETRY_LATER)
         if config.max_connection_rate and not self._all.take("", self._clock()):
             raise HandshakeError(503, "There are too many new connections.", RETRY_LATER)
 
-    def check_room(self, connections: int) -> None:
-        """Return if there may be more than so many connections; raises ``HandshakeError`` with 503 if not."""
-        if connections >= self._config.max_connections:
-            raise HandshakeError(503, "There are too many connections.", RETRY_LATER)
+    def check_room(self, address: object, connections: int) -> None:
+        """Return if there may be more than so many connections, one of them from that address.
 
-    def _check_address(self, key: str | None) -> None:
+        Raises ``HandshakeError`` if not: 503 or, if it is for the address, 429.
+        """
         config = self._config
-        if key is None:
-            return
-        if config.max_connections_per_address and self._connections.get(key, 0) >= config.max_connections_per_address:
-            raise HandshakeError(429, "There are too many connections from this address.", RETRY_LATER)
-        if config.max_connection_rate_per_address and not self._each.take(key, self._clock()):
-            raise HandshakeError(429, "There are too many new connections from this address.", RETRY_LATER)
+        if connections >= config.max_connections:
+            raise HandshakeError(503, "There are too many connections.", RETRY_LATER)
+        if config.max_connections_per_address:
+            key = address_key(address)
+            if key is not None and self._connections.get(key, 0) >= config.max_connections_per_address:
+                raise HandshakeError(429, "There are too many connections from this address.", RETRY_LATER)
 
     def enter(self, address: object) -> str | None:
         """Count a connection from that address, if that is to be counted. Returns what ``leave`` takes."""
@@ -136,6 +137,11 @@ def address_key(address: object) -> str | None:
     return parsed.packed[:8].hex() if parsed.version == 6 else str(parsed)
 
 
+def is_address(host: object) -> bool:
+    """Whether that is an IP address."""
+    return isinstance(host, str) and parse_address(host) is not None
+
+
 def parse_address(host: str) -> Address | None:
     """The address that is written there, an IPv4 address also where it is written as one of IPv6; or ``None``."""
     try:
@@ -162,10 +168,18 @@ def client_address(peer: Any, headers: Headers, trusted: Sequence[Network]) -> t
         return None
     client = ""
     for element in reversed(split_list(values)):
-        client = element.decode("latin-1")
+        client = _without_port(element.decode("latin-1"))
         if not _is_in(client, trusted):
             break
     return (client, 0) if parse_address(client) is not None else None
+
+
+def _without_port(element: str) -> str:
+    """The address of ``host``, ``host:port``, ``[host]`` or ``[host]:port``."""
+    if element.startswith("["):
+        return element[1:].partition("]")[0]
+    host, _, port = element.partition(":")
+    return element if ":" in port else host
 
 
 def _is_in(host: str, networks: Sequence[Network]) -> bool:

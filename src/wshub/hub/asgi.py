@@ -151,7 +151,7 @@ async def register_scope_when_asked(
         metadata = hub._ask(request)
         if inspect.isawaitable(metadata):
             metadata = await metadata
-            hub._check_room()
+            hub._check_room(request)
     return _register(hub, table, scope, request, metadata, subprotocol)
 
 
@@ -225,12 +225,12 @@ async def open_connection(
 ) -> AsgiLink | None:
     """Accept the WebSocket that has been registered. Returns its link, if the server keeps the connection."""
     hub = connection.hub
-    message: dict[str, Any] = {
-        "type": "websocket.accept",
-        "subprotocol": connection.subprotocol,
-        "headers": _encode_fields(headers),
-    }
     try:
+        message: dict[str, Any] = {
+            "type": "websocket.accept",
+            "subprotocol": connection.subprotocol,
+            "headers": _encode_fields(headers),
+        }
         if _can_take_over(scope):
             await send({**message, TAKEOVER: connection, ENDS_WITH_APPLICATION: ends_with_application})
             return None

@@ -60,8 +60,8 @@ class HubConfig:
     payload is read."""
 
     ping_interval_ms: int = 30_000
-    """Milliseconds between two pings to each connection. Shorter than the idle timeout of proxies on the way,
-    commonly 60 s."""
+    """Milliseconds between two pings to each connection; the first comes after half of that at the earliest. Shorter
+    than the idle timeout of proxies on the way, commonly 60 s."""
 
     pong_timeout_ms: int = 10_000
     """Milliseconds after a ping within which something, a pong or anything else, must arrive; else the connection
@@ -91,15 +91,17 @@ class HubConfig:
     """Handshakes in a second from one address; one more is answered with 429. 0: no bound."""
 
     max_pending_handshakes: int = 1024
-    """Accepted connections of which the request is not complete; for one more the oldest of them is ended."""
+    """Accepted connections of which the request is not complete; for one more the oldest of them is ended. With TLS
+    they count once that is agreed on, for which they have ``handshake_timeout_ms`` as well."""
 
     trusted_proxies: tuple[str, ...] = ()
     """Addresses and networks, such as ``10.0.0.0/8``, of proxies whose ``X-Forwarded-For`` is believed by
     ``Hub.serve``; with any of them, so is one over a Unix socket. Under uvicorn, ``--forwarded-allow-ips`` says it."""
 
     max_send_buffer: int = 256 * 1024
-    """Octets that may wait to be sent on a connection. While that much waits, its own messages are not read, and
-    ``slow_consumer`` says what becomes of a further message to it: one slow reader costs bounded memory."""
+    """Octets that may wait to be sent on a connection, where a message of less than 64 counts as 64. While that much
+    waits, ``slow_consumer`` says what becomes of a further message to it, and its own messages are not read unless that
+    is to drop some: one slow reader costs bounded memory."""
 
     slow_consumer: SlowConsumer = "close"
     """What is done with a message for a connection on which ``max_send_buffer`` octets wait already: ``"close"``

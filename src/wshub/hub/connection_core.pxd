@@ -75,7 +75,9 @@ cdef class ConnectionCore(Receiver):
     cdef str reason
     cdef uint8_t blocks          # why handling is blocked
     cdef uint8_t alive           # something arrived since the last sweep
-    cdef uint8_t is_suspect      # its time to answer, or to take what it is sent, is over: until the next sweep
+    cdef uint8_t seems_silent    # the last sweep found that its time to answer is over
+    cdef uint8_t seems_stalled   # the last sweep found that its time to take what it is sent is over
+    cdef uint8_t sheds           # messages to it have been dropped since it last had nothing to catch up with
     cdef uint8_t input_ended     # what still arrives is ignored
     cdef uint8_t receiving       # somebody has asked for messages with receive()
     cdef uint8_t opened          # on_open has been called, so on_close will be
@@ -96,7 +98,8 @@ cdef class ConnectionCore(Receiver):
     cdef object negotiated(self, object compression)
     cdef void sweep(self, double now, FrameBuffer *ping) noexcept
     cdef bint is_overdue(self, double now) noexcept
-    cdef bint is_out_of_time(self) noexcept
+    cdef void ping(self, double now, FrameBuffer *ping) noexcept
+    cdef bint is_full(self) noexcept
     cdef void refill(self, double elapsed) noexcept
     cdef void spend(self, int kind, double amount) noexcept
     cdef void slow_down(self, str what) noexcept

@@ -32,7 +32,7 @@ from wshub.hub.base cimport (
     Room,
 )
 from wshub.hub.shared_window cimport SharedWindow
-from wshub.links.link cimport Link, Receiver
+from wshub.links.link cimport Link, Receiver, queue_charge
 from wshub.protocol.deflate cimport (
     LONGEST_DEFLATED,
     Deflater,
@@ -109,6 +109,16 @@ cdef bint is_normal(int code):
     return code in (1000, 1001, 1005) or code >= 3000
 
 
+cdef bint found_again(uint8_t *found) noexcept:
+    """Whether the sweep before has found the same of a peer.
+
+    Where the loop itself had stopped, what the peer did in time is seen only after a first sweep.
+    """
+    cdef bint found_before = found[0]
+    found[0] = True
+    return found_before
+
+
 cdef bytes octets_of(FrameBuffer *frame):
     """A copy of the payload. Releases the frame if it raises MemoryError."""
     try:
@@ -181,16 +191,16 @@ cdef class ConnectionCore(Receiver):
     cdef void start(self, Link link):
         """The handshake's answer has been queued on the link, which is this connection's from here on."""
         cdef double now = self.hub.clock()
-        cdef double spread
+        cdef double spread = self.id * 0.6180339887498949 % 1
         cdef int kind
         self.link = link
         link.receiver = self
         self.status = IS_OPEN
         self.hub.window_changes += self.room_table is not None
-        # Spread over a tenth, so that connections that came together are not pinged together, nor leave together.
-        spread = 1 - (self.id * 0.6180339887498949 % 1) / 10
-        self.next_ping = now + self.hub.ping_interval * spread
-        self.lifetime_end = now + self.hub.max_lifetime * spread
+        # Connections that came together are not to be pinged together, which would take one long turn of the loop, nor
+        # to leave together.
+        self.next_ping = now + self.hub.ping_interval * (1 - spread / 2)
+        self.lifetime_end = now + self.hub.max_lifetime * (1 - spread / 10)
         self.idle_deadline = now + self.hub.idle_timeout
         for kind in range(RATES):
             self.left[kind] = self.hub.rates[kind].at_most
@@ -310,7 +320,7 @@ cdef class ConnectionCore(Receiver):
             return 0
         if frame_is_message(frame):
             self.is_active = True
-        if self.link.queue.octets >= self.hub.max_send_buffer or (policy == LATEST and self.link.blocked):
+        if queue_charge(&self.link.queue) >= self.hub.max_send_buffer or (policy == LATEST and self.link.blocked):
             return self.queue_at_bound(frame, policy)
         if self.link.write(frame) < 0:
             self.out_of_memory()
@@ -321,18 +331,19 @@ cdef class ConnectionCore(Receiver):
         """queue() for a connection that does not take as much as it is sent."""
         if policy == LATEST and frame.key != 0 and self.link.blocked and self.link.replace(frame):
             return 1
-        if self.link.queue.octets >= self.hub.max_send_buffer:
+        if self.is_full():
             # A burst within one turn has not been tried yet: only what the kernel does not take is too much.
             self.link.flush_now()
-        if self.link.queue.octets >= self.hub.max_send_buffer:
+        if self.is_full():
             self.hub.drops += 1
             if policy == CLOSE_CONNECTION:
                 self.link.turn_away(frame, DROPPED_SLOW)
                 return -1
-            while policy != DROP_NEWEST and self.link.queue.octets >= self.hub.max_send_buffer:
+            self.sheds = True
+            while policy != DROP_NEWEST and self.is_full():
                 if not self.link.drop_oldest():
                     break
-            if self.link.queue.octets >= self.hub.max_send_buffer:
+            if self.is_full():
                 self.link.turn_away(frame, DROPPED_NEWEST)
                 # What the peer is not given cannot be referred to.
                 self.history_is_stale = True
@@ -342,6 +353,10 @@ cdef class ConnectionCore(Receiver):
             self.out_of_memory()
             return 0
         return 1
+
+    cdef bint is_full(self) noexcept:
+        """Whether as much waits for the peer as may."""
+        return queue_charge(&self.link.queue) >= self.hub.max_send_buffer
 
     cdef void out_of_memory(self) noexcept:
         """Something of what was sent or received is lost, so the connection is ended at once."""
@@ -368,34 +383,45 @@ cdef class ConnectionCore(Receiver):
         if self.status != IS_OPEN:
             return
         self.refill(now - self.hub.swept_at)
+        if self.sheds:
+            self.sheds = self.link.blocked
+            if self.blocks & OUTPUT_FULL:
+                self.unblock(OUTPUT_FULL)
         if self.status != IS_OPEN or self.is_overdue(now) or self.link.without_pings:
             return
         if self.alive:
             self.alive = False
-            self.is_suspect = False
+            self.seems_silent = False
             self.pong_deadline = 0
-        elif self.pong_deadline > 0 and self.is_blocked():
-            # Nothing has been read because of this side, which says nothing about the other.
+        elif self.pong_deadline > 0 and (
+            (self.is_blocked() and self.blocks != OUTPUT_FULL) or (self.link.blocked and self.stall_deadline == 0)
+        ):
+            # Nothing has been read because of this side, which says nothing about the other; or the peer still takes
+            # what was sent before the ping.
             self.pong_deadline = now + self.hub.pong_timeout
-        if self.pong_deadline > 0 and now >= self.pong_deadline and self.is_out_of_time():
+        if self.pong_deadline > 0 and now >= self.pong_deadline and found_again(&self.seems_silent):
             self.give_up(1006, "no answer to a ping")
             return
         if now >= self.next_ping:
             self.next_ping = now + self.hub.ping_interval
-            self.last_ping_time = now
-            if not self.link.blocked:
-                self.link.write(ping)
-            self.pong_deadline = now + self.hub.pong_timeout
+            self.ping(now, ping)
+
+    cdef void ping(self, double now, FrameBuffer *ping) noexcept:
+        """Asks the peer for a sign of life, unless what it takes of what waits for it is watched already."""
+        if self.link.blocked and self.hub.ends_stalled:
+            return
+        self.link.write(ping)
+        self.last_ping_time = now
+        self.pong_deadline = now + self.hub.pong_timeout
 
     cdef bint is_overdue(self, double now) noexcept:
         """Ends a connection that has lived, rested or kept octets waiting for too long. Returns whether it was one."""
         if not self.link.is_stalled():
-            if self.stall_deadline > 0:
-                self.stall_deadline = 0
-                self.is_suspect = False
+            self.stall_deadline = 0
+            self.seems_stalled = False
         elif self.stall_deadline == 0:
             self.stall_deadline = now + self.hub.send_timeout
-        elif now >= self.stall_deadline and self.is_out_of_time():
+        elif now >= self.stall_deadline and found_again(&self.seems_stalled):
             self.give_up(1006, "the peer takes nothing of what is sent to it")
             return True
         if self.is_active:
@@ -408,15 +434,6 @@ cdef class ConnectionCore(Receiver):
             self.retire("the connection has reached the age allowed")
             return True
         return False
-
-    cdef bint is_out_of_time(self) noexcept:
-        """Whether this was found by the sweep before as well.
-
-        Where the loop itself had stopped, what the peer did in time is seen only after a first sweep.
-        """
-        cdef bint was_suspect = self.is_suspect
-        self.is_suspect = True
-        return was_suspect
 
     cdef void retire(self, str reason) noexcept:
         """An ordinary end that only the time of day asks for."""
@@ -452,7 +469,7 @@ cdef class ConnectionCore(Receiver):
     cdef void spend(self, int kind, double amount) noexcept:
         """So much was done of what has a rate: where it is more than that allows, the connection is held to it."""
         self.left[kind] -= amount
-        if self.left[kind] < 0:
+        if self.left[kind] < 0 and self.status == IS_OPEN:
             self.slow_down(EXCESSES[kind])
 
     cdef void slow_down(self, str what) noexcept:
@@ -588,7 +605,7 @@ cdef class ConnectionCore(Receiver):
         cdef Event event
         cdef uint64_t inflated = self.parser.inflated
         while not self.input_ended:
-            if self.link.queue.octets >= self.hub.max_send_buffer:
+            if self.is_full() and not self.sheds:
                 self.blocks |= OUTPUT_FULL
                 self.link.notify_drained = True
             if self.parser.inflated - inflated >= TURN_INFLATES:
@@ -719,9 +736,20 @@ cdef class ConnectionCore(Receiver):
             if self.link.write(frame) < 0:
                 self.link.abort(False)
             frame_release(frame)
+        if self.blocks:
+            try:
+                self.hub.loop.call_soon(self._unblock, 0)
+            except (MemoryError, RuntimeError):
+                # There is no memory, or no loop any more: then the time for closing runs out.
+                pass
 
     cdef bint is_blocked(self) noexcept:
-        """Whether what arrives is not to be handled now."""
+        """Whether what arrives is not to be handled now.
+
+        Of a connection that is closing only the peer's close frame matters, which delays nobody.
+        """
+        if self.status == IS_CLOSING:
+            return self.blocks & TURN_SPENT != 0
         return self.blocks != 0 and (self.blocks != HANDLER_RUNS or not self.receiving)
 
     cdef void unblock(self, uint8_t block) noexcept:

@@ -163,6 +163,7 @@ cdef class HubCore(HubBase):
         self.pong_timeout = config.pong_timeout_ms / 1000
         self.close_timeout = config.close_timeout_ms / 1000
         self.send_timeout = seconds_or_never(config.send_timeout_ms)
+        self.ends_stalled = config.send_timeout_ms > 0
         self.idle_timeout = seconds_or_never(config.idle_timeout_ms)
         self.max_lifetime = seconds_or_never(config.max_lifetime_ms)
         self.swept_at = clock()
@@ -171,7 +172,8 @@ cdef class HubCore(HubBase):
 
     cdef object set_rates(self, object config):
         """Takes the rates of a RateLimits: what may be done in a second, and saved up for it."""
-        cdef double burst = config.burst_ms / 1000
+        # What a sweep adds must not be lost before the next one.
+        cdef double burst = max(config.burst_ms / 1000, config.sweep_period)
         self.rates[OCTETS] = rate_of(config.octets, burst, 0)
         self.rates[MESSAGES] = rate_of(config.messages, burst, 1)
         self.rates[CONTROL_FRAMES] = rate_of(config.control_frames, burst, 1)

@@ -295,7 +295,7 @@ class Hub(HubCore):
             config.max_lifetime_ms,
         )
         shortest = min(timeout for timeout in timeouts if timeout)
-        period = min(max(shortest / 10_000, 0.01), 0.1 if config.rates.demands_frequent_sweeps else 1.0)
+        period = min(max(shortest / 10_000, 0.01), config.rates.sweep_period)
         loop = asyncio.get_running_loop()
 
         def sweep() -> None:
@@ -360,10 +360,10 @@ class Hub(HubCore):
         """What the application says of a request: the metadata of its connection, or an awaitable of that."""
         return self._on_upgrade(request) if self._on_upgrade is not None else None
 
-    def _check_room(self) -> None:
+    def _check_room(self, request: RequestHead) -> None:
         """Raise ``HandshakeError`` if there is no place left, after the application has taken its time to answer."""
         self._check_not_closing()
-        self._admission.check_room(self.connection_count)
+        self._admission.check_room(request.remote_address, self.connection_count)
 
     def _check_not_closing(self) -> None:
         if self._closing is not None:

@@ -12,7 +12,7 @@ import asyncio
 import logging
 from functools import partial
 
-from wshub.errors import HandshakeError
+from wshub.errors import HandshakeError, InvalidMessageError
 from wshub.protocol.handshake import Handshake
 from wshub.protocol.request import MAX_HEAD_SIZE, RequestReader
 
@@ -21,6 +21,7 @@ logger = logging.getLogger("wshub.server")
 cdef bytes METHOD = b"GET "
 cdef bytes END = b"\r\n\r\n"
 cdef Py_ssize_t LARGEST = MAX_HEAD_SIZE
+cdef object FAILED = HandshakeError(500, "The handshake failed on the server's side.")
 
 
 cdef class OpeningHandshake(Receiver):
@@ -41,9 +42,9 @@ cdef class OpeningHandshake(Receiver):
                 self.server._request_received(self, self.link, found[0], found[1])
         except HandshakeError as error:
             self.refuse(error)
-        except Exception:
+        except (Exception, asyncio.CancelledError):
             logger.exception("a handshake has failed")
-            self.refuse(HandshakeError(500, "The handshake failed on the server's side."))
+            self.refuse(FAILED)
 
     @property
     def peer(self):
@@ -79,14 +80,19 @@ cdef class OpeningHandshake(Receiver):
             self.refuse(HandshakeError(503, "The server is shutting down."))
         except Exception:
             logger.exception("a handshake has failed")
-            self.refuse(HandshakeError(500, "The handshake failed on the server's side."))
+            self.refuse(FAILED)
 
     def refuse(self, error):
         """Answers with the error, and ends the link when that has left."""
         cdef FrameBuffer *frame
         self.answered = True
+        try:
+            response = Handshake.create_error_response(error)
+        except InvalidMessageError:
+            logger.exception("a handshake cannot be refused as on_upgrade says")
+            error = FAILED
+            response = Handshake.create_error_response(error)
         self.server._refused(error)
-        response = Handshake.create_error_response(error)
         frame = frame_from_octets(<const char *><bytes>response, len(response), RAW)
         self.link.write(frame)
         frame_release(frame)
@@ -142,9 +148,9 @@ cdef class FirstRequest(OpeningHandshake):
             self.server._request_received(self, received, end + 4 if end >= 0 else 0)
         except HandshakeError as error:
             self.refuse(error)
-        except Exception:
+        except (Exception, asyncio.CancelledError):
             logger.exception("a handshake has failed")
-            self.refuse(HandshakeError(500, "The handshake failed on the server's side."))
+            self.refuse(FAILED)
         finally:
             if self.answered:
                 self.received = None

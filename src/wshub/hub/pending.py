@@ -23,7 +23,10 @@ class PendingHandshakes(Generic[Opening]):
         """Note one more, for which the oldest makes room."""
         if len(self._openings) >= self._at_most:
             # Whoever is served as it should be has come and gone in less time than this one has had.
-            next(iter(self._openings)).drop()
+            oldest = next(iter(self._openings))
+            # Its link tells of its end only later, when many more may have come.
+            self.discard(oldest)
+            oldest.drop()
         self._openings[opening] = None
 
     def discard(self, opening: Opening) -> None:

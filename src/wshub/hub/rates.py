@@ -33,7 +33,8 @@ class RateLimits:
     """Milliseconds that ``on_message`` takes of the event loop, up to its first ``await``."""
 
     burst_ms: int = 2_000
-    """What may be saved up: what a connection may do in that many milliseconds, all at once."""
+    """What may be saved up: what a connection may do in that many milliseconds, all at once; what it may do from one
+    sweep to the next at the least."""
 
     excess: Literal["delay", "close"] = "delay"
     """What happens to who exceeds one of these: nothing more is read until enough time has passed, or the connection is
@@ -47,6 +48,6 @@ class RateLimits:
             raise ConfigurationError(f'excess must be "delay" or "close", not {self.excess!r}')
 
     @property
-    def demands_frequent_sweeps(self) -> bool:
-        """Whether who is delayed should not have to wait for a whole second."""
-        return bool(self.messages or self.octets or self.handler_ms)
+    def sweep_period(self) -> float:
+        """Seconds from one sweep to the next at the most: who is delayed should not have to wait for a whole second."""
+        return 0.1 if self.messages or self.octets or self.handler_ms else 1.0

@@ -138,7 +138,7 @@ class Server:
     def _accept_if_there_is_room(
         self, opening: OpeningHandshake, link: Any, request: RequestHead, key: str, rest: bytes, metadata: Any
     ) -> None:
-        self.hub._check_room()
+        self.hub._check_room(request)
         self._accept(opening, link, request, key, rest, metadata)
 
     def _accept(

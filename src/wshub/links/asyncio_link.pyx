@@ -1,8 +1,7 @@
 # cython: language_level=3
 """A link over an asyncio transport: for TLS, and wherever the reactor cannot have the descriptor."""
 
-from libc.stddef cimport size_t
-from libc.stdint cimport uint8_t
+from libc.stdint cimport int64_t, uint8_t
 
 from wshub.links.link cimport queue_first, queue_is_empty
 from wshub.protocol.frame_buffer cimport (
@@ -13,6 +12,8 @@ from wshub.protocol.frame_buffer cimport (
 )
 
 import errno
+
+from wshub.links.transports import unacknowledged_octets
 
 
 cdef class AsyncioLink(Link):
@@ -101,15 +102,28 @@ cdef class AsyncioLink(Link):
             self.hand_on()
             self.ledger.bytes_sent += frame_wire_length(frame)
             frame_release(frame)
+            self.handed += len(data)
+            self.watched = True
             # write() may call pause_writing() before it returns, which ends this loop.
             self.transport.write(data)
 
     cdef bint is_stalled(self) noexcept:
-        cdef size_t held = 0 if self.closed else self.transport.get_write_buffer_size()
-        cdef bint stalled = held > 0 and held >= self.held and not self.has_sent
-        self.held = held
+        """Whether octets wait in the transport or in the kernel, and none has been taken since the last call."""
+        cdef int64_t held, left
+        cdef int unacknowledged
+        cdef bint moved
+        if self.closed or not self.watched:
+            return False
+        held = self.transport.get_write_buffer_size()
+        left = self.handed - held
+        # What a transport with TLS has encrypted already it may hide.
+        unacknowledged = unacknowledged_octets(self.transport)
+        moved = self.has_sent or left > self.left or unacknowledged < self.unacknowledged
+        self.left = left
+        self.unacknowledged = unacknowledged
         self.has_sent = False
-        return stalled
+        self.watched = held > 0 or unacknowledged > 0
+        return self.watched and not moved
 
     cdef object peer_name(self):
         name = self.transport.get_extra_info("peername")
@@ -144,7 +158,11 @@ cdef class AsyncioLink(Link):
                 self.transport.close()
             elif not self.transport.is_closing():
                 self.closing_transport = True
-                self.transport.write_eof()
+                try:
+                    self.transport.write_eof()
+                except OSError:
+                    # The peer has gone already, which the transport has not seen yet.
+                    self.abort(False)
         elif self.finishing and self.ended:
             self.transport.close()
 

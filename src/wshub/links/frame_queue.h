@@ -19,6 +19,9 @@ struct iovec {
 /* With the link, a chunk fills 512 octets on a 64-bit machine. */
 #define WSHUB_CHUNK_FRAMES 63
 
+/* A shorter frame counts as so many octets against a bound on what may wait: that much memory it takes at the least. */
+#define WSHUB_LEAST_CHARGE 64
+
 /* Frames up to this many octets are copied side by side before they are sent: for the kernel one long piece of
  * memory is cheaper than many short ones, and the copy is made from a cache that every receiver keeps warm. */
 #define WSHUB_COPY_LIMIT 2048
@@ -34,14 +37,36 @@ typedef struct {
     size_t octets;       /* still to be sent, of all frames */
     size_t sent;         /* of the first frame, already */
     size_t messages;     /* data frames among those queued */
+    size_t padding;      /* what frames are shorter than WSHUB_LEAST_CHARGE, all together */
     uint8_t first;       /* the place of the first frame in head */
     uint8_t end;         /* the place behind the last frame in tail */
 } wshub_queue;
+
+/* A place in a queue. */
+typedef struct {
+    wshub_chunk *chunk;  /* borrowed; NULL: no place */
+    size_t place;
+} wshub_spot;
 
 static inline int
 wshub_queue_is_empty(const wshub_queue *queue)
 {
     return queue->head == NULL;
+}
+
+static inline size_t
+wshub_frame_padding(const wshub_frame *frame)
+{
+    size_t length = wshub_frame_wire_length(frame);
+
+    return length < WSHUB_LEAST_CHARGE ? WSHUB_LEAST_CHARGE - length : 0;
+}
+
+/* What the queue counts for against a bound, in octets. */
+static inline size_t
+wshub_queue_charge(const wshub_queue *queue)
+{
+    return queue->octets + queue->padding;
 }
 
 /* Puts the frame, with a reference that was the caller's, behind all others. Returns -1 where there is no memory, and
@@ -65,6 +90,7 @@ wshub_queue_append(wshub_queue *queue, wshub_frame *frame)
     }
     queue->tail->frames[queue->end++] = frame;
     queue->octets += wshub_frame_wire_length(frame);
+    queue->padding += wshub_frame_padding(frame);
     queue->messages += wshub_frame_is_message(frame);
     return 0;
 }
@@ -116,6 +142,7 @@ wshub_queue_take(wshub_queue *queue)
     wshub_frame *frame = wshub_queue_first(queue);
 
     queue->octets -= wshub_frame_wire_length(frame) - queue->sent;
+    queue->padding -= wshub_frame_padding(frame);
     queue->messages -= wshub_frame_is_message(frame);
     queue->sent = 0;
     wshub_queue_skip_first_place(queue);
@@ -186,30 +213,52 @@ wshub_frame_is_dispensable(const wshub_frame *frame)
     return wshub_frame_is_message(frame) && !frame->chained;
 }
 
-/* Removes the oldest of the messages of which nothing has been sent and that nothing else needs. Returns whether there was
- * one. Those in front of it, few as a rule, move up by one place. */
-static inline int
-wshub_queue_drop_oldest(wshub_queue *queue)
+/* The first message with that key, or with any if it is 0, of which nothing has been sent and that nothing else needs. */
+static inline wshub_spot
+wshub_queue_find_dispensable(const wshub_queue *queue, uint64_t key)
 {
+    size_t place = queue->first;
+    int begun = queue->sent > 0;
+
+    for (wshub_chunk *chunk = queue->head; chunk != NULL; chunk = chunk->next, place = 0) {
+        size_t end = chunk == queue->tail ? queue->end : WSHUB_CHUNK_FRAMES;
+        for (; place < end; place++, begun = 0) {
+            const wshub_frame *frame = chunk->frames[place];
+            if (!begun && (key == 0 || frame->key == key) && wshub_frame_is_dispensable(frame))
+                return (wshub_spot){chunk, place};
+        }
+    }
+    return (wshub_spot){NULL, 0};
+}
+
+/* Whether a frame behind the spot refers to earlier ones: how far back they are must not change. */
+static inline int
+wshub_queue_refers_back(const wshub_queue *queue, wshub_spot spot)
+{
+    size_t place = spot.place + 1;
+
+    for (const wshub_chunk *chunk = spot.chunk; chunk != NULL; chunk = chunk->next, place = 0) {
+        size_t end = chunk == queue->tail ? queue->end : WSHUB_CHUNK_FRAMES;
+        for (; place < end; place++)
+            if (chunk->frames[place]->chained)
+                return 1;
+    }
+    return 0;
+}
+
+/* Removes a message of which nothing has been sent, and returns it with the queue's reference to it. Those in front of
+ * it, few as a rule, move up by one place. */
+static inline wshub_frame *
+wshub_queue_remove(wshub_queue *queue, wshub_spot spot)
+{
+    wshub_frame *removed = spot.chunk->frames[spot.place], *carried = NULL;
     wshub_chunk *chunk = queue->head;
     size_t place = queue->first;
-    wshub_frame *dropped = NULL, *carried = NULL;
 
-    for (int begun = queue->sent > 0; chunk != NULL && dropped == NULL; chunk = chunk->next, place = 0) {
-        size_t end = chunk == queue->tail ? queue->end : WSHUB_CHUNK_FRAMES;
-        for (; place < end && dropped == NULL; place++, begun = 0)
-            if (!begun && wshub_frame_is_dispensable(chunk->frames[place]))
-                dropped = chunk->frames[place];
-    }
-    if (dropped == NULL)
-        return 0;
-    /* A frame may be queued several times: it is the first that is dropped, where this stops as well. */
-    chunk = queue->head;
-    place = queue->first;
-    for (int begun = queue->sent > 0;; begun = 0) {
+    for (;;) {
         wshub_frame *here = chunk->frames[place];
         chunk->frames[place] = carried;
-        if (here == dropped && !begun)
+        if (chunk == spot.chunk && place == spot.place)
             break;
         carried = here;
         if (++place == WSHUB_CHUNK_FRAMES) {
@@ -218,37 +267,54 @@ wshub_queue_drop_oldest(wshub_queue *queue)
         }
     }
     wshub_queue_skip_first_place(queue);
-    queue->octets -= wshub_frame_wire_length(dropped);
+    queue->octets -= wshub_frame_wire_length(removed);
+    queue->padding -= wshub_frame_padding(removed);
     queue->messages--;
+    return removed;
+}
+
+/* Removes the oldest of the messages that can be spared. Returns whether there was one. */
+static inline int
+wshub_queue_drop_oldest(wshub_queue *queue)
+{
+    wshub_spot spot = wshub_queue_find_dispensable(queue, 0);
+    wshub_frame *dropped;
+
+    if (spot.chunk == NULL)
+        return 0;
+    dropped = wshub_queue_remove(queue, spot);
     wshub_frame_settle(dropped, WSHUB_DROPPED_OLDEST);
     wshub_frame_release(dropped);
     return 1;
 }
 
-/* Puts a message in the place of the one with the same key, of which nothing has been sent and that nothing else needs.
- * Returns whether there was one. */
+/* Puts a message in the place of the one with the same key that can be spared; or behind all others, if it is compressed
+ * where a plain one was and a later frame counts the octets back over that place. Returns whether there was one. */
 static inline int
 wshub_queue_replace(wshub_queue *queue, wshub_frame *frame)
 {
-    size_t place = queue->first;
-    int begun = queue->sent > 0;
+    wshub_spot spot = wshub_queue_find_dispensable(queue, frame->key);
+    wshub_frame *former;
 
-    for (wshub_chunk *chunk = queue->head; chunk != NULL; chunk = chunk->next, place = 0) {
-        size_t end = chunk == queue->tail ? queue->end : WSHUB_CHUNK_FRAMES;
-        for (; place < end; place++, begun = 0) {
-            wshub_frame *former = chunk->frames[place];
-            if (begun || former->key != frame->key || !wshub_frame_is_dispensable(former))
-                continue;
-            chunk->frames[place] = wshub_frame_retain(frame);
-            wshub_frame_accept(frame);
-            queue->octets += wshub_frame_wire_length(frame);
-            queue->octets -= wshub_frame_wire_length(former);
-            wshub_frame_settle(former, WSHUB_REPLACED);
-            wshub_frame_release(former);
-            return 1;
-        }
+    if (spot.chunk == NULL)
+        return 0;
+    former = spot.chunk->frames[spot.place];
+    if (frame->window_bits != 0 && former->window_bits == 0 && wshub_queue_refers_back(queue, spot)) {
+        if (wshub_queue_append(queue, frame) < 0)
+            return 0;
+        wshub_queue_remove(queue, spot);
     }
-    return 0;
+    else {
+        spot.chunk->frames[spot.place] = frame;
+        queue->octets += wshub_frame_wire_length(frame);
+        queue->octets -= wshub_frame_wire_length(former);
+        queue->padding += wshub_frame_padding(frame);
+        queue->padding -= wshub_frame_padding(former);
+    }
+    wshub_frame_accept(wshub_frame_retain(frame));
+    wshub_frame_settle(former, WSHUB_REPLACED);
+    wshub_frame_release(former);
+    return 1;
 }
 
 /* Describes what comes first in the queue in at most `count` pieces, small frames copied together into `scratch`.

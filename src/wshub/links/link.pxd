@@ -21,6 +21,7 @@ cdef extern from "frame_queue.h" nogil:
         void *iov_base
         size_t iov_len
 
+    size_t queue_charge "wshub_queue_charge"(const FrameQueue *queue) noexcept
     bint queue_is_empty "wshub_queue_is_empty"(const FrameQueue *queue) noexcept
     int queue_push "wshub_queue_push"(FrameQueue *queue, FrameBuffer *frame) noexcept
     FrameBuffer *queue_first "wshub_queue_first"(const FrameQueue *queue) noexcept

@@ -65,6 +65,12 @@ cdef extern from "sys/socket.h" nogil:
     int getpeername(int descriptor, sockaddr *address, socklen_t *length)
     int SOCK_NONBLOCK, SOCK_CLOEXEC, MSG_NOSIGNAL, MSG_DONTWAIT, SHUT_WR, AF_INET, AF_INET6
 
+cdef extern from "sys/ioctl.h" nogil:
+    int ioctl(int descriptor, unsigned long request, int *result)
+
+cdef extern from "linux/sockios.h" nogil:
+    unsigned long SIOCOUTQ
+
 cdef extern from "unistd.h" nogil:
     int close(int descriptor)
 
@@ -134,6 +140,16 @@ cdef class ReactorLink(Link):
     cdef void flush_now(self) noexcept:
         if not self.closed and not self.blocked:
             self.reactor.flush_link(self)
+
+    cdef bint is_stalled(self) noexcept:
+        """As Link has it; what the kernel still holds must not become less either.
+
+        Epoll tells of room only once a third of the kernel's buffer is free, which a slow reader takes a while for.
+        """
+        cdef int before = self.unacknowledged
+        if not Link.is_stalled(self):
+            return False
+        return ioctl(self.descriptor, SIOCOUTQ, &self.unacknowledged) < 0 or self.unacknowledged >= before
 
     cdef int detach(self) noexcept:
         cdef int descriptor = self.descriptor
@@ -253,13 +269,17 @@ cdef class Reactor:
             epoll_ctl(self.epoll_fd, EPOLL_CTL_DEL, descriptor, NULL)
 
     def resume_accepting(self):
-        """Tries again to accept, after there were no descriptors or no memory to be had."""
+        """Tries again to accept, and to send, after there were no descriptors or no memory to be had."""
         cdef Listener listener
-        if self.overlooked:
+        if self.overlooked or self.starved:
             self.schedule_turn()
         for listener in self.listeners.values():
             if listener.paused:
-                self.register_listener(listener)
+                try:
+                    self.register_listener(listener)
+                except OSError:
+                    # There is no memory yet: the next sweep tries again.
+                    return
 
     def adopt(self, int descriptor, Receiver receiver not None):
         """Makes a link of a connected, non-blocking socket, which the reactor owns from here on."""
@@ -324,7 +344,7 @@ cdef class Reactor:
         finally:
             self.in_turn = False
         # Epoll tells of new data only; what is left over must be asked for.
-        if self.readable or self.notices or self.starved or self.dirty_head != NULL:
+        if self.readable or self.notices or self.dirty_head != NULL:
             self.schedule_turn()
 
     cdef bint poll_and_flush(self) except -1:
@@ -579,7 +599,7 @@ cdef class Reactor:
                 if errno == EAGAIN:
                     self.leave_behind(link)
                 elif errno == ENOBUFS or errno == ENOMEM:
-                    # Nothing will tell when there is memory again; the next round tries.
+                    # Nothing will tell when there is memory again: the next turn tries, that of the sweep at the latest.
                     self.note(self.starved, link)
                 else:
                     self.lose(link, errno)

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-__all__ = ["create_server"]
+try:
+    import fcntl
+    import termios
+except ImportError:
+    HAS_IOCTL = False
+else:
+    HAS_IOCTL = True
+
+__all__ = ["create_server", "unacknowledged_octets"]
 
 
 async def create_server(
@@ -31,6 +40,17 @@ async def create_server(
             logging.getLogger("asyncio").addFilter(_has_no_class_for_an_error)
             return await aiofastnet.create_server(loop, protocol_factory, *address, ssl=ssl, **options)
     return await (original or loop.create_server)(protocol_factory, *address, ssl=ssl, **options)
+
+
+def unacknowledged_octets(transport: asyncio.Transport) -> int:
+    """How many octets of what was sent the kernel still holds for the peer; 0 where it cannot be asked."""
+    socket = transport.get_extra_info("socket")
+    if not HAS_IOCTL or socket is None:
+        return 0
+    try:
+        return int.from_bytes(fcntl.ioctl(socket.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+    except (OSError, ValueError):
+        return 0
 
 
 def _has_no_class_for_an_error(record: logging.LogRecord) -> bool:
