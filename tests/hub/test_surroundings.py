@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import sys
+import textwrap
 import threading
 
 import pytest
 import uvloop
 
 from tests.hub.conftest import connected, serving
-from tests.hub.peers import raw_peer
+from tests.hub.peers import REQUEST, masked, raw_peer
 from wshub import Connection, EventHandler, Frame, Hub, Message
 
 
@@ -157,3 +160,106 @@ def test_a_child_that_outlives_its_parents_connections_keeps_none_of_them_open(r
                 await asyncio.to_thread(os.waitpid, child, 0)
 
     run(scenario())
+
+
+STATES = {
+    "a request is half read": "client.sendall(REQUEST[:40]); await turns()",
+    "on_upgrade is asked": "waits.append(1); client.sendall(REQUEST); await turns()",
+    "a connection is open": "await opened()",
+    "a message is queued": "(await opened()).send('queued')",
+    "a peer does not read": "connection = await opened(); connection.send(bytes(16_000_000)); await turns()",
+    "a message is half read": "await opened(); client.sendall(TEXT[:5]); await turns()",
+    "a handler is suspended": "await opened(); client.sendall(TEXT); await turns()",
+    "receive() waits": "connection = await opened(); asyncio.ensure_future(connection.receive()); await turns()",
+    "drain() waits": (
+        "connection = await opened(); connection.send(bytes(16_000_000)); "
+        "asyncio.ensure_future(connection.drain()); await turns()"
+    ),
+    "the hub closes a connection": "(await opened()).close(1000); await turns()",
+    "the peer has closed": "await opened(); client.sendall(CLOSE); await turns()",
+    "the peer has reset": "await opened(); client.close()",
+    "the hub is closing": "await opened(); asyncio.ensure_future(hub.close()); await turns()",
+}
+
+
+@pytest.mark.parametrize("end", ["stopped and closed", "closed by asyncio.run"])
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_a_loop_may_end_in_every_state(loop: str, state: str, end: str) -> None:
+    """Nothing crashes, and nothing is written but what Python says of tasks that were left."""
+    program = textwrap.dedent(
+        """
+        import asyncio, gc, socket, sys
+        import uvloop
+        from wshub import EventHandler, Hub
+
+        waits = []
+        connections = []
+
+        async def on_upgrade(request):
+            if waits:
+                await asyncio.Event().wait()
+
+        async def on_message(connection, message):
+            await asyncio.Event().wait()
+
+        hub = Hub(on_upgrade=on_upgrade)
+        client = socket.socket()
+
+        async def turns():
+            for _ in range(20):
+                await asyncio.sleep(0)
+
+        async def opened():
+            client.sendall(REQUEST)
+            while not connections:
+                await asyncio.sleep(0)
+            connections[0].join("room")
+            return connections[0]
+
+        async def main():
+            on = {} if "receive()" in STATE else {"on_message": on_message}
+            server = await hub.serve("127.0.0.1", 0, EventHandler(on_open=connections.append, **on)).__aenter__()
+            client.connect(("127.0.0.1", server.port))
+            PROGRAM
+            if END == "stopped and closed":
+                asyncio.get_running_loop().stop()
+                await asyncio.sleep(60)
+
+        factory = uvloop.new_event_loop if LOOP == "uvloop" else asyncio.new_event_loop
+        if END == "stopped and closed":
+            loop = factory()
+            loop.create_task(main())
+            loop.run_forever()
+            loop.close()
+        else:
+            with asyncio.Runner(loop_factory=factory) as runner:
+                runner.run(main())
+        for connection in connections:
+            try:
+                connection.send("nobody will send this")
+                connection.close()
+            except Exception as error:
+                assert type(error).__name__ in ("ConnectionClosed", "ConnectionLost"), error
+        hub.broadcast("nobody")
+        assert hub.stats()["messages_pending"] >= 0
+        del hub
+        connections.clear()
+        gc.collect()
+        print("survived")
+        """
+    )
+    for name, value in (
+        ("PROGRAM", STATES[state]),
+        ("REQUEST", repr(REQUEST)),
+        ("TEXT", repr(masked(Frame.text("a message")))),
+        ("CLOSE", repr(masked(Frame.close(1000)))),
+        ("STATE", repr(state)),
+        ("END", repr(end)),
+        ("LOOP", repr(loop)),
+    ):
+        program = program.replace(name, value)
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert result.stdout == "survived\n", result.stderr
+    assert result.returncode == 0
+    assert "ignored" not in result.stderr, result.stderr

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import os
+import re
 import socket
+import subprocess
+import sys
+import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import pytest
 import websockets
 
 import wshub
-from tests.hub.conftest import connected, serving
+from tests.deflated import deflated
+from tests.hub.conftest import Clock, connected, serving
 from tests.hub.peers import REQUEST, port_of, raw_peer
-from wshub import ConnectionClosed, ConnectionLost, EventHandler, Frame, MisuseError
+from wshub import CompressionConfig, ConnectionClosed, ConnectionLost, EventHandler, Frame, MisuseError, Opcode
+
+ROOT = Path(__file__).resolve().parents[2]
+DEFLATE = b"permessage-deflate"
 
 
 def test_memory_an_idle_connection_holds_no_buffers_and_membership_ends_with_it(run) -> None:
@@ -36,6 +47,30 @@ def test_memory_an_idle_connection_holds_no_buffers_and_membership_ends_with_it(
     run(scenario())
 
 
+def test_memory_an_idle_connection_keeps_no_deflate_state(run) -> None:
+    """What each connection that has echoed a compressed message keeps, its client's buffers included."""
+
+    async def octets_of_each(compression: CompressionConfig) -> float:
+        handler = EventHandler(on_message=lambda connection, message: connection.send(message))
+        async with serving(handler, compression=compression) as (_, url), contextlib.AsyncExitStack() as stack:
+            kept = []
+            for _ in range(21):
+                kept.append(tracemalloc.get_traced_memory()[0])
+                peer = await stack.enter_async_context(raw_peer(url, extensions=DEFLATE))
+                peer.send(Frame(Opcode.TEXT, deflated(b"compressed " * 100), rsv1=True))
+                assert (await peer.frame()).rsv1
+            return (kept[20] - kept[1]) / 19
+
+    tracemalloc.start()
+    try:
+        # That the measurement would see it is shown by connections that are to keep their state.
+        asked_for = CompressionConfig(server_context_takeover=True, client_context_takeover=True)
+        assert run(octets_of_each(asked_for)) > 40_000
+        assert run(octets_of_each(CompressionConfig())) < 16_000
+    finally:
+        tracemalloc.stop()
+
+
 def test_one_stalled_reader_does_not_stop_a_broadcast_to_the_others(run) -> None:
     async def scenario() -> None:
         async with serving(EventHandler(), close_timeout_ms=100) as (hub, url), connected(url, max_size=None) as reader:
@@ -50,6 +85,48 @@ def test_one_stalled_reader_does_not_stop_a_broadcast_to_the_others(run) -> None
                 while hub.connection_count > 1:
                     await asyncio.sleep(0)
             assert list(hub.stats()["closes"]) == [1013]
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"ping_interval_ms": 2**31}, "the peer takes nothing of what is sent to it"),
+        ({"send_timeout_ms": 0}, "no answer to a ping"),
+    ],
+)
+def test_one_stalled_reader_is_ended_without_waiting_for_what_it_does_not_read(
+    run, clock: Clock, settings: dict[str, int], reason: str
+) -> None:
+    async def scenario() -> None:
+        opened = asyncio.get_running_loop().create_future()
+        closes = []
+        handler = EventHandler(on_open=opened.set_result, on_close=lambda _, *close: closes.append(close))
+        bounds = {"max_send_buffer": 1 << 30, **settings}
+        async with serving(handler, clock=clock, **bounds) as (hub, url), raw_peer(url) as peer:
+            peer.writer.transport.pause_reading()
+            connection = await opened
+            connection.join("room")
+            for _ in range(50):
+                connection.send(bytes(1_000_000))
+            passed = 0
+            while hub.connection_count:
+                assert passed < 60
+                passed += 1
+                clock.pass_for(1, hub)
+                for _ in range(10):
+                    await asyncio.sleep(0)
+            await connection.wait_closed()
+            assert closes == [(1006, reason)]
+            assert (connection.buffered, hub.rooms) == (0, frozenset())
+            assert hub.stats()["dropped"]["closed"] > 0
+            peer.writer.transport.resume_reading()
+            received = 0
+            with contextlib.suppress(ConnectionResetError):
+                while data := await peer.reader.read(1 << 20):
+                    received += len(data)
+            assert received < 50_000_000
 
     run(scenario())
 
@@ -146,9 +223,35 @@ def test_shutdown_is_bounded_when_a_client_never_answers(run) -> None:
     run(scenario())
 
 
+@pytest.mark.parametrize(("code", "reason"), [(1001, "shutdown"), (1012, "reload")])
+def test_shutdown_and_reload_send_what_is_queued_and_then_end_who_does_not_read_it(run, code, reason) -> None:
+    async def scenario() -> None:
+        opened: list[Any] = []
+        settings: dict[str, Any] = {"close_timeout_ms": 200, "max_send_buffer": 1 << 30}
+        handler = EventHandler(on_open=opened.append)
+        async with (
+            serving(handler, **settings) as (hub, url),
+            connected(url) as client,
+            raw_peer(url) as stalled,
+        ):
+            stalled.writer.transport.pause_reading()
+            while len(opened) < 2:
+                await asyncio.sleep(0)
+            for connection in opened:
+                connection.send("queued")
+            opened[1].send(bytes(50_000_000))
+            async with asyncio.timeout(10):
+                await hub.close(code, reason)
+            assert await client.recv() == "queued"
+            await client.wait_closed()
+            assert (client.close_code, client.close_reason) == (code, reason)
+            assert [connection.close_code for connection in opened] == [code, 1006]
+
+    run(scenario())
+
+
 def test_broadcast_frames_a_message_once_for_all(run) -> None:
     """Each receiver's queue refers to the same frame: the octets queued are many times the memory."""
-    import tracemalloc
 
     async def scenario() -> None:
         async with serving(EventHandler(), max_send_buffer=1 << 30) as (hub, url):
@@ -175,6 +278,53 @@ def test_broadcast_frames_a_message_once_for_all(run) -> None:
     run(scenario())
 
 
+def test_compression_eats_no_cpu_below_its_threshold_and_is_turned_off_for_a_message(run) -> None:
+    async def scenario() -> None:
+        opened: asyncio.Queue[Any] = asyncio.Queue()
+        handler = EventHandler(on_open=opened.put_nowait)
+        compression = CompressionConfig(threshold=100)
+        async with serving(handler, compression=compression) as (hub, url), raw_peer(url, extensions=DEFLATE) as peer:
+            connection = await opened.get()
+            connection.send("a" * 1000)
+            connection.send("a" * 1000, compress=False)
+            hub.broadcast("a" * 1000, compress=False)
+            connection.send("a" * 99)
+            connection.send("a" * 99, compress=True)
+            assert [(await peer.frame()).rsv1 for _ in range(5)] == [True, False, False, False, True]
+        async with serving(handler) as (_, url), raw_peer(url, extensions=DEFLATE) as peer:
+            connection = await opened.get()
+            connection.send("a" * 1000, compress=True)
+            assert not (await peer.frame()).rsv1
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("trusted", [(), ("127.0.0.1",), ("127.0.0.0/8", "10.0.0.0/8"), ("10.0.0.0/8",)])
+def test_proxies_are_trusted_as_in_uvicorn(run, trusted: tuple[str, ...]) -> None:
+    from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+
+    forwarded = "203.0.113.9, 192.0.2.7, 10.1.2.3"
+
+    async def scenario() -> None:
+        addresses = []
+
+        async def application(scope: Any, *_: Any) -> None:
+            addresses.append(scope["client"][0])
+
+        headers = [(b"x-forwarded-for", forwarded.encode())]
+        scope: Any = {"type": "websocket", "client": ("127.0.0.1", 1), "headers": headers}
+        await ProxyHeadersMiddleware(application, list(trusted))(scope, None, None)  # type: ignore[arg-type]
+        handler = EventHandler(on_open=lambda connection: addresses.append(connection.remote_address[0]))
+        async with (
+            serving(handler, trusted_proxies=trusted) as (_, url),
+            connected(url, additional_headers={"X-Forwarded-For": forwarded}),
+        ):
+            pass
+        assert addresses[0] == addresses[1]
+
+    run(scenario())
+
+
 def test_authentication_and_origins_are_refused_before_the_upgrade_with_a_status_and_a_body(run) -> None:
     async def scenario() -> None:
         allowed = ("https://example.com", "http://localhost:3000")
@@ -188,6 +338,44 @@ def test_authentication_and_origins_are_refused_before_the_upgrade_with_a_status
                 pass
 
     run(scenario())
+
+
+def test_tests_hang_no_wait_is_without_a_bound_and_a_failing_handler_is_told_of(run) -> None:
+    """The waits that there are: the test client, with a timeout of its own for each of them, is still to come."""
+
+    async def scenario() -> None:
+        opened: asyncio.Queue[Any] = asyncio.Queue()
+        failed = asyncio.get_running_loop().create_future()
+
+        async def endpoint(connection) -> None:
+            assert (await connection.receive()).data == "expected"
+
+        handler = EventHandler(on_open=endpoint, on_error=lambda _, error: failed.set_result(error))
+        async with serving(handler) as (_, url), raw_peer(url) as peer:
+            peer.send(Frame.text("unexpected"))
+            assert isinstance(await failed, AssertionError)
+            assert await peer.close_code() == 1011
+        handler = EventHandler(on_open=opened.put_nowait)
+        async with serving(handler, max_send_buffer=1 << 30) as (_, url), raw_peer(url) as peer:
+            connection = await opened.get()
+            with pytest.raises(TimeoutError):
+                await connection.receive(timeout=0.001)
+            peer.send(Frame.text("late"))
+            assert (await connection.receive(timeout=5)).data == "late"
+            peer.writer.transport.pause_reading()
+            for _ in range(50):
+                connection.send(bytes(1_000_000))
+            for wait in (connection.drain, connection.wait_closed, connection.receive, connection.__anext__):
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(wait(), 0.001)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/deployment.md"])
+def test_several_workers_reach_a_part_of_the_users_and_the_docs_say_so(page: str) -> None:
+    plain = " ".join((ROOT / page).read_text().replace("*", "").split())
+    assert re.search(r"A hub is per process: a broadcast reaches the connections of its (own )?process", plain)
 
 
 def test_keepalive_goes_on_while_the_application_is_busy(run) -> None:
@@ -260,6 +448,56 @@ def test_noisy_logs_a_port_probe_or_a_health_check_logs_nothing_above_debug(run,
 
 def test_types_are_shipped() -> None:
     assert (Path(wshub.__file__).parent / "py.typed").exists()
+
+
+# Strict mypy also refuses an "ignore" of what is no error.
+TYPED = """
+from typing import assert_type
+
+from wshub import Connection, EventHandler, Hub, HubConfig, Message
+
+hub = Hub(HubConfig(ping_interval_ms=1000, slow_consumer="latest"))
+HubConfig(ping_interval_ms="1000")  # type: ignore[arg-type]
+HubConfig(slow_consumer="newest")  # type: ignore[arg-type]
+HubConfig(ping_interval=1)  # type: ignore[call-arg]
+
+
+def on_message(connection: Connection, message: Message) -> None:
+    assert_type(message.data, str | bytes)
+    connection.send(message, compress=False, slow_consumer="latest", key="price")
+    connection.send(bytearray(b"binary"))
+    connection.send(5)  # type: ignore[arg-type]
+    connection.send("text", key=5)  # type: ignore[arg-type]
+    assert_type(hub.broadcast(message, room="lobby", exclude=connection), int)
+    assert_type(connection.close_code, int | None)
+
+
+async def endpoint(connection: Connection) -> None:
+    assert_type(await connection.receive(timeout=5), Message)
+    async for message in connection:
+        assert_type(message, Message)
+
+
+hub.serve("127.0.0.1", 8080, EventHandler(on_message=on_message))
+hub.serve("127.0.0.1", 8080, endpoint)
+hub.serve("127.0.0.1", "8080", endpoint)  # type: ignore[arg-type]
+"""
+
+
+def test_types_are_those_that_a_strict_program_expects(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(TYPED)
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    checked = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path), str(program)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
 def test_silent_loss_every_drop_is_counted_with_its_reason(run) -> None:

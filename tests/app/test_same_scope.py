@@ -1,0 +1,378 @@
+"""A request is the same to a hub that reads it itself and to an application on uvicorn, or is refused by both."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from tests.app.conftest import listening
+from tests.hub.peers import REQUEST, masked, raw_peer
+from tests.reactor import needs_reactor
+from wshub import Connection, EventHandler, Frame, Handshake, Hub, Message, Opcode
+from wshub.app import App, Context
+from wshub.app.event_loop import accept_natively
+from wshub.protocol.request import RequestHead
+
+KEY = b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="
+VERSION = b"Sec-WebSocket-Version: 13"
+SERVERS = ["serve", "uvicorn", pytest.param("acceptor", marks=needs_reactor)]
+
+
+def request_for(target: bytes, *fields: bytes) -> bytes:
+    return (
+        REQUEST[:-2].replace(b"GET / ", b"GET " + target + b" ")
+        + b"".join(field + b"\r\n" for field in fields)
+        + b"\r\n"
+    )
+
+
+def asgi_of(handler: EventHandler, subprotocols: tuple[str, ...] = ()) -> tuple[Hub, Any]:
+    hub = Hub()
+    return hub, Starlette(routes=[Mount("/", hub.asgi(handler, subprotocols=subprotocols))])
+
+
+@contextlib.asynccontextmanager
+async def served(server: str, handler: EventHandler, http: str = "httptools", **options: Any) -> AsyncIterator[str]:
+    """A hub on one of the ways to it, as a URL."""
+    hub, app = asgi_of(handler)
+    if server == "serve":
+        async with hub.serve("127.0.0.1", 0, handler) as native:
+            yield f"ws://127.0.0.1:{native.port}/"
+        return
+    if server == "acceptor":
+        accept_natively(asyncio.get_running_loop())
+    async with listening(app, http, **options) as address:
+        yield f"ws://{address}/"
+
+
+async def status_of(url: str, request: bytes) -> int:
+    async with raw_peer(url, handshake=False) as peer:
+        peer.write(request)
+        return int((await peer.reader.readline()).split(b" ")[1])
+
+
+def number_of(headers: Any) -> int:
+    return int(dict(headers)[b"x-number"])
+
+
+@pytest.mark.parametrize(
+    "name", [b"Sec-WebSocket-Key", b"Sec-WebSocket-Version", b"Sec-WebSocket-Extensions", b"Sec-Other", b"Cookie"]
+)
+def test_every_octet_in_a_field_is_the_same_to_both_or_400_to_both(run, http, name) -> None:
+    """Daphne split fields where only Python does, at \\x0b, \\x0c, \\x1c to \\x1e and \\x85."""
+    good = {b"Sec-WebSocket-Key": KEY, b"Sec-WebSocket-Version": VERSION}.get(name, name + b": ab").split(b": ")[1]
+    values = [good[:1] + bytes([octet]) + good[1:] for octet in range(256)]
+    # RFC 9112 section 2.2 lets a reader take a bare LF for the end of a line, and h11 does.
+    values += [good + bytes([octet]) for octet in range(256) if octet != 0x0A]
+
+    async def scenario() -> None:
+        native: dict[int, Any] = {}
+        asgi: dict[int, Any] = {}
+
+        async def application(scope: Any, receive: Any, send: Any) -> None:
+            assert (await receive())["type"] == "websocket.connect"
+            headers = scope["headers"]
+            asgi[number_of(headers)] = (scope["path"], scope["query_string"], headers, scope["subprotocols"])
+            await send({"type": "websocket.accept"})
+
+        def on_upgrade(request: RequestHead) -> None:
+            headers = list(request.headers.raw)
+            native[number_of(headers)] = (request.path, request.raw_query_string, headers, [])
+
+        async with (
+            Hub(on_upgrade=on_upgrade).serve("127.0.0.1", 0, EventHandler()) as server,
+            listening(application, http, log_config=None) as address,
+        ):
+            urls = (f"ws://127.0.0.1:{server.port}/", f"ws://{address}/")
+
+            async def both(number: int, value: bytes) -> tuple[int, int]:
+                request = request_for(b"/path?query", b"X-Number: %d" % number, b"X-Last: 1")
+                if name in request:
+                    start = request.index(name)
+                    request = request[:start] + request[request.index(b"\r\n", start) + 2 :]
+                request = request.replace(b"X-Last", name + b": " + value + b"\r\nX-Last")
+                first, second = [await status_of(url, request) for url in urls]
+                return first, second
+
+            for start in range(0, len(values), 32):
+                numbers = range(start, min(start + 32, len(values)))
+                statuses = await asyncio.gather(*(both(number, values[number]) for number in numbers))
+                assert [(values[number], one) for number, (one, _) in zip(numbers, statuses, strict=True)] == [
+                    (values[number], other) for number, (_, other) in zip(numbers, statuses, strict=True)
+                ]
+                assert {status for pair in statuses for status in pair} <= {101, 400, 426}
+            assert native == asgi
+            assert len(native) > (1 if name in (b"Sec-WebSocket-Key", b"Sec-WebSocket-Version") else 400)
+
+    run(scenario())
+
+
+GOOD = {line.partition(b": ")[0]: line for line in REQUEST[:-4].split(b"\r\n")[1:]}
+LEFT_OUT = {f"no {name.decode()}": REQUEST.replace(line + b"\r\n", b"") for name, line in GOOD.items()}
+REFUSED = LEFT_OUT | {
+    "two keys": request_for(b"/", KEY),
+    "two versions": request_for(b"/", VERSION),
+    "version 8": REQUEST.replace(b"Version: 13", b"Version: 8"),
+    "two hosts": request_for(b"/", b"Host: b"),
+    "two equal hosts": request_for(b"/", b"Host: a"),
+    "a body": request_for(b"/", b"Content-Length: 5") + b"12345",
+    "chunks": request_for(b"/", b"Transfer-Encoding: chunked") + b"0\r\n\r\n",
+    "both": request_for(b"/", b"Content-Length: 5", b"Transfer-Encoding: chunked") + b"0\r\n\r\n",
+    "an absolute target": request_for(b"http://a/"),
+    "an authority": request_for(b"a:80"),
+    "an asterisk": request_for(b"*"),
+    "a fragment": request_for(b"/a#b"),
+    "POST": REQUEST.replace(b"GET ", b"POST "),
+    "a token too long": REQUEST.replace(b"Upgrade: websocket", b"Upgrade: websockets"),
+    "another connection": REQUEST.replace(b"Connection: Upgrade", b"Connection: keep-alive"),
+    "200 fields": request_for(b"/", *(b"X-%d: 1" % number for number in range(200))),
+    "a path of 9,000 octets": request_for(b"/" + b"a" * 9000),
+}
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_what_lacks_something_or_has_too_much_never_gets_a_101(run, http, server) -> None:
+    async def scenario() -> None:
+        opened: list[str] = []
+        handler = EventHandler(on_open=lambda connection: opened.append(connection.path))
+        async with served(server, handler, http, log_config=None) as url:
+            statuses = {kind: await status_of(url, request) for kind, request in REFUSED.items()}
+            assert {kind: status for kind, status in statuses.items() if not 400 <= status < 500} == {}
+            assert opened == []
+            for value in (b"keep-alive, Upgrade", b"Upgrade,keep-alive", b"keep-alive,  UPGRADE "):
+                assert await status_of(url, REQUEST.replace(b"Connection: Upgrade", b"Connection: " + value)) == 101
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_a_host_has_no_say_in_where_a_request_goes(run, http, server) -> None:
+    async def scenario() -> None:
+        told: list[tuple[str, str]] = []
+        handler = EventHandler(on_open=lambda connection: told.append((connection.path, connection.headers["host"])))
+        fields = (b"X-Forwarded-Host: b/other", b"X-Original-URL: /other", b"Forwarded: host=b;proto=https")
+        async with served(server, handler, http, log_config=None) as url:
+            for host in (b"a", b"b:80", b"[::1]:8080", b"a%2Fother", b"..", b"other"):
+                request = request_for(b"/path", *fields).replace(b"Host: a\r\n", b"Host: " + host + b"\r\n")
+                async with raw_peer(url, handshake=False) as peer:
+                    peer.write(request)
+                    assert b" 101 " in await peer.reader.readuntil(b"\r\n\r\n")
+                    peer.send(Frame.close())
+                    assert await peer.close_code() == 1000
+                assert told[-1] == ("/path", host.decode())
+            for host in (b"a/other", b"a?", b"a#", b"/path", b"user@a", b"a b", b"http://a/path"):
+                request = request_for(b"/path", *fields).replace(b"Host: a\r\n", b"Host: " + host + b"\r\n")
+                assert await status_of(url, request) == 400
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("accepts", [False, pytest.param(True, marks=needs_reactor)], ids=["uvicorn", "acceptor"])
+def test_clients_in_parallel_never_get_anything_of_each_other(run, http, accepts) -> None:
+    """Each asks for a page first, and for its WebSocket behind that on the same connection, in odd pieces."""
+    count = 40
+
+    async def scenario() -> None:
+        app = App()
+        hub = app.enable_websocket()
+        ids: list[int] = []
+
+        def greet(connection: Connection) -> None:
+            ids.append(connection.id)
+            request_name = connection.headers["x-name"]
+            connection.send(f"{connection.path_params['name']} {request_name} {connection.path}")
+
+        @app.get("/page/{name}")
+        async def page(ctx: Context) -> None:
+            await asyncio.sleep(0)
+            ctx.response.send(f"page of {ctx.request.path_params['name']} {ctx.request.get_header('X-Name')}")
+
+        @app.websocket("/native/{name}")
+        async def native(connection: Connection) -> None:
+            greet(connection)
+            async for message in connection:
+                connection.send(message)
+
+        @app.get("/handled/{name}")
+        def handled(ctx: Context) -> None:
+            echo = EventHandler(on_open=greet, on_message=lambda connection, message: connection.send(message))
+            hub.register(echo)
+
+        async def one(url: str, number: int) -> None:
+            kind = ("native", "handled")[number % 2]
+            name = f"name-{number}"
+            key = base64.b64encode(number.to_bytes(16, "big"))
+            plain = f"GET /page/{name} HTTP/1.1\r\nHost: a\r\nX-Name: {name}\r\n\r\n".encode()
+            upgrade = request_for(f"/{kind}/{name}".encode(), f"X-Name: {name}".encode())
+            async with raw_peer(url, handshake=False) as peer:
+                # Every other one has its first request be the handshake: that is what an acceptor serves natively.
+                requests = upgrade.replace(b"dGhlIHNhbXBsZSBub25jZQ==", key)
+                pages = number // 2 % 2
+                octets = plain * pages + requests
+                for start in range(0, len(octets), 17 + number):
+                    peer.write(octets[start : start + 17 + number])
+                    await asyncio.sleep(0)
+                for _ in range(pages):
+                    answer = await peer.reader.readuntil(b"\r\n\r\n")
+                    assert answer.startswith(b"HTTP/1.1 200 ")
+                    body = f"page of {name} {name}".encode()
+                    assert await peer.reader.readexactly(len(body)) == body
+                head = await peer.reader.readuntil(b"\r\n\r\n")
+                assert Handshake.generate_accept_key(key).encode() in head
+                assert (await peer.frame()).payload == f"{name} {name} /{kind}/{name}".encode()
+                peer.send(Frame.text(name))
+                assert (await peer.frame()).payload == name.encode()
+
+        if accepts:
+            accept_natively(asyncio.get_running_loop())
+        async with listening(app, http, log_config=None) as address:
+            for _ in range(2):
+                await asyncio.gather(*(one(f"ws://{address}/", number) for number in range(count)))
+            assert len(ids) == len(set(ids)) == 2 * count
+            assert min(ids[count:]) > max(ids[:count])
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_a_second_request_behind_a_handshake_is_answered_by_nobody(run, http, server) -> None:
+    async def scenario() -> None:
+        opened: list[str] = []
+        handler = EventHandler(on_open=lambda connection: opened.append(connection.path))
+        async with served(server, handler, http, log_config=None) as url, raw_peer(url, handshake=False) as peer:
+            peer.write(request_for(b"/first") + request_for(b"/second"))
+            head = await peer.reader.readuntil(b"\r\n\r\n")
+            assert b" 101 " in head
+            # uvicorn drops what came with the request; to a hub it is a frame that breaks the rules.
+            peer.send(Frame.close())
+            rest = await peer.reader.read()
+            assert rest[:1] == b"\x88"
+            assert b"HTTP/" not in rest
+            assert opened == ["/first"]
+
+    run(scenario())
+
+
+CONTROLS = {*range(0x20), 0x7F, *range(0x80, 0xA0), 0x2028, 0x2029}
+# Without a line feed, which Starlette matches with no route.
+HOSTILE = b"%0B%0C%1C%1D%1E%C2%85%C2%9B%E2%80%A8%0DCRITICAL%20forged%1B[2J"
+
+
+@pytest.mark.parametrize("server", SERVERS[1:])
+def test_no_line_of_the_log_has_a_control_character_of_a_client(run, http, server, caplog, monkeypatch) -> None:
+    """Fields are in none; the target, which uvicorn logs with its query, is percent-encoded there."""
+    for name in ("uvicorn.error", "uvicorn.access"):
+        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
+    caplog.set_level(logging.DEBUG)
+
+    async def scenario() -> None:
+        def on_message(connection: Connection, message: Message) -> None:
+            raise RuntimeError("asked to fail")
+
+        fields = [name + b": \x85\x9bsecret" for name in (b"X-Secret", b"User-Agent", b"Authorization")]
+        fields.append(b"Cookie: \x85\x9bsecret")
+        fields.append(b"Origin: http://\x85\x9bsecret")
+        good = request_for(b"/" + HOSTILE + b"?query%0D%0A" + HOSTILE, *fields)
+        async with served(server, EventHandler(on_message=on_message), http, log_config=None) as url:
+            caplog.set_level(logging.DEBUG, "uvicorn.error")
+            caplog.set_level(logging.DEBUG, "uvicorn.access")
+            ends = [
+                masked(Frame.close(4000, "secret\r\nforged\x1b")),
+                masked(Frame.text("secret\r\nforged\x1b")),
+                masked(Frame(Opcode.CLOSE, b"\x0f\xa0secret\xff\r\n")),
+                b"\xff\xff\r\nforged\x1b",
+            ]
+            for octets in ends:
+                async with raw_peer(url, handshake=False) as peer:
+                    peer.write(good)
+                    assert b" 101 " in await peer.reader.readuntil(b"\r\n\r\n")
+                    peer.write(octets)
+                    assert await peer.close_code() > 0
+            bad = [
+                good.replace(b"%0D", b"%0D%0A", 1),
+                good.replace(KEY, KEY + b"\x85"),
+                good.replace(b"Upgrade: websocket", b"Upgrade: \x85\x9b"),
+                good.replace(b"GET ", b"POST "),
+                request_for(b"/\r\nforged\x1b"),
+                request_for(b"/", b"X-Secret: a\x0bb\x1b"),
+                b"\x16\x03\x01secret\r\n\r\n",
+            ]
+            for request in bad:
+                async with raw_peer(url, handshake=False) as peer:
+                    peer.write(request)
+                    peer.writer.write_eof()
+                    answer = await peer.reader.read()
+                    assert b"secret" not in answer
+                    assert b"forged" not in answer
+
+    run(scenario())
+    lines = [record.getMessage() for record in caplog.records if not record.name.startswith("asyncio")]
+    assert sum("[accepted]" in line for line in lines) == 4
+    assert [line for line in lines if CONTROLS & set(map(ord, line))] == []
+    assert "secret" not in caplog.text
+    assert "\x1b" not in caplog.text
+
+
+async def both(request: bytes, http: str) -> tuple[int, int]:
+    """The status from a hub that reads the request itself, and from the same hub behind uvicorn."""
+    hub = Hub()
+    app = Starlette(routes=[Mount("/", hub.asgi(EventHandler()))])
+    async with (
+        Hub().serve("127.0.0.1", 0, EventHandler()) as server,
+        listening(app, http, log_config=None) as address,
+    ):
+        return await status_of(f"ws://127.0.0.1:{server.port}/", request), await status_of(f"ws://{address}/", request)
+
+
+@pytest.mark.parametrize("value", [b"", b",", b"a, a", b"a b", b"a\xe9b", b"a\x85b", b'"a"', b"a/b", b"a;b", b"\t(a)"])
+def test_a_malformed_list_of_subprotocols_is_400_on_uvicorn_too(run, http, value) -> None:
+    native, asgi = run(both(REQUEST[:-2] + b"Sec-WebSocket-Protocol: " + value + b"\r\n\r\n", http))
+    assert native == asgi == 400
+
+
+@pytest.mark.parametrize("connection", [b"Upgrade", b"keep-alive, Upgrade"])
+def test_http_1_0_has_no_upgrades_on_uvicorn_either(run, http, connection) -> None:
+    request = REQUEST.replace(b"HTTP/1.1", b"HTTP/1.0").replace(b"Connection: Upgrade", b"Connection: " + connection)
+    native, asgi = run(both(request, http))
+    assert native == asgi == 400
+
+
+def test_a_head_of_more_than_16_kib_becomes_no_websocket_on_uvicorn_either(run) -> None:
+    native, asgi = run(both(REQUEST[:-2] + b"X-Long: " + b"a" * 1_000_000 + b"\r\n\r\n", "httptools"))
+    assert native == asgi == 431
+
+
+@pytest.mark.parametrize("native", [False, pytest.param(True, marks=needs_reactor)])
+def test_an_address_that_is_none_is_not_taken_from_a_proxy(run, native, caplog, monkeypatch) -> None:
+    monkeypatch.setattr(logging.getLogger("uvicorn.error"), "propagate", True)
+
+    async def scenario() -> None:
+        addresses = []
+        app = App()
+        app.enable_websocket()
+
+        @app.websocket("/")
+        async def endpoint(connection) -> None:
+            addresses.append(connection.remote_address[0])
+
+        if native:
+            accept_natively(asyncio.get_running_loop())
+        async with listening(app, log_config=None) as address:
+            caplog.set_level(logging.INFO, "uvicorn.error")
+            request = REQUEST[:-2] + b"X-Forwarded-For: 192.0.2.1\x85CRITICAL forged\x9b2J\r\n\r\n"
+            assert await status_of(f"ws://{address}/", request) == 101
+            while not addresses:
+                await asyncio.sleep(0)
+        assert addresses == ["127.0.0.1"]
+
+    run(scenario())
+    for record in caplog.records:
+        assert not CONTROLS & set(map(ord, record.getMessage())), record.getMessage()

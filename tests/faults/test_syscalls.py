@@ -1,0 +1,47 @@
+"""System calls that fail, in every state of a connection: see scenarios.py."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.faults.scenarios import SCENARIOS
+from tests.reactor import needs_reactor
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """syscalls.c, built to be loaded before the C library."""
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if compiler is None:
+        pytest.skip("there is no C compiler")
+    built = tmp_path_factory.mktemp("faults") / "syscalls.so"
+    options = ["-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror"]
+    subprocess.run([compiler, *options, "-o", built, HERE / "syscalls.c", "-ldl"], check=True)
+    return str(built)
+
+
+@needs_reactor
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_a_hub_goes_on_when_system_calls_fail(library: str, scenario: str, loop: str) -> None:
+    preloaded = " ".join(filter(None, [os.environ.get("LD_PRELOAD"), library]))
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.faults.scenarios", scenario, loop],
+        env={**os.environ, "LD_PRELOAD": preloaded},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.endswith("held\n")
+    assert "Traceback" not in result.stdout + result.stderr, result.stdout + result.stderr
+    assert "ignored" not in result.stderr, result.stderr
