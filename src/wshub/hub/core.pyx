@@ -503,9 +503,13 @@ cdef class HubCore(HubBase):
             task.cancel()
         return tasks
 
+    def _close_reactor_soon(self):
+        """Whoever is left, because closing was cancelled, is told from the loop, if it still runs."""
+        if not self.loop.is_closed():
+            self.loop.call_soon(self._close_reactor)
+
     def _close_reactor(self):
         if self.reactor is not None:
-            # Whoever is left is told from here, where no call of the application's is under way.
             self._abort_all()
             self.reactor.release()
 

@@ -254,8 +254,7 @@ class Hub(HubCore):
         finally:
             if self._sweeper is not None:
                 self._sweeper.cancel()
-            # Whoever is left, because this was cancelled, is told from the loop, as all handlers are.
-            asyncio.get_running_loop().call_soon(self._close_reactor)
+            self._close_reactor_soon()
 
     async def _spread_closes(self, code: int, reason: str, payload: bytes) -> None:
         """Close one connection after the other, evenly over the configured time."""

@@ -599,7 +599,7 @@ cdef class Reactor:
                 if errno == EAGAIN:
                     self.leave_behind(link)
                 elif errno == ENOBUFS or errno == ENOMEM:
-                    # Nothing will tell when there is memory again: the next turn tries, that of the sweep at the latest.
+                    # Nothing will tell when there is memory again: the next turn tries, at the latest the sweep's.
                     self.note(self.starved, link)
                 else:
                     self.lose(link, errno)
