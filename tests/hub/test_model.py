@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import tempfile
 from collections.abc import Callable
@@ -30,6 +31,7 @@ from wshub import Connection, ConnectionClosed, ConnectionState, EventHandler, F
 CLIENTS = range(3)
 ROOMS = {"a": None, "b": "latest", "c": "drop_oldest", "d": "drop_newest"}
 CLOSE_TIMEOUT = 10.0
+RUNS = int(os.environ.get("WSHUB_MODEL_RUNS", "150"))
 
 Action = tuple[str, tuple[Any, ...]]
 
@@ -419,4 +421,4 @@ def test_every_client_gets_what_the_model_says_whatever_happens(loop_factory) ->
         pass
 
     Machine.loop_factory = staticmethod(loop_factory)
-    run_state_machine_as_test(Machine, settings=settings(max_examples=100, stateful_step_count=30))
+    run_state_machine_as_test(Machine, settings=settings(max_examples=RUNS, stateful_step_count=50))
