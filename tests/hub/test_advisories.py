@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import os
 import socket
 import sys
 import time
@@ -26,7 +25,6 @@ from wshub import CompressionConfig, EventHandler, Frame, Hub, HubConfig, Invali
 from wshub.errors import ProtocolError
 from wshub.protocol.parser import FrameParser
 
-SANITIZED = "WSHUB_SANITIZED" in os.environ
 MIB = 1 << 20
 NO_RATES = RateLimits(control_frames=0)
 
@@ -62,17 +60,13 @@ def logged(caplog: pytest.LogCaptureFixture) -> list[int]:
 @pytest.mark.parametrize(
     ("length", "code"),
     [
-        (1 << 48, 1011),
-        ((1 << 62) - 1, 1011),
         (1 << 62, 1009),
         ((1 << 63) - 1, 1009),
         (1 << 63, 1002),
         ((1 << 64) - 1, 1002),
     ],
 )
-def test_a_length_that_there_is_no_memory_for_is_an_end_whatever_the_limit(length: int, code: int) -> None:
-    if SANITIZED and code == 1011:
-        pytest.skip("a sanitizer ends the process where an allocation is out of bounds")
+def test_a_length_that_nothing_can_hold_is_an_end_whatever_the_limit(length: int, code: int) -> None:
     for first in (0x81, 0x82, 0x01, 0x02):
         ((name, error),) = FrameParser((1 << 62) - 1).feed(header(first, length))
         assert name == "failure"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -182,6 +184,18 @@ def test_a_new_message_within_a_fragmented_one_fails_with_1002() -> None:
 def test_a_message_above_the_limit_is_refused_from_its_header(length: int) -> None:
     form = b"\xfe" + length.to_bytes(2, "big") if length < 65536 else b"\xff" + length.to_bytes(8, "big")
     assert failure_of(b"\x82" + form + MASK, limit=1000) == 1009
+
+
+@pytest.mark.parametrize("first", [b"\x82", b"\x02\x80abcd\x80"])
+def test_a_length_that_is_only_declared_costs_no_memory(first) -> None:
+    """Neither in the first frame of a message nor in a later one."""
+    parser = FrameParser(1 << 40)
+    tracemalloc.start()
+    assert parser.feed(first + b"\xff" + (1 << 35).to_bytes(8, "big") + b"abcd") == []
+    assert parser.feed(bytes(3 << 20)) == []
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert 3 << 20 <= held <= 9 << 20
 
 
 def test_the_limit_holds_for_the_sum_of_the_fragments() -> None:

@@ -62,6 +62,10 @@ cdef enum:
 cdef enum:
     DIRECT_RECEIVE_THRESHOLD = 8192
 
+# What a header alone has set aside for its payload, at the most.
+cdef enum:
+    MOST_RESERVED = 1 << 20
+
 
 cdef void parser_init(Parser *parser, uint64_t max_message_size) noexcept nogil:
     parser.max_message_size = max_message_size
@@ -196,11 +200,29 @@ cdef uint64_t payload_limit(Parser *parser) noexcept nogil:
     return parser.max_message_size
 
 
-cdef Event begin_data(Parser *parser, uint8_t opcode, uint64_t length) noexcept nogil:
-    """Makes room for the payload of a data frame, once it is known that the message may be that long."""
+cdef bint reserve(Parser *parser, uint64_t more) noexcept nogil:
+    """Makes room for so many octets more of the message. Returns False where there is no memory."""
+    cdef FrameBuffer *message = parser.message
     cdef FrameBuffer *grown
+    cdef uint64_t wanted = message.length + more
+
+    if wanted <= message.capacity:
+        return True
+    # Doubling keeps a message of very many small pieces linear in its length.
+    wanted = min(max(wanted, 2 * <uint64_t>message.capacity), payload_limit(parser))
+    grown = frame_resize(message, <size_t>wanted)
+    if grown == NULL:
+        return False
+    parser.message = grown
+    return True
+
+
+cdef Event begin_data(Parser *parser, uint8_t opcode, uint64_t length) noexcept nogil:
+    """Makes room for the payload of a data frame, once it is known that the message may be that long.
+
+    Who only says that much will come is not believed: more is set aside when the first of it is there.
+    """
     cdef uint64_t so_far = parser.message.length if parser.message != NULL else 0
-    cdef uint64_t wanted
 
     if length > payload_limit(parser) - so_far:
         return fail(parser, 1009, b"a message above the size allowed")
@@ -208,21 +230,15 @@ cdef Event begin_data(Parser *parser, uint8_t opcode, uint64_t length) noexcept 
         parser.message_opcode = opcode
         parser.fragments = 0
         parser.utf8.missing = 0
-        parser.message = frame_new(opcode, <size_t>length)
+        parser.message = frame_new(opcode, <size_t>min(length, MOST_RESERVED))
         if parser.message == NULL:
             return fail(parser, 1011, b"out of memory")
         return NEED_DATA
     parser.fragments += 1
     if parser.fragments > parser.max_fragments:
         return fail(parser, 1008, b"a message in more fragments than allowed")
-    wanted = so_far + length
-    if wanted > parser.message.capacity:
-        # Doubling keeps a message of very many small fragments linear in its length.
-        wanted = min(max(wanted, 2 * <uint64_t>parser.message.capacity), payload_limit(parser))
-        grown = frame_resize(parser.message, <size_t>wanted)
-        if grown == NULL:
-            return fail(parser, 1011, b"out of memory")
-        parser.message = grown
+    if not reserve(parser, min(length, MOST_RESERVED)):
+        return fail(parser, 1011, b"out of memory")
     return NEED_DATA
 
 
@@ -296,9 +312,16 @@ cdef Event take_payload(Parser *parser, const uint8_t *source, size_t length) no
 
     Returns NEED_DATA, or FAILURE.
     """
-    cdef FrameBuffer *target = parser.control if parser.opcode & CONTROL_BIT else parser.message
-    cdef uint8_t *destination = frame_payload(target) + target.length
+    cdef FrameBuffer *target
+    cdef uint8_t *destination
 
+    if parser.opcode & CONTROL_BIT:
+        target = parser.control
+    elif reserve(parser, length):
+        target = parser.message
+    else:
+        return fail(parser, 1011, b"out of memory")
+    destination = frame_payload(target) + target.length
     apply_mask(destination, source, length, parser.mask, parser.frame_received)
     target.length += length
     parser.frame_received += length
@@ -371,8 +394,11 @@ cdef size_t parser_get_buffer(Parser *parser, uint8_t **buffer) noexcept nogil:
     cdef uint64_t rest = parser.frame_length - parser.frame_received
     if parser.state != IN_PAYLOAD or parser.opcode & CONTROL_BIT or rest < DIRECT_RECEIVE_THRESHOLD:
         return 0
+    if not reserve(parser, DIRECT_RECEIVE_THRESHOLD):
+        # Where what comes is copied from, this is found again, and said.
+        return 0
     buffer[0] = frame_payload(parser.message) + parser.message.length
-    return <size_t>rest
+    return <size_t>min(rest, <uint64_t>(parser.message.capacity - parser.message.length))
 
 
 cdef Event parser_buffer_updated(Parser *parser, size_t length) noexcept nogil:
