@@ -67,6 +67,18 @@ SERVERS = (
     Server("websockets+uvloop", python_server("websockets_server.py")),
 )
 OURS = ("wshub", "wshub+uvloop")
+BEFORE = " before"
+
+
+def with_those_before(servers: list[Server], source: Path) -> list[Server]:
+    """The servers, and behind each of ours the same with another build of wshub, which is in that directory."""
+    found = []
+    for server in servers:
+        found.append(server)
+        if server.name in OURS:
+            command = ("env", f"PYTHONPATH={source.resolve()}", *server.command)
+            found.append(Server(server.name + BEFORE, command))
+    return found
 
 
 def echo_row(key: str, title: str, load: str, to_limit: float, to_picows: float) -> Row:
@@ -345,6 +357,17 @@ def report(rows: list[Row], table: Table, missing: dict[str, str], facts: dict[s
                     target = f"at most {row.to_limit:.2f} times"
                 lines.append(markdown_row(row.title, against, target, *cells))
 
+    changed = [name for name in names if name + BEFORE in names]
+    if changed:
+        lines += ["", markdown_row("work", *(f"{name}, to before" for name in changed))]
+        lines.append(markdown_row("---", *["---"] * len(changed)))
+        for row in rows:
+            cells = []
+            for name in changed:
+                now, then = median(table[row.key][name], row), median(table[row.key][name + BEFORE], row)
+                cells.append(f"{now / then:.3f}" if now is not None and then else "not measured")
+            lines.append(markdown_row(row.title, *cells))
+
     notes = [f"missing: {name}: {reason}" for name, reason in missing.items()]
     for row in rows:
         for name, cell in table[row.key].items():
@@ -371,6 +394,7 @@ def main() -> int:
     parser.add_argument("--servers", metavar="SERVER,...", help=f"of {', '.join(s.name for s in SERVERS)}")
     parser.add_argument("--rounds", type=int, help="5, or 2 with --quick")
     parser.add_argument("--seconds", type=float, help="measured window; 2.5, or 0.7 with --quick")
+    parser.add_argument("--before", type=Path, metavar="SRC", help="of another build, to be measured beside this one")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every sample there")
     arguments = parser.parse_args()
 
@@ -378,6 +402,8 @@ def main() -> int:
     rows = [row for row in ROWS if row.key in row_keys]
     server_names = chosen(arguments.servers, [server.name for server in SERVERS], "server")
     servers = [server for server in SERVERS if server.name in server_names]
+    if arguments.before:
+        servers = with_those_before(servers, arguments.before)
     rounds = arguments.rounds or (2 if arguments.quick else 5)
     seconds = arguments.seconds or (0.7 if arguments.quick else 2.5)
     warmup = 0.3 if arguments.quick else 0.7
