@@ -110,6 +110,8 @@ def main() -> int:
         for name, code in (("load", load.returncode), ("server", server.returncode))
         if code
     ]
+    if failures and reports:
+        print(f"the last report: {reports[-1]}")
     if not failures:
         found = json.loads(output)
         print(f"clients: {found}")

@@ -13,6 +13,7 @@ import os
 import random
 import signal
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,7 @@ class Service:
         self.number = 0
         self.opened = 0
         self.closed = 0
+        self.reasons: Counter[str] = Counter()
         for room in range(ROOMS):
             compression = "shared" if room % 5 == 0 else "message"
             self.hub.configure_room(room_name(room), slow_consumer=policy_of(room), compression=compression)  # type: ignore[arg-type]
@@ -89,6 +91,7 @@ class Service:
 
     def on_close(self, connection: Connection, code: int, reason: str) -> None:
         self.closed += 1
+        self.reasons[f"{code} {reason}"] += 1
 
     def tick(self, chance: random.Random, filler: bytes) -> None:
         """Send to some rooms, and now and then to everybody."""
@@ -109,7 +112,7 @@ class Service:
         check(stats)
         for name in self.hub.rooms:
             check(self.hub.stats(room=name))
-        return {"opened": self.opened, "closed": self.closed, **stats}
+        return {"opened": self.opened, "closed": self.closed, "reasons": self.reasons, **stats}
 
 
 async def main() -> None:
