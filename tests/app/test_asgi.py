@@ -343,40 +343,42 @@ def test_lines_cannot_be_put_into_an_answer(run, http, errors) -> None:
     run(scenario())
 
 
-def test_what_a_client_sends_before_the_accept_is_read_up_to_a_bound_and_kept(run, http) -> None:
+def test_what_a_client_sends_before_the_accept_is_kept_up_to_a_bound(run, http) -> None:
     async def scenario() -> None:
         asked = asyncio.Event()
-        paused = asyncio.Event()
         received: list[bytes] = []
+        ends: list[str] = []
 
         async def application(scope, receive, send) -> None:
             assert await receive() == {"type": "websocket.connect"}
+            if scope["path"] == "/waits":
+                ends.append((await receive())["type"])
+                return
             await asked.wait()
             await send({"type": "websocket.accept"})
             while (message := await receive())["type"] == "websocket.receive":
                 received.append(message["bytes"])
 
-        receive_data = WebSocketProtocol.data_received
-
-        def data_received(protocol: WebSocketProtocol, data: bytes) -> None:
-            receive_data(protocol, data)
-            if not protocol._transport.is_reading():
-                assert len(protocol._early) <= MOST_EARLY + len(data)
-                paused.set()
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(WebSocketProtocol, "data_received", data_received)
-            async with listening(application, http) as address, raw_peer(f"ws://{address}/", handshake=False) as peer:
+        async with listening(application, http) as address:
+            async with raw_peer(f"ws://{address}/", handshake=False) as peer:
                 peer.write(REQUEST)
                 await asyncio.sleep(0.05)
-                for number in range(200):
+                for number in range(6):
                     peer.send(Frame.binary(b"%3d" % number + bytes(10_000)))
-                await paused.wait()
+                await asyncio.sleep(0.05)
                 asked.set()
                 assert (await peer.reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
                 peer.send(Frame.close(1000))
                 assert await peer.close_code() == 1000
-                assert [message[:3] for message in received] == [b"%3d" % number for number in range(200)]
+                assert [message[:3] for message in received] == [b"%3d" % number for number in range(6)]
+            async with raw_peer(f"ws://{address}/waits", handshake=False) as peer:
+                peer.write(REQUEST.replace(b"GET / ", b"GET /waits "))
+                await asyncio.sleep(0.05)
+                peer.write(bytes(2 * MOST_EARLY))
+                # Nobody waits for what nobody will get: the application is told.
+                while not ends:
+                    await asyncio.sleep(0)
+                assert ends == ["websocket.disconnect"]
 
     run(scenario())
 

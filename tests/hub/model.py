@@ -1,6 +1,7 @@
 """What a hub owes to its clients, as plain Python: queues, policies, rooms and the ledger of what became of messages.
 
-What the kernel takes of a queue is not for the model to know: ``Queue.take`` is told. All else follows from the calls.
+What the kernel takes of a queue is not for the model to know: ``Queue.take_down_to`` is told. All else follows from the
+calls.
 """
 
 from __future__ import annotations
@@ -76,24 +77,29 @@ class Queue:
         self.taken: list[int] = []  # the numbers of the messages that have left whole
 
     @property
-    def octets(self) -> int:
-        return sum(frame.octets for frame in self.frames) - self.begun
+    def charge(self) -> int:
+        """What waits, as it counts against the bound."""
+        return sum(max(frame.octets, LEAST_CHARGE) for frame in self.frames) - self.begun
 
     @property
     def is_full(self) -> bool:
-        padding = sum(max(LEAST_CHARGE - frame.octets, 0) for frame in self.frames)
-        return self.octets + padding >= MAX_SEND_BUFFER
+        return self.charge >= MAX_SEND_BUFFER
 
-    def take(self, octets: int) -> None:
-        """The kernel has taken so much of what comes first."""
-        assert 0 <= octets <= self.octets
-        self.begun += octets
-        while self.frames and self.begun >= self.frames[0].octets:
-            frame = self.frames.pop(0)
-            self.begun -= frame.octets
+    def take_down_to(self, charge: int) -> None:
+        """The kernel has taken what comes first, until so much is left."""
+        while self.charge > charge:
+            frame = self.frames[0]
+            rest = frame.octets - self.begun
+            if self.charge - rest < charge:
+                # No more than a part of it.
+                self.begun += self.charge - charge
+                break
+            self.frames.pop(0)
+            self.begun = 0
             frame.is_delivered()
             if frame.number is not None:
                 self.taken.append(frame.number)
+        assert self.charge == charge
 
     def push(self, frame: Frame) -> None:
         frame.is_accepted()

@@ -345,10 +345,11 @@ def test_the_bound_for_an_address_holds_for_those_who_wait_for_on_upgrade(run) -
         HandshakeError(401, "no", (("X", "a\r\nb"),)),
         HandshakeError(101, "no"),
         HandshakeError(204, "no"),
+        HandshakeError(403, None),  # type: ignore[arg-type]
         HandshakeError(401, "no", (("Content-Length", "1"),)),
         asyncio.CancelledError(),
     ],
-    ids=["CR LF", "101", "204", "own field", "cancelled"],
+    ids=["CR LF", "101", "204", "no reason", "own field", "cancelled"],
 )
 @pytest.mark.parametrize("waits", [False, True])
 def test_a_refusal_that_cannot_be_sent_is_a_500(run, error, waits) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from itertools import pairwise
 
 import pytest
 
 from tests.hub.conftest import serving
-from tests.hub.peers import raw_peer
+from tests.hub.peers import REQUEST, port_of, raw_peer
+from tests.reactor import needs_reactor
 from wshub import EventHandler, Frame, Opcode
 
 
@@ -173,5 +175,50 @@ def test_a_peer_that_takes_nothing_and_answers_no_ping_is_ended_whatever_it_sent
             for _ in range(60):
                 clock.pass_for(1, hub)
             assert await closed == (1006, "no answer to a ping")
+
+    run(scenario())
+
+
+def test_a_dead_peer_is_noticed_where_pings_are_closer_than_the_timeout(run, clock) -> None:
+    """A further ping gives no further time to answer the one before."""
+
+    async def scenario() -> None:
+        closed = asyncio.get_running_loop().create_future()
+        handler = EventHandler(on_close=lambda connection, code, reason: closed.set_result((code, reason)))
+        settings = {"ping_interval_ms": 2_000, "pong_timeout_ms": 5_000}
+        async with serving(handler, clock=clock, **settings) as (hub, url), raw_peer(url):
+            for _ in range(10):
+                clock.pass_for(1, hub)
+            await asyncio.sleep(0.01)
+            assert closed.done()
+            assert await closed == (1006, "no answer to a ping")
+
+    run(scenario())
+
+
+@needs_reactor
+def test_a_peer_that_takes_what_the_kernel_holds_is_not_ended_for_the_ping_behind_it(run, clock) -> None:
+    async def scenario() -> None:
+        opened = asyncio.get_running_loop().create_future()
+        settings = {"ping_interval_ms": 4_000, "pong_timeout_ms": 2_000, "max_send_buffer": 1 << 24}
+        handler = EventHandler(on_open=opened.set_result)
+        async with serving(handler, clock=clock, **settings) as (hub, url):
+            with socket.socket() as slow:
+                # What the kernel of the peer has is not seen from here.
+                slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)
+                slow.connect(("127.0.0.1", port_of(url)))
+                slow.sendall(REQUEST)
+                connection = await opened
+                connection.send(bytes(1_500_000))
+                for _ in range(20):
+                    await asyncio.sleep(0)
+                assert connection.buffered == 0
+                for _ in range(15):
+                    taken = 0
+                    while taken < 50_000:
+                        taken += len(slow.recv(1 << 14))
+                    await asyncio.sleep(0.005)
+                    clock.pass_for(1, hub)
+                    assert hub.connection_count == 1
 
     run(scenario())

@@ -32,6 +32,8 @@ class Client(asyncio.Protocol):
         self.received = 0  # messages
         self.missing = 0  # messages to rooms that were dropped, as far as later ones tell
         self.close_code = 0
+        self.error: Exception | None = None
+        self.address: tuple[str, int] = ("", 0)
         self.closing = False
         self.rooms: dict[int, int] = {}  # room: number of the last message
         self.asked: set[int] = set()  # rooms whose answer is on its way
@@ -46,6 +48,7 @@ class Client(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]
+        self.address = transport.get_extra_info("sockname")
         key = base64.b64encode(os.urandom(16))
         self.transport.write(
             b"GET / HTTP/1.1\r\nHost: soak\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -67,6 +70,7 @@ class Client(asyncio.Protocol):
         self._parse()
 
     def connection_lost(self, error: Exception | None) -> None:
+        self.error = error
         if not self.opened.done():
             self.opened.set_exception(ConnectionResetError())
         if not self.ended.done():
@@ -111,6 +115,12 @@ class Client(asyncio.Protocol):
 
     def _write(self, opcode: int, payload: bytes) -> None:
         self.transport.write(bytes((0x80 | opcode, 0x80 | len(payload), 0, 0, 0, 0)) + payload)
+
+    def describe(self) -> str:
+        """All that may tell why it has ended as it has."""
+        names = ("address", "steady", "closing", "close_code", "error", "received", "echoes_sent", "echoes_received")
+        rest = bytes(self._buffer[:40])
+        return ", ".join(f"{name} {getattr(self, name)}" for name in names) + f", left of what came {rest!r}"
 
     # What arrives
 

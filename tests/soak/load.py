@@ -89,10 +89,12 @@ class Load:
             self.counts["missing"] += client.missing
             self.codes[client.close_code] += 1
         elif port == self.ports[0]:
-            raise AssertionError("a connection ended without a close frame")
+            raise AssertionError(f"a connection ended without a close frame: {client.describe()}")
 
     def act(self, client: Client, chance: random.Random) -> None:
         """Send something."""
+        if client.ended.done():
+            raise AssertionError(f"a connection has ended: {client.describe()}")
         what = chance.random()
         if what < 0.6:
             client.echo()

@@ -26,6 +26,7 @@ from wshub.hub.server import Server
 TICK = 0.01
 ROOMS_A_TICK = 60
 REPORT_PERIOD = 2.0
+ORDERLY_CODES = (1000, 1001, 1013)
 
 
 def resident() -> int:
@@ -46,13 +47,15 @@ def check(stats: dict[str, Any]) -> None:
 class Service:
     """One of the hubs, with all policies in play."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, orderly: bool) -> None:
+        self.orderly = orderly
         self.hub = Hub(
             HubConfig(
                 ping_interval_ms=5_000,
                 pong_timeout_ms=15_000,
                 max_lifetime_ms=60_000,
-                close_timeout_ms=60_000,
+                # Who stalls takes all that it was sent, however long that takes.
+                close_timeout_ms=600_000,
                 handshake_timeout_ms=2_000,
                 max_pending_handshakes=64,
                 compression=CompressionConfig(threshold=64),
@@ -92,6 +95,8 @@ class Service:
     def on_close(self, connection: Connection, code: int, reason: str) -> None:
         self.closed += 1
         self.reasons[f"{code} {reason}"] += 1
+        if self.orderly and code not in ORDERLY_CODES:
+            print(f"{connection.remote_address} ended with {code} {reason}", file=sys.stderr, flush=True)
 
     def tick(self, chance: random.Random, filler: bytes) -> None:
         """Send to some rooms, and now and then to everybody."""
@@ -118,7 +123,7 @@ class Service:
 async def main() -> None:
     stopping = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
-    services = [Service(), Service()]
+    services = [Service(orderly=True), Service(orderly=False)]
     chance = random.Random(1)
     filler = b"".join(b"%08x the price of %d is %d; " % (chance.getrandbits(32), n % 97, n * 7) for n in range(2000))
     loop = asyncio.get_running_loop()

@@ -48,7 +48,7 @@ MOST_BUFFERED = 64 * 1024
 """Octets that may wait to be sent before ``send`` waits for them, as asyncio's transports have it."""
 
 MOST_EARLY = 64 * 1024
-"""Octets behind a request that are read before the application has accepted it."""
+"""Octets that may come behind a request before it is accepted, where RFC 6455 allows none."""
 
 
 class WebSocketProtocol(asyncio.Protocol):
@@ -96,11 +96,10 @@ class WebSocketProtocol(asyncio.Protocol):
             self._link.data_received(data)
         elif self._request is None:
             self._start(data)
-        elif not self._answered:
-            # A client that follows RFC 6455 sends nothing before it has the 101.
+        elif self._connection is not None or not self._answered:
             self._early += data
             if len(self._early) > MOST_EARLY:
-                self._transport.pause_reading()
+                self._transport.abort()
 
     def eof_received(self) -> bool | None:
         return self._link.eof_received() if self._link is not None else None
@@ -136,6 +135,7 @@ class WebSocketProtocol(asyncio.Protocol):
                 raise HandshakeError(431, "The request head is too large.")
             self._request = request = parse_request_head(data)
             self._key = Handshake.check_request(request.method, self._http_version(request), request.headers)
+            # Raises for a list that is malformed.
             Handshake.choose_subprotocol(request.headers, ())
             offered = split_list(request.headers.get_all_raw(b"sec-websocket-protocol"))
         except HandshakeError as error:
@@ -302,7 +302,9 @@ class WebSocketProtocol(asyncio.Protocol):
         except Exception as error:
             hub._abandon(connection)
             self._transport.abort()
-            if not opened.done():
+            if opened.done():
+                logger.exception("a connection cannot be served")
+            else:
                 opened.set_exception(error)
             return
         if not opened.done():
@@ -316,8 +318,6 @@ class WebSocketProtocol(asyncio.Protocol):
             return -1
 
     def _serve_over_transport(self, hub: Hub, connection: Connection, response: bytes, early: bytes) -> None:
-        if len(early) > MOST_EARLY:
-            self._transport.resume_reading()
         self._link = AsyncioLink(self._transport, self._loop)
         hub._open(connection, self._link, response, early)
         if self._lost.done():

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote
 
 from wshub.errors import HandshakeError, MisuseError
+from wshub.hub.admission import is_address
 from wshub.hub.core import table_of, table_that_receives
 from wshub.hub.handler import EventHandler
 from wshub.links.asgi_link import AsgiLink
@@ -170,7 +171,7 @@ def _check_scope(hub: Hub, scope: Mapping[str, Any]) -> RequestHead:
     headers = Headers(scope["headers"])
     request = RequestHead(scope.get("method", "GET"), _target_of(scope), scope.get("http_version", "1.1"), headers)
     client = scope.get("client")
-    if client and hub._wants_address:
+    if client and hub._wants_address and is_address(client[0]):
         request.remote_address = tuple(client)
     hub._admit(request)
     return request

@@ -83,7 +83,7 @@ cdef class HubBase:
     cdef dict room_configs       # name: RoomConfig, of the rooms that were given one
     cdef uint64_t last_generation
     cdef uint64_t window_changes  # of who is in a room with a shared window, or in step with one: how many, ever
-    cdef bint ends_stalled       # send_timeout is not for ever
+    cdef bint ends_stalled       # there is a send_timeout: who takes nothing need not be asked for a sign of life
     cdef double ping_interval, pong_timeout, close_timeout, send_timeout, idle_timeout, max_lifetime
     cdef double swept_at         # when the last sweep was
     cdef uint64_t messages_received

@@ -100,8 +100,8 @@ class HubConfig:
 
     max_send_buffer: int = 256 * 1024
     """Octets that may wait to be sent on a connection, where a message of less than 64 counts as 64. While that much
-    waits, ``slow_consumer`` says what becomes of a further message to it, and its own messages are not read unless that
-    is to drop some: one slow reader costs bounded memory."""
+    waits, ``slow_consumer`` says what becomes of a further message to it, and its own messages are not read until that
+    has been to drop one: one slow reader costs bounded memory."""
 
     slow_consumer: SlowConsumer = "close"
     """What is done with a message for a connection on which ``max_send_buffer`` octets wait already: ``"close"``

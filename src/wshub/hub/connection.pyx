@@ -12,6 +12,7 @@ from wshub.hub.connection_core cimport (
     IS_OPEN,
     ConnectionCore,
 )
+from wshub.links.link cimport queue_charge
 from wshub.protocol.frame_buffer cimport FrameBuffer, frame_release
 from wshub.protocol.message cimport (
     Message,
@@ -105,8 +106,8 @@ cdef class Connection(ConnectionCore):
 
     @property
     def buffered(self):
-        """Octets that are queued and not yet taken by the kernel."""
-        return self.link.queue.octets if self.link is not None else 0
+        """Octets that are queued and not yet taken by the kernel, as ``max_send_buffer`` counts them."""
+        return queue_charge(&self.link.queue) if self.link is not None else 0
 
     @property
     def rooms(self):

@@ -99,7 +99,7 @@ cdef class ConnectionCore(Receiver):
     cdef void sweep(self, double now, FrameBuffer *ping) noexcept
     cdef bint is_overdue(self, double now) noexcept
     cdef void ping(self, double now, FrameBuffer *ping) noexcept
-    cdef bint is_full(self) noexcept
+    cdef bint is_excused(self) noexcept
     cdef void refill(self, double elapsed) noexcept
     cdef void spend(self, int kind, double amount) noexcept
     cdef void slow_down(self, str what) noexcept

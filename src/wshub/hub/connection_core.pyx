@@ -119,6 +119,11 @@ cdef bint found_again(uint8_t *found) noexcept:
     return found_before
 
 
+cdef inline bint is_full(ConnectionCore connection) noexcept:
+    """Whether as much waits for the peer as may."""
+    return queue_charge(&connection.link.queue) >= connection.hub.max_send_buffer
+
+
 cdef bytes octets_of(FrameBuffer *frame):
     """A copy of the payload. Releases the frame if it raises MemoryError."""
     try:
@@ -320,7 +325,7 @@ cdef class ConnectionCore(Receiver):
             return 0
         if frame_is_message(frame):
             self.is_active = True
-        if queue_charge(&self.link.queue) >= self.hub.max_send_buffer or (policy == LATEST and self.link.blocked):
+        if is_full(self) or (policy == LATEST and self.link.blocked):
             return self.queue_at_bound(frame, policy)
         if self.link.write(frame) < 0:
             self.out_of_memory()
@@ -331,19 +336,19 @@ cdef class ConnectionCore(Receiver):
         """queue() for a connection that does not take as much as it is sent."""
         if policy == LATEST and frame.key != 0 and self.link.blocked and self.link.replace(frame):
             return 1
-        if self.is_full():
+        if is_full(self):
             # A burst within one turn has not been tried yet: only what the kernel does not take is too much.
             self.link.flush_now()
-        if self.is_full():
+        if is_full(self):
             self.hub.drops += 1
             if policy == CLOSE_CONNECTION:
                 self.link.turn_away(frame, DROPPED_SLOW)
                 return -1
             self.sheds = True
-            while policy != DROP_NEWEST and self.is_full():
+            while policy != DROP_NEWEST and is_full(self):
                 if not self.link.drop_oldest():
                     break
-            if self.is_full():
+            if is_full(self):
                 self.link.turn_away(frame, DROPPED_NEWEST)
                 # What the peer is not given cannot be referred to.
                 self.history_is_stale = True
@@ -353,10 +358,6 @@ cdef class ConnectionCore(Receiver):
             self.out_of_memory()
             return 0
         return 1
-
-    cdef bint is_full(self) noexcept:
-        """Whether as much waits for the peer as may."""
-        return queue_charge(&self.link.queue) >= self.hub.max_send_buffer
 
     cdef void out_of_memory(self) noexcept:
         """Something of what was sent or received is lost, so the connection is ended at once."""
@@ -393,12 +394,9 @@ cdef class ConnectionCore(Receiver):
             self.alive = False
             self.seems_silent = False
             self.pong_deadline = 0
-        elif self.pong_deadline > 0 and (
-            (self.is_blocked() and self.blocks != OUTPUT_FULL) or (self.link.blocked and self.stall_deadline == 0)
-        ):
-            # Nothing has been read because of this side, which says nothing about the other; or the peer still takes
-            # what was sent before the ping.
+        elif self.pong_deadline > 0 and self.is_excused():
             self.pong_deadline = now + self.hub.pong_timeout
+            self.seems_silent = False
         if self.pong_deadline > 0 and now >= self.pong_deadline and found_again(&self.seems_silent):
             self.give_up(1006, "no answer to a ping")
             return
@@ -412,7 +410,17 @@ cdef class ConnectionCore(Receiver):
             return
         self.link.write(ping)
         self.last_ping_time = now
-        self.pong_deadline = now + self.hub.pong_timeout
+        if self.pong_deadline == 0:
+            self.pong_deadline = now + self.hub.pong_timeout
+
+    cdef bint is_excused(self) noexcept:
+        """Whether a ping may be unanswered through no fault of the peer.
+
+        Nothing has been read because of this side; or the peer still takes what was sent before the ping.
+        """
+        if self.is_blocked() and self.blocks != OUTPUT_FULL:
+            return True
+        return self.stall_deadline == 0 if self.link.blocked else self.link.is_taking()
 
     cdef bint is_overdue(self, double now) noexcept:
         """Ends a connection that has lived, rested or kept octets waiting for too long. Returns whether it was one."""
@@ -605,7 +613,7 @@ cdef class ConnectionCore(Receiver):
         cdef Event event
         cdef uint64_t inflated = self.parser.inflated
         while not self.input_ended:
-            if self.is_full() and not self.sheds:
+            if not self.sheds and is_full(self):
                 self.blocks |= OUTPUT_FULL
                 self.link.notify_drained = True
             if self.parser.inflated - inflated >= TURN_INFLATES:
@@ -746,7 +754,7 @@ cdef class ConnectionCore(Receiver):
     cdef bint is_blocked(self) noexcept:
         """Whether what arrives is not to be handled now.
 
-        Of a connection that is closing only the peer's close frame matters, which delays nobody.
+        Of a connection that is closing only the peer's close frame is: what stands before it is read and ignored.
         """
         if self.status == IS_CLOSING:
             return self.blocks & TURN_SPENT != 0

@@ -504,7 +504,7 @@ cdef class HubCore(HubBase):
         return tasks
 
     def _close_reactor_soon(self):
-        """Whoever is left, because closing was cancelled, is told from the loop, if it still runs."""
+        """Closes the reactor from within the loop, where handlers are called, unless that has ended."""
         if not self.loop.is_closed():
             self.loop.call_soon(self._close_reactor)
 

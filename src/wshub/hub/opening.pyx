@@ -12,7 +12,7 @@ import asyncio
 import logging
 from functools import partial
 
-from wshub.errors import HandshakeError, InvalidMessageError
+from wshub.errors import HandshakeError
 from wshub.protocol.handshake import Handshake
 from wshub.protocol.request import MAX_HEAD_SIZE, RequestReader
 
@@ -88,7 +88,7 @@ cdef class OpeningHandshake(Receiver):
         self.answered = True
         try:
             response = Handshake.create_error_response(error)
-        except InvalidMessageError:
+        except Exception:
             logger.exception("a handshake cannot be refused as on_upgrade says")
             error = FAILED
             response = Handshake.create_error_response(error)

@@ -109,21 +109,26 @@ cdef class AsyncioLink(Link):
 
     cdef bint is_stalled(self) noexcept:
         """Whether octets wait in the transport or in the kernel, and none has been taken since the last call."""
-        cdef int64_t held, left
+        cdef int64_t held, before = self.left
         cdef int unacknowledged
-        cdef bint moved
         if self.closed or not self.watched:
+            self.moved = False
             return False
         held = self.transport.get_write_buffer_size()
-        left = self.handed - held
-        # What a transport with TLS has encrypted already it may hide.
-        unacknowledged = unacknowledged_octets(self.transport)
-        moved = self.has_sent or left > self.left or unacknowledged < self.unacknowledged
-        self.left = left
-        self.unacknowledged = unacknowledged
+        self.left = self.handed - held
+        self.moved = self.has_sent or self.left > before
         self.has_sent = False
+        if self.moved:
+            return False
+        # What a transport with TLS has encrypted already it may hide; the kernel does not.
+        unacknowledged = unacknowledged_octets(self.transport)
+        self.moved = unacknowledged < self.unacknowledged
+        self.unacknowledged = unacknowledged
         self.watched = held > 0 or unacknowledged > 0
-        return self.watched and not moved
+        return self.watched and not self.moved
+
+    cdef bint is_taking(self) noexcept:
+        return self.moved
 
     cdef object peer_name(self):
         name = self.transport.get_extra_info("peername")

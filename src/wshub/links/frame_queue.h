@@ -231,9 +231,9 @@ wshub_queue_find_dispensable(const wshub_queue *queue, uint64_t key)
     return (wshub_spot){NULL, 0};
 }
 
-/* Whether a frame behind the spot refers to earlier ones: how far back they are must not change. */
+/* Whether a frame behind the spot may count octets back over it, which must not change then. */
 static inline int
-wshub_queue_refers_back(const wshub_queue *queue, wshub_spot spot)
+wshub_queue_is_referred_over(const wshub_queue *queue, wshub_spot spot)
 {
     size_t place = spot.place + 1;
 
@@ -299,7 +299,7 @@ wshub_queue_replace(wshub_queue *queue, wshub_frame *frame)
     if (spot.chunk == NULL)
         return 0;
     former = spot.chunk->frames[spot.place];
-    if (frame->window_bits != 0 && former->window_bits == 0 && wshub_queue_refers_back(queue, spot)) {
+    if (frame->window_bits != 0 && former->window_bits == 0 && wshub_queue_is_referred_over(queue, spot)) {
         if (wshub_queue_append(queue, frame) < 0)
             return 0;
         wshub_queue_remove(queue, spot);

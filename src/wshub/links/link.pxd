@@ -71,6 +71,7 @@ cdef class Link:
     cdef void drop_unsent(self) noexcept
     cdef bint drop_oldest(self) noexcept
     cdef bint is_stalled(self) noexcept
+    cdef bint is_taking(self) noexcept
     cdef bint replace(self, FrameBuffer *frame) noexcept
     cdef void turn_away(self, FrameBuffer *frame, Outcome outcome) noexcept
     cdef int detach(self) noexcept

@@ -94,6 +94,13 @@ cdef class Link:
         self.has_sent = False
         return stalled
 
+    cdef bint is_taking(self) noexcept:
+        """Whether the peer is known to have taken some of what the kernel holds for it since the last call.
+
+        It is called after is_stalled().
+        """
+        return False
+
     cdef bint drop_oldest(self) noexcept:
         """Forgets the oldest queued message that can be spared. Returns whether there was one."""
         if not queue_drop_oldest(&self.queue):

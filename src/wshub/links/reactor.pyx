@@ -67,9 +67,8 @@ cdef extern from "sys/socket.h" nogil:
 
 cdef extern from "sys/ioctl.h" nogil:
     int ioctl(int descriptor, unsigned long request, int *result)
-
-cdef extern from "linux/sockios.h" nogil:
-    unsigned long SIOCOUTQ
+    # Of a socket: octets sent that the peer has not acknowledged.
+    unsigned long TIOCOUTQ
 
 cdef extern from "unistd.h" nogil:
     int close(int descriptor)
@@ -146,10 +145,16 @@ cdef class ReactorLink(Link):
 
         Epoll tells of room only once a third of the kernel's buffer is free, which a slow reader takes a while for.
         """
+        return Link.is_stalled(self) and not self.is_acknowledged()
+
+    cdef bint is_taking(self) noexcept:
+        # With something left behind, is_stalled() has asked already.
+        return not self.blocked and not self.closed and self.is_acknowledged()
+
+    cdef bint is_acknowledged(self) noexcept:
+        """Whether the peer has acknowledged some of what it was sent since the last call."""
         cdef int before = self.unacknowledged
-        if not Link.is_stalled(self):
-            return False
-        return ioctl(self.descriptor, SIOCOUTQ, &self.unacknowledged) < 0 or self.unacknowledged >= before
+        return ioctl(self.descriptor, TIOCOUTQ, &self.unacknowledged) == 0 and self.unacknowledged < before
 
     cdef int detach(self) noexcept:
         cdef int descriptor = self.descriptor

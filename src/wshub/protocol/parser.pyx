@@ -209,7 +209,10 @@ cdef bint reserve(Parser *parser, uint64_t more) noexcept nogil:
     if wanted <= message.capacity:
         return True
     # Doubling keeps a message of very many small pieces linear in its length.
-    wanted = min(max(wanted, 2 * <uint64_t>message.capacity), payload_limit(parser))
+    wanted = max(wanted, 2 * <uint64_t>message.capacity)
+    if parser.final:
+        wanted = min(wanted, message.length + parser.frame_length - parser.frame_received)
+    wanted = min(wanted, payload_limit(parser))
     grown = frame_resize(message, <size_t>wanted)
     if grown == NULL:
         return False
