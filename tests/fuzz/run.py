@@ -13,6 +13,8 @@ with atheris.instrument_imports(include=["wshub"]):
 def main() -> None:
     """Take the name of a target, and what libFuzzer takes."""
     name = sys.argv.pop(1)
+    # To merge, libFuzzer calls itself again.
+    sys.argv[0] = f"{sys.executable} -m tests.fuzz.run {name}"
     atheris.Setup(sys.argv, TARGETS[name])
     atheris.Fuzz()
 
