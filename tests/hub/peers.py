@@ -7,6 +7,7 @@ import contextlib
 import socket
 import struct
 from collections.abc import AsyncIterator
+from typing import Any
 
 from wshub import Frame, Opcode
 
@@ -84,3 +85,14 @@ async def raw_peer(
         yield peer
     finally:
         writer.transport.abort()
+
+
+async def read_slowly(peer: RawPeer, hub: Any, clock: Any, *, seconds: int) -> None:
+    """Read a little of much that is sent in each second of the clock, in which the hub must not end the connection."""
+    for _ in range(seconds):
+        taken = 0
+        while taken < 1 << 18:
+            taken += len(await peer.reader.read(1 << 16))
+        await asyncio.sleep(0.005)
+        clock.pass_for(1, hub)
+        assert hub.connection_count == 1
