@@ -24,7 +24,9 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> str:
         pytest.skip("there is no C compiler")
     built = tmp_path_factory.mktemp("faults") / "syscalls.so"
     options = ["-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror"]
-    subprocess.run([compiler, *options, "-o", built, HERE / "syscalls.c", "-ldl"], check=True)
+    # A compiler is not to be looked at by what this process may have loaded first.
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    subprocess.run([compiler, *options, "-o", built, HERE / "syscalls.c", "-ldl"], check=True, env=environment)
     return str(built)
 
 

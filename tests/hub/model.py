@@ -105,14 +105,10 @@ class Queue:
         frame.is_accepted()
         self.frames.append(frame)
 
-    def spare(self, **wanted: object) -> int | None:
-        """The place of the first message of which nothing has left, and whose attributes are those wanted."""
-        for place, frame in enumerate(self.frames):
-            if frame.number is None or (place == 0 and self.begun):
-                continue
-            if all(getattr(frame, name) == value for name, value in wanted.items()):
-                return place
-        return None
+    def spared(self) -> list[int]:
+        """The places of the messages of which nothing has left."""
+        first = 1 if self.begun else 0
+        return [place for place in range(first, len(self.frames)) if self.frames[place].number is not None]
 
     def drop_all(self, reason: str, *, but_begun: bool = False) -> None:
         kept = self.frames[:1] if but_begun and self.begun else []
@@ -124,11 +120,11 @@ class Queue:
     def add(self, frame: Frame, policy: str) -> str:
         """Queue a frame as that policy says: what became of it, ``"queued"``, ``"dropped"`` or ``"overflow"``."""
         if policy == "latest" and self.blocked and frame.key is not None:
-            place = self.spare(key=frame.key)
-            if place is not None:
-                self.frames[place].is_dropped("replaced")
+            places = [place for place in self.spared() if self.frames[place].key == frame.key]
+            if places:
+                self.frames[places[-1]].is_dropped("replaced")
                 frame.is_accepted()
-                self.frames[place] = frame
+                self.frames[places[-1]] = frame
                 return "queued"
         if self.is_full:
             assert self.blocked, "the kernel has not been asked yet"
@@ -136,8 +132,8 @@ class Queue:
                 frame.is_accepted()
                 frame.is_dropped("slow")
                 return "overflow"
-            while policy != "drop_newest" and self.is_full and (place := self.spare()) is not None:
-                self.frames.pop(place).is_dropped("oldest")
+            while policy != "drop_newest" and self.is_full and (places := self.spared()):
+                self.frames.pop(places[0]).is_dropped("oldest")
             if self.is_full:
                 frame.is_accepted()
                 frame.is_dropped("newest")

@@ -175,6 +175,25 @@ def test_the_latest_of_each_key_takes_the_place_of_the_one_that_waits(run) -> No
     run(scenario())
 
 
+def test_the_latest_comes_last_also_if_several_of_its_key_wait(run) -> None:
+    """As they do if they were sent in one turn, before it was known that the peer does not read."""
+
+    async def scenario() -> None:
+        async with stalled(slow_consumer="latest") as scene:
+            number = 1
+            while not scene.connection.buffered:
+                for _ in range(30):
+                    scene.connection.send(message(number), key="price")
+                    number += 1
+                await asyncio.sleep(0)
+            scene.connection.send(message(1_000_000), key="price")
+            numbers = await scene.catch_up()
+            assert numbers == sorted(numbers)
+            assert numbers[-1] == 1_000_000
+
+    run(scenario())
+
+
 def test_the_latest_of_a_room_is_that_of_the_room_if_no_key_is_given(run) -> None:
     async def scenario() -> None:
         async with stalled() as scene:

@@ -213,10 +213,12 @@ wshub_frame_is_dispensable(const wshub_frame *frame)
     return wshub_frame_is_message(frame) && !frame->chained;
 }
 
-/* The first message with that key, or with any if it is 0, of which nothing has been sent and that nothing else needs. */
+/* Of the messages of which nothing has been sent and that nothing else needs the last that has the key, which is the one
+ * that a newer may take the place of; with a key of 0 the first of all. */
 static inline wshub_spot
 wshub_queue_find_dispensable(const wshub_queue *queue, uint64_t key)
 {
+    wshub_spot found = {NULL, 0};
     size_t place = queue->first;
     int begun = queue->sent > 0;
 
@@ -224,11 +226,15 @@ wshub_queue_find_dispensable(const wshub_queue *queue, uint64_t key)
         size_t end = chunk == queue->tail ? queue->end : WSHUB_CHUNK_FRAMES;
         for (; place < end; place++, begun = 0) {
             const wshub_frame *frame = chunk->frames[place];
-            if (!begun && (key == 0 || frame->key == key) && wshub_frame_is_dispensable(frame))
+            if (begun || !wshub_frame_is_dispensable(frame))
+                continue;
+            if (key == 0)
                 return (wshub_spot){chunk, place};
+            if (frame->key == key)
+                found = (wshub_spot){chunk, place};
         }
     }
-    return (wshub_spot){NULL, 0};
+    return found;
 }
 
 /* Whether a frame behind the spot may count octets back over it, which must not change then. */
