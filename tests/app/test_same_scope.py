@@ -14,7 +14,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from tests.app.conftest import listening
-from tests.hub.peers import REQUEST, masked, raw_peer
+from tests.hub.peers import CONTROLS, REQUEST, code_that_ends, masked, raw_peer
 from tests.reactor import needs_reactor
 from wshub import Connection, EventHandler, Frame, Handshake, Hub, Message, Opcode
 from wshub.app import App, Context
@@ -261,7 +261,6 @@ def test_a_second_request_behind_a_handshake_is_answered_by_nobody(run, http, se
     run(scenario())
 
 
-CONTROLS = {*range(0x20), 0x7F, *range(0x80, 0xA0), 0x2028, 0x2029}
 # Without a line feed, which Starlette matches with no route.
 HOSTILE = b"%0B%0C%1C%1D%1E%C2%85%C2%9B%E2%80%A8%0DCRITICAL%20forged%1B[2J"
 
@@ -291,11 +290,7 @@ def test_no_line_of_the_log_has_a_control_character_of_a_client(run, http, serve
                 b"\xff\xff\r\nforged\x1b",
             ]
             for octets in ends:
-                async with raw_peer(url, handshake=False) as peer:
-                    peer.write(good)
-                    assert b" 101 " in await peer.reader.readuntil(b"\r\n\r\n")
-                    peer.write(octets)
-                    assert await peer.close_code() > 0
+                assert await code_that_ends(url, good, octets) > 0
             bad = [
                 good.replace(b"%0D", b"%0D%0A", 1),
                 good.replace(KEY, KEY + b"\x85"),

@@ -16,6 +16,8 @@ REQUEST = (
     b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
 )
 MASK = b"\x01\x02\x03\x04"
+# What ends a line or moves a cursor somewhere, and so must be in no line of a log.
+CONTROLS = {*range(0x20), 0x7F, *range(0x80, 0xA0), 0x2028, 0x2029}
 
 
 def port_of(url: str) -> int:
@@ -96,3 +98,12 @@ async def read_slowly(peer: RawPeer, hub: Any, clock: Any, *, seconds: int) -> N
         await asyncio.sleep(0.005)
         clock.pass_for(1, hub)
         assert hub.connection_count == 1
+
+
+async def code_that_ends(url: str, request: bytes, octets: bytes) -> int:
+    """The code of the close frame that a server answers octets with, behind a request that it takes."""
+    async with raw_peer(url, handshake=False) as peer:
+        peer.write(request)
+        assert b" 101 " in await peer.reader.readuntil(b"\r\n\r\n")
+        peer.write(octets)
+        return await peer.close_code()

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.hub.conftest import serving
-from tests.hub.peers import MASK, REQUEST, masked, raw_peer
+from tests.hub.peers import CONTROLS, MASK, REQUEST, code_that_ends, masked, raw_peer
 from tests.reactor import needs_reactor
 from wshub import (
     CompressionConfig,
@@ -293,7 +293,6 @@ def test_no_field_says_where_a_request_goes_but_its_target(run, reactor) -> None
 
 # The log
 
-CONTROLS = {*range(0x20), 0x7F, *range(0x80, 0xA0), 0x2028, 0x2029}
 HOSTILE = "\x0b\x0c\x1c\x1d\x1e\x85\x9b\u2028\r\nCRITICAL forged\x1b[2J"
 ENCODED = "%0B%0C%1C%1D%1E%C2%85%C2%9B%E2%80%A8%0D%0ACRITICAL%20forged%1B[2J"
 
@@ -342,11 +341,7 @@ def test_nothing_that_a_client_sends_is_in_the_log(run, reactor, caplog) -> None
                 b"\x81\xff" + b"\xff" * 8 + MASK,
             ]
             for octets in ends:
-                async with raw_peer(url, handshake=False) as peer:
-                    peer.write(good)
-                    assert b" 101 " in await peer.reader.readuntil(b"\r\n\r\n")
-                    peer.write(octets)
-                    assert await peer.close_code() > 0
+                assert await code_that_ends(url, good, octets) > 0
             async with raw_peer(url) as peer:
                 peer.reset()
             while hub.connection_count:

@@ -360,6 +360,8 @@ class WebSocketProtocol(asyncio.Protocol):
         return b"HTTP/1.1 %d %s\r\n%s\r\n" % (status, phrase.encode("ascii"), lines)
 
     def _log(self, outcome: str) -> None:
+        if not logger.isEnabledFor(logging.INFO):
+            return
         scope: Any = {**self._scope, "client": self._client()}
         logger.info('%s - "WebSocket %s" %s', get_client_addr(scope), get_path_with_query_string(scope), outcome)
 

@@ -171,7 +171,7 @@ def client_address(peer: Any, headers: Headers, trusted: Sequence[Network]) -> t
         client = _without_port(element.decode("latin-1"))
         if not _is_in(client, trusted):
             break
-    return (client, 0) if parse_address(client) is not None else None
+    return (client, 0) if is_address(client) else None
 
 
 def _without_port(element: str) -> str:
