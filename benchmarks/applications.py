@@ -6,14 +6,23 @@
 from __future__ import annotations
 
 import argparse
-import os
 import socket
 import statistics
 import sys
 import time
-from pathlib import Path
 
-from run import Server, choose_cores, compile_tools, machine, markdown_row, python_server, run_load, running
+from run import (
+    Server,
+    choose_cores,
+    compile_tools,
+    cpu_of,
+    machine,
+    markdown_row,
+    on_core,
+    python_server,
+    run_load,
+    running,
+)
 
 REQUEST = b"GET /page HTTP/1.1\r\nHost: localhost\r\n\r\n"
 HTTP_CONNECTIONS = 32
@@ -31,6 +40,9 @@ SERVERS = [
     *(application("fastapi", ws) for ws in ("serve", "websockets-sansio")),
 ]
 
+# How the names of the servers end whose WebSockets are wshub's.
+WITH_WSHUB = (", serve", ", wshub")
+
 LOADS = {
     "handshakes": ("handshake", "--connections", "32"),
     "echo, 64 B, 100 connections": ("echo", "--connections", "100", "--size", "64"),
@@ -38,12 +50,7 @@ LOADS = {
 }
 KEPT_ALIVE = "HTTP requests, connections kept alive"
 EACH_ITS_OWN = "HTTP requests, each on its own connection"
-
-
-def cpu_of(process: int) -> float:
-    """Microseconds that all threads of a process have used."""
-    tasks = Path(f"/proc/{process}/task").iterdir()
-    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1000
+WORKS = (*LOADS, KEPT_ALIVE, EACH_ITS_OWN)
 
 
 def receive(client: socket.socket) -> None:
@@ -89,12 +96,9 @@ def measure(work: str, server: Server, seconds: float) -> float:
     with running(server, "echo", server_core) as (pid, port):
         if work in LOADS:
             return float(run_load(LOADS[work], pid, port, load_core, 0.5, seconds)["cpu_us_per_message"])
-        os.sched_setaffinity(0, {load_core})
-        try:
+        with on_core(load_core):
             run_http(pid, port, 0.5, keep_alive=True)
             return run_http(pid, port, seconds, keep_alive=work == KEPT_ALIVE)
-        finally:
-            os.sched_setaffinity(0, {server_core, load_core})
 
 
 def main() -> None:
@@ -104,7 +108,7 @@ def main() -> None:
     parser.add_argument("--only", help="works, by a part of their names, with commas")
     arguments = parser.parse_args()
     compile_tools()
-    works = [*LOADS, KEPT_ALIVE, EACH_ITS_OWN]
+    works = list(WORKS)
     if arguments.only:
         works = [work for work in works if any(part in work for part in arguments.only.split(","))]
     print(markdown_row("µs of the server's CPU", *works))

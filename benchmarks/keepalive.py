@@ -22,8 +22,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection as Pipe
 from typing import Any
 
-from applications import cpu_of
-from run import SETTLE_SECONDS, chosen, machine, markdown_row
+from run import SETTLE_SECONDS, chosen, cpu_of, machine, markdown_row
 from tls import REQUEST
 
 from wshub import Connection, EventHandler, Hub, HubConfig

@@ -67,18 +67,6 @@ SERVERS = (
     Server("websockets+uvloop", python_server("websockets_server.py")),
 )
 OURS = ("wshub", "wshub+uvloop")
-BEFORE = " before"
-
-
-def with_those_before(servers: list[Server], source: Path) -> list[Server]:
-    """The servers, and behind each of ours the same with another build of wshub, which is in that directory."""
-    found = []
-    for server in servers:
-        found.append(server)
-        if server.name in OURS:
-            command = ("env", f"PYTHONPATH={source.resolve()}", *server.command)
-            found.append(Server(server.name + BEFORE, command))
-    return found
 
 
 def echo_row(key: str, title: str, load: str, to_limit: float, to_picows: float) -> Row:
@@ -157,6 +145,23 @@ def choose_cores() -> tuple[int, int]:
     if len(cores) < 2:
         print("warning: one core only, the server and the load generator share it", file=sys.stderr)
     return cores[0], cores[min(1, len(cores) - 1)]
+
+
+@contextmanager
+def on_core(core: int) -> Iterator[None]:
+    """Run this process, and start others, on one core for a while."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
+def cpu_of(process: int) -> float:
+    """Microseconds that all threads of a process have used."""
+    tasks = Path(f"/proc/{process}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1000
 
 
 def free_port() -> int:
@@ -357,17 +362,6 @@ def report(rows: list[Row], table: Table, missing: dict[str, str], facts: dict[s
                     target = f"at most {row.to_limit:.2f} times"
                 lines.append(markdown_row(row.title, against, target, *cells))
 
-    changed = [name for name in names if name + BEFORE in names]
-    if changed:
-        lines += ["", markdown_row("work", *(f"{name}, to before" for name in changed))]
-        lines.append(markdown_row("---", *["---"] * len(changed)))
-        for row in rows:
-            cells = []
-            for name in changed:
-                now, then = median(table[row.key][name], row), median(table[row.key][name + BEFORE], row)
-                cells.append(f"{now / then:.3f}" if now is not None and then else "not measured")
-            lines.append(markdown_row(row.title, *cells))
-
     notes = [f"missing: {name}: {reason}" for name, reason in missing.items()]
     for row in rows:
         for name, cell in table[row.key].items():
@@ -394,7 +388,6 @@ def main() -> int:
     parser.add_argument("--servers", metavar="SERVER,...", help=f"of {', '.join(s.name for s in SERVERS)}")
     parser.add_argument("--rounds", type=int, help="5, or 2 with --quick")
     parser.add_argument("--seconds", type=float, help="measured window; 2.5, or 0.7 with --quick")
-    parser.add_argument("--before", type=Path, metavar="SRC", help="of another build, to be measured beside this one")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every sample there")
     arguments = parser.parse_args()
 
@@ -402,8 +395,6 @@ def main() -> int:
     rows = [row for row in ROWS if row.key in row_keys]
     server_names = chosen(arguments.servers, [server.name for server in SERVERS], "server")
     servers = [server for server in SERVERS if server.name in server_names]
-    if arguments.before:
-        servers = with_those_before(servers, arguments.before)
     rounds = arguments.rounds or (2 if arguments.quick else 5)
     seconds = arguments.seconds or (0.7 if arguments.quick else 2.5)
     warmup = 0.3 if arguments.quick else 0.7

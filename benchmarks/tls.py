@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import socket
 import ssl
 import statistics
@@ -15,7 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
+
+from run import choose_cores, cpu_of, on_core
 
 TRANSPORTS = ("asyncio", "uvloop", "asyncio, aiofastnet", "uvloop, aiofastnet")
 WORKLOADS = {"64 B, 32 in flight": (64, 32), "64 B, one at a time": (64, 1), "16 KiB": (16_384, 1)}
@@ -54,47 +54,62 @@ def frames(size: int, count: int) -> tuple[bytes, int]:
     return (b"\x82" + length + b"\0\0\0\0" + bytes(size)) * count, (1 + len(length) + size) * count
 
 
-def cpu_of(process: int) -> float:
-    """Seconds that a process has used, in user and system mode."""
-    fields = Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 def measure(transport: str, chain: str, key: str, seconds: float) -> dict[str, float]:
     """Microseconds of CPU time for each message, of each workload."""
-    command = ["taskset", "-c", "0", sys.executable, __file__, "--serve", transport, "--chain", chain, "--key", key]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert server.stdout is not None
-        port = int(server.stdout.readline())
-        context = ssl.create_default_context(cafile=chain)
-        clients = []
-        for _ in range(CONNECTIONS):
-            plain = socket.create_connection(("127.0.0.1", port))
-            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            client = context.wrap_socket(plain, server_hostname="localhost")
-            client.sendall(REQUEST)
-            client.recv(4096)
-            clients.append(client)
-        results = {}
-        for name, (size, count) in WORKLOADS.items():
-            sent, expected = frames(size, count)
-            messages = 0
-            before = cpu_of(server.pid)
-            end = time.monotonic() + seconds
-            while time.monotonic() < end:
-                for client in clients:
-                    client.sendall(sent)
-                for client in clients:
-                    left = expected
-                    while left:
-                        left -= len(client.recv(left))
-                messages += count * CONNECTIONS
-            results[name] = (cpu_of(server.pid) - before) / messages * 1e6
-        return results
-    finally:
-        server.terminate()
-        server.wait()
+    server_core, load_core = choose_cores()
+    command = [sys.executable, __file__, "--serve", transport, "--chain", chain, "--key", key]
+    with on_core(server_core):
+        server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    with on_core(load_core), server:
+        try:
+            return run_workloads(server, chain, seconds)
+        finally:
+            server.terminate()
+
+
+def run_workloads(server: subprocess.Popen[str], chain: str, seconds: float) -> dict[str, float]:
+    """The same, of a server that prints its port."""
+    assert server.stdout is not None
+    port = int(server.stdout.readline())
+    context = ssl.create_default_context(cafile=chain)
+    clients = []
+    for _ in range(CONNECTIONS):
+        plain = socket.create_connection(("127.0.0.1", port))
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        client = context.wrap_socket(plain, server_hostname="localhost")
+        client.sendall(REQUEST)
+        client.recv(4096)
+        clients.append(client)
+    results = {}
+    for name, (size, count) in WORKLOADS.items():
+        sent, expected = frames(size, count)
+        messages = 0
+        before = cpu_of(server.pid)
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            for client in clients:
+                client.sendall(sent)
+            for client in clients:
+                left = expected
+                while left:
+                    left -= len(client.recv(left))
+            messages += count * CONNECTIONS
+        results[name] = (cpu_of(server.pid) - before) / messages
+    return results
+
+
+def make_certificate(directory: str) -> tuple[str, str]:
+    """The paths of a new certificate for localhost and of its key."""
+    chain, key = f"{directory}/chain.pem", f"{directory}/key.pem"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost"),
+            *("-addext", "subjectAltName=DNS:localhost", "-keyout", key, "-out", chain),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    return chain, key
 
 
 def main() -> None:
@@ -109,17 +124,8 @@ def main() -> None:
     if arguments.serve:
         serve(arguments.serve, arguments.chain, arguments.key)
         return
-    os.sched_setaffinity(0, {1})
     with tempfile.TemporaryDirectory() as directory:
-        chain, key = f"{directory}/chain.pem", f"{directory}/key.pem"
-        subprocess.run(
-            [
-                *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost"),
-                *("-addext", "subjectAltName=DNS:localhost", "-keyout", key, "-out", chain),
-            ],
-            check=True,
-            capture_output=True,
-        )
+        chain, key = make_certificate(directory)
         rounds = [
             {transport: measure(transport, chain, key, arguments.seconds) for transport in TRANSPORTS}
             for _ in range(arguments.rounds)
