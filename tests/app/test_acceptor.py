@@ -15,8 +15,10 @@ import httpx
 import pytest
 import uvicorn
 import websockets
+from fastapi import FastAPI
 from starlette.applications import Starlette
-from starlette.routing import Host, Mount, Route, WebSocketRoute
+from starlette.routing import Host, Mount, Route, Router, WebSocketRoute
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from tests.app import served
 from tests.app.conftest import listening
@@ -25,11 +27,13 @@ from tests.hub.peers import REQUEST
 from tests.reactor import needs_reactor
 from wshub import Connection, EventHandler, HandshakeError, Hub, HubConfig
 from wshub.app import App, Context
-from wshub.app.acceptor import FIRST_REQUEST_TIMEOUT
+from wshub.app.acceptor import application_of
+from wshub.app.endpoints import ConnectionEndpoint
 from wshub.app.event_loop import accept_natively
 from wshub.app.native_routes import find_native_route, native_hubs
 from wshub.app.serving import PROTOCOL_CLASS
 from wshub.app.uvicorn_protocol import WebSocketProtocol
+from wshub.hub.asgi import HubApplication
 from wshub.protocol.request import RequestHead
 
 pytestmark = needs_reactor
@@ -184,7 +188,7 @@ def test_a_refusal_has_its_status_and_its_line_in_the_log(run, caplog) -> None:
         lines = [record.getMessage() for record in caplog.records if "WebSocket" in record.getMessage()]
         assert [line.partition(" - ")[2] for line in lines] == [
             '"WebSocket /echo/x" 403',
-            '"WebSocket /echo/x?a=b" [accepted]',
+            '"WebSocket /echo/x" [accepted]',
         ]
         assert app.ws_hub is not None
         assert app.ws_hub.stats()["refused"] == {403: 1}
@@ -205,12 +209,9 @@ def test_a_trusted_proxy_tells_the_address_and_no_other_does(run) -> None:
     run(scenario())
 
 
-def test_who_asks_for_nothing_in_time_is_let_go(run, monkeypatch) -> None:
-    monkeypatch.setattr("wshub.app.acceptor.FIRST_REQUEST_TIMEOUT", 0.2)
-    assert FIRST_REQUEST_TIMEOUT == 10
-
+def test_who_asks_for_nothing_in_time_is_let_go(run) -> None:
     async def scenario() -> None:
-        async with accepting(make_app()) as address:
+        async with accepting(make_app(handshake_timeout_ms=200)) as address:
             port = int(address.rpartition(":")[2])
             silent, silent_writer = await asyncio.open_connection("127.0.0.1", port)
             slow, slow_writer = await asyncio.open_connection("127.0.0.1", port)
@@ -353,25 +354,151 @@ def test_native_routes_are_found_where_nothing_stands_before_them() -> None:
     assert find_native_route(served.api, scope_of("/ws/")) is not None
 
 
-class Subclass(Starlette):
+class StarletteOfItsOwn(Starlette):
     """An application that may do anything."""
+
+
+class RouterOfItsOwn(Router):
+    """A router that may do anything."""
+
+
+class MountOfItsOwn(Mount):
+    """A route that may do anything."""
+
+
+class HubApplicationOfItsOwn(HubApplication):
+    """A hub's application that may ask for something first."""
+
+
+class AppOfItsOwn(App):
+    """An App that may ask for something first."""
+
+
+class EndpointOfItsOwn(ConnectionEndpoint):
+    """A hub's endpoint that may ask for something first."""
+
+
+def guard_inside(app: Any) -> Any:
+    """Put a guard into the stack that an application has built when it was first called."""
+    app.middleware_stack = served.Guard(app.build_middleware_stack())
+    return app
+
+
+def own_app() -> App:
+    app = AppOfItsOwn()
+    app.enable_websocket()
+    app.websocket("/echo/{name}")(served.echo)
+    return app
+
+
+def fastapi_with_guarded_router() -> FastAPI:
+    api = FastAPI()
+    api.mount("/", served.alone)
+    api.router.middleware_stack = served.Guard(api.router.middleware_stack)
+    return api
+
+
+GUARDS = served.guarded._middleware
+MOUNTED = [Mount("/", served.alone)]
 
 
 @pytest.mark.parametrize(
     "app",
     [
-        served.guarded,
-        Starlette(routes=[Mount("/", served.alone)], middleware=served.guarded._middleware),
-        Starlette(routes=[Mount("/", served.alone, middleware=served.guarded._middleware)]),
-        Subclass(routes=[Mount("/", served.alone)]),
-        lambda scope, receive, send: None,
-        App(),
+        pytest.param(served.guarded, id="app"),
+        pytest.param(Starlette(routes=MOUNTED, middleware=GUARDS), id="starlette"),
+        pytest.param(Starlette(routes=[Mount("/", served.alone, middleware=GUARDS)]), id="mount"),
+        pytest.param(Starlette(routes=[Mount("/", Router(MOUNTED, middleware=GUARDS))]), id="mounted router"),
+        pytest.param(Router(MOUNTED, middleware=GUARDS), id="router"),
+        pytest.param(
+            Starlette(routes=[WebSocketRoute("/echo/x", served.alone, middleware=GUARDS)]), id="websocket route"
+        ),
+        pytest.param(guard_inside(Starlette(routes=MOUNTED)), id="stack of a starlette"),
+        pytest.param(guard_inside(FastAPI(routes=MOUNTED)), id="stack of a fastapi"),
+        pytest.param(fastapi_with_guarded_router(), id="stack of a router"),
+        pytest.param(StarletteOfItsOwn(routes=MOUNTED), id="subclass of starlette"),
+        pytest.param(RouterOfItsOwn(MOUNTED), id="subclass of a router"),
+        pytest.param(Starlette(routes=[MountOfItsOwn("/", served.alone)]), id="subclass of a mount"),
+        pytest.param(HubApplicationOfItsOwn(Hub(), EventHandler(), ()), id="subclass of a hub's application"),
+        pytest.param(
+            Starlette(routes=[WebSocketRoute("/echo/x", EndpointOfItsOwn(served.app, served.echo))]),
+            id="subclass of an endpoint",
+        ),
+        pytest.param(own_app(), id="subclass of an app"),
+        pytest.param(lambda scope, receive, send: None, id="function"),
+        pytest.param(App(), id="none"),
     ],
-    ids=["app", "starlette", "mount", "subclass", "function", "none"],
 )
 def test_no_route_is_native_behind_what_may_guard_it(app) -> None:
     assert find_native_route(app, scope_of("/echo/x")) is None
-    assert list(native_hubs(app)) == []
+    # What only some requests pass may be there: of a route's own class, for one.
+    for hub in native_hubs(app):
+        assert hub is not served.alone.hub
+
+
+@pytest.mark.parametrize("make", [Starlette, FastAPI])
+def test_a_route_is_native_in_an_application_that_has_been_called(make) -> None:
+    app = make(routes=[Mount("/", served.alone)])
+    app.middleware_stack = app.build_middleware_stack()
+    assert find_native_route(app, scope_of("/echo/x")) is not None
+
+
+@pytest.mark.parametrize("trusting", [ProxyHeadersMiddleware, type("OfItsOwn", (ProxyHeadersMiddleware,), {})])
+def test_only_what_uvicorn_itself_has_put_around_the_application_is_left_out(trusting) -> None:
+    app = trusting(served.alone)
+    for proxy_headers in (False, True):
+        config = uvicorn.Config(app, proxy_headers=proxy_headers, log_config=None)
+        config.load()
+        assert application_of(config) is app
+
+
+def test_pages_are_pages_whatever_word_is_in_their_requests(run, http, protocols) -> None:
+    async def scenario() -> None:
+        app = App()
+        hub = app.enable_websocket()
+        mounted = Starlette(routes=[Mount("/ws", hub.asgi(EventHandler())), Mount("/", app)])
+
+        @app.websocket("/websocket")
+        async def endpoint(connection: Connection) -> None:
+            raise AssertionError
+
+        @app.get("/websocket")
+        @app.get("/page")
+        def page(ctx: Context) -> None:
+            ctx.response.send("hello")
+
+        async with (
+            accepting(mounted, http) as address,
+            httpx.AsyncClient(base_url=f"http://{address}", trust_env=False) as client,
+        ):
+            for headers in ({}, {"Referer": "https://a/websocket"}, {"Upgrade": "websocket"}, {"Upgrade": "h2c"}):
+                for path in ("/websocket", "/page"):
+                    # Each on a connection of its own, which the acceptor reads first.
+                    response = await client.get(path, headers={**headers, "Connection": "close"})
+                    assert (response.status_code, response.text) == (200, "hello")
+                assert (await client.get("/ws/", headers={**headers, "Connection": "close"})).status_code == 426
+        assert protocols == []
+
+    run(scenario())
+
+
+def test_a_path_that_no_route_can_convert_is_the_applications_to_answer(run, http) -> None:
+    async def scenario() -> None:
+        app = App()
+        app.enable_websocket()
+
+        @app.websocket("/rooms/{number:int}")
+        async def endpoint(connection: Connection) -> None:
+            connection.send(f"{connection.path_params['number']}")
+
+        async with accepting(app, http, log_config=None) as address:
+            with pytest.raises(websockets.InvalidStatus) as caught:
+                await websockets.connect(f"ws://{address}/rooms/{'9' * 4301}", proxy=None)
+            assert caught.value.response.status_code == 500
+            async with connected(f"ws://{address}/rooms/{'9' * 4000}") as client:
+                assert await client.recv() == "9" * 4000
+
+    run(scenario())
 
 
 def test_a_hub_without_the_reactor_is_served_through_uvicorn(run, protocols) -> None:
@@ -432,5 +559,32 @@ def test_on_upgrade_is_asked_of_every_request_whoever_serves_it(run, http, waits
                     await websockets.connect(f"ws://{address}/app/handled?token=ada", proxy=None)
                 assert caught.value.response.status_code == 500
             assert hub.refused == {401: len(paths)}
+
+    run(scenario())
+
+
+def test_a_question_to_the_application_has_an_end(run, http) -> None:
+    async def scenario() -> None:
+        asked = 0
+
+        async def hang(request: RequestHead) -> None:
+            nonlocal asked
+            asked += 1
+            try:
+                await asyncio.get_running_loop().create_future()
+            finally:
+                asked -= 1
+
+        app = App()
+        hub = app.enable_websocket(on_upgrade=hang, handshake_timeout_ms=100)
+        app.websocket("/ws")(served.echo)
+        mounted = Starlette(routes=[Mount("/mounted", hub.asgi(EventHandler())), Mount("/", app)])
+        async with accepting(mounted, http, log_config=None) as address:
+            for path in ("/ws", "/mounted/"):
+                with pytest.raises(websockets.InvalidStatus) as caught:
+                    await websockets.connect(f"ws://{address}{path}", proxy=None)
+                assert caught.value.response.status_code == 503
+            assert asked == 0
+            assert hub.refused == {503: 2}
 
     run(scenario())

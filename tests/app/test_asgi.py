@@ -17,6 +17,7 @@ from tests.app.conftest import listening
 from tests.hub.conftest import connected
 from tests.hub.peers import REQUEST, raw_peer
 from wshub import Frame, Opcode
+from wshub.app import uvicorn_protocol
 from wshub.app.uvicorn_protocol import MOST_EARLY, WebSocketProtocol
 
 
@@ -128,6 +129,64 @@ def test_a_denial_without_end_is_paced_by_its_reader(run, http) -> None:
                     await asyncio.sleep(0.1)
                 assert sent < 64 << 20
             await ended
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("more_body", [False, True])
+def test_who_does_not_read_why_it_is_refused_is_ended(run, http, more_body, monkeypatch) -> None:
+    monkeypatch.setattr(uvicorn_protocol, "REFUSAL_TIMEOUT", 0.1)
+
+    async def scenario() -> None:
+        ended = future()
+        lost = future()
+        connection_lost = WebSocketProtocol.connection_lost
+
+        def note(self: WebSocketProtocol, error: Exception | None) -> None:
+            connection_lost(self, error)
+            lost.set_result(None)
+
+        monkeypatch.setattr(WebSocketProtocol, "connection_lost", note)
+
+        async def application(scope, receive, send) -> None:
+            await receive()
+            await send({"type": "websocket.http.response.start", "status": 403, "headers": []})
+            try:
+                await send({"type": "websocket.http.response.body", "body": bytes(32 << 20), "more_body": more_body})
+            except OSError as error:
+                ended.set_result(error)
+
+        async with listening(application, http) as address, raw_peer(f"ws://{address}/", handshake=False) as peer:
+            peer.reader._transport.pause_reading()
+            peer.write(REQUEST)
+            await lost
+            if more_body:
+                assert isinstance(await ended, ClientDisconnected)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        (b"x-bad name: injected", b"a"),
+        (b"", b"a"),
+        (b"x-a\r\nx-b", b"a"),
+        *((b"x-a", b"a" + bytes([octet]) + b"b") for octet in (0, 0x0A, 0x0B, 0x0D, 0x1B, 0x7F)),
+    ],
+)
+def test_no_field_of_a_denial_is_more_than_a_field(run, http, name, value, errors) -> None:
+    async def application(scope, receive, send) -> None:
+        await receive()
+        await send({"type": "websocket.http.response.start", "status": 403, "headers": [(name, value)]})
+        await send({"type": "websocket.http.response.body", "body": b"no"})
+
+    async def scenario() -> None:
+        async with listening(application, http) as address:
+            with pytest.raises(websockets.InvalidStatus) as caught:
+                await websockets.connect(f"ws://{address}/", proxy=None)
+            assert caught.value.response.status_code == 500
+            assert "x-b" not in caught.value.response.headers
 
     run(scenario())
 

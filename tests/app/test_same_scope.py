@@ -346,7 +346,17 @@ def test_a_head_of_more_than_16_kib_becomes_no_websocket_on_uvicorn_either(run) 
 
 
 @pytest.mark.parametrize("native", [False, pytest.param(True, marks=needs_reactor)])
-def test_an_address_that_is_none_is_not_taken_from_a_proxy(run, native, caplog, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    "forged",
+    [
+        b"192.0.2.1\x85CRITICAL forged\x9b2J",
+        b"::1%\x9b2J\x85CRITICAL: forged",
+        b"fe80::1%a forged",
+        b"unknown",
+        b"::1%",
+    ],
+)
+def test_an_address_that_is_none_is_not_taken_from_a_proxy(run, native, forged, caplog, monkeypatch) -> None:
     monkeypatch.setattr(logging.getLogger("uvicorn.error"), "propagate", True)
 
     async def scenario() -> None:
@@ -362,7 +372,7 @@ def test_an_address_that_is_none_is_not_taken_from_a_proxy(run, native, caplog, 
             accept_natively(asyncio.get_running_loop())
         async with listening(app, log_config=None) as address:
             caplog.set_level(logging.INFO, "uvicorn.error")
-            request = REQUEST[:-2] + b"X-Forwarded-For: 192.0.2.1\x85CRITICAL forged\x9b2J\r\n\r\n"
+            request = REQUEST[:-2] + b"X-Forwarded-For: " + forged + b"\r\n\r\n"
             assert await status_of(f"ws://{address}/", request) == 101
             while not addresses:
                 await asyncio.sleep(0)
@@ -371,3 +381,93 @@ def test_an_address_that_is_none_is_not_taken_from_a_proxy(run, native, caplog, 
     run(scenario())
     for record in caplog.records:
         assert not CONTROLS & set(map(ord, record.getMessage())), record.getMessage()
+
+
+@pytest.mark.parametrize("native", [False, pytest.param(True, marks=needs_reactor)])
+def test_who_comes_from_no_address_has_the_limits_of_its_proxy(run, http, native) -> None:
+    async def scenario() -> None:
+        app = App()
+        app.enable_websocket(max_connections_per_address=1)
+
+        @app.websocket("/")
+        async def endpoint(connection) -> None:
+            await connection.receive()
+
+        if native:
+            accept_natively(asyncio.get_running_loop())
+        async with (
+            listening(app, http, log_config=None) as address,
+            raw_peer(f"ws://{address}/", handshake=False) as first,
+        ):
+            first.write(REQUEST[:-2] + b"X-Forwarded-For: unknown\r\n\r\n")
+            assert b" 101 " in await first.reader.readuntil(b"\r\n\r\n")
+            for name in (b"unknown", b"nobody"):
+                request = REQUEST[:-2] + b"X-Forwarded-For: " + name + b"\r\n\r\n"
+                assert await status_of(f"ws://{address}/", request) == 429
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("taken", [False, pytest.param(True, marks=needs_reactor)], ids=["transport", "descriptor"])
+def test_a_handshake_behind_a_page_that_takes_its_time_is_answered_after_it(run, http, taken) -> None:
+    async def scenario() -> None:
+        written = asyncio.Event()
+        app = App()
+        app.enable_websocket(use_reactor=taken)
+
+        @app.get("/slow")
+        async def slow(ctx: Context) -> None:
+            await written.wait()
+            ctx.response.send("private page")
+
+        @app.websocket("/ws")
+        async def endpoint(connection: Connection) -> None:
+            connection.send("hello")
+            await connection.receive()
+
+        async with (
+            listening(app, http, log_config=None) as address,
+            raw_peer(f"ws://{address}/", handshake=False) as peer,
+        ):
+            page = b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n"
+            peer.write(page + request_for(b"/ws"))
+            # By then uvicorn has read both.
+            assert await status_of(f"ws://{address}/", page.replace(b"/slow", b"/nowhere")) == 404
+            written.set()
+            assert b" 200 " in await peer.reader.readuntil(b"\r\n\r\n")
+            assert await peer.reader.readexactly(12) == b"private page"
+            assert b" 101 " in await peer.reader.readuntil(b"\r\n\r\n")
+            assert (await peer.frame()).payload == b"hello"
+
+    run(scenario())
+
+
+def test_a_server_that_shuts_down_answers_what_stands_before_a_handshake(run, http) -> None:
+    async def scenario() -> None:
+        written = asyncio.Event()
+        reached = asyncio.Event()
+        app = App()
+        app.enable_websocket()
+
+        @app.get("/slow")
+        async def slow(ctx: Context) -> None:
+            reached.set()
+            await written.wait()
+            ctx.response.send("private page")
+
+        @app.websocket("/ws")
+        async def endpoint(connection: Connection) -> None:
+            raise AssertionError
+
+        async with contextlib.AsyncExitStack() as stack:
+            async with listening(app, http, log_config=None) as address:
+                peer = await stack.enter_async_context(raw_peer(f"ws://{address}/", handshake=False))
+                peer.write(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n" + request_for(b"/ws"))
+                await reached.wait()
+                # The server begins to shut down first.
+                asyncio.get_running_loop().call_later(0.2, written.set)
+            answer = await peer.reader.read()
+            assert answer.startswith(b"HTTP/1.1 200 ")
+            assert answer.endswith(b"private page")
+
+    run(scenario())

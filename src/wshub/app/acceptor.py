@@ -11,14 +11,17 @@ import contextlib
 import logging
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
+from urllib.parse import quote
 
 from uvicorn.config import Config
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
-from uvicorn.protocols.utils import get_client_addr, get_path_with_query_string
+from uvicorn.protocols.utils import get_client_addr
 from uvicorn.server import ServerState
 
+from wshub.app.first_requests import FirstRequests
 from wshub.app.hubs import Hubs
 from wshub.app.native_routes import NativeRoute, find_native_route
 from wshub.errors import HandshakeError
@@ -32,12 +35,9 @@ from wshub.links.reactor import Reactor
 from wshub.protocol.handshake import Handshake
 from wshub.protocol.request import RequestHead, parse_request_head
 
-__all__ = ["FIRST_REQUEST_TIMEOUT", "Acceptor", "application_of"]
+__all__ = ["Acceptor", "application_of"]
 
 logger = logging.getLogger("uvicorn.error")
-
-FIRST_REQUEST_TIMEOUT = 10.0
-"""Seconds that a client has, from its connection on, to send the head of its first request."""
 
 
 class Acceptor:
@@ -46,17 +46,18 @@ class Acceptor:
     Args:
         config: of the server, loaded.
         state: of the server.
-        create_protocol: makes uvicorn's HTTP protocol for a connection.
-        nearest: the hub that most connections are for, which has a native reactor.
+        first_requests: makes uvicorn's HTTP protocol for a connection.
+        nearest: the hub that most connections are for, which has a native reactor. Its settings say how long a request
+            may take, and how many may be incomplete.
     """
 
-    def __init__(self, config: Config, state: ServerState, create_protocol: Callable[[], Any], nearest: Hub) -> None:
+    def __init__(self, config: Config, state: ServerState, first_requests: FirstRequests, nearest: Hub) -> None:
         self.sockets: tuple[socket.socket, ...] = ()
         self._state = state
         self._unix: UnixAddress | None = None
         self._default_headers: list[tuple[bytes, bytes]] | None = None
         self._encoded_headers = b""
-        self._create_protocol = create_protocol
+        self._first_requests = first_requests
         self._app = application_of(config)
         self._proxies = (
             ProxyHeadersMiddleware(_note_client, trusted_hosts=config.forwarded_allow_ips)
@@ -70,6 +71,7 @@ class Acceptor:
         self._reactor: Reactor = nearest._bind()  # type: ignore[assignment]
         self._reactor.retain()
         self._pending: PendingHandshakes[FirstRequest] = PendingHandshakes(nearest.config.max_pending_handshakes)
+        self._timeout = nearest.config.handshake_timeout_ms / 1000
         self._connecting: set[asyncio.Task[None]] = set()
         self._closed = False
         self._sweeper: asyncio.TimerHandle | None = None
@@ -114,7 +116,7 @@ class Acceptor:
         self._reactor.resume_accepting()
 
     def _accepted(self, link: Any) -> FirstRequest:
-        first = FirstRequest(link, self, time.monotonic() + FIRST_REQUEST_TIMEOUT)
+        first = FirstRequest(link, self, time.monotonic() + self._timeout)
         first.count_in(self._ledger)
         self._pending.add(first)
         return first
@@ -122,9 +124,10 @@ class Acceptor:
     def _request_received(self, first: FirstRequest, data: bytes, end: int) -> None:
         """Answer a first request, whose head ends there, or let uvicorn do it. Raises ``HandshakeError`` to refuse."""
         head = data[:end]
+        # Nearly every other request is told apart by this alone.
         found = self._find_route(head) if b"websocket" in head.lower() else None
         if found is None:
-            self._hand_over(first.detach(), data)
+            self._hand_over(first.detach(), data, first.deadline)
             return
         route, request = found
         hub = route.hub
@@ -158,11 +161,17 @@ class Acceptor:
         except HandshakeError:
             # No handshake that a hub would take: uvicorn has an answer to it.
             return None
+        if not Handshake.is_upgrade(request.headers):
+            # A page whose path or referrer has the word.
+            return None
         # Routes look at no field but this one.
         hosts = [(b"host", host) for host in request.headers.get_all_raw(b"host")]
-        route = find_native_route(
-            self._app, {"type": "websocket", "path": request.path, "root_path": "", "headers": hosts}
-        )
+        scope: dict[str, Any] = {"type": "websocket", "path": request.path, "root_path": "", "headers": hosts}
+        try:
+            route = find_native_route(self._app, scope)
+        except Exception:
+            # A number of more digits than Python converts, for one: what the application makes of it is its own.
+            return None
         if route is None or route.hub._on_upgrade is not None or not route.hub._can_adopt():
             # What has to be asked of the application first may take its time, as an ASGI application can.
             return None
@@ -190,17 +199,19 @@ class Acceptor:
             self._encoded_headers = Handshake.encode_headers(headers)
         return self._encoded_headers
 
-    def _hand_over(self, descriptor: int, data: bytes) -> None:
+    def _hand_over(self, descriptor: int, data: bytes, deadline: float) -> None:
         """Let uvicorn serve the connection, of which ``data`` has been read."""
         if descriptor < 0:
             return
-        task = self._loop.create_task(self._connect(socket.socket(fileno=descriptor), data))
+        task = self._loop.create_task(self._connect(socket.socket(fileno=descriptor), data, deadline))
         self._connecting.add(task)
         task.add_done_callback(self._connecting.discard)
 
-    async def _connect(self, connected: socket.socket, data: bytes) -> None:
+    async def _connect(self, connected: socket.socket, data: bytes, deadline: float) -> None:
         try:
-            await self._loop.connect_accepted_socket(lambda: self._protocol_with(data), connected)
+            await self._loop.connect_accepted_socket(
+                partial(self._first_requests.create_protocol_with, data, deadline), connected
+            )
         except Exception:
             connected.close()
             logger.exception("a connection cannot be served")
@@ -208,32 +219,18 @@ class Acceptor:
             connected.close()
             raise
 
-    def _protocol_with(self, data: bytes) -> asyncio.Protocol:
-        """uvicorn's protocol, which receives ``data`` as soon as it has its transport, before anything else."""
-        protocol: Any = self._create_protocol()
-        connection_made = protocol.connection_made
-
-        def connection_made_with_data(transport: asyncio.Transport) -> None:
-            connection_made(transport)
-            protocol.data_received(data)
-
-        protocol.connection_made = connection_made_with_data
-        return protocol  # type: ignore[no-any-return]
-
     def _log(self, client: tuple[Any, ...] | None, request: RequestHead, outcome: str) -> None:
         if logger.isEnabledFor(logging.INFO):
-            scope: Any = {
-                "client": client and client[:2],
-                "path": request.path,
-                "query_string": request.raw_query_string,
-            }
-            logger.info('%s - "WebSocket %s" %s', get_client_addr(scope), get_path_with_query_string(scope), outcome)
+            # Without the query, which may have a token.
+            scope: Any = {"client": client and client[:2]}
+            address = get_client_addr(scope)
+            logger.info('%s - "WebSocket %s" %s', address, quote(request.path), outcome)
 
 
 def application_of(config: Config) -> Any:
     """The application of a loaded configuration, without what uvicorn has put around it to trust proxies."""
     app: Any = config.loaded_app
-    return app.app if isinstance(app, ProxyHeadersMiddleware) else app
+    return app.app if config.proxy_headers and type(app) is ProxyHeadersMiddleware else app
 
 
 async def _note_client(scope: Any, receive: Any, send: Any) -> None:

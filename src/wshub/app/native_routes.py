@@ -1,12 +1,14 @@
-"""Which requests a hub answers by itself: those that reach one of its routes with nothing in between."""
+"""Which requests a hub answers by itself: those that reach one of its routes with nothing in between.
+
+Whatever stands in between may guard the route. So guards are not looked for: what is followed are classes, they
+themselves and none derived from them, of which it is known that they pass a WebSocket request on as it is.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-import starlette.applications
-import starlette.routing
 from starlette.routing import BaseRoute, Match
 
 from wshub.app.app import App
@@ -16,6 +18,14 @@ from wshub.hub.base import HandlerTable
 from wshub.hub.hub import Hub
 
 __all__ = ["NativeRoute", "find_native_route", "native_hubs"]
+
+# By their names, since FastAPI need not be installed.
+_APPLICATIONS = frozenset(("starlette.applications.Starlette", "fastapi.applications.FastAPI"))
+_ROUTERS = frozenset(("starlette.routing.Router", "fastapi.routing.APIRouter"))
+_ROUTES = frozenset(("starlette.routing.Mount", "starlette.routing.WebSocketRoute", "starlette.routing.Host"))
+
+# Where what every application puts around its own router comes from.
+_ERROR_HANDLING = frozenset(("starlette.middleware.errors", "starlette.middleware.exceptions"))
 
 
 class NativeRoute(NamedTuple):
@@ -31,54 +41,57 @@ def find_native_route(app: Any, scope: dict[str, Any]) -> NativeRoute | None:
     """The native route of a WebSocket request, or None where something of the application has a say in it.
 
     That is any middleware, any route before it that matches too, and all code that is not known to do nothing else.
+    Raises whatever a route raises that cannot convert a part of the path.
 
     Args:
         app: an ASGI application.
         scope: of ASGI's, ``type``, ``path``, ``root_path`` and, of ``headers``, ``host``. It is changed.
     """
-    while True:
-        if isinstance(app, HubApplication):
+    while app is not None:
+        if type(app) is HubApplication:
             return NativeRoute(app.hub, app.table, app.subprotocols, scope.get("path_params", {}))
-        if isinstance(app, ConnectionEndpoint):
+        if type(app) is ConnectionEndpoint:
             return NativeRoute(app.hub, app.table, (), scope.get("path_params", {})) if app.hub is not None else None
         app = _follow(_routes_of(app), scope)
-        if app is None:
-            return None
+    return None
 
 
 def native_hubs(app: Any) -> Iterator[Hub]:
     """The hub of every route that may be native for some request, in the order of the routes."""
-    if isinstance(app, HubApplication | ConnectionEndpoint):
+    if type(app) in (HubApplication, ConnectionEndpoint):
         if app.hub is not None:
             yield app.hub
     else:
         for route in _routes_of(app):
-            yield from native_hubs(getattr(route, "app", None))
+            yield from native_hubs(_application_of(route))
 
 
 def _routes_of(app: Any) -> Iterable[BaseRoute]:
     """The routes of an application that does nothing to a WebSocket request but to route it."""
-    if isinstance(app, App):
+    if type(app) is App:
         app = app.starlette
-    if isinstance(app, starlette.applications.Starlette):
-        # A subclass may do anything; FastAPI's is known to do nothing more, and so are both routers.
-        if not _is_known(app) or app.user_middleware or "build_middleware_stack" in vars(app):
-            return ()
-        if getattr(app, "root_path", ""):
+    if _name_of(app) in _APPLICATIONS:
+        if not _only_routes(app):
             return ()
         app = app.router
-    if isinstance(app, starlette.routing.Router) and _is_known(app):
-        return app.routes
+    # A router has middleware of its own around its method `app`.
+    if _name_of(app) in _ROUTERS and app.middleware_stack == app.app:
+        return app.routes  # type: ignore[no-any-return]
     return ()
 
 
-def _is_known(app: object) -> bool:
-    return type(app).__module__ in (
-        "starlette.applications",
-        "starlette.routing",
-        "fastapi.applications",
-        "fastapi.routing",
-    )
+def _only_routes(app: Any) -> bool:
+    """Whether there is nothing around the router of an application but what handles its errors."""
+    if app.user_middleware or "build_middleware_stack" in vars(app) or getattr(app, "root_path", ""):
+        return False
+    # What was built when the application was first called, or what has been put there instead.
+    layer = app.middleware_stack
+    while layer is not None and layer is not app.router:
+        module = type(layer).__module__
+        if module not in _ERROR_HANDLING and not module.startswith("fastapi."):
+            return False
+        layer = layer.app
+    return True
 
 
 def _follow(routes: Iterable[BaseRoute], scope: dict[str, Any]) -> Any:
@@ -87,5 +100,15 @@ def _follow(routes: Iterable[BaseRoute], scope: dict[str, Any]) -> Any:
         match, child_scope = route.matches(scope)
         if match is Match.FULL:
             scope.update(child_scope)
-            return getattr(route, "app", None)
+            return _application_of(route)
     return None
+
+
+def _application_of(route: BaseRoute) -> Any:
+    """What a route passes each of its requests on to; None if it may do something else."""
+    return route.app if _name_of(route) in _ROUTES else None  # type: ignore[attr-defined]
+
+
+def _name_of(value: object) -> str:
+    kind = type(value)
+    return f"{kind.__module__}.{kind.__qualname__}"

@@ -14,14 +14,13 @@ import logging
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from uvicorn.config import Config
 from uvicorn.protocols.utils import (
     ClientDisconnected,
     get_client_addr,
     get_local_addr,
-    get_path_with_query_string,
     get_remote_addr,
     is_ssl,
 )
@@ -47,6 +46,9 @@ logger = logging.getLogger("uvicorn.error")
 MOST_BUFFERED = 64 * 1024
 """Octets that may wait to be sent before ``send`` waits for them, as asyncio's transports have it."""
 
+REFUSAL_TIMEOUT = 10.0
+"""Seconds that a client may take nothing of a refusal before its connection is ended, as with ``send_timeout_ms``."""
+
 MOST_EARLY = 64 * 1024
 """Octets that may come behind a request before it is accepted, where RFC 6455 allows none."""
 
@@ -69,6 +71,9 @@ class WebSocketProtocol(asyncio.Protocol):
         self._app_state = app_state
         self._loop = _loop or asyncio.get_running_loop()
         self._transport: asyncio.Transport = None  # type: ignore[assignment]
+        self._handed_over = False
+        # What uvicorn is still answering of the requests before this one.
+        self._behind: Any = None
         self._request: RequestHead | None = None
         self._key = ""
         self._scope: dict[str, Any] = {}
@@ -81,6 +86,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self._taken_over = False
         self._ends_with_application = True
         self._connect_sent = False
+        self._ending: asyncio.TimerHandle | None = None
         self._lost: asyncio.Future[None] = self._loop.create_future()
         self._writable = asyncio.Event()
         self._writable.set()
@@ -94,8 +100,9 @@ class WebSocketProtocol(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._link is not None:
             self._link.data_received(data)
-        elif self._request is None:
-            self._start(data)
+        elif not self._handed_over:
+            self._handed_over = True
+            self._follow(self._transport.get_protocol(), data)
         elif self._connection is not None or not self._answered:
             self._early += data
             if len(self._early) > MOST_EARLY:
@@ -106,6 +113,8 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._connections.discard(self)
+        if self._ending is not None:
+            self._ending.cancel()
         if not self._lost.done():
             self._lost.set_result(None)
         if self._link is not None:
@@ -124,25 +133,51 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def shutdown(self) -> None:
         """The server shuts down before the application has answered."""
-        if not self._answered:
+        if self._behind is not None:
+            # The connection ends with the response that is under way.
+            self._behind.keep_alive = False
+        elif not self._answered:
             self._respond(503, [], b"The server is shutting down.")
 
     # The handshake
 
-    def _start(self, data: bytes) -> None:
+    def _follow(self, former: Any, data: bytes) -> None:
+        """Start as soon as ``former``, the protocol that has read the request, has answered those before it."""
+        behind = getattr(former, "cycle", None)
+        if behind is None or behind.response_complete:
+            self._start(former, data)
+            return
+        on_response = behind.on_response
+
+        def answered() -> None:
+            self._behind = None
+            on_response()
+            if self._transport.is_closing():
+                self._answered = True
+            else:
+                self._start(former, data)
+
+        self._behind = behind
+        behind.on_response = answered
+
+    def _start(self, former: Any, data: bytes) -> None:
+        if hasattr(former, "_unset_keepalive_if_required"):
+            # Time that a request before this one has left to the next.
+            former._unset_keepalive_if_required()
         try:
             if len(data) > MAX_HEAD_SIZE:
                 raise HandshakeError(431, "The request head is too large.")
             self._request = request = parse_request_head(data)
-            self._key = Handshake.check_request(request.method, self._http_version(request), request.headers)
+            self._key = Handshake.check_request(request.method, _http_version(former, request), request.headers)
             # Raises for a list that is malformed.
             Handshake.choose_subprotocol(request.headers, ())
             offered = split_list(request.headers.get_all_raw(b"sec-websocket-protocol"))
         except HandshakeError as error:
             self._answered = True
             self._transport.write(Handshake.create_error_response(error))
-            self._transport.close()
+            self._end()
             return
+        peer = get_remote_addr(self._transport)
         raw_path = request.raw_path
         root_path = self._config.root_path
         self._scope = {
@@ -151,7 +186,7 @@ class WebSocketProtocol(asyncio.Protocol):
             "http_version": request.http_version,
             "scheme": "wss" if is_ssl(self._transport) else "ws",
             "server": get_local_addr(self._transport),
-            "client": get_remote_addr(self._transport),
+            "client": peer,
             "root_path": root_path,
             "path": root_path + unquote(raw_path.decode("ascii")),
             "raw_path": root_path.encode("ascii") + raw_path,
@@ -159,16 +194,11 @@ class WebSocketProtocol(asyncio.Protocol):
             "headers": list(request.headers.raw),
             "subprotocols": [name.decode("latin-1") for name in offered],
             "state": self._app_state.copy(),
-            "extensions": {"websocket.http.response": {}, TAKEOVER: {}},
+            "extensions": {"websocket.http.response": {}, TAKEOVER: {"peer": peer}},
         }
         task = self._loop.create_task(self._run())
         task.add_done_callback(self._state.tasks.discard)
         self._state.tasks.add(task)
-
-    def _http_version(self, request: RequestHead) -> str:
-        """The version of the client's request: in what it hands over, uvicorn always writes 1.1."""
-        scope = getattr(self._transport.get_protocol(), "scope", None)
-        return str(scope["http_version"]) if scope else request.http_version
 
     async def _run(self) -> None:
         """Run the application, and end what it leaves open."""
@@ -233,11 +263,16 @@ class WebSocketProtocol(asyncio.Protocol):
             self._log(str(status))
             self._transport.write(self._response_head(status, headers))
         self._transport.write(body)
-        if more_body:
-            await self._writable.wait()
-        else:
+        if not more_body:
             self._answered = True
-            self._transport.close()
+            self._end()
+            return
+        try:
+            async with asyncio.timeout(REFUSAL_TIMEOUT):
+                await self._writable.wait()
+        except TimeoutError:
+            self._transport.abort()
+            raise ClientDisconnected from None
 
     async def _send_open(self, connection: Connection, kind: str, message: dict[str, Any]) -> None:
         try:
@@ -336,7 +371,7 @@ class WebSocketProtocol(asyncio.Protocol):
         if self._denial_begun:
             # Half a response has been sent, and nothing can follow it.
             self._answered = True
-            self._transport.close()
+            self._end()
             return
         names = {name.lower() for name, _ in headers}
         if b"content-length" not in names:
@@ -347,27 +382,32 @@ class WebSocketProtocol(asyncio.Protocol):
         self._answered = True
         self._log(str(status))
         self._transport.write(head + body)
+        self._end()
+
+    def _end(self) -> None:
+        """Close the transport when all has left, or at last when too much time has passed."""
         self._transport.close()
+        self._ending = self._loop.call_later(REFUSAL_TIMEOUT, self._transport.abort)
 
     def _response_head(self, status: int, headers: list[tuple[bytes, bytes]]) -> bytes:
         """The head of a response whose end is that of the connection, if it does not say its length."""
-        fields = [*self._state.default_headers, *headers, (b"connection", b"close")]
         try:
             phrase = HTTPStatus(status).phrase
         except ValueError:
             phrase = ""
-        lines = b"".join(b"%s: %s\r\n" % (_clean(name), _clean(value)) for name, value in fields)
-        return b"HTTP/1.1 %d %s\r\n%s\r\n" % (status, phrase.encode("ascii"), lines)
+        fields = Handshake.encode_fields([*self._state.default_headers, *headers, (b"connection", b"close")])
+        return b"HTTP/1.1 %d %s\r\n%s\r\n" % (status, phrase.encode("ascii"), fields)
 
     def _log(self, outcome: str) -> None:
         if not logger.isEnabledFor(logging.INFO):
             return
-        scope: Any = {**self._scope, "client": self._client()}
-        logger.info('%s - "WebSocket %s" %s', get_client_addr(scope), get_path_with_query_string(scope), outcome)
+        # Without the query, which may have a token.
+        scope: Any = {"client": self._client()}
+        address = get_client_addr(scope)
+        logger.info('%s - "WebSocket %s" %s', address, quote(self._scope["path"]), outcome)
 
 
-def _clean(field: bytes) -> bytes:
-    """Raise ``ValueError`` for what would end a header field early."""
-    if b"\r" in field or b"\n" in field or b"\0" in field:
-        raise ValueError("a header field must not contain CR, LF or NUL")
-    return field
+def _http_version(former: Any, request: RequestHead) -> str:
+    """The version of the client's request: in what it hands over, uvicorn always writes 1.1."""
+    scope = getattr(former, "scope", None)
+    return str(scope["http_version"]) if scope else request.http_version

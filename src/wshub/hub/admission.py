@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import string
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from wshub.hub.config import HubConfig
 from wshub.protocol.handshake import Handshake
 from wshub.protocol.headers import Headers, split_list
 
-__all__ = ["Admission", "client_address", "is_address"]
+__all__ = ["UNKNOWN_ADDRESS", "Admission", "client_address", "is_address"]
 
 logger = logging.getLogger("wshub.server")
 
@@ -20,6 +21,11 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 RETRY_LATER = (("Retry-After", "5"),)
+
+ZONE_CHARACTERS = frozenset(string.ascii_letters + string.digits + "-._")
+
+UNKNOWN_ADDRESS = ("unknown", 0)
+"""All whose address a trusted proxy does not tell, as one: what it tells instead anybody may have written."""
 
 
 class Admission:
@@ -138,8 +144,10 @@ def address_key(address: object) -> str | None:
 
 
 def is_address(host: object) -> bool:
-    """Whether that is an IP address."""
-    return isinstance(host, str) and parse_address(host) is not None
+    """Whether that is an IP address. Its zone (RFC 4007 section 11) may be any text for ``ipaddress``, but not here."""
+    return (
+        isinstance(host, str) and ZONE_CHARACTERS.issuperset(host.partition("%")[2]) and parse_address(host) is not None
+    )
 
 
 def parse_address(host: str) -> Address | None:

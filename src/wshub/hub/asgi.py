@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote
 
 from wshub.errors import HandshakeError, MisuseError
-from wshub.hub.admission import is_address
+from wshub.hub.admission import UNKNOWN_ADDRESS, is_address
 from wshub.hub.core import table_of, table_that_receives
 from wshub.hub.handler import EventHandler
 from wshub.links.asgi_link import AsgiLink
@@ -46,7 +46,7 @@ Fields = list[tuple[bytes, bytes]]
 
 TAKEOVER = "wshub.takeover"
 """The key, in the scope's extensions, that says that the server can give the connection to a hub, and, in the accept
-message, that names the connection that it is to become."""
+message, that names the connection that it is to become. In the scope, ``peer`` is who has connected to the server."""
 
 ENDS_WITH_APPLICATION = "wshub.ends_with_application"
 """The key, in the accept message, of whether the server is to close that connection when the application ends."""
@@ -151,7 +151,11 @@ async def register_scope_when_asked(
         request = _check_scope(hub, scope)
         metadata = hub._ask(request)
         if inspect.isawaitable(metadata):
-            metadata = await metadata
+            try:
+                async with asyncio.timeout(hub.config.handshake_timeout_ms / 1000):
+                    metadata = await metadata
+            except TimeoutError:
+                raise HandshakeError(503, "The server did not decide in time.") from None
             hub._check_room(request)
     return _register(hub, table, scope, request, metadata, subprotocol)
 
@@ -170,11 +174,20 @@ def _check_scope(hub: Hub, scope: Mapping[str, Any]) -> RequestHead:
     hub._bind()
     headers = Headers(scope["headers"])
     request = RequestHead(scope.get("method", "GET"), _target_of(scope), scope.get("http_version", "1.1"), headers)
-    client = scope.get("client")
-    if client and hub._wants_address and is_address(client[0]):
-        request.remote_address = tuple(client)
+    if hub._wants_address:
+        request.remote_address = _address_of(scope)
     hub._admit(request)
     return request
+
+
+def _address_of(scope: Mapping[str, Any]) -> tuple[Any, ...] | None:
+    """Where a request comes from: the peer where what proxies tell of the client is no address; ``None`` if unknown."""
+    client = scope.get("client")
+    if client and not is_address(client[0]):
+        # Where the server does not tell of its peer, all of these have the limits of one address.
+        takeover = (scope.get("extensions") or {}).get(TAKEOVER, {})
+        client = takeover.get("peer") or UNKNOWN_ADDRESS
+    return tuple(client) if client else None
 
 
 def _register(

@@ -91,6 +91,13 @@ class Handshake:
         return True
 
     @staticmethod
+    def is_upgrade(headers: Headers) -> bool:
+        """Whether a request asks for a WebSocket, be its handshake right or wrong (RFC 9110 section 7.8)."""
+        return _has_token(headers.get_all_raw(b"upgrade"), b"websocket") and _has_token(
+            headers.get_all_raw(b"connection"), b"upgrade"
+        )
+
+    @staticmethod
     def check_request(method: str, http_version: str, headers: Headers) -> str:
         """Return the ``Sec-WebSocket-Key`` of a valid handshake (RFC 6455 section 4.2.1).
 
@@ -215,6 +222,14 @@ class Handshake:
     def encode_headers(headers: Iterable[HeaderField]) -> bytes:
         """Return the lines of ``headers`` for many a ``create_response``, which raises as this does."""
         return b"".join(b"%s: %s\r\n" % field for field in _encode_fields(headers, _OWN_NAMES_OF_101))
+
+    @staticmethod
+    def encode_fields(fields: Iterable[HeaderField]) -> bytes:
+        """Return the lines of the fields of any response.
+
+        Raises ``InvalidMessageError`` for a name that is not a token and for a value with a control character.
+        """
+        return b"".join(b"%s: %s\r\n" % field for field in _encode_fields(fields, frozenset()))
 
     @staticmethod
     def create_error_response(error: HandshakeError) -> bytes:
