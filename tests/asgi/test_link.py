@@ -232,3 +232,39 @@ def test_the_bound_for_an_address_holds_for_those_who_wait_for_on_upgrade(run) -
         await asyncio.gather(*(server.task for server in servers), return_exceptions=True)
 
     run(scenario())
+
+
+def test_who_is_being_accepted_when_the_hub_closes_is_told_so(run) -> None:
+    async def scenario() -> None:
+        scene = Scene()
+        scene.server.takes.clear()
+        while not scene.hub.connection_count:
+            await asyncio.sleep(0)
+        closing = asyncio.create_task(scene.hub.close(1012, "restart"))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        scene.server.takes.set()
+        await closing
+        await scene.server.task
+        assert scene.opened.done()
+        assert scene.closes == [(1012, "")]
+        assert scene.server.sent[-1] == {"type": "websocket.close", "code": 1012, "reason": "restart"}
+        scene.check_ledger()
+
+    run(scenario())
+
+
+def test_who_is_accepted_when_the_hub_has_closed_has_no_connection(run) -> None:
+    async def scenario() -> None:
+        scene = Scene(close_timeout_ms=1)
+        scene.server.takes.clear()
+        while not scene.hub.connection_count:
+            await asyncio.sleep(0)
+        await scene.hub.close()
+        scene.server.takes.set()
+        await scene.server.task
+        assert not scene.opened.done()
+        assert scene.closes == []
+        scene.check_ledger()
+
+    run(scenario())

@@ -165,6 +165,45 @@ def test_the_oldest_half_open_handshake_makes_room(run) -> None:
     run(scenario())
 
 
+def test_who_waits_for_the_application_makes_no_room_for_half_open_handshakes(run) -> None:
+    async def scenario() -> None:
+        asked: list[asyncio.Future[None]] = []
+
+        def decide(request: Any) -> asyncio.Future[None]:
+            asked.append(asyncio.get_running_loop().create_future())
+            return asked[-1]
+
+        async def ask(stack: contextlib.AsyncExitStack, url: str) -> Any:
+            peer = await stack.enter_async_context(raw_peer(url, handshake=False))
+            number = len(asked)
+            peer.write(REQUEST)
+            while len(asked) == number:
+                await asyncio.sleep(0)
+            return peer
+
+        hub = Hub(HubConfig(max_pending_handshakes=2), on_upgrade=decide)
+        async with (
+            hub.serve("127.0.0.1", 0, EventHandler()) as server,
+            contextlib.AsyncExitStack() as stack,
+        ):
+            url = f"ws://127.0.0.1:{server.port}/"
+            first = await ask(stack, url)
+            half_open = [await stack.enter_async_context(raw_peer(url, handshake=False)) for _ in range(4)]
+            for peer in half_open:
+                peer.write(b"GET ")
+            # The oldest two of them have made room.
+            for peer in half_open[:2]:
+                assert await peer.reader.read() == b""
+            second = await ask(stack, url)
+            await ask(stack, url)
+            assert (await first.reader.readline()).startswith(b"HTTP/1.1 503 ")
+            asked[1].set_result(None)
+            assert (await second.reader.readline()).startswith(b"HTTP/1.1 101 ")
+            assert hub.refused == {503: 1}
+
+    run(scenario())
+
+
 async def in_a_moment(answer: Any) -> Any:
     await asyncio.sleep(0.01)
     if isinstance(answer, Exception):
@@ -236,6 +275,7 @@ def test_a_client_that_leaves_or_an_application_that_takes_too_long_ends_the_que
                     else:
                         clock.now += 11
                         server._expire()
+                        assert (await peer.reader.readline()).startswith(b"HTTP/1.1 503 ")
                     with pytest.raises(asyncio.CancelledError):
                         await asked.pop()
             assert hub.connection_count == 0

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from tests.hub.conftest import Clock, serving
-from tests.hub.peers import raw_peer
+from tests.hub.peers import masked, raw_peer
 from wshub import ConfigurationError, EventHandler, Frame, Hub, HubConfig, Opcode, RateLimits
 
 
@@ -221,5 +221,30 @@ def test_a_short_burst_does_not_lower_the_rate(run, clock: Clock, rates: RateLim
                 clock.pass_for(rates.sweep_period, hub)
                 seconds += rates.sweep_period
             assert 1.9 <= seconds <= 3.1
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("excess", ["delay", "close"])
+def test_who_goes_on_sending_when_it_is_closed_is_not_read_without_end(run, clock: Clock, excess) -> None:
+    async def scenario() -> None:
+        opened = asyncio.get_running_loop().create_future()
+        closed = asyncio.get_running_loop().create_future()
+        handler = EventHandler(
+            on_open=opened.set_result, on_close=lambda connection, code, reason: closed.set_result(code)
+        )
+        rates = RateLimits(messages=10, octets=10_000, excess=excess)
+        async with serving(handler, clock=clock, rates=rates) as (hub, url), raw_peer(url) as peer:
+            (await opened).close(4000)
+            assert await peer.close_code() == 4000
+            message = masked(Frame.binary(bytes(100)))
+            # Several times as much as the kernel takes at the most. No time passes.
+            for _ in range(64):
+                peer.write(message * 5000)
+                await asyncio.sleep(0)
+                if closed.done():
+                    break
+            assert await closed == 1006
+            assert hub.stats()["bytes_received"] < 5 << 20
 
     run(scenario())

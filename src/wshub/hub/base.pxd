@@ -77,6 +77,7 @@ cdef class HubBase:
     cdef dict keys               # name: number of such a key
     cdef Rate rates[RATES]
     cdef bint times_handlers     # their time is bounded
+    cdef bint limits_input       # there is a rate of octets or messages
     cdef bint closes_at_rate     # who exceeds a rate is closed, rather than delayed
     cdef size_t compression_threshold
     cdef DeflatePool pool        # None where compression is not enabled

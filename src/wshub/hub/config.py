@@ -91,8 +91,9 @@ class HubConfig:
     """Handshakes in a second from one address; one more is answered with 429. 0: no bound."""
 
     max_pending_handshakes: int = 1024
-    """Accepted connections of which the request is not complete; for one more the oldest of them is ended. With TLS
-    they count once that is agreed on, for which they have ``handshake_timeout_ms`` as well."""
+    """Accepted connections of which the request is not complete; for one more the oldest of them is ended. As many may
+    wait for what ``on_upgrade`` says. With TLS they count once that is agreed on, for which they have
+    ``handshake_timeout_ms`` as well."""
 
     trusted_proxies: tuple[str, ...] = ()
     """Addresses and networks, such as ``10.0.0.0/8``, of proxies whose ``X-Forwarded-For`` is believed by
@@ -132,7 +133,8 @@ class HubConfig:
     """Milliseconds that the peer has to finish a closing handshake, before the connection is ended all the same."""
 
     handshake_timeout_ms: int = 10_000
-    """Milliseconds that a client has to send its whole request."""
+    """Milliseconds from the connection on in which a client is to have sent its whole request and ``on_upgrade`` to
+    have decided on it: 408 or 503 is the answer otherwise."""
 
     shutdown_spread_ms: int = 0
     """Milliseconds over which the connections are closed when the hub is, so that not all clients come back at once.

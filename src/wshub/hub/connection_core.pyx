@@ -98,6 +98,9 @@ cdef enum:
     # From this size on it is better to compress a message than to stay in step with a room: a message of a room that
     # is missed costs some dozens of octets more, and there are at most some hundreds until the next restart.
     WORTH_A_STEP = 8192
+    # What a connection that has rates may still send when it is being closed, in octets: what may be under way from a
+    # client that does not know of it yet, as much as its kernel takes of it unless told otherwise.
+    MOST_UNDER_WAY = 4 << 20
 
 
 # What a connection does that exceeds each of the rates.
@@ -477,8 +480,15 @@ cdef class ConnectionCore(Receiver):
     cdef void spend(self, int kind, double amount) noexcept:
         """So much was done of what has a rate: where it is more than that allows, the connection is held to it."""
         self.left[kind] -= amount
-        if self.left[kind] < 0 and self.status == IS_OPEN:
+        if self.left[kind] >= 0:
+            return
+        if self.status == IS_OPEN:
             self.slow_down(EXCESSES[kind])
+        elif self.status == IS_CLOSING and kind == OCTETS:
+            # It goes on as if it had not been told of its end.
+            self.input_ended = True
+            self.wake_receiver()
+            self.link.abort(False)
 
     cdef void slow_down(self, str what) noexcept:
         """More arrived than the rates allow: nothing more is read until they do, or the connection is closed."""
@@ -734,6 +744,8 @@ cdef class ConnectionCore(Receiver):
         cdef FrameBuffer *frame
         self.leave_all_rooms()
         self.status = IS_CLOSING
+        if self.hub.limits_input:
+            self.left[OCTETS] = MOST_UNDER_WAY
         self.close_deadline = self.hub.clock() + self.hub.close_timeout
         if payload is not None:
             try:

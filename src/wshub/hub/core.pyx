@@ -179,6 +179,7 @@ cdef class HubCore(HubBase):
         self.rates[CONTROL_FRAMES] = rate_of(config.control_frames, burst, 1)
         self.rates[HANDLER_TIME] = rate_of(config.handler_ms / 1000, burst, 0)
         self.times_handlers = config.handler_ms > 0
+        self.limits_input = config.octets > 0 or config.messages > 0
         self.closes_at_rate = config.excess == "close"
 
     cdef object forget(self, object key, object address_key):

@@ -63,6 +63,8 @@ class Hub(HubCore):
         self._wants_address = on_upgrade is not None or self._admission.needs_address
         self._sweeper: asyncio.TimerHandle | None = None
         self._closing: asyncio.Task[None] | None = None
+        # The code and reason that everybody has been told, once everybody has.
+        self._farewell: tuple[int, str] | None = None
         self._expire_handshakes: list[Callable[[], None]] = []
 
     def register(self, handler: EventHandler | Callable[[Connection], Any]) -> Connection:
@@ -244,6 +246,7 @@ class Hub(HubCore):
         timeout = self.config.close_timeout_ms / 1000
         try:
             await self._spread_closes(code, reason, payload)
+            self._farewell = (code, reason)
             self._close_all(code, reason, payload)
             await asyncio.wait([self._when_empty()], timeout=timeout)
             self._abort_all()
@@ -345,6 +348,15 @@ class Hub(HubCore):
         except BaseException:
             self._abandon(connection)
             raise
+
+    def _open(self, connection: Connection, link: Any, response: bytes, rest: bytes) -> None:
+        # Time may have passed since it was admitted.
+        if self._closing is not None and self._closing.done():
+            self._abandon(connection)
+            self._check_not_closing()
+        super()._open(connection, link, response, rest)
+        if self._farewell is not None:
+            connection.close(*self._farewell)
 
     def _count_refused(self, error: HandshakeError) -> None:
         """Count a handshake that was answered with this error's status."""

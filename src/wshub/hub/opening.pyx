@@ -21,6 +21,7 @@ logger = logging.getLogger("wshub.server")
 cdef bytes METHOD = b"GET "
 cdef bytes END = b"\r\n\r\n"
 cdef Py_ssize_t LARGEST = MAX_HEAD_SIZE
+cdef object UNDECIDED = HandshakeError(503, "The server did not decide in time.")
 cdef object FAILED = HandshakeError(500, "The handshake failed on the server's side.")
 
 
@@ -59,17 +60,19 @@ cdef class OpeningHandshake(Receiver):
     def wait_for(self, future, accept):
         """Nothing is answered, and nothing more is read, until the future is done, whose result ``accept`` is given."""
         self.decision = future
+        self.server._pending.ask(self)
         self.link.pause()
         future.add_done_callback(partial(self._decided, accept))
 
     def _decided(self, accept, future):
         cdef Link link = self.link
-        self.decision = None
-        if link is None or link.closed:
-            # Whoever has asked is gone, and with it who would be told of an error.
+        if self.decision is not future or link is None or link.closed:
+            # Whoever has asked is gone or refused, and with it who would be told of an error.
+            self.decision = None
             if not future.cancelled():
                 future.exception()
             return
+        self.decision = None
         try:
             metadata = future.result()
             link.resume()
@@ -99,8 +102,12 @@ cdef class OpeningHandshake(Receiver):
         self.link.abort(True)
 
     def expire(self):
-        """The client has taken too long with its request, or with closing after its refusal."""
-        if self.answered:
+        """The client has taken too long with its request or with closing after its refusal, or the application has."""
+        decision, self.decision = self.decision, None
+        if decision is not None:
+            decision.cancel()
+            self.refuse(UNDECIDED)
+        elif self.answered:
             self.link.abort(False)
         else:
             self.refuse(HandshakeError(408, "The request was not complete in time."))

@@ -1,4 +1,4 @@
-"""The accepted connections whose request is not complete."""
+"""The accepted connections whose opening handshake has not been answered."""
 
 from __future__ import annotations
 
@@ -13,25 +13,36 @@ Opening = TypeVar("Opening", bound=OpeningHandshake)
 
 
 class PendingHandshakes(Generic[Opening]):
-    """So many of them at the most, in the order in which they came."""
+    """So many of which the request is not complete, and as many of which the application is asked, as they came."""
 
     def __init__(self, at_most: int) -> None:
         self._at_most = at_most
-        self._openings: dict[Opening, None] = {}
+        self._incomplete: dict[Opening, None] = {}
+        self._asked: dict[Opening, None] = {}
 
     def add(self, opening: Opening) -> None:
         """Note one more, for which the oldest makes room."""
-        if len(self._openings) >= self._at_most:
+        if len(self._incomplete) >= self._at_most:
             # Whoever is served as it should be has come and gone in less time than this one has had.
-            oldest = next(iter(self._openings))
+            oldest = next(iter(self._incomplete))
             # Its link tells of its end only later, when many more may have come.
             self.discard(oldest)
             oldest.drop()
-        self._openings[opening] = None
+        self._incomplete[opening] = None
+
+    def ask(self, opening: Opening) -> None:
+        """Note that a request is complete, and the application asked what is to become of it."""
+        self.discard(opening)
+        if len(self._asked) >= self._at_most:
+            oldest = next(iter(self._asked))
+            self.discard(oldest)
+            oldest.expire()
+        self._asked[opening] = None
 
     def discard(self, opening: Opening) -> None:
         """Forget one that has ended, or is a handshake no more."""
-        self._openings.pop(opening, None)
+        self._incomplete.pop(opening, None)
+        self._asked.pop(opening, None)
 
     def expire(self, now: float) -> None:
         """End those whose time is over."""
@@ -40,4 +51,4 @@ class PendingHandshakes(Generic[Opening]):
                 opening.expire()
 
     def __iter__(self) -> Iterator[Opening]:
-        return iter(tuple(self._openings))
+        return iter((*self._incomplete, *self._asked))
