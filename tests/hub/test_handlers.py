@@ -8,7 +8,7 @@ import pytest
 import websockets
 
 from tests.hub.conftest import connected, serving
-from tests.hub.peers import raw_peer
+from tests.hub.peers import masked, raw_peer
 from wshub import CloseCode, ConnectionClosed, EventHandler, Frame, MisuseError
 
 
@@ -155,6 +155,54 @@ def test_a_handler_that_outlives_its_connection_is_told_by_the_next_send_and_on_
 
     run(scenario())
     assert "has failed" not in caplog.text
+
+
+def test_a_large_message_that_arrives_while_on_drain_is_suspended_waits_for_its_end(run) -> None:
+    async def scenario() -> None:
+        events: list[object] = []
+        opened = asyncio.get_running_loop().create_future()
+        draining, release, done = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+        async def on_drain(connection) -> None:
+            events.append("drains")
+            draining.set()
+            await release.wait()
+            events.append("has drained")
+
+        async def on_message(connection, message) -> None:
+            events.append(len(message))
+            await asyncio.sleep(0)
+            events.append(f"{len(message)} done")
+            if len(message) == 1:
+                done.set()
+
+        async def received(hub, octets: int) -> None:
+            while hub.stats()["bytes_received"] < octets:
+                await asyncio.sleep(0)
+
+        handler = EventHandler(on_open=opened.set_result, on_message=on_message, on_drain=on_drain)
+        large = masked(Frame.binary(bytes(30_000)))
+        async with serving(handler, max_send_buffer=1 << 26) as (hub, url), raw_peer(url, limit=1024) as peer:
+            connection = await opened
+            peer.writer.transport.pause_reading()
+            while not connection.buffered:
+                connection.send(bytes(1 << 20))
+                await asyncio.sleep(0)
+            before = hub.stats()["bytes_received"]
+            peer.write(large[:20_000])
+            await received(hub, before + 20_000)
+            peer.writer.transport.resume_reading()
+            reading = asyncio.create_task(peer.close_code())
+            await draining.wait()
+            peer.write(large[20_000:] + masked(Frame.text("x")))
+            await received(hub, before + len(large))
+            assert events == ["drains"]
+            release.set()
+            await done.wait()
+            assert events == ["drains", "has drained", 30_000, "30000 done", 1, "1 done"]
+            reading.cancel()
+
+    run(scenario())
 
 
 def test_closing_the_hub_cancels_handlers_that_hang(run) -> None:

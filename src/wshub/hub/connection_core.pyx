@@ -532,7 +532,8 @@ cdef class ConnectionCore(Receiver):
                 self.out_of_memory()
 
     cdef size_t get_buffer(self, uint8_t **buffer) noexcept:
-        if self.input_ended or self.unread is not None:
+        # A message must not be complete before it may be handled: elsewhere what arrives can be left unread.
+        if self.input_ended or self.unread is not None or self.is_blocked():
             return 0
         return parser_get_buffer(&self.parser, buffer)
 
