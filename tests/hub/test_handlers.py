@@ -205,6 +205,60 @@ def test_a_large_message_that_arrives_while_on_drain_is_suspended_waits_for_its_
     run(scenario())
 
 
+def test_an_on_open_that_receives_goes_on_beside_one_on_ping_at_a_time_and_on_close_waits_for_both(run) -> None:
+    async def scenario() -> None:
+        events: list[object] = []
+        got, release, done = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        pings: list[asyncio.Event] = []
+
+        async def on_open(connection) -> None:
+            async for message in connection:
+                events.append(message.data)
+                got.set()
+                if message.data == "b":
+                    break
+            await release.wait()
+            events.append("on_open done")
+
+        async def on_ping(connection, payload) -> None:
+            events.append(payload)
+            pings.append(asyncio.Event())
+            await pings[-1].wait()
+            events.append(payload + b" done")
+
+        def on_close(connection, code, reason) -> None:
+            events.append("closed")
+            done.set()
+
+        async def until(count: int) -> None:
+            while len(events) < count:
+                await asyncio.sleep(0)
+            for _ in range(10):
+                await asyncio.sleep(0)
+
+        handler = EventHandler(on_open=on_open, on_ping=on_ping, on_close=on_close)
+        async with serving(handler) as (_, url):
+            async with raw_peer(url) as peer:
+                for frame in (Frame.text("a"), Frame.ping(b"p"), Frame.ping(b"q"), Frame.text("b")):
+                    peer.send(frame)
+                await until(2)
+                assert set(events) == {"a", b"p"}
+                pings[0].set()
+                await until(4)
+                assert events[2:] == [b"p done", b"q"]
+                pings[1].set()
+                await until(6)
+                assert events[4:] == [b"q done", "b"]
+                peer.reset()
+            await until(6)
+            assert len(events) == 6
+            release.set()
+            await done.wait()
+            assert events[6:] == ["on_open done", "closed"]
+
+    run(scenario())
+
+
 def test_closing_the_hub_cancels_handlers_that_hang(run) -> None:
     async def scenario() -> None:
         cancelled = asyncio.Event()

@@ -17,11 +17,13 @@ cdef enum Status:
 
 # Why the handling of what arrives is blocked; a connection is read only while nothing of this is set.
 cdef enum:
-    HANDLER_RUNS = 1  # a handler is suspended, and messages go to handlers
+    HANDLER_RUNS = 1  # a handler other than on_open is suspended
     INBOX_FULL = 2    # receive() is not called as fast as messages arrive
     OUTPUT_FULL = 4   # the peer does not read what is sent to it
     TURN_SPENT = 8    # enough was decompressed in this turn of the loop
     RATE_SPENT = 16   # more arrived than the rates allow
+    ON_OPEN_RUNS = 32  # on_open is suspended; that blocks nothing once receive() is called, for it may be the caller
+    ANY_HANDLER_RUNS = HANDLER_RUNS | ON_OPEN_RUNS
 
 cdef enum:
     # Messages that wait for receive(), at the most.
@@ -81,7 +83,7 @@ cdef class ConnectionCore(Receiver):
     cdef uint8_t input_ended     # what still arrives is ignored
     cdef uint8_t receiving       # somebody has asked for messages with receive()
     cdef uint8_t opened          # on_open has been called, so on_close will be
-    cdef uint8_t tells_of_error  # on_error runs
+    cdef uint8_t tells_of_error  # on_error runs, in the place of the handlers with these blocks
     cdef uint8_t drain_pending   # on_drain is to be called when the running handler ends
     cdef uint8_t close_pending   # on_close is to be called when the running handler ends
     cdef object __weakref__
@@ -122,9 +124,9 @@ cdef class ConnectionCore(Receiver):
     cdef void unblock(self, uint8_t block) noexcept
     cdef void process_unread(self) noexcept
     cdef void wake_receiver(self) noexcept
-    cdef object call(self, object handler, tuple arguments)
-    cdef object run(self, object coroutine)
-    cdef void handler_failed(self, object error) noexcept
+    cdef object call(self, object handler, tuple arguments, uint8_t block)
+    cdef object run(self, object coroutine, uint8_t block)
+    cdef void handler_failed(self, object error, uint8_t block) noexcept
     cdef object call_on_drain(self)
     cdef object call_on_close(self)
     cdef object end_endpoint(self)

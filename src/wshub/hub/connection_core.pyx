@@ -76,6 +76,7 @@ from asyncio.tasks import _leave_task as leave_task
 from collections import deque
 from collections.abc import Awaitable
 from contextvars import copy_context
+from functools import partial
 from inspect import iscoroutine
 
 from wshub.errors import ConnectionClosed, ConnectionLost, MisuseError
@@ -216,7 +217,7 @@ cdef class ConnectionCore(Receiver):
         self.opened = True
         PyContext_Enter(self.context)
         try:
-            self.call(self.handlers.on_open, (self,))
+            self.call(self.handlers.on_open, (self,), ON_OPEN_RUNS)
             if self.handlers.endpoint:
                 self.end_endpoint()
         finally:
@@ -232,7 +233,7 @@ cdef class ConnectionCore(Receiver):
 
     cdef object end_endpoint(self):
         """Closes the connection if the coroutine that is its whole life has returned."""
-        if self.status == IS_OPEN and not self.blocks & HANDLER_RUNS:
+        if self.status == IS_OPEN and not self.blocks & ON_OPEN_RUNS:
             self.begin_closing(encode_close_payload(1000, ""))
 
     cdef object negotiated(self, object compression):
@@ -577,7 +578,7 @@ cdef class ConnectionCore(Receiver):
         if self.link.fell_behind:
             self.link.fell_behind = False
             self.drain_pending = True
-            if not self.blocks & HANDLER_RUNS:
+            if not self.blocks & ANY_HANDLER_RUNS:
                 PyContext_Enter(self.context)
                 self.call_on_drain()
                 PyContext_Exit(self.context)
@@ -608,7 +609,7 @@ cdef class ConnectionCore(Receiver):
         for future in waiters or ():
             if not future.done():
                 future.set_exception(self.closed_error())
-        if self.blocks & HANDLER_RUNS:
+        if self.blocks & ANY_HANDLER_RUNS:
             self.close_pending = True
             return
         PyContext_Enter(self.context)
@@ -661,7 +662,7 @@ cdef class ConnectionCore(Receiver):
             else:
                 self.handle_control(event)
         except BaseException as error:
-            self.handler_failed(error)
+            self.handler_failed(error, HANDLER_RUNS)
 
     cdef void handle_message(self):
         cdef Message message = message_from_frame(parser_take_message(&self.parser))
@@ -677,7 +678,7 @@ cdef class ConnectionCore(Receiver):
                 started = self.hub.clock()
             result = self.handlers.on_message(self, message)
             if result is not None:
-                self.run(result)
+                self.run(result, HANDLER_RUNS)
             if self.hub.times_handlers:
                 self.spend(HANDLER_TIME, <double>self.hub.clock() - started)
         elif self.receiving:
@@ -710,7 +711,7 @@ cdef class ConnectionCore(Receiver):
         if event != PING:
             self.last_pong_time = self.hub.clock()
         if handler is not None and self.status == IS_OPEN:
-            self.call(handler, (self, payload))
+            self.call(handler, (self, payload), HANDLER_RUNS)
 
     cdef void handle_close(self):
         cdef FrameBuffer *frame = parser_take_control(&self.parser)
@@ -771,7 +772,7 @@ cdef class ConnectionCore(Receiver):
         """
         if self.status == IS_CLOSING:
             return self.blocks & TURN_SPENT != 0
-        return self.blocks != 0 and (self.blocks != HANDLER_RUNS or not self.receiving)
+        return self.blocks != 0 and (self.blocks != ON_OPEN_RUNS or not self.receiving)
 
     cdef void unblock(self, uint8_t block) noexcept:
         """Clears that reason for being blocked, and goes on with what is unread unless there is another."""
@@ -798,18 +799,21 @@ cdef class ConnectionCore(Receiver):
 
     # Handlers
 
-    cdef object call(self, object handler, tuple arguments):
-        """Calls a handler, if there is one, within this connection's context. Never raises."""
+    cdef object call(self, object handler, tuple arguments, uint8_t block):
+        """Calls a handler, if there is one, within this connection's context. Never raises.
+
+        While it is suspended, that block is set.
+        """
         if handler is None:
             return
         try:
             result = handler(*arguments)
             if result is not None:
-                self.run(result)
+                self.run(result, block)
         except BaseException as error:
-            self.handler_failed(error)
+            self.handler_failed(error, block)
 
-    cdef object run(self, object coroutine):
+    cdef object run(self, object coroutine, uint8_t block):
         """Makes the first step of what a handler returned; if it suspends, a task goes on with it."""
         if not iscoroutine(coroutine):
             if not isinstance(coroutine, Awaitable):
@@ -828,41 +832,40 @@ cdef class ConnectionCore(Receiver):
         self.hub.spare = None
         # The hand-over comes last: what could not be waited for must not run.
         self.hub.handler_tasks.add(spare.task)
-        spare.task.add_done_callback(self._handler_done)
+        spare.task.add_done_callback(partial(self._handler_done, block))
         spare.hand_over(coroutine, awaited, self.context)
-        self.blocks |= HANDLER_RUNS
+        self.blocks |= block
 
-    def _handler_done(self, task):
+    def _handler_done(self, uint8_t block, task):
         self.hub.handler_tasks.discard(task)
-        self.blocks &= ~HANDLER_RUNS
+        self.blocks &= ~block
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
         PyContext_Enter(self.context)
         try:
             if error is not None:
-                self.handler_failed(error)
-            if not self.blocks & HANDLER_RUNS:
-                self.tells_of_error = False
+                self.handler_failed(error, block)
+            self.tells_of_error &= self.blocks
             if self.handlers.endpoint:
                 self.end_endpoint()
-            if not self.blocks & HANDLER_RUNS:
+            if not self.blocks & ANY_HANDLER_RUNS:
                 self.call_on_drain()
-            if self.close_pending and not self.blocks & HANDLER_RUNS:
+            if self.close_pending and not self.blocks & ANY_HANDLER_RUNS:
                 self.close_pending = False
                 self.call_on_close()
         finally:
             PyContext_Exit(self.context)
         self.unblock(0)
 
-    cdef void handler_failed(self, object error) noexcept:
-        """A handler has raised. The application is told, and the connection is closed with 1011."""
+    cdef void handler_failed(self, object error, uint8_t block) noexcept:
+        """A handler has raised. The application is told, in its place, and the connection is closed with 1011."""
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             self.hub.loop.call_soon(raise_it, error)
             return
         if self.status >= IS_CLOSING and isinstance(error, (ConnectionClosed, asyncio.CancelledError)):
             # The handler noticed the end of its connection in the middle of its work.
             return
-        if self.tells_of_error:
-            self.tells_of_error = False
+        if self.tells_of_error & block:
+            self.tells_of_error &= ~block
             logger.error("on_error of %r has failed itself", self, exc_info=error)
             return
         logger.error("a handler of %r has failed", self, exc_info=error)
@@ -870,22 +873,21 @@ cdef class ConnectionCore(Receiver):
             self.code = 1011
             self.begin_closing(encode_close_payload(1011, "internal error"))
         if self.handlers.on_error is not None:
-            self.tells_of_error = True
-            self.call(self.handlers.on_error, (self, error))
-            if not self.blocks & HANDLER_RUNS:
-                self.tells_of_error = False
+            self.tells_of_error |= block
+            self.call(self.handlers.on_error, (self, error), block)
+            self.tells_of_error &= self.blocks
 
     cdef object call_on_drain(self):
         """Tells that all which had to wait has left, if that is still to be told."""
         if self.drain_pending:
             self.drain_pending = False
             if self.status == IS_OPEN:
-                self.call(self.handlers.on_drain, (self,))
+                self.call(self.handlers.on_drain, (self,), HANDLER_RUNS)
 
     cdef object call_on_close(self):
         if self.opened:
             self.opened = False
-            self.call(self.handlers.on_close, (self, self.code, self.reason))
+            self.call(self.handlers.on_close, (self, self.code, self.reason), HANDLER_RUNS)
 
 
 async def await_it(awaitable):

@@ -20,11 +20,13 @@ class EventHandler:
     """The handlers of a kind of connection, given as keyword functions or as methods of a subclass.
 
     Each is a function or a coroutine function. The events of one connection are handled one after another: while a
-    coroutine is suspended, nothing more is read from its connection. One handler serves any number of connections.
+    coroutine is suspended, nothing more is read from its connection. Only an ``on_open`` that receives does not keep
+    ``on_ping`` and ``on_pong`` waiting. One handler serves any number of connections.
 
     - ``on_open(connection)``: the handshake is complete.
     - ``on_message(connection, message)``: a text or binary message. Without it, messages are there for
-      ``connection.receive()`` and ``async for``, or are discarded if nobody asks.
+      ``connection.receive()`` and ``async for``, in ``on_open`` or in a task of the application's own, or are discarded
+      if nobody asks.
     - ``on_close(connection, code, reason)``: exactly once for each ``on_open``, when the connection is gone.
     - ``on_error(connection, error)``: another handler has raised ``error``; the connection is closed with 1011.
     - ``on_ping(connection, payload)``, ``on_pong(connection, payload)``: a ping, which is answered already; a pong.
