@@ -13,6 +13,21 @@ def deflated(data: bytes, *, level: int = 6, bits: int = 15, strategy: int = 0, 
     return deflated_on(zlib.compressobj(level, zlib.DEFLATED, -bits, 8, strategy, history), data)
 
 
+def dynamic_blocks(count: int, literals: int = 0) -> bytes:
+    """The payload of blocks with codes of their own (RFC 1951 section 3.2.7), each of so many octets of zero."""
+
+    def number(value: int, bits: int) -> str:
+        return f"{value:0{bits}b}"[::-1]
+
+    # Lengths of codes are told in codes themselves: 0, 8, 9 and "again", of two bits each.
+    header = number(2 << 1, 3) + number(0, 5) + number(0, 5) + number(3, 4)
+    header += "".join(number(length, 3) for length in (2, 0, 0, 2, 2, 0, 2))
+    # 255 literals of eight bits; one, and the end of the block, of nine; no distance.
+    header += "01" + ("11" + number(3, 2)) * 42 + "01" * 2 + "10" * 2 + "00"
+    bits = (header + "0" * 8 * literals + "1" * 9) * count + "000"
+    return int(bits[::-1], 2).to_bytes((len(bits) + 7) // 8, "little")
+
+
 def deflated_on(compressor: zlib._Compress, data: bytes) -> bytes:
     """The same from a compressor that goes on from message to message."""
     return (compressor.compress(data) + compressor.flush(zlib.Z_SYNC_FLUSH))[: -len(TAIL)]

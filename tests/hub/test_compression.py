@@ -12,9 +12,9 @@ import zlib
 import pytest
 import websockets
 
-from tests.deflated import TAIL, deflated
+from tests.deflated import TAIL, deflated, dynamic_blocks
 from tests.hub.conftest import connected, serving
-from tests.hub.peers import RawPeer, raw_peer
+from tests.hub.peers import RawPeer, masked, raw_peer
 from wshub import (
     CompressionConfig,
     ConfigurationError,
@@ -290,6 +290,52 @@ def test_many_small_bombs_do_not_keep_others_waiting(run) -> None:
             while len(order) < 401:
                 await asyncio.sleep(0)
             assert hub.connection_count == 2
+
+    run(scenario())
+
+
+def test_messages_of_empty_blocks_do_not_keep_others_waiting(run) -> None:
+    async def scenario() -> None:
+        order = []
+        handler = EventHandler(on_message=lambda connection, message: order.append(len(message)))
+        # Each is within the bound for blocks, and takes as long as 400,000 octets.
+        frame = Frame(Opcode.BINARY, dynamic_blocks(200), rsv1=True)
+        async with (
+            serving(handler, enable_compression=True) as (_, url),
+            raw_peer(url, extensions=OFFER) as attacker,
+        ):
+            for _ in range(200):
+                attacker.send(frame)
+            most = 0
+            while len(order) < 200:
+                before = len(order)
+                await asyncio.sleep(0)
+                most = max(most, len(order) - before)
+            assert most <= 6
+
+    run(scenario())
+
+
+def test_a_bomb_that_is_received_in_its_place_ends_the_turn_too(run) -> None:
+    async def scenario() -> None:
+        turn = 0
+        turns: list[int] = []
+        handler = EventHandler(on_message=lambda connection, message: turns.append(turn))
+        payload = deflated(random.Random(6).randbytes(30_000) + bytes(4 << 20))
+        bomb = masked(Frame(Opcode.BINARY, payload, rsv1=True))
+        async with (
+            serving(handler, enable_compression=True, max_message_size=8 << 20) as (hub, url),
+            raw_peer(url, extensions=OFFER) as peer,
+        ):
+            before = hub.stats()["bytes_received"]
+            peer.write(bomb[:10_000])
+            while hub.stats()["bytes_received"] - before < 10_000:
+                await asyncio.sleep(0)
+            peer.write(bomb[10_000:] + masked(Frame.text("next")))
+            while len(turns) < 2:
+                turn += 1
+                await asyncio.sleep(0)
+            assert turns[0] < turns[1]
 
     run(scenario())
 

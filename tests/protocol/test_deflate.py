@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.deflated import TAIL, deflated, deflated_on
+from tests.deflated import TAIL, deflated, deflated_on, dynamic_blocks
 from wshub.errors import ConfigurationError, ProtocolError
 from wshub.protocol.compression import CompressionConfig
 from wshub.protocol.deflate import DeflatePool
@@ -207,8 +207,39 @@ def test_a_compressed_message_that_cannot_be_within_the_limit_is_refused_from_it
     assert received(header, limit=1 << 16) == [1009]
 
 
-def test_empty_blocks_without_end_are_bounded() -> None:
-    assert received(frames(b"\x00\x00\x00\xff\xff" * 20_000), limit=1 << 16) == [1009]
+@pytest.mark.parametrize(
+    ("payload", "limit"),
+    [
+        pytest.param(dynamic_blocks(2500), 1 << 16, id="codes"),
+        pytest.param(dynamic_blocks(2300, literals=1), 1 << 16, id="codes for one octet"),
+        pytest.param(b"\x00\x00\x00\xff\xff" * 200_000, 1 << 20, id="stored"),
+        pytest.param(b"\x02\x08\x20\x80\x00" * 200_000, 1 << 20, id="fixed"),
+    ],
+)
+def test_empty_blocks_without_end_are_bounded(payload: bytes, limit: int) -> None:
+    assert len(payload) < limit * 9 // 8
+    zlib.decompressobj(-15).decompress(payload + TAIL)
+    assert received(frames(payload), limit=limit) == [1008]
+
+
+def test_a_message_may_have_some_empty_blocks() -> None:
+    for payload in (dynamic_blocks(500), b"\x00\x00\x00\xff\xff" * 14_000 + b"\x00"):
+        assert received(frames(payload), limit=1 << 16) == [b""]
+
+
+@pytest.mark.parametrize("flush", [zlib.Z_SYNC_FLUSH, zlib.Z_PARTIAL_FLUSH, zlib.Z_FULL_FLUSH, zlib.Z_BLOCK])
+@pytest.mark.parametrize(("size", "step"), [(1 << 16, 1), (1 << 18, 10), (1 << 18, 100), (1 << 18, 1 << 18)])
+@pytest.mark.parametrize("memory_level", [1, 8])
+@pytest.mark.parametrize("strategy", [zlib.Z_DEFAULT_STRATEGY, zlib.Z_HUFFMAN_ONLY])
+def test_a_message_in_as_many_blocks_as_a_compressor_makes_is_taken(strategy, memory_level, size, step, flush) -> None:
+    data = bytes(random.Random(5).choices(b"0123456789,", k=size))
+    compressor = zlib.compressobj(6, zlib.DEFLATED, -15, memory_level, strategy)
+    pieces = [
+        compressor.compress(data[start : start + step]) + compressor.flush(flush)
+        for start in range(0, size - step, step)
+    ]
+    payload = b"".join(pieces) + deflated_on(compressor, data[len(pieces) * step :])
+    assert received(frames(payload), limit=1 << 20) == [data]
 
 
 # What is sent

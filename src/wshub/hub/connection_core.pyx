@@ -94,7 +94,7 @@ cdef enum:
     PONG_OPCODE = 0xA
 
 cdef enum:
-    # What a connection may have decompressed in one go before others have their turn, in octets.
+    # What a connection may have decompressed in one go before others have their turn, in octets and work worth so many.
     TURN_INFLATES = 1 << 20
     # From this size on it is better to compress a message than to stay in step with a room: a message of a room that
     # is missed costs some dozens of octets more, and there are at most some hundreds until the next restart.
@@ -523,7 +523,7 @@ cdef class ConnectionCore(Receiver):
                 self.out_of_memory()
             return
         PyContext_Enter(self.context)
-        self.process(&cursor, end)
+        self.process(&cursor, end, self.parser.inflating_work)
         PyContext_Exit(self.context)
         if cursor < end and not self.input_ended:
             try:
@@ -541,6 +541,7 @@ cdef class ConnectionCore(Receiver):
     cdef void buffer_updated(self, size_t length) noexcept:
         cdef Event event
         cdef const uint8_t *nothing = NULL
+        cdef uint64_t work_before = self.parser.inflating_work
         self.alive = True
         self.spend(OCTETS, length)
         if self.input_ended:
@@ -550,7 +551,7 @@ cdef class ConnectionCore(Receiver):
             return
         PyContext_Enter(self.context)
         self.dispatch(event)
-        self.process(&nothing, nothing)
+        self.process(&nothing, nothing, work_before)
         PyContext_Exit(self.context)
 
     cdef void eof_received(self) noexcept:
@@ -620,15 +621,17 @@ cdef class ConnectionCore(Receiver):
 
     # What arrives
 
-    cdef void process(self, const uint8_t **cursor, const uint8_t *end) noexcept:
-        """Handles events up to `end`, or until handling is blocked; the cursor is behind what has been handled."""
+    cdef void process(self, const uint8_t **cursor, const uint8_t *end, uint64_t work_before) noexcept:
+        """Handles events up to `end`, or until handling is blocked; the cursor is behind what has been handled.
+
+        `work_before` is the parser's `inflating_work` at the beginning of this turn.
+        """
         cdef Event event
-        cdef uint64_t inflated = self.parser.inflated
         while not self.input_ended:
             if not self.sheds and is_full(self):
                 self.blocks |= OUTPUT_FULL
                 self.link.notify_drained = True
-            if self.parser.inflated - inflated >= TURN_INFLATES:
+            if self.parser.inflating_work - work_before >= TURN_INFLATES:
                 self.end_turn()
             if self.is_blocked():
                 self.link.pause()
@@ -790,7 +793,7 @@ cdef class ConnectionCore(Receiver):
         cdef const uint8_t *cursor = start + self.unread_offset
         cdef const uint8_t *end = start + len(unread)
         PyContext_Enter(self.context)
-        self.process(&cursor, end)
+        self.process(&cursor, end, self.parser.inflating_work)
         PyContext_Exit(self.context)
         if cursor == end or self.input_ended:
             self.unread = None

@@ -24,6 +24,7 @@ cdef enum InflateResult:
     TOO_LARGE       # it would be longer than allowed
     INVALID         # it is not what deflate makes
     NO_MEMORY
+    WASTEFUL        # it is in more blocks than a compressor makes
 
 
 cdef enum:
@@ -36,6 +37,7 @@ cdef struct Inflater:
     bint started
     bint keeps_history      # a message may refer to earlier ones
     uint8_t window_bits
+    uint64_t work           # what the blocks of the last message have cost, as so many octets decompressed
 
 
 cdef struct Deflater:

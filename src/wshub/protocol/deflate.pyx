@@ -34,6 +34,7 @@ except ImportError:
 
 cdef extern from "zlib.h" nogil:
     enum:
+        Z_BLOCK
         Z_OK
         Z_STREAM_END
         Z_BUF_ERROR
@@ -57,8 +58,17 @@ cdef extern from "zlib.h" nogil:
 cdef uint8_t[4] TAIL = [0x00, 0x00, 0xFF, 0xFF]
 
 cdef enum:
-    # After a whole message with its tail the stream is between two blocks, with no bits left over.
+    # Of what zlib tells of a stream: how many bits of the last octet are not used yet; in the last block; between two.
+    BITS_HELD = 7
+    IN_LAST_BLOCK = 64
     BETWEEN_BLOCKS = 128
+    # What a block costs, as so many octets decompressed: one with codes of its own has tables made for them.
+    BLOCK_WORK = 8
+    CODES_WORK = 2000
+    # What the blocks of a message may cost for each octet that it becomes, and beside that. With the least of memory
+    # zlib begins new codes after 127 octets, and sooner where it is flushed: two blocks, if that is after each octet.
+    WORK_PER_OCTET = 20
+    SPARE_WORK = 512 * CODES_WORK
     # A flush needs more than six octets of room, or it may be written twice.
     FLUSH_ROOM = 16
     # A message that is decompressed gets room for so many times what it had, at first.
@@ -66,6 +76,8 @@ cdef enum:
     LARGEST_PIECE = 1 << 30
     # Octets: less than this is not given back.
     WORTH_TRIMMING = 512
+    # How the header of a block says that its codes stand in it (RFC 1951 section 3.2.3).
+    CODES_OF_ITS_OWN = 2
     # An engine other than zlib is for speed: from this level on zlib makes more of its time.
     SLOW_LEVEL = 4
 
@@ -118,10 +130,29 @@ cdef bint make_room(FrameBuffer **frame, uint64_t limit) noexcept nogil:
     return True
 
 
+cdef uint64_t work_of_block(const z_stream *stream, int held) noexcept nogil:
+    """What the block costs that begins with the `held` last bits of the octet before the next (RFC 1951 section 3.2.3).
+
+    Of a header that has not come to its end, the rest is of no account.
+    """
+    cdef unsigned int header = 0
+    if held:
+        header = stream.next_in[-1] >> (8 - held)
+    if stream.avail_in:
+        header |= <unsigned int>stream.next_in[0] << held
+    return CODES_WORK if header >> 1 & 3 == CODES_OF_ITS_OWN else BLOCK_WORK
+
+
 cdef InflateResult inflate_octets(
-    z_stream *stream, const uint8_t *octets, size_t length, uint64_t limit, FrameBuffer **plain
+    Inflater *inflater, const uint8_t *octets, size_t length, uint64_t limit, FrameBuffer **plain
 ) noexcept nogil:
-    """Decompresses `octets` to the end of `plain`, which grows as it must, to `limit` and one octet at the most."""
+    """Decompresses `octets` to the end of `plain`, which grows as it must, to `limit` and one octet at the most.
+
+    It goes from block to block, for what they cost to be bounded before they do: empty ones become nothing.
+    """
+    cdef z_stream *stream = &inflater.stream
+    cdef bint begins = True
+    cdef int held = 0
     cdef size_t room
     cdef int status = Z_OK
     stream.next_in = octets
@@ -131,18 +162,26 @@ cdef InflateResult inflate_octets(
         if stream.avail_in == 0:
             stream.avail_in = <unsigned int>min(length, LARGEST_PIECE)
             length -= stream.avail_in
+        if begins:
+            inflater.work += work_of_block(stream, held)
+            if inflater.work > SPARE_WORK + plain[0].length * WORK_PER_OCTET:
+                return WASTEFUL
         room = min(plain[0].capacity - plain[0].length, LARGEST_PIECE)
         stream.next_out = frame_payload(plain[0]) + plain[0].length
         stream.avail_out = <unsigned int>room
-        status = zlib_inflate(stream, Z_SYNC_FLUSH)
+        status = zlib_inflate(stream, Z_BLOCK)
         plain[0].length += room - stream.avail_out
         if plain[0].length > limit:
             return TOO_LARGE
         if status == Z_MEM_ERROR:
             return NO_MEMORY
+        begins = (stream.data_type & (BETWEEN_BLOCKS | IN_LAST_BLOCK)) == BETWEEN_BLOCKS
+        held = stream.data_type & BITS_HELD
         if status == Z_STREAM_END:
             # What follows a final block is more of the same message (RFC 7692 section 7.2.3.4).
             inflateResetKeep(stream)
+            begins = True
+            held = 0
         elif status != Z_OK and status != Z_BUF_ERROR:
             return INVALID
         if stream.avail_in == 0 and length == 0 and stream.avail_out > 0:
@@ -150,16 +189,17 @@ cdef InflateResult inflate_octets(
 
 
 cdef InflateResult inflate_whole(
-    z_stream *stream, FrameBuffer *compressed, uint64_t limit, FrameBuffer **plain
+    Inflater *inflater, FrameBuffer *compressed, uint64_t limit, FrameBuffer **plain
 ) noexcept nogil:
     cdef InflateResult result
     if compressed.length == 0:
         # Not what RFC 7692 section 7.2.3.6 has for an empty message, but some send it.
         return INFLATED
-    result = inflate_octets(stream, frame_payload(compressed), compressed.length, limit, plain)
+    result = inflate_octets(inflater, frame_payload(compressed), compressed.length, limit, plain)
     if result == INFLATED:
-        result = inflate_octets(stream, TAIL, sizeof(TAIL), limit, plain)
-    if result == INFLATED and stream.data_type != BETWEEN_BLOCKS:
+        result = inflate_octets(inflater, TAIL, sizeof(TAIL), limit, plain)
+    # After a whole message with its tail the stream is between two blocks, with no bits left over.
+    if result == INFLATED and inflater.stream.data_type != BETWEEN_BLOCKS:
         return INVALID
     return result
 
@@ -181,7 +221,8 @@ cdef InflateResult inflate_message(
     if frame == NULL:
         return NO_MEMORY
     inflater.stream.avail_in = 0
-    result = inflate_whole(&inflater.stream, compressed, limit, &frame)
+    inflater.work = 0
+    result = inflate_whole(inflater, compressed, limit, &frame)
     if result != INFLATED:
         frame_release(frame)
         inflateReset(&inflater.stream)

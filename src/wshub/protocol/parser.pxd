@@ -39,7 +39,7 @@ cdef struct Parser:
     FrameBuffer *message        # owned: the data message under way, of one or more frames; or NULL
     FrameBuffer *control        # owned: the control frame under way; or NULL
     Inflater *inflater          # borrowed: decompresses what comes; NULL where compression was not negotiated
-    uint64_t inflated           # octets of all messages that were decompressed
+    uint64_t inflating_work     # octets of all messages that were decompressed, and what their blocks cost, as octets
     const char *failure_reason  # static
     uint16_t failure_code
     uint16_t close_code         # of the close frame received: 1005 where it had none

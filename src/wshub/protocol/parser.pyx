@@ -14,6 +14,7 @@ from wshub.protocol.deflate cimport (
     INVALID,
     NO_MEMORY,
     TOO_LARGE,
+    WASTEFUL,
     Inflater,
     InflateResult,
     inflate_message,
@@ -76,7 +77,7 @@ cdef void parser_init(Parser *parser, uint64_t max_message_size) noexcept nogil:
     parser.message = NULL
     parser.control = NULL
     parser.inflater = NULL
-    parser.inflated = 0
+    parser.inflating_work = 0
     parser.failure_reason = NULL
     parser.failure_code = 0
     parser.close_code = 0
@@ -282,9 +283,11 @@ cdef Event inflate(Parser *parser) noexcept nogil:
         return fail(parser, 1007, b"a message that cannot be decompressed")
     if result == NO_MEMORY:
         return fail(parser, 1011, b"out of memory")
+    if result == WASTEFUL:
+        return fail(parser, 1008, b"a message in more blocks than allowed")
     frame_release(parser.message)
     parser.message = plain
-    parser.inflated += plain.length
+    parser.inflating_work += plain.length + parser.inflater.work
     if parser.message_opcode == TEXT and utf8_validate(&parser.utf8, frame_payload(plain), plain.length) < 0:
         return fail(parser, 1007, b"a text message that is not UTF-8")
     return NEED_DATA
