@@ -51,6 +51,9 @@ def negotiate(config: CompressionConfig, values: Sequence[bytes]) -> PermessageD
 @lru_cache(maxsize=128)
 def _negotiate(config: CompressionConfig, values: tuple[bytes, ...]) -> PermessageDeflate | None:
     for offer in _split(b",".join(values), b","):
+        # There may be thousands that are not worth taking apart.
+        if not offer.lstrip(b" \t").startswith(_NAME):
+            continue
         name, *parameters = (part.strip(b" \t") for part in _split(offer, b";"))
         if name == _NAME:
             offered = _parse(parameters)
@@ -61,14 +64,15 @@ def _negotiate(config: CompressionConfig, values: tuple[bytes, ...]) -> Permessa
 
 def _split(text: bytes, separator: bytes) -> Iterator[bytes]:
     """Yield what stands between separators that are not within a quoted string (RFC 9110 section 5.6.4)."""
-    part = b""
+    pieces: list[bytes] = []
     quoted = False
     for piece in text.split(separator):
-        part = part + separator + piece if quoted else piece
+        pieces.append(piece)
         # A quote ends where it was opened, unless a backslash is before it; a value that needs one is none of ours.
         quoted ^= piece.count(b'"') % 2 == 1
         if not quoted:
-            yield part
+            yield separator.join(pieces)
+            pieces.clear()
 
 
 def _parse(parameters: Sequence[bytes]) -> dict[bytes, int | None] | None:
