@@ -29,8 +29,12 @@ from tests.memory.wire import (
     frame,
     messages_in,
 )
-from wshub import CompressionConfig, EventHandler, Hub, HubConfig, Message
+from wshub import CompressionConfig, ConnectionState, EventHandler, Hub, HubConfig, Message
+from wshub.hub.core import table_of
+from wshub.links.asyncio_link import AsyncioLink
+from wshub.protocol.headers import Headers
 from wshub.protocol.parser import FrameParser
+from wshub.protocol.request import RequestHead
 
 # A run in which so many allocations in a row could fail without a consequence had no more of them to make.
 CLEAN_IN_A_ROW = 40
@@ -130,6 +134,80 @@ def parser_and_messages() -> None:
         starve(number, feed_on_after_an_error)
     expected = messages()
     each_allocation("messages", messages, right=lambda result: result == expected)
+
+
+# A broadcast
+
+
+class Transport:
+    """Takes whatever it is given, at once."""
+
+    def __init__(self) -> None:
+        self.written = b""
+
+    def write(self, data: bytes) -> None:
+        self.written += data
+
+    def is_closing(self) -> bool:
+        return False
+
+    def is_reading(self) -> bool:
+        return True
+
+    def abort(self) -> None:
+        pass
+
+
+# The last is compressed to hardly more than a reference to the one before it.
+MESSAGES = ["tick", "all work and no play", "all work and no play again"]
+
+
+async def broadcast_to_a_shared_window(number: int) -> object:
+    """What a broadcast returned during which that allocation failed, to members of whom the first takes nothing."""
+    loop = asyncio.get_running_loop()
+    hub = Hub(HubConfig(compression=CompressionConfig(threshold=0), max_send_buffer=2000))
+    hub._bind()
+    hub.configure_room("room", compression="shared")
+    members = []
+    for _ in range(3):
+        offer = Headers([(b"sec-websocket-extensions", b"permessage-deflate")])
+        connection = hub._register(table_of(EventHandler()), RequestHead("GET", "/", "1.1", offer))
+        transport = Transport()
+        link = AsyncioLink(transport, loop)
+        hub._open(connection, link, b"", b"")
+        connection.join("room")
+        members.append((connection, link, transport))
+    hub.broadcast(MESSAGES[0], room="room")
+    await asyncio.sleep(0)
+    slow = members[0]
+    slow[1].pause_writing()
+    slow[0].send(bytes(2000), compress=False)
+    count = starve(number, lambda: hub.broadcast(MESSAGES[1], room="room"))
+    await asyncio.sleep(0)
+    assert count is None or slow[0].state is not ConnectionState.OPEN
+    hub.broadcast(MESSAGES[2], room="room")
+    await asyncio.sleep(0)
+    for connection, link, transport in members:
+        received = [message.decode() for message in messages_in(transport.written)]
+        if connection is not slow[0] and connection.state is ConnectionState.OPEN:
+            assert received == (MESSAGES if count is not None else [MESSAGES[0], MESSAGES[2]])
+        link.connection_lost(None)
+    await hub.close()
+    return count
+
+
+def broadcasts() -> None:
+    logging.disable(logging.CRITICAL)
+    sys.unraisablehook = lambda _: None
+    with asyncio.Runner() as runner:
+        clean = number = failed = 0
+        while clean < CLEAN_IN_A_ROW:
+            whole = runner.run(broadcast_to_a_shared_window(number)) == 2
+            failed += not whole
+            clean = clean + 1 if whole else 0
+            number += 1
+    print(f"broadcast: {failed} of {number} allocations that failed were noticed")
+    assert failed
 
 
 # The hub
@@ -307,6 +385,8 @@ if __name__ == "__main__":
     faulthandler.enable()
     if sys.argv[1] == "parser":
         parser_and_messages()
+    elif sys.argv[1] == "broadcast":
+        broadcasts()
     else:
         for phase in PHASES:
             hub(phase, float(sys.argv[2]))

@@ -2,6 +2,7 @@ from libc.stddef cimport size_t
 from libc.stdint cimport uint64_t
 
 from wshub.hub.base cimport Delivery, HubBase, Room
+from wshub.hub.connection cimport Connection
 from wshub.hub.shared_window cimport SharedWindow
 from wshub.protocol.frame_buffer cimport FrameBuffer
 
@@ -15,9 +16,12 @@ cdef class HubCore(HubBase):
     cdef object emptied      # Future that is done when no connection is left, or None
 
     cdef object set_rates(self, object config)
+    cdef Connection named_by(self, object exclude)
     cdef int fan_out(
-        self, dict members, FrameBuffer *frame, object exclude, const Delivery *delivery, SharedWindow window,
+        self, dict members, FrameBuffer *frame, Connection excluded, const Delivery *delivery, SharedWindow window,
         FrameBuffer *shared
-    ) except -1
+    ) noexcept
     cdef FrameBuffer *shared_form(self, Room room, FrameBuffer *frame) noexcept
-    cdef int send_to_room(self, Room room, FrameBuffer *frame, object exclude, const Delivery *delivery) except -1
+    cdef int send_to_room(
+        self, Room room, FrameBuffer *frame, Connection excluded, const Delivery *delivery
+    ) noexcept

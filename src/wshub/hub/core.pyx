@@ -124,12 +124,6 @@ cdef int queue_shared(
     return connection.queue_message(frame, delivery)
 
 
-cdef object id_of(object connection):
-    if isinstance(connection, Connection):
-        return (<Connection>connection).key
-    return connection
-
-
 cdef class HubCore(HubBase):
     """Connections, rooms and what is sent to them. See :class:`wshub.Hub`."""
 
@@ -276,26 +270,34 @@ cdef class HubCore(HubBase):
         if rest:
             connection.data_received(<const unsigned char *><const char *>rest, len(rest))
 
+    cdef Connection named_by(self, object exclude):
+        """The connection of this hub that an application names by itself or by its id, or None."""
+        if exclude is None:
+            return None
+        if isinstance(exclude, Connection):
+            return exclude if (<Connection>exclude).hub is self else None
+        if isinstance(exclude, int):
+            return self.connections.get(exclude)
+        raise MisuseError(f"exclude is a Connection or the id of one, not {type(exclude).__name__}")
+
     cdef int fan_out(
-        self, dict members, FrameBuffer *frame, object exclude, const Delivery *delivery, SharedWindow window,
+        self, dict members, FrameBuffer *frame, Connection excluded, const Delivery *delivery, SharedWindow window,
         FrameBuffer *shared
-    ) except -1:
+    ) noexcept:
         """Queues the frame for every member. No Python code runs in the loop, so the members cannot change in it.
 
-        `shared` is the form for those members who are in step with `window`, or both are nothing.
+        `shared` is the form for those members who are in step with `window`, or both are nothing. Every one of them is
+        given it, or falls out of step, or is closed: what is compressed next refers to it.
         """
         cdef PyObject *key
         cdef PyObject *value
         cdef Py_ssize_t position = 0
         cdef int count = 0
         cdef int queued
-        cdef Connection excluded = None
         cdef Connection connection
         cdef list full = None
-        if exclude is not None:
-            excluded = members.get(id_of(exclude))
-            if excluded is not None and shared != NULL:
-                excluded.fall_out_of_step(window)
+        if excluded is not None and shared != NULL:
+            excluded.fall_out_of_step(window)
         while PyDict_Next(members, &position, &key, &value):
             if value == <PyObject *>excluded:
                 continue
@@ -306,9 +308,12 @@ cdef class HubCore(HubBase):
             if queued > 0:
                 count += 1
             elif queued < 0:
-                if full is None:
-                    full = []
-                full.append(<Connection>value)
+                try:
+                    if full is None:
+                        full = []
+                    full.append(<Connection>value)
+                except MemoryError:
+                    (<Connection>value).out_of_memory()
         if full is not None:
             for connection in full:
                 connection.overflow()
@@ -333,14 +338,16 @@ cdef class HubCore(HubBase):
             self.restart(window)
         return shared
 
-    cdef int send_to_room(self, Room room, FrameBuffer *frame, object exclude, const Delivery *delivery) except -1:
+    cdef int send_to_room(
+        self, Room room, FrameBuffer *frame, Connection excluded, const Delivery *delivery
+    ) noexcept:
         cdef FrameBuffer *shared = NULL
+        cdef int count
         if room.window is not None and delivery.threshold != SIZE_MAX:
             shared = self.shared_form(room, frame)
-        try:
-            return self.fan_out(room.members, frame, exclude, delivery, room.window, shared)
-        finally:
-            frame_release(shared)
+        count = self.fan_out(room.members, frame, excluded, delivery, room.window, shared)
+        frame_release(shared)
+        return count
 
     def broadcast(self, message, *, room=None, exclude=None, compress=None, slow_consumer=None, key=None):
         """Queues a message for every open connection, or every one in a room.
@@ -361,10 +368,13 @@ cdef class HubCore(HubBase):
 
         Raises:
             TypeError, InvalidMessageError, MisuseError: as ``Connection.send``.
+            MisuseError: ``exclude`` is neither a Connection nor an int.
         """
         cdef FrameBuffer *frame
         cdef Delivery delivery
         cdef Room found = None
+        cdef int count = 0
+        cdef Connection excluded = self.named_by(exclude)
         cdef uint64_t number = self.number_of(key)
         self.describe(&delivery, compress, slow_consumer, self.policy)
         if self.loop is None:
@@ -385,12 +395,12 @@ cdef class HubCore(HubBase):
                 if key is None and delivery.policy == LATEST:
                     number = found.key
         frame = labelled_frame_from_data(message, number, found.tally if found is not None else NULL)
-        try:
-            if room is None:
-                return self.fan_out(self.connections, frame, exclude, &delivery, None, NULL)
-            return 0 if found is None else self.send_to_room(found, frame, exclude, &delivery)
-        finally:
-            frame_release(frame)
+        if room is None:
+            count = self.fan_out(self.connections, frame, excluded, &delivery, None, NULL)
+        elif found is not None:
+            count = self.send_to_room(found, frame, excluded, &delivery)
+        frame_release(frame)
+        return count
 
     def broadcast_except(self, message, exclude, *, compress=None, slow_consumer=None, key=None):
         """``broadcast`` to everybody but one."""
