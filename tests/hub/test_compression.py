@@ -501,6 +501,42 @@ def test_the_settings_of_a_room_last_while_nobody_is_in_it_and_can_be_changed(ru
     run(scenario())
 
 
+def test_what_is_sent_after_a_room_has_given_up_its_window_is_compressed_as_ever(run) -> None:
+    """The members are in step with no window any more, for the sake of which it would go plain."""
+
+    async def scenario() -> None:
+        for compression in ("message", "shared"):
+            async with serving(joining(), enable_compression=True) as (hub, url), inboxes(url, OFFER) as (inbox,):
+                hub.configure_room("all", compression="shared")
+                await members(hub, 1)
+                (member,) = hub.room_members("all")
+                hub.broadcast("tick", room="all")
+                assert await inbox.next() == ("tick", True)
+                hub.configure_room("all", compression=compression)
+                member.send(TEXT)
+                hub.broadcast(TEXT, room="all")
+                member.leave("all")
+                member.send(TEXT)
+                assert [await inbox.next() for _ in range(3)] == [(TEXT, True)] * 3
+
+    run(scenario())
+
+
+def test_who_is_left_out_when_a_window_restarts_is_in_step_with_none(run) -> None:
+    async def scenario() -> None:
+        async with serving(joining(), enable_compression=True) as (hub, url), inboxes(url, OFFER, OFFER) as receivers:
+            hub.configure_room("all", compression="shared", restart_interval=1)
+            await members(hub, 2)
+            left_out, _ = hub.room_members("all")
+            hub.broadcast("tick 1", room="all")
+            hub.broadcast("tick 2", room="all", exclude=left_out)
+            left_out.send(TEXT)
+            assert [await receivers[0].next() for _ in range(2)] == [("tick 1", True), (TEXT, True)]
+            assert [await receivers[1].next() for _ in range(2)] == [("tick 1", True), ("tick 2", True)]
+
+    run(scenario())
+
+
 def test_a_room_cannot_be_configured_as_what_it_cannot_be() -> None:
     with pytest.raises(MisuseError):
         Hub().configure_room("all", compression="shared")

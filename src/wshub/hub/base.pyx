@@ -101,9 +101,8 @@ cdef class HubBase:
         return room
 
     cdef object configure(self, Room room, object config):
-        """Gives a room the settings of a RoomConfig."""
+        """Gives a room the settings of a RoomConfig. No member may be in step with the window that it has had."""
         room.policy = policy_of(config.slow_consumer)
-        # Whoever was in step is not any more: no window has the generation of another.
         room.window = self.window_of(config)
 
     cdef SharedWindow window_of(self, object config):

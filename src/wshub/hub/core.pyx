@@ -286,8 +286,8 @@ cdef class HubCore(HubBase):
     ) noexcept:
         """Queues the frame for every member. No Python code runs in the loop, so the members cannot change in it.
 
-        `shared` is the form for those members who are in step with `window`, or both are nothing. Every one of them is
-        given it, or falls out of step, or is closed: what is compressed next refers to it.
+        `shared` is the form for those members who are in step with `window`, or both are nothing. Every one of them but
+        `excluded` is given it, or falls out of step, or is closed: what is compressed next refers to it.
         """
         cdef PyObject *key
         cdef PyObject *value
@@ -296,8 +296,6 @@ cdef class HubCore(HubBase):
         cdef int queued
         cdef Connection connection
         cdef list full = None
-        if excluded is not None and shared != NULL:
-            excluded.fall_out_of_step(window)
         while PyDict_Next(members, &position, &key, &value):
             if value == <PyObject *>excluded:
                 continue
@@ -344,6 +342,9 @@ cdef class HubCore(HubBase):
         cdef FrameBuffer *shared = NULL
         cdef int count
         if room.window is not None and delivery.threshold != SIZE_MAX:
+            if excluded is not None:
+                # Before the window restarts, when whoever is in step is not known any more.
+                excluded.fall_out_of_step(room.window)
             shared = self.shared_form(room, frame)
         count = self.fan_out(room.members, frame, excluded, delivery, room.window, shared)
         frame_release(shared)
@@ -419,9 +420,14 @@ cdef class HubCore(HubBase):
     def _configure_room(self, name, config):
         """Gives a room its settings, also one that nobody is in yet."""
         cdef Room room = self.room_table.get(name)
+        cdef Connection connection
         self.room_configs[name] = config
-        if room is not None:
-            self.configure(room, config)
+        if room is None:
+            return
+        if room.window is not None:
+            for connection in room.members.values():
+                connection.fall_out_of_step(room.window)
+        self.configure(room, config)
 
     def join_room(self, connection, room):
         """The connection enters a room: ``connection.join``."""
