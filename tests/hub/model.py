@@ -197,7 +197,7 @@ class HubModel:
         return outcome == "queued"
 
     def send(self, client: int, number: int, size: int, policy: str | None, key: str | None) -> bool:
-        frame = Frame(number, wire_length(size), key, (self.ledger,))
+        frame = Frame(number, wire_length(size), None if key is None else ("private", key), (self.ledger,))
         return self.add(client, frame, policy or self.policy)
 
     def ping(self, client: int, size: int) -> bool:
@@ -214,6 +214,7 @@ class HubModel:
         room = self.rooms.get(name) if name is not None else None
         policy = policy or (room.policy if room is not None else None) or self.policy
         ledgers = (self.ledger,) if room is None else (self.ledger, room.ledger)
-        frame_key = room.key if room is not None and key is None and policy == "latest" else key
+        keyed = key is not None or (room is not None and policy == "latest")
+        frame_key = ("everybody" if room is None else room.key, key) if keyed else None
         frame = Frame(number, wire_length(size), frame_key, ledgers)
         return sum(self.add(client, frame, policy) for client in self.receivers(name, exclude))

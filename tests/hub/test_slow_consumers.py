@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import random
+import tracemalloc
 from collections.abc import AsyncIterator
 
 import pytest
@@ -161,13 +162,13 @@ def test_the_latest_of_each_key_takes_the_place_of_the_one_that_waits(run) -> No
             hub = scene.hub
             for number in range(1000, 4000):
                 hub.broadcast(json.dumps([number]), room="room", key=f"price {number % 3}")
-            scene.connection.send(json.dumps([4000]), key="price 1")
+            hub.broadcast(json.dumps([4000]), room="room", key="price 1")
             # One that has no key stays, whatever is sent after it.
             scene.connection.send(json.dumps([5000]))
             scene.connection.send(json.dumps([5001]))
             counts = hub.stats(room="room")
             assert counts["dropped"]["replaced"] == 2998
-            assert counts["messages_pending"] == 2
+            assert counts["messages_pending"] == 3
             assert await scene.catch_up() == [*range(first), 4000, 3998, 3999, 5000, 5001]
             check(hub.stats())
             check(hub.stats(room="room"))
@@ -202,6 +203,40 @@ def test_the_latest_of_a_room_is_that_of_the_room_if_no_key_is_given(run) -> Non
             for number in range(1000, 1100):
                 scene.hub.broadcast(json.dumps([number]), room="room")
             assert await scene.catch_up() == [*range(first), 1099]
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("use_reactor", [True, False])
+def test_a_key_of_a_room_is_not_that_of_another_nor_of_everybody_nor_of_one(run, use_reactor) -> None:
+    async def scenario() -> None:
+        async with stalled(slow_consumer="latest", use_reactor=use_reactor) as scene:
+            first = await fill(scene)
+            hub, connection = scene.hub, scene.connection
+            connection.join("other")
+            for number in (0, 4):
+                hub.broadcast(json.dumps([number]), room="room", key="BTC")
+                hub.broadcast(json.dumps([number + 1]), room="other", key="BTC")
+                hub.broadcast(json.dumps([number + 2]), key="BTC")
+                connection.send(json.dumps([number + 3]), key="BTC")
+                if number == 0:
+                    assert hub.stats()["dropped"]["replaced"] == 0
+            assert hub.stats()["dropped"]["replaced"] == 4
+            assert await scene.catch_up() == [*range(first), 4, 5, 6, 7]
+
+    run(scenario())
+
+
+def test_names_of_keys_cost_bounded_memory(run) -> None:
+    async def scenario() -> None:
+        async with Hub() as hub:
+            tracemalloc.start()
+            for count, length in ((100_000, 1), (40, 1 << 20)):
+                for number in range(count):
+                    hub.broadcast("x", key=f"{number}".rjust(length))
+                held, _ = tracemalloc.get_traced_memory()
+                assert held < 16 << 20
+            tracemalloc.stop()
 
     run(scenario())
 

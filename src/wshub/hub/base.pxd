@@ -37,6 +37,12 @@ cdef struct Rate:
     double at_most
 
 
+# Where keys of messages are told apart, besides each room: the numbers that no room has for its key.
+cdef enum:
+    PRIVATE_KEYS
+    HUB_KEYS
+
+
 cdef class HandlerTable:
     """The handlers of one EventHandler, looked up once."""
 
@@ -51,7 +57,7 @@ cdef class Room:
     cdef dict members           # id: Connection
     cdef SharedWindow window    # or None
     cdef Tally *tally           # a reference: of what is sent to the room
-    cdef uint64_t key           # of the messages to it of which only the latest matters
+    cdef uint64_t key           # of messages to it that have no key of their own; and the namespace of those that have
     cdef uint8_t policy
 
 
@@ -74,7 +80,8 @@ cdef class HubBase:
     cdef uint32_t max_fragments
     cdef uint8_t policy          # for slow consumers
     cdef uint64_t last_key       # of messages of which only the latest matters
-    cdef dict keys               # name: number of such a key
+    cdef dict keys               # (namespace, name): number of such a key
+    cdef Py_ssize_t key_length   # characters of all these names
     cdef Rate rates[RATES]
     cdef bint times_handlers     # their time is bounded
     cdef bint limits_input       # there is a rate of octets or messages
@@ -93,7 +100,7 @@ cdef class HubBase:
 
     cdef object forget(self, object key, object address_key)
     cdef int describe(self, Delivery *delivery, object compress, object slow_consumer, uint8_t policy) except -1
-    cdef uint64_t number_of(self, object key) except? 0xFFFFFFFFFFFFFFFF
+    cdef uint64_t number_of(self, uint64_t namespace, object key) except? 0xFFFFFFFFFFFFFFFF
     cdef Room open_room(self, str name)
     cdef object configure(self, Room room, object config)
     cdef SharedWindow window_of(self, object config)
@@ -101,3 +108,4 @@ cdef class HubBase:
 
 
 cdef uint8_t policy_of(object name) except? 255
+cdef int check_key(object key) except -1

@@ -1,6 +1,7 @@
 # cython: language_level=3
 """What a connection and its hub know of each other, and both of rooms and handlers."""
 
+from cpython.unicode cimport PyUnicode_FromObject
 from libc.stdint cimport SIZE_MAX, uint8_t, uint64_t
 
 from wshub.hub.shared_window cimport SharedWindow
@@ -16,10 +17,11 @@ cdef dict POLICIES = {
     None: INHERITED,
 }
 
-# Names of keys that are remembered. When they are forgotten, a message that is queued under one stays where it is,
-# rather than being replaced: nothing else comes of it.
+# Names of keys that are remembered, and their characters. When they are forgotten, a message that is queued under one
+# stays where it is, rather than being replaced: nothing else comes of it.
 cdef enum:
     MOST_KEYS = 65536
+    MOST_KEY_CHARACTERS = 1 << 22
 
 
 cdef uint8_t policy_of(object name) except? 255:
@@ -30,6 +32,13 @@ cdef uint8_t policy_of(object name) except? 255:
         raise MisuseError(
             f'slow_consumer must be "close", "drop_newest", "drop_oldest" or "latest", not {name!r}'
         ) from None
+
+
+cdef int check_key(object key) except -1:
+    """Raises MisuseError for what cannot be the key of a message."""
+    if key is not None and not isinstance(key, str):
+        raise MisuseError(f"the key of a message is a str, not {type(key).__name__}")
+    return 0
 
 
 cdef class HandlerTable:
@@ -75,18 +84,26 @@ cdef class HubBase:
             policy = policy_of(slow_consumer)
         delivery.policy = self.policy if policy == INHERITED else policy
 
-    cdef uint64_t number_of(self, object key) except? 0xFFFFFFFFFFFFFFFF:
-        """The number that stands for a key of messages of which only the latest matters; 0 for None."""
+    cdef uint64_t number_of(self, uint64_t namespace, object key) except? 0xFFFFFFFFFFFFFFFF:
+        """The number that stands for a key of messages of which only the latest matters; 0 for None.
+
+        The namespace is the key of a room, or PRIVATE_KEYS, or HUB_KEYS.
+        """
+        cdef str name
+        cdef tuple place
         if key is None:
             return 0
-        if not isinstance(key, str):
-            raise MisuseError(f"the key of a message is a str, not {type(key).__name__}")
-        number = self.keys.get(key)
+        # Without whatever else an object of a subclass may hold.
+        name = PyUnicode_FromObject(key)
+        place = (namespace, name)
+        number = self.keys.get(place)
         if number is None:
-            if len(self.keys) >= MOST_KEYS:
+            if len(self.keys) >= MOST_KEYS or self.key_length + len(name) > MOST_KEY_CHARACTERS:
                 self.keys.clear()
+                self.key_length = 0
             self.last_key += 1
-            self.keys[key] = number = self.last_key
+            self.keys[place] = number = self.last_key
+            self.key_length += len(name)
         return number
 
     cdef Room open_room(self, str name):

@@ -1,9 +1,9 @@
 # cython: language_level=3
 """One WebSocket connection, as applications see it."""
 
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stdint cimport uint8_t
 
-from wshub.hub.base cimport INHERITED, Delivery, Room
+from wshub.hub.base cimport INHERITED, PRIVATE_KEYS, Delivery, Room, check_key
 from wshub.hub.connection_core cimport (
     INBOX_FULL,
     INBOX_LIMIT,
@@ -197,6 +197,7 @@ cdef class Connection(ConnectionCore):
                 those that wait; or ``"latest"``, which is the same, but while some wait a message first of all takes
                 the place of the one that has its key.
             key: with ``"latest"``, a str that says what the message is the latest of, such as a price or a position.
+                It is another key in a message to this connection alone than in one to a room, or to everybody.
 
         Raises:
             ConnectionClosed: the connection is closing or closed; its ``code`` and ``reason`` say how.
@@ -206,7 +207,7 @@ cdef class Connection(ConnectionCore):
         """
         cdef FrameBuffer *frame
         cdef Delivery delivery
-        cdef uint64_t number = self.hub.number_of(key)
+        check_key(key)
         self.hub.describe(&delivery, compress, slow_consumer, INHERITED)
         if self.is_foreign():
             self.check_open()
@@ -215,7 +216,7 @@ cdef class Connection(ConnectionCore):
             return
         if self.status != IS_OPEN:
             self.check_open()
-        frame = labelled_frame_from_data(message, number, NULL)
+        frame = labelled_frame_from_data(message, self.hub.number_of(PRIVATE_KEYS, key), NULL)
         if self.queue_alone(frame, &delivery) < 0:
             self.overflow()
         frame_release(frame)

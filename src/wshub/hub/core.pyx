@@ -10,6 +10,7 @@ from libc.string cimport memset
 from wshub.hub.base cimport (
     CONTROL_FRAMES,
     HANDLER_TIME,
+    HUB_KEYS,
     LATEST,
     MESSAGES,
     OCTETS,
@@ -18,6 +19,7 @@ from wshub.hub.base cimport (
     HubBase,
     Rate,
     Room,
+    check_key,
     policy_of,
 )
 from wshub.hub.connection cimport Connection
@@ -141,6 +143,7 @@ cdef class HubCore(HubBase):
         self.refused = {}
         self.handler_tasks = set()
         self.keys = {}
+        self.last_key = HUB_KEYS
         self.room_configs = {}
         if config.compression is not None:
             self.pool = DeflatePool(config.compression)
@@ -362,7 +365,7 @@ cdef class HubCore(HubBase):
             exclude: a Connection, or the id of one, that does not get it.
             compress: as in ``Connection.send``.
             slow_consumer: as in ``Connection.send``; None is as the room is configured, or else the hub.
-            key: as in ``Connection.send``; for a message to a room it is the room itself, if none is given.
+            key: as in ``Connection.send``; if none is given, all messages to a room have the same.
 
         Returns:
             For how many connections it was queued; from another thread, how many were there.
@@ -376,7 +379,8 @@ cdef class HubCore(HubBase):
         cdef Room found = None
         cdef int count = 0
         cdef Connection excluded = self.named_by(exclude)
-        cdef uint64_t number = self.number_of(key)
+        cdef uint64_t number
+        check_key(key)
         self.describe(&delivery, compress, slow_consumer, self.policy)
         if self.loop is None:
             Message(message)
@@ -390,11 +394,15 @@ cdef class HubCore(HubBase):
             return len(self.connections) if room is None else self.room_size(room)
         if room is not None:
             found = self.room_table.get(room)
-            if found is not None:
-                if slow_consumer is None:
-                    self.describe(&delivery, compress, None, found.policy)
-                if key is None and delivery.policy == LATEST:
-                    number = found.key
+        if found is None:
+            number = self.number_of(HUB_KEYS, key)
+        else:
+            if slow_consumer is None:
+                self.describe(&delivery, compress, None, found.policy)
+            if key is None and delivery.policy == LATEST:
+                number = found.key
+            else:
+                number = self.number_of(found.key, key)
         frame = labelled_frame_from_data(message, number, found.tally if found is not None else NULL)
         if room is None:
             count = self.fan_out(self.connections, frame, excluded, &delivery, None, NULL)
