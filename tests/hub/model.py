@@ -45,8 +45,14 @@ class Frame:
 
     number: int | None
     octets: int
-    key: object
-    ledgers: tuple[Ledger, ...]
+    key: object = None
+    dispensable: bool = False
+    ledgers: tuple[Ledger, ...] = ()
+
+    @property
+    def charge(self) -> int:
+        """What it counts for against the bound."""
+        return max(self.octets, LEAST_CHARGE)
 
     def is_accepted(self) -> None:
         if self.number is not None:
@@ -79,7 +85,7 @@ class Queue:
     @property
     def charge(self) -> int:
         """What waits, as it counts against the bound."""
-        return sum(max(frame.octets, LEAST_CHARGE) for frame in self.frames) - self.begun
+        return sum(frame.charge for frame in self.frames) - self.begun
 
     @property
     def is_full(self) -> bool:
@@ -106,9 +112,9 @@ class Queue:
         self.frames.append(frame)
 
     def spared(self) -> list[int]:
-        """The places of the messages of which nothing has left."""
+        """The places of the messages that may be dropped: nothing of them has left."""
         first = 1 if self.begun else 0
-        return [place for place in range(first, len(self.frames)) if self.frames[place].number is not None]
+        return [place for place in range(first, len(self.frames)) if self.frames[place].dispensable]
 
     def drop_all(self, reason: str, *, but_begun: bool = False) -> None:
         kept = self.frames[:1] if but_begun and self.begun else []
@@ -132,9 +138,11 @@ class Queue:
                 frame.is_accepted()
                 frame.is_dropped("slow")
                 return "overflow"
-            while policy != "drop_newest" and self.is_full and (places := self.spared()):
-                self.frames.pop(places[0]).is_dropped("oldest")
-            if self.is_full:
+            spare = sum(self.frames[place].charge for place in self.spared())
+            if policy != "drop_newest" and self.charge - spare < MAX_SEND_BUFFER:
+                while self.is_full:
+                    self.frames.pop(self.spared()[0]).is_dropped("oldest")
+            else:
                 frame.is_accepted()
                 frame.is_dropped("newest")
                 return "dropped"
@@ -186,7 +194,7 @@ class HubModel:
 
     def close(self, client: int, reason: str = "") -> None:
         self.end(client)
-        self.queues[client].push(Frame(None, wire_length(2 + len(reason)), None, ()))
+        self.queues[client].push(Frame(None, wire_length(2 + len(reason))))
 
     def add(self, client: int, frame: Frame, policy: str) -> bool:
         """Queue a frame for a client; whether it was."""
@@ -197,11 +205,12 @@ class HubModel:
         return outcome == "queued"
 
     def send(self, client: int, number: int, size: int, policy: str | None, key: str | None) -> bool:
-        frame = Frame(number, wire_length(size), None if key is None else ("private", key), (self.ledger,))
-        return self.add(client, frame, policy or self.policy)
+        policy = policy or self.policy
+        frame_key = None if key is None else ("private", key)
+        return self.add(client, Frame(number, wire_length(size), frame_key, policy != "close", (self.ledger,)), policy)
 
     def ping(self, client: int, size: int) -> bool:
-        return self.add(client, Frame(None, wire_length(size), None, ()), self.policy)
+        return self.add(client, Frame(None, wire_length(size)), self.policy)
 
     def receivers(self, name: str | None, exclude: int | None) -> set[int]:
         members = self.open if name is None else self.rooms[name].members if name in self.rooms else set()
@@ -216,5 +225,5 @@ class HubModel:
         ledgers = (self.ledger,) if room is None else (self.ledger, room.ledger)
         keyed = key is not None or (room is not None and policy == "latest")
         frame_key = ("everybody" if room is None else room.key, key) if keyed else None
-        frame = Frame(number, wire_length(size), frame_key, ledgers)
+        frame = Frame(number, wire_length(size), frame_key, policy != "close", ledgers)
         return sum(self.add(client, frame, policy) for client in self.receivers(name, exclude))

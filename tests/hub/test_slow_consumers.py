@@ -17,6 +17,7 @@ from wshub import (
     CompressionConfig,
     ConfigurationError,
     Connection,
+    ConnectionState,
     EventHandler,
     Frame,
     Hub,
@@ -149,6 +150,62 @@ def test_close_is_1013_and_counts_every_message(run) -> None:
                 await asyncio.sleep(0)
             assert scene.hub.room_size("room") == 0
             assert scene.hub.stats()["messages_accepted"] == number
+            scene.peer.writer.transport.resume_reading()
+            assert await scene.peer.close_code() == 1013
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("use_reactor", [True, False])
+@pytest.mark.parametrize("policy", ["drop_oldest", "latest"])
+def test_what_is_sent_with_close_is_never_dropped_for_what_is_sent_otherwise(run, policy, use_reactor) -> None:
+    async def scenario() -> None:
+        async with stalled(slow_consumer="close", use_reactor=use_reactor) as scene:
+            hub, connection = scene.hub, scene.connection
+            hub.configure_room("room", slow_consumer=policy)
+            first = await fill(scene)
+            shared = Message(json.dumps([1000]))
+            connection.send(shared)
+            connection.send(json.dumps([1001]), key="one")
+            for number in range(2000, 2200):
+                hub.broadcast(message(number), room="room", key=f"{number}")
+            # The same message under another policy is another as long as it waits.
+            connection.send(shared, slow_consumer=policy)
+            connection.send(json.dumps([1002]), slow_consumer=policy, key="one")
+            for number in range(2200, 2400):
+                hub.broadcast(message(number), room="room", key=f"{number}")
+            assert hub.stats()["dropped"]["oldest"] > 350
+            assert hub.stats(room="room")["dropped"]["oldest"] == hub.stats()["dropped"]["oldest"] - 2
+            numbers = await scene.catch_up()
+            assert numbers[: first + 2] == [*range(first), 1000, 1001]
+            assert numbers[first + 2 :] == list(range(2400 - len(numbers[first + 2 :]), 2400))
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("use_reactor", [True, False])
+def test_where_what_may_be_dropped_would_not_make_room_the_new_message_is(run, use_reactor) -> None:
+    async def scenario() -> None:
+        async with stalled(slow_consumer="close", use_reactor=use_reactor) as scene:
+            hub, connection = scene.hub, scene.connection
+            first = await fill(scene)
+            connection.send(json.dumps([500]), slow_consumer="drop_oldest")
+            number = 1000
+            while connection.buffered < 65 * 1024:
+                connection.send(message(number))
+                number += 1
+            for policy in ("drop_oldest", "latest"):
+                assert hub.broadcast(message(9000), room="room", slow_consumer=policy) == 0
+            dropped = hub.stats()["dropped"]
+            assert dropped["newest"] == 2
+            assert dropped["oldest"] == dropped["slow"] == 0
+            assert connection.state is ConnectionState.OPEN
+            check(hub.stats(room="room"))
+            assert await scene.catch_up() == [*range(first), 500, *range(1000, number)]
+            scene.peer.writer.transport.pause_reading()
+            while connection.state is ConnectionState.OPEN:
+                connection.send(message(0))
+                await asyncio.sleep(0)
             scene.peer.writer.transport.resume_reading()
             assert await scene.peer.close_code() == 1013
 

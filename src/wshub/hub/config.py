@@ -108,7 +108,8 @@ class HubConfig:
     """What is done with a message for a connection on which ``max_send_buffer`` octets wait already: ``"close"``
     closes it with 1013; ``"drop_newest"`` drops the message; ``"drop_oldest"`` drops those that have waited longest;
     ``"latest"`` does the same, but as soon as anything waits a message takes the place of the one with the same key.
-    A room or a single message may have another."""
+    A room or a single message may have another. A message that was sent with ``"close"`` is never dropped for another:
+    where too many of these wait, ``"drop_oldest"`` and ``"latest"`` drop the new one."""
 
     max_fragments: int = 65_536
     """Fragments of one message, after its first; one with more closes its connection with 1008. By default as many as

@@ -3,7 +3,14 @@
 
 from libc.stdint cimport uint8_t
 
-from wshub.hub.base cimport INHERITED, PRIVATE_KEYS, Delivery, Room, check_key
+from wshub.hub.base cimport (
+    CLOSE_CONNECTION,
+    INHERITED,
+    PRIVATE_KEYS,
+    Delivery,
+    Room,
+    check_key,
+)
 from wshub.hub.connection_core cimport (
     INBOX_FULL,
     INBOX_LIMIT,
@@ -195,7 +202,8 @@ cdef class Connection(ConnectionCore):
             slow_consumer: what to do if ``max_send_buffer`` octets wait already; None is as the hub is configured:
                 ``"close"`` the connection with 1013; ``"drop_newest"``, which is this message; ``"drop_oldest"`` of
                 those that wait; or ``"latest"``, which is the same, but while some wait a message first of all takes
-                the place of the one that has its key.
+                the place of the one that has its key. No message that was sent with ``"close"`` is ever dropped for
+                another, nor replaced: where too many of these wait it is the new one that is dropped.
             key: with ``"latest"``, a str that says what the message is the latest of, such as a price or a position.
                 It is another key in a message to this connection alone than in one to a room, or to everybody.
 
@@ -216,7 +224,9 @@ cdef class Connection(ConnectionCore):
             return
         if self.status != IS_OPEN:
             self.check_open()
-        frame = labelled_frame_from_data(message, self.hub.number_of(PRIVATE_KEYS, key), NULL)
+        frame = labelled_frame_from_data(
+            message, self.hub.number_of(PRIVATE_KEYS, key), NULL, delivery.policy != CLOSE_CONNECTION
+        )
         if self.queue_alone(frame, &delivery) < 0:
             self.overflow()
         frame_release(frame)

@@ -349,10 +349,7 @@ cdef class ConnectionCore(Receiver):
                 self.link.turn_away(frame, DROPPED_SLOW)
                 return -1
             self.sheds = True
-            while policy != DROP_NEWEST and is_full(self):
-                if not self.link.drop_oldest():
-                    break
-            if is_full(self):
+            if policy == DROP_NEWEST or not self.link.make_room(self.hub.max_send_buffer):
                 self.link.turn_away(frame, DROPPED_NEWEST)
                 # What the peer is not given cannot be referred to.
                 self.history_is_stale = True

@@ -8,6 +8,7 @@ from libc.stdint cimport SIZE_MAX, uint64_t
 from libc.string cimport memset
 
 from wshub.hub.base cimport (
+    CLOSE_CONNECTION,
     CONTROL_FRAMES,
     HANDLER_TIME,
     HUB_KEYS,
@@ -403,7 +404,9 @@ cdef class HubCore(HubBase):
                 number = found.key
             else:
                 number = self.number_of(found.key, key)
-        frame = labelled_frame_from_data(message, number, found.tally if found is not None else NULL)
+        frame = labelled_frame_from_data(
+            message, number, found.tally if found is not None else NULL, delivery.policy != CLOSE_CONNECTION
+        )
         if room is None:
             count = self.fan_out(self.connections, frame, excluded, &delivery, None, NULL)
         elif found is not None:

@@ -206,33 +206,49 @@ wshub_queue_discard_unsent(wshub_queue *queue, wshub_outcome outcome)
     return before - queue->messages;
 }
 
-/* Whether a frame may leave the queue before its turn: a message that nothing else on the way needs. */
+/* Whether a frame may leave the queue before its turn: its policy allows it, and nothing else on the way needs it. */
 static inline int
-wshub_frame_is_dispensable(const wshub_frame *frame)
+wshub_frame_can_be_spared(const wshub_frame *frame)
 {
-    return wshub_frame_is_message(frame) && !frame->chained;
+    return frame->dispensable && !frame->chained;
 }
 
-/* Of the messages of which nothing has been sent and that nothing else needs the last that has the key, which is the one
- * that a newer may take the place of; with a key of 0 the first of all. */
+/* The spot of the first frame of which nothing has been sent. */
 static inline wshub_spot
-wshub_queue_find_dispensable(const wshub_queue *queue, uint64_t key)
+wshub_queue_first_unsent(const wshub_queue *queue)
+{
+    return (wshub_spot){queue->head, queue->first + (queue->sent > 0)};
+}
+
+/* Where the places of a chunk that are in use end. */
+static inline size_t
+wshub_queue_end_of(const wshub_queue *queue, const wshub_chunk *chunk)
+{
+    return chunk == queue->tail ? queue->end : WSHUB_CHUNK_FRAMES;
+}
+
+/* From that spot on, the first message that can be spared. */
+static inline wshub_spot
+wshub_queue_find_spare(const wshub_queue *queue, wshub_spot from)
+{
+    for (; from.chunk != NULL; from = (wshub_spot){from.chunk->next, 0})
+        for (; from.place < wshub_queue_end_of(queue, from.chunk); from.place++)
+            if (wshub_frame_can_be_spared(from.chunk->frames[from.place]))
+                return from;
+    return from;
+}
+
+/* The last message with that key of which nothing has been sent and that can be spared: a newer one may take its place. */
+static inline wshub_spot
+wshub_queue_find_latest(const wshub_queue *queue, uint64_t key)
 {
     wshub_spot found = {NULL, 0};
-    size_t place = queue->first;
-    int begun = queue->sent > 0;
+    wshub_spot spot = wshub_queue_first_unsent(queue);
 
-    for (wshub_chunk *chunk = queue->head; chunk != NULL; chunk = chunk->next, place = 0) {
-        size_t end = chunk == queue->tail ? queue->end : WSHUB_CHUNK_FRAMES;
-        for (; place < end; place++, begun = 0) {
-            const wshub_frame *frame = chunk->frames[place];
-            if (begun || !wshub_frame_is_dispensable(frame))
-                continue;
-            if (key == 0)
-                return (wshub_spot){chunk, place};
-            if (frame->key == key)
-                found = (wshub_spot){chunk, place};
-        }
+    while ((spot = wshub_queue_find_spare(queue, spot)).chunk != NULL) {
+        if (spot.chunk->frames[spot.place]->key == key)
+            found = spot;
+        spot.place++;
     }
     return found;
 }
@@ -279,19 +295,36 @@ wshub_queue_remove(wshub_queue *queue, wshub_spot spot)
     return removed;
 }
 
-/* Removes the oldest of the messages that can be spared. Returns whether there was one. */
+/* Whether the queue would count for less than `bound` if every message that can be spared were dropped. */
 static inline int
-wshub_queue_drop_oldest(wshub_queue *queue)
+wshub_queue_can_make_room(const wshub_queue *queue, size_t bound)
 {
-    wshub_spot spot = wshub_queue_find_dispensable(queue, 0);
-    wshub_frame *dropped;
+    size_t charge = wshub_queue_charge(queue);
+    wshub_spot spot = wshub_queue_first_unsent(queue);
 
-    if (spot.chunk == NULL)
+    while (charge >= bound && (spot = wshub_queue_find_spare(queue, spot)).chunk != NULL) {
+        const wshub_frame *frame = spot.chunk->frames[spot.place++];
+        charge -= wshub_frame_wire_length(frame) + wshub_frame_padding(frame);
+    }
+    return charge < bound;
+}
+
+/* Drops the oldest of the messages that can be spared until the queue counts for less than `bound`; none of them where
+ * all would not do. Returns how many it has dropped. */
+static inline size_t
+wshub_queue_make_room(wshub_queue *queue, size_t bound)
+{
+    size_t dropped = 0;
+
+    if (!wshub_queue_can_make_room(queue, bound))
         return 0;
-    dropped = wshub_queue_remove(queue, spot);
-    wshub_frame_settle(dropped, WSHUB_DROPPED_OLDEST);
-    wshub_frame_release(dropped);
-    return 1;
+    for (; wshub_queue_charge(queue) >= bound; dropped++) {
+        wshub_spot oldest = wshub_queue_find_spare(queue, wshub_queue_first_unsent(queue));
+        wshub_frame *frame = wshub_queue_remove(queue, oldest);
+        wshub_frame_settle(frame, WSHUB_DROPPED_OLDEST);
+        wshub_frame_release(frame);
+    }
+    return dropped;
 }
 
 /* Puts a message in the place of the one with the same key that can be spared; or behind all others, if it is compressed
@@ -299,7 +332,7 @@ wshub_queue_drop_oldest(wshub_queue *queue)
 static inline int
 wshub_queue_replace(wshub_queue *queue, wshub_frame *frame)
 {
-    wshub_spot spot = wshub_queue_find_dispensable(queue, frame->key);
+    wshub_spot spot = wshub_queue_find_latest(queue, frame->key);
     wshub_frame *former;
 
     if (spot.chunk == NULL)

@@ -28,7 +28,7 @@ cdef extern from "frame_queue.h" nogil:
     FrameBuffer *queue_pop "wshub_queue_pop"(FrameQueue *queue, Outcome outcome) noexcept
     size_t queue_discard_unsent "wshub_queue_discard_unsent"(FrameQueue *queue, Outcome outcome) noexcept
     size_t queue_clear "wshub_queue_clear"(FrameQueue *queue, Outcome outcome) noexcept
-    bint queue_drop_oldest "wshub_queue_drop_oldest"(FrameQueue *queue) noexcept
+    size_t queue_make_room "wshub_queue_make_room"(FrameQueue *queue, size_t bound) noexcept
     bint queue_replace "wshub_queue_replace"(FrameQueue *queue, FrameBuffer *frame) noexcept
     int queue_gather "wshub_queue_gather"(const FrameQueue *queue, iovec *pieces, int count, uint8_t *scratch,
                                           size_t scratch_size, size_t *total) noexcept
@@ -69,7 +69,7 @@ cdef class Link:
     cdef void abort(self, bint after_flush) noexcept
     cdef void flush_now(self) noexcept
     cdef void drop_unsent(self) noexcept
-    cdef bint drop_oldest(self) noexcept
+    cdef bint make_room(self, size_t bound) noexcept
     cdef bint is_stalled(self) noexcept
     cdef bint is_taking(self) noexcept
     cdef bint replace(self, FrameBuffer *frame) noexcept

@@ -101,12 +101,14 @@ cdef class Link:
         """
         return False
 
-    cdef bint drop_oldest(self) noexcept:
-        """Forgets the oldest queued message that can be spared. Returns whether there was one."""
-        if not queue_drop_oldest(&self.queue):
-            return False
-        self.ledger.messages.outcomes[DROPPED_OLDEST] += 1
-        return True
+    cdef bint make_room(self, size_t bound) noexcept:
+        """Forgets the oldest of the queued messages that can be spared, until less than `bound` octets wait.
+
+        Returns False, and forgets none, where that cannot be.
+        """
+        cdef size_t dropped = queue_make_room(&self.queue, bound)
+        self.ledger.messages.outcomes[DROPPED_OLDEST] += dropped
+        return dropped > 0
 
     cdef bint replace(self, FrameBuffer *frame) noexcept:
         """Puts a message in the place of the queued one with the same key. Returns whether there was one."""

@@ -308,7 +308,7 @@ cdef FrameBuffer *finished(
         return NULL
     form.window_bits = window_bits
     form = trimmed(form)
-    frame_label(form, plain.key, plain.tally)
+    frame_label(form, plain.key, plain.tally, plain.dispensable)
     frame_seal(form, plain.opcode)
     return form
 

@@ -35,6 +35,7 @@ typedef struct wshub_frame {
     uint8_t window_bits;    /* of a compressed form: its receiver must keep 2**window_bits octets; 0: not compressed */
     uint8_t incompressible : 1; /* it is known that no compressed form is shorter */
     uint8_t chained : 1; /* a compressed form that later ones refer to: whoever is given those needs it too */
+    uint8_t dispensable : 1; /* a message that may be dropped while it waits, by the policy it is sent with */
     struct wshub_frame *next_form; /* owned: the next of the compressed forms, of which the plain frame is the head */
     wshub_tally *tally; /* a reference: where it is counted what becomes of the message; or NULL */
     uint64_t key;    /* of messages of which only the latest matters; 0: none */
@@ -85,6 +86,7 @@ wshub_frame_new(uint8_t opcode, size_t capacity)
     frame->window_bits = 0;
     frame->incompressible = 0;
     frame->chained = 0;
+    frame->dispensable = 0;
     frame->next_form = NULL;
     frame->tally = NULL;
     frame->key = 0;
@@ -127,11 +129,12 @@ wshub_frame_release(wshub_frame *frame)
 }
 
 static inline void
-wshub_frame_label(wshub_frame *frame, uint64_t key, wshub_tally *tally)
+wshub_frame_label(wshub_frame *frame, uint64_t key, wshub_tally *tally, int dispensable)
 {
     wshub_tally *former = frame->tally;
 
     frame->key = key;
+    frame->dispensable = dispensable != 0;
     frame->tally = wshub_tally_retain(tally);
     wshub_tally_release(former);
 }
@@ -172,13 +175,14 @@ wshub_frame_copy(const wshub_frame *frame)
     return first;
 }
 
-/* Gives a frame and its forms a key and a tally, for a caller that owns one of its references, of which `holders` at most
- * are not in any queue. Where others have the frame it is a copy that gets them, in place of the caller's reference.
- * Returns the frame or the copy; NULL where there is no memory, and the caller's reference is unchanged. */
+/* Gives a frame and its forms what a queue has to know of a message: its key, its tally, and whether it is dispensable.
+ * The caller owns one of the references, of which `holders` at most are not in any queue. Where others have the frame it
+ * is a copy that gets them, in place of the caller's reference: nothing that is queued ever changes. Returns the frame or
+ * the copy; NULL where there is no memory, and the caller's reference is unchanged. */
 static inline wshub_frame *
-wshub_frame_labelled(wshub_frame *frame, uint32_t holders, uint64_t key, wshub_tally *tally)
+wshub_frame_labelled(wshub_frame *frame, uint32_t holders, uint64_t key, wshub_tally *tally, int dispensable)
 {
-    if (frame->key == key && frame->tally == tally)
+    if (frame->key == key && frame->tally == tally && frame->dispensable == dispensable)
         return frame;
     if (!wshub_frame_is_private(frame, holders)) {
         wshub_frame *copy = wshub_frame_copy(frame);
@@ -188,7 +192,7 @@ wshub_frame_labelled(wshub_frame *frame, uint32_t holders, uint64_t key, wshub_t
         frame = copy;
     }
     for (wshub_frame *form = frame; form != NULL; form = form->next_form)
-        wshub_frame_label(form, key, tally);
+        wshub_frame_label(form, key, tally, dispensable);
     return frame;
 }
 

@@ -29,6 +29,7 @@ cdef extern from "frame_buffer.h" nogil:
         uint8_t window_bits
         uint8_t incompressible
         uint8_t chained
+        uint8_t dispensable
         FrameBuffer *next_form
         Tally *tally
         uint64_t key
@@ -45,7 +46,7 @@ cdef extern from "frame_buffer.h" nogil:
     FrameBuffer *frame_resize "wshub_frame_resize"(FrameBuffer *frame, size_t capacity) noexcept
     FrameBuffer *frame_retain "wshub_frame_retain"(FrameBuffer *frame) noexcept
     void frame_release "wshub_frame_release"(FrameBuffer *frame) noexcept
-    void frame_label "wshub_frame_label"(FrameBuffer *frame, uint64_t key, Tally *tally) noexcept
-    FrameBuffer *frame_labelled "wshub_frame_labelled"(FrameBuffer *frame, uint32_t holders, uint64_t key,
-                                                       Tally *tally) noexcept
+    void frame_label "wshub_frame_label"(FrameBuffer *frame, uint64_t key, Tally *tally, bint dispensable) noexcept
+    FrameBuffer *frame_labelled "wshub_frame_labelled"(FrameBuffer *frame, uint32_t holders, uint64_t key, Tally *tally,
+                                                       bint dispensable) noexcept
     void frame_seal "wshub_frame_seal"(FrameBuffer *frame, uint8_t opcode) noexcept

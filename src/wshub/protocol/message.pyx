@@ -105,10 +105,10 @@ cdef FrameBuffer *frame_from_data(object data) except NULL:
     return frame_from_payload(data, BINARY)
 
 
-cdef FrameBuffer *labelled_frame_from_data(object data, uint64_t key, Tally *tally) except NULL:
-    """frame_from_data() with a key and a tally, which the frame of a Message gets where nothing is queued of it."""
+cdef FrameBuffer *labelled_frame_from_data(object data, uint64_t key, Tally *tally, bint dispensable) except NULL:
+    """frame_from_data() with what a queue has to know; that of a Message gets it for good where it is not queued."""
     cdef FrameBuffer *frame = frame_from_data(data)
-    cdef FrameBuffer *labelled = frame_labelled(frame, 2 if isinstance(data, Message) else 1, key, tally)
+    cdef FrameBuffer *labelled = frame_labelled(frame, 2 if isinstance(data, Message) else 1, key, tally, dispensable)
     if labelled == NULL:
         frame_release(frame)
         raise MemoryError
