@@ -9,9 +9,8 @@ from itertools import pairwise
 import pytest
 
 from tests.hub.conftest import serving
-from tests.hub.peers import REQUEST, port_of, raw_peer, read_slowly
-from tests.reactor import needs_reactor
-from wshub import EventHandler, Frame, Opcode
+from tests.hub.peers import REQUEST, RawPeer, port_of, raw_peer, read_slowly
+from wshub import EventHandler, Frame, Hub, HubConfig, Opcode
 
 
 def test_a_ping_goes_out_when_it_is_due_and_not_before(run, clock) -> None:
@@ -190,13 +189,76 @@ def test_a_dead_peer_is_noticed_where_pings_are_closer_than_the_timeout(run, clo
     run(scenario())
 
 
-@needs_reactor
-def test_a_peer_that_takes_what_the_kernel_holds_is_not_ended_for_the_ping_behind_it(run, clock) -> None:
+@pytest.mark.parametrize("use_reactor", [True, False])
+@pytest.mark.parametrize("late", [False, True], ids=["acknowledged at once", "acknowledged late"])
+def test_a_peer_that_never_reads_is_ended_although_something_is_sent_to_it(run, clock, use_reactor, late) -> None:
+    """Its kernel goes on to acknowledge what comes for a program that does not run any more."""
+
+    async def scenario() -> None:
+        closed = asyncio.get_running_loop().create_future()
+        settings = {"ping_interval_ms": 4_000, "pong_timeout_ms": 2_000, "use_reactor": use_reactor}
+        handler = EventHandler(on_close=lambda connection, code, reason: closed.set_result((code, reason)))
+        async with serving(handler, clock=clock, **settings) as (hub, url), raw_peer(url) as peer:
+            peer.writer.transport.pause_reading()
+            # A ping after 4 s at the latest, 2 s to answer it, two sweeps, and one for what stands before the ping.
+            for second in range(9):
+                peer.writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
+                hub.broadcast("tick")
+                # The peer's kernel acknowledges after 40 ms.
+                await asyncio.sleep(0.001 if late and second % 2 else 0.06)
+                clock.pass_for(1, hub)
+            await asyncio.sleep(0.01)
+            assert closed.done()
+            assert await closed == (1006, "no answer to a ping")
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("use_reactor", [True, False])
+def test_a_peer_that_takes_all_it_is_sent_must_answer_all_the_same(run, clock, tmp_path, use_reactor) -> None:
+    """Over a Unix socket too, where the kernel counts more than the octets that are not read yet."""
+
+    async def scenario() -> None:
+        closed = asyncio.get_running_loop().create_future()
+        handler = EventHandler(on_close=lambda connection, code, reason: closed.set_result((code, reason)))
+        hub = Hub(HubConfig(use_reactor=use_reactor), clock=clock)
+        path = str(tmp_path / "hub")
+        async with hub.serve(unix=path, handler=handler):
+            reader, writer = await asyncio.open_unix_connection(path)
+            peer = RawPeer(reader, writer)
+            await peer.handshake()
+            for second in range(42):
+                if closed.done():
+                    break
+                hub.broadcast(b"%d" % second)
+                if second % 2 == 0:
+                    while (await peer.frame()).payload != b"%d" % second:
+                        pass
+                clock.pass_for(1, hub)
+                await asyncio.sleep(0)
+            writer.transport.abort()
+            assert closed.done()
+            assert await closed == (1006, "no answer to a ping")
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("use_reactor", [True, False])
+@pytest.mark.parametrize("more", [0, 60_000], ids=["nothing more", "more than it reads"])
+def test_a_peer_that_takes_what_the_kernel_holds_is_not_ended_for_the_ping_behind_it_until_it_stops(
+    run, clock, use_reactor, more
+) -> None:
     async def scenario() -> None:
         opened = asyncio.get_running_loop().create_future()
-        settings = {"ping_interval_ms": 4_000, "pong_timeout_ms": 2_000, "max_send_buffer": 1 << 24}
-        handler = EventHandler(on_open=opened.set_result)
-        async with serving(handler, clock=clock, **settings) as (hub, url):
+        closed = asyncio.get_running_loop().create_future()
+        settings = {"ping_interval_ms": 4_000, "pong_timeout_ms": 2_000, "send_timeout_ms": 2_000}
+        handler = EventHandler(
+            on_open=opened.set_result, on_close=lambda connection, code, reason: closed.set_result(code)
+        )
+        async with serving(handler, clock=clock, use_reactor=use_reactor, max_send_buffer=1 << 24, **settings) as (
+            hub,
+            url,
+        ):
             with socket.socket() as slow:
                 # What the kernel of the peer has is not seen from here.
                 slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)
@@ -211,8 +273,16 @@ def test_a_peer_that_takes_what_the_kernel_holds_is_not_ended_for_the_ping_behin
                     taken = 0
                     while taken < 50_000:
                         taken += len(slow.recv(1 << 14))
+                    connection.send(bytes(more))
                     await asyncio.sleep(0.005)
                     clock.pass_for(1, hub)
                     assert hub.connection_count == 1
+                # The kernel of the peer takes a little more, before its time begins.
+                for _ in range(7):
+                    hub.broadcast(bytes(more))
+                    await asyncio.sleep(0.005)
+                    clock.pass_for(1, hub)
+                await asyncio.sleep(0.005)
+                assert closed.done()
 
     run(scenario())

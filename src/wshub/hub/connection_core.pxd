@@ -1,9 +1,9 @@
 from libc.stddef cimport size_t
-from libc.stdint cimport uint8_t, uint16_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint64_t
 
 from wshub.hub.base cimport RATES, Delivery, HandlerTable, HubBase
 from wshub.hub.shared_window cimport SharedWindow
-from wshub.links.link cimport Link, Receiver
+from wshub.links.link cimport Link, Progress, Receiver
 from wshub.protocol.deflate cimport Deflater, Inflater
 from wshub.protocol.frame_buffer cimport FrameBuffer
 from wshub.protocol.parser cimport Event, Parser
@@ -68,6 +68,7 @@ cdef class ConnectionCore(Receiver):
     cdef readonly double last_pong_time
     cdef double next_ping
     cdef double pong_deadline    # 0: no ping is unanswered
+    cdef int64_t before_ping     # octets ever sent in front of the unanswered ping; 0: the peer has acknowledged them
     cdef double close_deadline   # 0: not closing
     cdef double stall_deadline   # 0: octets leave, or none wait
     cdef double idle_deadline
@@ -99,9 +100,10 @@ cdef class ConnectionCore(Receiver):
     cdef int queue_compressed(self, FrameBuffer *form, uint64_t generation, uint8_t policy) noexcept
     cdef object negotiated(self, object compression)
     cdef void sweep(self, double now, FrameBuffer *ping) noexcept
-    cdef bint is_overdue(self, double now) noexcept
+    cdef bint is_in_doubt(self) noexcept
+    cdef bint is_overdue(self, double now, Progress progress) noexcept
     cdef void ping(self, double now, FrameBuffer *ping) noexcept
-    cdef bint is_excused(self) noexcept
+    cdef bint is_excused(self, Progress progress) noexcept
     cdef void refill(self, double elapsed) noexcept
     cdef void spend(self, int kind, double amount) noexcept
     cdef void slow_down(self, str what) noexcept

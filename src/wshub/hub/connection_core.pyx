@@ -32,7 +32,7 @@ from wshub.hub.base cimport (
     Room,
 )
 from wshub.hub.shared_window cimport SharedWindow
-from wshub.links.link cimport Link, Receiver, queue_charge
+from wshub.links.link cimport AT_REST, STALLED, TAKING, Link, Progress, Receiver, queue_charge
 from wshub.protocol.deflate cimport (
     LONGEST_DEFLATED,
     Deflater,
@@ -378,6 +378,7 @@ cdef class ConnectionCore(Receiver):
 
     cdef void sweep(self, double now, FrameBuffer *ping) noexcept:
         """Does what is due at `now`; `ping` is a sealed ping that all connections share."""
+        cdef Progress progress = AT_REST
         if self.status == IS_CLOSING:
             if now >= self.close_deadline:
                 self.link.abort(False)
@@ -389,13 +390,15 @@ cdef class ConnectionCore(Receiver):
             self.sheds = self.link.blocked
             if self.blocks & OUTPUT_FULL:
                 self.unblock(OUTPUT_FULL)
-        if self.status != IS_OPEN or self.is_overdue(now) or self.link.without_pings:
+        if self.is_in_doubt():
+            progress = self.link.look()
+        if self.status != IS_OPEN or self.is_overdue(now, progress) or self.link.without_pings:
             return
         if self.alive:
             self.alive = False
             self.seems_silent = False
             self.pong_deadline = 0
-        elif self.pong_deadline > 0 and self.is_excused():
+        elif self.pong_deadline > 0 and self.is_excused(progress):
             self.pong_deadline = now + self.hub.pong_timeout
             self.seems_silent = False
         if self.pong_deadline > 0 and now >= self.pong_deadline and found_again(&self.seems_silent):
@@ -404,28 +407,40 @@ cdef class ConnectionCore(Receiver):
         if now >= self.next_ping:
             self.next_ping = now + self.hub.ping_interval
             self.ping(now, ping)
+        if self.link.acknowledged >= self.before_ping:
+            self.before_ping = 0
+
+    cdef bint is_in_doubt(self) noexcept:
+        """Whether it matters what the peer has acknowledged: to ask that of everybody would make a sweep expensive."""
+        if self.link.blocked or (self.pong_deadline > 0 and not self.alive):
+            return True
+        return self.link.hides_octets and not self.is_active
 
     cdef void ping(self, double now, FrameBuffer *ping) noexcept:
         """Asks the peer for a sign of life, unless what it takes of what waits for it is watched already."""
         if self.link.blocked and self.hub.ends_stalled:
             return
-        self.link.write(ping)
-        self.last_ping_time = now
         if self.pong_deadline == 0:
             self.pong_deadline = now + self.hub.pong_timeout
+            self.link.look()
+            self.before_ping = self.link.given + self.link.queue.octets
+        self.link.write(ping)
+        self.last_ping_time = now
 
-    cdef bint is_excused(self) noexcept:
+    cdef bint is_excused(self, Progress progress) noexcept:
         """Whether a ping may be unanswered through no fault of the peer.
 
-        Nothing has been read because of this side; or the peer still takes what was sent before the ping.
+        Nothing has been read because of this side; or the peer goes on to take what was sent before the ping. That
+        something is taken behind it tells of life only while more is left behind: a kernel with room acknowledges what
+        comes for a program that does not run any more.
         """
         if self.is_blocked() and self.blocks != OUTPUT_FULL:
             return True
-        return self.stall_deadline == 0 if self.link.blocked else self.link.is_taking()
+        return progress == TAKING and (self.before_ping > 0 or self.link.blocked)
 
-    cdef bint is_overdue(self, double now) noexcept:
+    cdef bint is_overdue(self, double now, Progress progress) noexcept:
         """Ends a connection that has lived, rested or kept octets waiting for too long. Returns whether it was one."""
-        if not self.link.is_stalled():
+        if progress != STALLED:
             self.stall_deadline = 0
             self.seems_stalled = False
         elif self.stall_deadline == 0:

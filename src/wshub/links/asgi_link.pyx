@@ -7,13 +7,14 @@ no pings. The handlers of a connection are called from the loop, never from with
 receive is passed on by the loop.
 """
 
-from libc.stdint cimport uint8_t
+from libc.stdint cimport int64_t, uint8_t
 
 from wshub.links.link cimport Link, queue_is_empty
 from wshub.protocol.frame_buffer cimport (
     FrameBuffer,
     frame_payload,
     frame_release,
+    frame_wire_length,
 )
 
 import asyncio
@@ -58,6 +59,7 @@ cdef class AsgiLink(Link):
     cdef object sending          # the task that sends, once started
     cdef object work             # Future that the sending task waits for, or None while it is busy
     cdef object resumed          # Future that the receiving task waits for while reading is paused, or None
+    cdef int64_t in_hand         # octets of the message that the server is taking
     cdef bint paused
     cdef bint finishing
     cdef bint disconnected       # the server has told of the end: it takes nothing more
@@ -109,6 +111,9 @@ cdef class AsgiLink(Link):
         else:
             self.lose_later()
 
+    cdef int64_t unacknowledged(self) noexcept:
+        return self.in_hand
+
     cdef object peer_name(self):
         return self.client
 
@@ -147,6 +152,8 @@ cdef class AsgiLink(Link):
                 if not queue_is_empty(&self.queue) and not self.disconnected:
                     self.blocked = True
                     frame = self.hand_on()
+                    self.in_hand = frame_wire_length(frame)
+                    self.given += self.in_hand
                     try:
                         message = message_of(frame)
                     finally:
@@ -156,7 +163,7 @@ cdef class AsgiLink(Link):
                         await self._send_close(message)
                     elif message is not None:
                         await self.send_message(message)
-                    self.has_sent = True
+                    self.in_hand = 0
                     continue
                 self.blocked = False
                 if self.notify_drained:

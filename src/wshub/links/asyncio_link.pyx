@@ -3,7 +3,14 @@
 
 from libc.stdint cimport int64_t, uint8_t
 
-from wshub.links.link cimport queue_first, queue_is_empty
+from wshub.links.link cimport (
+    AT_REST,
+    STALLED,
+    Link,
+    Progress,
+    queue_first,
+    queue_is_empty,
+)
 from wshub.protocol.frame_buffer cimport (
     FrameBuffer,
     frame_release,
@@ -25,6 +32,7 @@ cdef class AsyncioLink(Link):
     def __init__(self, transport, loop):
         self.transport = transport
         self.loop = loop
+        self.hides_octets = True
 
     # What the transport's protocol passes on
 
@@ -53,8 +61,6 @@ cdef class AsyncioLink(Link):
 
     def resume_writing(self):
         self.blocked = False
-        # What the transport holds has shrunk.
-        self.has_sent = True
         self.schedule()
 
     # The verbs of a link
@@ -102,33 +108,19 @@ cdef class AsyncioLink(Link):
             self.hand_on()
             self.ledger.bytes_sent += frame_wire_length(frame)
             frame_release(frame)
-            self.handed += len(data)
-            self.watched = True
+            self.given += len(data)
             # write() may call pause_writing() before it returns, which ends this loop.
             self.transport.write(data)
 
-    cdef bint is_stalled(self) noexcept:
-        """Whether octets wait in the transport or in the kernel, and none has been taken since the last call."""
-        cdef int64_t held, before = self.left
-        cdef int unacknowledged
-        if self.closed or not self.watched:
-            self.moved = False
-            return False
-        held = self.transport.get_write_buffer_size()
-        self.left = self.handed - held
-        self.moved = self.has_sent or self.left > before
-        self.has_sent = False
-        if self.moved:
-            return False
+    cdef Progress look(self) noexcept:
+        cdef Progress found = Link.look(self)
         # What a transport with TLS has encrypted already it may hide; the kernel does not.
-        unacknowledged = unacknowledged_octets(self.transport)
-        self.moved = unacknowledged < self.unacknowledged
-        self.unacknowledged = unacknowledged
-        self.watched = held > 0 or unacknowledged > 0
-        return self.watched and not self.moved
+        if found == AT_REST and not self.closed and self.acknowledged < self.given:
+            return STALLED
+        return found
 
-    cdef bint is_taking(self) noexcept:
-        return self.moved
+    cdef int64_t unacknowledged(self) noexcept:
+        return <int64_t>self.transport.get_write_buffer_size() + <int64_t>unacknowledged_octets(self.transport)
 
     cdef object peer_name(self):
         name = self.transport.get_extra_info("peername")

@@ -6,7 +6,7 @@ returns, so a receiver may call any of them at any time.
 """
 
 from libc.stddef cimport size_t
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 from wshub.protocol.frame_buffer cimport FrameBuffer, Outcome, Tally
 
@@ -50,6 +50,13 @@ cdef class Receiver:
     cdef void connection_lost(self, int error) noexcept
 
 
+# What has become of what a peer was sent.
+cdef enum Progress:
+    AT_REST  # it has acknowledged no more than before, and nothing had to wait for it
+    TAKING   # it has acknowledged some
+    STALLED  # it has acknowledged no more than before, and octets wait for it
+
+
 cdef class Link:
     # What every write touches comes first, to be in as few lines of the cache as can be.
     cdef FrameQueue queue  # owns its frames
@@ -58,8 +65,10 @@ cdef class Link:
     cdef uint8_t without_pings   # it cannot carry pings or pongs: whether the peer lives is for others to find out
     cdef uint8_t notify_drained  # the receiver asked to be told, once, when the queue is empty
     cdef uint8_t tells_drained   # ... and asks for it again each time that something is left behind
+    cdef uint8_t hides_octets    # what it holds may have to wait although it is not blocked
     cdef uint8_t fell_behind     # something was left behind since the receiver was last told of the empty queue
-    cdef uint8_t has_sent        # something was taken since whoever watches for a stall has looked
+    cdef int64_t given           # octets that left the queue for the kernel, or whoever else passes them on; ever
+    cdef int64_t acknowledged    # of these, how many the peer had when that was last looked at
     cdef Ledger ledger
     cdef Receiver receiver
 
@@ -70,8 +79,8 @@ cdef class Link:
     cdef void flush_now(self) noexcept
     cdef void drop_unsent(self) noexcept
     cdef bint make_room(self, size_t bound) noexcept
-    cdef bint is_stalled(self) noexcept
-    cdef bint is_taking(self) noexcept
+    cdef Progress look(self) noexcept
+    cdef int64_t unacknowledged(self) noexcept
     cdef bint replace(self, FrameBuffer *frame) noexcept
     cdef void turn_away(self, FrameBuffer *frame, Outcome outcome) noexcept
     cdef int detach(self) noexcept

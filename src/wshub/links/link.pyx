@@ -1,6 +1,8 @@
 # cython: language_level=3
 """The two sides of every link: who carries the octets of a connection, and who receives them."""
 
+from libc.stdint cimport int64_t
+
 from wshub.protocol.frame_buffer cimport (
     DELIVERED,
     DROPPED_CLOSED,
@@ -88,18 +90,20 @@ cdef class Link:
         """Forgets, and counts as dropped for slowness, every queued frame of which nothing has left yet."""
         self.ledger.messages.outcomes[DROPPED_SLOW] += queue_discard_unsent(&self.queue, DROPPED_SLOW)
 
-    cdef bint is_stalled(self) noexcept:
-        """Whether octets wait since they could not be sent, and none has been taken since the last call."""
-        cdef bint stalled = self.blocked and not self.has_sent
-        self.has_sent = False
-        return stalled
+    cdef Progress look(self) noexcept:
+        """Asks the kernel how much the peer has acknowledged; returns what has become of that since the last call."""
+        cdef int64_t before = self.acknowledged
+        if self.closed:
+            return AT_REST
+        if before < self.given:
+            self.acknowledged = self.given - self.unacknowledged()
+            if self.acknowledged > before:
+                return TAKING
+        return STALLED if self.blocked else AT_REST
 
-    cdef bint is_taking(self) noexcept:
-        """Whether the peer is known to have taken some of what the kernel holds for it since the last call.
-
-        It is called after is_stalled().
-        """
-        return False
+    cdef int64_t unacknowledged(self) noexcept:
+        """How many of the octets that were given away the peer is not known to have."""
+        return 0
 
     cdef bint make_room(self, size_t bound) noexcept:
         """Forgets the oldest of the queued messages that can be spared, until less than `bound` octets wait.

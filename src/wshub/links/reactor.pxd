@@ -78,6 +78,3 @@ cdef class ReactorLink(Link):
     cdef uint8_t lost_pending    # in notices, because it is lost
     cdef uint32_t peer[7]     # the peer's sockaddr_in or sockaddr_in6, whose alignment this has
     cdef uint8_t peer_length
-    cdef int unacknowledged   # octets sent that the peer had not acknowledged when the kernel was last asked
-
-    cdef bint is_acknowledged(self) noexcept

@@ -13,7 +13,7 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport EAGAIN, ECONNABORTED, EINTR, ENOBUFS, ENOMEM, EPERM, EPROTO, errno
 from libc.stddef cimport size_t
-from libc.stdint cimport uint8_t, uint32_t, uintptr_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uintptr_t
 from libc.string cimport memcpy, memset
 
 from wshub.links.link cimport (
@@ -140,21 +140,11 @@ cdef class ReactorLink(Link):
         if not self.closed and not self.blocked:
             self.reactor.flush_link(self)
 
-    cdef bint is_stalled(self) noexcept:
-        """As Link has it; what the kernel still holds must not become less either.
-
-        Epoll tells of room only once a third of the kernel's buffer is free, which a slow reader takes a while for.
-        """
-        return Link.is_stalled(self) and not self.is_acknowledged()
-
-    cdef bint is_taking(self) noexcept:
-        # With something left behind, is_stalled() has asked already.
-        return not self.blocked and not self.closed and self.is_acknowledged()
-
-    cdef bint is_acknowledged(self) noexcept:
-        """Whether the peer has acknowledged some of what it was sent since the last call."""
-        cdef int before = self.unacknowledged
-        return ioctl(self.descriptor, TIOCOUTQ, &self.unacknowledged) == 0 and self.unacknowledged < before
+    cdef int64_t unacknowledged(self) noexcept:
+        # Epoll tells of room only once a third of the kernel's buffer is free, which a slow reader takes a while for.
+        cdef int octets = 0
+        ioctl(self.descriptor, TIOCOUTQ, &octets)
+        return octets
 
     cdef int detach(self) noexcept:
         cdef int descriptor = self.descriptor
@@ -609,7 +599,7 @@ cdef class Reactor:
                 else:
                     self.lose(link, errno)
                 return
-            link.has_sent = True
+            link.given += sent
             link.ledger.bytes_sent += sent
             link.ledger.messages.outcomes[DELIVERED] += queue_advance(&link.queue, sent)
             if <size_t>sent < total:
