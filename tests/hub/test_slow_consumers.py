@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import json
 import random
+import socket
 import tracemalloc
 from collections.abc import AsyncIterator
 
 import pytest
 
 from tests.hub.conftest import connected, serving
-from tests.hub.peers import RawPeer, raw_peer
+from tests.hub.peers import REQUEST, RawPeer, masked, port_of, raw_peer
 from wshub import (
     CompressionConfig,
     ConfigurationError,
@@ -553,5 +554,81 @@ def test_very_short_messages_count_for_the_memory_that_they_take(run) -> None:
             assert queued > 100
             assert queued <= scene.hub.stats()["messages_pending"] <= queued + waiting // SIZE + 1
             check(scene.hub.stats())
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("use_reactor", [True, False])
+def test_on_drain_is_called_once_for_what_falls_behind_while_the_queue_is_found_empty(run, use_reactor) -> None:
+    async def scenario() -> None:
+        events: list[str] = []
+
+        def on_message(connection: Connection, received: Message) -> None:
+            events.append(received.data)
+            connection.send(bytes(8_000_000))
+            if received.data == "second":
+                # There is no room for it: what can leave does so now, which is not all.
+                connection.send("third", slow_consumer="drop_newest")
+
+        def on_drain(connection: Connection) -> None:
+            assert connection.buffered == 0
+            events.append("drained")
+
+        handler = EventHandler(on_message=on_message, on_drain=on_drain)
+        settings = {"max_send_buffer": 1_000_000, "use_reactor": use_reactor}
+        async with serving(handler, **settings) as (_, url), raw_peer(url) as peer:
+            peer.writer.transport.pause_reading()
+            # The second is not handled before all that the first has queued has left.
+            peer.write(masked(Frame.text("first")) + masked(Frame.text("second")))
+            while not events:
+                await asyncio.sleep(0)
+            peer.writer.transport.resume_reading()
+            for _ in range(2):
+                await peer.frame()
+            for _ in range(50):
+                await asyncio.sleep(0)
+            assert events == ["first", "second", "drained"]
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("use_reactor", [True, False])
+def test_on_drain_is_not_called_for_what_another_connection_has_queued_meanwhile(run, use_reactor) -> None:
+    """Two connections are found empty in the same turn, and the handler of the one sends to the other."""
+
+    async def scenario() -> None:
+        connections: list[Connection] = []
+        drained: list[int] = []
+
+        def on_drain(connection: Connection) -> None:
+            drained.append(connection.buffered)
+            if len(drained) == 1:
+                other = connections[1 - connections.index(connection)]
+                other.send(bytes(8_000_000))
+
+        handler = EventHandler(on_open=connections.append, on_drain=on_drain)
+        settings = {"max_send_buffer": 1 << 26, "use_reactor": use_reactor}
+        async with serving(handler, **settings) as (_, url), contextlib.AsyncExitStack() as stack:
+            peers = []
+            for _ in range(2):
+                peer = stack.enter_context(socket.create_connection(("127.0.0.1", port_of(url))))
+                peer.sendall(REQUEST)
+                peer.setblocking(False)
+                peers.append(peer)
+            while len(connections) < 2:
+                await asyncio.sleep(0)
+            for connection in connections:
+                connection.send(bytes(5_000_000))
+            idle = 0
+            while idle < 50:
+                # Both have read everything before the hub sees that of either.
+                idle += 1
+                for peer in peers:
+                    with contextlib.suppress(BlockingIOError):
+                        while peer.recv(1 << 20):
+                            idle = 0
+                await asyncio.sleep(0)
+            assert drained == [0] * len(drained)
+            assert len(drained) in (2, 3)
 
     run(scenario())

@@ -586,15 +586,16 @@ cdef class ConnectionCore(Receiver):
             for future in waiters:
                 if not future.done():
                     future.set_result(None)
-        if self.blocks & OUTPUT_FULL:
-            self.unblock(OUTPUT_FULL)
         if self.link.fell_behind:
+            # What falls behind from here on, as handlers of what is unread may have it, is told of once more.
             self.link.fell_behind = False
             self.drain_pending = True
-            if not self.blocks & ANY_HANDLER_RUNS:
-                PyContext_Enter(self.context)
-                self.call_on_drain()
-                PyContext_Exit(self.context)
+        if self.blocks & OUTPUT_FULL:
+            self.unblock(OUTPUT_FULL)
+        if not self.blocks & ANY_HANDLER_RUNS:
+            PyContext_Enter(self.context)
+            self.call_on_drain()
+            PyContext_Exit(self.context)
 
     cdef void connection_lost(self, int error) noexcept:
         if self.status == IS_CLOSED:
@@ -894,10 +895,14 @@ cdef class ConnectionCore(Receiver):
 
     cdef object call_on_drain(self):
         """Tells that all which had to wait has left, if that is still to be told."""
-        if self.drain_pending:
-            self.drain_pending = False
-            if self.status == IS_OPEN:
-                self.call(self.handlers.on_drain, (self,), HANDLER_RUNS)
+        if not self.drain_pending or self.status != IS_OPEN:
+            return
+        if not self.link.has_drained():
+            # More has been queued since: it is told when that has left.
+            self.link.notify_drained = True
+            return
+        self.drain_pending = False
+        self.call(self.handlers.on_drain, (self,), HANDLER_RUNS)
 
     cdef object call_on_close(self):
         if self.opened:

@@ -219,9 +219,7 @@ cdef class AsgiLink(Link):
         self.closed_by_peer(code, "")
 
     def _drained(self):
-        if self.notify_drained and queue_is_empty(&self.queue) and not self.closed:
-            self.notify_drained = False
-            self.receiver.drained()
+        self.tell_drained()
 
     def _lose(self):
         for task in (self.receiving, self.sending):

@@ -145,10 +145,7 @@ cdef class AsyncioLink(Link):
         self.flush_now()
         if not queue_is_empty(&self.queue):
             return
-        # A transport that asks for a pause has more than it should of what was queued.
-        if self.notify_drained and not self.blocked and self.receiver is not None:
-            self.notify_drained = False
-            self.receiver.drained()
+        self.tell_drained()
         if self.finishing and not self.closing_transport and queue_is_empty(&self.queue):
             if self.ended or not self.transport.can_write_eof():
                 self.closing_transport = True

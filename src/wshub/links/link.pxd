@@ -79,6 +79,8 @@ cdef class Link:
     cdef void flush_now(self) noexcept
     cdef void drop_unsent(self) noexcept
     cdef bint make_room(self, size_t bound) noexcept
+    cdef bint has_drained(self) noexcept
+    cdef void tell_drained(self) noexcept
     cdef Progress look(self) noexcept
     cdef int64_t unacknowledged(self) noexcept
     cdef bint replace(self, FrameBuffer *frame) noexcept

@@ -90,6 +90,16 @@ cdef class Link:
         """Forgets, and counts as dropped for slowness, every queued frame of which nothing has left yet."""
         self.ledger.messages.outcomes[DROPPED_SLOW] += queue_discard_unsent(&self.queue, DROPPED_SLOW)
 
+    cdef bint has_drained(self) noexcept:
+        """Whether nothing is queued, and more would be taken: a transport that asks for a pause holds too much itself."""
+        return queue_is_empty(&self.queue) and not self.blocked
+
+    cdef void tell_drained(self) noexcept:
+        """Tells the receiver of the empty queue, if it has asked for that and the queue is empty still."""
+        if self.notify_drained and self.has_drained() and not self.closed and self.receiver is not None:
+            self.notify_drained = False
+            self.receiver.drained()
+
     cdef Progress look(self) noexcept:
         """Asks the kernel how much the peer has acknowledged; returns what has become of that since the last call."""
         cdef int64_t before = self.acknowledged

@@ -633,9 +633,9 @@ cdef class Reactor:
                 if link.receiver is not None:
                     link.receiver.connection_lost(link.error)
                     link.receiver = None
-            elif link.notify_drained and not link.closed:
-                link.notify_drained = False
-                link.receiver.drained()
+            else:
+                # Those who were told before it may have queued more.
+                link.tell_drained()
 
     cdef void lose(self, ReactorLink link, int error) noexcept:
         """Closes the descriptor and forgets what is queued. The receiver is told at the end of this turn."""
