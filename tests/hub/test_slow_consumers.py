@@ -285,6 +285,24 @@ def test_a_key_of_a_room_is_not_that_of_another_nor_of_everybody_nor_of_one(run,
     run(scenario())
 
 
+def test_keys_that_a_queue_has_the_same_tag_for_are_told_apart(run) -> None:
+    async def scenario() -> None:
+        async with stalled(slow_consumer="latest") as scene:
+            first = await fill(scene)
+            connection = scene.connection
+            connection.send(json.dumps([1000]), key="one")
+            # Keys are numbered as they come; a tag has 16 bits, of which three values stand for something else.
+            for number in range((1 << 16) - 4):
+                scene.hub.broadcast("for nobody", room="empty", key=f"{number}")
+            connection.send(json.dumps([1001]), key="another")
+            assert scene.hub.stats()["dropped"]["replaced"] == 0
+            connection.send(json.dumps([1002]), key="one")
+            assert scene.hub.stats()["dropped"]["replaced"] == 1
+            assert await scene.catch_up() == [*range(first), 1002, 1001]
+
+    run(scenario())
+
+
 def test_names_of_keys_cost_bounded_memory(run) -> None:
     async def scenario() -> None:
         async with Hub() as hub:

@@ -16,8 +16,8 @@ struct iovec {
 #include <sys/uio.h>
 #endif
 
-/* With the link, a chunk fills 512 octets on a 64-bit machine. */
-#define WSHUB_CHUNK_FRAMES 63
+/* A chunk takes some 500 octets on a 64-bit machine; its tags are compared eight at a time. */
+#define WSHUB_CHUNK_FRAMES 48
 
 /* A shorter frame counts as so many octets against a bound on what may wait: that much memory it takes at the least. */
 #define WSHUB_LEAST_CHARGE 64
@@ -28,8 +28,16 @@ struct iovec {
 
 typedef struct wshub_chunk {
     struct wshub_chunk *next;
+    uint16_t tags[WSHUB_CHUNK_FRAMES]; /* wshub_tag_of() each frame: a search need not look at the frames themselves */
     wshub_frame *frames[WSHUB_CHUNK_FRAMES];
 } wshub_chunk;
+
+/* The tags of frames that have no key; those of frames that have one come behind. */
+enum {
+    WSHUB_TAG_NEEDED, /* it must not leave the queue before its turn */
+    WSHUB_TAG_SPARE,
+    WSHUB_TAG_KEYS
+};
 
 typedef struct {
     wshub_chunk *head;   /* owned, and through it all others */
@@ -69,6 +77,23 @@ wshub_queue_charge(const wshub_queue *queue)
     return queue->octets + queue->padding;
 }
 
+/* The tag of frames that can be spared and have that key; some other keys have the same. */
+static inline uint16_t
+wshub_tag_of_key(uint64_t key)
+{
+    return (uint16_t)(WSHUB_TAG_KEYS + key % (UINT16_MAX - WSHUB_TAG_KEYS));
+}
+
+/* What a queue keeps beside a frame. One that is dispensable by its policy can be spared if nothing else on the way needs
+ * it. */
+static inline uint16_t
+wshub_tag_of(const wshub_frame *frame)
+{
+    if (!frame->dispensable || frame->chained)
+        return WSHUB_TAG_NEEDED;
+    return frame->key == 0 ? WSHUB_TAG_SPARE : wshub_tag_of_key(frame->key);
+}
+
 /* Puts the frame, with a reference that was the caller's, behind all others. Returns -1 where there is no memory, and
  * nothing has changed. */
 static inline int
@@ -88,6 +113,7 @@ wshub_queue_append(wshub_queue *queue, wshub_frame *frame)
         queue->tail = chunk;
         queue->end = 0;
     }
+    queue->tail->tags[queue->end] = wshub_tag_of(frame);
     queue->tail->frames[queue->end++] = frame;
     queue->octets += wshub_frame_wire_length(frame);
     queue->padding += wshub_frame_padding(frame);
@@ -206,13 +232,6 @@ wshub_queue_discard_unsent(wshub_queue *queue, wshub_outcome outcome)
     return before - queue->messages;
 }
 
-/* Whether a frame may leave the queue before its turn: its policy allows it, and nothing else on the way needs it. */
-static inline int
-wshub_frame_can_be_spared(const wshub_frame *frame)
-{
-    return frame->dispensable && !frame->chained;
-}
-
 /* The spot of the first frame of which nothing has been sent. */
 static inline wshub_spot
 wshub_queue_first_unsent(const wshub_queue *queue)
@@ -233,9 +252,20 @@ wshub_queue_find_spare(const wshub_queue *queue, wshub_spot from)
 {
     for (; from.chunk != NULL; from = (wshub_spot){from.chunk->next, 0})
         for (; from.place < wshub_queue_end_of(queue, from.chunk); from.place++)
-            if (wshub_frame_can_be_spared(from.chunk->frames[from.place]))
+            if (from.chunk->tags[from.place] != WSHUB_TAG_NEEDED)
                 return from;
     return from;
+}
+
+/* Whether one of these tags is that one. All of them are looked at, which lets the compiler compare many at a time. */
+static inline int
+wshub_tags_include(const uint16_t *tags, size_t count, uint16_t tag)
+{
+    uint16_t found = 0;
+
+    for (size_t i = 0; i < count; i++)
+        found |= tags[i] == tag;
+    return found;
 }
 
 /* The last message with that key of which nothing has been sent and that can be spared: a newer one may take its place. */
@@ -244,11 +274,15 @@ wshub_queue_find_latest(const wshub_queue *queue, uint64_t key)
 {
     wshub_spot found = {NULL, 0};
     wshub_spot spot = wshub_queue_first_unsent(queue);
+    uint16_t tag = wshub_tag_of_key(key);
 
-    while ((spot = wshub_queue_find_spare(queue, spot)).chunk != NULL) {
-        if (spot.chunk->frames[spot.place]->key == key)
-            found = spot;
-        spot.place++;
+    for (; spot.chunk != NULL; spot = (wshub_spot){spot.chunk->next, 0}) {
+        size_t end = wshub_queue_end_of(queue, spot.chunk);
+        if (!wshub_tags_include(spot.chunk->tags + spot.place, end - spot.place, tag))
+            continue;
+        for (; spot.place < end; spot.place++)
+            if (spot.chunk->tags[spot.place] == tag && spot.chunk->frames[spot.place]->key == key)
+                found = spot;
     }
     return found;
 }
@@ -260,9 +294,9 @@ wshub_queue_is_referred_over(const wshub_queue *queue, wshub_spot spot)
     size_t place = spot.place + 1;
 
     for (const wshub_chunk *chunk = spot.chunk; chunk != NULL; chunk = chunk->next, place = 0) {
-        size_t end = chunk == queue->tail ? queue->end : WSHUB_CHUNK_FRAMES;
+        size_t end = wshub_queue_end_of(queue, chunk);
         for (; place < end; place++)
-            if (chunk->frames[place]->chained)
+            if (chunk->tags[place] == WSHUB_TAG_NEEDED && chunk->frames[place]->chained)
                 return 1;
     }
     return 0;
@@ -274,15 +308,19 @@ static inline wshub_frame *
 wshub_queue_remove(wshub_queue *queue, wshub_spot spot)
 {
     wshub_frame *removed = spot.chunk->frames[spot.place], *carried = NULL;
+    uint16_t carried_tag = WSHUB_TAG_NEEDED;
     wshub_chunk *chunk = queue->head;
     size_t place = queue->first;
 
     for (;;) {
         wshub_frame *here = chunk->frames[place];
+        uint16_t tag = chunk->tags[place];
         chunk->frames[place] = carried;
+        chunk->tags[place] = carried_tag;
         if (chunk == spot.chunk && place == spot.place)
             break;
         carried = here;
+        carried_tag = tag;
         if (++place == WSHUB_CHUNK_FRAMES) {
             chunk = chunk->next;
             place = 0;
@@ -345,6 +383,7 @@ wshub_queue_replace(wshub_queue *queue, wshub_frame *frame)
     }
     else {
         spot.chunk->frames[spot.place] = frame;
+        spot.chunk->tags[spot.place] = wshub_tag_of(frame);
         queue->octets += wshub_frame_wire_length(frame);
         queue->octets -= wshub_frame_wire_length(former);
         queue->padding += wshub_frame_padding(frame);
