@@ -137,13 +137,29 @@ def test_half_open_handshakes_keep_nobody_out(run) -> None:
     """5,000 requests that never end, of which the hub keeps as many as it is told to; others are served meanwhile."""
 
     async def scenario() -> None:
+        most = 0
+
+        async def watch(reactor: Any) -> None:
+            nonlocal most
+            while True:
+                most = max(most, reactor.connection_count)
+                await asyncio.sleep(0)
+
         with contextlib.ExitStack() as half_open:
-            async with serving(EventHandler(), max_pending_handshakes=256) as (_, url):
+            async with serving(EventHandler(), max_pending_handshakes=256) as (hub, url):
+                reactor = hub._bind()
+                watching = asyncio.create_task(watch(reactor))
                 for block in range(50):
                     for _ in range(100):
                         client = half_open.enter_context(socket.create_connection(("127.0.0.1", port_of(url))))
                         client.sendall(REQUEST[: 10 + block])
                     assert await status_of(url) == 101
+                    while reactor.connection_count > 256:
+                        await asyncio.sleep(0)
+                watching.cancel()
+                assert most >= 256
+                # The one that was served is not pending. A transport ends a turn later than it is told to.
+                assert most <= (257 if HAS_REACTOR else 512)
 
     run(scenario())
 
