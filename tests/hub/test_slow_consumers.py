@@ -192,9 +192,12 @@ def test_where_what_may_be_dropped_would_not_make_room_the_new_message_is(run, u
             first = await fill(scene)
             connection.send(json.dumps([500]), slow_consumer="drop_oldest")
             number = 1000
-            while connection.buffered < 65 * 1024:
+            while connection.buffered < 58 * 1024:
                 connection.send(message(number))
                 number += 1
+            # What is more than the bound then is more than may be dropped.
+            connection.send(json.dumps([number, PADDING * 4]))
+            number += 1
             for policy in ("drop_oldest", "latest"):
                 assert hub.broadcast(message(9000), room="room", slow_consumer=policy) == 0
             dropped = hub.stats()["dropped"]
@@ -648,5 +651,75 @@ def test_on_drain_is_not_called_for_what_another_connection_has_queued_meanwhile
                 await asyncio.sleep(0)
             assert drained == [0] * len(drained)
             assert len(drained) in (2, 3)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("use_reactor", [True, False])
+@pytest.mark.parametrize("policy", POLICIES[1:])
+def test_a_slow_reader_gets_its_pong_and_drain_returns_although_more_is_always_queued(run, policy, use_reactor) -> None:
+    async def scenario() -> None:
+        opened: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
+        settings = {"max_send_buffer": 1 << 18, "slow_consumer": policy, "use_reactor": use_reactor}
+        hub = Hub(HubConfig(**settings))
+        listener = socket.create_server(("127.0.0.1", 0))
+        # The kernel must not take all that waits at once.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 15)
+        async with hub.serve(sock=listener, handler=EventHandler(on_open=opened.set_result)) as server:
+            with socket.socket() as peer:
+                peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 14)
+                peer.connect(("127.0.0.1", server.port))
+                peer.sendall(REQUEST)
+                connection = await opened
+                while not any(hub.stats()["dropped"].values()):
+                    hub.broadcast(bytes(1000))
+                    await asyncio.sleep(0)
+                peer.sendall(masked(Frame.ping(b"are you there?")))
+                draining = asyncio.create_task(connection.drain())
+                received = bytearray()
+                for _ in range(200):
+                    received += peer.recv(1 << 13)
+                    if b"are you there?" in received and draining.done():
+                        break
+                    for _ in range(4):
+                        await asyncio.sleep(0)
+                        assert connection.buffered
+                        while connection.buffered < 1 << 18:
+                            hub.broadcast(bytes(1000))
+                assert draining.done()
+                assert b"are you there?" in received
+                check(hub.stats())
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("use_reactor", [True, False])
+def test_a_slow_reader_has_one_pong_waiting_and_gets_the_latest_behind_it(run, use_reactor) -> None:
+    async def scenario() -> None:
+        pinged: list[bytes] = []
+        opened: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
+        handler = EventHandler(on_open=opened.set_result, on_ping=lambda connection, payload: pinged.append(payload))
+        async with (
+            serving(handler, max_send_buffer=1 << 25, use_reactor=use_reactor) as (_, url),
+            raw_peer(url) as peer,
+        ):
+            peer.writer.transport.pause_reading()
+            connection = await opened
+            connection.send(bytes(16_000_000))
+            for _ in range(20):
+                await asyncio.sleep(0)
+            before = connection.buffered
+            for number in range(100):
+                peer.send(Frame.ping(b"%d" % number))
+            while len(pinged) < 100:
+                await asyncio.sleep(0)
+            assert connection.buffered <= before + 64
+            peer.writer.transport.resume_reading()
+            pongs = []
+            while not pongs or pongs[-1] != b"99":
+                frame = await peer.frame()
+                if frame.opcode is Opcode.PONG:
+                    pongs.append(frame.payload)
+            assert pongs == [b"0", b"99"]
 
     run(scenario())

@@ -298,15 +298,22 @@ cdef class Connection(ConnectionCore):
             self.begin_closing(payload)
 
     async def drain(self):
-        """Waits until everything queued has been taken by the kernel. Raises ConnectionClosed if that cannot be."""
+        """Waits until everything that is queued now has been taken by the kernel, or dropped as ``slow_consumer`` says.
+
+        It does not wait for what is queued meanwhile.
+
+        Raises:
+            ConnectionClosed: the connection is closing already; or it has ended before all had left, or was closed
+                because too much waited.
+        """
         self.check_open()
-        if self.link.queue.octets == 0:
+        if self.link.has_drained():
             return
         future = self.hub.loop.create_future()
         if self.drain_waiters is None:
             self.drain_waiters = []
-        self.drain_waiters.append(future)
-        self.link.notify_drained = True
+        self.drain_waiters.append((self.link.end_of_queue(), future))
+        self.link.notify_when_left(self.link.end_of_queue())
         await future
 
     async def wait_closed(self):

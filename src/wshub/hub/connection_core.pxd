@@ -60,10 +60,11 @@ cdef class ConnectionCore(Receiver):
     cdef object waiter           # Future of a pending receive(), or None
     cdef object receiving_task   # who waits, for the error that a second one gets
     cdef list waiters            # Futures of drain() and wait_closed()
-    cdef object drain_waiters
+    cdef list drain_waiters      # of drain(): octets that must have left the link's queue, and the Future, oldest first
     cdef bytes unread            # octets received and not parsed, while handling is blocked
     cdef size_t unread_offset
-    cdef FrameBuffer *pending_pong  # owned: the answer to the latest ping, while the peer does not read
+    cdef int64_t pong_end        # octets that will have left the link's queue, ever, once the last pong has
+    cdef FrameBuffer *pending_pong  # owned: the answer to a later ping, while that pong waits for the peer to read
     cdef readonly double last_ping_time
     cdef readonly double last_pong_time
     cdef double next_ping
@@ -120,6 +121,9 @@ cdef class ConnectionCore(Receiver):
     cdef void handle_close(self)
     cdef void fail(self, uint16_t code, str reason) noexcept
     cdef void begin_closing(self, bytes payload) noexcept
+    cdef void queue_pong(self, FrameBuffer *pong) noexcept
+    cdef void wake_drainers(self, bint all_left) noexcept
+    cdef void refuse_drainers(self) noexcept
     cdef void overflow(self) noexcept
     cdef void out_of_memory(self) noexcept
     cdef bint is_blocked(self) noexcept

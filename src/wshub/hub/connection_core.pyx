@@ -50,6 +50,7 @@ from wshub.protocol.frame_buffer cimport (
     frame_is_message,
     frame_payload,
     frame_release,
+    frame_retain,
     frame_seal,
 )
 from wshub.protocol.message cimport Message, frame_from_payload, message_from_frame
@@ -576,26 +577,46 @@ cdef class ConnectionCore(Receiver):
 
     cdef void drained(self) noexcept:
         cdef FrameBuffer *pong = self.pending_pong
+        cdef bint all_left = self.link.has_drained()
+        self.wake_drainers(all_left)
         if pong != NULL:
             self.pending_pong = NULL
-            if self.queue(pong, self.hub.policy) < 0:
-                self.overflow()
+            if self.status == IS_OPEN:
+                self.queue_pong(pong)
             frame_release(pong)
-        waiters, self.drain_waiters = self.drain_waiters, None
-        if waiters is not None:
-            for future in waiters:
-                if not future.done():
-                    future.set_result(None)
-        if self.link.fell_behind:
+        if all_left and self.link.fell_behind:
             # What falls behind from here on, as handlers of what is unread may have it, is told of once more.
             self.link.fell_behind = False
             self.drain_pending = True
         if self.blocks & OUTPUT_FULL:
-            self.unblock(OUTPUT_FULL)
+            if is_full(self):
+                self.link.notify_when_left(self.link.end_of_queue())
+            else:
+                self.unblock(OUTPUT_FULL)
         if not self.blocks & ANY_HANDLER_RUNS:
             PyContext_Enter(self.context)
             self.call_on_drain()
             PyContext_Exit(self.context)
+
+    cdef void wake_drainers(self, bint all_left) noexcept:
+        """Wakes who waits in drain() for no more than what has left."""
+        while self.drain_waiters is not None:
+            octets, future = self.drain_waiters[0]
+            if not all_left and octets > self.link.given:
+                self.link.notify_when_left(octets)
+                return
+            del self.drain_waiters[0]
+            if not self.drain_waiters:
+                self.drain_waiters = None
+            if not future.done():
+                future.set_result(None)
+
+    cdef void refuse_drainers(self) noexcept:
+        """What is waited for in drain() is lost."""
+        waiters, self.drain_waiters = self.drain_waiters, None
+        for _, future in waiters or ():
+            if not future.done():
+                future.set_exception(self.closed_error())
 
     cdef void connection_lost(self, int error) noexcept:
         if self.status == IS_CLOSED:
@@ -619,10 +640,7 @@ cdef class ConnectionCore(Receiver):
         for future in waiters or ():
             if not future.done():
                 future.set_result(None)
-        waiters, self.drain_waiters = self.drain_waiters, None
-        for future in waiters or ():
-            if not future.done():
-                future.set_exception(self.closed_error())
+        self.refuse_drainers()
         if self.blocks & ANY_HANDLER_RUNS:
             self.close_pending = True
             return
@@ -643,7 +661,7 @@ cdef class ConnectionCore(Receiver):
         while not self.input_ended:
             if not self.sheds and is_full(self):
                 self.blocks |= OUTPUT_FULL
-                self.link.notify_drained = True
+                self.link.notify_when_left(self.link.end_of_queue())
             if self.parser.inflating_work - work_before >= TURN_INFLATES:
                 self.end_turn()
             if self.is_blocked():
@@ -714,20 +732,30 @@ cdef class ConnectionCore(Receiver):
         self.spend(CONTROL_FRAMES, 1)
         if event == PING and self.status == IS_OPEN:
             frame_seal(frame, PONG_OPCODE)
-            if self.link.blocked:
-                # Only the latest of several pings needs an answer (RFC 6455 section 5.5.3), and a peer that sends
-                # them without reading the answers gets to queue no more than one.
-                frame_release(self.pending_pong)
-                self.pending_pong = frame
-                frame = NULL
-                self.link.notify_drained = True
-            elif self.queue(frame, self.hub.policy) < 0:
-                self.overflow()
+            self.queue_pong(frame)
         frame_release(frame)
         if event != PING:
             self.last_pong_time = self.hub.clock()
         if handler is not None and self.status == IS_OPEN:
             self.call(handler, (self, payload), HANDLER_RUNS)
+
+    cdef void queue_pong(self, FrameBuffer *pong) noexcept:
+        """Queues the answer to a ping, which no policy drops.
+
+        Only the latest of several pings needs an answer (RFC 6455 section 5.5.3), and a peer that sends them without
+        reading the answers gets to queue one, behind which the latest waits.
+        """
+        frame_release(self.pending_pong)
+        self.pending_pong = NULL
+        if is_full(self):
+            self.link.flush_now()
+        if self.link.blocked and self.link.given < self.pong_end:
+            self.pending_pong = frame_retain(pong)
+            self.link.notify_when_left(self.pong_end)
+        elif self.link.write(pong) < 0:
+            self.out_of_memory()
+        else:
+            self.pong_end = self.link.end_of_queue()
 
     cdef void handle_close(self):
         cdef FrameBuffer *frame = parser_take_control(&self.parser)

@@ -111,6 +111,10 @@ cdef class AsgiLink(Link):
         else:
             self.lose_later()
 
+    cdef bint has_news(self) noexcept:
+        # Of what the server has in hand nobody knows that it is taken.
+        return Link.has_news(self) and (self.in_hand == 0 or self.notify_at <= self.given - self.in_hand)
+
     cdef int64_t unacknowledged(self) noexcept:
         return self.in_hand
 
@@ -164,9 +168,11 @@ cdef class AsgiLink(Link):
                     elif message is not None:
                         await self.send_message(message)
                     self.in_hand = 0
+                    if self.has_news():
+                        self.loop.call_soon(self._drained)
                     continue
                 self.blocked = False
-                if self.notify_drained:
+                if self.has_news():
                     self.loop.call_soon(self._drained)
                 if self.finishing:
                     self.lose_later()

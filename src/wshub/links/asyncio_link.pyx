@@ -112,6 +112,10 @@ cdef class AsyncioLink(Link):
             # write() may call pause_writing() before it returns, which ends this loop.
             self.transport.write(data)
 
+    cdef bint has_news(self) noexcept:
+        # A transport that asks for a pause has more than it should of what was queued.
+        return not self.blocked and Link.has_news(self)
+
     cdef Progress look(self) noexcept:
         cdef Progress found = Link.look(self)
         # What a transport with TLS has encrypted already it may hide; the kernel does not.
@@ -142,6 +146,8 @@ cdef class AsyncioLink(Link):
         self.scheduled = False
         if self.closed:
             return
+        # Before the transport has more to hold than what was asked for.
+        self.tell_drained()
         self.flush_now()
         if not queue_is_empty(&self.queue):
             return

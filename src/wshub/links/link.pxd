@@ -69,6 +69,7 @@ cdef class Link:
     cdef uint8_t fell_behind     # something was left behind since the receiver was last told of the empty queue
     cdef int64_t given           # octets that left the queue for the kernel, or whoever else passes them on; ever
     cdef int64_t acknowledged    # of these, how many the peer had when that was last looked at
+    cdef int64_t notify_at       # 0, or the receiver is to be told, once more, when so many were given
     cdef Ledger ledger
     cdef Receiver receiver
 
@@ -80,6 +81,9 @@ cdef class Link:
     cdef void drop_unsent(self) noexcept
     cdef bint make_room(self, size_t bound) noexcept
     cdef bint has_drained(self) noexcept
+    cdef int64_t end_of_queue(self) noexcept
+    cdef void notify_when_left(self, int64_t octets) noexcept
+    cdef bint has_news(self) noexcept
     cdef void tell_drained(self) noexcept
     cdef Progress look(self) noexcept
     cdef int64_t unacknowledged(self) noexcept

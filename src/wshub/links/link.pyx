@@ -54,7 +54,7 @@ cdef class Receiver:
         """The peer sends nothing more. The link stays open until it is aborted."""
 
     cdef void drained(self) noexcept:
-        """The queue is empty again, after `notify_drained` was set."""
+        """What was to be told of has left: all of the queue, or as many octets as were named."""
 
     cdef void connection_lost(self, int error) noexcept:
         """The link is gone, and all that was queued with it. `error` is an errno, or 0. It is called once."""
@@ -91,17 +91,34 @@ cdef class Link:
         self.ledger.messages.outcomes[DROPPED_SLOW] += queue_discard_unsent(&self.queue, DROPPED_SLOW)
 
     cdef bint has_drained(self) noexcept:
-        """Whether nothing is queued, and more would be taken: a transport that asks for a pause holds too much itself."""
+        """Whether nothing is queued, and more would be taken: a transport that asks for a pause has a queue itself."""
         return queue_is_empty(&self.queue) and not self.blocked
 
+    cdef int64_t end_of_queue(self) noexcept:
+        """How many octets will have left, ever, once all that is queued now has: fewer if some of it is dropped."""
+        return self.given + self.queue.octets
+
+    cdef void notify_when_left(self, int64_t octets) noexcept:
+        """Has the receiver told, once, when so many octets have left the queue, ever, or the queue is empty."""
+        self.notify_drained = True
+        if self.notify_at == 0 or octets < self.notify_at:
+            self.notify_at = octets
+
+    cdef bint has_news(self) noexcept:
+        """Whether what the receiver asked to be told of has left."""
+        return self.notify_drained and (self.has_drained() or 0 < self.notify_at <= self.given)
+
     cdef void tell_drained(self) noexcept:
-        """Tells the receiver of the empty queue, if it has asked for that and the queue is empty still."""
-        if self.notify_drained and self.has_drained() and not self.closed and self.receiver is not None:
+        """Tells the receiver, if what it asked to be told of has left; if not, it is still to be told."""
+        if self.closed or self.receiver is None or not self.has_news():
+            return
+        self.notify_at = 0
+        if self.has_drained():
             self.notify_drained = False
-            self.receiver.drained()
+        self.receiver.drained()
 
     cdef Progress look(self) noexcept:
-        """Asks the kernel how much the peer has acknowledged; returns what has become of that since the last call."""
+        """Asks the kernel how much the peer has acknowledged, and returns how that has changed since the last call."""
         cdef int64_t before = self.acknowledged
         if self.closed:
             return AT_REST

@@ -619,6 +619,8 @@ cdef class Reactor:
         """The kernel takes no more for now: epoll tells when it does."""
         link.blocked = True
         link.fall_behind()
+        if link.has_news():
+            self.note(self.notices, link)
 
     cdef void notify(self) noexcept:
         """Tells receivers what became of their links. They may write and abort as they like."""
