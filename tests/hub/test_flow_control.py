@@ -178,3 +178,28 @@ def test_every_client_gets_exactly_what_the_model_says_in_order(actions) -> None
             assert balanced(hub)
 
     asyncio.run(asyncio.wait_for(scenario(), 30))
+
+
+@pytest.mark.parametrize("use_reactor", [True, False])
+def test_drain_raises_when_what_it_waits_for_is_dropped_since_too_much_waits(run, use_reactor) -> None:
+    async def scenario() -> None:
+        opened = asyncio.get_running_loop().create_future()
+        handler = EventHandler(on_open=opened.set_result)
+        async with serving(handler, use_reactor=use_reactor) as (hub, url), raw_peer(url) as peer:
+            peer.writer.transport.pause_reading()
+            connection = await opened
+            while not connection.buffered:
+                connection.send(bytes(10_000))
+                await asyncio.sleep(0)
+            draining = asyncio.create_task(connection.drain())
+            await asyncio.sleep(0)
+            while connection.close_code is None:
+                connection.send(bytes(10_000))
+            peer.writer.transport.resume_reading()
+            assert await peer.close_code() == 1013
+            with pytest.raises(ConnectionClosed, match="1013"):
+                await draining
+            assert hub.stats()["dropped"]["slow"] > 0
+            assert balanced(hub)
+
+    run(scenario())

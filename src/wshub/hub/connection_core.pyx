@@ -371,6 +371,7 @@ cdef class ConnectionCore(Receiver):
             return
         self.link.drop_unsent()
         self.fail(1013, "too much is waiting to be sent")
+        self.refuse_drainers()
 
     cdef void go_away(self, uint16_t code, str reason, bytes payload) noexcept:
         """The hub closes: so does this connection."""

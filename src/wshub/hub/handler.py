@@ -31,7 +31,7 @@ class EventHandler:
     - ``on_error(connection, error)``: another handler has raised ``error``; the connection is closed with 1011.
     - ``on_ping(connection, payload)``, ``on_pong(connection, payload)``: a ping, which is answered already; a pong.
     - ``on_drain(connection)``: all that was queued has left, after some of it had to wait for the peer to read. Where
-      ever more is sent than the peer reads, and a policy drops the rest, that never is; ``drain()`` returns all the same.
+      ever more is sent than the peer reads, and the rest is dropped, that is never; ``drain()`` returns all the same.
 
     Raises:
         MisuseError: a keyword is none of these, or its value cannot be called.
