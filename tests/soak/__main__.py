@@ -40,6 +40,10 @@ def check(reports: list[dict[str, Any]], load: dict[str, Any], descriptors: int)
     received = load["counts"]["received"]
     if orderly["messages_delivered"] != received:
         failures.append(f"{orderly['messages_delivered']} messages delivered, {received} received")
+    # Not as many: nobody misses the last that there was of a room, nor what was no message to one.
+    dropped = sum(orderly["dropped"][reason] for reason in ("newest", "oldest", "replaced"))
+    if load["counts"]["missing"] > dropped:
+        failures.append(f"{load['counts']['missing']} messages are missing, {dropped} were dropped")
     for stats in (orderly, reset):
         if stats["opened"] != stats["closed"] or stats["connections"] or stats["rooms"] or stats["messages_pending"]:
             failures.append(f"something is left: {stats}")

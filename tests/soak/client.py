@@ -144,8 +144,9 @@ class Client(asyncio.Protocol):
             if kind == JOIN:
                 self.rooms[room] = number
             elif kind == LEAVE:
-                self._expect(number == self.rooms[room], f"the last of room {room}", number, self.rooms[room])
-                del self.rooms[room]
+                last = self.rooms.pop(room)
+                self._expect(number == last, f"the last of room {room}", number, last)
+                self.missing += number - last
 
     def _of_room(self, room: int, number: int) -> None:
         last = self.rooms.get(room)
