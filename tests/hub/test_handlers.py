@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 import pytest
 import websockets
@@ -456,5 +457,29 @@ def test_the_closing_handshake_does_not_wait_for_a_handler_that_is_suspended(run
                 await connection.wait_closed()
                 assert connection.close_code == 4000
             forever.set()
+
+    run(scenario())
+
+
+def test_a_room_has_a_name(run) -> None:
+    """A message to a room of which the name has been forgotten must not be one to everybody."""
+
+    async def scenario() -> None:
+        opened = asyncio.get_running_loop().create_future()
+        async with serving(EventHandler(on_open=opened.set_result)) as (hub, url), connected(url):
+            connection = await opened
+            for call in (
+                connection.join,
+                connection.leave,
+                partial(hub.join_room, connection),
+                partial(hub.leave_room, connection),
+                partial(hub.broadcast_to_room, message="to everybody"),
+                partial(hub.broadcast_to_room_except, message="to everybody", exclude=connection),
+                hub.configure_room,
+            ):
+                with pytest.raises(TypeError):
+                    call(None)
+            assert connection.rooms == hub.rooms == frozenset()
+            assert hub.stats()["messages_accepted"] == 0
 
     run(scenario())

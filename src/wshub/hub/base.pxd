@@ -96,7 +96,7 @@ cdef class HubBase:
     cdef double swept_at         # when the last sweep was
     cdef uint64_t messages_received
     cdef uint64_t rates_exceeded
-    cdef uint64_t drops          # messages for which a connection had no room
+    cdef bint had_no_room        # for a message, on some connection
 
     cdef object forget(self, object key, object address_key)
     cdef int describe(self, Delivery *delivery, object compress, object slow_consumer, uint8_t policy) except -1

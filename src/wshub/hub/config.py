@@ -100,9 +100,9 @@ class HubConfig:
     ``Hub.serve``; with any of them, so is one over a Unix socket. Under uvicorn, ``--forwarded-allow-ips`` says it."""
 
     max_send_buffer: int = 256 * 1024
-    """Octets that may wait to be sent on a connection, where a message of less than 64 counts as 64. While that much
-    waits, ``slow_consumer`` says what becomes of a further message to it, and its own messages are not read until that
-    has been to drop one: one slow reader costs bounded memory."""
+    """Octets that may wait to be sent on a connection, where a message of less than 64 counts as 64: one slow reader
+    costs bounded memory. While that much waits, ``slow_consumer`` says what becomes of a further message to it. Nor is
+    anything read from it meanwhile; once a message to it has been dropped it is read again, until it has caught up."""
 
     slow_consumer: SlowConsumer = "close"
     """What is done with a message for a connection on which ``max_send_buffer`` octets wait already: ``"close"``

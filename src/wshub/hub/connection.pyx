@@ -145,14 +145,14 @@ cdef class Connection(ConnectionCore):
         """Whether the connection is in that room."""
         return self.room_table is not None and name in self.room_table
 
-    def join(self, name):
+    def join(self, str name not None):
         """Enters a room. Being in it already is fine. Raises ConnectionClosed on a connection that is closing."""
         if self.is_foreign():
             self.hub.loop.call_soon_threadsafe(self._quietly, partial(self.join, name))
             return
         self.join_room(name)
 
-    def leave(self, name):
+    def leave(self, str name not None):
         """Leaves a room. Not being in it is fine."""
         if self.is_foreign():
             self.hub.loop.call_soon_threadsafe(self.leave, name)

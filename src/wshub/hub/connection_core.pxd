@@ -112,7 +112,7 @@ cdef class ConnectionCore(Receiver):
     cdef void give_up(self, uint16_t code, str reason) noexcept
     cdef void start(self, Link link)
     cdef void leave_all_rooms(self) noexcept
-    cdef void go_away(self, uint16_t code, str reason, bytes payload) noexcept
+    cdef void go_away(self, bytes payload) noexcept
     cdef void process(self, const uint8_t **cursor, const uint8_t *end, uint64_t work_before) noexcept
     cdef void end_turn(self) noexcept
     cdef void dispatch(self, Event event) noexcept

@@ -345,7 +345,7 @@ cdef class ConnectionCore(Receiver):
             # A burst within one turn has not been tried yet: only what the kernel does not take is too much.
             self.link.flush_now()
         if is_full(self):
-            self.hub.drops += 1
+            self.hub.had_no_room = True
             if policy == CLOSE_CONNECTION:
                 self.link.turn_away(frame, DROPPED_SLOW)
                 return -1
@@ -373,8 +373,8 @@ cdef class ConnectionCore(Receiver):
         self.fail(1013, "too much is waiting to be sent")
         self.refuse_drainers()
 
-    cdef void go_away(self, uint16_t code, str reason, bytes payload) noexcept:
-        """The hub closes: so does this connection."""
+    cdef void go_away(self, bytes payload) noexcept:
+        """The hub closes, or its time is over: so does this connection, with that payload of the close frame."""
         if self.status == IS_OPEN:
             self.begin_closing(payload)
 
@@ -467,7 +467,7 @@ cdef class ConnectionCore(Receiver):
             payload = encode_close_payload(1001, reason)
         except MemoryError:
             return
-        self.go_away(1001, reason, payload)
+        self.go_away(payload)
 
     cdef void give_up(self, uint16_t code, str reason) noexcept:
         """Ends the connection at once: nothing more can be said to the peer, or is worth to be."""

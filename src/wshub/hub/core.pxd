@@ -11,8 +11,8 @@ cdef class HubCore(HubBase):
     cdef readonly object config
     cdef object reactor      # a Reactor or an AsyncioReactor; None until the hub has a loop
     cdef uint64_t last_id
-    cdef readonly dict refused  # reason: how many handshakes
-    cdef bint drops_told     # the log says that messages are dropped
+    cdef readonly dict refused  # status: how many handshakes
+    cdef bint fullness_told  # the log says that some connection has had no room
     cdef object emptied      # Future that is done when no connection is left, or None
 
     cdef object set_rates(self, object config)

@@ -418,17 +418,17 @@ cdef class HubCore(HubBase):
         """``broadcast`` to everybody but one."""
         return self.broadcast(message, exclude=exclude, compress=compress, slow_consumer=slow_consumer, key=key)
 
-    def broadcast_to_room(self, room, message, *, compress=None, slow_consumer=None, key=None):
+    def broadcast_to_room(self, room not None, message, *, compress=None, slow_consumer=None, key=None):
         """``broadcast`` to everybody in a room."""
         return self.broadcast(message, room=room, compress=compress, slow_consumer=slow_consumer, key=key)
 
-    def broadcast_to_room_except(self, room, message, exclude, *, compress=None, slow_consumer=None, key=None):
+    def broadcast_to_room_except(self, room not None, message, exclude, *, compress=None, slow_consumer=None, key=None):
         """``broadcast`` to everybody in a room but one."""
         return self.broadcast(
             message, room=room, exclude=exclude, compress=compress, slow_consumer=slow_consumer, key=key
         )
 
-    def _configure_room(self, name, config):
+    def _configure_room(self, str name not None, config):
         """Gives a room its settings, also one that nobody is in yet."""
         cdef Room room = self.room_table.get(name)
         cdef Connection connection
@@ -487,26 +487,26 @@ cdef class HubCore(HubBase):
         self.swept_at = now
         if self.reactor is not None:
             self.reactor.resume_accepting()
-        if self.drops and not self.drops_told:
-            self.drops_told = True
+        if self.had_no_room and not self.fullness_told:
+            self.fullness_told = True
             logger.warning(
                 "a connection leaves %d octets unread (max_send_buffer): what becomes of it is for slow_consumer to "
                 "say, and stats() counts it from here on", self.max_send_buffer
             )
 
-    def _close_all(self, int code, str reason, bytes payload):
+    def _close_all(self, bytes payload):
         cdef Connection connection
         for connection in list(self.connections.values()):
-            connection.go_away(code, reason, payload)
+            connection.go_away(payload)
 
-    def _close_share(self, int steps, int code, str reason, bytes payload):
+    def _close_share(self, int steps, bytes payload):
         """Closes the oldest of the open connections: as many as leave equal shares for the steps that are left."""
         cdef Connection connection
         cdef list still_open = [
             connection for connection in self.connections.values() if (<Connection>connection).status == IS_OPEN
         ]
         for connection in still_open[:-(-len(still_open) // steps)]:
-            connection.go_away(code, reason, payload)
+            connection.go_away(payload)
 
     def _abort_all(self):
         cdef Connection connection

@@ -63,8 +63,8 @@ class Hub(HubCore):
         self._wants_address = on_upgrade is not None or self._admission.needs_address
         self._sweeper: asyncio.TimerHandle | None = None
         self._closing: asyncio.Task[None] | None = None
-        # The code and reason that everybody has been told, once everybody has.
-        self._farewell: tuple[int, str] | None = None
+        # The payload of the close frame that everybody has been sent, once everybody has.
+        self._farewell: bytes | None = None
         self._expire_handshakes: list[Callable[[], None]] = []
 
     def register(self, handler: EventHandler | Callable[[Connection], Any]) -> Connection:
@@ -239,15 +239,15 @@ class Hub(HubCore):
         payload = encode_close_payload(code, reason)
         if self._closing is None:
             self._bind()
-            self._closing = asyncio.get_running_loop().create_task(self._close(code, reason, payload))
+            self._closing = asyncio.get_running_loop().create_task(self._close(payload))
         await asyncio.shield(self._closing)
 
-    async def _close(self, code: int, reason: str, payload: bytes) -> None:
+    async def _close(self, payload: bytes) -> None:
         timeout = self.config.close_timeout_ms / 1000
         try:
-            await self._spread_closes(code, reason, payload)
-            self._farewell = (code, reason)
-            self._close_all(code, reason, payload)
+            await self._spread_closes(payload)
+            self._farewell = payload
+            self._close_all(payload)
             await asyncio.wait([self._when_empty()], timeout=timeout)
             self._abort_all()
             await asyncio.wait([self._when_empty()], timeout=timeout)
@@ -259,14 +259,14 @@ class Hub(HubCore):
                 self._sweeper.cancel()
             self._close_reactor_soon()
 
-    async def _spread_closes(self, code: int, reason: str, payload: bytes) -> None:
+    async def _spread_closes(self, payload: bytes) -> None:
         """Close one connection after the other, evenly over the configured time."""
         spread = self.config.shutdown_spread_ms / 1000
         steps = min(round(spread / CLOSE_STEP), self.connection_count)
         for left in range(steps, 0, -1):
             if not self.connection_count:
                 return
-            self._close_share(left, code, reason, payload)
+            self._close_share(left, payload)
             await asyncio.sleep(spread / steps)
 
     async def __aenter__(self) -> Hub:
@@ -356,7 +356,7 @@ class Hub(HubCore):
             self._check_not_closing()
         super()._open(connection, link, response, rest)
         if self._farewell is not None:
-            connection.close(*self._farewell)
+            self._close_all(self._farewell)
 
     def _count_refused(self, error: HandshakeError) -> None:
         """Count a handshake that was answered with this error's status."""
