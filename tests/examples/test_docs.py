@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import re
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import websockets
 
 from tests.app.command import serving
+from wshub import HubConfig, RateLimits
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 MAIN = re.compile(r"^```python\n(# main\.py\n.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -39,6 +41,35 @@ def test_two_clients_of_the_program_of_a_page_talk(page, tmp_path) -> None:
         assert "new WebSocket(" in httpx.get(f"http://{server.address}/", trust_env=False).text
         asyncio.run(asyncio.wait_for(scenario(server.address), 20))
         assert "Traceback" not in server.end()
+
+
+def test_the_program_on_slow_readers_sends_prices_to_whoever_has_been_welcomed(tmp_path) -> None:
+    text = (DOCS / "slow-readers.md").read_text()
+    found = re.search(r"^```python\n(# ticker\.py\n.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert found is not None
+    assert "wshub serve ticker:app\n" in text
+    (tmp_path / "ticker.py").write_text(found[1])
+
+    async def scenario(address: str) -> None:
+        url = f"ws://{address}/prices"
+        async with websockets.connect(url, proxy=None) as one, websockets.connect(url, proxy=None) as two:
+            assert await one.recv() == await two.recv() == "welcome"
+            for price in ("BTC 1", "ETH 2", "BTC 3"):
+                await one.send(price)
+                assert await one.recv() == await two.recv() == price
+
+    with serving("ticker:app", "--app-dir", str(tmp_path)) as server:
+        asyncio.run(asyncio.wait_for(scenario(server.address), 20))
+        assert "Traceback" not in server.end()
+
+
+def test_every_setting_and_event_is_somewhere_in_the_documentation() -> None:
+    text = "".join(
+        path.read_text() for path in [*DOCS.glob("*.md"), DOCS.parent / "SECURITY.md", DOCS.parent / "README.md"]
+    )
+    names = [field.name for config in (HubConfig, RateLimits) for field in dataclasses.fields(config)]
+    names += ["on_drain", "forwarded_address", "path_params", "subprotocol", "last_ping_time", "last_pong_time"]
+    assert [name for name in names if name not in text] == []
 
 
 def test_every_link_of_the_documentation_leads_somewhere() -> None:
