@@ -594,10 +594,9 @@ cdef class ConnectionCore(Receiver):
                 self.link.notify_when_left(self.link.end_of_queue())
             else:
                 self.unblock(OUTPUT_FULL)
-        if not self.blocks & ANY_HANDLER_RUNS:
-            PyContext_Enter(self.context)
-            self.call_on_drain()
-            PyContext_Exit(self.context)
+        PyContext_Enter(self.context)
+        self.call_on_drain()
+        PyContext_Exit(self.context)
 
     cdef void wake_drainers(self, bint all_left) noexcept:
         """Wakes who waits in drain() for no more than what has left."""
@@ -892,8 +891,7 @@ cdef class ConnectionCore(Receiver):
             self.tells_of_error &= self.blocks
             if self.handlers.endpoint:
                 self.end_endpoint()
-            if not self.blocks & ANY_HANDLER_RUNS:
-                self.call_on_drain()
+            self.call_on_drain()
             if self.close_pending and not self.blocks & ANY_HANDLER_RUNS:
                 self.close_pending = False
                 self.call_on_close()
@@ -923,8 +921,14 @@ cdef class ConnectionCore(Receiver):
             self.tells_of_error &= self.blocks
 
     cdef object call_on_drain(self):
-        """Tells that all which had to wait has left, if that is still to be told."""
+        """Tells that all which had to wait has left, if that is still to be told.
+
+        A handler that is suspended is let end first, unless it is an on_open that receives: that may be the whole life
+        of the connection.
+        """
         if not self.drain_pending or self.status != IS_OPEN:
+            return
+        if self.blocks & HANDLER_RUNS or (self.blocks & ON_OPEN_RUNS and not self.receiving):
             return
         if not self.link.has_drained():
             # More has been queued since: it is told when that has left.
