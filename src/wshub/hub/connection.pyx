@@ -66,7 +66,8 @@ cdef class Connection(ConnectionCore):
     """One WebSocket connection of a hub.
 
     Every method may be called from any thread; on another than the hub's it is handed over to the loop, and returns
-    None. What is sent leaves in the order of the calls. Nothing that sends ever waits: it queues.
+    None. The coroutines are excepted: ``drain``, ``receive`` and ``wait_closed`` are for tasks of that loop. What is
+    sent leaves in the order of the calls. Nothing that sends ever waits: it queues.
     """
 
     # What the connection is
@@ -113,7 +114,11 @@ cdef class Connection(ConnectionCore):
 
     @property
     def buffered(self):
-        """Octets that are queued and not yet taken by the kernel, as ``max_send_buffer`` counts them."""
+        """Octets that are queued and not yet taken by the kernel, as ``max_send_buffer`` counts them.
+
+        With TLS, and wherever the reactor has not the connection, a transport takes them in the kernel's place: up to
+        64 KB and a message more may wait there. Under another ASGI server it is the server that takes them.
+        """
         return queue_charge(&self.link.queue) if self.link is not None else 0
 
     @property
@@ -300,7 +305,8 @@ cdef class Connection(ConnectionCore):
     async def drain(self):
         """Waits until everything that is queued now has been taken by the kernel, or dropped as ``slow_consumer`` says.
 
-        It does not wait for what is queued meanwhile.
+        It does not wait for what is queued meanwhile. Where it is a transport that takes in the kernel's place, as for
+        ``buffered``, it waits until that asks for no pause any more.
 
         Raises:
             ConnectionClosed: the connection is closing already; or it has ended before all had left, or was closed

@@ -21,7 +21,7 @@ class EventHandler:
 
     Each is a function or a coroutine function. The events of one connection are handled one after another: while a
     coroutine is suspended, nothing more is read from its connection. Only an ``on_open`` that receives does not keep
-    ``on_ping`` and ``on_pong`` waiting. One handler serves any number of connections.
+    ``on_ping``, ``on_pong`` and ``on_drain`` waiting. One handler serves any number of connections.
 
     - ``on_open(connection)``: the handshake is complete.
     - ``on_message(connection, message)``: a text or binary message. Without it, messages are there for

@@ -224,8 +224,9 @@ class Hub(HubCore):
 
         ``messages_accepted`` = ``messages_delivered`` + the sum of ``dropped`` + ``messages_pending``, at any moment,
         of the hub and of each room. A message counts once for each connection that it was for. It is delivered when the
-        kernel has taken all of it. The reasons in ``dropped``: ``closed``, its connection has ended; ``slow``, its
-        connection was closed by ``slow_consumer``; ``newest``, ``oldest``, ``replaced``, what the other policies did.
+        kernel has taken all of it, or what takes it in the kernel's place, as for ``Connection.buffered``. The reasons
+        in ``dropped``: ``closed``, its connection has ended; ``slow``, its connection was closed by ``slow_consumer``;
+        ``newest``, ``oldest``, ``replaced``, what the other policies did.
         """
         return self._counts() if room is None else self._room_counts(room)
 
