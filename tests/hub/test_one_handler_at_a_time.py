@@ -44,7 +44,7 @@ class Handler(EventHandler):
     """Suspends where it is told to, and notes what began while something else ran.
 
     Args:
-        receives: ``on_open`` takes the messages, and so goes on beside ``on_ping``; else ``on_message`` gets them.
+        receives: ``on_open`` takes the messages, and so goes on beside ``on_ping`` and ``on_drain``; else ``on_message`` gets them.
         suspends: of each handler in turn, whether it is suspended; when that is over, none is.
     """
 
@@ -60,7 +60,7 @@ class Handler(EventHandler):
 
     @contextlib.asynccontextmanager
     async def runs(self, name: str) -> AsyncIterator[None]:
-        beside = ["on_open"] if self.receives and name == "on_ping" else []
+        beside = ["on_open"] if self.receives and name in ("on_ping", "on_drain") else []
         if self.running not in ([], beside):
             self.overlaps.append(f"{name} beside {self.running}")
         self.running.append(name)

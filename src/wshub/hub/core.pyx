@@ -46,7 +46,7 @@ import time
 from functools import partial
 from inspect import iscoroutinefunction
 
-from wshub.errors import MisuseError
+from wshub.errors import HandshakeError, MisuseError
 from wshub.hub.admission import Admission
 from wshub.hub.config import HubConfig
 from wshub.hub.handler import EventHandler
@@ -55,6 +55,8 @@ from wshub.links.reactors import create_reactor
 from wshub.protocol.permessage_deflate import negotiate
 
 logger = logging.getLogger("wshub.server")
+
+cdef object CLOSED = HandshakeError(503, "The server is shutting down.")
 
 cdef enum:
     PING_OPCODE = 0x9
@@ -260,6 +262,10 @@ cdef class HubCore(HubBase):
         Without a response, somebody else has answered.
         """
         cdef FrameBuffer *frame
+        if self.closed:
+            # Since it was admitted.
+            connection.abandon()
+            raise CLOSED
         link.ledger = self.ledger
         if response:
             try:
@@ -273,6 +279,8 @@ cdef class HubCore(HubBase):
         connection.start(link)
         if rest:
             connection.data_received(<const unsigned char *><const char *>rest, len(rest))
+        if self.farewell is not None:
+            connection.go_away(self.farewell)
 
     cdef Connection named_by(self, object exclude):
         """The connection of this hub that an application names by itself or by its id, or None."""
@@ -496,8 +504,13 @@ cdef class HubCore(HubBase):
 
     def _close_all(self, bytes payload):
         cdef Connection connection
+        self.farewell = payload
         for connection in list(self.connections.values()):
             connection.go_away(payload)
+
+    def _take_no_more(self):
+        """Lets no connection open any more, not even one that has been accepted."""
+        self.closed = True
 
     def _close_share(self, int steps, bytes payload):
         """Closes the oldest of the open connections: as many as leave equal shares for the steps that are left."""

@@ -63,8 +63,6 @@ class Hub(HubCore):
         self._wants_address = on_upgrade is not None or self._admission.needs_address
         self._sweeper: asyncio.TimerHandle | None = None
         self._closing: asyncio.Task[None] | None = None
-        # The payload of the close frame that everybody has been sent, once everybody has.
-        self._farewell: bytes | None = None
         self._expire_handshakes: list[Callable[[], None]] = []
 
     def register(self, handler: EventHandler | Callable[[Connection], Any]) -> Connection:
@@ -247,7 +245,6 @@ class Hub(HubCore):
         timeout = self.config.close_timeout_ms / 1000
         try:
             await self._spread_closes(payload)
-            self._farewell = payload
             self._close_all(payload)
             await asyncio.wait([self._when_empty()], timeout=timeout)
             self._abort_all()
@@ -256,6 +253,7 @@ class Hub(HubCore):
             if tasks:
                 await asyncio.wait(tasks, timeout=timeout)
         finally:
+            self._take_no_more()
             if self._sweeper is not None:
                 self._sweeper.cancel()
             self._close_reactor_soon()
@@ -349,15 +347,6 @@ class Hub(HubCore):
         except BaseException:
             self._abandon(connection)
             raise
-
-    def _open(self, connection: Connection, link: Any, response: bytes, rest: bytes) -> None:
-        # Time may have passed since it was admitted.
-        if self._closing is not None and self._closing.done():
-            self._abandon(connection)
-            self._check_not_closing()
-        super()._open(connection, link, response, rest)
-        if self._farewell is not None:
-            self._close_all(self._farewell)
 
     def _count_refused(self, error: HandshakeError) -> None:
         """Count a handshake that was answered with this error's status."""
