@@ -615,8 +615,13 @@ cdef class ConnectionCore(Receiver):
         """What is waited for in drain() is lost."""
         waiters, self.drain_waiters = self.drain_waiters, None
         for _, future in waiters or ():
-            if not future.done():
+            if future.done():
+                continue
+            try:
                 future.set_exception(self.closed_error())
+            except RuntimeError:
+                # The loop is closed: whoever waits will never run again.
+                return
 
     cdef void connection_lost(self, int error) noexcept:
         if self.status == IS_CLOSED:
