@@ -81,6 +81,8 @@ class Queue:
         self.begun = 0  # octets of the first frame that have left
         self.blocked = False  # the kernel takes nothing more until the client reads
         self.taken: list[int] = []  # the numbers of the messages that have left whole
+        self.lost: list[Frame] = []  # what was queued when the connection was given up
+        self.shed = 0  # how many frames a policy has dropped or replaced
 
     @property
     def charge(self) -> int:
@@ -120,6 +122,7 @@ class Queue:
         kept = self.frames[:1] if but_begun and self.begun else []
         for frame in self.frames[len(kept) :]:
             frame.is_dropped(reason)
+            self.lost.append(frame)
         self.frames = kept
         self.begun = self.begun if kept else 0
 
@@ -128,6 +131,7 @@ class Queue:
         if policy == "latest" and self.blocked and frame.key is not None:
             places = [place for place in self.spared() if self.frames[place].key == frame.key]
             if places:
+                self.shed += 1
                 self.frames[places[-1]].is_dropped("replaced")
                 frame.is_accepted()
                 self.frames[places[-1]] = frame
@@ -141,6 +145,7 @@ class Queue:
             spare = sum(self.frames[place].charge for place in self.spared())
             if policy != "drop_newest" and self.charge - spare < MAX_SEND_BUFFER:
                 while self.is_full:
+                    self.shed += 1
                     self.frames.pop(self.spared()[0]).is_dropped("oldest")
             else:
                 frame.is_accepted()

@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from tests.hub.conftest import Clock
-from tests.hub.model import MAX_SEND_BUFFER, HubModel
+from tests.hub.model import MAX_SEND_BUFFER, HubModel, Queue
+from tests.hub.model import Frame as QueuedFrame
 from tests.hub.peers import REQUEST, masked
 from tests.reactor import needs_reactor
 from wshub import Connection, ConnectionClosed, ConnectionState, EventHandler, Frame, Hub, HubConfig, Message, Opcode
@@ -73,6 +74,7 @@ class Client:
         self.gone = False  # its socket is closed
         self.timed_out = False
         self.told_close = False
+        self.behind = False  # something had to wait for it since on_drain was called
 
     def write(self, data: bytes) -> None:
         if not self.half_closed:
@@ -114,6 +116,21 @@ class Client:
         self.socket.close()
 
 
+class Waiter:
+    """A task in drain(), and what was queued when it began."""
+
+    def __init__(self, client: Client, queue: Queue) -> None:
+        self.client = client
+        self.queue = queue
+        self.frames = list(queue.frames)
+        self.shed = queue.shed
+        self.task = asyncio.ensure_future(client.connection.drain())
+
+    def is_owed(self, frames: list[QueuedFrame]) -> bool:
+        """Whether something of what was queued is among the frames."""
+        return any(frame is other for frame in self.frames for other in frames)
+
+
 class HubMachine(RuleBasedStateMachine):
     """Clients do what they like, and so does the application."""
 
@@ -129,6 +146,7 @@ class HubMachine(RuleBasedStateMachine):
         self.number = 0
         self.commands: list[Action] = []
         self.reading: int | None = None  # the client that reads while the loop runs
+        self.waiters: list[Waiter] = []
 
     @initialize(
         policy=hub_policies,
@@ -156,7 +174,7 @@ class HubMachine(RuleBasedStateMachine):
             self.a_client_falls_behind(client, level)
 
     async def serve(self) -> None:
-        handler = EventHandler(on_open=self.on_open, on_message=self.on_message)
+        handler = EventHandler(on_open=self.on_open, on_message=self.on_message, on_drain=self.on_drain)
         self.server = self.hub.serve(unix=self.path, handler=handler)
         await self.server.__aenter__()
         for number in CLIENTS:
@@ -178,6 +196,11 @@ class HubMachine(RuleBasedStateMachine):
     def on_open(self, connection: Connection) -> None:
         self.newcomer.connection = connection
 
+    def on_drain(self, connection: Connection) -> None:
+        assert connection.buffered == 0
+        for client in self.clients.values():
+            client.behind = client.behind and client.connection is not connection
+
     # What the hub has done by itself
 
     async def settle(self) -> None:
@@ -185,8 +208,9 @@ class HubMachine(RuleBasedStateMachine):
         for _ in range(8):
             await asyncio.sleep(0)
         self.observe()
-        for queue in self.model.queues.values():
+        for number, queue in self.model.queues.items():
             queue.blocked = bool(queue.frames)
+            self.clients[number].behind |= queue.blocked
 
     def observe(self) -> None:
         """Tell the model what the kernel has taken, and who has been heard to leave."""
@@ -324,6 +348,18 @@ class HubMachine(RuleBasedStateMachine):
 
         self.run(say)
 
+    @rule(client=clients)
+    def the_application_waits(self, client: int) -> None:
+        async def wait() -> None:
+            self.observe()
+            if client in self.model.open:
+                self.waiters.append(Waiter(self.clients[client], self.model.queues[client]))
+                await asyncio.sleep(0)
+
+        self.run()
+        self.loop.run_until_complete(wait())
+        self.run()
+
     @rule(client=clients, level=levels)
     def a_client_falls_behind(self, client: int, level: int) -> None:
         """It reads nothing, until so much waits for it."""
@@ -391,6 +427,24 @@ class HubMachine(RuleBasedStateMachine):
             assert client.received == taken[: len(client.received)]
             assert client.heard == client.said[: len(client.heard)]
 
+    @invariant()
+    def drain_and_on_drain_tell_what_has_left(self) -> None:
+        for number in self.model.open:
+            assert self.model.queues[number].frames or not self.clients[number].behind
+        for waiter in list(self.waiters):
+            queue = waiter.queue
+            if not waiter.task.done():
+                # What a policy drops may make it wait for as much that was queued later.
+                assert queue.frames
+                assert waiter.is_owed(queue.frames) or queue.shed > waiter.shed
+                continue
+            self.waiters.remove(waiter)
+            if waiter.task.exception() is None:
+                assert not waiter.is_owed(queue.frames + queue.lost)
+            else:
+                assert waiter.client.connection.state is not ConnectionState.OPEN
+                assert isinstance(waiter.task.exception(), ConnectionClosed)
+
     def teardown(self) -> None:
         try:
             for number, client in self.clients.items():
@@ -404,6 +458,8 @@ class HubMachine(RuleBasedStateMachine):
             if self.clients:
                 self.run()
                 self.the_hub_and_its_model_agree()
+                self.drain_and_on_drain_tell_what_has_left()
+                assert not self.waiters
                 assert self.hub.stats()["messages_pending"] == 0
         finally:
             for client in self.clients.values():
