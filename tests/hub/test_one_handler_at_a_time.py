@@ -44,8 +44,8 @@ class Handler(EventHandler):
     """Suspends where it is told to, and notes what began while something else ran.
 
     Args:
-        receives: ``on_open`` takes the messages, and goes on beside ``on_ping`` and ``on_drain``; else ``on_message`` gets
-            them.
+        receives: ``on_open`` takes the messages, and goes on beside ``on_ping`` and ``on_drain``; else they go to
+            ``on_message``.
         suspends: of each handler in turn, whether it is suspended; when that is over, none is.
     """
 
