@@ -56,8 +56,6 @@ from wshub.protocol.permessage_deflate import negotiate
 
 logger = logging.getLogger("wshub.server")
 
-cdef object CLOSED = HandshakeError(503, "The server is shutting down.")
-
 cdef enum:
     PING_OPCODE = 0x9
 
@@ -265,7 +263,7 @@ cdef class HubCore(HubBase):
         if self.closed:
             # Since it was admitted.
             connection.abandon()
-            raise CLOSED
+            raise HandshakeError(503, "The server is shutting down.")
         link.ledger = self.ledger
         if response:
             try:
