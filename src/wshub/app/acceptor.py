@@ -54,6 +54,8 @@ class Acceptor:
     def __init__(self, config: Config, state: ServerState, first_requests: FirstRequests, nearest: Hub) -> None:
         self.sockets: tuple[socket.socket, ...] = ()
         self._state = state
+        # None until there is a connection for one of them: for uvicorn it is a connection itself.
+        self._hubs: Hubs | None = None
         self._unix: UnixAddress | None = None
         self._default_headers: list[tuple[bytes, bytes]] | None = None
         self._encoded_headers = b""
@@ -136,21 +138,36 @@ class Acceptor:
             request.remote_address = client or first.peer
         try:
             key = hub._check_request(request)
+        except HandshakeError as error:
+            if not Handshake.is_upgrade(request.headers):
+                # A page whose path or referrer has the word.
+                self._hand_over(first.detach(), data, first.deadline)
+                return
+            self._count_refused(hub, client or first.peer, request, error)
+            raise
+        try:
             connection, response = hub._accept_request(
                 request, key, route.table, route.subprotocols, route.path_params, self._encode_default_headers()
             )
         except HandshakeError as error:
-            hub._count_refused(error)
-            self._log(client or first.peer, request, str(error.status))
+            self._count_refused(hub, client or first.peer, request, error)
             raise
         if client is not None:
             connection.forwarded_address = client
         self._log(client or first.peer, request, "[accepted]")
-        Hubs.of(self._state).add(hub)
+        if self._hubs is None:
+            self._hubs = Hubs.of(self._state)
+        self._hubs.add(hub)
         if hub is self._nearest:
             hub._open(connection, first.take(), response, data[end:])
         else:
             hub._adopt(connection, first.detach(), response, data[end:])
+
+    def _count_refused(
+        self, hub: Hub, client: tuple[Any, ...] | None, request: RequestHead, error: HandshakeError
+    ) -> None:
+        hub._count_refused(error)
+        self._log(client, request, str(error.status))
 
     def _refused(self, error: HandshakeError) -> None:
         """A refusal is counted where the hub is known."""
@@ -160,9 +177,6 @@ class Acceptor:
             request = parse_request_head(head)
         except HandshakeError:
             # No handshake that a hub would take: uvicorn has an answer to it.
-            return None
-        if not Handshake.is_upgrade(request.headers):
-            # A page whose path or referrer has the word.
             return None
         # Routes look at no field but this one.
         hosts = [(b"host", host) for host in request.headers.get_all_raw(b"host")]

@@ -7,6 +7,7 @@ themselves and none derived from them, of which it is known that they pass a Web
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import cache
 from typing import Any, NamedTuple
 
 from starlette.routing import BaseRoute, Match
@@ -104,11 +105,16 @@ def _follow(routes: Iterable[BaseRoute], scope: dict[str, Any]) -> Any:
     return None
 
 
-def _application_of(route: BaseRoute) -> Any:
+def _application_of(route: Any) -> Any:
     """What a route passes each of its requests on to; None if it may do something else."""
-    return route.app if _name_of(route) in _ROUTES else None  # type: ignore[attr-defined]
+    return route.app if _name_of(route) in _ROUTES else None
 
 
 def _name_of(value: object) -> str:
-    kind = type(value)
+    kind: Any = type(value)
+    return _qualified_name(kind)
+
+
+@cache
+def _qualified_name(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"

@@ -77,6 +77,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self._request: RequestHead | None = None
         self._key = ""
         self._scope: dict[str, Any] = {}
+        self._peer: tuple[str, int] | None = None
         self._early = b""
         self._link: AsyncioLink | None = None
         self._connection: Connection | None = None
@@ -177,7 +178,7 @@ class WebSocketProtocol(asyncio.Protocol):
             self._transport.write(Handshake.create_error_response(error))
             self._end()
             return
-        peer = get_remote_addr(self._transport)
+        self._peer = peer = get_remote_addr(self._transport)
         raw_path = request.raw_path
         root_path = self._config.root_path
         self._scope = {
@@ -305,7 +306,7 @@ class WebSocketProtocol(asyncio.Protocol):
         # Middleware may have changed what the connection was registered with, and where it comes from.
         connection.subprotocol = message.get("subprotocol")
         client = self._client()
-        if client and client != get_remote_addr(self._transport):
+        if client and client != self._peer:
             connection.forwarded_address = tuple(client)
         headers = [*self._state.default_headers, *message.get("headers", ())]
         response = hub._create_response(connection, self._key, headers)
@@ -323,7 +324,7 @@ class WebSocketProtocol(asyncio.Protocol):
     def _client(self) -> Any:
         """The client's address, which middleware may have changed to what a proxy tells of: if that is an address."""
         client = self._scope["client"]
-        return client if client and is_address(client[0]) else get_remote_addr(self._transport)
+        return client if client and client != self._peer and is_address(client[0]) else self._peer
 
     def _open(self, hub: Hub, connection: Connection, response: bytes, opened: asyncio.Future[None]) -> None:
         early, self._early = self._early, b""

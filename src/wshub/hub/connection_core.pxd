@@ -70,13 +70,12 @@ cdef class ConnectionCore(Receiver):
     cdef double next_ping
     cdef double pong_deadline    # 0: no ping is unanswered
     cdef int64_t before_ping     # octets ever sent in front of the unanswered ping; 0: the peer has acknowledged them
-    cdef double close_deadline   # 0: not closing
-    cdef double stall_deadline   # 0: octets leave, or none wait
+    cdef double give_up_at       # on a peer that takes nothing of what waits for it, or 0; on one that does not close
     cdef double idle_deadline
     cdef double lifetime_end
     cdef double left[RATES]      # what the rates allow until the next sweep
-    cdef uint16_t code           # 0: not known yet
     cdef str reason
+    cdef uint16_t code           # 0: not known yet
     cdef uint8_t blocks          # why handling is blocked
     cdef uint8_t alive           # something arrived since the last sweep
     cdef uint8_t seems_silent    # the last sweep found that its time to answer is over

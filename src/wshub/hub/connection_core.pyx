@@ -382,7 +382,7 @@ cdef class ConnectionCore(Receiver):
         """Does what is due at `now`; `ping` is a sealed ping that all connections share."""
         cdef Progress progress = AT_REST
         if self.status == IS_CLOSING:
-            if now >= self.close_deadline:
+            if now >= self.give_up_at:
                 self.link.abort(False)
             return
         if self.status != IS_OPEN:
@@ -443,11 +443,11 @@ cdef class ConnectionCore(Receiver):
     cdef bint is_overdue(self, double now, Progress progress) noexcept:
         """Ends a connection that has lived, rested or kept octets waiting for too long. Returns whether it was one."""
         if progress != STALLED:
-            self.stall_deadline = 0
+            self.give_up_at = 0
             self.seems_stalled = False
-        elif self.stall_deadline == 0:
-            self.stall_deadline = now + self.hub.send_timeout
-        elif now >= self.stall_deadline and found_again(&self.seems_stalled):
+        elif self.give_up_at == 0:
+            self.give_up_at = now + self.hub.send_timeout
+        elif now >= self.give_up_at and found_again(&self.seems_stalled):
             self.give_up(1006, "the peer takes nothing of what is sent to it")
             return True
         if self.is_active:
@@ -797,7 +797,7 @@ cdef class ConnectionCore(Receiver):
         self.status = IS_CLOSING
         if self.hub.limits_input:
             self.left[OCTETS] = MOST_UNDER_WAY
-        self.close_deadline = self.hub.clock() + self.hub.close_timeout
+        self.give_up_at = self.hub.clock() + self.hub.close_timeout
         if payload is not None:
             try:
                 frame = frame_from_payload(payload, CLOSE_OPCODE)

@@ -41,8 +41,8 @@ class PendingHandshakes(Generic[Opening]):
 
     def discard(self, opening: Opening) -> None:
         """Forget one that has ended, or is a handshake no more."""
-        self._incomplete.pop(opening, None)
-        self._asked.pop(opening, None)
+        if self._incomplete.pop(opening, self) is self:
+            self._asked.pop(opening, None)
 
     def expire(self, now: float) -> None:
         """End those whose time is over."""

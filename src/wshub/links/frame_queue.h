@@ -44,8 +44,8 @@ typedef struct {
     wshub_chunk *tail;   /* borrowed: the last of them */
     size_t octets;       /* still to be sent, of all frames */
     size_t sent;         /* of the first frame, already */
-    size_t messages;     /* data frames among those queued */
     size_t padding;      /* what frames are shorter than WSHUB_LEAST_CHARGE, all together */
+    uint32_t messages;   /* data frames among those queued: memory ends before they cannot be counted */
     uint8_t first;       /* the place of the first frame in head */
     uint8_t end;         /* the place behind the last frame in tail */
 } wshub_queue;
