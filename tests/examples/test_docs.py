@@ -15,8 +15,18 @@ from tests.app.command import serving
 from wshub import HubConfig, RateLimits
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-MAIN = re.compile(r"^```python\n(# main\.py\n.*?)^```$", re.MULTILINE | re.DOTALL)
+PROGRAM = r"^```python\n(# {}\.py\n.*?)^```$"
+MAIN = re.compile(PROGRAM.format("main"), re.MULTILINE | re.DOTALL)
 PAGES = sorted(path.name for path in DOCS.glob("*.md") if MAIN.search(path.read_text()))
+
+
+def write_program(page: str, name: str, directory: Path) -> None:
+    """Put the program of a page, which says how to serve it, into a directory."""
+    text = (DOCS / page).read_text()
+    found = re.search(PROGRAM.format(name), text, re.MULTILINE | re.DOTALL)
+    assert found is not None
+    assert f"wshub serve {name}:app\n" in text
+    (directory / f"{name}.py").write_text(found[1])
 
 
 def test_there_is_a_page_for_each_framework() -> None:
@@ -25,11 +35,7 @@ def test_there_is_a_page_for_each_framework() -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_two_clients_of_the_program_of_a_page_talk(page, tmp_path) -> None:
-    text = (DOCS / page).read_text()
-    found = MAIN.search(text)
-    assert found is not None
-    assert "wshub serve main:app\n" in text
-    (tmp_path / "main.py").write_text(found[1])
+    write_program(page, "main", tmp_path)
 
     async def scenario(address: str) -> None:
         url = f"ws://{address}/chat"
@@ -44,11 +50,7 @@ def test_two_clients_of_the_program_of_a_page_talk(page, tmp_path) -> None:
 
 
 def test_the_program_on_slow_readers_sends_prices_to_whoever_has_been_welcomed(tmp_path) -> None:
-    text = (DOCS / "slow-readers.md").read_text()
-    found = re.search(r"^```python\n(# ticker\.py\n.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    assert found is not None
-    assert "wshub serve ticker:app\n" in text
-    (tmp_path / "ticker.py").write_text(found[1])
+    write_program("slow-readers.md", "ticker", tmp_path)
 
     async def scenario(address: str) -> None:
         url = f"ws://{address}/prices"

@@ -13,6 +13,12 @@ from tests.hub.peers import REQUEST, RawPeer, port_of, raw_peer, read_slowly
 from wshub import EventHandler, Frame, Hub, HubConfig, Opcode
 
 
+def told_of_the_end() -> tuple[asyncio.Future[tuple[int, str]], EventHandler]:
+    """A handler, and what it is told of the end of its connection: the code and the reason."""
+    closed: asyncio.Future[tuple[int, str]] = asyncio.get_running_loop().create_future()
+    return closed, EventHandler(on_close=lambda connection, code, reason: closed.set_result((code, reason)))
+
+
 def test_a_ping_goes_out_when_it_is_due_and_not_before(run, clock) -> None:
     async def scenario() -> None:
         opened = asyncio.get_running_loop().create_future()
@@ -176,8 +182,7 @@ def test_a_dead_peer_is_noticed_where_pings_are_closer_than_the_timeout(run, clo
     """A further ping gives no further time to answer the one before."""
 
     async def scenario() -> None:
-        closed = asyncio.get_running_loop().create_future()
-        handler = EventHandler(on_close=lambda connection, code, reason: closed.set_result((code, reason)))
+        closed, handler = told_of_the_end()
         settings = {"ping_interval_ms": 2_000, "pong_timeout_ms": 5_000}
         async with serving(handler, clock=clock, **settings) as (hub, url), raw_peer(url):
             for _ in range(10):
@@ -195,9 +200,8 @@ def test_a_peer_that_never_reads_is_ended_although_something_is_sent_to_it(run, 
     """Its kernel goes on to acknowledge what comes for a program that does not run any more."""
 
     async def scenario() -> None:
-        closed = asyncio.get_running_loop().create_future()
+        closed, handler = told_of_the_end()
         settings = {"ping_interval_ms": 4_000, "pong_timeout_ms": 2_000, "use_reactor": use_reactor}
-        handler = EventHandler(on_close=lambda connection, code, reason: closed.set_result((code, reason)))
         async with serving(handler, clock=clock, **settings) as (hub, url), raw_peer(url) as peer:
             peer.writer.transport.pause_reading()
             # A ping after 4 s at the latest, 2 s to answer it, two sweeps, and one for what stands before the ping.
@@ -219,8 +223,7 @@ def test_a_peer_that_takes_all_it_is_sent_must_answer_all_the_same(run, clock, t
     """Over a Unix socket too, where the kernel counts more than the octets that are not read yet."""
 
     async def scenario() -> None:
-        closed = asyncio.get_running_loop().create_future()
-        handler = EventHandler(on_close=lambda connection, code, reason: closed.set_result((code, reason)))
+        closed, handler = told_of_the_end()
         hub = Hub(HubConfig(use_reactor=use_reactor), clock=clock)
         path = str(tmp_path / "hub")
         async with hub.serve(unix=path, handler=handler):

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.deflated import TAIL
+from tests.hub.peers import TransportInMemory
 from wshub import CompressionConfig, Connection, EventHandler, Frame, Hub, HubConfig, MisuseError, Opcode
 from wshub.hub.core import table_of
 from wshub.links.asyncio_link import AsyncioLink
@@ -33,20 +34,8 @@ ROOMS = ["shared", "also shared", "ordinary"]
 TABLE = table_of(EventHandler())
 
 
-class Transport:
-    """Keeps what is written to it."""
-
-    def __init__(self) -> None:
-        self.written = b""
-
-    def write(self, data: bytes) -> None:
-        self.written += data
-
-    def is_closing(self) -> bool:
-        return False
-
-    def is_reading(self) -> bool:
-        return True
+class Transport(TransportInMemory):
+    """One of a connection that stays."""
 
     def abort(self) -> None:
         raise AssertionError("the hub ends no connection here")

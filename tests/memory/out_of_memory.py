@@ -18,6 +18,7 @@ from array import array
 from collections.abc import Callable
 
 from tests.deflated import deflated
+from tests.hub.peers import TransportInMemory
 from tests.memory.wire import (
     BINARY,
     CLOSE,
@@ -139,25 +140,6 @@ def parser_and_messages() -> None:
 # A broadcast
 
 
-class Transport:
-    """Takes whatever it is given, at once."""
-
-    def __init__(self) -> None:
-        self.written = b""
-
-    def write(self, data: bytes) -> None:
-        self.written += data
-
-    def is_closing(self) -> bool:
-        return False
-
-    def is_reading(self) -> bool:
-        return True
-
-    def abort(self) -> None:
-        pass
-
-
 # The last is compressed to hardly more than a reference to the one before it.
 MESSAGES = ["tick", "all work and no play", "all work and no play again"]
 
@@ -172,7 +154,7 @@ async def broadcast_to_a_shared_window(number: int) -> object:
     for _ in range(3):
         offer = Headers([(b"sec-websocket-extensions", b"permessage-deflate")])
         connection = hub._register(table_of(EventHandler()), RequestHead("GET", "/", "1.1", offer))
-        transport = Transport()
+        transport = TransportInMemory()
         link = AsyncioLink(transport, loop)
         hub._open(connection, link, b"", b"")
         connection.join("room")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.clocked import least_seconds
 from wshub.errors import HandshakeError, MisuseError
 from wshub.protocol.headers import TOKEN_CHARACTERS, Headers
 from wshub.protocol.request import MAX_HEADERS, RequestHead, RequestReader, parse_request_head
@@ -46,12 +45,7 @@ def read(data: bytes, size: int, **options: int) -> tuple[bytes, bytes] | None:
 
 def seconds(work) -> float:
     """The least of three runs."""
-    best = float("inf")
-    for _ in range(3):
-        start = time.process_time()
-        work()
-        best = min(best, time.process_time() - start)
-    return best
+    return least_seconds(lambda _: work(), range(3))
 
 
 def assert_linear(make_work) -> None:

@@ -138,19 +138,16 @@ class Acceptor:
             request.remote_address = client or first.peer
         try:
             key = hub._check_request(request)
+            connection, response = hub._accept_request(
+                request, key, route.table, route.subprotocols, route.path_params, self._encode_default_headers()
+            )
         except HandshakeError as error:
             if not Handshake.is_upgrade(request.headers):
                 # A page whose path or referrer has the word.
                 self._hand_over(first.detach(), data, first.deadline)
                 return
-            self._count_refused(hub, client or first.peer, request, error)
-            raise
-        try:
-            connection, response = hub._accept_request(
-                request, key, route.table, route.subprotocols, route.path_params, self._encode_default_headers()
-            )
-        except HandshakeError as error:
-            self._count_refused(hub, client or first.peer, request, error)
+            hub._count_refused(error)
+            self._log(client or first.peer, request, str(error.status))
             raise
         if client is not None:
             connection.forwarded_address = client
@@ -162,12 +159,6 @@ class Acceptor:
             hub._open(connection, first.take(), response, data[end:])
         else:
             hub._adopt(connection, first.detach(), response, data[end:])
-
-    def _count_refused(
-        self, hub: Hub, client: tuple[Any, ...] | None, request: RequestHead, error: HandshakeError
-    ) -> None:
-        hub._count_refused(error)
-        self._log(client, request, str(error.status))
 
     def _refused(self, error: HandshakeError) -> None:
         """A refusal is counted where the hub is known."""

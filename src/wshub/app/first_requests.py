@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from wshub.errors import HandshakeError
+from wshub.hub.pending import PendingHandshakes
 from wshub.protocol.handshake import Handshake
 
 __all__ = ["MAX_FIRST_HEAD", "FirstRequests"]
@@ -34,10 +35,9 @@ class FirstRequests:
 
     def __init__(self, create_protocol: Callable[[], Any], at_most: int, timeout: float) -> None:
         self._create_protocol = create_protocol
-        self._at_most = at_most
         self._timeout = timeout
         self._loop = asyncio.get_running_loop()
-        self._waiting: dict[_FirstRequest, None] = {}
+        self._waiting: PendingHandshakes[_FirstRequest] = PendingHandshakes(at_most)
         self._sweeper: asyncio.TimerHandle | None = None
 
     def create_protocol(self) -> asyncio.Protocol:
@@ -49,27 +49,14 @@ class FirstRequests:
 
         The protocol receives that as soon as it has its transport, and is to have its first request by ``deadline``.
         """
-        first = _FirstRequest(self._create_protocol(), data, deadline, self._discard)
-        self._add(first)
-        return first.protocol  # type: ignore[no-any-return]
-
-    def _add(self, first: _FirstRequest) -> None:
-        if len(self._waiting) >= self._at_most:
-            oldest = next(iter(self._waiting))
-            self._discard(oldest)
-            oldest.drop()
-        self._waiting[first] = None
+        first = _FirstRequest(self._create_protocol(), data, deadline, self._waiting.discard)
+        self._waiting.add(first)
         if self._sweeper is None:
             self._sweeper = self._loop.call_later(SWEEP_PERIOD, self._sweep)
-
-    def _discard(self, first: _FirstRequest) -> None:
-        self._waiting.pop(first, None)
+        return first.protocol  # type: ignore[no-any-return]
 
     def _sweep(self) -> None:
-        now = time.monotonic()
-        for first in [first for first in self._waiting if first.deadline <= now]:
-            self._discard(first)
-            first.drop()
+        self._waiting.expire(time.monotonic())
         # None is left waiting for the loop's end when there is nothing to look at.
         self._sweeper = self._loop.call_later(SWEEP_PERIOD, self._sweep) if self._waiting else None
 
@@ -117,6 +104,11 @@ class _FirstRequest:
         """End the connection, which has not asked for anything in time, or has not read why it is refused."""
         if self._transport is not None:
             self._transport.abort()
+
+    def expire(self) -> None:
+        """What ``drop`` does, of one that is still waited for."""
+        self._discard(self)
+        self.drop()
 
     def _step_aside(self) -> None:
         self._discard(self)

@@ -185,8 +185,7 @@ def _address_of(scope: Mapping[str, Any]) -> tuple[Any, ...] | None:
     client = scope.get("client")
     if client and not is_address(client[0]):
         # Where the server does not tell of its peer, all of these have the limits of one address.
-        takeover = (scope.get("extensions") or {}).get(TAKEOVER, {})
-        client = takeover.get("peer") or UNKNOWN_ADDRESS
+        client = (_takeover_of(scope) or {}).get("peer") or UNKNOWN_ADDRESS
     return tuple(client) if client else None
 
 
@@ -288,7 +287,12 @@ async def hold(connection: Connection, link: AsgiLink | None) -> None:
 
 
 def _can_take_over(scope: Mapping[str, Any]) -> bool:
-    return TAKEOVER in (scope.get("extensions") or ())
+    return _takeover_of(scope) is not None
+
+
+def _takeover_of(scope: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What the server tells of how it gives connections away, if it does."""
+    return (scope.get("extensions") or {}).get(TAKEOVER)
 
 
 def _close_with_task(connection: Connection) -> None:

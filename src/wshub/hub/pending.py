@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Generic, TypeVar
-
-from wshub.hub.opening import OpeningHandshake
+from typing import Generic, Protocol, TypeVar
 
 __all__ = ["PendingHandshakes"]
 
-Opening = TypeVar("Opening", bound=OpeningHandshake)
+
+class Pending(Protocol):
+    """A connection that has not been answered."""
+
+    @property
+    def deadline(self) -> float:
+        """When its time is over, in seconds."""
+
+    def drop(self) -> None:
+        """End it without an answer."""
+
+    def expire(self) -> None:
+        """End it since its time is over."""
+
+
+Opening = TypeVar("Opening", bound=Pending)
 
 
 class PendingHandshakes(Generic[Opening]):
@@ -22,22 +35,28 @@ class PendingHandshakes(Generic[Opening]):
 
     def add(self, opening: Opening) -> None:
         """Note one more, for which the oldest makes room."""
-        if len(self._incomplete) >= self._at_most:
+        oldest = self._oldest_beyond_bound(self._incomplete)
+        if oldest is not None:
             # Whoever is served as it should be has come and gone in less time than this one has had.
-            oldest = next(iter(self._incomplete))
-            # Its link tells of its end only later, when many more may have come.
-            self.discard(oldest)
             oldest.drop()
         self._incomplete[opening] = None
 
     def ask(self, opening: Opening) -> None:
         """Note that a request is complete, and the application asked what is to become of it."""
         self.discard(opening)
-        if len(self._asked) >= self._at_most:
-            oldest = next(iter(self._asked))
-            self.discard(oldest)
+        oldest = self._oldest_beyond_bound(self._asked)
+        if oldest is not None:
             oldest.expire()
         self._asked[opening] = None
+
+    def _oldest_beyond_bound(self, openings: dict[Opening, None]) -> Opening | None:
+        """The oldest of these, which is one of them no more, if there is no room for another."""
+        if len(openings) < self._at_most:
+            return None
+        oldest = next(iter(openings))
+        # Its link tells of its end only later, when many more may have come.
+        del openings[oldest]
+        return oldest
 
     def discard(self, opening: Opening) -> None:
         """Forget one that has ended, or is a handshake no more."""
@@ -49,6 +68,9 @@ class PendingHandshakes(Generic[Opening]):
         for opening in self:
             if opening.deadline <= now:
                 opening.expire()
+
+    def __len__(self) -> int:
+        return len(self._incomplete) + len(self._asked)
 
     def __iter__(self) -> Iterator[Opening]:
         return iter((*self._incomplete, *self._asked))
