@@ -147,11 +147,11 @@ class Acceptor:
                 self._hand_over(first.detach(), data, first.deadline)
                 return
             hub._count_refused(error)
-            self._log(client or first.peer, request, str(error.status))
+            self._log(first, client, request, str(error.status))
             raise
         if client is not None:
             connection.forwarded_address = client
-        self._log(client or first.peer, request, "[accepted]")
+        self._log(first, client, request, "[accepted]")
         if self._hubs is None:
             self._hubs = Hubs.of(self._state)
         self._hubs.add(hub)
@@ -224,10 +224,11 @@ class Acceptor:
             connected.close()
             raise
 
-    def _log(self, client: tuple[Any, ...] | None, request: RequestHead, outcome: str) -> None:
+    def _log(self, first: FirstRequest, client: tuple[str, int] | None, request: RequestHead, outcome: str) -> None:
         if logger.isEnabledFor(logging.INFO):
             # Without the query, which may have a token.
-            scope: Any = {"client": client and client[:2]}
+            peer = client or first.peer
+            scope: Any = {"client": peer and peer[:2]}
             address = get_client_addr(scope)
             logger.info('%s - "WebSocket %s" %s', address, quote(request.path), outcome)
 

@@ -23,15 +23,19 @@ cdef extern from "frame_queue.h" nogil:
 
     size_t queue_charge "wshub_queue_charge"(const FrameQueue *queue) noexcept
     bint queue_is_empty "wshub_queue_is_empty"(const FrameQueue *queue) noexcept
-    int queue_push "wshub_queue_push"(FrameQueue *queue, FrameBuffer *frame) noexcept
     FrameBuffer *queue_first "wshub_queue_first"(const FrameQueue *queue) noexcept
+    int queue_gather "wshub_queue_gather"(const FrameQueue *queue, iovec *pieces, int count, uint8_t *scratch,
+                                          size_t scratch_size, size_t *total) noexcept
+
+
+# What takes memory from Python's allocator, or gives it back, needs the GIL.
+cdef extern from "frame_queue.h":
+    int queue_push "wshub_queue_push"(FrameQueue *queue, FrameBuffer *frame) noexcept
     FrameBuffer *queue_pop "wshub_queue_pop"(FrameQueue *queue, Outcome outcome) noexcept
     size_t queue_discard_unsent "wshub_queue_discard_unsent"(FrameQueue *queue, Outcome outcome) noexcept
     size_t queue_clear "wshub_queue_clear"(FrameQueue *queue, Outcome outcome) noexcept
     size_t queue_make_room "wshub_queue_make_room"(FrameQueue *queue, size_t bound) noexcept
     bint queue_replace "wshub_queue_replace"(FrameQueue *queue, FrameBuffer *frame) noexcept
-    int queue_gather "wshub_queue_gather"(const FrameQueue *queue, iovec *pieces, int count, uint8_t *scratch,
-                                          size_t scratch_size, size_t *total) noexcept
     size_t queue_advance "wshub_queue_advance"(FrameQueue *queue, size_t octets) noexcept
 
 

@@ -53,12 +53,12 @@ cdef void inflater_init(Inflater *inflater, uint8_t window_bits, bint keeps_hist
 cdef void inflater_clear(Inflater *inflater) noexcept nogil
 cdef InflateResult inflate_message(
     Inflater *inflater, FrameBuffer *compressed, uint64_t limit, FrameBuffer **plain
-) noexcept nogil
+) noexcept
 
 cdef void deflater_init(Deflater *deflater, uint8_t level, uint8_t memory_level, uint8_t window_bits) noexcept nogil
 cdef void deflater_clear(Deflater *deflater) noexcept nogil
 cdef void deflater_forget(Deflater *deflater) noexcept nogil
-cdef FrameBuffer *deflate_message(Deflater *deflater, FrameBuffer *plain, bint only_shorter) noexcept nogil
+cdef FrameBuffer *deflate_message(Deflater *deflater, FrameBuffer *plain, bint only_shorter) noexcept
 
 
 cdef class DeflatePool:

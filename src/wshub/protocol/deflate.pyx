@@ -121,7 +121,7 @@ cdef bint inflater_start(Inflater *inflater) noexcept nogil:
     return inflater.started
 
 
-cdef bint make_room(FrameBuffer **frame, uint64_t limit) noexcept nogil:
+cdef bint make_room(FrameBuffer **frame, uint64_t limit) noexcept:
     """Doubles what fits, up to `limit`. Returns False where there is no memory."""
     cdef FrameBuffer *grown = frame_resize(frame[0], <size_t>min(2 * <uint64_t>frame[0].capacity, limit))
     if grown == NULL:
@@ -145,7 +145,7 @@ cdef uint64_t work_of_block(const z_stream *stream, int held) noexcept nogil:
 
 cdef InflateResult inflate_octets(
     Inflater *inflater, const uint8_t *octets, size_t length, uint64_t limit, FrameBuffer **plain
-) noexcept nogil:
+) noexcept:
     """Decompresses `octets` to the end of `plain`, which grows as it must, to `limit` and one octet at the most.
 
     It goes from block to block, for what they cost to be bounded before they do: empty ones become nothing.
@@ -190,7 +190,7 @@ cdef InflateResult inflate_octets(
 
 cdef InflateResult inflate_whole(
     Inflater *inflater, FrameBuffer *compressed, uint64_t limit, FrameBuffer **plain
-) noexcept nogil:
+) noexcept:
     cdef InflateResult result
     if compressed.length == 0:
         # Not what RFC 7692 section 7.2.3.6 has for an empty message, but some send it.
@@ -206,7 +206,7 @@ cdef InflateResult inflate_whole(
 
 cdef InflateResult inflate_message(
     Inflater *inflater, FrameBuffer *compressed, uint64_t limit, FrameBuffer **plain
-) noexcept nogil:
+) noexcept:
     """Decompresses a whole message of at most `limit` octets into a new frame, which the caller owns and seals.
 
     After a failure the inflater has lost its history, and the connection must end.
@@ -231,7 +231,7 @@ cdef InflateResult inflate_message(
     return INFLATED
 
 
-cdef FrameBuffer *trimmed(FrameBuffer *frame) noexcept nogil:
+cdef FrameBuffer *trimmed(FrameBuffer *frame) noexcept:
     """The frame, with no more memory than its payload needs if there was much."""
     cdef FrameBuffer *smaller = NULL
     if frame.capacity - frame.length > frame.length // 4 + WORTH_TRIMMING:
@@ -276,7 +276,7 @@ cdef void deflater_forget(Deflater *deflater) noexcept nogil:
         deflater.has_history = False
 
 
-cdef FrameBuffer *deflate_to_end(z_stream *stream, FrameBuffer *form, bint only_shorter) noexcept nogil:
+cdef FrameBuffer *deflate_to_end(z_stream *stream, FrameBuffer *form, bint only_shorter) noexcept:
     """Writes all that there is, and a flush, to `form`. Returns it, or NULL, when it has been released."""
     cdef FrameBuffer *grown
     cdef size_t room
@@ -298,9 +298,7 @@ cdef FrameBuffer *deflate_to_end(z_stream *stream, FrameBuffer *form, bint only_
         form = grown
 
 
-cdef FrameBuffer *finished(
-    FrameBuffer *form, FrameBuffer *plain, uint8_t window_bits, bint only_shorter
-) noexcept nogil:
+cdef FrameBuffer *finished(FrameBuffer *form, FrameBuffer *plain, uint8_t window_bits, bint only_shorter) noexcept:
     """The form, which ends in a flush, without its tail and sealed; or NULL, when it has been released."""
     form.length -= sizeof(TAIL)
     if only_shorter and form.length >= plain.length:
@@ -313,7 +311,7 @@ cdef FrameBuffer *finished(
     return form
 
 
-cdef FrameBuffer *deflate_message(Deflater *deflater, FrameBuffer *plain, bint only_shorter) noexcept nogil:
+cdef FrameBuffer *deflate_message(Deflater *deflater, FrameBuffer *plain, bint only_shorter) noexcept:
     """The sealed compressed form of a message of 1 to LONGEST_DEFLATED octets, which the caller owns.
 
     Returns NULL, and forgets the history, where there is no memory, or with `only_shorter` where the form is not

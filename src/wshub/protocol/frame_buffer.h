@@ -9,7 +9,10 @@
  *
  * A frame buffer belongs to whoever holds references to it: wshub_frame_new() gives its caller one, every
  * other holder takes its own with wshub_frame_retain(), and each gives it back with wshub_frame_release().
- * The count is plain, not atomic: frames are made, queued and released on the thread of their hub. */
+ * The count is plain, not atomic: frames are made, queued and released on the thread of their hub.
+ *
+ * Memory comes from Python's allocator, which needs the GIL: short frames come and go by the dozen, and it hands those
+ * out in a fraction of what malloc takes beyond the few that it has at hand. */
 
 #ifndef WSHUB_FRAME_BUFFER_H
 #define WSHUB_FRAME_BUFFER_H
@@ -77,7 +80,7 @@ wshub_frame_new(uint8_t opcode, size_t capacity)
 
     if (capacity > (size_t)PY_SSIZE_T_MAX - sizeof(wshub_frame) - WSHUB_HEADER_ROOM)
         return NULL;
-    frame = PyMem_RawMalloc(sizeof(wshub_frame) + WSHUB_HEADER_ROOM + capacity);
+    frame = PyMem_Malloc(sizeof(wshub_frame) + WSHUB_HEADER_ROOM + capacity);
     if (frame == NULL)
         return NULL;
     frame->references = 1;
@@ -104,7 +107,7 @@ wshub_frame_resize(wshub_frame *frame, size_t capacity)
 
     if (capacity > (size_t)PY_SSIZE_T_MAX - sizeof(wshub_frame) - WSHUB_HEADER_ROOM)
         return NULL;
-    resized = PyMem_RawRealloc(frame, sizeof(wshub_frame) + WSHUB_HEADER_ROOM + capacity);
+    resized = PyMem_Realloc(frame, sizeof(wshub_frame) + WSHUB_HEADER_ROOM + capacity);
     if (resized != NULL)
         resized->capacity = capacity;
     return resized;
@@ -123,7 +126,7 @@ wshub_frame_release(wshub_frame *frame)
     while (frame != NULL && --frame->references == 0) {
         wshub_frame *form = frame->next_form;
         wshub_tally_release(frame->tally);
-        PyMem_RawFree(frame);
+        PyMem_Free(frame);
         frame = form;
     }
 }
@@ -159,7 +162,7 @@ wshub_frame_copy(const wshub_frame *frame)
 
     for (; frame != NULL; frame = frame->next_form) {
         size_t size = sizeof(wshub_frame) + WSHUB_HEADER_ROOM + frame->length;
-        wshub_frame *copy = PyMem_RawMalloc(size);
+        wshub_frame *copy = PyMem_Malloc(size);
         if (copy == NULL) {
             wshub_frame_release(first);
             return NULL;

@@ -42,11 +42,15 @@ cdef extern from "frame_buffer.h" nogil:
     const uint8_t *frame_wire "wshub_frame_wire"(const FrameBuffer *frame) noexcept
     size_t frame_wire_length "wshub_frame_wire_length"(const FrameBuffer *frame) noexcept
     bint frame_is_message "wshub_frame_is_message"(const FrameBuffer *frame) noexcept
+    FrameBuffer *frame_retain "wshub_frame_retain"(FrameBuffer *frame) noexcept
+    void frame_label "wshub_frame_label"(FrameBuffer *frame, uint64_t key, Tally *tally, bint dispensable) noexcept
+    void frame_seal "wshub_frame_seal"(FrameBuffer *frame, uint8_t opcode) noexcept
+
+
+# What takes memory from Python's allocator, or gives it back, needs the GIL.
+cdef extern from "frame_buffer.h":
     FrameBuffer *frame_new "wshub_frame_new"(uint8_t opcode, size_t capacity) noexcept
     FrameBuffer *frame_resize "wshub_frame_resize"(FrameBuffer *frame, size_t capacity) noexcept
-    FrameBuffer *frame_retain "wshub_frame_retain"(FrameBuffer *frame) noexcept
     void frame_release "wshub_frame_release"(FrameBuffer *frame) noexcept
-    void frame_label "wshub_frame_label"(FrameBuffer *frame, uint64_t key, Tally *tally, bint dispensable) noexcept
     FrameBuffer *frame_labelled "wshub_frame_labelled"(FrameBuffer *frame, uint32_t holders, uint64_t key, Tally *tally,
                                                        bint dispensable) noexcept
-    void frame_seal "wshub_frame_seal"(FrameBuffer *frame, uint8_t opcode) noexcept

@@ -1,7 +1,8 @@
 """The incremental parser of what a client sends (RFC 6455 sections 5 and 8.1).
 
-It is a plain structure and a few functions without Python objects, so that a fuzzer, a simulation or another
-thread can drive it. It is pulled, not pushed: the caller asks for the next event and is free to stop between two.
+It is a plain structure and a few functions without Python objects, so that a fuzzer or a simulation can drive it; with
+the GIL, which the memory of frames needs. It is pulled, not pushed: the caller asks for the next event and is free to
+stop between two.
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
@@ -54,10 +55,10 @@ cdef struct Parser:
     Utf8State utf8
 
 
-cdef void parser_init(Parser *parser, uint64_t max_message_size) noexcept nogil
-cdef void parser_clear(Parser *parser) noexcept nogil
-cdef Event parser_next(Parser *parser, const uint8_t **cursor, const uint8_t *end) noexcept nogil
-cdef size_t parser_get_buffer(Parser *parser, uint8_t **buffer) noexcept nogil
-cdef Event parser_buffer_updated(Parser *parser, size_t length) noexcept nogil
-cdef FrameBuffer *parser_take_message(Parser *parser) noexcept nogil
-cdef FrameBuffer *parser_take_control(Parser *parser) noexcept nogil
+cdef void parser_init(Parser *parser, uint64_t max_message_size) noexcept
+cdef void parser_clear(Parser *parser) noexcept
+cdef Event parser_next(Parser *parser, const uint8_t **cursor, const uint8_t *end) noexcept
+cdef size_t parser_get_buffer(Parser *parser, uint8_t **buffer) noexcept
+cdef Event parser_buffer_updated(Parser *parser, size_t length) noexcept
+cdef FrameBuffer *parser_take_message(Parser *parser) noexcept
+cdef FrameBuffer *parser_take_control(Parser *parser) noexcept

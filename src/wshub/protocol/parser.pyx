@@ -68,7 +68,7 @@ cdef enum:
     MOST_RESERVED = 1 << 20
 
 
-cdef void parser_init(Parser *parser, uint64_t max_message_size) noexcept nogil:
+cdef void parser_init(Parser *parser, uint64_t max_message_size) noexcept:
     parser.max_message_size = max_message_size
     parser.max_fragments = UINT32_MAX
     parser.fragments = 0
@@ -90,7 +90,7 @@ cdef void parser_init(Parser *parser, uint64_t max_message_size) noexcept nogil:
     parser.utf8.missing = 0
 
 
-cdef void parser_clear(Parser *parser) noexcept nogil:
+cdef void parser_clear(Parser *parser) noexcept:
     """Gives back what the parser owns, and stops it."""
     parser.state = STOPPED
     frame_release(parser.message)
@@ -99,21 +99,21 @@ cdef void parser_clear(Parser *parser) noexcept nogil:
     parser.control = NULL
 
 
-cdef FrameBuffer *parser_take_message(Parser *parser) noexcept nogil:
+cdef FrameBuffer *parser_take_message(Parser *parser) noexcept:
     """The message of a MESSAGE event; from here on it is the caller's to release."""
     cdef FrameBuffer *message = parser.message
     parser.message = NULL
     return message
 
 
-cdef FrameBuffer *parser_take_control(Parser *parser) noexcept nogil:
+cdef FrameBuffer *parser_take_control(Parser *parser) noexcept:
     """The payload of a PING, PONG or CLOSE event; from here on it is the caller's to seal and to release."""
     cdef FrameBuffer *control = parser.control
     parser.control = NULL
     return control
 
 
-cdef Event fail(Parser *parser, uint16_t code, const char *reason) noexcept nogil:
+cdef Event fail(Parser *parser, uint16_t code, const char *reason) noexcept:
     parser.failure_code = code
     parser.failure_reason = reason
     parser_clear(parser)
@@ -134,7 +134,7 @@ cdef bint may_be_compressed(Parser *parser, uint8_t opcode) noexcept nogil:
     return parser.inflater != NULL and (opcode == TEXT or opcode == BINARY)
 
 
-cdef Event check_start(Parser *parser, const uint8_t *header) noexcept nogil:
+cdef Event check_start(Parser *parser, const uint8_t *header) noexcept:
     """Judges a frame by its first two octets. Returns NEED_DATA where nothing is wrong so far, or FAILURE."""
     cdef uint8_t opcode = header[0] & OPCODE_BITS
 
@@ -160,7 +160,7 @@ cdef Event check_start(Parser *parser, const uint8_t *header) noexcept nogil:
     return NEED_DATA
 
 
-cdef Event begin_frame(Parser *parser, const uint8_t *header) noexcept nogil:
+cdef Event begin_frame(Parser *parser, const uint8_t *header) noexcept:
     """Takes a whole header. Returns NEED_DATA where the payload can be read now, or FAILURE."""
     cdef uint8_t opcode = header[0] & OPCODE_BITS
     cdef uint64_t length = header[1] & LENGTH_BITS
@@ -201,7 +201,7 @@ cdef uint64_t payload_limit(Parser *parser) noexcept nogil:
     return parser.max_message_size
 
 
-cdef bint reserve(Parser *parser, uint64_t more) noexcept nogil:
+cdef bint reserve(Parser *parser, uint64_t more) noexcept:
     """Makes room for so many octets more of the message. Returns False where there is no memory."""
     cdef FrameBuffer *message = parser.message
     cdef FrameBuffer *grown
@@ -221,7 +221,7 @@ cdef bint reserve(Parser *parser, uint64_t more) noexcept nogil:
     return True
 
 
-cdef Event begin_data(Parser *parser, uint8_t opcode, uint64_t length) noexcept nogil:
+cdef Event begin_data(Parser *parser, uint8_t opcode, uint64_t length) noexcept:
     """Makes room for the payload of a data frame, once it is known that the message may be that long.
 
     Who only says that much will come is not believed: more is set aside when the first of it is there.
@@ -251,7 +251,7 @@ cdef bint is_close_code(uint16_t code) noexcept nogil:
     return 1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999
 
 
-cdef Event end_close(Parser *parser) noexcept nogil:
+cdef Event end_close(Parser *parser) noexcept:
     cdef uint8_t *payload = frame_payload(parser.control)
     cdef size_t length = parser.control.length
     cdef Utf8State utf8
@@ -273,7 +273,7 @@ cdef Event end_close(Parser *parser) noexcept nogil:
     return CLOSE
 
 
-cdef Event inflate(Parser *parser) noexcept nogil:
+cdef Event inflate(Parser *parser) noexcept:
     """Puts what the whole message decompresses to in its place. Returns NEED_DATA, or FAILURE."""
     cdef FrameBuffer *plain
     cdef InflateResult result = inflate_message(parser.inflater, parser.message, parser.max_message_size, &plain)
@@ -293,7 +293,7 @@ cdef Event inflate(Parser *parser) noexcept nogil:
     return NEED_DATA
 
 
-cdef Event end_frame(Parser *parser) noexcept nogil:
+cdef Event end_frame(Parser *parser) noexcept:
     """All of the frame's payload is there. Returns its event, or NEED_DATA after a fragment that is not the last."""
     parser.state = IN_HEADER
     if parser.opcode == CLOSE_FRAME:
@@ -313,7 +313,7 @@ cdef Event end_frame(Parser *parser) noexcept nogil:
     return MESSAGE
 
 
-cdef Event take_payload(Parser *parser, const uint8_t *source, size_t length) noexcept nogil:
+cdef Event take_payload(Parser *parser, const uint8_t *source, size_t length) noexcept:
     """Appends `length` octets, no more than the frame still lacks, which may stand in their final place already.
 
     Returns NEED_DATA, or FAILURE.
@@ -352,7 +352,7 @@ cdef size_t take_header(Parser *parser, const uint8_t *data, size_t available) n
     return taken
 
 
-cdef Event parser_next(Parser *parser, const uint8_t **cursor, const uint8_t *end) noexcept nogil:
+cdef Event parser_next(Parser *parser, const uint8_t **cursor, const uint8_t *end) noexcept:
     """Reads from `cursor[0]` to the next event, at the most to `end`, and moves the cursor behind what it read."""
     cdef Event event
     cdef size_t available, length
@@ -392,7 +392,7 @@ cdef Event parser_next(Parser *parser, const uint8_t **cursor, const uint8_t *en
     return FAILURE if parser.failure_code else NEED_DATA
 
 
-cdef size_t parser_get_buffer(Parser *parser, uint8_t **buffer) noexcept nogil:
+cdef size_t parser_get_buffer(Parser *parser, uint8_t **buffer) noexcept:
     """Where the rest of a large data frame may be received without a copy, and how many octets fit: 0 if nowhere.
 
     What was received there is made known with parser_buffer_updated().
@@ -407,7 +407,7 @@ cdef size_t parser_get_buffer(Parser *parser, uint8_t **buffer) noexcept nogil:
     return <size_t>min(rest, <uint64_t>(parser.message.capacity - parser.message.length))
 
 
-cdef Event parser_buffer_updated(Parser *parser, size_t length) noexcept nogil:
+cdef Event parser_buffer_updated(Parser *parser, size_t length) noexcept:
     """Takes `length` octets that were received where parser_get_buffer() said."""
     if take_payload(parser, frame_payload(parser.message) + parser.message.length, length) == FAILURE:
         return FAILURE
