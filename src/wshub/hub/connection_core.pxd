@@ -95,7 +95,7 @@ cdef class ConnectionCore(Receiver):
     cdef bint stands_alone(self, const Delivery *delivery) noexcept
     cdef void fall_out_of_step(self, SharedWindow window) noexcept
     cdef void come_in_step(self, uint64_t generation) noexcept
-    cdef int queue_message(self, FrameBuffer *frame, const Delivery *delivery) noexcept
+    cdef int queue_compressible(self, FrameBuffer *frame, const Delivery *delivery) noexcept
     cdef int queue_alone(self, FrameBuffer *frame, const Delivery *delivery) noexcept
     cdef int queue_compressed(self, FrameBuffer *form, uint64_t generation, uint8_t policy) noexcept
     cdef object negotiated(self, object compression)
@@ -139,3 +139,10 @@ cdef class ConnectionCore(Receiver):
     cdef object closed_error(self)
     cdef object check_open(self)
     cdef bint is_foreign(self) noexcept
+
+
+cdef inline int queue_message(ConnectionCore connection, FrameBuffer *frame, const Delivery *delivery) noexcept:
+    """ConnectionCore.queue() for a message that others may get too, compressed where that pays."""
+    if connection.window_bits:
+        return connection.queue_compressible(frame, delivery)
+    return connection.queue(frame, delivery.policy)

@@ -277,12 +277,11 @@ cdef class ConnectionCore(Receiver):
             self.generation = generation
             self.hub.window_changes += 1
 
-    cdef int queue_message(self, FrameBuffer *frame, const Delivery *delivery) noexcept:
-        """queue() for a message that others may get too, compressed where that pays."""
+    cdef int queue_compressible(self, FrameBuffer *frame, const Delivery *delivery) noexcept:
+        """queue_message() for a peer that decompresses."""
         cdef FrameBuffer *form = NULL
-        if self.window_bits and frame.length >= delivery.threshold and self.status == IS_OPEN:
-            if not self.stays_in_step(frame):
-                form = self.hub.pool.form(frame, self.window_bits)
+        if frame.length >= delivery.threshold and self.status == IS_OPEN and not self.stays_in_step(frame):
+            form = self.hub.pool.form(frame, self.window_bits)
         if form == NULL:
             return self.queue(frame, delivery.policy)
         return self.queue_compressed(form, 0, delivery.policy)
@@ -295,7 +294,7 @@ cdef class ConnectionCore(Receiver):
             self.deflater == NULL or self.status != IS_OPEN
             or not delivery.threshold <= frame.length <= LONGEST_DEFLATED or self.stands_alone(delivery)
         ):
-            return self.queue_message(frame, delivery)
+            return queue_message(self, frame, delivery)
         if self.stays_in_step(frame):
             return self.queue(frame, delivery.policy)
         if self.history_is_stale:
@@ -328,7 +327,8 @@ cdef class ConnectionCore(Receiver):
         """
         if self.status != IS_OPEN:
             return 0
-        if frame_is_message(frame):
+        # Looked at first: what is not written need not be written back from the cache, for each receiver of a fan-out.
+        if not self.is_active and frame_is_message(frame):
             self.is_active = True
         if is_full(self) or (policy == LATEST and self.link.blocked):
             return self.queue_at_bound(frame, policy)

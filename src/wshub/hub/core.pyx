@@ -24,7 +24,7 @@ from wshub.hub.base cimport (
     policy_of,
 )
 from wshub.hub.connection cimport Connection
-from wshub.hub.connection_core cimport IS_OPEN
+from wshub.hub.connection_core cimport IS_OPEN, queue_message
 from wshub.hub.shared_window cimport SharedWindow
 from wshub.links.link cimport Ledger, Link, counts_of
 from wshub.protocol.deflate cimport LONGEST_DEFLATED, DeflatePool
@@ -124,7 +124,7 @@ cdef int queue_shared(
         if window.messages == 1:
             return connection.queue_compressed(shared, window.generation, delivery.policy)
         window.missed += 1
-    return connection.queue_message(frame, delivery)
+    return queue_message(connection, frame, delivery)
 
 
 cdef class HubCore(HubBase):
@@ -312,7 +312,7 @@ cdef class HubCore(HubBase):
             if shared != NULL:
                 queued = queue_shared(<Connection>value, window, shared, frame, delivery)
             else:
-                queued = (<Connection>value).queue_message(frame, delivery)
+                queued = queue_message(<Connection>value, frame, delivery)
             if queued > 0:
                 count += 1
             elif queued < 0:
