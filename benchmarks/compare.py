@@ -8,7 +8,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,13 +20,20 @@ import tls
 # What a change may cost: a figure beyond so many times what it was is named as one that is slower.
 AT_MOST = 1.05
 
+# Of a turn's load, in seconds.
+WARMUP = 0.1
+
+
+Measure = Callable[[], dict[str, float]]
+"""Has a server work for a while. Returns what that cost, by the name of the figure."""
+
 
 @dataclass(frozen=True)
 class Case:
-    """A server under a load: what it costs, by the name of the figure."""
+    """A server under a load."""
 
     name: str
-    measure: Callable[[], dict[str, float]]
+    running: Callable[[], AbstractContextManager[Measure]]
     # Memory does not depend on how busy the machine is.
     once: bool = False
 
@@ -34,29 +41,38 @@ class Case:
 def under_load(name: str, server: run.Server, mode: str, load: tuple[str, ...], figure: str, seconds: float) -> Case:
     """One server under `load.c`."""
 
-    def measure() -> dict[str, float]:
+    @contextmanager
+    def running() -> Iterator[Measure]:
         server_core, load_core = run.choose_cores()
         with run.running(server, mode, server_core) as (pid, port):
-            return {name: run.run_load(load, pid, port, load_core, 0.5, seconds)[figure]}
+            yield lambda: {name: run.run_load(load, pid, port, load_core, WARMUP, seconds)[figure]}
 
-    return Case(name, measure, once=load[0] == "idle")
+    return Case(name, running, once=figure.startswith("resident"))
 
 
 def of_application(work: str, server: run.Server, seconds: float) -> Case:
     """One application under one work of `applications.py`."""
     name = f"{work}; {server.name}"
-    return Case(name, lambda: {name: applications.measure(work, server, seconds)})
+
+    @contextmanager
+    def running() -> Iterator[Measure]:
+        server_core, load_core = run.choose_cores()
+        with run.running(server, "echo", server_core) as (pid, port):
+            yield lambda: {name: applications.measure(work, pid, port, load_core, seconds)}
+
+    return Case(name, running)
 
 
 def over_tls(transport: str, chain: str, key: str, seconds: float) -> Case:
     """One transport under all workloads of `tls.py`."""
     name = f"TLS, {transport}"
 
-    def measure() -> dict[str, float]:
-        figures = tls.measure(transport, chain, key, seconds)
-        return {f"{workload}; {name}": figure for workload, figure in figures.items()}
+    @contextmanager
+    def running() -> Iterator[Measure]:
+        with tls.connected(transport, chain, key) as (pid, clients):
+            yield lambda: {f"{work}; {name}": cost for work, cost in tls.measure(pid, clients, seconds).items()}
 
-    return Case(name, measure)
+    return Case(name, running)
 
 
 def all_cases(seconds: float, chain: str, key: str) -> Iterator[Case]:
@@ -96,7 +112,7 @@ def imported_from(source: Path | None) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The samples of one figure, those of one round at the same place."""
+    """The samples of one figure, those of one turn at the same place."""
 
     name: str
     before: list[float]
@@ -104,21 +120,24 @@ class Comparison:
 
     @property
     def ratios(self) -> list[float]:
-        """One for each round: what comes and goes with the machine meets both of its samples."""
-        return [now / before for before, now in zip(self.before, self.now, strict=True)]
+        """One for each turn: what comes and goes with the machine meets both of its samples. In order."""
+        return sorted(now / before for before, now in zip(self.before, self.now, strict=True))
 
 
-def compare(case: Case, source: Path, rounds: int) -> list[Comparison]:
-    """Each round measures both builds, the one first that was second before."""
+def compare(case: Case, source: Path, rounds: int, turns: int) -> list[Comparison]:
+    """Each round starts both builds, which have the load in turns: the one first that was second before."""
     found: dict[str, Comparison] = {}
-    for number in range(1 if case.once else rounds):
-        order = [source, None] if number % 2 else [None, source]
-        for build in order:
-            with imported_from(build):
-                figures = case.measure()
-            for name, value in figures.items():
-                comparison = found.setdefault(name, Comparison(name, [], []))
-                (comparison.now if build is None else comparison.before).append(value)
+    for _ in range(1 if case.once else rounds):
+        with ExitStack() as servers:
+            measures = []
+            for build in (source, None):
+                with imported_from(build):
+                    measures.append(servers.enter_context(case.running()))
+            for number in range(1 if case.once else turns):
+                for which in (0, 1) if number % 2 else (1, 0):
+                    for name, value in measures[which]().items():
+                        comparison = found.setdefault(name, Comparison(name, [], []))
+                        (comparison.before, comparison.now)[which].append(value)
     return list(found.values())
 
 
@@ -126,8 +145,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", type=Path, help="the directory src of a checkout in which the other build is")
     parser.add_argument("--only", default="", help="cases, by parts of their names, with '|' between them")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=1.5)
+    parser.add_argument("--rounds", type=int, default=3, help="how often both servers are started")
+    parser.add_argument("--turns", type=int, default=10, help="of each of the two, in a round")
+    parser.add_argument("--seconds", type=float, default=0.3, help="of one turn")
     arguments = parser.parse_args()
     if not list(arguments.source.glob("wshub/hub/*.so")):
         parser.error(f"no build in {arguments.source}: run setup.py build_ext --inplace beside it")
@@ -135,17 +155,18 @@ def main() -> int:
     run.compile_tools()
     run.raise_descriptor_limit()
     slower = []
-    print(run.markdown_row("work", "before", "now", "ratio", "lowest", "highest"))
+    print(run.markdown_row("work", "before", "now", "ratio", "a quarter below", "a quarter above"))
     print(run.markdown_row(*["---"] * 6), flush=True)
     with tempfile.TemporaryDirectory() as directory:
         chain, key = tls.make_certificate(directory)
         for case in all_cases(arguments.seconds, chain, key):
             if not any(part in case.name for part in arguments.only.split("|")):
                 continue
-            for comparison in compare(case, arguments.source.resolve(), arguments.rounds):
+            for comparison in compare(case, arguments.source.resolve(), arguments.rounds, arguments.turns):
                 ratios = comparison.ratios
                 medians = [statistics.median(values) for values in (comparison.before, comparison.now, ratios)]
-                cells = (*medians, min(ratios), max(ratios))
+                quarter = len(ratios) // 4
+                cells = (*medians, ratios[quarter], ratios[-1 - quarter])
                 print(run.markdown_row(comparison.name, *(f"{cell:.3f}" for cell in cells)), flush=True)
                 if medians[-1] > AT_MOST:
                     slower.append(comparison.name)

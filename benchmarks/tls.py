@@ -14,6 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from run import choose_cores, cpu_of, on_core
 
@@ -54,48 +56,54 @@ def frames(size: int, count: int) -> tuple[bytes, int]:
     return (b"\x82" + length + b"\0\0\0\0" + bytes(size)) * count, (1 + len(length) + size) * count
 
 
-def measure(transport: str, chain: str, key: str, seconds: float) -> dict[str, float]:
-    """Microseconds of CPU time for each message, of each workload."""
-    server_core, load_core = choose_cores()
+def connect(port: int, chain: str) -> ssl.SSLSocket:
+    """A WebSocket connection over TLS."""
+    plain = socket.create_connection(("127.0.0.1", port))
+    plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    client = ssl.create_default_context(cafile=chain).wrap_socket(plain, server_hostname="localhost")
+    client.sendall(REQUEST)
+    client.recv(4096)
+    return client
+
+
+@contextmanager
+def connected(transport: str, chain: str, key: str) -> Iterator[tuple[int, list[ssl.SSLSocket]]]:
+    """The process of a server, and connections to it."""
+    server_core, _ = choose_cores()
     command = [sys.executable, __file__, "--serve", transport, "--chain", chain, "--key", key]
     with on_core(server_core):
         server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    with on_core(load_core), server:
+    with server:
         try:
-            return run_workloads(server, chain, seconds)
+            assert server.stdout is not None
+            port = int(server.stdout.readline())
+            yield server.pid, [connect(port, chain) for _ in range(CONNECTIONS)]
         finally:
             server.terminate()
 
 
-def run_workloads(server: subprocess.Popen[str], chain: str, seconds: float) -> dict[str, float]:
-    """The same, of a server that prints its port."""
-    assert server.stdout is not None
-    port = int(server.stdout.readline())
-    context = ssl.create_default_context(cafile=chain)
-    clients = []
-    for _ in range(CONNECTIONS):
-        plain = socket.create_connection(("127.0.0.1", port))
-        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        client = context.wrap_socket(plain, server_hostname="localhost")
-        client.sendall(REQUEST)
-        client.recv(4096)
-        clients.append(client)
-    results = {}
-    for name, (size, count) in WORKLOADS.items():
-        sent, expected = frames(size, count)
-        messages = 0
-        before = cpu_of(server.pid)
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            for client in clients:
-                client.sendall(sent)
-            for client in clients:
-                left = expected
-                while left:
-                    left -= len(client.recv(left))
-            messages += count * CONNECTIONS
-        results[name] = (cpu_of(server.pid) - before) / messages
-    return results
+def measure(pid: int, clients: list[ssl.SSLSocket], seconds: float) -> dict[str, float]:
+    """Microseconds of CPU time that the server takes for each message, of each workload."""
+    _, load_core = choose_cores()
+    with on_core(load_core):
+        return {name: measure_workload(pid, clients, *workload, seconds) for name, workload in WORKLOADS.items()}
+
+
+def measure_workload(pid: int, clients: list[ssl.SSLSocket], size: int, count: int, seconds: float) -> float:
+    """The same, of messages of that size, so many in flight on each connection."""
+    sent, expected = frames(size, count)
+    messages = 0
+    before = cpu_of(pid)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        for client in clients:
+            client.sendall(sent)
+        for client in clients:
+            left = expected
+            while left:
+                left -= len(client.recv(left))
+        messages += count * len(clients)
+    return (cpu_of(pid) - before) / messages
 
 
 def make_certificate(directory: str) -> tuple[str, str]:
@@ -126,10 +134,12 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as directory:
         chain, key = make_certificate(directory)
-        rounds = [
-            {transport: measure(transport, chain, key, arguments.seconds) for transport in TRANSPORTS}
-            for _ in range(arguments.rounds)
-        ]
+        rounds: list[dict[str, dict[str, float]]] = []
+        for _ in range(arguments.rounds):
+            rounds.append({})
+            for transport in TRANSPORTS:
+                with connected(transport, chain, key) as (pid, clients):
+                    rounds[-1][transport] = measure(pid, clients, arguments.seconds)
     print(f"us of CPU time a message, medians of {arguments.rounds} rounds")
     for name in WORKLOADS:
         medians = [

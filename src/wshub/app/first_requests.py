@@ -11,7 +11,7 @@ from wshub.errors import HandshakeError
 from wshub.hub.pending import PendingHandshakes
 from wshub.protocol.handshake import Handshake
 
-__all__ = ["MAX_FIRST_HEAD", "FirstRequests"]
+__all__ = ["MAX_FIRST_HEAD", "FirstRequests", "protocol_of"]
 
 MAX_FIRST_HEAD = 64 * 1024
 """Octets that the head of a first request may have, as in uvicorn's h11: more than a handshake may."""
@@ -41,19 +41,20 @@ class FirstRequests:
         self._sweeper: asyncio.TimerHandle | None = None
 
     def create_protocol(self) -> asyncio.Protocol:
-        """uvicorn's protocol for a connection that has just been accepted."""
+        """A protocol for a connection that has just been accepted, in whose place uvicorn's comes when it is asked."""
         return self.create_protocol_with(b"", time.monotonic() + self._timeout)
 
     def create_protocol_with(self, data: bytes, deadline: float) -> asyncio.Protocol:
-        """uvicorn's protocol for a connection of which ``data`` has been read already.
+        """``create_protocol`` for a connection of which ``data`` has been read already.
 
-        The protocol receives that as soon as it has its transport, and is to have its first request by ``deadline``.
+        uvicorn's protocol receives that as soon as it has its transport, and is to have its first request by
+        ``deadline``.
         """
         first = _FirstRequest(self._create_protocol(), data, deadline, self._waiting.discard)
         self._waiting.add(first)
         if self._sweeper is None:
             self._sweeper = self._loop.call_later(SWEEP_PERIOD, self._sweep)
-        return first.protocol  # type: ignore[no-any-return]
+        return first
 
     def _sweep(self) -> None:
         self._waiting.expire(time.monotonic())
@@ -61,8 +62,16 @@ class FirstRequests:
         self._sweeper = self._loop.call_later(SWEEP_PERIOD, self._sweep) if self._waiting else None
 
 
-class _FirstRequest:
-    """Stands before a protocol of uvicorn's until it has its first request."""
+def protocol_of(transport: asyncio.Transport) -> Any:
+    """The protocol of a transport: uvicorn's own also as long as it has not had its first request."""
+    protocol = transport.get_protocol()
+    return protocol.protocol if isinstance(protocol, _FirstRequest) else protocol
+
+
+class _FirstRequest(asyncio.Protocol):
+    """Stands before a protocol of uvicorn's until that has its first request."""
+
+    __slots__ = ("_discard", "_early", "_received", "_transport", "deadline", "protocol")
 
     def __init__(self, protocol: Any, data: bytes, deadline: float, discard: Callable[[_FirstRequest], None]) -> None:
         self.protocol = protocol
@@ -71,34 +80,41 @@ class _FirstRequest:
         self._discard = discard
         self._received = 0
         self._transport: Any = None
-        self._connection_made = protocol.connection_made
-        self._data_received = protocol.data_received
-        self._connection_lost = protocol.connection_lost
-        protocol.connection_made = self.connection_made
-        protocol.data_received = self.data_received
-        protocol.connection_lost = self.connection_lost
 
-    def connection_made(self, transport: Any) -> None:
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
-        self._connection_made(transport)
+        self.protocol.connection_made(transport)
         if self._early:
             self.data_received(self._early)
+            self._early = b""
 
     def data_received(self, data: bytes) -> None:
         self._received += len(data)
-        self._data_received(data)
-        # A protocol that is not uvicorn's own does not tell of its requests.
-        asked = getattr(self.protocol, "cycle", True) is not None
-        if asked or self._transport.get_protocol() is not self.protocol:
-            self._step_aside()
+        self.protocol.data_received(data)
+        if self._transport.get_protocol() is not self:
+            # uvicorn has handed the connection on.
+            self._discard(self)
+        elif getattr(self.protocol, "cycle", True) is not None:
+            # A protocol that is not uvicorn's own does not tell of its requests.
+            self._discard(self)
+            self._transport.set_protocol(self.protocol)
         elif self._received > MAX_FIRST_HEAD and not self._transport.is_closing():
             too_large = HandshakeError(431, "The request head is too large.")
             self._transport.write(Handshake.create_error_response(too_large))
             self._transport.close()
 
+    def eof_received(self) -> bool | None:
+        return self.protocol.eof_received()  # type: ignore[no-any-return]
+
+    def pause_writing(self) -> None:
+        self.protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        self.protocol.resume_writing()
+
     def connection_lost(self, error: Exception | None) -> None:
         self._discard(self)
-        self._connection_lost(error)
+        self.protocol.connection_lost(error)
 
     def drop(self) -> None:
         """End the connection, which has not asked for anything in time, or has not read why it is refused."""
@@ -109,10 +125,3 @@ class _FirstRequest:
         """What ``drop`` does, of one that is still waited for."""
         self._discard(self)
         self.drop()
-
-    def _step_aside(self) -> None:
-        self._discard(self)
-        del self.protocol.connection_made, self.protocol.data_received, self.protocol.connection_lost
-        if self._transport.get_protocol() is self.protocol:
-            # Transports may remember the methods of their protocol.
-            self._transport.set_protocol(self.protocol)

@@ -26,6 +26,7 @@ from uvicorn.protocols.utils import (
 )
 from uvicorn.server import ServerState
 
+from wshub.app.first_requests import protocol_of
 from wshub.app.hubs import Hubs
 from wshub.errors import ConnectionClosed, HandshakeError
 from wshub.hub.admission import is_address
@@ -103,7 +104,7 @@ class WebSocketProtocol(asyncio.Protocol):
             self._link.data_received(data)
         elif not self._handed_over:
             self._handed_over = True
-            self._follow(self._transport.get_protocol(), data)
+            self._follow(protocol_of(self._transport), data)
         elif self._connection is not None or not self._answered:
             self._early += data
             if len(self._early) > MOST_EARLY:
