@@ -35,28 +35,17 @@ class PendingHandshakes(Generic[Opening]):
 
     def add(self, opening: Opening) -> None:
         """Note one more, for which the oldest makes room."""
-        oldest = self._oldest_beyond_bound(self._incomplete)
-        if oldest is not None:
+        if len(self._incomplete) >= self._at_most:
             # Whoever is served as it should be has come and gone in less time than this one has had.
-            oldest.drop()
+            _remove_oldest(self._incomplete).drop()
         self._incomplete[opening] = None
 
     def ask(self, opening: Opening) -> None:
         """Note that a request is complete, and the application asked what is to become of it."""
         self.discard(opening)
-        oldest = self._oldest_beyond_bound(self._asked)
-        if oldest is not None:
-            oldest.expire()
+        if len(self._asked) >= self._at_most:
+            _remove_oldest(self._asked).expire()
         self._asked[opening] = None
-
-    def _oldest_beyond_bound(self, openings: dict[Opening, None]) -> Opening | None:
-        """The oldest of these, which is one of them no more, if there is no room for another."""
-        if len(openings) < self._at_most:
-            return None
-        oldest = next(iter(openings))
-        # Its link tells of its end only later, when many more may have come.
-        del openings[oldest]
-        return oldest
 
     def discard(self, opening: Opening) -> None:
         """Forget one that has ended, or is a handshake no more."""
@@ -74,3 +63,11 @@ class PendingHandshakes(Generic[Opening]):
 
     def __iter__(self) -> Iterator[Opening]:
         return iter((*self._incomplete, *self._asked))
+
+
+def _remove_oldest(openings: dict[Opening, None]) -> Opening:
+    """The oldest of these, which is one of them no more."""
+    oldest = next(iter(openings))
+    # Its link tells of its end only later, when many more may have come.
+    del openings[oldest]
+    return oldest
