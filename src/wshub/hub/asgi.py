@@ -7,9 +7,8 @@ accept names it; any other keeps it, and the hub speaks to the server in the mes
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote
 
@@ -131,7 +130,7 @@ def register_scope(
     hub: Hub, table: HandlerTable, scope: Mapping[str, Any], *, subprotocol: str | None = None
 ) -> Connection:
     """Register the request of a scope with a hub. Raises ``HandshakeError`` where the hub does not take it."""
-    with _counting_refusals(hub):
+    with _CountingRefusals(hub):
         request = _check_scope(hub, scope)
         metadata = hub._ask(request)
     if inspect.isawaitable(metadata):
@@ -147,7 +146,7 @@ async def register_scope_when_asked(
     hub: Hub, table: HandlerTable, scope: Mapping[str, Any], *, subprotocol: str | None = None
 ) -> Connection:
     """``register_scope`` where ``on_upgrade`` may be a coroutine function."""
-    with _counting_refusals(hub):
+    with _CountingRefusals(hub):
         request = _check_scope(hub, scope)
         metadata = hub._ask(request)
         if inspect.isawaitable(metadata):
@@ -160,13 +159,20 @@ async def register_scope_when_asked(
     return _register(hub, table, scope, request, metadata, subprotocol)
 
 
-@contextlib.contextmanager
-def _counting_refusals(hub: Hub) -> Iterator[None]:
-    try:
-        yield
-    except HandshakeError as error:
-        hub._count_refused(error)
-        raise
+class _CountingRefusals:
+    """Counts, for a hub, the handshake that is refused in its block."""
+
+    __slots__ = ("_hub",)
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+
+    def __enter__(self) -> None:
+        """Nothing is counted yet."""
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, HandshakeError):
+            self._hub._count_refused(error)
 
 
 def _check_scope(hub: Hub, scope: Mapping[str, Any]) -> RequestHead:
