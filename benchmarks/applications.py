@@ -26,7 +26,7 @@ from run import (
 
 REQUEST = b"GET /page HTTP/1.1\r\nHost: localhost\r\n\r\n"
 HTTP_CONNECTIONS = 32
-WARMUP = 0.1
+WARMUP = 0.5
 
 
 def application(name: str, ws: str) -> Server:
@@ -92,12 +92,12 @@ def run_http(pid: int, port: int, seconds: float, *, keep_alive: bool) -> float:
     return spent / requests
 
 
-def measure(work: str, pid: int, port: int, load_core: int, seconds: float) -> float:
+def measure(work: str, pid: int, port: int, load_core: int, warmup: float, seconds: float) -> float:
     """Microseconds of CPU time that the server takes for each handshake, message or request of that work."""
     if work in LOADS:
-        return float(run_load(LOADS[work], pid, port, load_core, WARMUP, seconds)["cpu_us_per_message"])
+        return float(run_load(LOADS[work], pid, port, load_core, warmup, seconds)["cpu_us_per_message"])
     with on_core(load_core):
-        run_http(pid, port, WARMUP, keep_alive=True)
+        run_http(pid, port, warmup, keep_alive=True)
         return run_http(pid, port, seconds, keep_alive=work == KEPT_ALIVE)
 
 
@@ -119,7 +119,7 @@ def main() -> None:
         for number in range(arguments.rounds):
             for server in SERVERS:
                 with running(server, "echo", server_core) as (pid, port):
-                    value = measure(work, pid, port, load_core, arguments.seconds)
+                    value = measure(work, pid, port, load_core, WARMUP, arguments.seconds)
                 table[server.name][work].append(value)
                 print(f"{work} {number + 1} {server.name} {value:.1f}", file=sys.stderr)
     for name, row in table.items():

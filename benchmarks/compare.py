@@ -27,6 +27,9 @@ WARMUP = 0.1
 Measure = Callable[[], dict[str, float]]
 """Has a server work for a while. Returns what that cost, by the name of the figure."""
 
+Cost = Callable[[int, int, int], float]
+"""The same for a single figure, of the server with that process and port, from that core."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -38,29 +41,34 @@ class Case:
     once: bool = False
 
 
-def under_load(name: str, server: run.Server, mode: str, load: tuple[str, ...], figure: str, seconds: float) -> Case:
-    """One server under `load.c`."""
+def of_server(name: str, server: run.Server, mode: str, cost: Cost, *, once: bool = False) -> Case:
+    """One server, and the only figure that is measured of it."""
 
     @contextmanager
     def running() -> Iterator[Measure]:
         server_core, load_core = run.choose_cores()
         with run.running(server, mode, server_core) as (pid, port):
-            yield lambda: {name: run.run_load(load, pid, port, load_core, WARMUP, seconds)[figure]}
+            yield lambda: {name: cost(pid, port, load_core)}
 
-    return Case(name, running, once=figure.startswith("resident"))
+    return Case(name, running, once)
+
+
+def under_load(name: str, server: run.Server, mode: str, load: tuple[str, ...], figure: str, seconds: float) -> Case:
+    """One server under `load.c`."""
+
+    def cost(pid: int, port: int, load_core: int) -> float:
+        return float(run.run_load(load, pid, port, load_core, WARMUP, seconds)[figure])
+
+    return of_server(name, server, mode, cost, once=load[0] == "idle")
 
 
 def of_application(work: str, server: run.Server, seconds: float) -> Case:
     """One application under one work of `applications.py`."""
-    name = f"{work}; {server.name}"
 
-    @contextmanager
-    def running() -> Iterator[Measure]:
-        server_core, load_core = run.choose_cores()
-        with run.running(server, "echo", server_core) as (pid, port):
-            yield lambda: {name: applications.measure(work, pid, port, load_core, seconds)}
+    def cost(pid: int, port: int, load_core: int) -> float:
+        return applications.measure(work, pid, port, load_core, WARMUP, seconds)
 
-    return Case(name, running)
+    return of_server(f"{work}; {server.name}", server, "echo", cost)
 
 
 def over_tls(transport: str, chain: str, key: str, seconds: float) -> Case:

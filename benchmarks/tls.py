@@ -56,11 +56,11 @@ def frames(size: int, count: int) -> tuple[bytes, int]:
     return (b"\x82" + length + b"\0\0\0\0" + bytes(size)) * count, (1 + len(length) + size) * count
 
 
-def connect(port: int, chain: str) -> ssl.SSLSocket:
+def connect(port: int, context: ssl.SSLContext) -> ssl.SSLSocket:
     """A WebSocket connection over TLS."""
     plain = socket.create_connection(("127.0.0.1", port))
     plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    client = ssl.create_default_context(cafile=chain).wrap_socket(plain, server_hostname="localhost")
+    client = context.wrap_socket(plain, server_hostname="localhost")
     client.sendall(REQUEST)
     client.recv(4096)
     return client
@@ -77,7 +77,8 @@ def connected(transport: str, chain: str, key: str) -> Iterator[tuple[int, list[
         try:
             assert server.stdout is not None
             port = int(server.stdout.readline())
-            yield server.pid, [connect(port, chain) for _ in range(CONNECTIONS)]
+            context = ssl.create_default_context(cafile=chain)
+            yield server.pid, [connect(port, context) for _ in range(CONNECTIONS)]
         finally:
             server.terminate()
 
