@@ -2,7 +2,6 @@
 """The native part of a hub: fan-out, membership, and the sweep over all connections."""
 
 from cpython.dict cimport PyDict_Next
-from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cpython.object cimport PyObject
 from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stdint cimport SIZE_MAX, uint64_t
@@ -62,20 +61,6 @@ cdef enum:
 
 # More than any rate, and in the range of all floating-point numbers.
 cdef double UNBOUNDED = 1e30
-
-
-cdef enum:
-    HEAP_HYSTERESIS = 1 << 20
-
-
-cdef void keep_heap() noexcept:
-    """Has the C library keep what one turn of the loop frees for the next one.
-
-    Once a large block has been freed, glibc gives back the end of its heap only where that has twice as much to spare
-    (mallopt(3), M_MMAP_THRESHOLD). Before, messages of some KiB on a dozen connections can have it shrink and grow with
-    each turn, and all their pages made anew.
-    """
-    PyMem_RawFree(PyMem_RawMalloc(HEAP_HYSTERESIS))
 
 
 cdef double seconds_or_never(object milliseconds):
@@ -213,7 +198,6 @@ cdef class HubCore(HubBase):
             self.loop = loop
             self.thread_id = PyThread_get_thread_ident()
             self.reactor = create_reactor(loop, self.ledger, native=self.config.use_reactor)
-            keep_heap()
         elif self.loop is not loop:
             raise MisuseError("a hub belongs to the event loop that it was first used in: make one for each loop")
         return self.reactor

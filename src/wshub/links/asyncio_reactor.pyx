@@ -1,6 +1,8 @@
 # cython: language_level=3
 """A reactor in name: connections over the transports of an asyncio loop, behind the methods that the native one has."""
 
+from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
+
 from wshub.links.asyncio_link cimport AsyncioLink
 from wshub.links.link cimport Ledger, Receiver
 
@@ -9,6 +11,20 @@ import logging
 from wshub.links.transports import create_server
 
 logger = logging.getLogger("wshub.server")
+
+cdef enum:
+    # Octets: twice as many a turn of the loop may free.
+    HEAP_HYSTERESIS = 1 << 19
+
+
+cdef void keep_heap() noexcept:
+    """Has the C library keep what one turn of the loop frees for the next one.
+
+    Once a large block has been freed, glibc gives back the end of its heap only where that has twice as much to spare
+    (mallopt(3), M_MMAP_THRESHOLD). Before, messages of some KiB on a dozen connections, of which transports make
+    copies, can have it shrink and grow with each turn, and all their pages made anew.
+    """
+    PyMem_RawFree(PyMem_RawMalloc(HEAP_HYSTERESIS))
 
 
 cdef class AcceptedLink(AsyncioLink):
@@ -50,6 +66,7 @@ cdef class AsyncioReactor:
         self.timeout = timeout
         self.servers = {}
         self.links = set()
+        keep_heap()
 
     async def listen(self, listening_socket, accepted, *, int backlog=100):
         """Accepts the connections of a bound socket.
