@@ -75,7 +75,6 @@ cdef class HubBase:
     cdef dict closes             # close code: how many
     cdef bytes farewell          # payload of the close frame that everybody has been sent, once that is so; or None
     cdef bint closed             # no connection may open any more
-    cdef object spare            # a SpareTask, or None
     cdef set handler_tasks       # of handlers that are suspended
     cdef uint64_t max_message_size
     cdef size_t max_send_buffer

@@ -130,7 +130,7 @@ cdef class ConnectionCore(Receiver):
     cdef void process_unread(self) noexcept
     cdef void wake_receiver(self) noexcept
     cdef object call(self, object handler, tuple arguments, uint8_t block)
-    cdef object run(self, object coroutine, uint8_t block)
+    cdef object run(self, object awaitable, uint8_t block)
     cdef void handler_failed(self, object error, uint8_t block) noexcept
     cdef object call_on_drain(self)
     cdef object call_on_close(self)

@@ -72,16 +72,13 @@ from wshub.protocol.parser cimport (
 
 import asyncio
 import logging
-from asyncio.tasks import _enter_task as enter_task
-from asyncio.tasks import _leave_task as leave_task
 from collections import deque
-from collections.abc import Awaitable
 from contextvars import copy_context
 from functools import partial
-from inspect import iscoroutine
+from inspect import isawaitable, iscoroutine
 
 from wshub.errors import ConnectionClosed, ConnectionLost, MisuseError
-from wshub.hub.handler_task import SpareTask
+from wshub.hub.handler_task import start_handler_task
 from wshub.protocol.close_code import encode_close_payload
 
 cdef extern from "Python.h":
@@ -862,36 +859,40 @@ cdef class ConnectionCore(Receiver):
         except BaseException as error:
             self.handler_failed(error, block)
 
-    cdef object run(self, object coroutine, uint8_t block):
-        """Makes the first step of what a handler returned; if it suspends, a task goes on with it."""
-        if not iscoroutine(coroutine):
-            if not isinstance(coroutine, Awaitable):
+    cdef object run(self, object awaitable, uint8_t block):
+        """Runs what a coroutine handler returned in a task of its own, which starts at once.
+
+        While the task is suspended, the block is set.
+        """
+        if not iscoroutine(awaitable):
+            if not isawaitable(awaitable):
                 return
-            coroutine = await_it(coroutine)
-        if self.hub.spare is None:
-            self.hub.spare = SpareTask(self.hub.loop)
-        spare = self.hub.spare
-        enter_task(self.hub.loop, spare.task)
+            awaitable = await_it(awaitable)
+        # The task enters the context itself, which cannot be entered twice.
+        PyContext_Exit(self.context)
         try:
-            awaited = coroutine.send(None)
-        except StopIteration:
-            return
+            task = start_handler_task(self.hub.loop, awaitable, self.context)
         finally:
-            leave_task(self.hub.loop, spare.task)
-        self.hub.spare = None
-        # The hand-over comes last: what could not be waited for must not run.
-        self.hub.handler_tasks.add(spare.task)
-        spare.task.add_done_callback(partial(self._handler_done, block))
-        spare.hand_over(coroutine, awaited, self.context)
-        self.blocks |= block
+            PyContext_Enter(self.context)
+        if not task.done():
+            self.blocks |= block
+            self.hub.handler_tasks.add(task)
+            task.add_done_callback(partial(self._handler_done, block))
+            return
+        error = error_of(task)
+        if error is not None:
+            self.handler_failed(error, block)
 
     def _handler_done(self, uint8_t block, task):
         self.hub.handler_tasks.discard(task)
         self.blocks &= ~block
-        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        error = error_of(task)
         PyContext_Enter(self.context)
         try:
-            if error is not None:
+            if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                # The task has raised it out of the loop already.
+                self.retire("")
+            elif error is not None:
                 self.handler_failed(error, block)
             self.tells_of_error &= self.blocks
             if self.handlers.endpoint:
@@ -907,6 +908,7 @@ cdef class ConnectionCore(Receiver):
     cdef void handler_failed(self, object error, uint8_t block) noexcept:
         """A handler has raised. The application is told, in its place, and the connection is closed with 1011."""
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            self.retire("")
             self.hub.loop.call_soon(raise_it, error)
             return
         if self.status >= IS_CLOSING and isinstance(error, (ConnectionClosed, asyncio.CancelledError)):
@@ -946,6 +948,14 @@ cdef class ConnectionCore(Receiver):
         if self.opened:
             self.opened = False
             self.call(self.handlers.on_close, (self, self.code, self.reason), HANDLER_RUNS)
+
+
+cdef object error_of(object task):
+    """What ended a task that is done: an exception, asyncio.CancelledError included, or None."""
+    try:
+        return task.exception()
+    except asyncio.CancelledError as cancelled:
+        return cancelled
 
 
 async def await_it(awaitable):

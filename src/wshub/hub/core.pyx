@@ -535,9 +535,6 @@ cdef class HubCore(HubBase):
     def _end_handlers(self):
         """Cancels every handler that is still running. Returns their tasks."""
         tasks = list(self.handler_tasks)
-        if self.spare is not None:
-            tasks.append(self.spare.task)
-            self.spare = None
         for task in tasks:
             task.cancel()
         return tasks
