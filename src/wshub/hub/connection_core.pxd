@@ -136,6 +136,7 @@ cdef class ConnectionCore(Receiver):
     cdef object call_on_close(self)
     cdef object end_endpoint(self)
     cdef object abandon(self)
+    cdef void forsake(self) noexcept
     cdef object closed_error(self)
     cdef object check_open(self)
     cdef bint is_foreign(self) noexcept

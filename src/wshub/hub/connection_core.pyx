@@ -229,6 +229,18 @@ cdef class ConnectionCore(Receiver):
             self.code = 1006
             self.hub.forget(self.key, self.address_key)
 
+    cdef void forsake(self) noexcept:
+        """The hub or its loop has gone: the connection is closed, and no handler can be called any more."""
+        if self.hub.loop.is_closed():
+            self.opened = False
+            self.waiter = None
+            self.waiters = None
+            self.drain_waiters = None
+        if self.status == IS_CONNECTING:
+            self.abandon()
+        else:
+            self.connection_lost(0)
+
     cdef object end_endpoint(self):
         """Closes the connection if the coroutine that is its whole life has returned."""
         if self.status == IS_OPEN and not self.blocks & ON_OPEN_RUNS:
@@ -908,8 +920,7 @@ cdef class ConnectionCore(Receiver):
     cdef void handler_failed(self, object error, uint8_t block) noexcept:
         """A handler has raised. The application is told, in its place, and the connection is closed with 1011."""
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
-            self.retire("")
-            self.hub.loop.call_soon(raise_it, error)
+            self.hub.loop.call_soon(self.hub._exit, error)
             return
         if self.status >= IS_CLOSING and isinstance(error, (ConnectionClosed, asyncio.CancelledError)):
             # The handler noticed the end of its connection in the middle of its work.
@@ -918,7 +929,11 @@ cdef class ConnectionCore(Receiver):
             self.tells_of_error &= ~block
             logger.error("on_error of %r has failed itself", self, exc_info=error)
             return
-        logger.error("a handler of %r has failed", self, exc_info=error)
+        if isinstance(error, asyncio.CancelledError):
+            # Somebody meant it, and knows where.
+            logger.warning("a handler of %r was cancelled: the connection is closed with 1011", self)
+        else:
+            logger.error("a handler of %r has failed", self, exc_info=error)
         if self.status == IS_OPEN:
             self.code = 1011
             self.begin_closing(encode_close_payload(1011, "internal error"))
@@ -961,7 +976,3 @@ cdef object error_of(object task):
 async def await_it(awaitable):
     """A coroutine that awaits any awaitable."""
     return await awaitable
-
-
-def raise_it(error):
-    raise error

@@ -23,6 +23,11 @@ class EventHandler:
     coroutine is suspended, nothing more is read from its connection. Only an ``on_open`` that receives does not keep
     ``on_ping``, ``on_pong`` and ``on_drain`` waiting. One handler serves any number of connections.
 
+    A coroutine handler runs in an asyncio task of its own that starts eagerly, as ``asyncio.eager_task_factory`` makes
+    them: its first step runs at once, the rest in later iterations of the loop. ``asyncio.current_task()``,
+    cancellation, ``asyncio.timeout()``, task groups and shared futures work as in any task. If the loop has a task
+    factory, that makes the tasks. All handlers of a connection run in one ``contextvars.Context``.
+
     - ``on_open(connection)``: the handshake is complete.
     - ``on_message(connection, message)``: a text or binary message. Without it, messages are there for
       ``connection.receive()`` and ``async for``, in ``on_open`` or in a task of the application's own, or are discarded
