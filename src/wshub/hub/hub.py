@@ -164,7 +164,7 @@ class Hub(HubCore):
         """A complete WebSocket server, as an asynchronous context manager::
 
             async with hub.serve("127.0.0.1", 8080, handler) as server:
-                await server.wait_closed()
+                await server.serve_forever()
 
         Args:
             host: the address to listen on; None is all interfaces. A name listens on all its addresses.
