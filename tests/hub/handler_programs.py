@@ -25,7 +25,7 @@ Step = Callable[["Stage", "Actor"], Awaitable[None]]
 
 
 class Stage:
-    """What the actors of one run share."""
+    """The things that the actors of one run share."""
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()

@@ -94,7 +94,7 @@ def ending(task: asyncio.Task[Any]) -> Any:
 
 
 def each_by_itself(played: Any) -> Any:
-    """What each actor has recorded, without the order between actors."""
+    """The record of each actor, without the order between actors."""
     endings, record = played
     return endings, [[entry for entry in record if entry[0] == number] for number in range(len(endings))]
 

@@ -1,4 +1,4 @@
-"""What handlers, connections and the program get when a hub stops."""
+"""A hub that stops gives handlers, connections and the program an end in order."""
 
 from __future__ import annotations
 

@@ -966,7 +966,7 @@ cdef class ConnectionCore(Receiver):
 
 
 cdef object error_of(object task):
-    """What ended a task that is done: an exception, asyncio.CancelledError included, or None."""
+    """The exception that ended a task, asyncio.CancelledError included, or None. The task must be done."""
     try:
         return task.exception()
     except asyncio.CancelledError as cancelled:

@@ -1,8 +1,7 @@
 """The tasks of coroutine handlers, which start eagerly.
 
-A coroutine handler runs in an asyncio task of its own, as if ``asyncio.eager_task_factory`` had made it: the first step
-runs before the hub goes on, and a handler that does not suspend costs no iteration of the loop. Python 3.12 has such
-tasks. On Python 3.11 the loop's ``call_soon`` is replaced while the task is made; the first step that the task wants to
+A coroutine handler runs in an asyncio task of its own, as if ``asyncio.eager_task_factory`` had made it. The first step
+runs before the hub goes on. A handler that does not suspend costs no iteration of the loop. Python 3.12 has such tasks. On Python 3.11 the loop's ``call_soon`` is replaced while the task is made; the first step that the task wants to
 schedule then runs in place.
 
 A task factory of the loop is respected. The tasks that it makes start when it says.
@@ -26,8 +25,8 @@ def start_handler_task(
 ) -> asyncio.Task[Any]:
     """Start a task for the coroutine; no other task may be running, and the context may not be entered.
 
-    The task is done when this returns if the coroutine has not suspended. What the coroutine raises is kept by the
-    task; ``KeyboardInterrupt`` and ``SystemExit`` are raised as well.
+    The task is done when this returns if the coroutine has not suspended. The task keeps an exception of the coroutine;
+    ``KeyboardInterrupt`` and ``SystemExit`` are raised here as well.
     """
     if loop.get_task_factory() is not None:
         return loop.create_task(coroutine, name=NAME, context=context)
