@@ -3,8 +3,8 @@
 A coroutine handler runs in an asyncio task of its own, as if ``asyncio.eager_task_factory`` had made it. The first step
 runs before the hub goes on. A handler that does not suspend costs no iteration of the loop.
 
-Python 3.12 has such tasks. On Python 3.11 the loop's ``call_soon`` is replaced while the task is made. The task schedules
-its first step there, and the step runs in place.
+Python 3.12 has such tasks. On Python 3.11 the loop's ``call_soon`` is replaced while the task is made. The task
+schedules its first step there, and the step runs in place.
 
 A task factory of the loop is respected. The tasks that it makes start when it says.
 """
