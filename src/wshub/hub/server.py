@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from wshub.errors import HandshakeError, MisuseError
-from wshub.hub.admission import client_address
+from wshub.hub.admission import UNKNOWN_ADDRESS, client_address
 from wshub.hub.core import table_of
 from wshub.hub.listening import UnixAddress, bind_address
 from wshub.hub.opening import OpeningHandshake
@@ -183,7 +183,7 @@ class Server:
         connection, response = self.hub._accept_request(
             request, key, self._table, self._subprotocols, metadata=metadata
         )
-        if self._trusted and request.remote_address != opening.peer:
+        if self._trusted and request.remote_address not in (opening.peer, UNKNOWN_ADDRESS):
             connection.forwarded_address = request.remote_address
         self._pending.discard(opening)
         self.hub._open(connection, link, response, rest)
