@@ -35,9 +35,7 @@ def trusted_hosts_of(config: Config) -> Container[Any] | None:
     return cast("Container[Any]", app.trusted_hosts)
 
 
-def client_of(
-    trusted: Container[Any] | None, peer: tuple[str, int] | None, headers: Headers
-) -> tuple[str, int] | None:
+def client_of(trusted: Container[Any] | None, peer: tuple[str, int] | None, headers: Headers) -> tuple[str, int] | None:
     """The client that the peer tells of, as ``forwarded_address`` has it; ``None`` if the peer is not trusted."""
     if trusted is None or _host_of(peer) not in trusted:
         return None

@@ -186,17 +186,18 @@ def forwarded_address(
     """The client that a trusted peer tells of in ``X-Forwarded-For``, with 0 for its port; ``None`` if it is the peer.
 
     Each proxy appends the address that it was connected from. So the last entry that is not a trusted proxy's is the
-    client's, and the client itself may have written what stands before it. If all of them are trusted, the last one
-    counts: it is what the peer saw. An entry that is no address is not used. A peer without an address is then
-    ``UNKNOWN_ADDRESS``.
+    client's, and the client itself may have written what stands before it. If there is none, or it is no address, the
+    last entry counts: it is what the peer saw. If that is no address either, it is the peer, and a peer without an
+    address is ``UNKNOWN_ADDRESS``.
     """
     values = headers.get_all_raw(b"x-forwarded-for")
     hosts = [_without_port(element.decode("latin-1")) for element in split_list(values)] if values else []
     if not hosts:
         return None
-    client = next((host for host in reversed(hosts) if not is_trusted(host)), hosts[-1])
-    if is_address(client):
-        return client, 0
+    client = next((host for host in reversed(hosts) if not is_trusted(host)), None)
+    for host in (client, hosts[-1]):
+        if host is not None and is_address(host):
+            return host, 0
     return UNKNOWN_ADDRESS if peer is None else None
 
 
