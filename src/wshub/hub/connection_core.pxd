@@ -119,6 +119,7 @@ cdef class ConnectionCore(Receiver):
     cdef void handle_control(self, Event event)
     cdef void handle_close(self)
     cdef void fail(self, uint16_t code, str reason) noexcept
+    cdef uint16_t code_to_send(self, uint16_t code) noexcept
     cdef void begin_closing(self, bytes payload) noexcept
     cdef void queue_pong(self, FrameBuffer *pong) noexcept
     cdef void wake_drainers(self, bint all_left) noexcept

@@ -786,6 +786,7 @@ cdef class ConnectionCore(Receiver):
 
     cdef void fail(self, uint16_t code, str reason) noexcept:
         """Fails the connection (RFC 6455 section 7.1.7): a close frame, then nothing more in either direction."""
+        code = self.code_to_send(code)
         self.input_ended = True
         if not self.code:
             self.code = code
@@ -798,6 +799,15 @@ cdef class ConnectionCore(Receiver):
             self.begin_closing(payload)
         self.wake_receiver()
         self.link.abort(True)
+
+    cdef uint16_t code_to_send(self, uint16_t code) noexcept:
+        """The code with which the hub closes for a reason that has that code, as its handler says."""
+        if self.handlers.close_codes is None:
+            return code
+        try:
+            return self.handlers.close_codes.get(code, code)
+        except MemoryError:
+            return code
 
     cdef void begin_closing(self, bytes payload) noexcept:
         """Leaves all rooms and queues a close frame, unless the payload is None; nothing can be sent after it."""
@@ -935,8 +945,8 @@ cdef class ConnectionCore(Receiver):
         else:
             logger.error("a handler of %r has failed", self, exc_info=error)
         if self.status == IS_OPEN:
-            self.code = 1011
-            self.begin_closing(encode_close_payload(1011, "internal error"))
+            self.code = self.code_to_send(1011)
+            self.begin_closing(encode_close_payload(self.code, "internal error"))
         if self.handlers.on_error is not None:
             self.tells_of_error |= block
             self.call(self.handlers.on_error, (self, error), block)

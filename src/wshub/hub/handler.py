@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from wshub.errors import MisuseError
@@ -38,6 +39,11 @@ class EventHandler:
     - ``on_drain(connection)``: all that was queued has left, after some of it had to wait for the peer to read. Where
       ever more is sent than the peer reads, and the rest is dropped, that is never; ``drain()`` returns all the same.
 
+    A subclass may set ``close_codes``, for a subprotocol whose clients expect codes of their own: the hub closes with
+    ``close_codes[code]`` where it would close with ``code``, such as ``{1011: 4500}`` for a handler that raises. It
+    concerns rates, sizes, broken frames, slow consumers and handlers that raise. ``on_close`` sees the code that was
+    sent.
+
     Raises:
         MisuseError: a keyword is none of these, or its value cannot be called.
     """
@@ -49,6 +55,7 @@ class EventHandler:
     on_ping: Callable[[Connection, bytes], Awaitable[Any] | Any] | None = None
     on_pong: Callable[[Connection, bytes], Awaitable[Any] | Any] | None = None
     on_drain: Callable[[Connection], Awaitable[Any] | Any] | None = None
+    close_codes: Mapping[int, int] = MappingProxyType({})
 
     def __init__(self, **handlers: Callable[..., Any] | None) -> None:
         for name, function in handlers.items():
