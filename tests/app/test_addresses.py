@@ -1,4 +1,4 @@
-"""Where a connection comes from: the same on every path, and never what the client says of itself."""
+"""The address of a client is the same on every path, and the client cannot choose it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Guard:
 
 
 class Served:
-    """What the hub of one server says of its clients."""
+    """A hub on one kind of server, and the addresses that it saw."""
 
     def __init__(self, **settings: Any) -> None:
         self.asked: list[Any] = []
@@ -92,7 +92,7 @@ def test_an_address_is_a_pair_of_host_and_port(run, server, host) -> None:
     run(scenario())
 
 
-# All that a client sends, and the proxy behind it, and the address that the proxy saw.
+# The field as it arrives, where the last entry is the proxy's and the others are the client's, and the address.
 FORGED = [
     ("192.0.2.7", "192.0.2.7"),
     ("198.51.100.1, 192.0.2.7", "192.0.2.7"),
@@ -123,7 +123,7 @@ def test_the_last_address_that_is_no_trusted_proxy_counts(run, server) -> None:
     cases = [
         ("198.51.100.1, 192.0.2.7, 10.1.2.3", "192.0.2.7"),
         ("198.51.100.1, 192.0.2.7, 10.1.2.3:80, 127.0.0.1", "192.0.2.7"),
-        # Not one of them but is a proxy: what the nearest one saw.
+        # All are proxies: the last is what the nearest one saw.
         ("10.1.2.3, 10.9.9.9", "10.9.9.9"),
         ("10.1.2.3", "10.1.2.3"),
     ]
@@ -156,7 +156,7 @@ def test_a_bound_on_connections_holds_for_those_who_forge_their_address(run, ser
                 except websockets.InvalidStatus as error:
                     statuses.append(error.response.status_code)
             assert statuses == [101, 101, 429, 429]
-            # One that is no address: all of them are one client.
+            # Those with no address are counted as one client.
             for number in range(4):
                 with contextlib.suppress(websockets.InvalidStatus):
                     await stack.enter_async_context(connecting(address, **{"X-Forwarded-For": f"nobody-{number}"}))

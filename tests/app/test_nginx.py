@@ -1,4 +1,4 @@
-"""Behind a real nginx, as the documents have it, a client is where nginx saw it, whatever it says of itself."""
+"""Behind a real nginx, set up as in the documents, a client cannot choose its address."""
 
 from __future__ import annotations
 

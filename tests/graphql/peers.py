@@ -124,7 +124,7 @@ async def speaking(url: str, **options: Any) -> AsyncIterator[Client]:
 
 
 async def reference_client(url: str, payload: Any, *queries: str) -> list[dict[str, Any]]:
-    """What graphql-ws prints of these operations; with a list of payloads it connects again, with the next of them."""
+    """The lines that graphql-ws prints for these operations. A list of payloads has one for each connection."""
     modules = node_modules(*PACKAGES)
     if isinstance(modules, str):
         pytest.skip(modules)

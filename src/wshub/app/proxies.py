@@ -1,8 +1,8 @@
-"""What proxies say of a client, as far as uvicorn's ``--forwarded-allow-ips`` trusts them.
+"""The headers of proxies that uvicorn's ``--forwarded-allow-ips`` trusts.
 
-uvicorn takes the first entry of ``X-Forwarded-For`` where it trusts everybody (``"*"``), and the client itself may have
-written that one. So WebSockets do not go through uvicorn's middleware: the functions here have its rules, except that
-the last entry counts that is not a trusted proxy's.
+uvicorn takes the first entry of ``X-Forwarded-For`` with ``"*"``, and the client itself may have written that one. So
+WebSockets do not go through uvicorn's middleware. The functions here have its rules with one exception: the last entry
+counts that is not a trusted proxy's.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def trusted_hosts_of(config: Config) -> Container[Any] | None:
 
 
 def client_of(trusted: Container[Any] | None, peer: tuple[str, int] | None, headers: Headers) -> tuple[str, int] | None:
-    """The client that the peer tells of, as ``forwarded_address`` has it; ``None`` if the peer is not trusted."""
+    """The client's address as ``forwarded_address`` finds it; ``None`` if the peer is not trusted."""
     if trusted is None or _host_of(peer) not in trusted:
         return None
     return forwarded_address(peer, headers, trusted.__contains__)

@@ -1,4 +1,4 @@
-"""Lets uvicorn recognise a WebSocket request whose ``Upgrade`` is a list (RFC 9110 section 7.8)."""
+"""Has uvicorn recognise a WebSocket request whose ``Upgrade`` is a list (RFC 9110 section 7.8)."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _READERS = (
 
 
 def recognise_lists_of_upgrades(websocket_class: type) -> None:
-    """Let uvicorn hand ``Upgrade: h2c, websocket`` over to that WebSocket protocol, as it does ``websocket`` alone.
+    """Have uvicorn hand ``Upgrade: h2c, websocket`` over to that class, as it does with ``websocket`` alone.
 
-    uvicorn has no setting for this, so a method of its HTTP protocols is replaced. Servers with another WebSocket
-    protocol do what they did before.
+    uvicorn has no setting for this, so a method of its HTTP protocols is replaced. Servers with another class of
+    WebSocket protocols behave as before.
     """
     for module, name in _READERS:
         try:
@@ -34,7 +34,8 @@ def recognise_lists_of_upgrades(websocket_class: type) -> None:
 def _get_upgrade_of(original: Any, websocket_class: type) -> Any:
     def _get_upgrade(self: Any) -> bytes | None:
         upgrade: bytes | None = original(self)
-        if upgrade == b"websocket" or self.ws_protocol_class is not websocket_class:
+        served_by = self.ws_protocol_class
+        if upgrade == b"websocket" or served_by is None or not issubclass(served_by, websocket_class):
             return upgrade
         if any(name == b"upgrade" for name, _ in self.headers) and Handshake.is_upgrade(Headers(self.headers)):
             return b"websocket"

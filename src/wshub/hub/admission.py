@@ -141,7 +141,7 @@ class Rate:
 
 
 def address_key(address: object) -> str | None:
-    """What connections of one client have in common, of an address that is a pair of host and port."""
+    """The key under which the connections of one client are counted, for a pair of host and port."""
     if not isinstance(address, tuple) or not address or not isinstance(address[0], str):
         return None
     host: str = address[0]
@@ -170,7 +170,7 @@ def parse_address(host: str) -> Address | None:
 
 
 def client_address(peer: Any, headers: Headers, trusted: Sequence[Network]) -> tuple[str, int] | None:
-    """The client that the peer tells of, as ``forwarded_address`` has it; ``None`` if the peer is not trusted."""
+    """The client's address as ``forwarded_address`` finds it; ``None`` if the peer is not trusted."""
     if not trusted:
         return None
     host = peer[0] if isinstance(peer, tuple) else None
@@ -183,12 +183,12 @@ def client_address(peer: Any, headers: Headers, trusted: Sequence[Network]) -> t
 def forwarded_address(
     peer: tuple[Any, ...] | None, headers: Headers, is_trusted: Callable[[str], bool]
 ) -> tuple[str, int] | None:
-    """The client that a trusted peer tells of in ``X-Forwarded-For``, with 0 for its port; ``None`` if it is the peer.
+    """The client's address that a trusted peer sends in ``X-Forwarded-For``, with 0 for the port.
 
     Each proxy appends the address that it was connected from. So the last entry that is not a trusted proxy's is the
-    client's, and the client itself may have written what stands before it. If there is none, or it is no address, the
-    last entry counts: it is what the peer saw. If that is no address either, it is the peer, and a peer without an
-    address is ``UNKNOWN_ADDRESS``.
+    client's, and the client itself may have written the entries before it. If there is none, or it is not an address,
+    the last entry counts: it is what the peer saw. If that is not an address either, the result is ``None``, or
+    ``UNKNOWN_ADDRESS`` for a peer without an address.
     """
     values = headers.get_all_raw(b"x-forwarded-for")
     hosts = [_without_port(element.decode("latin-1")) for element in split_list(values)] if values else []

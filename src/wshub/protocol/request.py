@@ -195,9 +195,11 @@ def parse_request_head(head: bytes) -> RequestHead:
 
     Raises ``HandshakeError``: 414 for a target and 431 for a number of fields over the bound, 501 for a
     method longer than any there is, 505 for a major version of HTTP other than 1, and 400 for all that RFC
-    9112 does not allow in a request, or that a handshake has no use for: a target that is neither a path nor a
-    URL, folded lines, not exactly one valid Host, or a body. A target in absolute form (RFC 9112 section 3.2.2)
-    has a scheme of HTTP or WebSocket, and the authority that Host names; only its path and query are kept.
+    9112 does not allow in a request, or that a handshake has no use for. These are a target that is neither a
+    path nor a URL, folded lines, not exactly one valid Host, or a body.
+
+    A target may be in absolute form (RFC 9112 section 3.2.2): a URL of HTTP or WebSocket, whose authority must be
+    that of Host. Only its path and query are kept.
     """
     request_line, _, block = head.partition(b"\r\n")
     lines = block.split(b"\r\n")
