@@ -1,7 +1,8 @@
 # cython: language_level=3
 """What a connection and its hub know of each other, and both of rooms and handlers."""
 
-from cpython.unicode cimport PyUnicode_FromObject
+cimport cython
+from cpython.unicode cimport PyUnicode_CheckExact, PyUnicode_FromObject
 from libc.stdint cimport SIZE_MAX, uint8_t, uint64_t
 
 from wshub.hub.shared_window cimport SharedWindow
@@ -26,6 +27,8 @@ cdef enum:
 
 cdef uint8_t policy_of(object name) except? 255:
     """The Policy of that name, or that to inherit for None."""
+    if not PyUnicode_CheckExact(name) and isinstance(name, str):
+        name = PyUnicode_FromObject(name)
     try:
         return POLICIES[name]
     except (KeyError, TypeError):
@@ -34,11 +37,38 @@ cdef uint8_t policy_of(object name) except? 255:
         ) from None
 
 
+cdef str name_from(object name):
+    """What room_name() returns for an object that is no exact str."""
+    if not isinstance(name, str):
+        raise TypeError(f"the name of a room must be a str, not {type(name).__name__}")
+    return PyUnicode_FromObject(name)
+
+
 cdef int check_key(object key) except -1:
     """Raises MisuseError for what cannot be the key of a message."""
     if key is not None and not isinstance(key, str):
         raise MisuseError(f"the key of a message is a str, not {type(key).__name__}")
     return 0
+
+
+@cython.final
+cdef class Queued:
+    """What ``send`` and the other methods that queue return, always the same object.
+
+    ``await`` on it does nothing and gives None: the call has queued already. It is false, as None is.
+    """
+
+    def __await__(self):
+        return iter(())
+
+    def __bool__(self):
+        return False
+
+    def __repr__(self):
+        return "<Queued>"
+
+
+cdef Queued QUEUED = Queued()
 
 
 cdef class HandlerTable:

@@ -24,6 +24,7 @@ from wshub.hub.base cimport (
     LATEST,
     MESSAGES,
     OCTETS,
+    QUEUED,
     RATES,
     Delivery,
     HandlerTable,
@@ -87,6 +88,8 @@ from wshub.protocol.close_code import encode_close_payload
 cdef extern from "Python.h":
     int PyContext_Enter(object context) except -1
     int PyContext_Exit(object context) except -1
+    bint PyGen_CheckExact(object value)
+    bint PyAsyncGen_CheckExact(object value)
 
 logger = logging.getLogger("wshub.server")
 
@@ -864,8 +867,12 @@ cdef class ConnectionCore(Receiver):
 
     cdef object run(self, object coroutine, uint8_t block):
         """Makes the first step of what a handler returned; if it suspends, a task goes on with it."""
+        if coroutine is QUEUED:
+            return
         if not iscoroutine(coroutine):
             if not isinstance(coroutine, Awaitable):
+                if PyGen_CheckExact(coroutine) or PyAsyncGen_CheckExact(coroutine):
+                    raise MisuseError(f"the handler returned {coroutine!r}, which runs nothing: a handler has no yield")
                 return
             coroutine = await_it(coroutine)
         if self.hub.spare is None:

@@ -2,6 +2,7 @@
 """The native part of a hub: fan-out, membership, and the sweep over all connections."""
 
 from cpython.dict cimport PyDict_Next
+from cpython.number cimport PyIndex_Check, PyNumber_Index
 from cpython.object cimport PyObject
 from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stdint cimport SIZE_MAX, uint64_t
@@ -22,6 +23,7 @@ from wshub.hub.base cimport (
     Room,
     check_key,
     policy_of,
+    room_name,
 )
 from wshub.hub.connection cimport Connection
 from wshub.hub.connection_core cimport IS_OPEN, queue_message
@@ -92,6 +94,13 @@ cdef bint can_share(Connection connection, SharedWindow window) noexcept:
     return (
         connection.keeps_window and connection.window_bits >= window.window_bits and connection.status == IS_OPEN
     )
+
+
+cdef object connection_id(str name, object value):
+    """The id of a connection as an int, of anything that Python takes for an integer. Raises MisuseError."""
+    if isinstance(value, bool) or not PyIndex_Check(value):
+        raise MisuseError(f"{name} must be {'' if name == 'id' else 'a Connection or '}the id of one, which is an int, not {value!r}")
+    return PyNumber_Index(value)
 
 
 def table_that_receives():
@@ -286,9 +295,7 @@ cdef class HubCore(HubBase):
             return None
         if isinstance(exclude, Connection):
             return exclude if (<Connection>exclude).hub is self else None
-        if isinstance(exclude, int):
-            return self.connections.get(exclude)
-        raise MisuseError(f"exclude is a Connection or the id of one, not {type(exclude).__name__}")
+        return self.connections.get(connection_id("exclude", exclude))
 
     cdef int fan_out(
         self, dict members, FrameBuffer *frame, Connection excluded, const Delivery *delivery, SharedWindow window,
@@ -379,7 +386,8 @@ cdef class HubCore(HubBase):
 
         Raises:
             TypeError, InvalidMessageError, MisuseError: as ``Connection.send``.
-            MisuseError: ``exclude`` is neither a Connection nor an int.
+            TypeError: ``room`` is no str.
+            MisuseError: ``exclude`` is neither a Connection nor an int, or it is a bool.
         """
         cdef FrameBuffer *frame
         cdef Delivery delivery
@@ -387,6 +395,8 @@ cdef class HubCore(HubBase):
         cdef int count = 0
         cdef Connection excluded = self.named_by(exclude)
         cdef uint64_t number
+        if room is not None:
+            room = room_name(room)
         check_key(key)
         self.describe(&delivery, compress, slow_consumer, self.policy)
         if self.loop is None:
@@ -434,10 +444,12 @@ cdef class HubCore(HubBase):
             message, room=room, exclude=exclude, compress=compress, slow_consumer=slow_consumer, key=key
         )
 
-    def _configure_room(self, str name not None, config):
+    def _configure_room(self, name, config):
         """Gives a room its settings, also one that nobody is in yet."""
-        cdef Room room = self.room_table.get(name)
+        cdef Room room
         cdef Connection connection
+        name = room_name(name)
+        room = self.room_table.get(name)
         self.room_configs[name] = config
         if room is None:
             return
@@ -448,20 +460,20 @@ cdef class HubCore(HubBase):
 
     def join_room(self, connection, room):
         """The connection enters a room: ``connection.join``."""
-        connection.join(room)
+        return connection.join(room)
 
     def leave_room(self, connection, room):
         """The connection leaves a room: ``connection.leave``."""
-        connection.leave(room)
+        return connection.leave(room)
 
     def room_size(self, room):
         """How many connections are in a room; 0 for one that nobody is in."""
-        cdef Room found = self.room_table.get(room)
+        cdef Room found = self.room_table.get(room_name(room))
         return len(found.members) if found is not None else 0
 
     def room_members(self, room):
         """The connections in a room, as a list."""
-        cdef Room found = self.room_table.get(room)
+        cdef Room found = self.room_table.get(room_name(room))
         return list(found.members.values()) if found is not None else []
 
     @property
@@ -470,8 +482,8 @@ cdef class HubCore(HubBase):
         return frozenset(self.room_table)
 
     def get_connection(self, id):
-        """The connection with that id, or None."""
-        return self.connections.get(id)
+        """The connection with that id, or None. Raises MisuseError if ``id`` is no int, or a bool."""
+        return self.connections.get(connection_id("id", id))
 
     @property
     def connection_count(self):
@@ -480,7 +492,7 @@ cdef class HubCore(HubBase):
 
     def unregister(self, connection, code=1000, reason=""):
         """Closes the connection, which leaves its rooms at once: ``connection.close``."""
-        connection.close(code, reason)
+        return connection.close(code, reason)
 
     def _sweep(self):
         """Does what time demands of every connection: pings, dead peers, overdue closes."""
@@ -554,7 +566,7 @@ cdef class HubCore(HubBase):
 
     def _room_counts(self, name):
         """What became of the messages to a room, by name."""
-        cdef Room room = self.room_table.get(name)
+        cdef Room room = self.room_table.get(room_name(name))
         cdef Tally nothing
         if room is not None:
             return {"connections": len(room.members), **counts_of(room.tally, room.tally.pending)}
