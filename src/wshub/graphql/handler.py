@@ -18,7 +18,9 @@ from wshub.errors import ConfigurationError
 from wshub.graphql.session import Session
 from wshub.hub.connection import Connection
 from wshub.hub.handler import EventHandler
+from wshub.hub.handler_checks import check_function
 from wshub.protocol.message import Message
+from wshub.protocol.validation import check_integer
 
 __all__ = ["SUBPROTOCOL", "GraphQLHandler"]
 
@@ -48,6 +50,7 @@ class GraphQLHandler(EventHandler):
 
     Raises:
         ConfigurationError: a value that cannot be.
+        MisuseError: ``context`` or ``on_connect`` is no such function.
     """
 
     def __init__(
@@ -64,12 +67,17 @@ class GraphQLHandler(EventHandler):
         super().__init__()
         if not isinstance(schema, GraphQLSchema):
             raise ConfigurationError(f"schema must be a GraphQLSchema, not {schema!r}")
-        if connection_init_timeout <= 0 or max_operations < 1:
-            raise ConfigurationError("connection_init_timeout must be over 0, and max_operations at least 1")
+        if isinstance(connection_init_timeout, bool | str) or not connection_init_timeout > 0:
+            raise ConfigurationError(
+                f"connection_init_timeout must be a number of seconds over 0, not {connection_init_timeout!r}"
+            )
+        for name, function in (("context", context), ("on_connect", on_connect)):
+            if function is not None:
+                check_function(name, function, ("connection", "payload"))
         self.schema = schema
         self.root_value = root_value
         self.connection_init_timeout = connection_init_timeout
-        self.max_operations = max_operations
+        self.max_operations = check_integer("max_operations", max_operations, 1, 2**31)
         self.rules = rules
         self._context = context
         self._on_connect = on_connect

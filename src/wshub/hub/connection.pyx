@@ -81,11 +81,12 @@ cdef object seconds_from(object timeout):
 cdef class Connection(ConnectionCore):
     """One WebSocket connection of a hub.
 
-    Every method may be called from any thread; on another than the hub's it is handed over to the loop. The coroutines are excepted: ``drain``, ``receive`` and ``wait_closed`` are for tasks of that loop. What is
-    sent leaves in the order of the calls. Nothing that sends ever waits: it queues.
+    Every method may be called from any thread; another thread than the hub's hands the call over to the loop. The
+    coroutines are excepted: ``drain``, ``receive`` and ``wait_closed`` are for tasks of that loop. Messages leave in
+    the order of the calls. Nothing that sends ever waits: it queues.
 
-    ``send`` and its like, ``close``, ``join`` and ``leave`` are no coroutines: call them without ``await``. An ``await``
-    does no harm. It does nothing, and does not wait either: ``drain`` and ``wait_closed`` do.
+    ``send`` and its like, ``close``, ``join`` and ``leave`` are no coroutines: call them without ``await``. An
+    ``await`` on what they return is allowed and does nothing. To wait, await ``drain`` or ``wait_closed``.
     """
 
     # What the connection is

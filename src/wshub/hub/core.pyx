@@ -52,6 +52,7 @@ from wshub.errors import HandshakeError, MisuseError
 from wshub.hub.admission import Admission
 from wshub.hub.config import HubConfig
 from wshub.hub.handler import EventHandler
+from wshub.hub.handler_checks import check_instance
 from wshub.links.asyncio_reactor import AsyncioReactor
 from wshub.links.reactors import create_reactor
 from wshub.protocol.permessage_deflate import negotiate
@@ -81,11 +82,15 @@ cdef Rate rate_of(double per_second, double burst, double least) noexcept:
 def table_of(handler):
     """The HandlerTable of an EventHandler, or of a coroutine function that is the life of a connection."""
     if isinstance(handler, EventHandler):
+        check_instance(handler)
         return HandlerTable(handler)
     if iscoroutinefunction(handler) or iscoroutinefunction(getattr(handler, "__call__", None)):
         return HandlerTable(EventHandler(on_open=handler), endpoint=True)
+    if isinstance(handler, type) and issubclass(handler, EventHandler):
+        raise MisuseError(f"a handler is an instance of an EventHandler: give {handler.__name__}(), not the class")
     raise MisuseError(
-        f"a handler is an EventHandler, or a coroutine function that takes the connection, not {handler!r}"
+        "a handler is an EventHandler, or a coroutine function that takes the connection and has no yield, not "
+        f"{handler!r}"
     )
 
 
@@ -96,10 +101,10 @@ cdef bint can_share(Connection connection, SharedWindow window) noexcept:
     )
 
 
-cdef object connection_id(str name, object value):
+cdef object connection_id(str name, str what, object value):
     """The id of a connection as an int, of anything that Python takes for an integer. Raises MisuseError."""
     if isinstance(value, bool) or not PyIndex_Check(value):
-        raise MisuseError(f"{name} must be {'' if name == 'id' else 'a Connection or '}the id of one, which is an int, not {value!r}")
+        raise MisuseError(f"{name} must be {what}, not {value!r}")
     return PyNumber_Index(value)
 
 
@@ -144,6 +149,8 @@ cdef class HubCore(HubBase):
             config = HubConfig()
         if not isinstance(config, HubConfig):
             raise MisuseError(f"a hub is made with a HubConfig, not {config!r}")
+        if not callable(clock):
+            raise MisuseError(f"clock must be a function that returns seconds, not {clock!r}")
         self.config = config
         self.clock = clock
         self.ledger = Ledger()
@@ -295,7 +302,7 @@ cdef class HubCore(HubBase):
             return None
         if isinstance(exclude, Connection):
             return exclude if (<Connection>exclude).hub is self else None
-        return self.connections.get(connection_id("exclude", exclude))
+        return self.connections.get(connection_id("exclude", "a Connection or the id of one, an int", exclude))
 
     cdef int fan_out(
         self, dict members, FrameBuffer *frame, Connection excluded, const Delivery *delivery, SharedWindow window,
@@ -483,7 +490,7 @@ cdef class HubCore(HubBase):
 
     def get_connection(self, id):
         """The connection with that id, or None. Raises MisuseError if ``id`` is no int, or a bool."""
-        return self.connections.get(connection_id("id", id))
+        return self.connections.get(connection_id("id", "an int", id))
 
     @property
     def connection_count(self):

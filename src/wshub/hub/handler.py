@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
-from wshub.errors import MisuseError
+from wshub.hub.handler_checks import EVENTS, check_class, check_event_name, check_function
 
 if TYPE_CHECKING:
     from wshub.hub.connection import Connection
     from wshub.protocol.message import Message
 
 __all__ = ["EventHandler"]
-
-_EVENTS = ("on_open", "on_message", "on_close", "on_error", "on_ping", "on_pong", "on_drain")
 
 
 class EventHandler:
@@ -33,8 +31,12 @@ class EventHandler:
     - ``on_drain(connection)``: all that was queued has left, after some of it had to wait for the peer to read. Where
       ever more is sent than the peer reads, and the rest is dropped, that is never; ``drain()`` returns all the same.
 
+    A generator function is no handler, nor is a function that takes other arguments. In a subclass, names that begin
+    with ``on_`` are for events: a method with another such name is taken for a misspelt one.
+
     Raises:
-        MisuseError: a keyword is none of these, or its value cannot be called.
+        MisuseError: a keyword is none of these, or its value is no such function. For a method of a subclass the class
+            statement raises it.
     """
 
     on_open: Callable[[Connection], Awaitable[Any] | Any] | None = None
@@ -47,9 +49,11 @@ class EventHandler:
 
     def __init__(self, **handlers: Callable[..., Any] | None) -> None:
         for name, function in handlers.items():
-            if name not in _EVENTS:
-                raise MisuseError(f"there is no event {name!r}: the events are {', '.join(_EVENTS)}")
-            if function is not None and not callable(function):
-                raise MisuseError(f"{name} must be a function or a coroutine function, not {function!r}")
+            check_event_name(name)
             if function is not None:
+                check_function(name, function, EVENTS[name])
                 setattr(self, name, function)
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        check_class(cls, EventHandler)
