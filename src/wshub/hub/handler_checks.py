@@ -68,20 +68,19 @@ def check_class(cls: type, base: type) -> None:
 
 
 def check_instance(handler: Any) -> None:
-    """Raise ``MisuseError`` for an ``EventHandler`` of which an attribute cannot work."""
+    """Raise ``MisuseError`` for an ``EventHandler`` with an attribute that cannot work. Its class is checked already."""
     for name, value in vars(handler).items():
-        _check_name_in_use(name, value, type(handler))
-    for name, arguments in EVENTS.items():
-        function = getattr(handler, name)
-        if function is not None:
-            check_function(name, function, arguments)
+        if name not in EVENTS:
+            _check_name_in_use(name, value, type(handler))
+        elif value is not None:
+            check_function(name, value, EVENTS[name])
 
 
 def _check_name_in_use(name: str, value: object, owner: type) -> None:
     """Raise ``MisuseError`` for a function whose name looks like that of an event."""
-    if name in EVENTS or not (name.startswith("on_") or name.replace("_", "").lower() in _OTHER_SPELLINGS):
+    if name[0] not in "oO" or name in EVENTS or not (callable(value) or isinstance(value, staticmethod | classmethod)):
         return
-    if name.startswith("_") or not (callable(value) or isinstance(value, staticmethod | classmethod)):
+    if not (name.startswith("on_") or name.replace("_", "").lower() in _OTHER_SPELLINGS):
         return
     try:
         check_event_name(name)
@@ -167,9 +166,8 @@ def _takes(function: Any, count: int, keywords: frozenset[str]) -> bool:
     if not keywords.isdisjoint(positional[code.co_posonlyargcount : count]):
         return False
     given = keywords.intersection(by_keyword)
-    return given.issuperset(without_default) and (given | (function.__kwdefaults__ or {}).keys()).issuperset(
-        keyword_only
-    )
+    defaults = (function.__kwdefaults__ or {}).keys()
+    return given.issuperset(without_default) and (given | defaults).issuperset(keyword_only)
 
 
 def _signature_takes(function: Any, count: int, keywords: frozenset[str]) -> bool:
