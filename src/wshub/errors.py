@@ -71,7 +71,7 @@ class HandshakeError(WebSocketError):
             raise TypeError("the headers of a HandshakeError must be pairs of a name and a value: pass headers.items()")
         super().__init__(f"{status}: {reason}")
         self.status = operator.index(status)
-        self.reason = reason
+        self.reason = str.__str__(reason) if isinstance(reason, str) else reason
         self.headers = tuple(headers)
 
 

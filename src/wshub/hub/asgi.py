@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMappi
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote
 
-from wshub.errors import ConfigurationError, HandshakeError, MisuseError
+from wshub.errors import HandshakeError, InvalidMessageError, MisuseError
 from wshub.hub.admission import UNKNOWN_ADDRESS, is_address
 from wshub.hub.core import table_of, table_that_receives
 from wshub.hub.handler import EventHandler
@@ -335,11 +335,11 @@ def _encode_fields(fields: Iterable[HeaderField]) -> Fields:
 
 def _encode_latin_1(text: str | bytes) -> bytes:
     if not isinstance(text, str | bytes):
-        raise ConfigurationError(f"the name and the value of a header must be str or bytes, not {text!r}")
+        raise InvalidMessageError(f"the name and the value of a header must be str or bytes, not {text!r}")
     try:
         return text if isinstance(text, bytes) else str.encode(text, "latin-1")
     except UnicodeEncodeError:
-        raise ConfigurationError(f"the name and the value of a header must be latin-1 text, not {text!r}") from None
+        raise InvalidMessageError(f"the name and the value of a header must be latin-1 text, not {text!r}") from None
 
 
 def _target_of(scope: Mapping[str, Any]) -> str:

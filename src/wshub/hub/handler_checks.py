@@ -68,7 +68,7 @@ def check_class(cls: type, base: type) -> None:
 
 
 def check_instance(handler: Any) -> None:
-    """Raise ``MisuseError`` for an ``EventHandler`` with an attribute that cannot work. Its class is checked already."""
+    """Raise ``MisuseError`` for an ``EventHandler`` with an attribute that cannot work. Its class is not looked at."""
     for name, value in vars(handler).items():
         if name not in EVENTS:
             _check_name_in_use(name, value, type(handler))

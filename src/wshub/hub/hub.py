@@ -136,6 +136,7 @@ class Hub(HubCore):
             HandshakeError: the hub does not take the request, which has been answered.
             MisuseError: the WebSocket has been accepted already, or ``handler`` is something else.
             ConfigurationError: ``subprotocols`` are no strings, or ``headers`` are no pairs.
+            InvalidMessageError: a header that is not latin-1 text.
         """
         return await accept_websocket(self, websocket, handler, subprotocols, headers)
 
