@@ -26,7 +26,7 @@ from graphql import (
 )
 from tests.hub.conftest import connected
 from tests.node_packages import node_modules
-from wshub import ConfigurationError, Hub, HubConfig
+from wshub import ConfigurationError, Hub, HubConfig, MisuseError
 from wshub.graphql import SUBPROTOCOL, GraphQLHandler
 
 CLIENT = Path(__file__).with_name("client.mjs")
@@ -347,12 +347,34 @@ def test_what_fails_inside_is_logged_and_closes_with_4500(run, caplog) -> None:
     assert len(caplog.records) == 2
 
 
-@pytest.mark.parametrize("options", [{"connection_init_timeout": 0}, {"max_operations": 0}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"connection_init_timeout": 0},
+        {"connection_init_timeout": float("nan")},
+        {"connection_init_timeout": True},
+        {"connection_init_timeout": "3"},
+        {"max_operations": 0},
+        {"max_operations": 1.5},
+        {"max_operations": True},
+    ],
+)
 def test_settings_are_checked(options) -> None:
     with pytest.raises(ConfigurationError):
         GraphQLHandler(make_schema(Source()), **options)
     with pytest.raises(ConfigurationError, match="GraphQLSchema"):
         GraphQLHandler("type Query")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["context", "on_connect"])
+def test_functions_are_checked(name) -> None:
+    async def generates(connection, payload):
+        yield
+
+    with pytest.raises(MisuseError, match=rf"{name} .* generator function"):
+        GraphQLHandler(make_schema(Source()), **{name: generates})
+    with pytest.raises(MisuseError, match=rf"{name} is called with \(connection, payload\)"):
+        GraphQLHandler(make_schema(Source()), **{name: lambda connection: None})
 
 
 async def reference_client(url: str, payload: dict[str, Any], *queries: str) -> list[dict[str, Any]]:
