@@ -1,4 +1,4 @@
-"""What applications pass to an App and say in ASGI's messages: any str is a str, and what cannot be is refused."""
+"""Arguments of an App and ASGI's messages: any str is a str, and a value that cannot work is refused."""
 
 from __future__ import annotations
 

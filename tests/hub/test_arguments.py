@@ -1,4 +1,4 @@
-"""What applications pass: any str is a str, any integer an integer, and what cannot be is refused where it is given."""
+"""Arguments: any str is a str, any integer an integer, and a value that cannot work is refused where it is given."""
 
 from __future__ import annotations
 
@@ -429,7 +429,7 @@ def test_a_timeout_is_a_number_of_seconds(run) -> None:
     run(scenario())
 
 
-# What is not to be awaited
+# Methods that are no coroutines
 
 
 def test_what_queues_can_be_awaited_which_waits_for_nothing(run) -> None:

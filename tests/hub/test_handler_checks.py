@@ -47,6 +47,16 @@ class CallableObject:
     async def __call__(self, connection, message) -> None: ...
 
 
+class StaticCall:
+    @staticmethod
+    def __call__(connection, message) -> None: ...
+
+
+class ClassCall:
+    @classmethod
+    def __call__(cls, connection, message) -> None: ...
+
+
 class FromAnywhere(type):
     def __call__(cls, *arguments: Any) -> Any: ...
 
@@ -114,6 +124,8 @@ FITS = [
     lambda connection, message, code=1: None,
     lambda connection, message, *, strict=False, **others: None,
     CallableObject(),
+    StaticCall(),
+    ClassCall(),
     Methods().fits,
     Methods.static,
     Methods().static,
@@ -266,7 +278,7 @@ def test_attributes_of_an_instance_are_checked_when_it_is_given_to_a_hub() -> No
                 give(handler)
 
 
-# What else is given to a hub
+# Coroutine functions and hooks that a hub is given
 
 
 def test_the_life_of_a_connection_is_a_coroutine_function_that_takes_it(run) -> None:

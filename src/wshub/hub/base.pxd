@@ -45,7 +45,7 @@ cdef enum:
 
 
 cdef class Queued:
-    """What the methods that queue something return."""
+    """The result of the methods that queue something."""
 
 
 cdef Queued QUEUED  # the only one

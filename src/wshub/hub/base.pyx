@@ -38,7 +38,7 @@ cdef uint8_t policy_of(object name) except? 255:
 
 
 cdef str name_from(object name):
-    """What room_name() returns for an object that is no exact str."""
+    """room_name() for an object that is no exact str."""
     if not isinstance(name, str):
         raise TypeError(f"the name of a room must be a str, not {type(name).__name__}")
     return PyUnicode_FromObject(name)
@@ -53,9 +53,9 @@ cdef int check_key(object key) except -1:
 
 @cython.final
 cdef class Queued:
-    """What ``send`` and the other methods that queue return, always the same object.
+    """The result of ``send`` and of the other methods that queue: always the same object.
 
-    ``await`` on it does nothing and gives None: the call has queued already. It is false, as None is.
+    ``await`` on it does nothing and gives None. The call has queued already. It is false, as None is.
     """
 
     def __await__(self):

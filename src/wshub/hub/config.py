@@ -168,7 +168,7 @@ class HubConfig:
         object.__setattr__(self, "trusted_proxies", tuple(map(_check_proxy, self._each_of("trusted_proxies"))))
 
     def _each_of(self, name: str) -> Iterable[object]:
-        """What is in a field that may have been given as any iterable of strings, but not as one string."""
+        """Return the elements of a field. Raise ``ConfigurationError`` if it is one string, or no iterable."""
         given = getattr(self, name)
         if isinstance(given, str | bytes):
             raise ConfigurationError(f"{name} must be a sequence, such as ({given!r},), not one string")

@@ -228,6 +228,8 @@ cdef class Connection(ConnectionCore):
     def send(self, message, *, compress=None, slow_consumer=None, key=None):
         """Queues a message: a str as text, bytes or another buffer as binary, a Message as it is, without a copy.
 
+        It is no coroutine. An ``await`` on its result does nothing: ``await connection.drain()`` waits until all has left.
+
         Args:
             message: a str, bytes or another buffer, or a Message.
             compress: False sends it plain; True compresses it also under the threshold of the CompressionConfig,

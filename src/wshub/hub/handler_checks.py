@@ -1,7 +1,7 @@
-"""Finds handlers that cannot work when they are given, rather than when the first message arrives.
+"""Refuses handlers that cannot work when they are given, before the first message arrives.
 
-A handler that works is never refused. So only the code of a Python function says what it takes: a signature may be
-another one's, as ``functools.wraps`` makes it. What cannot be known is accepted.
+The rule of this file: a handler that works is never refused. A signature may belong to another function, as with
+``functools.wraps``, so the code of a Python function decides. If the parameters are unknown, the handler is accepted.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ EVENTS: dict[str, tuple[str, ...]] = {
     "on_pong": ("connection", "payload"),
     "on_drain": ("connection",),
 }
-"""What each handler is called with."""
+"""The arguments of each handler."""
 
 _OTHER_SPELLINGS = {name.replace("_", ""): name for name in EVENTS}
 
 # Other libraries' names for the same events.
 _OTHER_NAMES = {"on_connect": "on_open", "on_disconnect": "on_close", "on_receive": "on_message"}
 
-# What partial() leaves open for its caller to fill, from Python 3.14 on.
+# Stands for an argument that the caller of a partial function gives, from Python 3.14 on.
 _PLACEHOLDER = getattr(functools, "Placeholder", object())
 
 _GENERATOR = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
@@ -59,7 +59,7 @@ def check_function(name: str, function: object, arguments: tuple[str, ...]) -> N
 def check_class(cls: type, base: type) -> None:
     """Raise ``MisuseError`` for a subclass of ``base``, which is ``EventHandler``, with a method that cannot work."""
     for owner in cls.__mro__:
-        # What another handler has was checked when that was made.
+        # Other subclasses of the base were checked when they were made.
         if owner is cls or not issubclass(owner, base):
             for name, value in vars(owner).items():
                 _check_name_in_use(name, value, owner)
@@ -78,7 +78,7 @@ def check_instance(handler: Any) -> None:
 
 def _check_name_in_use(name: str, value: object, owner: type) -> None:
     """Raise ``MisuseError`` for a function whose name looks like that of an event."""
-    if name[0] not in "oO" or name in EVENTS or not (callable(value) or isinstance(value, staticmethod | classmethod)):
+    if name[:1] not in "oO" or name in EVENTS or not (callable(value) or isinstance(value, staticmethod | classmethod)):
         return
     if not (name.startswith("on_") or name.replace("_", "").lower() in _OTHER_SPELLINGS):
         return
@@ -119,9 +119,9 @@ def _check_call(name: str, function: Any, arguments: tuple[str, ...], bound: int
 
 
 def _resolve(function: Any) -> tuple[Any, int, frozenset[str]]:
-    """What is called in the end, of methods, partial functions and callable objects; and what that gets besides.
+    """Return the function behind methods, partial functions and callable objects, and the arguments bound to it.
 
-    That is the number of arguments in front of the caller's, and the names of keywords.
+    These are the number of arguments in front of the caller's, and the names of keywords.
     """
     count = 0
     keywords: frozenset[str] = frozenset()
@@ -134,8 +134,10 @@ def _resolve(function: Any) -> tuple[Any, int, frozenset[str]]:
             count += sum(argument is not _PLACEHOLDER for argument in function.args)
             keywords |= function.keywords.keys()
             function = function.func
-        elif callable(function) and not issubclass(kind, type) and type(kind.__call__) is FunctionType:
-            function = kind.__call__
+        elif (
+            not issubclass(kind, type) and type(call := inspect.getattr_static(kind, "__call__", None)) is FunctionType
+        ):
+            function = call
             count += 1
         else:
             break
@@ -171,7 +173,9 @@ def _takes(function: Any, count: int, keywords: frozenset[str]) -> bool:
 
 
 def _signature_takes(function: Any, count: int, keywords: frozenset[str]) -> bool:
-    """``_takes`` of something that is not written in Python, or of a class."""
+    """``_takes`` of a class, and of a function that is not written in Python."""
+    if not (isinstance(function, type) or inspect.isroutine(function)):
+        return True
     if hasattr(function, "__wrapped__") or hasattr(function, "__signature__"):
         return True
     try:

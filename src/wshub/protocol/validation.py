@@ -22,7 +22,7 @@ __all__ = [
 def check_integer(name: str, value: Any, smallest: int, largest: int) -> int:
     """Return an integer from ``smallest`` to ``largest`` as an ``int``; raise ``ConfigurationError`` for anything else.
 
-    A ``bool`` is none. Whatever else Python takes for an index is one, such as NumPy's integers.
+    A ``bool`` is none. Any other object with ``__index__`` is one, such as NumPy's integers.
     """
     if not isinstance(value, bool) and hasattr(value, "__index__"):
         number = operator.index(value)
@@ -72,9 +72,9 @@ def check_strings(name: str, values: Any) -> tuple[str, ...]:
 
 
 def check_fields(name: str, fields: Any) -> Iterable[tuple[str | bytes, str | bytes]]:
-    """Return header fields that are pairs of a name and a value; raise ``ConfigurationError`` for a mapping or a str.
+    """Return an iterable of header fields; raise ``ConfigurationError`` for a mapping, a ``str`` or a single object.
 
-    Either would be taken apart into something else.
+    The elements of a mapping or a ``str`` are no pairs of a name and a value.
     """
     if isinstance(fields, Mapping | str | bytes) or not isinstance(fields, Iterable):
         hint = f": pass {name}.items()" if isinstance(fields, Mapping) else ""
