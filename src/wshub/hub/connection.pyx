@@ -228,7 +228,7 @@ cdef class Connection(ConnectionCore):
     def send(self, message, *, compress=None, slow_consumer=None, key=None):
         """Queues a message: a str as text, bytes or another buffer as binary, a Message as it is, without a copy.
 
-        It is no coroutine. An ``await`` on its result does nothing: ``await connection.drain()`` waits until all has left.
+        It is no coroutine, and an ``await`` on its result does nothing. ``await connection.drain()`` waits.
 
         Args:
             message: a str, bytes or another buffer, or a Message.

@@ -719,7 +719,7 @@ cdef class ConnectionCore(Receiver):
             if self.hub.times_handlers:
                 started = self.hub.clock()
             result = self.handlers.on_message(self, message)
-            if result is not None:
+            if result is not None and result is not QUEUED:
                 self.run(result, HANDLER_RUNS)
             if self.hub.times_handlers:
                 self.spend(HANDLER_TIME, <double>self.hub.clock() - started)
@@ -860,15 +860,13 @@ cdef class ConnectionCore(Receiver):
             return
         try:
             result = handler(*arguments)
-            if result is not None:
+            if result is not None and result is not QUEUED:
                 self.run(result, block)
         except BaseException as error:
             self.handler_failed(error, block)
 
     cdef object run(self, object coroutine, uint8_t block):
         """Makes the first step of what a handler returned; if it suspends, a task goes on with it."""
-        if coroutine is QUEUED:
-            return
         if not iscoroutine(coroutine):
             if not isinstance(coroutine, Awaitable):
                 if PyGen_CheckExact(coroutine) or PyAsyncGen_CheckExact(coroutine):
