@@ -128,4 +128,5 @@ cdef inline str room_name(object name):
 
 
 cdef uint8_t policy_of(object name) except? 255
+cdef object connection_id(str name, str what, object value)
 cdef int check_key(object key) except -1

@@ -2,6 +2,7 @@
 """What a connection and its hub know of each other, and both of rooms and handlers."""
 
 cimport cython
+from cpython.number cimport PyIndex_Check, PyNumber_Index
 from cpython.unicode cimport PyUnicode_CheckExact, PyUnicode_FromObject
 from libc.stdint cimport SIZE_MAX, uint8_t, uint64_t
 
@@ -42,6 +43,13 @@ cdef str name_from(object name):
     if not isinstance(name, str):
         raise TypeError(f"the name of a room must be a str, not {type(name).__name__}")
     return PyUnicode_FromObject(name)
+
+
+cdef object connection_id(str name, str what, object value):
+    """The id of a connection as an int, of anything that Python takes for an integer. Raises MisuseError."""
+    if isinstance(value, bool) or not PyIndex_Check(value):
+        raise MisuseError(f"{name} must be {what}, not {value!r}")
+    return PyNumber_Index(value)
 
 
 cdef int check_key(object key) except -1:

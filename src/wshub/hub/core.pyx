@@ -2,7 +2,6 @@
 """The native part of a hub: fan-out, membership, and the sweep over all connections."""
 
 from cpython.dict cimport PyDict_Next
-from cpython.number cimport PyIndex_Check, PyNumber_Index
 from cpython.object cimport PyObject
 from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stdint cimport SIZE_MAX, uint64_t
@@ -22,6 +21,7 @@ from wshub.hub.base cimport (
     Rate,
     Room,
     check_key,
+    connection_id,
     policy_of,
     room_name,
 )
@@ -99,13 +99,6 @@ cdef bint can_share(Connection connection, SharedWindow window) noexcept:
     return (
         connection.keeps_window and connection.window_bits >= window.window_bits and connection.status == IS_OPEN
     )
-
-
-cdef object connection_id(str name, str what, object value):
-    """The id of a connection as an int, of anything that Python takes for an integer. Raises MisuseError."""
-    if isinstance(value, bool) or not PyIndex_Check(value):
-        raise MisuseError(f"{name} must be {what}, not {value!r}")
-    return PyNumber_Index(value)
 
 
 def table_that_receives():
