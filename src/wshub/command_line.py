@@ -9,9 +9,11 @@ try:
     import click
     from uvicorn.main import main as uvicorn_command
 
-    from wshub.app.serving import GRACEFUL_SHUTDOWN, LOOPS, run
+    from wshub.app.serving import GRACEFUL_SHUTDOWN, LOOPS, check_address, run
 except ImportError as error:
     sys.exit(f"The command needs what comes with: pip install wshub[app] ({error})")
+
+from wshub.errors import ConfigurationError
 
 __all__ = ["main"]
 
@@ -25,6 +27,10 @@ def main() -> None:
 def _serve(app: str, headers: list[str], **options: Any) -> None:
     # What is not given is uvicorn's default, which is None or the same as none: an empty list.
     given = {name: value for name, value in options.items() if value not in (None, [], ())}
+    try:
+        check_address(given)
+    except ConfigurationError as error:
+        raise click.UsageError(str(error)) from None
     run(app, headers=[tuple(header.split(":", 1)) for header in headers], **given)
 
 

@@ -14,7 +14,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Mapping, Sequence
 
 __all__ = [
     "ConfigurationError",
@@ -64,9 +65,13 @@ class HandshakeError(WebSocketError):
     """
 
     def __init__(self, status: int, reason: str, headers: Sequence[tuple[str, str]] = ()) -> None:
+        if isinstance(status, bool) or not hasattr(status, "__index__"):
+            raise TypeError(f"the status of a HandshakeError must be an int, such as 403, not {status!r}")
+        if isinstance(headers, Mapping):
+            raise TypeError("the headers of a HandshakeError must be pairs of a name and a value: pass headers.items()")
         super().__init__(f"{status}: {reason}")
-        self.status = status
-        self.reason = reason
+        self.status = operator.index(status)
+        self.reason = str.__str__(reason) if isinstance(reason, str) else reason
         self.headers = tuple(headers)
 
 

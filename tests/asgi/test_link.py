@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 
-from wshub import ConnectionClosed, EventHandler, Hub, HubConfig, MisuseError
+from tests.odd_strings import Odd
+from wshub import (
+    ConfigurationError,
+    ConnectionClosed,
+    EventHandler,
+    Hub,
+    HubConfig,
+    InvalidMessageError,
+    MisuseError,
+)
 
 
 class ServerInMemory:
@@ -206,10 +215,62 @@ def test_an_answer_that_cannot_be_sent_leaves_no_connection_behind(run) -> None:
             server = ServerInMemory(hub, EventHandler())
             server.task.cancel()
             server.scope["client"] = ("192.0.2.1", 4711)
-            with pytest.raises(UnicodeEncodeError):
-                await hub.accept(server, headers=[("x-name", "\u0436")])
+            server.fails = True
+            with pytest.raises(OSError, match="has left"):
+                await hub.accept(server)
             assert hub.connection_count == 0
         assert hub._admission._connections == {}
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "what_is_right"),
+    [
+        ({"headers": [("x-name", "\u0436")]}, InvalidMessageError, "latin-1"),
+        ({"headers": [("x-name", 5)]}, InvalidMessageError, "str or bytes"),
+        ({"headers": {"x-name": "a"}}, ConfigurationError, r"headers\.items\(\)"),
+        ({"headers": "x-name: a"}, ConfigurationError, "pairs"),
+        ({"subprotocols": "chat"}, ConfigurationError, r"\['chat'\]"),
+    ],
+)
+def test_an_answer_that_cannot_be_is_refused_before_anything_is_registered(
+    run, arguments, error, what_is_right
+) -> None:
+    async def scenario() -> None:
+        hub = Hub()
+        server = ServerInMemory(hub, EventHandler())
+        server.task.cancel()
+        with pytest.raises(error, match=what_is_right):
+            await hub.accept(server, **arguments)
+        assert hub.connection_count == 0
+        assert server.sent == []
+
+    run(scenario())
+
+
+def test_strings_of_a_subclass_are_strings_in_what_the_server_sends_and_is_sent(run) -> None:
+    async def scenario() -> None:
+        hub = Hub()
+        received = asyncio.get_running_loop().create_future()
+        closed = asyncio.get_running_loop().create_future()
+        handler = EventHandler(
+            on_message=lambda connection, message: received.set_result(message.data),
+            on_close=lambda connection, code, reason: closed.set_result((code, reason)),
+        )
+        server = ServerInMemory(hub, handler)
+        server.task.cancel()
+        server.scope["subprotocols"] = ["chat"]
+        accepting = asyncio.create_task(
+            hub.accept(server, handler, subprotocols=[Odd("chat")], headers=[(Odd("X-Name"), Odd("a")), (b"x-b", b"b")])
+        )
+        server.arrived.put_nowait({"type": Odd("websocket.receive"), "text": Odd("text")})
+        assert await received == "text"
+        assert server.sent[0]["subprotocol"] == "chat"
+        assert server.sent[0]["headers"] == [(b"x-name", b"a"), (b"x-b", b"b")]
+        server.arrived.put_nowait({"type": Odd("websocket.disconnect"), "code": 4000, "reason": Odd("bye")})
+        assert await closed == (4000, "bye")
+        await accepting
 
     run(scenario())
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.graphql.peers import Source, make_schema, reference_client, serving, speaking
-from wshub import ConfigurationError
+from wshub import ConfigurationError, MisuseError
 from wshub.graphql import GraphQLHandler
 
 
@@ -212,12 +212,34 @@ def test_another_subprotocol_is_closed(run) -> None:
     run(scenario())
 
 
-@pytest.mark.parametrize("options", [{"connection_init_timeout": 0}, {"max_operations": 0}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"connection_init_timeout": 0},
+        {"connection_init_timeout": float("nan")},
+        {"connection_init_timeout": True},
+        {"connection_init_timeout": "3"},
+        {"max_operations": 0},
+        {"max_operations": 1.5},
+        {"max_operations": True},
+    ],
+)
 def test_settings_are_checked(options) -> None:
     with pytest.raises(ConfigurationError):
         GraphQLHandler(make_schema(Source()), **options)
     with pytest.raises(ConfigurationError, match="GraphQLSchema"):
         GraphQLHandler("type Query")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["context", "on_connect"])
+def test_functions_are_checked(name) -> None:
+    async def generates(connection, payload):
+        yield
+
+    with pytest.raises(MisuseError, match=rf"{name} .* generator function"):
+        GraphQLHandler(make_schema(Source()), **{name: generates})
+    with pytest.raises(MisuseError, match=rf"{name} is called with \(connection, payload\)"):
+        GraphQLHandler(make_schema(Source()), **{name: lambda connection: None})
 
 
 @pytest.mark.skipif("WSHUB_SANITIZED" in os.environ, reason="Node.js does not start with the sanitizers preloaded")

@@ -96,5 +96,8 @@ class App:
             host: the address to listen on; ``"0.0.0.0"`` is every IPv4 interface.
             port: 0 lets the system choose.
             options: any of ``uvicorn.run()``'s, such as ``log_level``.
+
+        Raises:
+            ConfigurationError: a port that cannot be, such as one over 65535.
         """
         run(self, host=host, port=port, **options)

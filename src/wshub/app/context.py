@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from wshub.hub.handler import EventHandler
 from wshub.hub.upgrade import current_upgrade
 from wshub.protocol.handshake import Handshake
 from wshub.protocol.headers import Headers
+from wshub.protocol.validation import check_str, check_strings
 
 if TYPE_CHECKING:
     from wshub.app.app import App
@@ -75,12 +77,14 @@ class Response:
 
     def set_status(self, status: int) -> None:
         """Answer with that HTTP status; 200 if nothing else is said."""
-        if not 200 <= int(status) <= 599:
-            raise MisuseError(f"a response has a status from 200 to 599, not {status}")
-        self.status = int(status)
+        if isinstance(status, bool) or not hasattr(status, "__index__") or not 200 <= operator.index(status) <= 599:
+            raise MisuseError(f"a response has a status from 200 to 599, an int, not {status!r}")
+        self.status = operator.index(status)
 
     def set_header(self, name: str, value: str) -> None:
         """Answer with that header field, instead of any other of its name."""
+        name = check_str("the name of a header", name)
+        value = check_str("the value of a header", value)
         self.headers = [field for field in self.headers if field[0].lower() != name.lower()]
         self.headers.append((name, value))
 
@@ -91,8 +95,12 @@ class Response:
         if isinstance(body, str):
             if not any(name.lower() == "content-type" for name, _ in self.headers):
                 self.set_header("Content-Type", "text/plain; charset=utf-8")
-            body = body.encode()
-        self.body = bytes(body)
+            body = str.encode(body)
+        try:
+            # bytes() would also take an integer (as a length).
+            self.body = bytes(memoryview(body))
+        except TypeError:
+            raise TypeError(f"the body of a response is a str or bytes, not {type(body).__name__}") from None
 
     def send_json(self, value: Any) -> None:
         """Answer with ``value`` as JSON."""
@@ -109,8 +117,9 @@ class Response:
         hub = self._context.app.ws_hub
         if hub is None:
             raise MisuseError("the application has no hub: call app.enable_websocket() first")
+        names = check_strings("subprotocols", subprotocols)
         connection = self._context.register(hub, EventHandler(**handlers))
-        connection.subprotocol = Handshake.choose_subprotocol(self._context.request.headers, subprotocols)
+        connection.subprotocol = Handshake.choose_subprotocol(self._context.request.headers, names)
         return connection
 
     def to_starlette(self) -> starlette.responses.Response:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 
 from wshub.app.endpoints import ConnectionEndpoint, HttpEndpoint, WebSocketEndpoint
+from wshub.hub.handler_checks import check_function
+from wshub.protocol.validation import check_str
 
 if TYPE_CHECKING:
     from wshub.app.app import App
@@ -24,7 +26,8 @@ class Router:
     """The routes of an application, as Starlette's: ``"/rooms/{name}"``, ``"/files/{path:path}"``.
 
     Each method takes a handler, ``router.get("/", home)``, or decorates one. A handler is a function or a coroutine
-    function of a ``Context``; one for GET is asked for WebSocket requests to its path too.
+    function of a ``Context``; one for GET is asked for WebSocket requests to its path too. Anything else raises
+    ``MisuseError``.
     """
 
     def __init__(self, app: App) -> None:
@@ -72,7 +75,11 @@ class Router:
         return self._route("DELETE", path, handler)
 
     def websocket(self, path: str) -> Callable[[Endpoint], Endpoint]:
-        """Route WebSocket requests to a coroutine function that takes the connection; its end closes it."""
+        """Route WebSocket requests to a coroutine function that takes the connection; its end closes it.
+
+        Raises ``MisuseError`` for any other handler.
+        """
+        path = check_str("path", path)
 
         def decorate(endpoint: Endpoint) -> Endpoint:
             self.routes.append(WebSocketRoute(path, ConnectionEndpoint(self._app, endpoint)))
@@ -81,8 +88,10 @@ class Router:
         return decorate
 
     def _route(self, method: str, path: str, handler: Any) -> Any:
+        path = check_str("path", path)
         if handler is None:
             return lambda decorated: self._route(method, path, decorated)
+        check_function("a handler", handler, ("ctx",))
         self.routes.append(Route(path, HttpEndpoint(self._app, handler), methods=[method]))
         if method == "GET":
             self.routes.append(WebSocketRoute(path, WebSocketEndpoint(self._app, handler)))

@@ -6,7 +6,9 @@ from typing import Any
 
 import uvicorn
 
-__all__ = ["LOOPS", "PROTOCOL_CLASS", "run"]
+from wshub.protocol.validation import check_integer, check_port
+
+__all__ = ["LOOPS", "PROTOCOL_CLASS", "check_address", "run"]
 
 PROTOCOL_CLASS = "wshub.app.uvicorn_protocol:WebSocketProtocol"
 
@@ -20,6 +22,14 @@ GRACEFUL_SHUTDOWN = 60
 """Seconds that connections and requests have to end, unless told otherwise: a shutdown takes a bounded time."""
 
 
+def check_address(options: dict[str, Any]) -> None:
+    """Raise ``ConfigurationError`` for a port or a backlog among the options that cannot be."""
+    if options.get("port") is not None:
+        options["port"] = check_port(options["port"])
+    if options.get("backlog") is not None:
+        options["backlog"] = check_integer("backlog", options["backlog"], 0, 2**31 - 1)
+
+
 def run(app: Any, *, loop: str = "auto", **options: Any) -> None:
     """Serve an application until SIGINT or SIGTERM, which closes every connection of its hubs with 1001.
 
@@ -27,7 +37,11 @@ def run(app: Any, *, loop: str = "auto", **options: Any) -> None:
         app: an ASGI application, or, for ``workers`` and ``reload``, where to import it from: ``"main:app"``.
         loop: ``"auto"``, ``"asyncio"``, ``"uvloop"``, or where to import a function from that makes one.
         options: all others of ``uvicorn.run()``, such as ``host``, ``port``, ``uds``, ``workers``, ``ssl_certfile``.
+
+    Raises:
+        ConfigurationError: a port or a backlog that cannot be.
     """
+    check_address(options)
     options.setdefault("ws", PROTOCOL_CLASS)
     options.setdefault("timeout_graceful_shutdown", GRACEFUL_SHUTDOWN)
     uvicorn.run(app, loop=LOOPS.get(loop, loop), **options)

@@ -240,7 +240,7 @@ class WebSocketProtocol(asyncio.Protocol):
         return {"type": "websocket.receive", "bytes": message.data}
 
     async def _send(self, message: dict[str, Any]) -> None:
-        kind = message["type"]
+        kind = str.__str__(message["type"])
         if self._connection is not None and not self._taken_over:
             await self._send_open(self._connection, kind, message)
         elif self._answered or self._lost.done():

@@ -20,7 +20,9 @@ from wshub.graphql.messages import GraphQLCloseCode
 from wshub.graphql.session import Session
 from wshub.hub.connection import Connection
 from wshub.hub.handler import EventHandler
+from wshub.hub.handler_checks import check_function
 from wshub.protocol.message import Message
+from wshub.protocol.validation import check_integer
 
 __all__ = ["SUBPROTOCOL", "GraphQLHandler"]
 
@@ -55,6 +57,7 @@ class GraphQLHandler(EventHandler):
 
     Raises:
         ConfigurationError: a value that cannot be.
+        MisuseError: ``context`` or ``on_connect`` is no such function.
     """
 
     close_codes = MappingProxyType(dict.fromkeys((1008, 1009, 1011), int(GraphQLCloseCode.TERMINATED)))
@@ -73,17 +76,24 @@ class GraphQLHandler(EventHandler):
         super().__init__()
         if not isinstance(schema, GraphQLSchema):
             raise ConfigurationError(f"schema must be a GraphQLSchema, not {schema!r}")
-        if connection_init_timeout <= 0 or max_operations < 1:
-            raise ConfigurationError("connection_init_timeout must be over 0, and max_operations at least 1")
+        if isinstance(connection_init_timeout, bool | str) or not connection_init_timeout > 0:
+            raise ConfigurationError(
+                f"connection_init_timeout must be a number of seconds over 0, not {connection_init_timeout!r}"
+            )
+        self._context_has_extensions = context is not None and _has_parameter(context, "extensions")
+        if context is not None:
+            extensions = ("extensions",) if self._context_has_extensions else ()
+            check_function("context", context, ("connection", "payload", *extensions))
+        if on_connect is not None:
+            check_function("on_connect", on_connect, ("connection", "payload"))
         self.schema = schema
         self.root_value = root_value
         self.connection_init_timeout = connection_init_timeout
-        self.max_operations = max_operations
+        self.max_operations = check_integer("max_operations", max_operations, 1, 2**31)
         self.rules = rules
         self.tasks: set[asyncio.Task[None]] = set()
         """The operations under way, of all clients."""
         self._context = context
-        self._context_has_extensions = context is not None and _has_parameter(context, "extensions")
         self._on_connect = on_connect
         self._sessions: dict[Connection, Session] = {}
 

@@ -12,13 +12,15 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMappi
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote
 
-from wshub.errors import HandshakeError, MisuseError
+from wshub.errors import HandshakeError, InvalidMessageError, MisuseError
 from wshub.hub.admission import UNKNOWN_ADDRESS, is_address
 from wshub.hub.core import table_of, table_that_receives
 from wshub.hub.handler import EventHandler
 from wshub.links.asgi_link import AsgiLink
+from wshub.protocol.handshake import HeaderField
 from wshub.protocol.headers import Headers
 from wshub.protocol.request import RequestHead
+from wshub.protocol.validation import check_fields, check_strings
 
 if TYPE_CHECKING:
     from wshub.hub.base import HandlerTable
@@ -73,7 +75,7 @@ class HubApplication:
     def __init__(self, hub: Hub, handler: Any, subprotocols: Sequence[str]) -> None:
         self.hub = hub
         self.table = table_of(handler)
-        self.subprotocols = tuple(subprotocols)
+        self.subprotocols = check_strings("subprotocols", subprotocols)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; returns when its connection has ended, or is the hub's alone."""
@@ -106,16 +108,18 @@ async def accept_websocket(
     websocket: AsgiWebSocket,
     handler: EventHandler | None,
     subprotocols: Sequence[str],
-    headers: Iterable[tuple[str, str]],
+    headers: Iterable[HeaderField],
 ) -> Connection:
     """Do what ``Hub.accept`` says."""
     scope: Scope = websocket.scope
     if handler is not None and not isinstance(handler, EventHandler):
         raise MisuseError(f"accept() takes an EventHandler, not {handler!r}: a coroutine goes on after it by itself")
     table = table_of(handler) if handler is not None else table_that_receives()
+    subprotocols = check_strings("subprotocols", subprotocols)
+    fields = _encode_fields(headers)
     await _expect_connect(websocket.receive)
     connection, link = await _accept(
-        hub, table, scope, websocket.receive, websocket.send, subprotocols, headers, handler is None
+        hub, table, scope, websocket.receive, websocket.send, subprotocols, fields, handler is None
     )
     if handler is None:
         if link is not None:
@@ -221,7 +225,7 @@ async def _accept(
     receive: Receive,
     send: Send,
     subprotocols: Sequence[str],
-    headers: Iterable[tuple[str, str]] = (),
+    headers: Iterable[HeaderField] = (),
     ends_with_application: bool = False,
 ) -> tuple[Connection, AsgiLink | None]:
     """Take a WebSocket into the hub, or refuse it and raise ``HandshakeError``."""
@@ -239,7 +243,7 @@ async def open_connection(
     scope: Scope,
     receive: Receive,
     send: Send,
-    headers: Iterable[tuple[str, str]],
+    headers: Iterable[HeaderField],
     ends_with_application: bool = False,
 ) -> AsgiLink | None:
     """Accept the WebSocket that has been registered. Returns its link, if the server keeps the connection."""
@@ -324,8 +328,18 @@ async def _refuse(error: HandshakeError, scope: Scope, send: Send) -> None:
     await respond(scope, send, error.status, _encode_fields(fields), body)
 
 
-def _encode_fields(fields: Iterable[tuple[str, str]]) -> Fields:
-    return [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in fields]
+def _encode_fields(fields: Iterable[HeaderField]) -> Fields:
+    pairs = check_fields("headers", fields)
+    return [(_encode_latin_1(name).lower(), _encode_latin_1(value)) for name, value in pairs]
+
+
+def _encode_latin_1(text: str | bytes) -> bytes:
+    if not isinstance(text, str | bytes):
+        raise InvalidMessageError(f"the name and the value of a header must be str or bytes, not {text!r}")
+    try:
+        return text if isinstance(text, bytes) else str.encode(text, "latin-1")
+    except UnicodeEncodeError:
+        raise InvalidMessageError(f"the name and the value of a header must be latin-1 text, not {text!r}") from None
 
 
 def _target_of(scope: Mapping[str, Any]) -> str:

@@ -1,3 +1,4 @@
+from cpython.unicode cimport PyUnicode_CheckExact
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
@@ -41,6 +42,13 @@ cdef struct Rate:
 cdef enum:
     PRIVATE_KEYS
     HUB_KEYS
+
+
+cdef class Queued:
+    """The result of the methods that queue something."""
+
+
+cdef Queued QUEUED  # the only one
 
 
 cdef class HandlerTable:
@@ -109,5 +117,16 @@ cdef class HubBase:
     cdef void restart(self, SharedWindow window) noexcept
 
 
+cdef str name_from(object name)
+
+
+cdef inline str room_name(object name):
+    """The name of a room as an exact str, whose hash no subclass can change. Raises TypeError for anything else."""
+    if PyUnicode_CheckExact(name):
+        return <str>name
+    return name_from(name)
+
+
 cdef uint8_t policy_of(object name) except? 255
+cdef object connection_id(str name, str what, object value)
 cdef int check_key(object key) except -1

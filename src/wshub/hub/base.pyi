@@ -1,4 +1,12 @@
+from collections.abc import Generator
+from typing import Literal, final
+
 from wshub.hub.handler import EventHandler
+
+@final
+class Queued:
+    def __await__(self) -> Generator[None]: ...
+    def __bool__(self) -> Literal[False]: ...
 
 class HandlerTable:
     handler: EventHandler

@@ -1,7 +1,9 @@
 # cython: language_level=3
 """What a connection and its hub know of each other, and both of rooms and handlers."""
 
-from cpython.unicode cimport PyUnicode_FromObject
+cimport cython
+from cpython.number cimport PyIndex_Check, PyNumber_Index
+from cpython.unicode cimport PyUnicode_CheckExact, PyUnicode_FromObject
 from libc.stdint cimport SIZE_MAX, uint8_t, uint64_t
 
 from wshub.hub.shared_window cimport SharedWindow
@@ -29,12 +31,28 @@ cdef enum:
 
 cdef uint8_t policy_of(object name) except? 255:
     """The Policy of that name, or that to inherit for None."""
+    if not PyUnicode_CheckExact(name) and isinstance(name, str):
+        name = PyUnicode_FromObject(name)
     try:
         return POLICIES[name]
     except (KeyError, TypeError):
         raise MisuseError(
             f'slow_consumer must be "close", "drop_newest", "drop_oldest" or "latest", not {name!r}'
         ) from None
+
+
+cdef str name_from(object name):
+    """room_name() for an object that is no exact str."""
+    if not isinstance(name, str):
+        raise TypeError(f"the name of a room must be a str, not {type(name).__name__}")
+    return PyUnicode_FromObject(name)
+
+
+cdef object connection_id(str name, str what, object value):
+    """The id of a connection as an int, of anything that Python takes for an integer. Raises MisuseError."""
+    if isinstance(value, bool) or not PyIndex_Check(value):
+        raise MisuseError(f"{name} must be {what}, not {value!r}")
+    return PyNumber_Index(value)
 
 
 cdef int check_key(object key) except -1:
@@ -49,9 +67,29 @@ cdef dict check_close_codes(object codes):
     if not isinstance(codes, Mapping):
         raise MisuseError(f"close_codes must be a mapping of close codes, not {codes!r}")
     for code in (*codes, *codes.values()):
-        if not isinstance(code, int) or not is_valid_on_wire(code):
+        if isinstance(code, bool) or not isinstance(code, int) or not is_valid_on_wire(code):
             raise MisuseError(f"close_codes: {code!r} cannot be sent: use 1000-1003, 1007-1014 or one of 3000-4999")
     return {int(code): int(other) for code, other in codes.items()} or None
+
+
+@cython.final
+cdef class Queued:
+    """The result of ``send`` and of the other methods that queue: always the same object.
+
+    ``await`` on it does nothing and gives None. The call has queued already. It is false, as None is.
+    """
+
+    def __await__(self):
+        return iter(())
+
+    def __bool__(self):
+        return False
+
+    def __repr__(self):
+        return "<Queued>"
+
+
+cdef Queued QUEUED = Queued()
 
 
 cdef class HandlerTable:
@@ -66,7 +104,9 @@ cdef class HandlerTable:
         self.on_pong = handler.on_pong
         self.on_drain = handler.on_drain
         self.endpoint = endpoint
-        self.close_codes = check_close_codes(handler.close_codes)
+        # A mock of a handler has whatever it is asked for.
+        has_codes = "close_codes" in vars(handler) or hasattr(type(handler), "close_codes")
+        self.close_codes = check_close_codes(handler.close_codes) if has_codes else None
 
 
 cdef class Room:

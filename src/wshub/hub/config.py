@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, TypedDict, get_args
 
 from wshub.errors import ConfigurationError
 from wshub.hub.rates import RateLimits
 from wshub.protocol.compression import CompressionConfig
-from wshub.protocol.validation import check_bool, check_integer
+from wshub.protocol.validation import check_bool, check_choice, check_integer
 
 __all__ = ["DeliveryOptions", "HubConfig", "RoomConfig", "SlowConsumer"]
 
@@ -24,6 +25,8 @@ class DeliveryOptions(TypedDict, total=False):
     slow_consumer: SlowConsumer | None
     key: str | None
 
+
+_ADDRESSES = ipaddress.IPv4Address | ipaddress.IPv6Address | ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _RANGES = {
     "max_connections": (1, 2**31),
@@ -154,11 +157,12 @@ class HubConfig:
 
     def __post_init__(self) -> None:
         for name, (smallest, largest) in _RANGES.items():
-            check_integer(name, getattr(self, name), smallest, largest)
+            object.__setattr__(self, name, check_integer(name, getattr(self, name), smallest, largest))
         check_bool("enable_compression", self.enable_compression)
         check_bool("use_reactor", self.use_reactor)
         check_bool("allow_missing_origin", self.allow_missing_origin)
-        _check_slow_consumer(self.slow_consumer)
+        policy = check_choice("slow_consumer", self.slow_consumer, get_args(SlowConsumer))
+        object.__setattr__(self, "slow_consumer", policy)
         if not isinstance(self.rates, RateLimits):
             raise ConfigurationError(f"rates must be a RateLimits, not {self.rates!r}")
         if self.compression is None and self.enable_compression:
@@ -167,40 +171,47 @@ class HubConfig:
             if not isinstance(self.compression, CompressionConfig):
                 raise ConfigurationError(f"compression must be a CompressionConfig or None, not {self.compression!r}")
             object.__setattr__(self, "enable_compression", True)
-        self._keep_tuple("allowed_origins", "origins")
-        for origin in self.allowed_origins:
-            if origin != "*" and not _is_origin(origin):
-                raise ConfigurationError(
-                    f"allowed_origins: write {origin!r} as scheme://host or scheme://host:port, where the host may "
-                    'begin with "*.", or as "*" alone'
-                )
-        self._keep_tuple("trusted_proxies", "addresses and networks")
-        for proxy in self.trusted_proxies:
-            try:
-                ipaddress.ip_network(proxy)
-            except ValueError:
-                raise ConfigurationError(f"trusted_proxies: {proxy!r} is no address and no network") from None
+        object.__setattr__(self, "allowed_origins", tuple(map(_check_origin, self._each_of("allowed_origins"))))
+        object.__setattr__(self, "trusted_proxies", tuple(map(_check_proxy, self._each_of("trusted_proxies"))))
 
-    def _keep_tuple(self, name: str, of_what: str) -> None:
-        """Turn a field that may have been given as any sequence into a tuple."""
+    def _each_of(self, name: str) -> Iterable[object]:
+        """Return the elements of a field. Raise ``ConfigurationError`` if it is one string, or no iterable."""
         given = getattr(self, name)
         if isinstance(given, str | bytes):
-            raise ConfigurationError(f"{name} must be a sequence of {of_what}, not one string")
-        object.__setattr__(self, name, tuple(given))
+            raise ConfigurationError(f"{name} must be a sequence, such as ({given!r},), not one string")
+        if not isinstance(given, Iterable):
+            raise ConfigurationError(f"{name} must be a sequence of strings, not {given!r}")
+        return given
 
 
-def _check_slow_consumer(value: object) -> None:
-    allowed = get_args(SlowConsumer)
-    if value not in allowed:
-        raise ConfigurationError(f"slow_consumer must be one of {allowed}, not {value!r}")
+def _check_origin(origin: object) -> str:
+    """Return an origin, or a pattern of one, that some origin can match. Raise ``ConfigurationError`` for others."""
+    if isinstance(origin, str):
+        text = str.__str__(origin)
+        scheme, separator, host = text.partition("://")
+        if text == "*" or (scheme and separator and host and _is_host(host) and "*" not in scheme):
+            return text
+    raise ConfigurationError(
+        f"allowed_origins: write {origin!r} as scheme://host or scheme://host:port, without a path or a slash at the "
+        'end, such as "https://example.com". The host may begin with "*."; "*" alone is every origin.'
+    )
 
 
-def _is_origin(origin: object) -> bool:
-    """Whether it is an origin, or a pattern of one, that any origin can match."""
-    if not isinstance(origin, str):
-        return False
-    scheme, separator, host = origin.partition("://")
-    return bool(scheme and separator and host) and "/" not in host and "*" not in scheme + host.removeprefix("*.")
+def _is_host(host: str) -> bool:
+    return not any(character in "/?#@*" or character <= " " for character in host.removeprefix("*."))
+
+
+def _check_proxy(proxy: object) -> str:
+    """Return an address or a network as it is written. Raise ``ConfigurationError`` for anything else."""
+    # An int and bytes would be addresses for ip_network().
+    if not isinstance(proxy, str | _ADDRESSES):
+        raise ConfigurationError(f"trusted_proxies: {proxy!r} is no address and no network: write a str")
+    text = str.__str__(proxy) if isinstance(proxy, str) else str(proxy)
+    try:
+        ipaddress.ip_network(text)
+    except ValueError as error:
+        raise ConfigurationError(f"trusted_proxies: {proxy!r} is no address and no network: {error}") from None
+    return text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,7 +232,9 @@ class RoomConfig:
 
     def __post_init__(self) -> None:
         if self.slow_consumer is not None:
-            _check_slow_consumer(self.slow_consumer)
-        if self.compression not in ("message", "shared"):
-            raise ConfigurationError(f'compression must be "message" or "shared", not {self.compression!r}')
-        check_integer("restart_interval", self.restart_interval, 1, 2**31)
+            policy = check_choice("slow_consumer", self.slow_consumer, get_args(SlowConsumer))
+            object.__setattr__(self, "slow_consumer", policy)
+        compression = check_choice("compression", self.compression, ("message", "shared"))
+        object.__setattr__(self, "compression", compression)
+        interval = check_integer("restart_interval", self.restart_interval, 1, 2**31)
+        object.__setattr__(self, "restart_interval", interval)

@@ -1,15 +1,18 @@
 # cython: language_level=3
 """One WebSocket connection, as applications see it."""
 
+from libc.math cimport INFINITY, NAN
 from libc.stdint cimport uint8_t
 
 from wshub.hub.base cimport (
     CLOSE_CONNECTION,
     INHERITED,
     PRIVATE_KEYS,
+    QUEUED,
     Delivery,
     Room,
     check_key,
+    room_name,
 )
 from wshub.hub.connection_core cimport (
     INBOX_FULL,
@@ -62,12 +65,28 @@ class ConnectionState(enum.Enum):
 cdef tuple STATES = tuple(ConnectionState)
 
 
+cdef object seconds_from(object timeout):
+    """A timeout as asyncio takes it: seconds, or None for a wait without an end. Raises MisuseError."""
+    cdef double seconds = NAN
+    if not isinstance(timeout, bool):
+        try:
+            seconds = timeout
+        except (TypeError, OverflowError):
+            pass
+    if not seconds >= 0:
+        raise MisuseError(f"timeout must be None or a number of seconds that is not negative, not {timeout!r}")
+    return seconds if seconds < INFINITY else None
+
+
 cdef class Connection(ConnectionCore):
     """One WebSocket connection of a hub.
 
-    Every method may be called from any thread; on another than the hub's it is handed over to the loop, and returns
-    None. The coroutines are excepted: ``drain``, ``receive`` and ``wait_closed`` are for tasks of that loop. What is
-    sent leaves in the order of the calls. Nothing that sends ever waits: it queues.
+    Every method may be called from any thread; another thread than the hub's hands the call over to the loop. The
+    coroutines are excepted: ``drain``, ``receive`` and ``wait_closed`` are for tasks of that loop. Messages leave in
+    the order of the calls. Nothing that sends ever waits: it queues.
+
+    ``send`` and its like, ``close``, ``join`` and ``leave`` are no coroutines: call them without ``await``. An
+    ``await`` on what they return is allowed and does nothing. To wait, await ``drain`` or ``wait_closed``.
     """
 
     # What the connection is
@@ -149,21 +168,31 @@ cdef class Connection(ConnectionCore):
 
     def in_room(self, name):
         """Whether the connection is in that room."""
-        return self.room_table is not None and name in self.room_table
+        cdef str room = room_name(name)
+        return self.room_table is not None and room in self.room_table
 
-    def join(self, str name not None):
-        """Enters a room. Being in it already is fine. Raises ConnectionClosed on a connection that is closing."""
-        if self.is_foreign():
-            self.hub.loop.call_soon_threadsafe(self._quietly, partial(self.join, name))
-            return
-        self.join_room(name)
+    def join(self, name):
+        """Enters a room. Being in it already is fine.
 
-    def leave(self, str name not None):
-        """Leaves a room. Not being in it is fine."""
+        Raises:
+            ConnectionClosed: the connection is closing.
+            TypeError: ``name`` is no str.
+        """
+        cdef str room = room_name(name)
         if self.is_foreign():
-            self.hub.loop.call_soon_threadsafe(self.leave, name)
-            return
-        self.leave_room(name)
+            self.hub.loop.call_soon_threadsafe(self._quietly, partial(self.join, room))
+            return QUEUED
+        self.join_room(room)
+        return QUEUED
+
+    def leave(self, name):
+        """Leaves a room. Not being in it is fine. Raises TypeError if ``name`` is no str."""
+        cdef str room = room_name(name)
+        if self.is_foreign():
+            self.hub.loop.call_soon_threadsafe(self.leave, room)
+            return QUEUED
+        self.leave_room(room)
+        return QUEUED
 
     cdef object join_room(self, str name):
         cdef Room room
@@ -200,6 +229,8 @@ cdef class Connection(ConnectionCore):
     def send(self, message, *, compress=None, slow_consumer=None, key=None):
         """Queues a message: a str as text, bytes or another buffer as binary, a Message as it is, without a copy.
 
+        It is no coroutine, and an ``await`` on its result does nothing. ``await connection.drain()`` waits.
+
         Args:
             message: a str, bytes or another buffer, or a Message.
             compress: False sends it plain; True compresses it also under the threshold of the CompressionConfig,
@@ -216,7 +247,7 @@ cdef class Connection(ConnectionCore):
         Raises:
             ConnectionClosed: the connection is closing or closed; its ``code`` and ``reason`` say how.
             TypeError: ``message`` is none of these.
-            InvalidMessageError: it is a str with a lone surrogate.
+            InvalidMessageError: it is a str with a lone surrogate, or a buffer that is not contiguous.
             MisuseError: another ``slow_consumer``, or a key that is no str.
         """
         cdef FrameBuffer *frame
@@ -227,7 +258,7 @@ cdef class Connection(ConnectionCore):
             self.check_open()
             later = partial(self.send, Message(message), compress=compress, slow_consumer=slow_consumer, key=key)
             self.hub.loop.call_soon_threadsafe(self._quietly, later)
-            return
+            return QUEUED
         if self.status != IS_OPEN:
             self.check_open()
         frame = labelled_frame_from_data(
@@ -236,6 +267,7 @@ cdef class Connection(ConnectionCore):
         if self.queue_alone(frame, &delivery) < 0:
             self.overflow()
         frame_release(frame)
+        return QUEUED
 
     def send_text(self, text, *, compress=None, slow_consumer=None, key=None):
         """Queues a text message; ``text`` is a str, or UTF-8 octets. Raises as ``send`` does."""
@@ -244,32 +276,34 @@ cdef class Connection(ConnectionCore):
             if (<Message>text).frame.opcode == TEXT_OPCODE:
                 return self.send(text, compress=compress, slow_consumer=slow_consumer, key=key)
         if not isinstance(text, str):
+            if isinstance(text, Message):
+                raise TypeError("send_text() takes a str or a text message, not a binary message")
             try:
-                text = bytes(memoryview(text)).decode()
+                text = bytes(Message(text)).decode()
             except TypeError:
                 raise TypeError(f"send_text() takes a str, not {type(text).__name__}") from None
             except UnicodeDecodeError as error:
                 raise InvalidMessageError(f"a text message must be UTF-8: {error}") from None
-        self.send(text, compress=compress, slow_consumer=slow_consumer, key=key)
+        return self.send(text, compress=compress, slow_consumer=slow_consumer, key=key)
 
     def send_binary(self, data, *, compress=None, slow_consumer=None, key=None):
         """Queues a binary message; ``data`` is any object with a contiguous buffer. Raises as ``send`` does."""
         if isinstance(data, str):
             raise TypeError("send_binary() takes bytes, not str: encode it, or call send_text()")
-        self.send(data, compress=compress, slow_consumer=slow_consumer, key=key)
+        return self.send(data, compress=compress, slow_consumer=slow_consumer, key=key)
 
     def send_json(self, value, *, compress=None, slow_consumer=None, key=None):
         """Queues ``value`` as JSON in a text message. Raises as ``send`` and ``json.dumps`` do."""
         text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-        self.send(text, compress=compress, slow_consumer=slow_consumer, key=key)
+        return self.send(text, compress=compress, slow_consumer=slow_consumer, key=key)
 
     def send_ping(self, payload=b""):
         """Queues a ping of at most 125 octets; ``on_pong`` sees the answer. Raises as ``send`` does."""
-        self.send_control(payload, PING_OPCODE)
+        return self.send_control(payload, PING_OPCODE)
 
     def send_pong(self, payload=b""):
         """Queues a pong that answers nothing (RFC 6455 section 5.5.3); pings are answered by the hub."""
-        self.send_control(payload, PONG_OPCODE)
+        return self.send_control(payload, PONG_OPCODE)
 
     cdef object send_control(self, object payload, uint8_t opcode):
         cdef FrameBuffer *frame
@@ -277,7 +311,7 @@ cdef class Connection(ConnectionCore):
         if self.is_foreign():
             method = self.send_ping if opcode == PING_OPCODE else self.send_pong
             self.hub.loop.call_soon_threadsafe(self._quietly, partial(method, payload))
-            return
+            return QUEUED
         frame = frame_from_payload(payload, opcode)
         try:
             if frame.length > MAX_CONTROL_PAYLOAD:
@@ -286,6 +320,7 @@ cdef class Connection(ConnectionCore):
                 self.overflow()
         finally:
             frame_release(frame)
+        return QUEUED
 
     def close(self, code=1000, reason=""):
         """Begins the closing handshake. What is queued leaves before it. Closing again does nothing.
@@ -296,12 +331,14 @@ cdef class Connection(ConnectionCore):
 
         Raises:
             InvalidMessageError: another code, or a longer reason.
+            TypeError: ``reason`` is neither str nor bytes.
         """
         payload = encode_close_payload(code, reason)
         if self.is_foreign():
             self.hub.loop.call_soon_threadsafe(self.close, code, reason)
         elif self.status == IS_OPEN:
             self.begin_closing(payload)
+        return QUEUED
 
     async def drain(self):
         """Waits until everything that is queued now has been taken by the kernel, or dropped as ``slow_consumer`` says.
@@ -348,16 +385,17 @@ cdef class Connection(ConnectionCore):
         It may be cancelled at any time: no message is lost.
 
         Args:
-            timeout: seconds to wait at the most; None waits as long as it takes.
+            timeout: seconds to wait at the most; None waits as long as it takes, 0 only looks.
 
         Raises:
             TimeoutError: nothing came in time.
             ConnectionClosed: the connection has ended, ConnectionLost if not in the ordinary way.
-            MisuseError: messages go to ``on_message``, or another task is in ``receive`` already.
+            MisuseError: messages go to ``on_message``, another task is in ``receive`` already, or ``timeout`` is
+                no number of seconds.
         """
         if timeout is None:
             return await self._receive()
-        async with asyncio.timeout(timeout):
+        async with asyncio.timeout(seconds_from(timeout)):
             return await self._receive()
 
     async def _receive(self):

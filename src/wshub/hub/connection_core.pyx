@@ -24,6 +24,7 @@ from wshub.hub.base cimport (
     LATEST,
     MESSAGES,
     OCTETS,
+    QUEUED,
     RATES,
     Delivery,
     HandlerTable,
@@ -84,6 +85,8 @@ from wshub.protocol.close_code import encode_close_payload
 cdef extern from "Python.h":
     int PyContext_Enter(object context) except -1
     int PyContext_Exit(object context) except -1
+    bint PyGen_CheckExact(object value)
+    bint PyAsyncGen_CheckExact(object value)
 
 logger = logging.getLogger("wshub.server")
 
@@ -725,7 +728,7 @@ cdef class ConnectionCore(Receiver):
             if self.hub.times_handlers:
                 started = self.hub.clock()
             result = self.handlers.on_message(self, message)
-            if result is not None:
+            if result is not None and result is not QUEUED:
                 self.run(result, HANDLER_RUNS)
             if self.hub.times_handlers:
                 self.spend(HANDLER_TIME, <double>self.hub.clock() - started)
@@ -876,7 +879,7 @@ cdef class ConnectionCore(Receiver):
             return
         try:
             result = handler(*arguments)
-            if result is not None:
+            if result is not None and result is not QUEUED:
                 self.run(result, block)
         except BaseException as error:
             self.handler_failed(error, block)
@@ -888,6 +891,8 @@ cdef class ConnectionCore(Receiver):
         """
         if not iscoroutine(awaitable):
             if not isawaitable(awaitable):
+                if PyGen_CheckExact(awaitable) or PyAsyncGen_CheckExact(awaitable):
+                    raise MisuseError(f"the handler returned {awaitable!r}, which runs nothing: a handler has no yield")
                 return
             awaitable = await_it(awaitable)
         # The task enters the context itself, which cannot be entered twice.

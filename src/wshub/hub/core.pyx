@@ -21,7 +21,9 @@ from wshub.hub.base cimport (
     Rate,
     Room,
     check_key,
+    connection_id,
     policy_of,
+    room_name,
 )
 from wshub.hub.connection cimport Connection
 from wshub.hub.connection_core cimport IS_OPEN, queue_message
@@ -50,6 +52,7 @@ from wshub.errors import HandshakeError, MisuseError
 from wshub.hub.admission import Admission
 from wshub.hub.config import HubConfig
 from wshub.hub.handler import EventHandler
+from wshub.hub.handler_checks import check_instance
 from wshub.links.asyncio_reactor import AsyncioReactor
 from wshub.links.reactors import create_reactor
 from wshub.protocol.permessage_deflate import negotiate
@@ -79,11 +82,15 @@ cdef Rate rate_of(double per_second, double burst, double least) noexcept:
 def table_of(handler):
     """The HandlerTable of an EventHandler, or of a coroutine function that is the life of a connection."""
     if isinstance(handler, EventHandler):
+        check_instance(handler)
         return HandlerTable(handler)
     if iscoroutinefunction(handler) or iscoroutinefunction(getattr(handler, "__call__", None)):
         return HandlerTable(EventHandler(on_open=handler), endpoint=True)
+    if isinstance(handler, type) and issubclass(handler, EventHandler):
+        raise MisuseError(f"a handler is an instance of an EventHandler: give {handler.__name__}(), not the class")
     raise MisuseError(
-        f"a handler is an EventHandler, or a coroutine function that takes the connection, not {handler!r}"
+        "a handler is an EventHandler, or a coroutine function that takes the connection and has no yield, not "
+        f"{handler!r}"
     )
 
 
@@ -135,6 +142,8 @@ cdef class HubCore(HubBase):
             config = HubConfig()
         if not isinstance(config, HubConfig):
             raise MisuseError(f"a hub is made with a HubConfig, not {config!r}")
+        if not callable(clock):
+            raise MisuseError(f"clock must be a function that returns seconds, not {clock!r}")
         self.config = config
         self.clock = clock
         self.last_key = HUB_KEYS
@@ -318,9 +327,7 @@ cdef class HubCore(HubBase):
             return None
         if isinstance(exclude, Connection):
             return exclude if (<Connection>exclude).hub is self else None
-        if isinstance(exclude, int):
-            return self.connections.get(exclude)
-        raise MisuseError(f"exclude is a Connection or the id of one, not {type(exclude).__name__}")
+        return self.connections.get(connection_id("exclude", "a Connection or the id of one, an int", exclude))
 
     cdef int fan_out(
         self, dict members, FrameBuffer *frame, Connection excluded, const Delivery *delivery, SharedWindow window,
@@ -411,7 +418,8 @@ cdef class HubCore(HubBase):
 
         Raises:
             TypeError, InvalidMessageError, MisuseError: as ``Connection.send``.
-            MisuseError: ``exclude`` is neither a Connection nor an int.
+            TypeError: ``room`` is no str.
+            MisuseError: ``exclude`` is neither a Connection nor an int, or it is a bool.
         """
         cdef FrameBuffer *frame
         cdef Delivery delivery
@@ -419,6 +427,8 @@ cdef class HubCore(HubBase):
         cdef int count = 0
         cdef Connection excluded = self.named_by(exclude)
         cdef uint64_t number
+        if room is not None:
+            room = room_name(room)
         check_key(key)
         self.describe(&delivery, compress, slow_consumer, self.policy)
         if self.loop is None or self.closed:
@@ -466,10 +476,12 @@ cdef class HubCore(HubBase):
             message, room=room, exclude=exclude, compress=compress, slow_consumer=slow_consumer, key=key
         )
 
-    def _configure_room(self, str name not None, config):
+    def _configure_room(self, name, config):
         """Gives a room its settings, also one that nobody is in yet."""
-        cdef Room room = self.room_table.get(name)
+        cdef Room room
         cdef Connection connection
+        name = room_name(name)
+        room = self.room_table.get(name)
         self.room_configs[name] = config
         if room is None:
             return
@@ -480,20 +492,20 @@ cdef class HubCore(HubBase):
 
     def join_room(self, connection, room):
         """The connection enters a room: ``connection.join``."""
-        connection.join(room)
+        return connection.join(room)
 
     def leave_room(self, connection, room):
         """The connection leaves a room: ``connection.leave``."""
-        connection.leave(room)
+        return connection.leave(room)
 
     def room_size(self, room):
         """How many connections are in a room; 0 for one that nobody is in."""
-        cdef Room found = self.room_table.get(room)
+        cdef Room found = self.room_table.get(room_name(room))
         return len(found.members) if found is not None else 0
 
     def room_members(self, room):
         """The connections in a room, as a list."""
-        cdef Room found = self.room_table.get(room)
+        cdef Room found = self.room_table.get(room_name(room))
         return list(found.members.values()) if found is not None else []
 
     @property
@@ -502,8 +514,8 @@ cdef class HubCore(HubBase):
         return frozenset(self.room_table)
 
     def get_connection(self, id):
-        """The connection with that id, or None."""
-        return self.connections.get(id)
+        """The connection with that id, or None. Raises MisuseError if ``id`` is no int, or a bool."""
+        return self.connections.get(connection_id("id", "an int", id))
 
     @property
     def connection_count(self):
@@ -512,7 +524,7 @@ cdef class HubCore(HubBase):
 
     def unregister(self, connection, code=1000, reason=""):
         """Closes the connection, which leaves its rooms at once: ``connection.close``."""
-        connection.close(code, reason)
+        return connection.close(code, reason)
 
     def _sweep(self):
         """Does what time demands of every connection: pings, dead peers, overdue closes."""
@@ -575,7 +587,7 @@ cdef class HubCore(HubBase):
 
     def _room_counts(self, name):
         """What became of the messages to a room, by name."""
-        cdef Room room = self.room_table.get(name)
+        cdef Room room = self.room_table.get(room_name(name))
         cdef Tally nothing
         if room is not None:
             return {"connections": len(room.members), **counts_of(room.tally, room.tally.pending)}

@@ -6,15 +6,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from wshub.errors import MisuseError
+from wshub.hub.handler_checks import EVENTS, check_class, check_event_name, check_function
 
 if TYPE_CHECKING:
     from wshub.hub.connection import Connection
     from wshub.protocol.message import Message
 
 __all__ = ["EventHandler"]
-
-_EVENTS = ("on_open", "on_message", "on_close", "on_error", "on_ping", "on_pong", "on_drain")
 
 
 class EventHandler:
@@ -44,8 +42,12 @@ class EventHandler:
     concerns rates, sizes, broken frames, slow consumers and handlers that raise. ``on_close`` sees the code that was
     sent.
 
+    A generator function is no handler, nor is a function that takes other arguments. In a subclass, names that begin
+    with ``on_`` are for events: a method with another such name is taken for a misspelt one.
+
     Raises:
-        MisuseError: a keyword is none of these, or its value cannot be called.
+        MisuseError: a keyword is none of these, or its value is no such function. For a method of a subclass the class
+            statement raises it.
     """
 
     on_open: Callable[[Connection], Awaitable[Any] | Any] | None = None
@@ -59,9 +61,11 @@ class EventHandler:
 
     def __init__(self, **handlers: Callable[..., Any] | None) -> None:
         for name, function in handlers.items():
-            if name not in _EVENTS:
-                raise MisuseError(f"there is no event {name!r}: the events are {', '.join(_EVENTS)}")
-            if function is not None and not callable(function):
-                raise MisuseError(f"{name} must be a function or a coroutine function, not {function!r}")
+            check_event_name(name)
             if function is not None:
+                check_function(name, function, EVENTS[name])
                 setattr(self, name, function)
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        check_class(cls, EventHandler)

@@ -17,6 +17,7 @@ from wshub.hub.config import HubConfig, RoomConfig, SlowConsumer
 from wshub.hub.connection import Connection
 from wshub.hub.core import HubCore
 from wshub.hub.handler import EventHandler
+from wshub.hub.handler_checks import check_function
 from wshub.hub.server import Server
 from wshub.hub.upgrade import current_upgrade
 from wshub.protocol.close_code import CloseCode, encode_close_payload
@@ -68,8 +69,8 @@ class Hub(HubCore):
         clock: Callable[[], float] = time.monotonic,
         on_upgrade: UpgradeHook | None = None,
     ) -> None:
-        if on_upgrade is not None and not callable(on_upgrade):
-            raise MisuseError(f"on_upgrade must be a function or a coroutine function, not {on_upgrade!r}")
+        if on_upgrade is not None:
+            check_function("on_upgrade", on_upgrade, ("request",))
         self._on_upgrade = on_upgrade
         # To find it out for every connection, and to keep it, costs what most hubs have no use for.
         self._wants_address = on_upgrade is not None or self._admission.needs_address
@@ -109,6 +110,7 @@ class Hub(HubCore):
 
         Raises:
             MisuseError: ``handler`` is something else.
+            ConfigurationError: ``subprotocols`` are no strings, or one string.
         """
         return HubApplication(self, handler, subprotocols)
 
@@ -118,7 +120,7 @@ class Hub(HubCore):
         handler: EventHandler | None = None,
         *,
         subprotocols: Sequence[str] = (),
-        headers: Iterable[tuple[str, str]] = (),
+        headers: Iterable[HeaderField] = (),
     ) -> Connection:
         """Take a WebSocket that a framework has not accepted yet into this hub, within its endpoint::
 
@@ -143,6 +145,8 @@ class Hub(HubCore):
         Raises:
             HandshakeError: the hub does not take the request, which has been answered.
             MisuseError: the WebSocket has been accepted already, or ``handler`` is something else.
+            ConfigurationError: ``subprotocols`` are no strings, or ``headers`` are no pairs.
+            InvalidMessageError: a header that is not latin-1 text.
         """
         return await accept_websocket(self, websocket, handler, subprotocols, headers)
 
@@ -154,7 +158,7 @@ class Hub(HubCore):
         *,
         path: str | None = None,
         subprotocols: Sequence[str] = (),
-        unix: str | None = None,
+        unix: str | os.PathLike[str] | None = None,
         sock: socket_module.socket | None = None,
         backlog: int = 4096,
         ssl: ssl_module.SSLContext | None = None,
@@ -180,6 +184,7 @@ class Hub(HubCore):
 
         Raises:
             MisuseError: another kind of handler, or more than one kind of address or of TLS.
+            ConfigurationError: an argument that cannot be, such as a port over 65535.
             OSError: a file of the certificate cannot be read; on entering, it cannot listen.
         """
         if sum(given is not None for given in (unix, sock, host)) > 1:
@@ -221,6 +226,7 @@ class Hub(HubCore):
         Raises:
             ConfigurationError: a value that cannot be.
             MisuseError: the room is to compress, and the hub does not.
+            TypeError: ``name`` is no str.
         """
         config = RoomConfig(compression=compression, restart_interval=restart_interval, slow_consumer=slow_consumer)
         if config.compression == "shared" and self.config.compression is None:

@@ -8,15 +8,19 @@ import os
 import socket
 import stat
 
+from wshub.protocol.validation import check_port
+
 __all__ = ["UnixAddress", "bind_address"]
 
 
 async def bind_address(host: str | None, port: int) -> list[socket.socket]:
     """Sockets bound to each address of a host; None is all interfaces, and port 0 one port that the system chooses.
 
-    Raises ``OSError`` where one cannot be bound.
+    Raises ``OSError`` where one cannot be bound, and ``ConfigurationError`` for a port that cannot be.
     """
     loop = asyncio.get_running_loop()
+    # getaddrinfo() would take 70000 for 4464.
+    port = check_port(port)
     found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     sockets: list[socket.socket] = []
     try:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from wshub.errors import ConfigurationError
-from wshub.protocol.validation import check_integer
+from wshub.protocol.validation import check_choice, check_integer
 
 __all__ = ["RateLimits"]
 
@@ -42,10 +41,9 @@ class RateLimits:
 
     def __post_init__(self) -> None:
         for name, largest in (("messages", 2**24), ("octets", 2**40), ("control_frames", 2**24), ("handler_ms", 1000)):
-            check_integer(name, getattr(self, name), 0, largest)
-        check_integer("burst_ms", self.burst_ms, 1, 3_600_000)
-        if self.excess not in ("delay", "close"):
-            raise ConfigurationError(f'excess must be "delay" or "close", not {self.excess!r}')
+            object.__setattr__(self, name, check_integer(name, getattr(self, name), 0, largest))
+        object.__setattr__(self, "burst_ms", check_integer("burst_ms", self.burst_ms, 1, 3_600_000))
+        object.__setattr__(self, "excess", check_choice("excess", self.excess, ("delay", "close")))
 
     @property
     def sweep_period(self) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import ipaddress
+import os
 import socket
 import ssl as ssl_module
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from wshub.errors import HandshakeError, MisuseError
+from wshub.errors import ConfigurationError, HandshakeError, MisuseError
 from wshub.hub.admission import UNKNOWN_ADDRESS, client_address
 from wshub.hub.core import table_of
 from wshub.hub.listening import UnixAddress, bind_address
@@ -20,6 +21,7 @@ from wshub.hub.opening import OpeningHandshake
 from wshub.hub.pending import PendingHandshakes
 from wshub.hub.signals import stop_signals
 from wshub.protocol.request import RequestHead, parse_request_head
+from wshub.protocol.validation import check_integer, check_port, check_str, check_strings
 
 if TYPE_CHECKING:
     from wshub.hub.hub import Hub
@@ -41,7 +43,7 @@ class Server:
         *,
         path: str | None,
         subprotocols: Sequence[str],
-        unix: str | None,
+        unix: str | os.PathLike[str] | None,
         sock: socket.socket | None,
         backlog: int,
         ssl: ssl_module.SSLContext | None,
@@ -49,13 +51,17 @@ class Server:
         self.hub = hub
         self.sockets: tuple[socket.socket, ...] = ()
         self._table = table_of(handler)
-        self._address = (host, port)
-        self._path = path
-        self._subprotocols = tuple(subprotocols)
-        self._unix = UnixAddress(unix) if unix is not None else None
+        self._address = (check_str("host", host) if host is not None else None, check_port(port))
+        self._path = _check_path(path) if path is not None else None
+        self._subprotocols = check_strings("subprotocols", subprotocols)
+        self._unix = UnixAddress(_check_unix(unix)) if unix is not None else None
         self._sock = sock
-        self._backlog = backlog
+        self._backlog = check_integer("backlog", backlog, 0, 2**31 - 1)
         self._ssl = ssl
+        if sock is not None and not isinstance(sock, socket.socket):
+            raise ConfigurationError(f"sock must be a socket, not {sock!r}")
+        if ssl is not None and not isinstance(ssl, ssl_module.SSLContext):
+            raise ConfigurationError(f"ssl must be an SSLContext, not {ssl!r}")
         self._reactor: Reactor | AsyncioReactor | None = None
         self._pending: PendingHandshakes[OpeningHandshake] = PendingHandshakes(hub.config.max_pending_handshakes)
         self._trusted = tuple(ipaddress.ip_network(proxy) for proxy in hub.config.trusted_proxies)
@@ -193,3 +199,18 @@ class Server:
 
     def _expire(self) -> None:
         self._pending.expire(self.hub._now())
+
+
+def _check_path(path: object) -> str:
+    """Return the path of requests. Raise ``ConfigurationError`` for one that no request has."""
+    checked = check_str("path", path)
+    if not checked.startswith("/"):
+        raise ConfigurationError(f'path must begin with "/", as in "/{checked}": it is {path!r}')
+    return checked
+
+
+def _check_unix(path: Any) -> str:
+    try:
+        return check_str("unix", os.fspath(path))
+    except TypeError:
+        raise ConfigurationError(f"unix must be the path of a socket, not {path!r}") from None

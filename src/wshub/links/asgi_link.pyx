@@ -199,13 +199,13 @@ cdef class AsgiLink(Link):
     # What the loop does for the tasks
 
     def _arrived(self, message, passed_on):
-        cdef str kind = message["type"]
+        cdef str kind = str.__str__(message["type"])
         try:
             if kind == "websocket.receive":
                 text = message.get("text")
                 if text is not None:
                     # A lone surrogate becomes what the receiver refuses as no UTF-8.
-                    self.feed(TEXT_OPCODE, text.encode("utf-8", "surrogatepass"))
+                    self.feed(TEXT_OPCODE, str.encode(text, "utf-8", "surrogatepass"))
                 else:
                     self.feed(BINARY_OPCODE, bytes(message["bytes"]))
             elif kind == "websocket.disconnect":
@@ -234,7 +234,7 @@ cdef class AsgiLink(Link):
         self.receiving = self.sending = None
         self.tell_lost(0)
 
-    cdef object closed_by_peer(self, int code, str reason):
+    cdef object closed_by_peer(self, int code, object reason):
         """The connection has ended with that code, where 1005 is a close without one."""
         if code == CloseCode.NO_STATUS:
             self.feed(CLOSE_OPCODE, b"")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from enum import IntEnum
 
 from wshub.errors import InvalidMessageError, ProtocolError
@@ -51,19 +52,23 @@ def encode_close_payload(code: int, reason: str | bytes) -> bytes:
     """Return the payload of a close frame: the code in network order, then the reason as UTF-8.
 
     Raises ``InvalidMessageError`` for a code that no close frame may carry, and for a reason that is not
-    UTF-8 or is longer than ``MAX_REASON_LENGTH`` octets. It is not shortened: only the caller knows what can
-    go.
+    UTF-8 or is longer than ``MAX_REASON_LENGTH`` bytes. It is not shortened: only the caller knows what can
+    go. Raises ``TypeError`` for a reason that is neither ``str`` nor ``bytes``.
     """
+    if isinstance(code, bool) or not hasattr(code, "__index__"):
+        raise InvalidMessageError(f"a close code must be an int, such as 1000 or 4000, not {code!r}")
+    code = operator.index(code)
     if not is_valid_on_wire(code):
-        raise InvalidMessageError(
-            f"close code {int(code)} cannot be sent: use 1000-1003, 1007-1014 or one of 3000-4999"
-        )
+        raise InvalidMessageError(f"close code {code} cannot be sent: use 1000-1003, 1007-1014 or one of 3000-4999")
     try:
         if isinstance(reason, str):
-            encoded = reason.encode("utf-8")
+            encoded = str.encode(reason, "utf-8")
         else:
-            encoded = bytes(reason)
+            # bytes() would also take an integer (as a length) and a list.
+            encoded = bytes(memoryview(reason))
             encoded.decode("utf-8")
+    except TypeError:
+        raise TypeError(f"a close reason must be a str or bytes, not {type(reason).__name__}") from None
     except UnicodeError:
         raise InvalidMessageError("a close reason must be text that UTF-8 can express") from None
     if len(encoded) > MAX_REASON_LENGTH:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from wshub.errors import ConfigurationError
-from wshub.protocol.validation import check_bool, check_integer
+from wshub.protocol.validation import check_bool, check_choice, check_integer
 
 __all__ = ["CompressionConfig"]
 
@@ -57,8 +56,7 @@ class CompressionConfig:
 
     def __post_init__(self) -> None:
         for name, (smallest, largest) in _RANGES.items():
-            check_integer(name, getattr(self, name), smallest, largest)
-        if self.engine not in ("auto", "zlib", "isal"):
-            raise ConfigurationError(f'engine must be "auto", "zlib" or "isal", not {self.engine!r}')
+            object.__setattr__(self, name, check_integer(name, getattr(self, name), smallest, largest))
+        object.__setattr__(self, "engine", check_choice("engine", self.engine, ("auto", "zlib", "isal")))
         for name in ("server_context_takeover", "client_context_takeover"):
             check_bool(name, getattr(self, name))

@@ -109,7 +109,7 @@ class Frame:
         """Return a whole text message; raises ``InvalidMessageError`` if it is not text or not UTF-8."""
         try:
             if isinstance(payload, str):
-                encoded = payload.encode("utf-8")
+                encoded = str.encode(payload, "utf-8")
             else:
                 encoded = _to_bytes(payload, "a payload")
                 encoded.decode("utf-8")
@@ -245,6 +245,6 @@ def _to_octets(value: str | BytesLike) -> bytes:
     if not isinstance(value, str):
         return _to_bytes(value, "a payload")
     try:
-        return value.encode("utf-8")
+        return str.encode(value, "utf-8")
     except UnicodeEncodeError:
         raise InvalidMessageError("a str payload must be text that UTF-8 can express") from None

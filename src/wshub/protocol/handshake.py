@@ -8,8 +8,9 @@ from hashlib import sha1
 from http import HTTPStatus
 from typing import Any, Protocol, TypeAlias
 
-from wshub.errors import HandshakeError, InvalidMessageError
+from wshub.errors import HandshakeError, InvalidMessageError, MisuseError
 from wshub.protocol.headers import Headers, is_token, split_list
+from wshub.protocol.validation import check_fields, check_strings
 
 __all__ = ["Handshake", "HasHeaders", "HasRequest", "HeaderField"]
 
@@ -156,7 +157,7 @@ class Handshake:
             raise HandshakeError(400, "The Sec-WebSocket-Protocol must be a list of tokens.")
         if len(set(offered)) != len(offered):
             raise HandshakeError(400, "The Sec-WebSocket-Protocol must not name a subprotocol twice.")
-        names = frozenset(supported)
+        names = frozenset(check_strings("supported", supported))
         return next((name for name in (element.decode("ascii") for element in offered) if name in names), None)
 
     @staticmethod
@@ -170,6 +171,8 @@ class Handshake:
         has that origin. A request without an ``Origin`` passes if ``allow_missing`` is true: browsers always send one.
         More than one ``Origin`` field is answered with 400. The reason of the error says which of these it was.
         """
+        if isinstance(allowed_origins, str):
+            raise MisuseError(f"allowed_origins must be a sequence, such as [{allowed_origins!r}], not one string")
         if not allowed_origins or "*" in allowed_origins:
             return
         origins = headers.get_all_raw(b"origin")
@@ -185,7 +188,7 @@ class Handshake:
             )
         if origin == "null":
             raise HandshakeError(403, "WebSocket connections from the origin null are not allowed.")
-        if not any(_matches(origin, allowed.lower()) for allowed in allowed_origins):
+        if not any(_matches(origin, str.lower(allowed)) for allowed in allowed_origins):
             raise HandshakeError(403, "WebSocket connections from this origin are not allowed.")
 
     @staticmethod
@@ -309,7 +312,7 @@ def _has_token(values: Sequence[bytes], token: bytes) -> bool:
 
 
 def _encode_fields(fields: Iterable[HeaderField], own_names: frozenset[bytes]) -> Iterator[tuple[bytes, bytes]]:
-    for name, value in fields:
+    for name, value in check_fields("headers", fields):
         encoded_name = _encode(name, "the name of a header field")
         if not is_token(encoded_name):
             raise InvalidMessageError("the name of a header field must be a token of HTTP")
@@ -326,7 +329,9 @@ def _encode(value: str | bytes, what: str) -> bytes:
 
 
 def _encode_latin_1(value: str, what: str) -> bytes:
+    if not isinstance(value, str):
+        raise InvalidMessageError(f"{what} must be a str or bytes, not {type(value).__name__}")
     try:
-        return value.encode("latin-1")
+        return str.encode(value, "latin-1")
     except UnicodeEncodeError:
         raise InvalidMessageError(f"{what} must be latin-1 text") from None

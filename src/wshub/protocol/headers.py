@@ -169,4 +169,4 @@ def _index_of(pairs: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes | list[
 def _encode_name(name: str) -> bytes:
     # Lowered as octets: as text, the Kelvin sign would become a "k". "replace" gives a "?",
     # which no name has.
-    return name.encode("latin-1", "replace").lower()
+    return str.encode(name, "latin-1", "replace").lower()

@@ -57,7 +57,7 @@ cdef FrameBuffer *frame_from_octets(const void *octets, size_t length, uint8_t o
     return frame
 
 
-cdef FrameBuffer *frame_from_text(str text, uint8_t opcode) except NULL:
+cdef FrameBuffer *frame_from_text(object text, uint8_t opcode) except NULL:
     cdef Py_ssize_t length
     cdef const char *octets
     try:
@@ -67,10 +67,20 @@ cdef FrameBuffer *frame_from_text(str text, uint8_t opcode) except NULL:
     return frame_from_octets(octets, length, opcode)
 
 
-cdef FrameBuffer *frame_from_payload(object data, uint8_t opcode) except NULL:
-    """A sealed frame of that opcode: a str goes as UTF-8, an object with a buffer as its octets.
+cdef int check_contiguous(object data) except -1:
+    """Raises InvalidMessageError if that is why the buffer of an object cannot be had."""
+    if not memoryview(data).c_contiguous:
+        raise InvalidMessageError(
+            f"the buffer of this {type(data).__name__} is not contiguous: send bytes(data), which copies it"
+        )
+    return 0
 
-    Raises TypeError for anything else, InvalidMessageError for text that UTF-8 cannot encode.
+
+cdef FrameBuffer *frame_from_payload(object data, uint8_t opcode) except NULL:
+    """A sealed frame of that opcode: a str goes as UTF-8, an object with a buffer as its bytes.
+
+    Raises TypeError for anything else, InvalidMessageError for text that UTF-8 cannot encode and for a buffer with
+    gaps.
     """
     cdef Py_buffer buffer
     cdef FrameBuffer *frame
@@ -85,6 +95,9 @@ cdef FrameBuffer *frame_from_payload(object data, uint8_t opcode) except NULL:
         raise TypeError(
             f"a message is a str, bytes, bytearray, memoryview or Message, not {type(data).__name__}"
         ) from None
+    except (BufferError, ValueError):
+        check_contiguous(data)
+        raise
     try:
         frame = frame_from_octets(buffer.buf, buffer.len, opcode)
     finally:
@@ -141,7 +154,7 @@ cdef class Message:
 
     Raises:
         TypeError: ``data`` is neither.
-        InvalidMessageError: ``data`` is a str with a lone surrogate.
+        InvalidMessageError: ``data`` is a str with a lone surrogate, or a buffer that is not contiguous.
     """
 
     def __cinit__(self, *arguments):
