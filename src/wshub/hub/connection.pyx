@@ -235,6 +235,8 @@ cdef class Connection(ConnectionCore):
         if self.queue_alone(frame, &delivery) < 0:
             self.overflow()
         frame_release(frame)
+        if self.link.without_pings:
+            self.link.send_from_task()
 
     def send_text(self, text, *, compress=None, slow_consumer=None, key=None):
         """Queues a text message; ``text`` is a str, or UTF-8 octets. Raises as ``send`` does."""

@@ -157,12 +157,7 @@ cdef class ConnectionCore(Receiver):
     def __dealloc__(self):
         parser_clear(&self.parser)
         frame_release(self.pending_pong)
-        if self.inflater != NULL:
-            inflater_clear(self.inflater)
-            PyMem_RawFree(self.inflater)
-        if self.deflater != NULL:
-            deflater_clear(self.deflater)
-            PyMem_RawFree(self.deflater)
+        self.free_compressors()
 
     cdef void leave_all_rooms(self) noexcept:
         """Leaves every room; their names stay to be seen by on_close."""
@@ -257,6 +252,24 @@ cdef class ConnectionCore(Receiver):
             if self.deflater == NULL:
                 raise MemoryError
             deflater_init(self.deflater, config.level, config.memory_level, self.window_bits)
+
+    cdef void renounce_compression(self) noexcept:
+        """Drops what was agreed on compression: someone else has answered the handshake, or the connection is gone."""
+        self.compression = None
+        self.window_bits = 0
+        self.keeps_window = False
+        self.parser.inflater = NULL
+        self.free_compressors()
+
+    cdef void free_compressors(self) noexcept:
+        if self.inflater != NULL:
+            inflater_clear(self.inflater)
+            PyMem_RawFree(self.inflater)
+            self.inflater = NULL
+        if self.deflater != NULL:
+            deflater_clear(self.deflater)
+            PyMem_RawFree(self.deflater)
+            self.deflater = NULL
 
     cdef bint stays_in_step(self, FrameBuffer *frame) noexcept:
         """Whether the message is to go plain, for the sake of the shared window that the peer is in step with."""

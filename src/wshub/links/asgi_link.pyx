@@ -19,6 +19,9 @@ from wshub.protocol.frame_buffer cimport (
 
 import asyncio
 import logging
+from asyncio.tasks import _enter_task as enter_task
+from asyncio.tasks import _leave_task as leave_task
+from contextvars import copy_context
 
 from wshub.protocol.close_code import (
     CloseCode,
@@ -49,6 +52,9 @@ cdef class AsgiLink(Link):
 
     What ``send`` has been given counts as delivered. A call of ``receive`` is always pending, unless reading is paused:
     some servers tell in no other way that the client has left.
+
+    Most servers end the connection as soon as the application returns. So what a task sends, and its close, are passed
+    on before the task goes on: the sending task makes its next step at once, and waits later if the server is busy.
     """
 
     cdef object receive_message  # the server's receive()
@@ -57,6 +63,8 @@ cdef class AsgiLink(Link):
     cdef object loop
     cdef object receiving        # the task that receives, once started
     cdef object sending          # the task that sends, once started
+    cdef object context          # the context of that task
+    cdef object suspended        # what that task has begun to send and has to wait for, or None
     cdef object work             # Future that the sending task waits for, or None while it is busy
     cdef object resumed          # Future that the receiving task waits for while reading is paused, or None
     cdef int64_t in_hand         # octets of the message that the server is taking
@@ -75,7 +83,8 @@ cdef class AsgiLink(Link):
         """Receives and sends from here on, in tasks of its own."""
         if not self.closed:
             self.receiving = self.loop.create_task(self._receive_all(), name="wshub ASGI receive")
-            self.sending = self.loop.create_task(self._send_all(), name="wshub ASGI send")
+            self.context = copy_context()
+            self.sending = self.loop.create_task(self._send_all(), name="wshub ASGI send", context=self.context)
 
     def end(self):
         """The server ends the connection: nothing can be received or sent any more."""
@@ -91,7 +100,21 @@ cdef class AsgiLink(Link):
         if self.blocked:
             self.fall_behind()
         self.wake_sender()
+        if frame.opcode == CLOSE_OPCODE:
+            self.send_from_task()
         return 0
+
+    cdef void send_from_task(self) noexcept:
+        # Only while the sending task waits for work can another task make its next step.
+        if self.work is None or self.suspended is not None or self.closed:
+            return
+        try:
+            current = asyncio.current_task()
+            if current is not None:
+                self.step(current)
+        except BaseException as error:
+            logger.debug("the ASGI server has failed to send", exc_info=error)
+            self.lose_later()
 
     cdef void pause(self) noexcept:
         self.paused = True
@@ -150,27 +173,12 @@ cdef class AsgiLink(Link):
             self.lose_later()
 
     async def _send_all(self):
-        cdef FrameBuffer *frame
         try:
             while not self.closed:
-                if not queue_is_empty(&self.queue) and not self.disconnected:
-                    self.blocked = True
-                    frame = self.hand_on()
-                    self.in_hand = frame_wire_length(frame)
-                    self.given += self.in_hand
-                    try:
-                        message = message_of(frame)
-                    finally:
-                        self.ledger.bytes_sent += frame.length
-                        frame_release(frame)
-                    if message is not None and message["type"] == "websocket.close":
-                        await self._send_close(message)
-                    elif message is not None:
-                        await self.send_message(message)
-                    self.in_hand = 0
-                    if self.has_news():
-                        self.loop.call_soon(self._drained)
-                    continue
+                if self.suspended is not None:
+                    suspended, self.suspended = self.suspended, None
+                    await suspended
+                await self._send_queued()
                 self.blocked = False
                 if self.has_news():
                     self.loop.call_soon(self._drained)
@@ -184,6 +192,41 @@ cdef class AsgiLink(Link):
             # An OSError if the client has left, says ASGI; servers raise other things too.
             logger.debug("the ASGI server has failed to send", exc_info=True)
             self.lose_later()
+
+    async def _send_queued(self):
+        cdef FrameBuffer *frame
+        while not (self.closed or self.disconnected or queue_is_empty(&self.queue)):
+            self.blocked = True
+            frame = self.hand_on()
+            self.in_hand = frame_wire_length(frame)
+            self.given += self.in_hand
+            try:
+                message = message_of(frame)
+            finally:
+                self.ledger.bytes_sent += frame.length
+                frame_release(frame)
+            if message is not None and message["type"] == "websocket.close":
+                await self._send_close(message)
+            elif message is not None:
+                await self.send_message(message)
+            self.in_hand = 0
+            if self.has_news():
+                self.loop.call_soon(self._drained)
+
+    cdef object step(self, object current):
+        """Makes the next step of the sending task within `current`, the task that runs."""
+        coroutine = self._send_queued()
+        leave_task(self.loop, current)
+        enter_task(self.loop, self.sending)
+        try:
+            awaited = self.context.run(coroutine.send, None)
+        except StopIteration:
+            self.blocked = False
+        else:
+            self.suspended = Suspended(coroutine, awaited)
+        finally:
+            leave_task(self.loop, self.sending)
+            enter_task(self.loop, current)
 
     async def _send_close(self, message):
         """Closes; if the application has returned and this fails, the connection has still ended as was wanted."""
@@ -232,6 +275,9 @@ cdef class AsgiLink(Link):
             if task is not None:
                 task.cancel()
         self.receiving = self.sending = None
+        if self.suspended is not None:
+            self.suspended.coroutine.close()
+            self.suspended = None
         self.tell_lost(0)
 
     cdef object closed_by_peer(self, int code, str reason):
@@ -253,6 +299,27 @@ cdef class AsgiLink(Link):
         self.receiver.data_received(<const uint8_t *><const char *>header, len(header))
         if payload and not self.closed and self.receiver is not None:
             self.receiver.data_received(<const uint8_t *><const char *>payload, len(payload))
+
+
+class Suspended:
+    """Awaits the rest of a coroutine that has made a first step elsewhere, and waits for ``awaited``."""
+
+    def __init__(self, coroutine, awaited):
+        self.coroutine = coroutine
+        self.awaited = awaited
+
+    def __await__(self):
+        awaited = self.awaited
+        try:
+            while True:
+                try:
+                    value = yield awaited
+                except BaseException as error:
+                    awaited = self.coroutine.throw(error)
+                else:
+                    awaited = self.coroutine.send(value)
+        except StopIteration:
+            pass
 
 
 cdef object message_of(FrameBuffer *frame):

@@ -1,0 +1,137 @@
+"""How the end of an application ends its connection, and what the application's exceptions mean for that."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import MutableMapping
+from functools import partial
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any
+
+from wshub.errors import ConnectionClosed, InvalidMessageError
+from wshub.hub.connection import ConnectionState
+from wshub.protocol.close_code import CloseCode, encode_close_payload
+
+if TYPE_CHECKING:
+    from wshub.hub.connection import Connection
+
+__all__ = [
+    "close_with_stack",
+    "close_with_task",
+    "code_of",
+    "end_quietly_in_starlette",
+    "is_end_of",
+    "runs_application",
+]
+
+# By their names, since none of these packages need be installed.
+_DISCONNECTS = frozenset(
+    (
+        "starlette.websockets.WebSocketDisconnect",
+        "litestar.exceptions.websocket_exceptions.WebSocketDisconnect",
+        "uvicorn.protocols.utils.ClientDisconnected",
+    )
+)
+_USES_AFTER_DISCONNECT = frozenset(("starlette.websockets.WebSocketDisconnected",))
+_CLOSES = frozenset(
+    ("starlette.exceptions.WebSocketException", "litestar.exceptions.websocket_exceptions.WebSocketException")
+)
+
+_ASGI_PARAMETERS = frozenset(("scope", "receive", "send"))
+
+_CONNECTION = "wshub.connection"
+"""The key, in the scope, of the connection that has been accepted."""
+
+
+def is_end_of(connection: Connection, error: BaseException) -> bool:
+    """Return whether the application has failed only because its connection has ended."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(is_end_of(connection, each) for each in error.exceptions)
+    if connection.state not in (ConnectionState.CLOSING, ConnectionState.CLOSED):
+        return False
+    if isinstance(error, ConnectionClosed) or _is_one_of(error, _DISCONNECTS):
+        return True
+    return connection.close_code == CloseCode.ABNORMAL and _is_one_of(error, _USES_AFTER_DISCONNECT)
+
+
+def code_of(error: BaseException) -> tuple[int, str] | None:
+    """Return the close code and the reason that an exception of a framework asks for, if it is such an exception."""
+    if not _is_one_of(error, _CLOSES):
+        return None
+    code: Any = getattr(error, "code", None)
+    reason = getattr(error, "reason", None) or getattr(error, "detail", None) or ""
+    try:
+        encode_close_payload(code, reason)
+    except (InvalidMessageError, TypeError):
+        return None
+    return int(code), reason
+
+
+def runs_application() -> bool:
+    """Return whether the current task is the one in which the server runs the application.
+
+    Then an ASGI application is among the callers. The stack of a task that the endpoint has started has none.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        if _ASGI_PARAMETERS.issubset(code.co_varnames[: code.co_argcount]):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def close_with_task(connection: Connection, task: asyncio.Task[Any]) -> None:
+    """Close the connection when the task ends: with 1000, or with 1011 if it fails."""
+
+    def close(task: asyncio.Task[Any]) -> None:
+        failed = task.cancelled() or task.exception() is not None
+        connection.close(CloseCode.INTERNAL_ERROR if failed else CloseCode.NORMAL)
+
+    task.add_done_callback(close)
+
+
+def close_with_stack(connection: Connection, stack: contextlib.AsyncExitStack) -> None:
+    """Close the connection when the block of the stack ends, and wait there until the server has the close."""
+    stack.push_async_exit(partial(_exit, connection))
+
+
+async def _exit(
+    connection: Connection,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    traceback: TracebackType | None,
+) -> bool:
+    """Close the connection, unless the framework closes it. Returns whether the error is no more than its end."""
+    if error is not None and code_of(error) is not None:
+        with contextlib.suppress(ConnectionClosed):
+            await connection.drain()
+        return False
+    expected = error is None or is_end_of(connection, error)
+    connection.close(CloseCode.NORMAL if expected else CloseCode.INTERNAL_ERROR)
+    await connection.wait_closed()
+    return error is not None and expected
+
+
+def end_quietly_in_starlette(connection: Connection, scope: MutableMapping[str, Any]) -> None:
+    """Have Starlette end an endpoint in the ordinary way if it fails only because its connection has ended.
+
+    A server other than wshub's logs every exception that reaches it. A handler that the application has registered for
+    the exception stays.
+    """
+    scope[_CONNECTION] = connection
+    handlers = scope.get("starlette.exception_handlers")
+    if handlers:
+        handlers[0].setdefault(ConnectionClosed, _end_quietly)
+
+
+async def _end_quietly(request: Any, error: Exception) -> None:
+    connection = request.scope.get(_CONNECTION)
+    if connection is None or not is_end_of(connection, error):
+        raise error
+
+
+def _is_one_of(error: BaseException, names: frozenset[str]) -> bool:
+    return any(f"{kind.__module__}.{kind.__qualname__}" in names for kind in type(error).__mro__)
