@@ -348,11 +348,12 @@ class WebSocketProtocol(asyncio.Protocol):
     async def _send_open(self, connection: Connection, kind: str, message: dict[str, Any]) -> None:
         try:
             if kind == "websocket.send":
-                text: Any = message.get("text")
+                text = message.get("text")
+                data: Any = text if text is not None else message.get("bytes")
                 # Before it too: several tasks of the application may send.
                 while connection.buffered > MOST_BUFFERED:
                     await connection.drain()
-                connection.send(text if text is not None else message.get("bytes"))
+                connection.send(data)
                 while connection.buffered > MOST_BUFFERED:
                     await connection.drain()
             elif kind == "websocket.close":

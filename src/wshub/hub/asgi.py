@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote
@@ -119,12 +120,19 @@ async def accept_websocket(
         raise MisuseError(f"accept() takes an EventHandler, not {handler!r}: a coroutine goes on after it by itself")
     table = table_of(handler) if handler is not None else table_that_receives()
     await _expect_connect(websocket.receive)
-    connection, link = await _accept(
-        hub, table, scope, websocket.receive, websocket.send, subprotocols, headers, ends_with_application=True
-    )
+    if not _can_take_over(scope):
+        endings.end_quietly_in_starlette(scope)
+    try:
+        connection, link = await _accept(
+            hub, table, scope, websocket.receive, websocket.send, subprotocols, headers, ends_with_application=True
+        )
+    except HandshakeError as error:
+        endings.remember_outcome(scope, error)
+        raise
+    endings.remember_outcome(scope, connection)
     if handler is None:
         if link is not None:
-            _close_with_endpoint(connection, scope)
+            _close_with_endpoint(connection, link, scope)
         return connection
     try:
         await hold(connection, link)
@@ -274,7 +282,7 @@ async def open_connection(
         hub._abandon(connection)
         raise
     loop = asyncio.get_running_loop()
-    link = AsgiLink(receive, send, scope.get("client"))
+    link = AsgiLink(receive, send, scope.get("client"), private_codes=_is_daphne(scope))
     opened = loop.create_future()
 
     def open_it() -> None:
@@ -308,6 +316,11 @@ async def hold(connection: Connection, link: AsgiLink | None) -> None:
             link.end()
 
 
+def _is_daphne(scope: Scope) -> bool:
+    """Return whether the server is daphne: it refuses the close codes that RFC 6455 defines, except 1000."""
+    return "http_version" not in scope and "daphne.server" in sys.modules
+
+
 def _serve_as_guest(connection: Connection, takeover: Mapping[str, Any]) -> None:
     """Prepare a connection that the server has accepted without taking it over, as middleware wanted it."""
     if "accepted" not in takeover:
@@ -325,7 +338,7 @@ def _takeover_of(scope: Mapping[str, Any]) -> MutableMapping[str, Any] | None:
     return (scope.get("extensions") or {}).get(TAKEOVER)
 
 
-def _close_with_endpoint(connection: Connection, scope: Scope) -> None:
+def _close_with_endpoint(connection: Connection, link: AsgiLink, scope: Scope) -> None:
     """Close a connection that the server keeps when its endpoint ends.
 
     wshub's protocol class and the exit stack of FastAPI know when the endpoint ends. Elsewhere the end of the current
@@ -336,9 +349,8 @@ def _close_with_endpoint(connection: Connection, scope: Scope) -> None:
     if takeover is not None:
         takeover["guest"] = connection
     elif isinstance(stack, contextlib.AsyncExitStack):
-        endings.close_with_stack(connection, stack)
+        endings.close_with_stack(connection, link, stack)
     else:
-        endings.end_quietly_in_starlette(connection, scope)
         task = asyncio.current_task()
         if task is not None and endings.runs_application():
             endings.close_with_task(connection, task)

@@ -922,7 +922,7 @@ cdef class ConnectionCore(Receiver):
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             self.hub.loop.call_soon(raise_it, error)
             return
-        if self.status >= IS_CLOSING and isinstance(error, (ConnectionClosed, asyncio.CancelledError)):
+        if self.status >= IS_CLOSING and tells_of_an_end(error):
             # The handler noticed the end of its connection in the middle of its work.
             return
         if self.tells_of_error & block:
@@ -959,6 +959,13 @@ cdef class ConnectionCore(Receiver):
         if self.opened:
             self.opened = False
             self.call(self.handlers.on_close, (self, self.code, self.reason), HANDLER_RUNS)
+
+
+cdef bint tells_of_an_end(object error):
+    """Whether the error, or every error of a group, is what a handler gets when its connection ends."""
+    if isinstance(error, BaseExceptionGroup):
+        return all([tells_of_an_end(each) for each in error.exceptions])
+    return isinstance(error, (ConnectionClosed, asyncio.CancelledError))
 
 
 async def await_it(awaitable):

@@ -233,7 +233,7 @@ cdef class HubCore(HubBase):
         return connection
 
     def _renounce_compression(self, Connection connection):
-        """Drops what a registered connection has negotiated: the server that answers its handshake compresses itself."""
+        """Drops what a registered connection has negotiated: the server that answers its handshake compresses."""
         connection.renounce_compression()
 
     def _fail(self, Connection connection, int code, str reason):

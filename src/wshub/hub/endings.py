@@ -8,14 +8,12 @@ import sys
 from collections.abc import MutableMapping
 from functools import partial
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from wshub.errors import ConnectionClosed, InvalidMessageError
-from wshub.hub.connection import ConnectionState
+from wshub.errors import ConnectionClosed, HandshakeError, InvalidMessageError
+from wshub.hub.connection import Connection, ConnectionState
+from wshub.links.asgi_link import AsgiLink
 from wshub.protocol.close_code import CloseCode, encode_close_payload
-
-if TYPE_CHECKING:
-    from wshub.hub.connection import Connection
 
 __all__ = [
     "close_with_stack",
@@ -23,6 +21,7 @@ __all__ = [
     "code_of",
     "end_quietly_in_starlette",
     "is_end_of",
+    "remember_outcome",
     "runs_application",
 ]
 
@@ -41,8 +40,8 @@ _CLOSES = frozenset(
 
 _ASGI_PARAMETERS = frozenset(("scope", "receive", "send"))
 
-_CONNECTION = "wshub.connection"
-"""The key, in the scope, of the connection that has been accepted."""
+_OUTCOME = "wshub.outcome"
+"""The key, in the scope, of what has become of its request."""
 
 
 def is_end_of(connection: Connection, error: BaseException) -> bool:
@@ -93,21 +92,24 @@ def close_with_task(connection: Connection, task: asyncio.Task[Any]) -> None:
     task.add_done_callback(close)
 
 
-def close_with_stack(connection: Connection, stack: contextlib.AsyncExitStack) -> None:
+def close_with_stack(connection: Connection, link: AsgiLink, stack: contextlib.AsyncExitStack) -> None:
     """Close the connection when the block of the stack ends, and wait there until the server has the close."""
-    stack.push_async_exit(partial(_exit, connection))
+    stack.push_async_exit(partial(_exit, connection, link))
 
 
 async def _exit(
     connection: Connection,
+    link: AsgiLink,
     kind: type[BaseException] | None,
     error: BaseException | None,
     traceback: TracebackType | None,
 ) -> bool:
     """Close the connection, unless the framework closes it. Returns whether the error is no more than its end."""
-    if error is not None and code_of(error) is not None:
+    closing = code_of(error) if error is not None else None
+    if closing is not None:
         with contextlib.suppress(ConnectionClosed):
             await connection.drain()
+            link.leave_close(closing[0])
         return False
     expected = error is None or is_end_of(connection, error)
     connection.close(CloseCode.NORMAL if expected else CloseCode.INTERNAL_ERROR)
@@ -115,21 +117,26 @@ async def _exit(
     return error is not None and expected
 
 
-def end_quietly_in_starlette(connection: Connection, scope: MutableMapping[str, Any]) -> None:
-    """Have Starlette end an endpoint in the ordinary way if it fails only because its connection has ended.
+def end_quietly_in_starlette(scope: MutableMapping[str, Any]) -> None:
+    """Have Starlette and FastAPI end an endpoint in the ordinary way where nothing is wrong with it.
 
-    A server other than wshub's logs every exception that reaches it. A handler that the application has registered for
-    the exception stays.
+    That is if it fails because its connection has ended, or because the hub has refused the handshake. Another server
+    than wshub's logs every exception that reaches it. A handler that the application has registered stays.
     """
-    scope[_CONNECTION] = connection
     handlers = scope.get("starlette.exception_handlers")
     if handlers:
         handlers[0].setdefault(ConnectionClosed, _end_quietly)
+        handlers[0].setdefault(HandshakeError, _end_quietly)
+
+
+def remember_outcome(scope: MutableMapping[str, Any], outcome: Connection | HandshakeError) -> None:
+    """Note the connection that the request of a scope has become, or the error with which it was refused."""
+    scope[_OUTCOME] = outcome
 
 
 async def _end_quietly(request: Any, error: Exception) -> None:
-    connection = request.scope.get(_CONNECTION)
-    if connection is None or not is_end_of(connection, error):
+    outcome = request.scope.get(_OUTCOME)
+    if outcome is not error and not (isinstance(outcome, Connection) and is_end_of(outcome, error)):
         raise error
 
 

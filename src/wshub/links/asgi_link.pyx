@@ -68,11 +68,13 @@ cdef class AsgiLink(Link):
     cdef object work             # Future that the sending task waits for, or None while it is busy
     cdef object resumed          # Future that the receiving task waits for while reading is paused, or None
     cdef int64_t in_hand         # octets of the message that the server is taking
+    cdef bint private_codes      # the server refuses the codes that RFC 6455 defines, except 1000
     cdef bint paused
     cdef bint finishing
     cdef bint disconnected       # the server has told of the end: it takes nothing more
 
-    def __init__(self, receive, send, client):
+    def __init__(self, receive, send, client, *, bint private_codes=False):
+        self.private_codes = private_codes
         self.receive_message = receive
         self.send_message = send
         self.client = tuple(client) if client is not None else None
@@ -89,6 +91,11 @@ cdef class AsgiLink(Link):
     def end(self):
         """The server ends the connection: nothing can be received or sent any more."""
         self.abort(False)
+
+    def leave_close(self, int code):
+        """The framework sends the close message, with that code: nothing more is sent or received here."""
+        self.stop_receiving()
+        self._close_sent(code)
 
     # The verbs of a link
 
@@ -230,14 +237,17 @@ cdef class AsgiLink(Link):
 
     async def _send_close(self, message):
         """Closes; if the application has returned and this fails, the connection has still ended as was wanted."""
-        self.loop.call_soon(self._close_sent, message["code"])
-        try:
-            await self.send_message(message)
-        except Exception:
-            if not 1001 <= message["code"] < 3000:
-                raise
-            # Daphne refuses the codes that RFC 6455 defines itself, and would leave the connection open.
-            await self.send_message({**message, "code": message["code"] + PRIVATE_CODES})
+        code = message["code"]
+        self.stop_receiving()
+        self.loop.call_soon(self._close_sent, code)
+        if self.private_codes and 1001 <= code < PRIVATE_CODES:
+            message = {**message, "code": code + PRIVATE_CODES}
+        await self.send_message(message)
+
+    cdef object stop_receiving(self):
+        """Ends the pending call of receive(): granian does not close while there is one."""
+        if self.receiving is not None:
+            self.receiving.cancel()
 
     # What the loop does for the tasks
 
