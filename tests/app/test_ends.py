@@ -25,7 +25,7 @@ from wshub.protocol.compression import CompressionConfig
 
 @pytest.fixture
 def lines(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
-    """What is logged above INFO, when called."""
+    """A function that returns the messages logged above INFO."""
     monkeypatch.setattr(logging.getLogger("uvicorn.error"), "propagate", True)
     return lambda: [record.getMessage() for record in caplog.records if record.levelno > logging.INFO]
 

@@ -1,4 +1,4 @@
-"""What the tests of the ends of connections serve: each way of serving, ended in each way, and what is logged of it."""
+"""The application for the tests of ends: it serves connections in each way, and each of them can end in each way."""
 
 from __future__ import annotations
 
@@ -64,6 +64,10 @@ async def finish(end: str, connection: Connection, websocket: WebSocket | None =
     elif end == "closes":
         connection.send("last words")
         connection.close(4001, "enough")
+    elif end == "closes and waits":
+        connection.send("last words")
+        connection.close(4001, "enough")
+        await connection.wait_closed()
     elif end == "raises WebSocketException":
         connection.send("last words")
         raise WebSocketException(4400, "why")
@@ -113,14 +117,12 @@ async def accepted(websocket: WebSocket) -> None:
 
 async def gathered(websocket: WebSocket) -> None:
     connection, _ = await asyncio.gather(hub.accept(websocket), asyncio.sleep(0))
-    connection.send("ready")
-    await receive_all(connection)
+    await finish(end_of(websocket.url.path), connection, websocket)
 
 
 async def waited_for(websocket: WebSocket) -> None:
     connection = await asyncio.wait_for(hub.accept(websocket), 10)
-    connection.send("ready")
-    await receive_all(connection)
+    await finish(end_of(websocket.url.path), connection, websocket)
 
 
 async def grouped(websocket: WebSocket) -> None:
@@ -130,8 +132,7 @@ async def grouped(websocket: WebSocket) -> None:
     async with asyncio.TaskGroup() as group:
         task = group.create_task(child())
     connection = task.result()
-    connection.send("ready")
-    await receive_all(connection)
+    await finish(end_of(websocket.url.path), connection, websocket)
 
 
 async def handled(websocket: WebSocket) -> None:
@@ -266,8 +267,8 @@ own.websocket("/life/{end}")(whole_life)
 app.mount("/own", own)
 
 
-@app.get("/open")
-async def open_log() -> None:
+@app.get("/begin")
+async def begin() -> None:
     """Begin a new case."""
     listen_to_loggers()
     logged.clear()

@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 APPLICATION = "tests.asgi.application:api"
@@ -19,6 +19,7 @@ APPLICATION = "tests.asgi.application:api"
 WSHUB = "wshub.app.uvicorn_protocol:WebSocketProtocol"
 
 COMMANDS = {
+    "wshub serve": ["-m", "wshub", "serve", "{application}", "--port", "{port}"],
     "uvicorn, wshub": ["-m", "uvicorn", "{application}", "--port", "{port}", "--ws", WSHUB],
     "uvicorn, websockets": ["-m", "uvicorn", "{application}", "--port", "{port}", "--ws", "websockets"],
     "uvicorn, sansio": ["-m", "uvicorn", "{application}", "--port", "{port}", "--ws", "websockets-sansio"],
@@ -29,9 +30,17 @@ COMMANDS = {
 }
 
 
+class Server(NamedTuple):
+    """A server that runs, and its address, ``127.0.0.1:port``."""
+
+    name: str
+    address: str
+    process: subprocess.Popen[bytes]
+
+
 @contextlib.contextmanager
-def serving(name: str, application: str = APPLICATION) -> Iterator[str]:
-    """The address, ``127.0.0.1:port``, of that server; it is stopped at the end."""
+def serving(name: str, application: str = APPLICATION) -> Iterator[Server]:
+    """That server; it is stopped at the end."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -43,7 +52,7 @@ def serving(name: str, application: str = APPLICATION) -> Iterator[str]:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
         try:
             _wait_until_it_listens(process, port, output)
-            yield f"127.0.0.1:{port}"
+            yield Server(name, f"127.0.0.1:{port}", process)
         finally:
             process.terminate()
             try:

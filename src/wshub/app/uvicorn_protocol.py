@@ -87,7 +87,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self._denial: tuple[int, list[tuple[bytes, bytes]]] | None = None
         self._denial_begun = False
         self._denial_complete = False
-        # What the scope tells of how the connection can be taken over, and is told of what has become of it.
+        # The part of the scope in which the application finds out about a takeover, and the hub leaves a guest.
         self._takeover: dict[str, Any] = {}
         self._taken_over = False
         self._ends_with_application = True

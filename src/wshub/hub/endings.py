@@ -10,7 +10,7 @@ from functools import partial
 from types import FrameType, TracebackType
 from typing import Any
 
-from wshub.errors import ConnectionClosed, HandshakeError, InvalidMessageError
+from wshub.errors import ConnectionClosed, HandshakeError, InvalidMessageError, MisuseError
 from wshub.hub.connection import Connection, ConnectionState
 from wshub.links.asgi_link import AsgiLink
 from wshub.protocol.close_code import CloseCode, encode_close_payload
@@ -37,6 +37,8 @@ _USES_AFTER_DISCONNECT = frozenset(("starlette.websockets.WebSocketDisconnected"
 _CLOSES = frozenset(
     ("starlette.exceptions.WebSocketException", "litestar.exceptions.websocket_exceptions.WebSocketException")
 )
+
+_HTTP_ERRORS = frozenset(("starlette.exceptions.HTTPException",))
 
 _ASGI_PARAMETERS = frozenset(("scope", "receive", "send"))
 
@@ -114,6 +116,9 @@ async def _exit(
     expected = error is None or is_end_of(connection, error)
     connection.close(CloseCode.NORMAL if expected else CloseCode.INTERNAL_ERROR)
     await connection.wait_closed()
+    if error is not None and _is_one_of(error, _HTTP_ERRORS):
+        # The framework would respond, which some servers refuse with an error and others ignore.
+        raise MisuseError("the WebSocket is accepted: raise WebSocketException, not HTTPException") from error
     return error is not None and expected
 
 

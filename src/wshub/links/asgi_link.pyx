@@ -117,7 +117,8 @@ cdef class AsgiLink(Link):
             return
         try:
             current = asyncio.current_task()
-            if current is not None:
+            # Within the step itself the queue is passed on already.
+            if current is not None and current is not self.sending:
                 self.step(current)
         except BaseException as error:
             logger.debug("the ASGI server has failed to send", exc_info=error)
