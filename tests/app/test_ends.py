@@ -433,10 +433,10 @@ CLOSE = {"type": "websocket.close"}
 @pytest.mark.parametrize(
     ("messages", "status", "body"),
     [
-        ([START, START], 500, b"Internal Server Error"),
-        ([START, ACCEPT], 500, b"Internal Server Error"),
-        ([START, CLOSE], 500, b"Internal Server Error"),
-        ([START, {"type": "websocket.send", "text": "x"}], 500, b"Internal Server Error"),
+        ([START, START], 404, b""),
+        ([START, ACCEPT], 404, b""),
+        ([START, CLOSE], 404, b""),
+        ([START, {"type": "websocket.send", "text": "x"}], 404, b""),
         ([START, BODY | {"more_body": True}, START], 404, b"no"),
         ([START, BODY | {"more_body": True}, ACCEPT], 404, b"no"),
         ([START, BODY, BODY], 404, b"no"),
@@ -449,7 +449,7 @@ CLOSE = {"type": "websocket.close"}
         ([START | {"status": 700}], 500, b"Internal Server Error"),
     ],
 )
-def test_a_handshake_is_answered_once(run, http, messages, status, body) -> None:
+def test_a_handshake_is_answered_once_and_the_application_is_told(run, http, messages, status, body) -> None:
     async def scenario() -> None:
         raised: list[str] = []
 
@@ -473,6 +473,24 @@ def test_a_handshake_is_answered_once(run, http, messages, status, body) -> None
         assert answer.count(b"HTTP/1.1") == 1
         assert answer.endswith(b"\r\n\r\n" + body)
         assert len(raised) == 1
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_a_refusal_without_a_body_has_its_status_and_its_header_fields(run, http, raises) -> None:
+    async def application(scope, receive, send) -> None:
+        await receive()
+        await send(START | {"headers": [(b"x-why", b"no"), (b"content-length", b"5")]})
+        if raises:
+            raise RuntimeError("asked to fail")
+
+    async def scenario() -> None:
+        async with listening(application, http, log_config=None) as address:
+            with pytest.raises(websockets.InvalidStatus) as refused:
+                await websockets.connect(f"ws://{address}/", proxy=None)
+        response = refused.value.response
+        assert (response.status_code, response.headers["x-why"], response.body) == (404, "no", b"")
 
     run(scenario())
 

@@ -225,7 +225,15 @@ class WebSocketProtocol(asyncio.Protocol):
             await self._end_connection(1000)
         finally:
             if not self._answered:
-                self._respond(500, [], b"Internal Server Error")
+                self._answer_for_application()
+
+    def _answer_for_application(self) -> None:
+        """Answer the handshake of an application that has ended without an answer, or with no more than its start."""
+        if self._denial is None:
+            self._respond(500, [], b"Internal Server Error")
+            return
+        status, headers = self._denial
+        self._respond(status, [field for field in headers if field[0].lower() != b"content-length"], b"")
 
     @staticmethod
     def _is_cancelled() -> bool:
@@ -310,12 +318,16 @@ class WebSocketProtocol(asyncio.Protocol):
     def _start_denial(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         if not 200 <= status < 600:
             raise RuntimeError(f"a handshake cannot be refused with the status {status}: use 200 to 599")
+        # Raises for a field that cannot be sent.
+        Handshake.encode_fields(headers)
         self._denial = (status, headers)
 
     async def _continue_denial(self, kind: str, message: dict[str, Any]) -> None:
         """Send what follows the start of the response that refuses the handshake, which is its body alone."""
-        if kind != "websocket.http.response.body" or self._denial_complete:
-            raise RuntimeError(f"an application cannot send {kind!r} after it has begun to refuse the connection")
+        if kind != "websocket.http.response.body":
+            raise RuntimeError(f"Expected ASGI message 'websocket.http.response.body' but got {kind!r}.")
+        if self._denial_complete:
+            raise RuntimeError(f"an application cannot send {kind!r} after the response is complete")
         if self._answered or self._lost.done():
             raise ClientDisconnected
         more_body = message.get("more_body", False)
