@@ -30,7 +30,7 @@ DROPPED = "1006"
 
 @dataclass(frozen=True)
 class End:
-    """What is to be seen of an end. ``None`` is whatever it may be: the server leaves it to chance, or to a timeout."""
+    """The expected end. ``None`` stands for anything: the server leaves it to chance, or to a timeout."""
 
     client: str | None
     told: tuple[str, ...] | None = ()
