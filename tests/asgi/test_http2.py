@@ -102,5 +102,6 @@ def test_two_streams_of_one_connection_are_connections_of_a_hub() -> None:
         assert (await client.receive(one)).payload == b"alone"
         writer.close()
 
-    with serving("hypercorn") as address:
+    with serving("hypercorn") as server:
+        address = server.address
         asyncio.run(asyncio.wait_for(scenario(address), 20))

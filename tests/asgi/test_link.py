@@ -154,6 +154,125 @@ def test_drain_waits_until_the_server_has_taken_everything(run) -> None:
     run(scenario())
 
 
+class Guest(ServerInMemory):
+    """A WebSocket whose endpoint is the test itself, as with hub.accept()."""
+
+    def __init__(self) -> None:
+        super().__init__(Hub(), EventHandler())
+        self.task.cancel()
+
+
+def test_what_a_task_sends_is_with_the_server_before_the_task_goes_on(run) -> None:
+    async def scenario() -> None:
+        server = Guest()
+        connection = await Hub().accept(server)
+        connection.send("one")
+        assert server.sent[-1] == {"type": "websocket.send", "text": "one"}
+        connection.hub.broadcast("two")
+        connection.send(b"three")
+        connection.close(4401, "expired")
+        assert server.sent[1:] == [
+            {"type": "websocket.send", "text": "one"},
+            {"type": "websocket.send", "text": "two"},
+            {"type": "websocket.send", "bytes": b"three"},
+            {"type": "websocket.close", "code": 4401, "reason": "expired"},
+        ]
+        await connection.wait_closed()
+        assert connection.close_code == 4401
+
+    run(scenario())
+
+
+def test_a_server_is_called_in_one_task_whether_it_is_busy_or_not(run) -> None:
+    """As if one task called send() for one message after another: timeouts and task groups of a server count on it."""
+
+    class Slow(Guest):
+        async def send(self, message: dict[str, Any]) -> None:
+            task = asyncio.current_task()
+            tasks.add(task)
+            assert task is not mine
+            async with asyncio.timeout(10):
+                await asyncio.sleep(0)
+                await super().send(message)
+                await asyncio.sleep(0)
+            assert asyncio.current_task() is task
+
+    tasks: set[Any] = set()
+    mine: Any = None
+
+    async def scenario() -> None:
+        nonlocal mine
+        server = Slow()
+        connection = await Hub().accept(server)
+        tasks.clear()
+        mine = asyncio.current_task()
+        for number in range(20):
+            connection.send(str(number))
+            if number % 3 == 0:
+                await asyncio.sleep(0)
+            assert asyncio.current_task() is mine
+        await connection.drain()
+        assert [message["text"] for message in server.sent[1:]] == [str(number) for number in range(20)]
+        assert len(tasks) == 1
+        connection.close()
+        await connection.wait_closed()
+
+    run(scenario())
+
+
+def test_middleware_that_sends_while_it_passes_a_message_on_is_served_in_order(run) -> None:
+    class Counting(Guest):
+        async def send(self, message: dict[str, Any]) -> None:
+            await super().send(message)
+            if message.get("text") == "ping":
+                connections[0].send("pong")
+
+    connections: list[Any] = []
+
+    async def scenario() -> None:
+        server = Counting()
+        connections.append(await Hub().accept(server))
+        for _ in range(2):
+            connections[0].send("ping")
+        await connections[0].drain()
+        assert [message["text"] for message in server.sent[1:]] == ["ping", "pong"] * 2
+        connections[0].close()
+        await connections[0].wait_closed()
+
+    run(scenario())
+
+
+def test_a_server_that_fails_at_once_ends_the_connection_with_1006(run) -> None:
+    async def scenario() -> None:
+        server = Guest()
+        connection = await Hub().accept(server)
+        server.fails = True
+        connection.send("lost")
+        await connection.wait_closed()
+        assert connection.close_code == 1006
+        with pytest.raises(ConnectionClosed):
+            connection.send("too late")
+
+    run(scenario())
+
+
+def test_a_connection_that_is_lost_while_the_server_is_busy_leaves_nothing_behind(run) -> None:
+    async def scenario() -> None:
+        server = Guest()
+        hub = Hub()
+        connection = await hub.accept(server)
+        server.takes.clear()
+        connection.send("never taken")
+        connection.send("nor this")
+        server.arrived.put_nowait(OSError("gone"))
+        await connection.wait_closed()
+        stats = hub.stats()
+        assert stats["connections"] == 0
+        assert stats["messages_accepted"] == stats["messages_delivered"] + sum(stats["dropped"].values())
+
+    run(scenario())
+
+
 def test_a_server_that_does_not_take_what_is_sent_costs_bounded_memory(run) -> None:
     async def scenario() -> None:
         scene = Scene(max_send_buffer=1000, close_timeout_ms=100)

@@ -35,6 +35,7 @@ from wshub.hub.admission import is_address
 from wshub.hub.asgi import ENDS_WITH_APPLICATION, TAKEOVER
 from wshub.hub.connection import Connection
 from wshub.hub.core import table_that_receives
+from wshub.hub.endings import code_of, is_end_of
 from wshub.hub.hub import Hub
 from wshub.links.asyncio_link import AsyncioLink
 from wshub.protocol.handshake import Handshake
@@ -87,6 +88,9 @@ class WebSocketProtocol(asyncio.Protocol):
         self._answered = False
         self._denial: tuple[int, list[tuple[bytes, bytes]]] | None = None
         self._denial_begun = False
+        self._denial_complete = False
+        # The part of the scope in which the application finds out about a takeover, and the hub leaves a guest.
+        self._takeover: dict[str, Any] = {}
         self._taken_over = False
         self._ends_with_application = True
         self._connect_sent = False
@@ -183,6 +187,7 @@ class WebSocketProtocol(asyncio.Protocol):
             return
         self._peer = peer = get_remote_addr(self._transport)
         trusted = trusted_hosts_of(self._config)
+        self._takeover["peer"] = peer
         raw_path = request.raw_path
         root_path = self._config.root_path
         self._scope = {
@@ -199,7 +204,7 @@ class WebSocketProtocol(asyncio.Protocol):
             "headers": list(request.headers.raw),
             "subprotocols": [name.decode("latin-1") for name in offered],
             "state": self._app_state.copy(),
-            "extensions": {"websocket.http.response": {}, TAKEOVER: {"peer": peer}},
+            "extensions": {"websocket.http.response": {}, TAKEOVER: self._takeover},
         }
         task = self._loop.create_task(self._run())
         task.add_done_callback(self._state.tasks.discard)
@@ -210,27 +215,84 @@ class WebSocketProtocol(asyncio.Protocol):
         app: Callable[..., Awaitable[None]] = application_of(self._config)
         try:
             await app(self._scope, self._receive, self._send)
-        except ClientDisconnected:
-            pass
-        except Exception as error:
-            # A hub that has refused the connection has said so to the client, and there is nothing wrong.
-            if not (isinstance(error, HandshakeError) and self._answered):
-                logger.exception("Exception in ASGI application")
-            if self._connection is not None and self._ends_with_application:
-                self._connection.close(1011)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except asyncio.CancelledError as error:
+            if not self._is_cancelled():
+                logger.error("Exception in ASGI application", exc_info=error)
+            await self._end_connection(1011)
+            raise
+        except BaseException as error:
+            await self._end_failed(error)
         else:
-            if self._connection is not None and self._ends_with_application:
-                self._connection.close(1000)
-        if not self._answered:
+            await self._end_connection(1000)
+        finally:
+            if not self._answered:
+                self._answer_for_application()
+
+    def _answer_for_application(self) -> None:
+        """Answer the handshake of an application that has ended without an answer, or with no more than its start."""
+        if self._denial is None:
             self._respond(500, [], b"Internal Server Error")
+            return
+        status, headers = self._denial
+        self._respond(status, [field for field in headers if field[0].lower() != b"content-length"], b"")
+
+    @staticmethod
+    def _is_cancelled() -> bool:
+        """Whether the server has cancelled the application, which otherwise has raised CancelledError by itself."""
+        task = asyncio.current_task()
+        return task is not None and task.cancelling() > 0
+
+    async def _end_failed(self, error: BaseException) -> None:
+        """End the connection of an application that has raised, with the code that its exception asks for, or 1011."""
+        closing = code_of(error)
+        if closing is not None:
+            if not self._answered:
+                self._respond(403, [], b"")
+            await self._end_connection(*closing)
+        elif self._is_expected(error):
+            logger.debug("The application has failed since its connection has ended", exc_info=error)
+            await self._end_connection(1000)
+        else:
+            logger.error("Exception in ASGI application", exc_info=error)
+            await self._end_connection(1011)
+
+    def _is_expected(self, error: BaseException) -> bool:
+        """Whether there is nothing wrong: the client has left, or has been told why a hub has refused it."""
+        if isinstance(error, ClientDisconnected):
+            return True
+        if self._connection is None:
+            return isinstance(error, HandshakeError) and self._answered
+        return any(is_end_of(connection, error) for connection in (self._connection, self._guest()) if connection)
+
+    async def _end_connection(self, code: int, reason: str = "") -> None:
+        guest = self._guest()
+        if guest is not None:
+            guest.close(code, reason)
+            await guest.wait_closed()
+        if self._connection is None or not self._ends_with_application:
+            return
+        if code == 1011:
+            self._connection.hub._fail(self._connection, code, reason)
+        else:
+            self._connection.close(code, reason)
+
+    def _guest(self) -> Connection | None:
+        """The hub's connection over ASGI, if middleware has kept it from taking this one over."""
+        return self._takeover.get("guest")
 
     async def _receive(self) -> dict[str, Any]:
         if not self._connect_sent:
             self._connect_sent = True
             return {"type": "websocket.connect"}
-        if self._connection is None or self._taken_over:
+        if self._connection is None:
             await asyncio.shield(self._lost)
             return {"type": "websocket.disconnect", "code": 1006, "reason": ""}
+        if self._taken_over:
+            await self._connection.wait_closed()
+            code, reason = self._connection.close_code, self._connection.close_reason
+            return {"type": "websocket.disconnect", "code": code, "reason": reason}
         try:
             message = await self._connection.receive()
         except ConnectionClosed as closed:
@@ -241,8 +303,10 @@ class WebSocketProtocol(asyncio.Protocol):
 
     async def _send(self, message: dict[str, Any]) -> None:
         kind = str.__str__(message["type"])
-        if self._connection is not None and not self._taken_over:
+        if self._connection is not None:
             await self._send_open(self._connection, kind, message)
+        elif self._denial is not None:
+            await self._continue_denial(kind, message)
         elif self._answered or self._lost.done():
             raise ClientDisconnected
         elif kind == "websocket.accept":
@@ -250,11 +314,28 @@ class WebSocketProtocol(asyncio.Protocol):
         elif kind == "websocket.close":
             self._respond(403, [], b"")
         elif kind == "websocket.http.response.start":
-            self._denial = (message["status"], list(message.get("headers", ())))
-        elif kind == "websocket.http.response.body" and self._denial is not None:
-            await self._send_denial(message.get("body", b""), message.get("more_body", False))
+            self._start_denial(message["status"], list(message.get("headers", ())))
         else:
             raise RuntimeError(f"an application cannot send {kind!r} before it has accepted or refused the connection")
+
+    def _start_denial(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        if not 200 <= status < 600:
+            raise RuntimeError(f"a handshake cannot be refused with the status {status}: use 200 to 599")
+        # Raises for a field that cannot be sent.
+        Handshake.encode_fields(headers)
+        self._denial = (status, headers)
+
+    async def _continue_denial(self, kind: str, message: dict[str, Any]) -> None:
+        """Send what follows the start of the response that refuses the handshake, which is its body alone."""
+        if kind != "websocket.http.response.body":
+            raise RuntimeError(f"Expected ASGI message 'websocket.http.response.body' but got {kind!r}.")
+        if self._denial_complete:
+            raise RuntimeError(f"an application cannot send {kind!r} after the response is complete")
+        if self._answered or self._lost.done():
+            raise ClientDisconnected
+        more_body = message.get("more_body", False)
+        self._denial_complete = not more_body
+        await self._send_denial(message.get("body", b""), more_body)
 
     async def _send_denial(self, body: bytes, more_body: bool) -> None:
         """Send a piece of the response that refuses the handshake; its end is that of the connection."""
@@ -283,14 +364,15 @@ class WebSocketProtocol(asyncio.Protocol):
         try:
             if kind == "websocket.send":
                 text = message.get("text")
+                data: Any = text if text is not None else message.get("bytes")
                 # Before it too: several tasks of the application may send.
                 while connection.buffered > MOST_BUFFERED:
                     await connection.drain()
-                connection.send(text if text is not None else message["bytes"])
+                connection.send(data)
                 while connection.buffered > MOST_BUFFERED:
                     await connection.drain()
             elif kind == "websocket.close":
-                connection.close(message.get("code", 1000), message.get("reason") or "")
+                connection.close(message.get("code") or 1000, message.get("reason") or "")
             else:
                 raise RuntimeError(f"an application cannot send {kind!r} after it has accepted the connection")
         except ConnectionClosed as closed:
@@ -317,6 +399,7 @@ class WebSocketProtocol(asyncio.Protocol):
         hubs.add(hub)
         self._connection = connection
         self._answered = True
+        self._takeover |= {"accepted": True, "subprotocol": connection.subprotocol}
         self._log("[accepted]")
         self._connections.discard(self)
         self._request.headers.compact()

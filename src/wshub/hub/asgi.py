@@ -7,13 +7,17 @@ accept names it; any other keeps it, and the hub speaks to the server in the mes
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
+import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote
 
 from wshub.errors import HandshakeError, InvalidMessageError, MisuseError
+from wshub.hub import endings
 from wshub.hub.admission import UNKNOWN_ADDRESS, is_address
+from wshub.hub.connection import ConnectionState
 from wshub.hub.core import table_of, table_that_receives
 from wshub.hub.handler import EventHandler
 from wshub.links.asgi_link import AsgiLink
@@ -47,7 +51,9 @@ Fields = list[tuple[bytes, bytes]]
 
 TAKEOVER = "wshub.takeover"
 """The key, in the scope's extensions, that says that the server can give the connection to a hub, and, in the accept
-message, that names the connection that it is to become. In the scope, ``peer`` is who has connected to the server."""
+message, that names the connection that it is to become. In the scope, ``peer`` is who has connected to the server.
+The server adds ``accepted`` and ``subprotocol`` when it has accepted the WebSocket. If it keeps the connection, because
+middleware has made an accept message of its own, ``guest`` is the connection to close when the application ends."""
 
 ENDS_WITH_APPLICATION = "wshub.ends_with_application"
 """The key, in the accept message, of whether the server is to close that connection when the application ends."""
@@ -118,15 +124,26 @@ async def accept_websocket(
     subprotocols = check_strings("subprotocols", subprotocols)
     fields = _encode_fields(headers)
     await _expect_connect(websocket.receive)
-    connection, link = await _accept(
-        hub, table, scope, websocket.receive, websocket.send, subprotocols, fields, handler is None
-    )
+    if not _can_take_over(scope):
+        endings.end_quietly_in_starlette(scope)
+    try:
+        connection, link = await _accept(
+            hub, table, scope, websocket.receive, websocket.send, subprotocols, fields, ends_with_application=True
+        )
+    except HandshakeError as error:
+        endings.remember_outcome(scope, error)
+        raise
+    endings.remember_outcome(scope, connection)
     if handler is None:
         if link is not None:
-            _close_with_task(connection)
+            _close_with_endpoint(connection, link, scope)
         return connection
-    await hold(connection, link)
-    await connection.wait_closed()
+    try:
+        await hold(connection, link)
+        await connection.wait_closed()
+    except asyncio.CancelledError:
+        connection.close(1011)
+        raise
     return connection
 
 
@@ -246,23 +263,30 @@ async def open_connection(
     headers: Iterable[HeaderField],
     ends_with_application: bool = False,
 ) -> AsgiLink | None:
-    """Accept the WebSocket that has been registered. Returns its link, if the server keeps the connection."""
+    """Accept the WebSocket that has been registered. Returns its link, if the server keeps the connection.
+
+    Raises ``HandshakeError`` if middleware has refused the handshake instead.
+    """
     hub = connection.hub
+    takeover = _takeover_of(scope)
     try:
         message: dict[str, Any] = {
             "type": "websocket.accept",
             "subprotocol": connection.subprotocol,
             "headers": _encode_fields(headers),
         }
-        if _can_take_over(scope):
-            await send({**message, TAKEOVER: connection, ENDS_WITH_APPLICATION: ends_with_application})
-            return None
+        if takeover is not None:
+            message |= {TAKEOVER: connection, ENDS_WITH_APPLICATION: ends_with_application}
         await send(message)
+        if takeover is not None:
+            if connection.state is not ConnectionState.CONNECTING:
+                return None
+            _serve_as_guest(connection, takeover)
     except BaseException:
         hub._abandon(connection)
         raise
     loop = asyncio.get_running_loop()
-    link = AsgiLink(receive, send, scope.get("client"))
+    link = AsgiLink(receive, send, scope.get("client"), private_codes=_is_daphne(scope))
     opened = loop.create_future()
 
     def open_it() -> None:
@@ -296,20 +320,44 @@ async def hold(connection: Connection, link: AsgiLink | None) -> None:
             link.end()
 
 
+def _is_daphne(scope: Scope) -> bool:
+    """Return whether the server is daphne: it refuses the close codes that RFC 6455 defines, except 1000."""
+    return "http_version" not in scope and "daphne.server" in sys.modules
+
+
+def _serve_as_guest(connection: Connection, takeover: Mapping[str, Any]) -> None:
+    """Prepare a connection that the server has accepted without taking it over, as middleware wanted it."""
+    if "accepted" not in takeover:
+        raise HandshakeError(403, "The application's middleware has refused the handshake.")
+    connection.subprotocol = takeover["subprotocol"]
+    connection.hub._renounce_compression(connection)
+
+
 def _can_take_over(scope: Mapping[str, Any]) -> bool:
     return _takeover_of(scope) is not None
 
 
-def _takeover_of(scope: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def _takeover_of(scope: Mapping[str, Any]) -> MutableMapping[str, Any] | None:
     """What the server tells of how it gives connections away, if it does."""
     return (scope.get("extensions") or {}).get(TAKEOVER)
 
 
-def _close_with_task(connection: Connection) -> None:
-    """Close the connection when the endpoint, whose task this is, has ended."""
-    task = asyncio.current_task()
-    if task is not None:
-        task.add_done_callback(lambda _: connection.close())
+def _close_with_endpoint(connection: Connection, link: AsgiLink, scope: Scope) -> None:
+    """Close a connection that the server keeps when its endpoint ends.
+
+    wshub's protocol class and the exit stack of FastAPI know when the endpoint ends. Elsewhere the end of the current
+    task counts, unless the endpoint has started that task. In that case the server ends the connection.
+    """
+    takeover = _takeover_of(scope)
+    stack = scope.get("fastapi_function_astack")
+    if takeover is not None:
+        takeover["guest"] = connection
+    elif isinstance(stack, contextlib.AsyncExitStack):
+        endings.close_with_stack(connection, link, stack)
+    else:
+        task = asyncio.current_task()
+        if task is not None and endings.runs_application():
+            endings.close_with_task(connection, task)
 
 
 async def respond(scope: Mapping[str, Any], send: Send, status: int, headers: Fields, body: bytes) -> None:

@@ -267,6 +267,8 @@ cdef class Connection(ConnectionCore):
         if self.queue_alone(frame, &delivery) < 0:
             self.overflow()
         frame_release(frame)
+        if self.link.without_pings:
+            self.link.send_from_task()
         return QUEUED
 
     def send_text(self, text, *, compress=None, slow_consumer=None, key=None):

@@ -99,6 +99,8 @@ cdef class ConnectionCore(Receiver):
     cdef int queue_alone(self, FrameBuffer *frame, const Delivery *delivery) noexcept
     cdef int queue_compressed(self, FrameBuffer *form, uint64_t generation, uint8_t policy) noexcept
     cdef object negotiated(self, object compression)
+    cdef void renounce_compression(self) noexcept
+    cdef void free_compressors(self) noexcept
     cdef void sweep(self, double now, FrameBuffer *ping) noexcept
     cdef bint is_in_doubt(self) noexcept
     cdef bint is_overdue(self, double now, Progress progress) noexcept

@@ -157,12 +157,7 @@ cdef class ConnectionCore(Receiver):
     def __dealloc__(self):
         parser_clear(&self.parser)
         frame_release(self.pending_pong)
-        if self.inflater != NULL:
-            inflater_clear(self.inflater)
-            PyMem_RawFree(self.inflater)
-        if self.deflater != NULL:
-            deflater_clear(self.deflater)
-            PyMem_RawFree(self.deflater)
+        self.free_compressors()
 
     cdef void leave_all_rooms(self) noexcept:
         """Leaves every room; their names stay to be seen by on_close."""
@@ -269,6 +264,24 @@ cdef class ConnectionCore(Receiver):
             if self.deflater == NULL:
                 raise MemoryError
             deflater_init(self.deflater, config.level, config.memory_level, self.window_bits)
+
+    cdef void renounce_compression(self) noexcept:
+        """Drops what was agreed on compression: someone else has answered the handshake, or the connection is gone."""
+        self.compression = None
+        self.window_bits = 0
+        self.keeps_window = False
+        self.parser.inflater = NULL
+        self.free_compressors()
+
+    cdef void free_compressors(self) noexcept:
+        if self.inflater != NULL:
+            inflater_clear(self.inflater)
+            PyMem_RawFree(self.inflater)
+            self.inflater = NULL
+        if self.deflater != NULL:
+            deflater_clear(self.deflater)
+            PyMem_RawFree(self.deflater)
+            self.deflater = NULL
 
     cdef bint stays_in_step(self, FrameBuffer *frame) noexcept:
         """Whether the message is to go plain, for the sake of the shared window that the peer is in step with."""
@@ -937,7 +950,7 @@ cdef class ConnectionCore(Receiver):
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             self.hub.loop.call_soon(self.hub._exit, error)
             return
-        if self.status >= IS_CLOSING and isinstance(error, (ConnectionClosed, asyncio.CancelledError)):
+        if self.status >= IS_CLOSING and tells_of_an_end(error):
             # The handler noticed the end of its connection in the middle of its work.
             return
         if self.tells_of_error & block:
@@ -986,6 +999,13 @@ cdef object error_of(object task):
         return task.exception()
     except asyncio.CancelledError as cancelled:
         return cancelled
+
+
+cdef bint tells_of_an_end(object error):
+    """Whether the error, or every error of a group, is what a handler gets when its connection ends."""
+    if isinstance(error, BaseExceptionGroup):
+        return all([tells_of_an_end(each) for each in error.exceptions])
+    return isinstance(error, (ConnectionClosed, asyncio.CancelledError))
 
 
 async def await_it(awaitable):

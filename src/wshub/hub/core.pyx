@@ -273,6 +273,15 @@ cdef class HubCore(HubBase):
         self.connections[connection.key] = connection
         return connection
 
+    def _renounce_compression(self, Connection connection):
+        """Drops what a registered connection has negotiated: the server that answers its handshake compresses."""
+        connection.renounce_compression()
+
+    def _fail(self, Connection connection, int code, str reason):
+        """Fails an open connection (RFC 6455 section 7.1.7): the peer need not answer the close frame."""
+        if connection.status == IS_OPEN:
+            connection.fail(code, reason)
+
     def _abandon(self, Connection connection):
         """The handshake of a registered connection has come to nothing: no handler is called."""
         connection.abandon()

@@ -132,8 +132,9 @@ class Hub(HubCore):
                     hub.broadcast(message, room=room)
 
         Without a handler it returns as soon as the connection is open, and the connection is closed when the endpoint
-        ends: with 1000; with 1011 if it raises, where the server leaves that to the hub. With a handler it returns
-        when the connection has ended.
+        ends: with 1000, with the code of a framework's ``WebSocketException``, or with 1011. On other servers than
+        wshub's, that holds in FastAPI; elsewhere, close the connection before the endpoint returns. With a handler
+        it returns when the connection has ended.
 
         Args:
             websocket: Starlette's, FastAPI's or Litestar's; or whatever has a scope, and ASGI's receive and send. It
@@ -143,7 +144,7 @@ class Hub(HubCore):
             headers: further header fields of the answer.
 
         Raises:
-            HandshakeError: the hub does not take the request, which has been answered.
+            HandshakeError: the hub or middleware has refused the request, which has been answered.
             MisuseError: the WebSocket has been accepted already, or ``handler`` is something else.
             ConfigurationError: ``subprotocols`` are no strings, or ``headers`` are no pairs.
             InvalidMessageError: a header that is not latin-1 text.

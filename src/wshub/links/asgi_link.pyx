@@ -19,7 +19,9 @@ from wshub.protocol.frame_buffer cimport (
 
 import asyncio
 import logging
+from contextvars import copy_context
 
+from wshub.links.eager_task import start_eager_task
 from wshub.protocol.close_code import (
     CloseCode,
     decode_close_payload,
@@ -49,6 +51,9 @@ cdef class AsgiLink(Link):
 
     What ``send`` has been given counts as delivered. A call of ``receive`` is always pending, unless reading is paused:
     some servers tell in no other way that the client has left.
+
+    Most servers end the connection as soon as the application returns. So what a task sends, and its close, are passed
+    on before the task goes on, in an eagerly started task. The sending task waits for that if the server is busy.
     """
 
     cdef object receive_message  # the server's receive()
@@ -57,14 +62,19 @@ cdef class AsgiLink(Link):
     cdef object loop
     cdef object receiving        # the task that receives, once started
     cdef object sending          # the task that sends, once started
+    cdef object context          # the context of that task
+    cdef object suspended        # a task that sends what another task has queued, which that task waits for, or None
     cdef object work             # Future that the sending task waits for, or None while it is busy
     cdef object resumed          # Future that the receiving task waits for while reading is paused, or None
     cdef int64_t in_hand         # octets of the message that the server is taking
+    cdef bint private_codes      # the server refuses the codes that RFC 6455 defines, except 1000
+    cdef bint sends_at_once      # such a task makes its first step
     cdef bint paused
     cdef bint finishing
     cdef bint disconnected       # the server has told of the end: it takes nothing more
 
-    def __init__(self, receive, send, client):
+    def __init__(self, receive, send, client, *, bint private_codes=False):
+        self.private_codes = private_codes
         self.receive_message = receive
         self.send_message = send
         self.client = tuple(client[:2]) if client is not None else None
@@ -75,11 +85,17 @@ cdef class AsgiLink(Link):
         """Receives and sends from here on, in tasks of its own."""
         if not self.closed:
             self.receiving = self.loop.create_task(self._receive_all(), name="wshub ASGI receive")
-            self.sending = self.loop.create_task(self._send_all(), name="wshub ASGI send")
+            self.context = copy_context()
+            self.sending = self.loop.create_task(self._send_all(), name="wshub ASGI send", context=self.context)
 
     def end(self):
         """The server ends the connection: nothing can be received or sent any more."""
         self.abort(False)
+
+    def leave_close(self, int code):
+        """The framework sends the close message, with that code: nothing more is sent or received here."""
+        self.stop_receiving()
+        self._close_sent(code)
 
     # The verbs of a link
 
@@ -91,7 +107,20 @@ cdef class AsgiLink(Link):
         if self.blocked:
             self.fall_behind()
         self.wake_sender()
+        if frame.opcode == CLOSE_OPCODE:
+            self.send_from_task()
         return 0
+
+    cdef void send_from_task(self) noexcept:
+        # Only while the sending task waits for work can another send in its place.
+        if self.work is None or self.suspended is not None or self.sends_at_once or self.closed:
+            return
+        try:
+            if asyncio.current_task() is not None:
+                self.send_at_once()
+        except BaseException as error:
+            logger.debug("the ASGI server has failed to send", exc_info=error)
+            self.lose_later()
 
     cdef void pause(self) noexcept:
         self.paused = True
@@ -150,27 +179,12 @@ cdef class AsgiLink(Link):
             self.lose_later()
 
     async def _send_all(self):
-        cdef FrameBuffer *frame
         try:
             while not self.closed:
-                if not queue_is_empty(&self.queue) and not self.disconnected:
-                    self.blocked = True
-                    frame = self.hand_on()
-                    self.in_hand = frame_wire_length(frame)
-                    self.given += self.in_hand
-                    try:
-                        message = message_of(frame)
-                    finally:
-                        self.ledger.bytes_sent += frame.length
-                        frame_release(frame)
-                    if message is not None and message["type"] == "websocket.close":
-                        await self._send_close(message)
-                    elif message is not None:
-                        await self.send_message(message)
-                    self.in_hand = 0
-                    if self.has_news():
-                        self.loop.call_soon(self._drained)
-                    continue
+                if self.suspended is not None:
+                    suspended, self.suspended = self.suspended, None
+                    await suspended
+                await self._send_queued()
                 self.blocked = False
                 if self.has_news():
                     self.loop.call_soon(self._drained)
@@ -185,16 +199,53 @@ cdef class AsgiLink(Link):
             logger.debug("the ASGI server has failed to send", exc_info=True)
             self.lose_later()
 
+    async def _send_queued(self):
+        cdef FrameBuffer *frame
+        while not (self.closed or self.disconnected or queue_is_empty(&self.queue)):
+            self.blocked = True
+            frame = self.hand_on()
+            self.in_hand = frame_wire_length(frame)
+            self.given += self.in_hand
+            try:
+                message = message_of(frame)
+            finally:
+                self.ledger.bytes_sent += frame.length
+                frame_release(frame)
+            if message is not None and message["type"] == "websocket.close":
+                await self._send_close(message)
+            elif message is not None:
+                await self.send_message(message)
+            self.in_hand = 0
+            if self.has_news():
+                self.loop.call_soon(self._drained)
+
+    cdef object send_at_once(self):
+        """Sends what is queued before the task that runs goes on, in an eagerly started task of its own."""
+        self.sends_at_once = True
+        try:
+            task = start_eager_task(self.loop, self._send_queued(), self.context, "wshub ASGI send")
+        finally:
+            self.sends_at_once = False
+        if not task.done():
+            # The sending task waits for it.
+            self.suspended = task
+            return
+        self.blocked = False
+        task.result()
+
     async def _send_close(self, message):
         """Closes; if the application has returned and this fails, the connection has still ended as was wanted."""
-        self.loop.call_soon(self._close_sent, message["code"])
-        try:
-            await self.send_message(message)
-        except Exception:
-            if not 1001 <= message["code"] < 3000:
-                raise
-            # Daphne refuses the codes that RFC 6455 defines itself, and would leave the connection open.
-            await self.send_message({**message, "code": message["code"] + PRIVATE_CODES})
+        code = message["code"]
+        self.stop_receiving()
+        self.loop.call_soon(self._close_sent, code)
+        if self.private_codes and 1001 <= code < PRIVATE_CODES:
+            message = {**message, "code": code + PRIVATE_CODES}
+        await self.send_message(message)
+
+    cdef object stop_receiving(self):
+        """Ends the pending call of receive(): granian does not close while there is one."""
+        if self.receiving is not None:
+            self.receiving.cancel()
 
     # What the loop does for the tasks
 
@@ -232,6 +283,9 @@ cdef class AsgiLink(Link):
             if task is not None:
                 task.cancel()
         self.receiving = self.sending = None
+        if self.suspended is not None:
+            self.suspended.cancel()
+            self.suspended = None
         self.tell_lost(0)
 
     cdef object closed_by_peer(self, int code, object reason):

@@ -82,6 +82,7 @@ cdef class Link:
     cdef void resume(self) noexcept
     cdef void abort(self, bint after_flush) noexcept
     cdef void flush_now(self) noexcept
+    cdef void send_from_task(self) noexcept
     cdef void drop_unsent(self) noexcept
     cdef bint make_room(self, size_t bound) noexcept
     cdef bint has_drained(self) noexcept

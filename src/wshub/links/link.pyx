@@ -86,6 +86,12 @@ cdef class Link:
     cdef void flush_now(self) noexcept:
         """Sends what the kernel takes of the queue right away, rather than at the end of this turn."""
 
+    cdef void send_from_task(self) noexcept:
+        """Passes on the queue before the task that has sent goes on, where an ASGI server may end the connection then.
+
+        Code of the application may run in it, so it is never called from within a fan-out.
+        """
+
     cdef void drop_unsent(self) noexcept:
         """Forgets, and counts as dropped for slowness, every queued frame of which nothing has left yet."""
         self.ledger.messages.outcomes[DROPPED_SLOW] += queue_discard_unsent(&self.queue, DROPPED_SLOW)

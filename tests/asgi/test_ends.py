@@ -1,0 +1,424 @@
+"""How connections end on each ASGI server: what the client sees, what the application is told, how much is logged.
+
+``docs/ends.md`` has the same as tables. Where servers differ from wshub's, the case says how.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from tests.asgi.servers import COMMANDS, Server, serving
+
+APPLICATION = "tests.asgi.ends:app"
+ORIGIN: Any = "http://ok.example"
+
+UVICORN = ("uvicorn, websockets", "uvicorn, sansio", "uvicorn, wsproto")
+OTHERS = (*UVICORN, "hypercorn", "granian", "daphne")
+DROPPED = "1006"
+
+
+@dataclass(frozen=True)
+class End:
+    """The expected end. ``None`` stands for anything: the server leaves it to chance, or to a timeout."""
+
+    client: str | None
+    told: tuple[str, ...] | None = ()
+    errors: int | None = 0
+
+
+@dataclass(frozen=True)
+class Case:
+    """A way of serving and a way to end, with the ends that differ from the first one by the server."""
+
+    path: str
+    end: End
+    others: dict[str, End] = field(default_factory=dict)
+    client: str = "waits"
+    says: str | None = None
+    messages: tuple[str, ...] = ()
+
+    def on(self, server: str) -> End:
+        return self.others.get(server, self.end)
+
+
+LAST = ("last words",)
+READY = ("ready",)
+
+
+def each(servers: tuple[str, ...], end: End) -> dict[str, End]:
+    return dict.fromkeys(servers, end)
+
+
+def without_reason(code: int, *, told: tuple[str, ...] = (), errors: int = 0) -> dict[str, End]:
+    """Daphne sends no reasons."""
+    return {"daphne": End(f"{code}", told, errors)}
+
+
+# In FastAPI hub.accept() knows when the endpoint ends, on every server.
+FASTAPI = [
+    Case("/fastapi/accept/returns", End("1000"), messages=LAST),
+    Case("/fastapi/accept/raises", End("1011", errors=1), {"daphne": End("4011", errors=1)}, messages=LAST),
+    Case("/fastapi/accept/is_cancelled", End("1011", errors=1), {"hypercorn": End("1011"), "daphne": End("4011")}),
+    Case("/fastapi/accept/closes", End("4001 enough"), without_reason(4001), messages=LAST),
+    Case("/fastapi/accept/raises_WebSocketException", End("4400 why"), without_reason(4400), messages=LAST),
+    Case(
+        "/fastapi/accept/closes_the_websocket",
+        End("4401 bye"),
+        without_reason(4401) | {"granian": End(None, None, None)},
+        messages=LAST,
+    ),
+    Case("/fastapi/accept/raises_HTTPException", End("1011", errors=1), {"daphne": End("4011", errors=1)}),
+    Case("/fastapi/dependency/returns", End("1000", ("torn down",)), messages=LAST),
+    Case(
+        "/fastapi/dependency/raises_WebSocketException",
+        End("4400 why", ("torn down",)),
+        without_reason(4400, told=("torn down",)),
+        messages=LAST,
+    ),
+    Case("/fastapi/accept/fails_in_a_group", End(DROPPED), client="vanishes"),
+]
+
+# In Starlette it is the server that ends the connection when the endpoint does.
+STARLETTE = [
+    Case(
+        "/starlette/accept/returns",
+        End("1000"),
+        each(UVICORN, End(DROPPED)) | {"hypercorn": End("1011"), "granian": End(None, None, None)},
+        messages=LAST,
+    ),
+    Case(
+        "/starlette/accept/raises",
+        End("1011", errors=1),
+        each(UVICORN, End(DROPPED, errors=1)) | {"granian": End(None, None, None), "daphne": End("4011", errors=1)},
+        messages=LAST,
+    ),
+    Case(
+        "/starlette/accept/is_cancelled",
+        End("1011", errors=1),
+        each(UVICORN, End(DROPPED, errors=1))
+        | {"hypercorn": End("1011"), "granian": End(None, None, None), "daphne": End("4011")},
+    ),
+    Case(
+        "/starlette/accept/closes",
+        End("4001 enough"),
+        without_reason(4001) | {"granian": End(None, None, None)},
+        messages=LAST,
+    ),
+    Case("/starlette/accept/closes_and_waits", End("4001 enough"), without_reason(4001), messages=LAST),
+    Case(
+        "/starlette/accept/raises_WebSocketException",
+        End("4400 why"),
+        without_reason(4400) | {"granian": End(None, None, None)},
+        messages=LAST,
+    ),
+    Case(
+        "/starlette/accept/raises_HTTPException",
+        End("1011", errors=1),
+        each(UVICORN, End(DROPPED, errors=1)) | {"granian": End(None, None, None), "daphne": End("1000")},
+    ),
+    Case(
+        "/starlette/accept/fails_in_a_group",
+        End(DROPPED),
+        each(OTHERS, End(DROPPED, errors=1)),
+        client="vanishes",
+    ),
+]
+
+# A task of the endpoint has accepted the connection, which ends with the endpoint all the same.
+TASKS = [
+    Case("/fastapi/gather/returns", End("1000"), messages=LAST),
+    Case("/fastapi/group/raises", End("1011", errors=1), {"daphne": End("4011", errors=1)}, messages=LAST),
+    *(
+        Case(
+            f"/starlette/{way}/returns",
+            End("1000"),
+            each(UVICORN, End(DROPPED))
+            | {"hypercorn": End("1011"), "granian": End(None, None, None), "daphne": daphne},
+            messages=LAST,
+        )
+        for way, daphne in (("gather", End("open")), ("group", End("open")))
+    ),
+]
+
+# Middleware makes the accept message anew: then wshub serves over ASGI, as on other servers, and still knows the end.
+REBUILT = [
+    Case(
+        f"/rebuilt/accept/{end}",
+        expected,
+        {server: End(None, None, None) for server in OTHERS},
+        messages=LAST if words else (),
+    )
+    for end, expected, words in (
+        ("returns", End("1000"), True),
+        ("raises", End("1011", errors=1), True),
+        ("is_cancelled", End("1011", errors=1), False),
+        ("closes", End("4001 enough"), True),
+        ("raises_WebSocketException", End("4400 why"), True),
+        ("raises_HTTPException", End("1011", errors=1), False),
+    )
+]
+
+FAILS = End("1011 internal error", errors=1)
+
+# The hub runs these endpoints itself, so it knows their end on every server.
+LIVES = [
+    case
+    for way in ("/starlette/life", "/own/life", "/rebuilt/life")
+    for case in (
+        Case(f"{way}/returns", End("1000"), messages=LAST),
+        Case(f"{way}/raises", FAILS, {"daphne": End("4011", errors=1)}, messages=LAST),
+        Case(f"{way}/is_cancelled", FAILS, {"daphne": End("4011", errors=1)}),
+        Case(f"{way}/closes", End("4001 enough"), without_reason(4001), messages=LAST),
+        Case(f"{way}/raises_WebSocketException", FAILS, {"daphne": End("4011", errors=1)}, messages=LAST),
+        Case(f"{way}/fails_in_a_group", End(DROPPED), client="vanishes"),
+    )
+]
+
+HANDLERS = [
+    Case(
+        "/starlette/asgi/x",
+        End("1011 internal error", ("on_close 1011",), 1),
+        {"daphne": End("4011", ("on_close 1011",), 1)},
+        says="raises",
+        messages=READY + LAST,
+    ),
+    Case(
+        "/starlette/asgi/x",
+        End("4001 enough", None),
+        without_reason(4001, told=("on_close 4001",)),
+        says="closes",
+        messages=READY + LAST,
+    ),
+]
+
+PLAIN = [
+    Case(
+        "/fastapi/plain/returns",
+        End("1000"),
+        each(UVICORN, End(DROPPED)) | {"hypercorn": End("1011"), "granian": End("1005"), "daphne": End("open")},
+        messages=LAST,
+    ),
+    Case(
+        "/fastapi/plain/raises",
+        End("1011", errors=1),
+        each(UVICORN, End(DROPPED, errors=1)) | {"granian": End("1005", errors=1)},
+        messages=LAST,
+    ),
+    Case(
+        "/fastapi/plain/is_cancelled",
+        End("1011", errors=1),
+        each(UVICORN, End(DROPPED, errors=1))
+        | {"hypercorn": End("1011"), "granian": End("1005", errors=1), "daphne": End("open")},
+    ),
+    Case("/fastapi/plain/closes", End("4001 enough"), without_reason(4001)),
+    Case("/fastapi/plain/raises_WebSocketException", End("4400 why"), without_reason(4400)),
+    Case(
+        "/fastapi/plain/raises_HTTPException",
+        End("1011", errors=1),
+        each(UVICORN, End(DROPPED, errors=1)) | {"granian": End("1005", errors=1), "daphne": End("open")},
+    ),
+    Case(
+        "/fastapi/plain/sends_to_a_lost_client",
+        End(DROPPED),
+        each(OTHERS, End(DROPPED, errors=1)),
+        client="vanishes",
+    ),
+]
+
+
+def told_by(way: str, ordinary: str, lost: str, code: int, reason: str = "") -> tuple[str, ...]:
+    words = {
+        "accept": lost if code == 1006 else ordinary,
+        "life": lost if code == 1006 else ordinary,
+        "gather": lost if code == 1006 else ordinary,
+        "wait_for": lost if code == 1006 else ordinary,
+        "group": lost if code == 1006 else ordinary,
+        "asgi": "on_close",
+        "handled": "on_close",
+        "plain": "disconnect",
+    }[way.rsplit("/", 1)[1]]
+    first = f"{words} {code} {reason}".strip()
+    return (first, "accept() returns") if way.endswith("handled") else (first,)
+
+
+def closed_by_client(way: str) -> Case:
+    def told(code: int, reason: str = "") -> tuple[str, ...]:
+        return told_by(way, "async for ends", "ConnectionLost", code, reason)
+
+    others = {
+        "hypercorn": End("4002", told(1006)),
+        "granian": End("4002", told(4002)),
+        "daphne": End("1000", told(4002)),
+    }
+    return Case(f"{way}/receives", End("4002", told(4002, "why")), others, client="closes", messages=READY)
+
+
+def lost(way: str) -> Case:
+    def told(code: int) -> tuple[str, ...]:
+        return told_by(way, "async for ends", "ConnectionLost", code)
+
+    others = each(("uvicorn, sansio", "uvicorn, wsproto", "granian"), End(DROPPED, told(1005)))
+    return Case(f"{way}/receives", End(DROPPED, told(1006)), others, client="vanishes", messages=READY)
+
+
+WAYS = (
+    "/fastapi/accept",
+    "/fastapi/handled",
+    "/fastapi/plain",
+    "/fastapi/gather",
+    "/starlette/accept",
+    "/starlette/gather",
+    "/starlette/wait_for",
+    "/starlette/group",
+    "/starlette/asgi",
+    "/starlette/life",
+    "/rebuilt/accept",
+    "/own/life",
+)
+CLIENTS = [*(closed_by_client(way) for way in WAYS), *(lost(way) for way in WAYS)]
+
+ERROR = End("HTTP 500", errors=1)
+BEFORE = [
+    case
+    for way in ("/fastapi/before", "/starlette/before")
+    for case in (
+        Case(
+            f"{way}/returns",
+            End("HTTP 500"),
+            each(UVICORN, ERROR) | {"granian": End("HTTP 403"), "daphne": End("no answer")},
+        ),
+        Case(f"{way}/raises", ERROR, {"granian": End("HTTP 403", errors=1)}),
+        Case(
+            f"{way}/is_cancelled",
+            ERROR,
+            {"hypercorn": End("HTTP 500"), "granian": End("HTTP 403", errors=1), "daphne": End("no answer")},
+        ),
+        Case(
+            f"{way}/raises_HTTPException",
+            End("HTTP 401"),
+            {"uvicorn, sansio": End("HTTP 401", errors=1), "daphne": End("no answer")},
+        ),
+        Case(f"{way}/raises_WebSocketException", End("HTTP 403")),
+        Case(f"{way}/is_refused", End("HTTP 403"), {"uvicorn, sansio": End("HTTP 403", errors=1)}),
+    )
+] + [
+    Case(path, End("HTTP 401"), {"uvicorn, sansio": End("HTTP 401", errors=1), "daphne": End("no answer")})
+    for path in ("/guarded/asgi/x", "/guarded/accept/returns")
+]
+
+CASES = FASTAPI + STARLETTE + TASKS + REBUILT + LIVES + HANDLERS + PLAIN + CLIENTS + BEFORE
+
+PATIENCE = 1.0
+"""Seconds after which what stays open, or is not answered, is taken to stay so."""
+
+
+@pytest.fixture(scope="module", params=list(COMMANDS))
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    with serving(request.param, APPLICATION) as running:
+        yield running
+
+
+def asked(server: Server, path: str) -> Any:
+    with urllib.request.urlopen(f"http://{server.address}{path}", timeout=10) as response:
+        return json.load(response)
+
+
+async def end_of(server: Server, case: Case, received: list[str]) -> str:
+    """How a connection ends, as its client sees it."""
+    origin: Any = "http://evil.example" if case.path.endswith("is_refused") else ORIGIN
+    patient = "open" not in str(case.on(server.name).client) and case.on(server.name).client != "no answer"
+    try:
+        client = await connect(
+            f"ws://{server.address}{case.path}",
+            origin=origin,
+            proxy=None,
+            open_timeout=10 if patient else PATIENCE,
+        )
+    except InvalidStatus as refused:
+        return f"HTTP {refused.response.status_code}"
+    except TimeoutError:
+        return "no answer"
+    try:
+        return await end_of_open(client, case, received, 10 if patient else PATIENCE)
+    except TimeoutError:
+        return "open"
+    finally:
+        client.transport.abort()
+
+
+async def end_of_open(client: ClientConnection, case: Case, received: list[str], patience: float) -> str:
+    if case.says is not None:
+        await client.send(case.says)
+    try:
+        if case.client != "waits":
+            received.append(str(await client.recv()))
+        if case.client == "closes":
+            await client.close(4002, "why")
+            return str(client.close_code)
+        if case.client == "vanishes":
+            client.transport.abort()
+        while True:
+            received.append(str(await asyncio.wait_for(client.recv(), patience)))
+    except ConnectionClosed:
+        return f"{client.close_code} {client.close_reason}".strip()
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.path[1:]} {case.says or ''} {case.client}")
+def test_a_connection_ends_as_the_table_says(server, case) -> None:
+    async def scenario() -> None:
+        expected = case.on(server.name)
+        if expected.client is None:
+            pytest.skip(f"{server.name} leaves this end to chance")
+        asked(server, "/begin")
+        received: list[str] = []
+        client = await end_of(server, case, received)
+        assert client == expected.client
+        if case.client != "vanishes":
+            assert tuple(received) == case.messages
+        await settled(server, expected)
+
+    asyncio.run(scenario())
+
+
+async def settled(server: Server, expected: End) -> None:
+    """Wait until everything that is expected is told and logged, and no connection is left."""
+    state: Any = None
+    for _ in range(300):
+        state = asked(server, "/state")
+        told_all = expected.told is None or len(state["told"]) >= len(expected.told)
+        if told_all and state["connections"] == 0 and len(state["logged"]) >= (expected.errors or 0):
+            break
+        await asyncio.sleep(0.01)
+    assert state["connections"] == 0
+    assert expected.told is None or tuple(state["told"]) == expected.told
+    assert expected.errors is None or len(state["logged"]) == expected.errors, state["logged"]
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_a_server_that_stops_closes_with_its_code(name) -> None:
+    """wshub says 1001, on each way. Granian and daphne say nothing."""
+    code = {"hypercorn": 1011, "granian": 1006, "daphne": 1006} | dict.fromkeys(UVICORN, 1012)
+    paths = ("/fastapi/accept/receives", "/starlette/asgi/x", "/starlette/life/receives", "/fastapi/plain/receives")
+
+    async def scenario(server: Server) -> None:
+        clients = [await connect(f"ws://{server.address}{path}", origin=ORIGIN, proxy=None) for path in paths]
+        for client in clients:
+            assert await client.recv() == "ready"
+        os.kill(server.process.pid, signal.SIGTERM)
+        for client in clients:
+            await client.wait_closed()
+            assert client.close_code == code.get(name, 1001)
+
+    with serving(name, APPLICATION) as server:
+        asyncio.run(scenario(server))
