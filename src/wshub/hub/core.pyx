@@ -195,9 +195,10 @@ cdef class HubCore(HubBase):
         """Takes the running loop for the hub's; returns its reactor."""
         loop = asyncio.get_running_loop()
         if self.loop is None:
+            # First what may fail: a hub without a reactor belongs to no loop.
+            self.reactor = create_reactor(loop, self.ledger, native=self.config.use_reactor)
             self.loop = loop
             self.thread_id = PyThread_get_thread_ident()
-            self.reactor = create_reactor(loop, self.ledger, native=self.config.use_reactor)
         elif self.loop is not loop:
             raise MisuseError("a hub belongs to the event loop that it was first used in: make one for each loop")
         return self.reactor
