@@ -12,7 +12,6 @@ import logging
 import socket
 import time
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -26,6 +25,7 @@ from wshub.app.hubs import Hubs
 from wshub.app.native_routes import NativeRoute, find_native_route
 from wshub.errors import HandshakeError
 from wshub.hub.admission import is_address
+from wshub.hub.binding import bind_for_request
 from wshub.hub.hub import Hub
 from wshub.hub.listening import UnixAddress
 from wshub.hub.opening import FirstRequest
@@ -74,7 +74,6 @@ class Acceptor:
         self._reactor.retain()
         self._pending: PendingHandshakes[FirstRequest] = PendingHandshakes(nearest.config.max_pending_handshakes)
         self._timeout = nearest.config.handshake_timeout_ms / 1000
-        self._connecting: set[asyncio.Task[None]] = set()
         self._closed = False
         self._sweeper: asyncio.TimerHandle | None = None
 
@@ -102,10 +101,9 @@ class Acceptor:
             listening.close()
         if self._unix is not None:
             self._unix.remove()
-        for task in self._connecting:
-            task.cancel()
         for first in self._pending:
             first.drop()
+        self._first_requests.close()
         # Not from within a turn of the reactor, which may have called whoever calls this.
         self._loop.call_soon(self._reactor.release)
 
@@ -177,10 +175,21 @@ class Acceptor:
         except Exception:
             # A number of more digits than Python converts, for one: what the application makes of it is its own.
             return None
-        if route is None or route.hub._on_upgrade is not None or not route.hub._can_adopt():
+        if route is None or route.hub._on_upgrade is not None or not self._can_adopt(route.hub, request):
             # What has to be asked of the application first may take its time, as an ASGI application can.
             return None
         return route, request
+
+    def _can_adopt(self, hub: Hub, request: RequestHead) -> bool:
+        """Whether the hub takes sockets. Raises ``HandshakeError`` (503) if it has no descriptors to find out."""
+        try:
+            bind_for_request(hub)
+        except HandshakeError:
+            if Handshake.is_upgrade(request.headers):
+                raise
+            # A page whose path or referrer has the word.
+            return False
+        return hub._can_adopt()
 
     def _client_of(self, first: FirstRequest, request: RequestHead) -> tuple[str, int] | None:
         """The client that a proxy tells of, if uvicorn trusts the proxy; else None."""
@@ -206,23 +215,8 @@ class Acceptor:
 
     def _hand_over(self, descriptor: int, data: bytes, deadline: float) -> None:
         """Let uvicorn serve the connection, of which ``data`` has been read."""
-        if descriptor < 0:
-            return
-        task = self._loop.create_task(self._connect(socket.socket(fileno=descriptor), data, deadline))
-        self._connecting.add(task)
-        task.add_done_callback(self._connecting.discard)
-
-    async def _connect(self, connected: socket.socket, data: bytes, deadline: float) -> None:
-        try:
-            await self._loop.connect_accepted_socket(
-                partial(self._first_requests.create_protocol_with, data, deadline), connected
-            )
-        except Exception:
-            connected.close()
-            logger.exception("a connection cannot be served")
-        except BaseException:
-            connected.close()
-            raise
+        if descriptor >= 0:
+            self._first_requests.serve(socket.socket(fileno=descriptor), data=data, deadline=deadline)
 
     def _log(self, first: FirstRequest, client: tuple[str, int] | None, request: RequestHead, outcome: str) -> None:
         if logger.isEnabledFor(logging.INFO):

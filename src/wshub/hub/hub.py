@@ -19,6 +19,7 @@ from wshub.hub.core import HubCore
 from wshub.hub.handler import EventHandler
 from wshub.hub.server import Server
 from wshub.hub.upgrade import current_upgrade
+from wshub.links.tls import create_own_context
 from wshub.protocol.close_code import CloseCode, encode_close_payload
 from wshub.protocol.handshake import Handshake, HeaderField
 from wshub.protocol.request import RequestHead
@@ -177,8 +178,7 @@ class Hub(HubCore):
         if ssl_certfile is not None:
             if ssl is not None:
                 raise MisuseError("give serve() an SSLContext or the files of a certificate, not both")
-            ssl = ssl_module.create_default_context(ssl_module.Purpose.CLIENT_AUTH)
-            ssl.load_cert_chain(ssl_certfile, ssl_keyfile)
+            ssl = create_own_context(ssl_certfile, ssl_keyfile)
         elif ssl_keyfile is not None:
             raise MisuseError("give serve() the ssl_certfile that belongs to the ssl_keyfile")
         return Server(
