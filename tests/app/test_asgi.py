@@ -18,7 +18,7 @@ from tests.hub.conftest import connected
 from tests.hub.peers import REQUEST, raw_peer
 from wshub import Frame, Opcode
 from wshub.app import uvicorn_protocol
-from wshub.app.uvicorn_protocol import MOST_EARLY, WebSocketProtocol
+from wshub.app.uvicorn_protocol import MOST_EARLY, NOT_DUPLICATED, WebSocketProtocol
 
 
 async def accept(receive, send, **fields: Any) -> None:
