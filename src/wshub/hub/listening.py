@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 import stat
+from collections.abc import Sequence
+from typing import Any
 
 __all__ = ["UnixAddress", "bind_address"]
+
+PORT_ATTEMPTS = 10
 
 
 async def bind_address(host: str | None, port: int) -> list[socket.socket]:
@@ -18,6 +23,18 @@ async def bind_address(host: str | None, port: int) -> list[socket.socket]:
     """
     loop = asyncio.get_running_loop()
     found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    attempts = PORT_ATTEMPTS if port == 0 else 1
+    while True:
+        attempts -= 1
+        try:
+            return _bind_each(found, port)
+        except OSError as error:
+            # The port that the system has chosen for one address may be in use at another.
+            if not attempts or error.errno != errno.EADDRINUSE:
+                raise
+
+
+def _bind_each(found: Sequence[Any], port: int) -> list[socket.socket]:
     sockets: list[socket.socket] = []
     try:
         for family, kind, protocol, _, address in dict.fromkeys(found):

@@ -210,8 +210,10 @@ cdef class Reactor:
         try:
             loop.add_reader(self.epoll_fd, self.turn_method)
         except BaseException:
-            # The method keeps the reactor alive, and with it the descriptor.
+            # The error's traceback may keep the reactor alive.
             self.turn_method = None
+            close(self.epoll_fd)
+            self.epoll_fd = -1
             raise
 
     def __dealloc__(self):

@@ -8,11 +8,14 @@ only contexts that nobody but wshub has.
 
 from __future__ import annotations
 
+import logging
 import os
 import ssl
+from functools import cache
+from typing import Any
 from weakref import WeakSet
 
-__all__ = ["create_own_context", "mark_as_own", "suits_aiofastnet"]
+__all__ = ["create_own_context", "load_aiofastnet", "mark_as_own", "suits_aiofastnet"]
 
 _own_contexts: WeakSet[ssl.SSLContext] = WeakSet()
 
@@ -29,7 +32,28 @@ def create_own_context(
 def mark_as_own(context: ssl.SSLContext) -> ssl.SSLContext:
     """Say that nobody but wshub has the context, and return it."""
     _own_contexts.add(context)
+    # A module that is imported with the first connection needs descriptors, of which there may be none left then.
+    load_aiofastnet()
     return context
+
+
+@cache
+def load_aiofastnet() -> Any:
+    """The module, or None where it is not installed."""
+    try:
+        import aiofastnet
+    except ImportError:
+        return None
+    logging.getLogger("asyncio").addFilter(_has_no_class_for_an_error)
+    return aiofastnet
+
+
+def _has_no_class_for_an_error(record: logging.LogRecord) -> bool:
+    """Leave out of the log what logging cannot format.
+
+    If a client leaves during its TLS handshake, aiofastnet logs a class in place of an exception.
+    """
+    return record.exc_info is None or not isinstance(record.exc_info[1], type)
 
 
 def suits_aiofastnet(context: ssl.SSLContext) -> bool:

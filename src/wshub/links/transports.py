@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 import ssl as ssl_module
 import sys
@@ -11,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from wshub.links.tls import suits_aiofastnet
+from wshub.links.tls import load_aiofastnet, suits_aiofastnet
 
 try:
     import fcntl
@@ -44,14 +43,9 @@ async def connect_accepted_socket(
     if ssl is None:
         return await loop.connect_accepted_socket(create_protocol, connected)
     connect = partial(loop.connect_accepted_socket, create_protocol, connected)
-    if suits_aiofastnet(ssl):
-        try:
-            import aiofastnet
-        except ImportError:
-            pass
-        else:
-            logging.getLogger("asyncio").addFilter(_has_no_class_for_an_error)
-            connect = partial(aiofastnet.connect_accepted_socket, loop, create_protocol, connected)
+    aiofastnet = load_aiofastnet()
+    if aiofastnet is not None and suits_aiofastnet(ssl):
+        connect = partial(aiofastnet.connect_accepted_socket, loop, create_protocol, connected)
     return await connect(ssl=ssl, ssl_handshake_timeout=timeout, ssl_shutdown_timeout=timeout)
 
 
@@ -64,11 +58,3 @@ def unacknowledged_octets(transport: asyncio.Transport) -> int:
         return int.from_bytes(fcntl.ioctl(connected.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
     except (OSError, ValueError):
         return 0
-
-
-def _has_no_class_for_an_error(record: logging.LogRecord) -> bool:
-    """Leave out of the log what logging cannot format.
-
-    Of a client that leaves during the handshake of TLS, aiofastnet tells with a class where an exception should be.
-    """
-    return record.exc_info is None or not isinstance(record.exc_info[1], type)
