@@ -104,6 +104,7 @@ async def is_echoed(port: int, path: str) -> None:
         assert await client.recv() == "back again"
 
 
+@needs_reactor
 @pytest.mark.parametrize("server", [wshub, uvicorn])
 @pytest.mark.parametrize("path", ["/plain", "/accept", "/hub/"])
 def test_the_first_websocket_of_a_server_without_descriptors_is_refused_and_the_next_are_served(server, path) -> None:

@@ -164,25 +164,6 @@ def test_the_rate_of_an_address_bounds_its_tls_handshakes(run, tls, clock, certi
     run(scenario())
 
 
-@pytest.mark.parametrize("use_reactor", [True, False])
-def test_a_silent_plain_connection_counts_for_its_address(run, use_reactor) -> None:
-    async def scenario() -> None:
-        async with serving({}, max_connections_per_address=2, use_reactor=use_reactor) as server:
-            peers = []
-            for count in range(1, 5):
-                peers.append(await asyncio.open_connection("127.0.0.1", server.port))
-                await until_pending(server, min(count, 2))
-            for reader, _ in peers[:2]:
-                assert await reader.read() == b""
-            async with connected(f"ws://127.0.0.1:{server.port}/") as client:
-                await client.send("served")
-                assert await client.recv() == "served"
-            for _, writer in peers:
-                writer.transport.abort()
-
-    run(scenario())
-
-
 @pytest.mark.parametrize("start", STARTS)
 def test_a_server_that_stops_ends_unfinished_tls_handshakes(run, tls, certificate, start) -> None:
     async def scenario() -> None:

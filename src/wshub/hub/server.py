@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from wshub.errors import HandshakeError, MisuseError
 from wshub.hub.admission import Rate, address_key, client_address, parse_address
+from wshub.hub.config import HubConfig
 from wshub.hub.core import table_of
 from wshub.hub.listening import UnixAddress, bind_address
 from wshub.hub.opening import OpeningHandshake
@@ -58,10 +59,11 @@ class Server:
         self._backlog = backlog
         self._ssl = ssl
         self._reactor: Reactor | AsyncioReactor | None = None
-        self._pending: PendingHandshakes[OpeningHandshake] = self._create_pending()
-        # A TLS handshake costs more than any request, so there are rates for it before there is one.
-        rate = hub.config.max_connection_rate_per_address if ssl is not None else 0
-        self._handshake_rate = Rate(rate) if rate else None
+        self._pending: PendingHandshakes[OpeningHandshake] = PendingHandshakes(hub.config.max_pending_handshakes)
+        self._handshake_rate: Rate | None = None
+        if ssl is not None:
+            # A TLS handshake costs more than a request, so the limits of an address hold before there is one.
+            self._limit_addresses(hub.config)
         self._trusted = tuple(ipaddress.ip_network(proxy) for proxy in hub.config.trusted_proxies)
         self._closed: asyncio.Future[None] | None = None
 
@@ -134,11 +136,13 @@ class Server:
             return [self._unix.bind()]
         return await bind_address(*self._address)
 
-    def _create_pending(self) -> PendingHandshakes[OpeningHandshake]:
-        config = self.hub.config
-        if not config.max_connections_per_address:
-            return PendingHandshakes(config.max_pending_handshakes)
-        return PendingByAddress(config.max_pending_handshakes, config.max_connections_per_address, self._address_key)
+    def _limit_addresses(self, config: HubConfig) -> None:
+        if config.max_connections_per_address:
+            self._pending = PendingByAddress(
+                config.max_pending_handshakes, config.max_connections_per_address, self._address_key
+            )
+        if config.max_connection_rate_per_address:
+            self._handshake_rate = Rate(config.max_connection_rate_per_address)
 
     def _accepted(self, link: Any) -> OpeningHandshake | None:
         deadline = self.hub._now() + self.hub.config.handshake_timeout_ms / 1000
