@@ -38,7 +38,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 @contextlib.contextmanager
 def no_descriptors(process: int) -> Iterator[None]:
-    """The process gets no descriptor more."""
+    """Keep the process from opening any more descriptors."""
     limits = resource.prlimit(process, resource.RLIMIT_NOFILE)
     used = descriptors(process)
     lowest = next(number for number in range(len(used) + 1) if number not in used)

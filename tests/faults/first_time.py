@@ -1,6 +1,6 @@
-"""What is set up for the first time while system calls fail: ``python -m tests.faults.first_time NAME LOOP``.
+"""First uses of things while system calls fail: ``python -m tests.faults.first_time NAME LOOP``.
 
-What fails must leave everything as if it had not been tried: no descriptor, no path, and a hub that works later.
+A first use that fails leaves everything as if it had not been tried: no descriptor, no path, and a hub that works.
 """
 
 from __future__ import annotations

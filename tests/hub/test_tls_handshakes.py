@@ -19,7 +19,7 @@ from wshub.hub.server import Server
 
 @pytest.fixture(params=["files", "context"])
 def tls(request: pytest.FixtureRequest, certificate: Any) -> dict[str, Any]:
-    """What ``serve()`` is given: with files the connections are aiofastnet's, with a context the loop's."""
+    """Arguments for ``serve()``. Files get the transports of aiofastnet, a context gets those of the loop."""
     if request.param == "files":
         return {"ssl_certfile": certificate.chain, "ssl_keyfile": certificate.key}
     return {"ssl": certificate.server_context()}

@@ -183,7 +183,8 @@ class Acceptor:
     def _can_adopt(self, hub: Hub, request: RequestHead) -> bool:
         """Whether the hub takes sockets. Raises ``HandshakeError`` (503) if it has no descriptors to find out."""
         try:
-            bind_for_request(hub)
+            if hub is not self._nearest:
+                bind_for_request(hub)
         except HandshakeError:
             if Handshake.is_upgrade(request.headers):
                 raise

@@ -55,9 +55,9 @@ class FirstRequests:
         data: bytes = b"",
         deadline: float | None = None,
     ) -> None:
-        """Serve an accepted socket, which is owned by this from here on.
+        """Serve an accepted socket, which is owned by this object from here on.
 
-        The connection is waited for at once: while it has its TLS handshake, too.
+        The connection is one of those that wait from now on, also during its TLS handshake.
 
         Args:
             connected: a non-blocking socket.
@@ -86,7 +86,7 @@ class FirstRequests:
             self._sweeper = self._loop.call_later(SWEEP_PERIOD, self._sweep)
 
     def close(self) -> None:
-        """End the connections that do not have their transport yet: they will not be served."""
+        """End the connections that do not have their transport yet."""
         for first in self._waiting:
             if first.setup is not None:
                 first.expire()

@@ -31,7 +31,7 @@ class TransportServer:
         self._unix: UnixAddress | None = None
 
     def listen(self, sockets: Sequence[socket.socket], backlog: int, *, unix: UnixAddress | None = None) -> None:
-        """Accept the connections of bound sockets, which are closed with this, and the path of one removed."""
+        """Accept the connections of bound sockets. ``close`` closes them, and removes the path of one."""
         self.sockets = tuple(sockets)
         self._unix = unix
         loop = asyncio.get_running_loop()
@@ -57,4 +57,4 @@ class TransportServer:
         self._first_requests.close()
 
     async def wait_closed(self) -> None:
-        """What ``asyncio.Server`` has: connections are the server's own to wait for."""
+        """Return at once: uvicorn waits for its connections itself."""

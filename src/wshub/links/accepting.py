@@ -35,12 +35,12 @@ NOT_SET_UP = ShortageLog("no transport can be had for a connection (%s)")
 
 
 class SocketListener:
-    """Accepts the connections of a bound socket, which stays the caller's.
+    """Accepts the connections of a bound socket. The caller still owns the socket.
 
     Args:
         loop: any asyncio event loop with ``add_reader``.
         listening: the socket.
-        accepted: called with each connected socket, which is non-blocking and the callee's.
+        accepted: called with each connected socket, which is non-blocking. The callee owns it.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class SocketListener:
 
     def _accept(self) -> None:
         for _ in range(ACCEPT_BURST):
-            # What is called for one connection may close the listener.
+            # The callback of one connection may close the listener.
             if self._socket.fileno() < 0:
                 return
             try:
@@ -103,8 +103,8 @@ class TransportSetup:
 
     Args:
         loop: the running loop.
-        connected: the socket, which is owned by this from here on.
-        create_protocol: makes the protocol, or returns one that there is already.
+        connected: the socket. It is owned by this object from here on.
+        create_protocol: returns the protocol.
         ssl: an SSLContext, or None.
         timeout: seconds that the TLS handshake may take after the first byte.
         failed: called if the protocol will not be connected.
@@ -132,7 +132,7 @@ class TransportSetup:
     def abort(self) -> None:
         """End the connection soon, without its protocol."""
         self.aborted = True
-        # Whatever waits for the socket now reads its end, and lets go of it.
+        # A task or transport that waits for the socket reads its end now, and closes it.
         with contextlib.suppress(OSError):
             self.socket.shutdown(socket.SHUT_RDWR)
 

@@ -23,16 +23,16 @@ _own_contexts: WeakSet[ssl.SSLContext] = WeakSet()
 def create_own_context(
     certfile: str | os.PathLike[str], keyfile: str | os.PathLike[str] | None = None
 ) -> ssl.SSLContext:
-    """A server's context for a certificate, which nobody else is to have."""
+    """Create a server's context for a certificate. The caller keeps it to itself."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certfile, keyfile)
     return mark_as_own(context)
 
 
 def mark_as_own(context: ssl.SSLContext) -> ssl.SSLContext:
-    """Say that nobody but wshub has the context, and return it."""
+    """Record that nobody but wshub has the context, and return it."""
     _own_contexts.add(context)
-    # A module that is imported with the first connection needs descriptors, of which there may be none left then.
+    # Not with the first connection: an import needs descriptors, and there may be none left by then.
     load_aiofastnet()
     return context
 
