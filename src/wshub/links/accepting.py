@@ -61,7 +61,8 @@ class SocketListener:
         """Accept no more. It is called before the socket is closed."""
         if self._retry is not None:
             self._retry.cancel()
-        self._loop.remove_reader(self._socket.fileno())
+        if not self._loop.is_closed():
+            self._loop.remove_reader(self._socket.fileno())
 
     def _accept(self) -> None:
         for _ in range(ACCEPT_BURST):
