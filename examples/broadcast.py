@@ -25,7 +25,7 @@ async def main() -> None:
     hub = Hub(HubConfig(max_message_size=arguments.max_message_size))
     async with hub.serve(arguments.host, arguments.port, EventHandler(on_message=relay)) as server:
         print(f"relaying on ws://{arguments.host}:{server.port}", flush=True)
-        await server.wait_closed()
+        await server.serve_forever()
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ async def main() -> None:
     hub = Hub(config)
     async with hub.serve(arguments.host, arguments.port, EventHandler(on_message=echo)) as server:
         print(f"echoing on ws://{arguments.host}:{server.port}", flush=True)
-        await server.wait_closed()
+        await server.serve_forever()
 
 
 if __name__ == "__main__":

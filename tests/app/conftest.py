@@ -21,21 +21,24 @@ def http(request: pytest.FixtureRequest) -> str:
 
 
 @contextlib.asynccontextmanager
-async def listening(app: Any, http: str = "httptools", **options: Any) -> AsyncIterator[str]:
-    """The address, ``127.0.0.1:port``, of a uvicorn that serves the application."""
+async def listening(
+    app: Any, http: str = "httptools", *, host: str = "127.0.0.1", **options: Any
+) -> AsyncIterator[str]:
+    """The address, such as ``127.0.0.1:port``, of a uvicorn that serves the application; with ``uds`` it is that."""
     config = uvicorn.Config(app, ws=PROTOCOL_CLASS, http=http, lifespan="off", log_level="warning", **options)
     server = uvicorn.Server(config)
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign]
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
+        listener.bind((host, 0))
         listener.listen(128)
-        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        serving = asyncio.create_task(server.serve(sockets=None if config.uds else [listener]))
         while not server.started:
             await asyncio.sleep(0)
             if serving.done():
                 serving.result()
         try:
-            yield f"127.0.0.1:{listener.getsockname()[1]}"
+            name = f"[{host}]" if ":" in host else host
+            yield config.uds or f"{name}:{listener.getsockname()[1]}"
         finally:
             server.should_exit = True
             await serving

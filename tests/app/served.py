@@ -65,6 +65,12 @@ guarded = App(middleware=[Middleware(Guard)])
 guarded.enable_websocket()
 guarded.websocket("/echo/{name}")(echo)
 
+bounded = App()
+bounded_and_guarded = App(middleware=[Middleware(Guard)])
+for few in (bounded, bounded_and_guarded):
+    few.enable_websocket(max_connections_per_address=2)
+    few.websocket("/echo/{name}")(echo)
+
 api = FastAPI()
 mounted = Hub(HubConfig())
 api.mount("/ws", mounted.asgi(EventHandler(on_message=lambda connection, message: connection.send(message))))

@@ -151,6 +151,43 @@ def test_a_signal_closes_everybody_with_1001_and_ends_the_process(stop, workers)
     assert "Traceback" not in output
 
 
+SLOW_TO_STOP = {"/accepted": "accept", "/events/": "on_close", "/routed/": "asgi", "/app/coroutine": "App"}
+
+
+@pytest.mark.parametrize("path", SLOW_TO_STOP)
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_handlers_clean_up_before_the_process_ends(path, loop) -> None:
+    async def scenario(server: Serving) -> str:
+        async with connected(f"ws://{server.address}{path}") as client:
+            output = await asyncio.to_thread(server.end)
+            await client.wait_closed()
+            assert client.close_code == 1001
+        return output
+
+    with serving("tests.app.stopping:api", "--loop", loop) as server:
+        output = within(scenario(server))
+    assert f"{SLOW_TO_STOP[path]} has cleaned up" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_an_exit_out_of_a_handler_closes_everybody_with_1001_and_ends_the_process(loop) -> None:
+    async def scenario(server: Serving) -> str:
+        url = f"ws://{server.address}/events/"
+        async with connected(url) as client, connected(url) as other:
+            await client.send("3")
+            output = await asyncio.to_thread(server.process.communicate, timeout=30)
+            for each in (client, other):
+                await each.wait_closed()
+                assert each.close_code == 1001
+        return output[0]
+
+    with serving("tests.app.stopping:api", "--loop", loop) as server:
+        output = within(scenario(server))
+        assert server.process.returncode == 3
+    assert output.count("on_close has cleaned up") == 2
+
+
 def test_reload_starts_the_application_anew_when_its_source_changes(tmp_path) -> None:
     source = tmp_path / "reloaded.py"
     text = (

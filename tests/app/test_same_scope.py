@@ -126,12 +126,16 @@ REFUSED = LEFT_OUT | {
     "a body": request_for(b"/", b"Content-Length: 5") + b"12345",
     "chunks": request_for(b"/", b"Transfer-Encoding: chunked") + b"0\r\n\r\n",
     "both": request_for(b"/", b"Content-Length: 5", b"Transfer-Encoding: chunked") + b"0\r\n\r\n",
-    "an absolute target": request_for(b"http://a/"),
+    "a target of another host": request_for(b"http://b/"),
+    "a target of another port": request_for(b"http://a:8080/"),
+    "a target with a user": request_for(b"http://user@a/"),
+    "a target of another scheme": request_for(b"ftp://a/"),
     "an authority": request_for(b"a:80"),
     "an asterisk": request_for(b"*"),
     "a fragment": request_for(b"/a#b"),
     "POST": REQUEST.replace(b"GET ", b"POST "),
     "a token too long": REQUEST.replace(b"Upgrade: websocket", b"Upgrade: websockets"),
+    "an upgrade to a version": REQUEST.replace(b"Upgrade: websocket", b"Upgrade: websocket/13"),
     "another connection": REQUEST.replace(b"Connection: Upgrade", b"Connection: keep-alive"),
     "200 fields": request_for(b"/", *(b"X-%d: 1" % number for number in range(200))),
     "a path of 9,000 octets": request_for(b"/" + b"a" * 9000),
@@ -149,6 +153,64 @@ def test_what_lacks_something_or_has_too_much_never_gets_a_101(run, http, server
             assert opened == []
             for value in (b"keep-alive, Upgrade", b"Upgrade,keep-alive", b"keep-alive,  UPGRADE "):
                 assert await status_of(url, REQUEST.replace(b"Connection: Upgrade", b"Connection: " + value)) == 101
+
+    run(scenario())
+
+
+UPGRADES = [
+    [b"WebSocket"],
+    [b"h2c, websocket"],
+    [b"websocket, h2c"],
+    [b"websocket,h2c"],
+    [b"TLS/1.0 ,\tWEBSOCKET ,, x"],
+    [b"h2c", b"websocket"],
+    [b"websocket", b"h2c"],
+    [b"", b"websocket"],
+]
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_an_upgrade_may_be_one_of_several(run, http, server) -> None:
+    async def scenario() -> None:
+        async with served(server, EventHandler(), http, log_config=None) as url:
+            for values in UPGRADES:
+                fields = b"".join(b"Upgrade: " + value + b"\r\n" for value in values)
+                assert await status_of(url, REQUEST.replace(b"Upgrade: websocket\r\n", fields)) == 101, values
+            for fields in (b"Connection: upgrade\r\nConnection: keep-alive\r\n", b"Connection: close, Upgrade\r\n"):
+                request = REQUEST.replace(b"Connection: Upgrade\r\n", fields)
+                request = request.replace(b"Upgrade: websocket", b"Upgrade: h2c, websocket")
+                assert await status_of(url, request) == 101, fields
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_a_target_in_absolute_form_is_the_path_and_query_that_it_names(run, http, server) -> None:
+    async def scenario() -> None:
+        told: list[tuple[str, str]] = []
+        handler = EventHandler(on_open=lambda connection: told.append((connection.path, connection.request.target)))
+        async with served(server, handler, http, log_config=None) as url:
+            for target in (b"http://a/p%20q?r=s", b"WS://A:80/p%20q?r=s", b"https://a:443/p%20q?r=s", b"/p%20q?r=s"):
+                assert await status_of(url, request_for(target)) == 101, target
+                while not told:
+                    await asyncio.sleep(0)
+                assert told.pop() == ("/p q", "/p%20q?r=s")
+            assert await status_of(url, request_for(b"http://a")) == 101
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_an_empty_list_of_subprotocols_counts_as_none(run, http, server) -> None:
+    async def scenario() -> None:
+        async with served(server, EventHandler(), http, log_config=None) as url:
+            for fields in ([b""], [b" "], [b"", b""], [b"", b"a"]):
+                request = request_for(b"/", *(b"Sec-WebSocket-Protocol: " + field for field in fields))
+                async with raw_peer(url, handshake=False) as peer:
+                    peer.write(request)
+                    head = await peer.reader.readuntil(b"\r\n\r\n")
+                    assert head.startswith(b"HTTP/1.1 101 ")
+                    assert b"Sec-WebSocket-Protocol" not in head
 
     run(scenario())
 
@@ -327,7 +389,7 @@ async def both(request: bytes, http: str) -> tuple[int, int]:
         return await status_of(f"ws://127.0.0.1:{server.port}/", request), await status_of(f"ws://{address}/", request)
 
 
-@pytest.mark.parametrize("value", [b"", b",", b"a, a", b"a b", b"a\xe9b", b"a\x85b", b'"a"', b"a/b", b"a;b", b"\t(a)"])
+@pytest.mark.parametrize("value", [b",", b"a, a", b"a b", b"a\xe9b", b"a\x85b", b'"a"', b"a/b", b"a;b", b"\t(a)"])
 def test_a_malformed_list_of_subprotocols_is_400_on_uvicorn_too(run, http, value) -> None:
     native, asgi = run(both(REQUEST[:-2] + b"Sec-WebSocket-Protocol: " + value + b"\r\n\r\n", http))
     assert native == asgi == 400

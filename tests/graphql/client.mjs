@@ -2,14 +2,19 @@
 import { createClient } from "graphql-ws";
 import WebSocket from "ws";
 
-const [url, payload, ...queries] = process.argv.slice(2);
+const [url, given, ...queries] = process.argv.slice(2);
 const write = (line) => process.stdout.write(JSON.stringify(line) + "\n");
+// Several payloads are those of one connection after the other: then it connects again when it is closed.
+const payloads = [JSON.parse(given)].flat();
+let connections = 0;
 const client = createClient({
     url,
     webSocketImpl: WebSocket,
-    connectionParams: JSON.parse(payload),
-    retryAttempts: 0,
+    connectionParams: () => payloads[Math.min(connections++, payloads.length - 1)],
+    retryAttempts: payloads.length - 1,
+    retryWait: async () => {},
     lazyCloseTimeout: 0,
+    on: { closed: (event) => payloads.length > 1 && write({ closed: event.code }) },
 });
 
 await Promise.all(

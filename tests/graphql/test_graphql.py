@@ -4,129 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import os
-import shutil
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
-import websockets
 
-from graphql import (
-    GraphQLArgument,
-    GraphQLField,
-    GraphQLInt,
-    GraphQLNonNull,
-    GraphQLObjectType,
-    GraphQLSchema,
-    GraphQLString,
-)
-from tests.hub.conftest import connected
-from tests.node_packages import node_modules
-from wshub import ConfigurationError, Hub, HubConfig
-from wshub.graphql import SUBPROTOCOL, GraphQLHandler
-
-CLIENT = Path(__file__).with_name("client.mjs")
-PACKAGES = ("graphql-ws@6.0.6", "graphql@16.11.0", "ws@8.18.3")
-
-
-class Source:
-    """What subscriptions are fed from, and what became of them."""
-
-    def __init__(self) -> None:
-        self.started = 0
-        self.ended = 0
-        self.values = 0
-
-    async def count(self, root: Any, info: Any, to: int) -> AsyncIterator[dict[str, int]]:
-        self.started += 1
-        try:
-            for number in range(to):
-                yield {"count": number}
-        finally:
-            self.ended += 1
-
-    async def endless(self, root: Any, info: Any) -> AsyncIterator[dict[str, str]]:
-        self.started += 1
-        try:
-            while True:
-                self.values += 1
-                yield {"endless": "x" * 10_000}
-                await asyncio.sleep(0)
-        finally:
-            self.ended += 1
-
-
-def fail(root: Any, info: Any) -> None:
-    raise RuntimeError("asked to fail")
-
-
-async def fail_in_source(root: Any, info: Any) -> AsyncIterator[Any]:
-    yield {"failing": 1}
-    raise RuntimeError("asked to fail")
-
-
-def make_schema(source: Source) -> GraphQLSchema:
-    name = {"name": GraphQLArgument(GraphQLString)}
-    query = {
-        "hello": GraphQLField(GraphQLString, name, resolve=lambda root, info, name="you": f"hello {name}"),
-        "who": GraphQLField(GraphQLString, resolve=lambda root, info: info.context["payload"]["user"]),
-        "fails": GraphQLField(GraphQLString, resolve=fail),
-    }
-    mutation = {"shout": GraphQLField(GraphQLString, name, resolve=lambda root, info, name: name.upper())}
-    to = {"to": GraphQLArgument(GraphQLNonNull(GraphQLInt))}
-    subscription = {
-        "count": GraphQLField(GraphQLInt, to, subscribe=source.count, resolve=lambda root, info, to: root["count"]),
-        "endless": GraphQLField(GraphQLString, subscribe=source.endless),
-        "failing": GraphQLField(GraphQLInt, subscribe=fail_in_source),
-    }
-    return GraphQLSchema(
-        GraphQLObjectType("Query", query),
-        GraphQLObjectType("Mutation", mutation),
-        GraphQLObjectType("Subscription", subscription),
-    )
-
-
-@asynccontextmanager
-async def serving(**options: Any) -> AsyncIterator[tuple[str, Source, Hub]]:
-    source = Source()
-    hub = Hub(HubConfig())
-    handler = GraphQLHandler(make_schema(source), **options)
-    async with hub.serve("127.0.0.1", 0, handler, subprotocols=[SUBPROTOCOL]) as server:
-        yield f"ws://127.0.0.1:{server.port}/", source, hub
-
-
-class Client:
-    """A client that says what a test wants it to say."""
-
-    def __init__(self, connection: websockets.ClientConnection) -> None:
-        self.connection = connection
-
-    async def send(self, kind: str, **fields: Any) -> None:
-        await self.connection.send(json.dumps({"type": kind, **fields}))
-
-    async def receive(self) -> dict[str, Any]:
-        return json.loads(await self.connection.recv())
-
-    async def introduce(self, **fields: Any) -> None:
-        await self.send("connection_init", **fields)
-        assert (await self.receive())["type"] == "connection_ack"
-
-    async def subscribe(self, operation_id: str, query: str, **payload: Any) -> None:
-        await self.send("subscribe", id=operation_id, payload={"query": query, **payload})
-
-    async def closed(self) -> tuple[int | None, str | None]:
-        await self.connection.wait_closed()
-        return self.connection.close_code, self.connection.close_reason
-
-
-@asynccontextmanager
-async def speaking(url: str, **options: Any) -> AsyncIterator[Client]:
-    async with connected(url, **{"subprotocols": [SUBPROTOCOL], **options}) as connection:
-        yield Client(connection)
+from tests.graphql.peers import Source, make_schema, reference_client, serving, speaking
+from wshub import ConfigurationError
+from wshub.graphql import GraphQLHandler
 
 
 def test_a_query_a_mutation_and_a_subscription_are_answered(run) -> None:
@@ -327,47 +212,12 @@ def test_another_subprotocol_is_closed(run) -> None:
     run(scenario())
 
 
-def test_what_fails_inside_is_logged_and_closes_with_4500(run, caplog) -> None:
-    async def context(connection, payload) -> None:
-        raise RuntimeError("a secret")
-
-    async def scenario() -> None:
-        async with serving(context=context) as (url, _, _hub), speaking(url) as client:
-            await client.introduce()
-            await client.subscribe("1", "{ hello }")
-            assert await client.closed() == (4500, "Internal server error")
-        async with serving() as (url, _, _hub), speaking(url) as client:
-            await client.introduce()
-            await client.subscribe("1", "subscription { failing }")
-            assert (await client.receive())["payload"] == {"data": {"failing": 1}}
-            assert await client.closed() == (4500, "Internal server error")
-
-    with caplog.at_level(logging.ERROR, "wshub.graphql"):
-        run(scenario())
-    assert len(caplog.records) == 2
-
-
 @pytest.mark.parametrize("options", [{"connection_init_timeout": 0}, {"max_operations": 0}])
 def test_settings_are_checked(options) -> None:
     with pytest.raises(ConfigurationError):
         GraphQLHandler(make_schema(Source()), **options)
     with pytest.raises(ConfigurationError, match="GraphQLSchema"):
         GraphQLHandler("type Query")  # type: ignore[arg-type]
-
-
-async def reference_client(url: str, payload: dict[str, Any], *queries: str) -> list[dict[str, Any]]:
-    modules = node_modules(*PACKAGES)
-    if isinstance(modules, str):
-        pytest.skip(modules)
-    # Modules find packages beside themselves, and nowhere else.
-    script = modules.parent / CLIENT.name
-    shutil.copy(CLIENT, script)
-    process = await asyncio.create_subprocess_exec(
-        *("node", str(script), url, json.dumps(payload), *queries), stdout=asyncio.subprocess.PIPE
-    )
-    output, _ = await process.communicate()
-    assert process.returncode == 0
-    return [json.loads(line) for line in output.splitlines()]
 
 
 @pytest.mark.skipif("WSHUB_SANITIZED" in os.environ, reason="Node.js does not start with the sanitizers preloaded")

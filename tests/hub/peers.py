@@ -43,6 +43,12 @@ class TransportInMemory:
     def is_reading(self) -> bool:
         return True
 
+    def pause_reading(self) -> None:
+        pass
+
+    def resume_reading(self) -> None:
+        pass
+
     def abort(self) -> None:
         pass
 

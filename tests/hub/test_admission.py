@@ -108,6 +108,10 @@ def test_an_address_is_counted_by_what_a_customer_of_a_network_has(address: obje
         (("10.0.0.1", 1), [":80"], None),
         (None, ["192.0.2.7"], ("192.0.2.7", 0)),
         (("10.0.0.1", 1), ["10.0.0.9"], ("10.0.0.9", 0)),
+        (("10.0.0.1", 1), ["10.0.0.8, 10.0.0.9"], ("10.0.0.9", 0)),
+        (("10.0.0.1", 1), ["192.0.2.7, unknown, 10.0.0.9"], ("10.0.0.9", 0)),
+        (None, ["192.0.2.7, unknown"], ("unknown", 0)),
+        (None, [], None),
         (("10.0.0.1", 1), ["192.0.2.7, unknown"], None),
         (("10.0.0.1", 1), ["192.0.2.7, <script>"], None),
         (("10.0.0.1", 1), [""], None),
@@ -331,9 +335,42 @@ def test_a_page_of_anybody_with_a_cookie_is_warned_of_once_unless_it_is_allowed(
     run(scenario())
 
 
+@pytest.mark.parametrize("allow_missing", [False, True])
+def test_a_missing_origin_has_a_setting_and_a_refusal_says_which_it_was(run, caplog, allow_missing: bool) -> None:
+    caplog.set_level(logging.DEBUG, "wshub.server")
+
+    async def refusal(url: str, **headers: str) -> tuple[int, str]:
+        try:
+            async with connected(url, additional_headers=headers):
+                return 101, ""
+        except websockets.InvalidStatus as error:
+            return error.response.status_code, error.response.body.decode()
+
+    async def scenario() -> None:
+        settings = {"allowed_origins": ("https://a.example",), "allow_missing_origin": allow_missing}
+        async with serving(EventHandler(), **settings) as (hub, url):
+            assert await refusal(url, Origin="https://a.example") == (101, "")
+            missing = await refusal(url)
+            null = await refusal(url, Origin="null")
+            other = await refusal(url, Origin="https://evil.example")
+        assert missing[0] == (101 if allow_missing else 403)
+        assert ("missing" in missing[1]) is not allow_missing
+        assert null[0] == other[0] == 403
+        assert "null" in null[1]
+        assert "this origin" in other[1]
+        assert hub.refused == {403: 2 if allow_missing else 3}
+        logged = [record.getMessage() for record in caplog.records if "refused" in record.getMessage()]
+        assert [line.partition(": ")[2] for line in logged] == [body for _, body in (missing, null, other) if body]
+        assert {record.levelno for record in caplog.records if record.name == "wshub.server"} == {logging.DEBUG}
+        assert "evil" not in caplog.text
+
+    run(scenario())
+
+
 @pytest.mark.parametrize(
     ("settings", "name"),
     [
+        ({"allow_missing_origin": 1}, "allow_missing_origin"),
         ({"allowed_origins": ("https://*",)}, "allowed_origins"),
         ({"allowed_origins": ("https://a.*.example",)}, "allowed_origins"),
         ({"allowed_origins": ("*://example.com",)}, "allowed_origins"),

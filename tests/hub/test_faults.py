@@ -256,7 +256,7 @@ def test_a_fragmented_message_and_a_large_one_survive_any_chunking(run) -> None:
         (REQUEST.replace(b"dGhlIHNhbXBsZSBub25jZQ==", b"short"), 400),
         (REQUEST.replace(b"Host: a\r\n", b"Host: a\r\nHost: b\r\n"), 400),
         (REQUEST.replace(b"Host: a\r\n", b"Host: a\r\nContent-Length: 5\r\n"), 400),
-        (REQUEST.replace(b"GET / ", b"GET http://a/ "), 400),
+        (REQUEST.replace(b"GET / ", b"GET http://b/ "), 400),
         (REQUEST.replace(b"HTTP/1.1", b"HTTP/1.0"), 400),
     ],
 )

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
+from types import MappingProxyType
+from typing import Any
 
 import pytest
 import websockets
 
 from tests.hub.conftest import connected, serving
 from tests.hub.peers import masked, raw_peer
-from wshub import CloseCode, ConnectionClosed, EventHandler, Frame, MisuseError
+from wshub import CloseCode, ConnectionClosed, EventHandler, Frame, Hub, Message, MisuseError
 
 
 def test_events_come_in_order_and_on_close_exactly_once(run) -> None:
@@ -483,3 +485,29 @@ def test_a_room_has_a_name(run) -> None:
             assert hub.stats()["messages_accepted"] == 0
 
     run(scenario())
+
+
+def test_close_codes_are_chosen_by_the_handler_and_checked(run) -> None:
+    class Strict(EventHandler):
+        close_codes = MappingProxyType({1009: 4009})
+
+        def on_message(self, connection: Any, message: Message) -> None:
+            raise RuntimeError("asked to fail")
+
+    async def scenario() -> None:
+        async with serving(Strict(), max_message_size=10) as (hub, url):
+            for text, code in (("x" * 20, 4009), ("x", 1011)):
+                async with connected(url) as client:
+                    await client.send(text)
+                    await client.wait_closed()
+                    assert client.close_code == code
+            while hub.connection_count:
+                await asyncio.sleep(0)
+            assert hub.stats()["closes"] == {4009: 1, 1011: 1}
+
+    run(scenario())
+    for codes in ({1011: 1006}, {1006: 4000}, {1011: 2000}, {1011: "4000"}, [1011], {1011: 4999.0}):
+        handler = Strict()
+        handler.close_codes = codes
+        with pytest.raises(MisuseError, match="close_codes"):
+            Hub().serve("127.0.0.1", 0, handler)

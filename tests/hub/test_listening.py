@@ -27,19 +27,23 @@ async def echoes(client: websockets.ClientConnection) -> None:
         assert await client.recv() == message
 
 
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
-def test_a_hub_listens_on_every_address_of_a_host(run, host) -> None:
+def test_a_hub_listens_on_every_address_of_a_host(run, host, certificate, secure) -> None:
     async def scenario() -> None:
         hub = Hub(HubConfig(max_message_size=1 << 20))
-        async with hub.serve(host, 0, echo()) as server:
+        context = certificate.server_context() if secure else None
+        options = {"ssl": certificate.client_context(), "server_hostname": "localhost"} if secure else {}
+        async with hub.serve(host, 0, echo(), ssl=context) as server:
             assert {listening.getsockname()[1] for listening in server.sockets} == {server.port}
             for listening in server.sockets:
                 address = listening.getsockname()[0]
                 name = f"[{address}]" if ":" in address else address
-                async with connected(f"ws://{name}:{server.port}/", max_size=None) as client:
+                url = f"{'wss' if secure else 'ws'}://{name}:{server.port}/"
+                async with connected(url, max_size=None, **options) as client:
                     await echoes(client)
                     connection = hub.get_connection(server.sockets.index(listening) + 1)
-                    assert connection.remote_address[:2] == client.local_address[:2]
+                    assert connection.remote_address == client.local_address[:2]
 
     run(scenario())
 

@@ -344,8 +344,14 @@ def test_no_subprotocol_in_common_is_none():
     assert subprotocol_of("a", supported=[]) is None
 
 
+def test_an_empty_list_of_subprotocols_is_none():
+    for values in ([""], [" "], ["", ""]):
+        assert subprotocol_of(*values, supported=["a"]) is None
+    assert subprotocol_of("", "a", supported=["a"]) == "a"
+
+
 @pytest.mark.parametrize(
-    "value", ["", " ", ",", "a b", "a;b", '"a"', "a/b", "a, a", "é", b"\xff", b"a\x00", "a," * 5000]
+    "value", [",", " , ,", "a b", "a;b", '"a"', "a/b", "a, a", "é", b"\xff", b"a\x00", "a," * 5000]
 )
 @pytest.mark.parametrize("supported", [[], ["a"]])
 def test_a_malformed_list_of_subprotocols_is_refused(value, supported):
@@ -444,6 +450,27 @@ def test_a_pattern_stands_for_every_host_below_one(origin, passes):
 @pytest.mark.parametrize("origin", [None, "null", "https://evil.example"])
 def test_an_asterisk_alone_stands_for_any_origin(origin):
     assert origin_passes(origin, "https://example.com", "*")
+
+
+def test_a_missing_origin_passes_where_that_is_allowed_and_no_other():
+    for origin in (None, ""):
+        headers = headers_of({"Origin": origin})
+        Handshake.check_origin(headers, ["https://a"], allow_missing=True)
+    for origin in ("null", "https://b"):
+        with pytest.raises(HandshakeError):
+            Handshake.check_origin(headers_of({"Origin": origin}), ["https://a"], allow_missing=True)
+
+
+def test_a_refusal_says_whether_the_origin_is_missing_null_or_another():
+    reasons = []
+    for origin in (None, "null", "https://secret.example"):
+        with pytest.raises(HandshakeError) as caught:
+            Handshake.check_origin(headers_of({"Origin": origin}), ["https://a"])
+        reasons.append(caught.value.reason)
+    assert "missing" in reasons[0]
+    assert "null" in reasons[1]
+    assert len(set(reasons)) == 3
+    assert all("origin" in reason and "secret" not in reason for reason in reasons)
 
 
 def test_two_origins_are_refused_even_if_both_are_allowed():

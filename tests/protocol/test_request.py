@@ -115,7 +115,6 @@ def test_any_method_that_is_a_token_is_parsed(method):
         (b"G(T / HTTP/1.1", 400),
         (b"G\xc9T / HTTP/1.1", 400),
         (b"M" * 33 + b" / HTTP/1.1", 501),
-        (b"GET http://a/ HTTP/1.1", 400),
         (b"GET a:80 HTTP/1.1", 400),
         (b"GET * HTTP/1.1", 400),
         (b"GET /a#b HTTP/1.1", 400),
@@ -138,6 +137,61 @@ def test_any_method_that_is_a_token_is_parsed(method):
 )
 def test_a_request_line_that_is_wrong_has_its_status(line, status):
     assert status_of(head_of(line=line)) == status
+
+
+@pytest.mark.parametrize(
+    ("target", "host", "kept"),
+    [
+        (b"http://example.com/a%20b?c=d", b"example.com", "/a%20b?c=d"),
+        (b"HTTP://EXAMPLE.com/A", b"example.COM", "/A"),
+        (b"ws://example.com/a", b"example.com", "/a"),
+        (b"wss://example.com:443/a", b"example.com", "/a"),
+        (b"https://example.com/a", b"example.com:443", "/a"),
+        (b"http://example.com:80/a", b"example.com:80", "/a"),
+        (b"http://example.com:/a", b"example.com", "/a"),
+        (b"http://example.com:8080/a", b"example.com:8080", "/a"),
+        (b"http://[::1]:8080/a", b"[::1]:8080", "/a"),
+        (b"http://[2001:DB8::1]/a", b"[2001:db8::1]:80", "/a"),
+        (b"http://example.com", b"example.com", "/"),
+        (b"http://example.com?c=d", b"example.com", "/?c=d"),
+        (b"http://example.com?c=/d", b"example.com", "/?c=/d"),
+        (b"http://example.com//a", b"example.com", "//a"),
+        (b"http://example.com/a://b", b"example.com", "/a://b"),
+    ],
+)
+def test_a_target_in_absolute_form_is_the_path_and_query_of_its_host(target, host, kept):
+    request = parse_request_head(head_of(host=b"Host: " + host, line=b"GET " + target + b" HTTP/1.1"))
+    assert request.target == kept
+    assert request.path == kept.partition("?")[0].replace("%20", " ")
+    assert request.headers["host"] == host.decode()
+
+
+@pytest.mark.parametrize(
+    ("target", "host"),
+    [
+        (b"http://example.com/", b"other.example"),
+        (b"http://example.com/", b"example.com.evil.example"),
+        (b"http://example.com/", b"example.com:8080"),
+        (b"http://example.com/", b"example.com:443"),
+        (b"https://example.com/", b"example.com:80"),
+        (b"http://example.com:8080/", b"example.com"),
+        (b"http://user@example.com/", b"example.com"),
+        (b"http://user@example.com/", b"user@example.com"),
+        (b"http://example.com\\/", b"example.com"),
+        (b"http:///a", b"example.com"),
+        (b"http://", b"example.com"),
+        (b"http:/a", b"example.com"),
+        (b"http:example.com/", b"example.com"),
+        (b"ftp://example.com/", b"example.com"),
+        (b"://example.com/", b"example.com"),
+        (b"example.com/", b"example.com"),
+        (b"http://example.com/#a", b"example.com"),
+        (b"http://example.com/\xe9", b"example.com"),
+        (b"http://[::1]/", b"[::2]"),
+    ],
+)
+def test_a_target_in_absolute_form_of_another_host_is_refused(target, host):
+    assert status_of(head_of(host=b"Host: " + host, line=b"GET " + target + b" HTTP/1.1")) == 400
 
 
 @pytest.mark.parametrize("version", ["1.0", "1.2", "1.9"])

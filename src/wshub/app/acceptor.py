@@ -7,7 +7,6 @@ transport, a task or a scope ever made for it; else the socket goes to uvicorn's
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import socket
 import time
@@ -16,15 +15,15 @@ from typing import Any
 from urllib.parse import quote
 
 from uvicorn.config import Config
-from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from uvicorn.protocols.utils import get_client_addr
 from uvicorn.server import ServerState
 
 from wshub.app.first_requests import FirstRequests
 from wshub.app.hubs import Hubs
 from wshub.app.native_routes import NativeRoute, find_native_route
+from wshub.app.proxies import application_of, client_of, trusted_hosts_of
 from wshub.errors import HandshakeError
-from wshub.hub.admission import is_address
+from wshub.hub.admission import UNKNOWN_ADDRESS
 from wshub.hub.binding import bind_for_request
 from wshub.hub.hub import Hub
 from wshub.hub.listening import UnixAddress
@@ -35,7 +34,7 @@ from wshub.links.reactor import Reactor
 from wshub.protocol.handshake import Handshake
 from wshub.protocol.request import RequestHead, parse_request_head
 
-__all__ = ["Acceptor", "application_of"]
+__all__ = ["Acceptor"]
 
 logger = logging.getLogger("uvicorn.error")
 
@@ -61,11 +60,7 @@ class Acceptor:
         self._encoded_headers = b""
         self._first_requests = first_requests
         self._app = application_of(config)
-        self._proxies = (
-            ProxyHeadersMiddleware(_note_client, trusted_hosts=config.forwarded_allow_ips)
-            if config.proxy_headers
-            else None
-        )
+        self._trusted = trusted_hosts_of(config)
         self._loop = asyncio.get_running_loop()
         self._ledger = Ledger()
         # A connection need not move to be the hub's; where there are several hubs, it does for all but one.
@@ -134,6 +129,8 @@ class Acceptor:
         client = self._client_of(first, request)
         if hub._wants_address:
             request.remote_address = client or first.peer
+        if client is UNKNOWN_ADDRESS:
+            client = None
         try:
             key = hub._check_request(request)
             connection, response = hub._accept_request(
@@ -194,17 +191,10 @@ class Acceptor:
 
     def _client_of(self, first: FirstRequest, request: RequestHead) -> tuple[str, int] | None:
         """The client that a proxy tells of, if uvicorn trusts the proxy; else None."""
-        if self._proxies is None or not request.headers.get_all_raw(b"x-forwarded-for"):
+        # Without the field the peer's address need not be made.
+        if not request.headers.get_all_raw(b"x-forwarded-for"):
             return None
-        peer = first.peer
-        scope: Any = {"type": "websocket", "client": peer and peer[:2], "headers": request.headers.raw}
-        call = self._proxies(scope, None, None)  # type: ignore[arg-type]
-        # It ends without having waited for anything: all that it calls is the function below.
-        with contextlib.suppress(StopIteration):
-            call.send(None)
-        client = scope["client"]
-        # Whoever the proxy lets write there may have written anything.
-        return client if client and is_address(client[0]) and (not peer or client != peer[:2]) else None
+        return client_of(self._trusted, first.peer, request.headers)
 
     def _encode_default_headers(self) -> bytes:
         """The fields that uvicorn adds to every response: a new list once a second."""
@@ -223,16 +213,6 @@ class Acceptor:
         if logger.isEnabledFor(logging.INFO):
             # Without the query, which may have a token.
             peer = client or first.peer
-            scope: Any = {"client": peer and peer[:2]}
+            scope: Any = {"client": peer}
             address = get_client_addr(scope)
             logger.info('%s - "WebSocket %s" %s', address, quote(request.path), outcome)
-
-
-def application_of(config: Config) -> Any:
-    """The application of a loaded configuration, without what uvicorn has put around it to trust proxies."""
-    app: Any = config.loaded_app
-    return app.app if config.proxy_headers and type(app) is ProxyHeadersMiddleware else app
-
-
-async def _note_client(scope: Any, receive: Any, send: Any) -> None:
-    """An application that leaves to its middleware what to do."""

@@ -98,8 +98,8 @@ class _Served:
     """A server of uvicorn's that has wshub's protocol class."""
 
     def __init__(self, config: Config, state: ServerState, protocol_factory: Callable[[], Any]) -> None:
-        from wshub.app.acceptor import application_of
         from wshub.app.native_routes import native_hubs
+        from wshub.app.proxies import application_of
 
         self._config = config
         self._state = state

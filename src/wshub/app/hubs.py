@@ -26,6 +26,8 @@ class Hubs:
         self._connections: set[Any] = connections
         self._hubs: set[Hub] = set()
         self._task: asyncio.Task[None] | None = None
+        self._late: set[asyncio.Task[None]] = set()
+        self._guard = asyncio.get_running_loop().create_task(self._close_when_cancelled())
         self._default: Hub | None = None
         connections.add(self)
 
@@ -37,8 +39,12 @@ class Hubs:
         return _of_servers[state]
 
     def add(self, hub: Hub) -> None:
-        """Close that hub at shutdown."""
+        """Close that hub at shutdown, or now if that has begun: an application may accept a request that late."""
         self._hubs.add(hub)
+        if self._task is not None:
+            closing = asyncio.get_running_loop().create_task(hub.close())
+            self._late.add(closing)
+            closing.add_done_callback(self._late.discard)
 
     def default(self, config: Config) -> Hub:
         """The hub of applications that know of none, with the settings that uvicorn was given.
@@ -74,6 +80,18 @@ class Hubs:
             await asyncio.gather(*(hub.close() for hub in self._hubs))
         finally:
             self._connections.discard(self)
+            self._guard.cancel()
+
+    async def _close_when_cancelled(self) -> None:
+        """Close the hubs also where no ``shutdown()`` comes.
+
+        After a SystemExit out of a handler, the program only cancels its tasks and waits for them.
+        """
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            if self._task is None:
+                await self._close()
 
 
 _of_servers: WeakKeyDictionary[ServerState, Hubs] = WeakKeyDictionary()

@@ -28,6 +28,8 @@ from uvicorn.server import ServerState
 
 from wshub.app.first_requests import protocol_of
 from wshub.app.hubs import Hubs
+from wshub.app.proxies import application_of, client_of, scheme_of, trusted_hosts_of
+from wshub.app.upgrades import recognise_lists_of_upgrades
 from wshub.errors import ConnectionClosed, HandshakeError
 from wshub.hub.admission import is_address
 from wshub.hub.asgi import ENDS_WITH_APPLICATION, TAKEOVER
@@ -185,15 +187,16 @@ class WebSocketProtocol(asyncio.Protocol):
             self._end()
             return
         self._peer = peer = get_remote_addr(self._transport)
+        trusted = trusted_hosts_of(self._config)
         raw_path = request.raw_path
         root_path = self._config.root_path
         self._scope = {
             "type": "websocket",
             "asgi": {"version": self._config.asgi_version, "spec_version": "2.4"},
             "http_version": request.http_version,
-            "scheme": "wss" if is_ssl(self._transport) else "ws",
+            "scheme": scheme_of(trusted, peer, request.headers) or ("wss" if is_ssl(self._transport) else "ws"),
             "server": get_local_addr(self._transport),
-            "client": peer,
+            "client": client_of(trusted, peer, request.headers) or peer,
             "root_path": root_path,
             "path": root_path + unquote(raw_path.decode("ascii")),
             "raw_path": root_path.encode("ascii") + raw_path,
@@ -209,7 +212,7 @@ class WebSocketProtocol(asyncio.Protocol):
 
     async def _run(self) -> None:
         """Run the application, and end what it leaves open."""
-        app: Callable[..., Awaitable[None]] = self._config.loaded_app
+        app: Callable[..., Awaitable[None]] = application_of(self._config)
         try:
             await app(self._scope, self._receive, self._send)
         except ClientDisconnected:
@@ -317,7 +320,7 @@ class WebSocketProtocol(asyncio.Protocol):
         connection.subprotocol = message.get("subprotocol")
         client = self._client()
         if client and client != self._peer:
-            connection.forwarded_address = tuple(client)
+            connection.forwarded_address = tuple(client[:2])
         headers = [*self._state.default_headers, *message.get("headers", ())]
         response = hub._create_response(connection, self._key, headers)
         hubs.add(hub)
@@ -429,6 +432,9 @@ class WebSocketProtocol(asyncio.Protocol):
         scope: Any = {"client": self._client()}
         address = get_client_addr(scope)
         logger.info('%s - "WebSocket %s" %s', address, quote(self._scope["path"]), outcome)
+
+
+recognise_lists_of_upgrades(WebSocketProtocol)
 
 
 def _http_version(former: Any, request: RequestHead) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Callable, Collection
+from types import MappingProxyType
 from typing import Any
 
 try:
@@ -15,6 +16,7 @@ except ImportError as error:
     raise ImportError("wshub.graphql needs graphql-core: pip install wshub[graphql]") from error
 
 from wshub.errors import ConfigurationError
+from wshub.graphql.messages import GraphQLCloseCode
 from wshub.graphql.session import Session
 from wshub.hub.connection import Connection
 from wshub.hub.handler import EventHandler
@@ -32,17 +34,22 @@ class GraphQLHandler(EventHandler):
         handler = GraphQLHandler(schema)
         app.mount("/graphql", hub.asgi(handler, subprotocols=[SUBPROTOCOL]))
 
-    A subscription is not asked for its next value while its client has more than 64 KiB to read.
+    A subscription is not asked for its next value while its client has more than 64 KiB to read. An operation that
+    fails gets an ``error``, and the others go on. Where the hub closes with 1008, 1009 or 1011, for rates, sizes and
+    exceptions, clients get 4499: the npm package ``graphql-ws`` would not connect again after the others.
 
     Args:
         schema: of graphql-core.
-        context: a function or coroutine function of the connection and of the payload of its ``connection_init``, whose
-            result is the context value of every operation; by default it is a dictionary of both, ``connection`` and
-            ``payload``.
+        context: a function or coroutine function of the connection and of the payload of its ``connection_init``. What
+            it returns is the context value of an operation. If it has a parameter ``extensions``, that is what the
+            client sent as the operation's extensions, a dictionary or ``None``. By default the context value is a
+            dictionary of the three: ``connection``, ``payload`` and ``extensions``.
         root_value: the root value of every operation.
         on_connect: a function or coroutine function of the same, called when a client introduces itself. What it
-            returns is the payload of the answer, if it is a dictionary; ``False`` closes the connection with 4403.
-        connection_init_timeout: seconds that a client has to introduce itself, before it is closed with 4408.
+            returns is the payload of the answer, if it is a dictionary; ``False`` closes the connection with 4403. If
+            it raises, the connection is closed with 4499.
+        connection_init_timeout: seconds that a client has to send its ``connection_init``, before it is closed with
+            4408. What ``on_connect`` takes does not count.
         max_operations: of one connection at one time; an operation beyond them is answered with an error.
         rules: of graphql-core, to validate operations with, in place of its own.
 
@@ -50,11 +57,13 @@ class GraphQLHandler(EventHandler):
         ConfigurationError: a value that cannot be.
     """
 
+    close_codes = MappingProxyType(dict.fromkeys((1008, 1009, 1011), int(GraphQLCloseCode.TERMINATED)))
+
     def __init__(
         self,
         schema: GraphQLSchema,
         *,
-        context: Callable[[Connection, dict[str, Any] | None], Any] | None = None,
+        context: Callable[..., Any] | None = None,
         root_value: Any = None,
         on_connect: Callable[[Connection, dict[str, Any] | None], Any] | None = None,
         connection_init_timeout: float = 3.0,
@@ -71,14 +80,21 @@ class GraphQLHandler(EventHandler):
         self.connection_init_timeout = connection_init_timeout
         self.max_operations = max_operations
         self.rules = rules
+        self.tasks: set[asyncio.Task[None]] = set()
+        """The operations under way, of all clients."""
         self._context = context
+        self._context_has_extensions = context is not None and _has_parameter(context, "extensions")
         self._on_connect = on_connect
         self._sessions: dict[Connection, Session] = {}
 
-    async def create_context(self, connection: Connection, payload: dict[str, Any] | None) -> Any:
-        """The context value of an operation."""
+    async def create_context(
+        self, connection: Connection, payload: dict[str, Any] | None, extensions: dict[str, Any] | None
+    ) -> Any:
+        """The context value of an operation that has these extensions."""
         if self._context is None:
-            return {"connection": connection, "payload": payload}
+            return {"connection": connection, "payload": payload, "extensions": extensions}
+        if self._context_has_extensions:
+            return await _result_of(self._context(connection, payload, extensions=extensions))
         return await _result_of(self._context(connection, payload))
 
     async def connect(self, connection: Connection, payload: dict[str, Any] | None) -> dict[str, Any] | bool | None:
@@ -99,6 +115,14 @@ class GraphQLHandler(EventHandler):
     def on_close(self, connection: Connection, code: int, reason: str) -> None:
         """End everything that was done for the client."""
         self._sessions.pop(connection).end()
+
+
+def _has_parameter(function: Callable[..., Any], name: str) -> bool:
+    try:
+        return name in inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        # Something built in, which does not tell.
+        return False
 
 
 async def _result_of(value: Any) -> Any:

@@ -21,7 +21,11 @@ __all__ = [
 
 
 class GraphQLCloseCode(IntEnum):
-    """Why the server has closed a connection."""
+    """Why the server has closed a connection.
+
+    The npm package ``graphql-ws`` connects again after ``FORBIDDEN``, ``CONNECTION_INITIALISATION_TIMEOUT`` and
+    ``TERMINATED``, and never after any other of these.
+    """
 
     BAD_REQUEST = 4400
     UNAUTHORIZED = 4401
@@ -30,6 +34,7 @@ class GraphQLCloseCode(IntEnum):
     CONNECTION_INITIALISATION_TIMEOUT = 4408
     SUBSCRIBER_ALREADY_EXISTS = 4409
     TOO_MANY_INITIALISATION_REQUESTS = 4429
+    TERMINATED = 4499
     INTERNAL_SERVER_ERROR = 4500
 
 
@@ -44,6 +49,7 @@ class SubscribePayload:
     query: str
     operation_name: str | None
     variables: dict[str, Any] | None
+    extensions: dict[str, Any] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,23 +63,17 @@ class ClientMessage:
 
 def parse_message(text: str) -> ClientMessage:
     """Return the message that ``text`` is. Raises ``InvalidClientMessage`` if it is none that a client sends."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        raise InvalidClientMessage("the message is not JSON") from None
+    value = _parse_json(text)
     if not isinstance(value, dict):
         raise InvalidClientMessage("the message is not an object")
     kind = value.get("type")
-    payload = value.get("payload")
-    if payload is not None and not isinstance(payload, dict):
-        raise InvalidClientMessage("the payload is not an object")
     if kind in ("connection_init", "ping", "pong"):
-        return ClientMessage(kind, "", payload)
+        return ClientMessage(kind, "", _payload_of(value))
     if kind in ("subscribe", "complete"):
         operation = value.get("id")
         if not isinstance(operation, str) or not operation:
             raise InvalidClientMessage("the message has no id")
-        return ClientMessage(kind, operation, payload)
+        return ClientMessage(kind, operation, _payload_of(value) if kind == "subscribe" else None)
     raise InvalidClientMessage("the type of the message is unknown")
 
 
@@ -83,8 +83,35 @@ def parse_subscribe(message: ClientMessage) -> SubscribePayload:
     query = payload.get("query")
     name = payload.get("operationName")
     variables = payload.get("variables")
+    extensions = payload.get("extensions")
     if not isinstance(query, str):
         raise InvalidClientMessage("a subscribe has a query")
-    if not isinstance(name, str | None) or not isinstance(variables, dict | None):
-        raise InvalidClientMessage("the name or the variables of an operation are of another kind")
-    return SubscribePayload(query, name, variables)
+    if not isinstance(name, str | None):
+        raise InvalidClientMessage("the name of an operation is a string")
+    if not isinstance(variables, dict | None) or not isinstance(extensions, dict | None):
+        raise InvalidClientMessage("the variables and the extensions of an operation are objects")
+    return SubscribePayload(query, name, variables, extensions)
+
+
+def _parse_json(text: str) -> Any:
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant)
+        # Only an escape makes a lone surrogate, which nothing can be sent with.
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise InvalidClientMessage("a string has a lone surrogate") from None
+    except (ValueError, RecursionError):
+        raise InvalidClientMessage("the message is not JSON") from None
+    return value
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(name)
+
+
+def _payload_of(value: dict[str, Any]) -> dict[str, Any] | None:
+    payload = value.get("payload")
+    if payload is not None and not isinstance(payload, dict):
+        raise InvalidClientMessage("the payload is not an object")
+    return payload

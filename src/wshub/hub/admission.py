@@ -13,7 +13,7 @@ from wshub.hub.config import HubConfig
 from wshub.protocol.handshake import Handshake
 from wshub.protocol.headers import Headers, split_list
 
-__all__ = ["UNKNOWN_ADDRESS", "Admission", "client_address", "is_address"]
+__all__ = ["UNKNOWN_ADDRESS", "Admission", "client_address", "forwarded_address", "is_address"]
 
 logger = logging.getLogger("wshub.server")
 
@@ -52,7 +52,7 @@ class Admission:
         """
         config = self._config
         if config.allowed_origins:
-            Handshake.check_origin(headers, config.allowed_origins)
+            self._check_origin(headers)
         elif not self._warned:
             self._warn_of_origins(headers)
         self.check_room(address, connections)
@@ -95,6 +95,14 @@ class Admission:
         """Forget what has no bearing on the future."""
         self._each.forget(self._clock())
 
+    def _check_origin(self, headers: Headers) -> None:
+        config = self._config
+        try:
+            Handshake.check_origin(headers, config.allowed_origins, allow_missing=config.allow_missing_origin)
+        except HandshakeError as error:
+            logger.debug("a handshake is refused with %d: %s", error.status, error.reason)
+            raise
+
     def _warn_of_origins(self, headers: Headers) -> None:
         """Say once, at the first sign of it, that pages of anybody can use the sessions of this server's users."""
         if not headers.get_all_raw(b"cookie"):
@@ -133,7 +141,7 @@ class Rate:
 
 
 def address_key(address: object) -> str | None:
-    """What connections of one client have in common, of an address as ``socket.getpeername()`` has it."""
+    """The key under which the connections of one client are counted, for a pair of host and port."""
     if not isinstance(address, tuple) or not address or not isinstance(address[0], str):
         return None
     host: str = address[0]
@@ -162,24 +170,35 @@ def parse_address(host: str) -> Address | None:
 
 
 def client_address(peer: Any, headers: Headers, trusted: Sequence[Network]) -> tuple[str, int] | None:
-    """The client that trusted proxies tell of in ``X-Forwarded-For``, with 0 for its port; ``None`` if it is the peer.
-
-    Each proxy appends whom it was connected by, so the last address that is not a trusted proxy's is the client's. What
-    stands before it anybody could have written.
-    """
+    """The client's address as ``forwarded_address`` finds it; ``None`` if the peer is not trusted."""
     if not trusted:
         return None
-    values = headers.get_all_raw(b"x-forwarded-for")
     host = peer[0] if isinstance(peer, tuple) else None
     # A peer without an address has come over a Unix socket: who may connect to that is for the file system to say.
-    if not values or (host is not None and not _is_in(host, trusted)):
+    if host is not None and not _is_in(host, trusted):
         return None
-    client = ""
-    for element in reversed(split_list(values)):
-        client = _without_port(element.decode("latin-1"))
-        if not _is_in(client, trusted):
-            break
-    return (client, 0) if is_address(client) else None
+    return forwarded_address(peer, headers, lambda proxy: _is_in(proxy, trusted))
+
+
+def forwarded_address(
+    peer: tuple[Any, ...] | None, headers: Headers, is_trusted: Callable[[str], bool]
+) -> tuple[str, int] | None:
+    """The client's address that a trusted peer sends in ``X-Forwarded-For``, with 0 for the port.
+
+    Each proxy appends the address that it was connected from. So the last entry that is not a trusted proxy's is the
+    client's, and the client itself may have written the entries before it. If there is none, or it is not an address,
+    the last entry counts: it is what the peer saw. If that is not an address either, the result is ``None``, or
+    ``UNKNOWN_ADDRESS`` for a peer without an address.
+    """
+    values = headers.get_all_raw(b"x-forwarded-for")
+    hosts = [_without_port(element.decode("latin-1")) for element in split_list(values)] if values else []
+    if not hosts:
+        return None
+    client = next((host for host in reversed(hosts) if not is_trusted(host)), None)
+    for host in (client, hosts[-1]):
+        if host is not None and is_address(host):
+            return host, 0
+    return UNKNOWN_ADDRESS if peer is None else None
 
 
 def _without_port(element: str) -> str:

@@ -193,7 +193,7 @@ def _address_of(scope: Mapping[str, Any]) -> tuple[Any, ...] | None:
     if client and not is_address(client[0]):
         # Where the server does not tell of its peer, all of these have the limits of one address.
         client = (_takeover_of(scope) or {}).get("peer") or UNKNOWN_ADDRESS
-    return tuple(client) if client else None
+    return tuple(client[:2]) if client else None
 
 
 def _register(

@@ -48,6 +48,7 @@ cdef class HandlerTable:
 
     cdef readonly object handler
     cdef object on_open, on_message, on_close, on_error, on_ping, on_pong, on_drain
+    cdef dict close_codes  # the code that is sent for one that the hub would close with; None if all are the same
     cdef bint receives  # messages wait for receive() from the start
     cdef bint endpoint  # on_open is the whole life of the connection: it receives, and its end closes
 
@@ -75,7 +76,6 @@ cdef class HubBase:
     cdef dict closes             # close code: how many
     cdef bytes farewell          # payload of the close frame that everybody has been sent, once that is so; or None
     cdef bint closed             # no connection may open any more
-    cdef object spare            # a SpareTask, or None
     cdef set handler_tasks       # of handlers that are suspended
     cdef uint64_t max_message_size
     cdef size_t max_send_buffer

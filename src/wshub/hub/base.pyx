@@ -7,7 +7,10 @@ from libc.stdint cimport SIZE_MAX, uint8_t, uint64_t
 from wshub.hub.shared_window cimport SharedWindow
 from wshub.protocol.frame_buffer cimport tally_new, tally_release
 
+from collections.abc import Mapping
+
 from wshub.errors import MisuseError
+from wshub.protocol.close_code import is_valid_on_wire
 
 cdef dict POLICIES = {
     "close": CLOSE_CONNECTION,
@@ -41,6 +44,16 @@ cdef int check_key(object key) except -1:
     return 0
 
 
+cdef dict check_close_codes(object codes):
+    """A copy of an EventHandler's close_codes, or None if there are none. Raises MisuseError for what cannot be."""
+    if not isinstance(codes, Mapping):
+        raise MisuseError(f"close_codes must be a mapping of close codes, not {codes!r}")
+    for code in (*codes, *codes.values()):
+        if not isinstance(code, int) or not is_valid_on_wire(code):
+            raise MisuseError(f"close_codes: {code!r} cannot be sent: use 1000-1003, 1007-1014 or one of 3000-4999")
+    return {int(code): int(other) for code, other in codes.items()} or None
+
+
 cdef class HandlerTable:
     def __init__(self, handler, endpoint=False, receives=False):
         self.receives = endpoint or receives
@@ -53,6 +66,7 @@ cdef class HandlerTable:
         self.on_pong = handler.on_pong
         self.on_drain = handler.on_drain
         self.endpoint = endpoint
+        self.close_codes = check_close_codes(handler.close_codes)
 
 
 cdef class Room:

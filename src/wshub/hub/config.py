@@ -76,9 +76,15 @@ class HubConfig:
     both."""
 
     allowed_origins: tuple[str, ...] = ()
-    """The origins whose pages may connect, such as ``https://example.com``; any other request gets 403. The host may
-    be ``*.example.com``, for every host below that one. ``("*",)`` says that pages of anybody may. Empty does too, and
-    says so in the log when a page of another origin comes with a cookie: set it wherever cookies authenticate."""
+    """The origins whose pages may connect, such as ``https://example.com``; any other origin gets 403, as does
+    ``null``. The host may be ``*.example.com``, for every host below that one. ``("*",)`` says that pages of anybody
+    may. Empty does too, and says so in the log when a page of another origin comes with a cookie: set it wherever
+    cookies authenticate."""
+
+    allow_missing_origin: bool = False
+    """Whether a request without an ``Origin`` is accepted although ``allowed_origins`` is set; otherwise it gets 403.
+    Browsers always send one. Set it if programs connect too. It is off, since a proxy that removes the field would
+    switch the check of origins off for pages as well."""
 
     max_connections_per_address: int = 0
     """Connections at one time from one IP address, or from 64 bits of an IPv6 address; one more is answered with 429.
@@ -152,6 +158,7 @@ class HubConfig:
             check_integer(name, getattr(self, name), smallest, largest)
         check_bool("enable_compression", self.enable_compression)
         check_bool("use_reactor", self.use_reactor)
+        check_bool("allow_missing_origin", self.allow_missing_origin)
         _check_slow_consumer(self.slow_consumer)
         if not isinstance(self.rates, RateLimits):
             raise ConfigurationError(f"rates must be a RateLimits, not {self.rates!r}")

@@ -84,9 +84,10 @@ cdef class Connection(ConnectionCore):
 
     @property
     def remote_address(self):
-        """The peer's address as ``socket.getpeername()`` has it, or None where it has none (a Unix socket).
+        """The client's address as a pair of host and port, or None where it has none (a Unix socket).
 
-        Behind a proxy that uvicorn trusts it is the address of the proxy's client, with 0 for its port.
+        It is a pair for IPv6 too; a link-local address has no zone. Behind a trusted proxy it is the address that the
+        proxy saw, with 0 for the port.
         """
         if self.forwarded_address is not None:
             return self.forwarded_address

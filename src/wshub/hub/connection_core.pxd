@@ -119,6 +119,7 @@ cdef class ConnectionCore(Receiver):
     cdef void handle_control(self, Event event)
     cdef void handle_close(self)
     cdef void fail(self, uint16_t code, str reason) noexcept
+    cdef uint16_t code_to_send(self, uint16_t code) noexcept
     cdef void begin_closing(self, bytes payload) noexcept
     cdef void queue_pong(self, FrameBuffer *pong) noexcept
     cdef void wake_drainers(self, bint all_left) noexcept
@@ -130,12 +131,13 @@ cdef class ConnectionCore(Receiver):
     cdef void process_unread(self) noexcept
     cdef void wake_receiver(self) noexcept
     cdef object call(self, object handler, tuple arguments, uint8_t block)
-    cdef object run(self, object coroutine, uint8_t block)
+    cdef object run(self, object awaitable, uint8_t block)
     cdef void handler_failed(self, object error, uint8_t block) noexcept
     cdef object call_on_drain(self)
     cdef object call_on_close(self)
     cdef object end_endpoint(self)
     cdef object abandon(self)
+    cdef void forsake(self) noexcept
     cdef object closed_error(self)
     cdef object check_open(self)
     cdef bint is_foreign(self) noexcept

@@ -72,16 +72,13 @@ from wshub.protocol.parser cimport (
 
 import asyncio
 import logging
-from asyncio.tasks import _enter_task as enter_task
-from asyncio.tasks import _leave_task as leave_task
 from collections import deque
-from collections.abc import Awaitable
 from contextvars import copy_context
 from functools import partial
-from inspect import iscoroutine
+from inspect import isawaitable, iscoroutine
 
 from wshub.errors import ConnectionClosed, ConnectionLost, MisuseError
-from wshub.hub.handler_task import SpareTask
+from wshub.hub.handler_task import start_handler_task
 from wshub.protocol.close_code import encode_close_payload
 
 cdef extern from "Python.h":
@@ -231,6 +228,18 @@ cdef class ConnectionCore(Receiver):
             self.status = IS_CLOSED
             self.code = 1006
             self.hub.forget(self.key, self.address_key)
+
+    cdef void forsake(self) noexcept:
+        """The hub or its loop has gone: the connection is closed, and no handler can be called any more."""
+        if self.hub.loop.is_closed():
+            self.opened = False
+            self.waiter = None
+            self.waiters = None
+            self.drain_waiters = None
+        if self.status == IS_CONNECTING:
+            self.abandon()
+        else:
+            self.connection_lost(0)
 
     cdef object end_endpoint(self):
         """Closes the connection if the coroutine that is its whole life has returned."""
@@ -777,6 +786,7 @@ cdef class ConnectionCore(Receiver):
 
     cdef void fail(self, uint16_t code, str reason) noexcept:
         """Fails the connection (RFC 6455 section 7.1.7): a close frame, then nothing more in either direction."""
+        code = self.code_to_send(code)
         self.input_ended = True
         if not self.code:
             self.code = code
@@ -789,6 +799,15 @@ cdef class ConnectionCore(Receiver):
             self.begin_closing(payload)
         self.wake_receiver()
         self.link.abort(True)
+
+    cdef uint16_t code_to_send(self, uint16_t code) noexcept:
+        """The code with which the hub closes for a reason that has that code, as its handler says."""
+        if self.handlers.close_codes is None:
+            return code
+        try:
+            return self.handlers.close_codes.get(code, code)
+        except MemoryError:
+            return code
 
     cdef void begin_closing(self, bytes payload) noexcept:
         """Leaves all rooms and queues a close frame, unless the payload is None; nothing can be sent after it."""
@@ -862,36 +881,40 @@ cdef class ConnectionCore(Receiver):
         except BaseException as error:
             self.handler_failed(error, block)
 
-    cdef object run(self, object coroutine, uint8_t block):
-        """Makes the first step of what a handler returned; if it suspends, a task goes on with it."""
-        if not iscoroutine(coroutine):
-            if not isinstance(coroutine, Awaitable):
+    cdef object run(self, object awaitable, uint8_t block):
+        """Runs what a coroutine handler returned in a task of its own, which starts at once.
+
+        While the task is suspended, the block is set.
+        """
+        if not iscoroutine(awaitable):
+            if not isawaitable(awaitable):
                 return
-            coroutine = await_it(coroutine)
-        if self.hub.spare is None:
-            self.hub.spare = SpareTask(self.hub.loop)
-        spare = self.hub.spare
-        enter_task(self.hub.loop, spare.task)
+            awaitable = await_it(awaitable)
+        # The task enters the context itself, which cannot be entered twice.
+        PyContext_Exit(self.context)
         try:
-            awaited = coroutine.send(None)
-        except StopIteration:
-            return
+            task = start_handler_task(self.hub.loop, awaitable, self.context)
         finally:
-            leave_task(self.hub.loop, spare.task)
-        self.hub.spare = None
-        # The hand-over comes last: what could not be waited for must not run.
-        self.hub.handler_tasks.add(spare.task)
-        spare.task.add_done_callback(partial(self._handler_done, block))
-        spare.hand_over(coroutine, awaited, self.context)
-        self.blocks |= block
+            PyContext_Enter(self.context)
+        if not task.done():
+            self.blocks |= block
+            self.hub.handler_tasks.add(task)
+            task.add_done_callback(partial(self._handler_done, block))
+            return
+        error = error_of(task)
+        if error is not None:
+            self.handler_failed(error, block)
 
     def _handler_done(self, uint8_t block, task):
         self.hub.handler_tasks.discard(task)
         self.blocks &= ~block
-        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        error = error_of(task)
         PyContext_Enter(self.context)
         try:
-            if error is not None:
+            if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                # The task has raised it out of the loop already.
+                self.retire("")
+            elif error is not None:
                 self.handler_failed(error, block)
             self.tells_of_error &= self.blocks
             if self.handlers.endpoint:
@@ -907,7 +930,7 @@ cdef class ConnectionCore(Receiver):
     cdef void handler_failed(self, object error, uint8_t block) noexcept:
         """A handler has raised. The application is told, in its place, and the connection is closed with 1011."""
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
-            self.hub.loop.call_soon(raise_it, error)
+            self.hub.loop.call_soon(self.hub._exit, error)
             return
         if self.status >= IS_CLOSING and isinstance(error, (ConnectionClosed, asyncio.CancelledError)):
             # The handler noticed the end of its connection in the middle of its work.
@@ -916,10 +939,14 @@ cdef class ConnectionCore(Receiver):
             self.tells_of_error &= ~block
             logger.error("on_error of %r has failed itself", self, exc_info=error)
             return
-        logger.error("a handler of %r has failed", self, exc_info=error)
+        if isinstance(error, asyncio.CancelledError):
+            # Somebody meant it, and knows where.
+            logger.warning("a handler of %r was cancelled: the connection is closed with 1011", self)
+        else:
+            logger.error("a handler of %r has failed", self, exc_info=error)
         if self.status == IS_OPEN:
-            self.code = 1011
-            self.begin_closing(encode_close_payload(1011, "internal error"))
+            self.code = self.code_to_send(1011)
+            self.begin_closing(encode_close_payload(self.code, "internal error"))
         if self.handlers.on_error is not None:
             self.tells_of_error |= block
             self.call(self.handlers.on_error, (self, error), block)
@@ -948,10 +975,14 @@ cdef class ConnectionCore(Receiver):
             self.call(self.handlers.on_close, (self, self.code, self.reason), HANDLER_RUNS)
 
 
+cdef object error_of(object task):
+    """The exception that ended a task, asyncio.CancelledError included, or None. The task must be done."""
+    try:
+        return task.exception()
+    except asyncio.CancelledError as cancelled:
+        return cancelled
+
+
 async def await_it(awaitable):
     """A coroutine that awaits any awaitable."""
     return await awaitable
-
-
-def raise_it(error):
-    raise error

@@ -16,6 +16,7 @@ cdef class HubCore(HubBase):
     cdef object emptied      # Future that is done when no connection is left, or None
 
     cdef object set_rates(self, object config)
+    cdef object begin_anew(self)
     cdef Connection named_by(self, object exclude)
     cdef int fan_out(
         self, dict members, FrameBuffer *frame, Connection excluded, const Delivery *delivery, SharedWindow window,

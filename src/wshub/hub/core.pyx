@@ -137,21 +137,10 @@ cdef class HubCore(HubBase):
             raise MisuseError(f"a hub is made with a HubConfig, not {config!r}")
         self.config = config
         self.clock = clock
-        self.ledger = Ledger()
-        self.connections = {}
-        self.room_table = {}
-        self.closes = {}
-        self.refused = {}
-        self.handler_tasks = set()
-        self.keys = {}
         self.last_key = HUB_KEYS
         self.room_configs = {}
-        if config.compression is not None:
-            self.pool = DeflatePool(config.compression)
-            # An empty message has nothing to compress.
-            self.compression_threshold = max(config.compression.threshold, 1)
-        else:
-            self.compression_threshold = SIZE_MAX
+        # An empty message has nothing to compress.
+        self.compression_threshold = max(config.compression.threshold, 1) if config.compression is not None else SIZE_MAX
         self.max_message_size = config.max_message_size
         self.max_send_buffer = config.max_send_buffer
         self.max_fragments = config.max_fragments
@@ -164,9 +153,31 @@ cdef class HubCore(HubBase):
         self.ends_stalled = config.send_timeout_ms > 0
         self.idle_timeout = seconds_or_never(config.idle_timeout_ms)
         self.max_lifetime = seconds_or_never(config.max_lifetime_ms)
-        self.swept_at = clock()
-        self._admission = Admission(config, clock)
         self.counts_addresses = config.max_connections_per_address > 0
+        self.begin_anew()
+
+    cdef object begin_anew(self):
+        """Begins a life of the hub: without a loop, connections and counts. Settings and ids go on."""
+        self.loop = None
+        self.reactor = None
+        self.ledger = Ledger()
+        self.connections = {}
+        self.room_table = {}
+        self.closes = {}
+        self.refused = {}
+        self.handler_tasks = set()
+        self.keys = {}
+        self.key_length = 0
+        self.pool = DeflatePool(self.config.compression) if self.config.compression is not None else None
+        self._admission = Admission(self.config, self.clock)
+        self.swept_at = self.clock()
+        self.messages_received = 0
+        self.rates_exceeded = 0
+        self.had_no_room = False
+        self.fullness_told = False
+        self.farewell = None
+        self.emptied = None
+        self.closed = False
 
     cdef object set_rates(self, object config):
         """Takes the rates of a RateLimits: what may be done in a second, and saved up for it."""
@@ -187,21 +198,42 @@ cdef class HubCore(HubBase):
         if self.emptied is not None and not self.connections and not self.emptied.done():
             self.emptied.set_result(None)
 
+    @property
+    def _is_in_use(self):
+        """Whether the hub has an event loop, and neither of them has closed."""
+        return self.loop is not None and not self.closed and not self.loop.is_closed()
+
     def _now(self):
         """The time by the hub's clock, in seconds."""
         return self.clock()
 
     def _bind(self):
-        """Takes the running loop for the hub's; returns its reactor."""
+        """Takes the running loop for the hub's; returns its reactor.
+
+        A hub that has closed, or whose loop has closed, begins anew.
+        """
         loop = asyncio.get_running_loop()
+        if self.loop is not None and (self.closed or self.loop.is_closed()):
+            self._begin_anew()
         if self.loop is None:
             # First what may fail: a hub without a reactor belongs to no loop.
             self.reactor = create_reactor(loop, self.ledger, native=self.config.use_reactor)
             self.loop = loop
             self.thread_id = PyThread_get_thread_ident()
         elif self.loop is not loop:
-            raise MisuseError("a hub belongs to the event loop that it was first used in: make one for each loop")
+            raise MisuseError(
+                "the hub is in use on another event loop: call close() there first, or make a hub for each loop"
+            )
         return self.reactor
+
+    def _begin_anew(self):
+        """Ends what the last loop has left behind, and forgets all of it but the settings."""
+        cdef Connection connection
+        for connection in list(self.connections.values()):
+            connection.forsake()
+        if self.reactor is not None and self.loop.is_closed():
+            self.reactor.close()
+        self.begin_anew()
 
     def _reactor_for(self, ssl):
         """The hub's reactor; for an SSLContext a new one, which whoever listens with it closes."""
@@ -261,8 +293,8 @@ cdef class HubCore(HubBase):
         Without a response, somebody else has answered.
         """
         cdef FrameBuffer *frame
-        if self.closed:
-            # Since it was admitted.
+        if self.closed or self.connections.get(connection.key) is not connection:
+            # The hub has closed since it was admitted.
             connection.abandon()
             raise HandshakeError(503, "The server is shutting down.")
         link.ledger = self.ledger
@@ -390,7 +422,7 @@ cdef class HubCore(HubBase):
         cdef uint64_t number
         check_key(key)
         self.describe(&delivery, compress, slow_consumer, self.policy)
-        if self.loop is None:
+        if self.loop is None or self.closed:
             Message(message)
             return 0
         if PyThread_get_thread_ident() != self.thread_id:
@@ -507,9 +539,13 @@ cdef class HubCore(HubBase):
         for connection in list(self.connections.values()):
             connection.go_away(payload)
 
-    def _take_no_more(self):
-        """Lets no connection open any more, not even one that has been accepted."""
+    def _end(self):
+        """Ends what is left of all connections, and lets none open any more, not even one that has been accepted."""
         self.closed = True
+        self._abort_all()
+        if self.reactor is not None and not self.loop.is_closed():
+            # From within the loop, where handlers are called.
+            self.loop.call_soon(self.reactor.release)
 
     def _close_share(self, int steps, bytes payload):
         """Closes the oldest of the open connections: as many as leave equal shares for the steps that are left."""
@@ -533,25 +569,10 @@ cdef class HubCore(HubBase):
             self.emptied.set_result(None)
         return self.emptied
 
-    def _end_handlers(self):
-        """Cancels every handler that is still running. Returns their tasks."""
-        tasks = list(self.handler_tasks)
-        if self.spare is not None:
-            tasks.append(self.spare.task)
-            self.spare = None
-        for task in tasks:
-            task.cancel()
-        return tasks
-
-    def _close_reactor_soon(self):
-        """Closes the reactor from within the loop, where handlers are called, unless that has ended."""
-        if not self.loop.is_closed():
-            self.loop.call_soon(self._close_reactor)
-
-    def _close_reactor(self):
-        if self.reactor is not None:
-            self._abort_all()
-            self.reactor.release()
+    @property
+    def _handler_tasks(self):
+        """The tasks of the handlers that are suspended."""
+        return frozenset(self.handler_tasks)
 
     def _room_counts(self, name):
         """What became of the messages to a room, by name."""

@@ -1,80 +1,86 @@
-"""Coroutine handlers: the first step at once, a task only for those that suspend."""
+"""The tasks of coroutine handlers, which start eagerly.
+
+A coroutine handler runs in an asyncio task of its own, as if ``asyncio.eager_task_factory`` had made it. The first step
+runs before the hub goes on. A handler that does not suspend costs no iteration of the loop.
+
+Python 3.12 has such tasks. On Python 3.11 the loop's ``call_soon`` is replaced while the task is made. The task
+schedules its first step there, and the step runs in place.
+
+A task factory of the loop is respected. The tasks that it makes start when it says.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Generator
+import sys
+from collections.abc import Callable, Coroutine
 from contextvars import Context
 from typing import Any
 
-__all__ = ["SpareTask"]
+__all__ = ["start_handler_task"]
+
+NAME = "wshub handler"
 
 
-class SpareTask:
-    """A task that waits to be given a coroutine which has been started already and has suspended.
+def start_handler_task(
+    loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any], context: Context
+) -> asyncio.Task[Any]:
+    """Start a task for the coroutine; no other task may be running, and the context may not be entered.
 
-    The first step of a coroutine handler is made in place, with ``task`` as the current task, so that all that
-    asyncio offers works in it. Most handlers end with that step, and the task stays spare. One that suspends is
-    handed over with what it waits for, and goes on in ``task`` as if it had been started there.
+    The task is done when this returns if the coroutine has not suspended. The task keeps an exception of the coroutine;
+    ``KeyboardInterrupt`` and ``SystemExit`` are raised here as well.
     """
+    if loop.get_task_factory() is not None:
+        return loop.create_task(coroutine, name=NAME, context=context)
+    # The task is at hand also if its first step raises: then its exception counts as seen.
+    task: asyncio.Task[Any] = asyncio.Task.__new__(asyncio.Task)
+    try:
+        _start(task, loop, coroutine, context)
+    except (KeyboardInterrupt, SystemExit):
+        if task.done():
+            task.exception()
+        raise
+    return task
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._gate: asyncio.Future[None] = loop.create_future()
-        self._started: _Started | None = None
-        self.task: asyncio.Task[Any] = loop.create_task(self._run(), name="wshub handler")
 
-    def hand_over(self, coroutine: Coroutine[Any, Any, Any], awaited: Any, context: Context) -> None:
-        """Let the task go on with ``coroutine``, which waits for ``awaited`` and runs in ``context``."""
-        self._started = _Started(coroutine, awaited, context)
-        if not self._gate.done():
-            self._gate.set_result(None)
+if sys.version_info >= (3, 12):
 
-    async def _run(self) -> Any:
+    def _start(
+        task: asyncio.Task[Any],
+        loop: asyncio.AbstractEventLoop,
+        coroutine: Coroutine[Any, Any, Any],
+        context: Context,
+    ) -> None:
+        task.__init__(coroutine, loop=loop, name=NAME, context=context, eager_start=True)  # type: ignore[misc]
+
+else:
+
+    def _start(
+        task: asyncio.Task[Any],
+        loop: asyncio.AbstractEventLoop,
+        coroutine: Coroutine[Any, Any, Any],
+        context: Context,
+    ) -> None:
+        steps: list[Callable[[], None]] = []
+        schedule = loop.call_soon
+        # Without it, as in a loop of slots, the first step waits for the next iteration.
+        attributes = getattr(loop, "__dict__", {})
+        replaced = attributes.get("call_soon")
+
+        def call_soon(callback: Any, *arguments: Any, context: Context | None = None) -> Any:
+            if getattr(callback, "__self__", None) is task:
+                steps.append(callback)
+                return None
+            # A finalizer that the garbage collector runs may have something to schedule too.
+            return schedule(callback, *arguments, context=context)
+
+        attributes["call_soon"] = call_soon
         try:
-            await self._gate
-        except asyncio.CancelledError as cancelled:
-            if self._started is None:
-                raise
-            self._started.error = cancelled
-        started = self._started
-        assert started is not None
-        # What a handler raises refers to this frame: it must not lead back to the task, which keeps the exception.
-        del self
-        return await started
-
-
-class _Started:
-    """Awaits the rest of a coroutine whose first step was made elsewhere."""
-
-    __slots__ = ("awaited", "context", "coroutine", "error")
-
-    def __init__(self, coroutine: Coroutine[Any, Any, Any], awaited: Any, context: Context) -> None:
-        self.coroutine = coroutine
-        self.awaited = awaited
-        self.context = context
-        self.error: BaseException | None = None
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        error: BaseException | None = None
-        try:
-            while True:
-                error = self.error
-                if error is None:
-                    try:
-                        yield self.awaited
-                    except GeneratorExit:
-                        self.coroutine.close()
-                        raise
-                    except BaseException as thrown:
-                        error = thrown
-                self.error = None
-                try:
-                    if error is None:
-                        self.awaited = self.context.run(self.coroutine.send, None)
-                    else:
-                        self.awaited = self.context.run(self.coroutine.throw, error)
-                except StopIteration as stop:
-                    return stop.value
+            task.__init__(coroutine, loop=loop, name=NAME, context=context)  # type: ignore[misc]
         finally:
-            # Its traceback refers to this frame: all of the connection would wait for the garbage collector.
-            error = None
+            if replaced is None:
+                del attributes["call_soon"]
+            else:
+                attributes["call_soon"] = replaced
+        for step in steps:
+            context.run(step)

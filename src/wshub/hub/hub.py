@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from wshub.errors import HandshakeError, MisuseError
 from wshub.hub.asgi import AsgiWebSocket, HubApplication, accept_websocket
+from wshub.hub.binding import bind_for_request
 from wshub.hub.config import HubConfig, RoomConfig, SlowConsumer
 from wshub.hub.connection import Connection
 from wshub.hub.core import HubCore
@@ -40,7 +41,11 @@ CLOSE_STEP = 0.02
 class Hub(HubCore):
     """Holds connections, groups them in rooms and fans messages out to them.
 
-    A hub belongs to the event loop it is first used in. ``async with Hub(...) as hub`` closes it at the end.
+    A hub belongs to one event loop at a time, from its first use there until ``close()`` has returned or the loop has
+    closed. Its next use begins anew, on any loop: the configuration, ``on_upgrade`` and the settings of rooms stay;
+    connections, rooms, counts and the state of limits do not. A loop that closes before the hub leaves no loop to call
+    handlers in, so none is called for the connections that it leaves. ``async with Hub(...) as hub`` closes the hub at
+    the end.
 
     Args:
         config: a HubConfig; None is all defaults.
@@ -49,6 +54,14 @@ class Hub(HubCore):
             connection, when everything else speaks for it. It raises ``HandshakeError`` to refuse the request, with a
             status and a reason that is the body. A mapping that it returns is the connection's first ``metadata``.
     """
+
+    _sweeper: asyncio.TimerHandle | None
+    _closing: asyncio.Task[None] | None
+    _exiting: asyncio.Task[None]
+    # The tasks that wait in close(), handlers among them, and a future that is done when one more does.
+    _closers: set[asyncio.Task[Any] | None]
+    _closer_joined: asyncio.Future[None] | None
+    _expire_handshakes: list[Callable[[], None]]
 
     def __init__(
         self,
@@ -62,9 +75,7 @@ class Hub(HubCore):
         self._on_upgrade = on_upgrade
         # To find it out for every connection, and to keep it, costs what most hubs have no use for.
         self._wants_address = on_upgrade is not None or self._admission.needs_address
-        self._sweeper: asyncio.TimerHandle | None = None
-        self._closing: asyncio.Task[None] | None = None
-        self._expire_handshakes: list[Callable[[], None]] = []
+        self._begin_anew()
 
     def register(self, handler: EventHandler | Callable[[Connection], Any]) -> Connection:
         """Take the WebSocket request that is being handled, and return its connection.
@@ -155,7 +166,7 @@ class Hub(HubCore):
         """A complete WebSocket server, as an asynchronous context manager::
 
             async with hub.serve("127.0.0.1", 8080, handler) as server:
-                await server.wait_closed()
+                await server.serve_forever()
 
         Args:
             host: the address to listen on; None is all interfaces. A name listens on all its addresses.
@@ -229,17 +240,29 @@ class Hub(HubCore):
         return self._counts() if room is None else self._room_counts(room)
 
     async def close(self, code: int = CloseCode.GOING_AWAY, reason: str = "") -> None:
-        """Closes every connection and returns when all are gone.
+        """Closes every connection, and returns when all are gone and their handlers have ended.
 
-        That is at the latest ``shutdown_spread_ms`` and three times ``close_timeout_ms`` after the call. Everything
-        queued is sent first. The hub cannot be used again. Who calls it again waits for the same end; to cancel a call
-        ends the waiting, not the closing.
+        Everything queued is sent first. Connections that are still there after ``close_timeout_ms`` are aborted. Then
+        handlers, ``on_close`` included, have ``close_timeout_ms`` to end before they are cancelled. So it returns at
+        the latest ``shutdown_spread_ms`` and four times ``close_timeout_ms`` after the call.
+
+        A handler may call it: it is not waited for. A second call waits for the same end. Cancelling a call ends the
+        waiting, and not the closing. The next use of the hub begins anew.
         """
         payload = encode_close_payload(code, reason)
+        if not self._is_in_use:
+            return
         if self._closing is None:
             self._bind()
             self._closing = asyncio.get_running_loop().create_task(self._close(payload))
-        await asyncio.shield(self._closing)
+        caller = asyncio.current_task()
+        self._closers.add(caller)
+        if self._closer_joined is not None and not self._closer_joined.done():
+            self._closer_joined.set_result(None)
+        try:
+            await asyncio.shield(self._closing)
+        finally:
+            self._closers.discard(caller)
 
     async def _close(self, payload: bytes) -> None:
         timeout = self.config.close_timeout_ms / 1000
@@ -249,14 +272,50 @@ class Hub(HubCore):
             await asyncio.wait([self._when_empty()], timeout=timeout)
             self._abort_all()
             await asyncio.wait([self._when_empty()], timeout=timeout)
-            tasks = self._end_handlers()
-            if tasks:
-                await asyncio.wait(tasks, timeout=timeout)
+            if not await self._handlers_end(timeout):
+                self._cancel_handlers()
+                await self._handlers_end(timeout)
         finally:
-            self._take_no_more()
             if self._sweeper is not None:
                 self._sweeper.cancel()
-            self._close_reactor_soon()
+            self._end()
+
+    def _hurry(self) -> None:
+        """Shorten the closing that is under way: abort what is left of the connections, cancel the handlers."""
+        self._abort_all()
+        self._cancel_handlers()
+
+    def _cancel_handlers(self) -> None:
+        """Cancel the handlers that are suspended, except those that wait for the hub to close."""
+        for task in self._handler_tasks - self._closers:
+            task.cancel()
+
+    async def _handlers_end(self, timeout: float) -> bool:
+        """Wait until no handler is suspended, except those that wait for the hub to close; False if time runs out."""
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(timeout):
+                while tasks := self._handler_tasks - self._closers:
+                    ended = loop.create_task(_all_end(tasks))
+                    joined = self._closer_joined = loop.create_future()
+                    try:
+                        await asyncio.wait((ended, joined), return_when=asyncio.FIRST_COMPLETED)
+                    finally:
+                        ended.cancel()
+        except TimeoutError:
+            return False
+        finally:
+            self._closer_joined = None
+        return True
+
+    def _exit(self, error: BaseException) -> None:
+        """Close, and then let the loop raise the SystemExit or KeyboardInterrupt that a handler has raised."""
+
+        def raise_it(closing: asyncio.Task[None]) -> None:
+            raise error
+
+        self._exiting = asyncio.get_running_loop().create_task(self.close())
+        self._exiting.add_done_callback(raise_it)
 
     async def _spread_closes(self, payload: bytes) -> None:
         """Close one connection after the other, evenly over the configured time."""
@@ -282,6 +341,18 @@ class Hub(HubCore):
         if self._sweeper is None and self._closing is None:
             self._start_sweeping()
         return reactor
+
+    def _begin_anew(self) -> None:
+        super()._begin_anew()
+        self._sweeper = None
+        self._closing = None
+        self._closers = set()
+        self._closer_joined = None
+        self._expire_handshakes = []
+
+    @property
+    def _is_closing(self) -> bool:
+        return self._closing is not None and not self._closing.done()
 
     def _start_sweeping(self) -> None:
         """Sweep from now on, often enough for the shortest of the timeouts to be kept to a tenth."""
@@ -367,5 +438,11 @@ class Hub(HubCore):
         self._admission.check_room(request.remote_address, self.connection_count)
 
     def _check_not_closing(self) -> None:
-        if self._closing is not None:
+        if self._is_closing:
             raise HandshakeError(503, "The server is shutting down.")
+        if not self._is_in_use:
+            bind_for_request(self)
+
+
+async def _all_end(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    await asyncio.wait(tasks)

@@ -49,7 +49,7 @@ cdef class OpeningHandshake(Receiver):
 
     @property
     def peer(self):
-        """The client's address in the form that socket.getpeername() has, or None."""
+        """The peer's IP address and port, or None for a Unix socket."""
         return self.link.peer_name() if self.link is not None else None
 
     def drop(self):

@@ -13,12 +13,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from wshub.errors import HandshakeError, MisuseError
-from wshub.hub.admission import Rate, address_key, client_address, parse_address
+from wshub.hub.admission import UNKNOWN_ADDRESS, Rate, address_key, client_address, parse_address
 from wshub.hub.config import HubConfig
 from wshub.hub.core import table_of
 from wshub.hub.listening import UnixAddress, bind_address
 from wshub.hub.opening import OpeningHandshake
 from wshub.hub.pending import PendingByAddress, PendingHandshakes
+from wshub.hub.signals import stop_signals
 from wshub.protocol.request import RequestHead, parse_request_head
 
 if TYPE_CHECKING:
@@ -73,8 +74,8 @@ class Server:
         return int(self.sockets[0].getsockname()[1])
 
     async def __aenter__(self) -> Server:
-        if self.hub._closing is not None:
-            raise MisuseError("the hub is closed: make another")
+        if self.hub._is_closing:
+            raise MisuseError("the hub is closing: wait until close() has returned")
         self._reactor = reactor = self.hub._reactor_for(self._ssl)
         try:
             self.sockets = tuple(await self._bind())
@@ -106,7 +107,16 @@ class Server:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Stops listening, closes the hub with 1001, and returns when all connections and their handlers have ended.
+
+        How long that takes at most is said in ``Hub.close``. Closing again is fine.
+        """
         self.stop_listening()
+        if self._expire in self.hub._expire_handshakes:
+            self.hub._expire_handshakes.remove(self._expire)
         for opening in self._pending:
             opening.expire()
         await self.hub.close()
@@ -115,8 +125,34 @@ class Server:
         if self._closed is not None and not self._closed.done():
             self._closed.set_result(None)
 
+    async def serve_forever(self, *, handle_signals: bool = True) -> None:
+        """Serves until SIGTERM or SIGINT (Ctrl-C) arrives, or until ``close()`` is called; returns when all is closed.
+
+        The first signal closes the server as ``close()`` does: every client gets 1001, and handlers have their time.
+        The second aborts the connections and cancels the handlers that are left. From then on signals do what they did
+        before.
+
+        Args:
+            handle_signals: False leaves signals alone. Signals are also left alone outside the main thread.
+
+        Raises:
+            MisuseError: the server has not been entered with ``async with``.
+        """
+        if self._closed is None:
+            raise MisuseError("a server serves within its `async with` block: call serve_forever() there")
+        if not handle_signals:
+            await self.wait_closed()
+            return
+        with stop_signals() as (stopped, hurried):
+            await asyncio.wait((stopped, self._closed), return_when=asyncio.FIRST_COMPLETED)
+            closing = asyncio.ensure_future(self.close())
+            await asyncio.wait((closing, hurried), return_when=asyncio.FIRST_COMPLETED)
+            if not closing.done():
+                self.hub._hurry()
+            await closing
+
     async def wait_closed(self) -> None:
-        """Waits until the server has been closed: for ever, unless somebody leaves its ``async with``."""
+        """Waits until the server has been closed: for ever, unless ``close()`` is called or its block is left."""
         if self._closed is not None:
             await asyncio.shield(self._closed)
 
@@ -193,7 +229,7 @@ class Server:
         connection, response = self.hub._accept_request(
             request, key, self._table, self._subprotocols, metadata=metadata
         )
-        if self._trusted and request.remote_address != opening.peer:
+        if self._trusted and request.remote_address not in (opening.peer, UNKNOWN_ADDRESS):
             connection.forwarded_address = request.remote_address
         self._pending.discard(opening)
         self.hub._open(connection, link, response, rest)

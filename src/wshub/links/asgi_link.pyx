@@ -67,7 +67,7 @@ cdef class AsgiLink(Link):
     def __init__(self, receive, send, client):
         self.receive_message = receive
         self.send_message = send
-        self.client = tuple(client) if client is not None else None
+        self.client = tuple(client[:2]) if client is not None else None
         self.loop = asyncio.get_running_loop()
         self.without_pings = True
 

@@ -129,7 +129,7 @@ cdef class AsyncioLink(Link):
     cdef object peer_name(self):
         name = self.transport.get_extra_info("peername")
         # That of a Unix socket is an empty string.
-        return name if isinstance(name, tuple) else None
+        return name[:2] if isinstance(name, tuple) else None
 
     # What is done in the next turn of the loop
 

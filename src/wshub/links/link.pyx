@@ -167,7 +167,7 @@ cdef class Link:
         return -1
 
     cdef object peer_name(self):
-        """The peer's address in the form that socket.getpeername() has, or None."""
+        """The peer's IP address and port, or None for a Unix socket."""
         return None
 
     cdef int push(self, FrameBuffer *frame) noexcept:

@@ -31,7 +31,6 @@ from wshub.protocol.frame_buffer cimport DELIVERED, FrameBuffer, frame_is_messag
 import logging
 import os
 import socket
-import sys
 
 from wshub.links.shortage import ShortageLog
 
@@ -174,8 +173,7 @@ cdef class ReactorLink(Link):
         port = raw[2] << 8 | raw[3]
         if family == AF_INET:
             return socket.inet_ntop(socket.AF_INET, raw[4:8]), port
-        flow = int.from_bytes(raw[4:8], "big")
-        return socket.inet_ntop(socket.AF_INET6, raw[8:24]), port, flow, int.from_bytes(raw[24:28], sys.byteorder)
+        return socket.inet_ntop(socket.AF_INET6, raw[8:24]), port
 
 
 cdef class Reactor:

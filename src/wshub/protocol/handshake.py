@@ -144,12 +144,12 @@ class Handshake:
 
         The order is the client's, which RFC 6455 section 4.1 defines as its preference; that of ``supported``
         has no meaning. Names are compared exactly. ``None`` still leads to a connection, without a
-        subprotocol: a server that insists on one refuses it itself. Raises ``HandshakeError`` with 400 for a
-        field that names none, names one twice, or has something that is not a token, even if nothing is
-        supported.
+        subprotocol: a server that insists on one refuses it itself. An empty field counts as none: embedded
+        clients send it. Raises ``HandshakeError`` with 400 for a field that has nothing but commas, names a
+        subprotocol twice, or has something that is not a token, even if nothing is supported.
         """
         values = headers.get_all_raw(b"sec-websocket-protocol")
-        if not values:
+        if not any(values):
             return None
         offered = split_list(values)
         if not offered or not all(map(is_token, offered)):
@@ -160,16 +160,15 @@ class Handshake:
         return next((name for name in (element.decode("ascii") for element in offered) if name in names), None)
 
     @staticmethod
-    def check_origin(headers: Headers, allowed_origins: Sequence[str]) -> None:
+    def check_origin(headers: Headers, allowed_origins: Sequence[str], *, allow_missing: bool = False) -> None:
         """Return if the request may come from where it does; raises ``HandshakeError`` with 403 if not.
 
         With no ``allowed_origins``, or with ``*`` among them, everything passes. Otherwise the ``Origin`` must be one
         of them, as RFC 6454 section 6.2 serialises it: ``scheme://host``, then ``:port`` if it is not the scheme's own,
         and no slash at the end. All of it is compared, the case of ASCII letters aside. A host of ``*.example.com``
         stands for every host that ends in ``.example.com``. ``null`` never passes, even if listed: every sandboxed page
-        has that origin. Nor does a request without an ``Origin``: only programs other than browsers send those, and a
-        list of origins says that only pages of these origins are served. More than one ``Origin`` field is answered
-        with 400.
+        has that origin. A request without an ``Origin`` passes if ``allow_missing`` is true: browsers always send one.
+        More than one ``Origin`` field is answered with 400. The reason of the error says which of these it was.
         """
         if not allowed_origins or "*" in allowed_origins:
             return
@@ -178,7 +177,15 @@ class Handshake:
             raise HandshakeError(400, "A request has at most one Origin.")
         # As latin-1 text, no letter outside ASCII becomes one of ASCII in lower case.
         origin = origins[0].decode("latin-1").lower() if origins else ""
-        if origin in ("", "null") or not any(_matches(origin, allowed.lower()) for allowed in allowed_origins):
+        if not origin:
+            if allow_missing:
+                return
+            raise HandshakeError(
+                403, "WebSocket connections without an origin are not allowed: the Origin header field is missing."
+            )
+        if origin == "null":
+            raise HandshakeError(403, "WebSocket connections from the origin null are not allowed.")
+        if not any(_matches(origin, allowed.lower()) for allowed in allowed_origins):
             raise HandshakeError(403, "WebSocket connections from this origin are not allowed.")
 
     @staticmethod

@@ -53,6 +53,9 @@ _HOST_CHARACTERS = (
 )
 
 
+_DEFAULT_PORTS = {b"http": b"80", b"ws": b"80", b"https": b"443", b"wss": b"443"}
+
+
 class RequestHead:
     """The head of a request: method, target, version and header fields. Not to be changed once made."""
 
@@ -62,13 +65,13 @@ class RequestHead:
         self.method = method
         """The method, in the case in which it came: ``GET`` for a handshake."""
         self.target = target
-        """The request target as it came: path and query, percent-encoded. ASCII."""
+        """The path and the query of the request target, percent-encoded as they came. ASCII."""
         self.http_version = http_version
         """Such as ``1.1``."""
         self.headers = headers
         """The header fields."""
         self.remote_address: tuple[Any, ...] | None = None
-        """For ``on_upgrade``, the client's address as ``socket.getpeername()`` has it, or as a trusted proxy tells it;
+        """For ``on_upgrade``, the client's host and port, or what a trusted proxy says of them, with 0 for the port;
         ``None`` where it has none. Later on it is the connection that knows."""
         self._query_params: Mapping[str, str] | None = None
 
@@ -192,8 +195,11 @@ def parse_request_head(head: bytes) -> RequestHead:
 
     Raises ``HandshakeError``: 414 for a target and 431 for a number of fields over the bound, 501 for a
     method longer than any there is, 505 for a major version of HTTP other than 1, and 400 for all that RFC
-    9112 does not allow in a request, or that a handshake has no use for: a target that is not a path with an
-    optional query, folded lines, not exactly one valid Host, or a body.
+    9112 does not allow in a request, or that a handshake has no use for. These are a target that is neither a
+    path nor a URL, folded lines, not exactly one valid Host, or a body.
+
+    A target may be in absolute form (RFC 9112 section 3.2.2): a URL of HTTP or WebSocket, whose authority must be
+    that of Host. Only its path and query are kept.
     """
     request_line, _, block = head.partition(b"\r\n")
     lines = block.split(b"\r\n")
@@ -220,6 +226,8 @@ def parse_request_head(head: bytes) -> RequestHead:
     hosts = headers.get_all_raw(b"host")
     if len(hosts) != 1 or not hosts[0] or hosts[0].translate(None, _HOST_CHARACTERS):
         raise HandshakeError(400, "The request must have exactly one valid Host header field.")
+    if not target.startswith("/"):
+        target = _parse_absolute_form(target, hosts[0])
     if b"transfer-encoding" in index or (
         b"content-length" in index and headers.get_all_raw(b"content-length") != (b"0",)
     ):
@@ -253,6 +261,29 @@ def _parse_request_line(line: bytes) -> tuple[str, str, str]:
         http_version = version[5:].decode("ascii")
     if len(target) > MAX_TARGET_LENGTH:
         raise HandshakeError(414, "The target of the request is too long.")
-    if not target.startswith(b"/") or target.translate(None, _TARGET_CHARACTERS):
-        raise HandshakeError(400, "The target of the request must be a path, percent-encoded.")
+    if target.translate(None, _TARGET_CHARACTERS):
+        raise HandshakeError(400, "The target of the request must be percent-encoded.")
     return method_name, target.decode("ascii"), http_version
+
+
+def _parse_absolute_form(target: str, host: bytes) -> str:
+    """Return the path and query of a target in absolute form, whose authority must be the Host of the request."""
+    scheme, separator, rest = target.encode("ascii").partition(b"://")
+    port = _DEFAULT_PORTS.get(scheme.lower())
+    if not separator or port is None:
+        raise HandshakeError(400, "The target of the request must be a path, or a URL of HTTP or WebSocket.")
+    path, question_mark, query = rest.partition(b"?")
+    authority, _, path = path.partition(b"/")
+    if not authority or authority.translate(None, _HOST_CHARACTERS):
+        raise HandshakeError(400, "The target of the request has an authority that is not a host and a port.")
+    if _normalise_authority(authority, port) != _normalise_authority(host, port):
+        raise HandshakeError(400, "The target of the request and its Host header field are different.")
+    return (b"/" + path + question_mark + query).decode("ascii")
+
+
+def _normalise_authority(authority: bytes, default_port: bytes) -> bytes:
+    """A host in lower case, with its port unless that is the default (RFC 9110 section 4.2.3)."""
+    host, colon, port = authority.lower().rpartition(b":")
+    if not colon or port.endswith(b"]"):
+        return authority.lower()
+    return host if port in (b"", default_port) else host + colon + port

@@ -1,0 +1,283 @@
+"""A hub that stops gives handlers, connections and the program an end in order."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+import textwrap
+from typing import Any
+
+import pytest
+
+from tests.hub.conftest import connected, serving
+from tests.hub.peers import REQUEST, masked, raw_peer
+from wshub import EventHandler, Frame, Hub, HubConfig, MisuseError
+
+STOP_SIGNALS = [signal.SIGTERM, signal.SIGINT]
+
+
+async def slowly(events: list[str], name: str) -> None:
+    """Clean up in more than one iteration of the loop."""
+    events.append(f"{name} begins")
+    for _ in range(20):
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.01)
+    events.append(f"{name} ends")
+
+
+async def whole_life(events: list[str], connection: Any) -> None:
+    """An endpoint that cleans up at its end."""
+    try:
+        async for _ in connection:
+            pass
+    finally:
+        await slowly(events, "finally")
+
+
+def test_handlers_that_run_have_their_time_when_the_hub_closes(run) -> None:
+    async def scenario(handler: Any, events: list[str], expected: list[str]) -> None:
+        async with serving(handler) as (hub, url), connected(url) as client:
+            await client.send("x")
+            while not hub.stats()["messages_received"]:
+                await asyncio.sleep(0)
+            await hub.close()
+            assert events == expected
+
+    events: list[str] = []
+
+    async def on_message(connection, message) -> None:
+        await slowly(events, "on_message")
+
+    async def on_close(connection, code, reason) -> None:
+        await slowly(events, "on_close")
+
+    async def endpoint(connection) -> None:
+        await whole_life(events, connection)
+
+    run(scenario(EventHandler(on_close=on_close), events, ["on_close begins", "on_close ends"]))
+    events.clear()
+    both = ["on_message begins", "on_message ends", "on_close begins", "on_close ends"]
+    run(scenario(EventHandler(on_message=on_message, on_close=on_close), events, both))
+    events.clear()
+    run(scenario(endpoint, events, ["finally begins", "finally ends"]))
+
+
+def test_a_handler_that_never_ends_is_cancelled_and_on_close_follows(run) -> None:
+    async def scenario() -> None:
+        events: list[str] = []
+
+        async def on_message(connection, message) -> None:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                events.append("cancelled")
+                raise
+
+        async def on_close(connection, code, reason) -> None:
+            await slowly(events, "on_close")
+
+        handler = EventHandler(on_message=on_message, on_close=on_close)
+        async with serving(handler, close_timeout_ms=100) as (hub, url), raw_peer(url) as peer:
+            peer.send(Frame.text("a"))
+            while not hub.stats()["messages_received"]:
+                await asyncio.sleep(0)
+            await hub.close()
+            assert events == ["cancelled", "on_close begins", "on_close ends"]
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("event", ["on_open", "on_message", "endpoint"])
+def test_a_handler_may_await_the_end_of_its_hub(run, event) -> None:
+    async def scenario() -> None:
+        closed = asyncio.Event()
+
+        async def close_all(connection, *_) -> None:
+            await asyncio.sleep(0)
+            await hub.close()
+            assert not hub.connection_count
+            closed.set()
+
+        handler = close_all if event == "endpoint" else EventHandler(**{event: close_all})
+        # A handler that were waited for would be for the whole of this time.
+        async with serving(handler, close_timeout_ms=3_600_000) as (hub, url):
+            async with connected(url) as client:
+                if event == "on_message":
+                    await client.send("close")
+                await client.wait_closed()
+                assert client.close_code == 1001
+            await closed.wait()
+
+    run(scenario())
+
+
+def test_a_handler_may_close_its_hub_while_that_waits_for_the_handler(run) -> None:
+    async def scenario() -> None:
+        closing, done = asyncio.Event(), asyncio.Event()
+
+        async def on_message(connection, message) -> None:
+            await closing.wait()
+            await connection.wait_closed()
+            for _ in range(10):
+                await asyncio.sleep(0)
+            await hub.close()
+            done.set()
+
+        async with serving(EventHandler(on_message=on_message), close_timeout_ms=3_600_000) as (hub, url):
+            async with connected(url) as client:
+                await client.send("x")
+                while not hub.stats()["messages_received"]:
+                    await asyncio.sleep(0)
+                closing.set()
+                await hub.close()
+            await done.wait()
+
+    run(scenario())
+
+
+def test_serve_forever_ends_when_its_server_is_closed_and_needs_an_entered_server(run) -> None:
+    async def scenario() -> None:
+        hub = Hub()
+        with pytest.raises(MisuseError, match="async with"):
+            await hub.serve("127.0.0.1", 0, EventHandler()).serve_forever()
+        for handle_signals in (True, False):
+            before = [signal.getsignal(number) for number in STOP_SIGNALS]
+            async with hub.serve("127.0.0.1", 0, EventHandler()) as server:
+                serving_forever = asyncio.create_task(server.serve_forever(handle_signals=handle_signals))
+                await asyncio.sleep(0)
+                handled = [signal.getsignal(number) for number in STOP_SIGNALS] != before
+                assert handled == handle_signals
+                await server.close()
+                await serving_forever
+            assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
+
+    run(scenario())
+
+
+def test_serve_forever_works_in_a_thread_where_there_are_no_signals() -> None:
+    async def main() -> None:
+        async with Hub().serve("127.0.0.1", 0, EventHandler()) as server:
+            serving_forever = asyncio.create_task(server.serve_forever())
+            await asyncio.sleep(0)
+            await server.close()
+            await serving_forever
+
+    async def scenario() -> None:
+        await asyncio.to_thread(asyncio.run, main())
+
+    asyncio.run(scenario())
+
+
+SERVER = """
+import asyncio, sys
+from wshub import EventHandler, Hub
+
+async def on_message(connection, message):
+    {on_message}
+
+async def on_close(connection, code, reason):
+    await asyncio.sleep(0.01)
+    print("on_close", flush=True)
+
+async def main():
+    try:
+        handler = EventHandler(on_message=on_message, on_close=on_close)
+        async with Hub().serve("127.0.0.1", 0, handler) as server:
+            print(server.port, flush=True)
+            await server.{wait}()
+    finally:
+        print("finally", flush=True)
+
+if sys.argv[1] == "uvloop":
+    import uvloop
+    uvloop.run(main())
+else:
+    asyncio.run(main())
+"""
+
+
+async def stopped(loop: str, *, wait: str, on_message: str = "pass", stop: signal.Signals | None = None) -> Any:
+    """Run a server with one client until it stops. Returns its exit code, its output, its errors and the close code."""
+    source = textwrap.dedent(SERVER).format(wait=wait, on_message=on_message)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", source, loop), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    try:
+        port = int(await process.stdout.readline())
+        async with raw_peer(f"ws://127.0.0.1:{port}/") as peer:
+            if stop is not None:
+                process.send_signal(stop)
+            else:
+                peer.write(masked(Frame.text("stop")))
+            code = await peer.close_code()
+            peer.write(masked(Frame.close(code)))
+            peer.writer.write_eof()
+            output, errors = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    return process.returncode, output.decode().split("\n")[:-1], errors.decode(), code
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("stop", STOP_SIGNALS, ids=["SIGTERM", "Ctrl-C"])
+def test_a_signal_closes_every_connection_with_1001_and_leaves_no_traceback(loop, stop) -> None:
+    result = asyncio.run(stopped(loop, wait="serve_forever", stop=stop))
+    assert result == (0, ["on_close", "finally"], "", 1001)
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("suspends", ["", "await asyncio.sleep(0.01); "], ids=["at once", "after an await"])
+@pytest.mark.parametrize("wait", ["serve_forever", "wait_closed"])
+def test_an_exit_out_of_a_handler_ends_the_program_once_and_in_order(loop, suspends, wait) -> None:
+    result = asyncio.run(stopped(loop, wait=wait, on_message=f"{suspends}raise SystemExit(3)"))
+    assert result == (3, ["on_close", "finally"], "", 1001)
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_a_second_ctrl_c_ends_what_the_first_waits_for(loop) -> None:
+    async def scenario() -> None:
+        never = "await asyncio.Event().wait()"
+        source = textwrap.dedent(SERVER).format(wait="serve_forever", on_message=never)
+        source = source.replace("Hub()", "Hub(HubConfig(close_timeout_ms=3_600_000))").replace(
+            "Hub\n", "Hub, HubConfig\n"
+        )
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", source, loop), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        assert process.stdout is not None
+        port = int(await process.stdout.readline())
+        async with raw_peer(f"ws://127.0.0.1:{port}/") as peer:
+            peer.send(Frame.text("hang"))
+            peer.send(Frame.ping(b""))
+            process.send_signal(signal.SIGINT)
+            # The client does not answer, and its handler hangs.
+            assert await peer.close_code() == 1001
+            process.send_signal(signal.SIGINT)
+            output, errors = await process.communicate()
+        assert (process.returncode, output, errors) == (0, b"on_close\nfinally\n", b"")
+
+    asyncio.run(scenario())
+
+
+def test_requests_that_come_while_a_hub_closes_are_refused(run) -> None:
+    async def scenario() -> None:
+        hub = Hub(HubConfig(close_timeout_ms=3_600_000))
+        async with hub.serve("127.0.0.1", 0, EventHandler()) as server:
+            url = f"ws://127.0.0.1:{server.port}/"
+            async with raw_peer(url) as peer, raw_peer(url, handshake=False) as late:
+                closing = asyncio.create_task(hub.close())
+                assert await peer.close_code() == 1001
+                late.write(REQUEST)
+                assert (await late.reader.readline()).startswith(b"HTTP/1.1 503 ")
+                with pytest.raises(MisuseError, match="is closing"):
+                    await hub.serve("127.0.0.1", 0, EventHandler()).__aenter__()
+                peer.send(Frame.close(1001))
+                peer.writer.write_eof()
+                await closing
+
+    run(scenario())
