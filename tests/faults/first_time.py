@@ -98,6 +98,12 @@ async def binding() -> None:
                 assert hub.broadcast("to nobody") == 0
             bind_for_request(hub)
             await is_served(hub)
+            # The hub has closed with its server. Its next use is as good as the first.
+            fail(call, error)
+            with pytest.raises(HandshakeError):
+                bind_for_request(hub)
+            bind_for_request(hub)
+            await is_served(hub)
 
 
 async def listening_on_the_reactor() -> None:
