@@ -18,7 +18,7 @@ from tests.hub.conftest import connected
 from tests.hub.peers import REQUEST, raw_peer
 from wshub import Frame, Opcode
 from wshub.app import uvicorn_protocol
-from wshub.app.uvicorn_protocol import MOST_EARLY, WebSocketProtocol
+from wshub.app.uvicorn_protocol import MOST_EARLY, NOT_DUPLICATED, WebSocketProtocol
 
 
 async def accept(receive, send, **fields: Any) -> None:
@@ -466,9 +466,12 @@ def test_without_a_descriptor_to_spare_the_transport_serves_the_connection(run, 
 
     async def scenario() -> None:
         monkeypatch.setattr(WebSocketProtocol, "_duplicate", duplicate)
-        async with listening(application, http) as address, connected(f"ws://{address}/") as client:
-            await client.send("served")
-            assert await client.recv() == "served"
+        async with listening(application, http) as address:
+            for _ in range(3):
+                async with connected(f"ws://{address}/") as client:
+                    await client.send("served")
+                    assert await client.recv() == "served"
 
+    NOT_DUPLICATED.recovered()
     run(scenario())
-    assert errors() == []
+    assert [line.partition(",")[0] for line in errors()] == ["a connection stays with its transport"]

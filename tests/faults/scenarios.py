@@ -339,15 +339,15 @@ SCENARIOS = {
 }
 
 
-def main() -> None:
-    """Run one of them."""
+def run(scenarios: dict[str, Callable[[], Awaitable[None]]]) -> None:
+    """Run one of them, which the command line names."""
     name, loop = sys.argv[1:]
     logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.WARNING)
     factory = uvloop.new_event_loop if loop == "uvloop" else asyncio.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(asyncio.wait_for(SCENARIOS[name](), 50))
+        runner.run(asyncio.wait_for(scenarios[name](), 50))
     print("held")
 
 
 if __name__ == "__main__":
-    main()
+    run(SCENARIOS)

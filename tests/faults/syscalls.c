@@ -12,9 +12,11 @@
 #include <sys/socket.h>
 #include <sys/types.h>
 
-enum call { ACCEPT4, RECV, SEND, SENDMSG, EPOLL_CTL, SHUTDOWN, CALLS };
+enum call { ACCEPT4, RECV, SEND, SENDMSG, EPOLL_CREATE1, EPOLL_CTL, SHUTDOWN, CALLS };
 
-static const char *const names[CALLS] = {"accept4", "recv", "send", "sendmsg", "epoll_ctl", "shutdown"};
+static const char *const names[CALLS] = {
+    "accept4", "recv", "send", "sendmsg", "epoll_create1", "epoll_ctl", "shutdown",
+};
 
 static struct {
     int error; /* the errno to fail with; 0: 'limit' octets are taken instead of all */
@@ -95,6 +97,14 @@ sendmsg(int descriptor, const struct msghdr *message, int flags)
     if ((flags & MSG_DONTWAIT) && fails(SENDMSG))
         return -1;
     return REAL(SENDMSG, ssize_t(*)(int, const struct msghdr *, int))(descriptor, message, flags);
+}
+
+int
+epoll_create1(int flags)
+{
+    if (fails(EPOLL_CREATE1))
+        return -1;
+    return REAL(EPOLL_CREATE1, int (*)(int))(flags);
 }
 
 int

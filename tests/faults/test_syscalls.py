@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.first_time import FIRST_TIME
 from tests.faults.scenarios import SCENARIOS
 from tests.reactor import needs_reactor
 
@@ -34,9 +35,21 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_a_hub_goes_on_when_system_calls_fail(library: str, scenario: str, loop: str) -> None:
+    hold(library, "tests.faults.scenarios", scenario, loop)
+
+
+@needs_reactor
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("scenario", FIRST_TIME)
+def test_what_fails_the_first_time_leaves_no_trace(library: str, scenario: str, loop: str) -> None:
+    hold(library, "tests.faults.first_time", scenario, loop)
+
+
+def hold(library: str, module: str, scenario: str, loop: str) -> None:
+    """Run a scenario in a process of its own."""
     preloaded = " ".join(filter(None, [os.environ.get("LD_PRELOAD"), library]))
     result = subprocess.run(
-        [sys.executable, "-m", "tests.faults.scenarios", scenario, loop],
+        [sys.executable, "-m", module, scenario, loop],
         env={**os.environ, "LD_PRELOAD": preloaded},
         capture_output=True,
         text=True,

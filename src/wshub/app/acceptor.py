@@ -11,7 +11,6 @@ import logging
 import socket
 import time
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -25,6 +24,7 @@ from wshub.app.native_routes import NativeRoute, find_native_route
 from wshub.app.proxies import application_of, client_of, trusted_hosts_of
 from wshub.errors import HandshakeError
 from wshub.hub.admission import UNKNOWN_ADDRESS
+from wshub.hub.binding import bind_for_request
 from wshub.hub.hub import Hub
 from wshub.hub.listening import UnixAddress
 from wshub.hub.opening import FirstRequest
@@ -69,7 +69,6 @@ class Acceptor:
         self._reactor.retain()
         self._pending: PendingHandshakes[FirstRequest] = PendingHandshakes(nearest.config.max_pending_handshakes)
         self._timeout = nearest.config.handshake_timeout_ms / 1000
-        self._connecting: set[asyncio.Task[None]] = set()
         self._closed = False
         self._sweeper: asyncio.TimerHandle | None = None
 
@@ -97,10 +96,9 @@ class Acceptor:
             listening.close()
         if self._unix is not None:
             self._unix.remove()
-        for task in self._connecting:
-            task.cancel()
         for first in self._pending:
             first.drop()
+        self._first_requests.close()
         # Not from within a turn of the reactor, which may have called whoever calls this.
         self._loop.call_soon(self._reactor.release)
 
@@ -174,10 +172,22 @@ class Acceptor:
         except Exception:
             # A number of more digits than Python converts, for one: what the application makes of it is its own.
             return None
-        if route is None or route.hub._on_upgrade is not None or not route.hub._can_adopt():
+        if route is None or route.hub._on_upgrade is not None or not self._can_adopt(route.hub, request):
             # What has to be asked of the application first may take its time, as an ASGI application can.
             return None
         return route, request
+
+    def _can_adopt(self, hub: Hub, request: RequestHead) -> bool:
+        """Whether the hub takes sockets. Raises ``HandshakeError`` (503) if it has no descriptors to find out."""
+        try:
+            if hub is not self._nearest:
+                bind_for_request(hub)
+        except HandshakeError:
+            if Handshake.is_upgrade(request.headers):
+                raise
+            # A page whose path or referrer has the word.
+            return False
+        return hub._can_adopt()
 
     def _client_of(self, first: FirstRequest, request: RequestHead) -> tuple[str, int] | None:
         """The client that a proxy tells of, if uvicorn trusts the proxy; else None."""
@@ -196,23 +206,8 @@ class Acceptor:
 
     def _hand_over(self, descriptor: int, data: bytes, deadline: float) -> None:
         """Let uvicorn serve the connection, of which ``data`` has been read."""
-        if descriptor < 0:
-            return
-        task = self._loop.create_task(self._connect(socket.socket(fileno=descriptor), data, deadline))
-        self._connecting.add(task)
-        task.add_done_callback(self._connecting.discard)
-
-    async def _connect(self, connected: socket.socket, data: bytes, deadline: float) -> None:
-        try:
-            await self._loop.connect_accepted_socket(
-                partial(self._first_requests.create_protocol_with, data, deadline), connected
-            )
-        except Exception:
-            connected.close()
-            logger.exception("a connection cannot be served")
-        except BaseException:
-            connected.close()
-            raise
+        if descriptor >= 0:
+            self._first_requests.serve(socket.socket(fileno=descriptor), data=data, deadline=deadline)
 
     def _log(self, first: FirstRequest, client: tuple[str, int] | None, request: RequestHead, outcome: str) -> None:
         if logger.isEnabledFor(logging.INFO):

@@ -1,9 +1,9 @@
-"""Event loops on which uvicorn's sockets are listened on by an acceptor, and TLS has the fastest transports there are.
+"""Event loops on which wshub accepts the connections of a uvicorn server.
 
 ``uvicorn main:app --loop wshub.app.event_loop:new_event_loop --ws wshub.app.uvicorn_protocol:WebSocketProtocol``
 
 uvicorn listens with ``loop.create_server`` and ``loop.create_unix_server``. On these loops both are as ever, except for
-a server of uvicorn's that has wshub's protocol class. There the first request of each connection has bounds, too.
+a server of uvicorn's that has wshub's protocol class. There a connection counts, and has its time, from accept(2) on.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,10 +20,10 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from wshub.app.first_requests import FirstRequests
+from wshub.app.transport_server import TransportServer
 from wshub.hub.config import HubConfig
 from wshub.hub.listening import UnixAddress, bind_address
 from wshub.links.reactors import has_native_reactor
-from wshub.links.transports import create_server as create_transport_server
 
 if TYPE_CHECKING:
     from wshub.app.acceptor import Acceptor
@@ -54,14 +54,13 @@ def new_asyncio_loop() -> asyncio.AbstractEventLoop:
 def accept_natively(loop: asyncio.AbstractEventLoop) -> asyncio.AbstractEventLoop:
     """Give a loop the methods that listen for uvicorn here, and return it."""
     patched: Any = loop
-    patched.create_server = partial(_create_server, loop, loop.create_server)
+    patched.create_server = partial(_create_server, loop.create_server)
     if hasattr(socket, "AF_UNIX"):
-        patched.create_unix_server = partial(_create_unix_server, loop, loop.create_unix_server)
+        patched.create_unix_server = partial(_create_unix_server, loop.create_unix_server)
     return loop
 
 
 async def _create_server(
-    loop: asyncio.AbstractEventLoop,
     original: Callable[..., Any],
     protocol_factory: Callable[[], Any],
     host: Any = None,
@@ -73,25 +72,13 @@ async def _create_server(
     **options: Any,
 ) -> Any:
     served = _Served.of(protocol_factory)
-    if ssl is not None:
-        if served is not None:
-            protocol_factory = served.first_requests.create_protocol
-            options.setdefault("ssl_handshake_timeout", served.timeout)
-        return await create_transport_server(
-            loop, protocol_factory, host, port, sock=sock, ssl=ssl, backlog=backlog, original=original, **options
-        )
     if served is None:
-        return await original(protocol_factory, host, port, sock=sock, backlog=backlog, **options)
-    acceptor = served.create_acceptor()
-    if acceptor is None:
-        return await original(served.first_requests.create_protocol, host, port, sock=sock, backlog=backlog, **options)
+        return await original(protocol_factory, host, port, sock=sock, ssl=ssl, backlog=backlog, **options)
     sockets = [sock] if sock is not None else await bind_address(host or None, port)
-    await acceptor.listen(sockets, backlog)
-    return acceptor
+    return await served.listen(sockets, backlog, ssl)
 
 
 async def _create_unix_server(
-    loop: asyncio.AbstractEventLoop,
     original: Callable[..., Any],
     protocol_factory: Callable[[], Any],
     path: str | os.PathLike[str] | None = None,
@@ -104,32 +91,7 @@ async def _create_unix_server(
     if path is None or served is None:
         return await original(protocol_factory, path, ssl=ssl, backlog=backlog, **options)
     unix = UnixAddress(str(Path(path)))
-    acceptor = served.create_acceptor() if ssl is None else None
-    if acceptor is None:
-        if ssl is not None:
-            options.setdefault("ssl_handshake_timeout", served.timeout)
-        create_protocol = served.first_requests.create_protocol
-        server = await original(create_protocol, sock=unix.bind(), ssl=ssl, backlog=backlog, **options)
-        return _UnixServer(server, unix)
-    await acceptor.listen([unix.bind()], backlog, unix=unix)
-    return acceptor
-
-
-class _UnixServer:
-    """A server of the loop's, with whose end its path is removed: asyncio does so from Python 3.13 on."""
-
-    def __init__(self, server: asyncio.AbstractServer, unix: UnixAddress) -> None:
-        self._server: Any = server
-        self._unix = unix
-        self.wait_closed = self._server.wait_closed
-
-    @property
-    def sockets(self) -> Any:
-        return self._server.sockets
-
-    def close(self) -> None:
-        self._unix.remove()
-        self._server.close()
+    return await served.listen([unix.bind()], backlog, ssl, unix)
 
 
 class _Served:
@@ -143,8 +105,9 @@ class _Served:
         self._state = state
         self._hubs = list(native_hubs(application_of(config)))
         settings = self._hubs[0].config if self._hubs else HubConfig()
-        self.timeout = settings.handshake_timeout_ms / 1000
-        self.first_requests = FirstRequests(protocol_factory, settings.max_pending_handshakes, self.timeout)
+        self._first_requests = FirstRequests(
+            protocol_factory, settings.max_pending_handshakes, settings.handshake_timeout_ms / 1000
+        )
 
     @classmethod
     def of(cls, protocol_factory: Callable[[], Any]) -> _Served | None:
@@ -161,11 +124,30 @@ class _Served:
             return None
         return cls(config, state, protocol_factory)
 
-    def create_acceptor(self) -> Acceptor | None:
+    async def listen(
+        self, sockets: Sequence[socket.socket], backlog: int, ssl: Any, unix: UnixAddress | None = None
+    ) -> Acceptor | TransportServer:
+        """Accept the connections of bound sockets, natively if the application has routes for that."""
+        try:
+            acceptor = self._create_acceptor() if ssl is None else None
+        except BaseException:
+            for listening in sockets:
+                listening.close()
+            if unix is not None:
+                unix.remove()
+            raise
+        if acceptor is not None:
+            await acceptor.listen(sockets, backlog, unix=unix)
+            return acceptor
+        server = TransportServer(self._first_requests, ssl)
+        server.listen(sockets, backlog, unix=unix)
+        return server
+
+    def _create_acceptor(self) -> Acceptor | None:
         """An acceptor, if the application has routes for it; else None."""
         if not has_native_reactor() or self._config.root_path:
             return None
         from wshub.app.acceptor import Acceptor
 
         nearest = next((hub for hub in self._hubs if hub._can_adopt()), None)
-        return Acceptor(self._config, self._state, self.first_requests, nearest) if nearest is not None else None
+        return Acceptor(self._config, self._state, self._first_requests, nearest) if nearest is not None else None

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import socket
+import ssl as ssl_module
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from wshub.errors import HandshakeError
 from wshub.hub.pending import PendingHandshakes
+from wshub.links.accepting import TransportSetup
 from wshub.protocol.handshake import Handshake
 
 __all__ = ["MAX_FIRST_HEAD", "FirstRequests", "protocol_of"]
+
+logger = logging.getLogger("uvicorn.error")
 
 MAX_FIRST_HEAD = 64 * 1024
 """Octets that the head of a first request may have, as in uvicorn's h11: more than a handshake may."""
@@ -40,26 +47,58 @@ class FirstRequests:
         self._waiting: PendingHandshakes[_FirstRequest] = PendingHandshakes(at_most)
         self._sweeper: asyncio.TimerHandle | None = None
 
-    def create_protocol(self) -> asyncio.Protocol:
-        """A protocol for a connection that has just been accepted, in whose place uvicorn's comes when it is asked."""
-        return self.create_protocol_with(b"", time.monotonic() + self._timeout)
+    def serve(
+        self,
+        connected: socket.socket,
+        *,
+        ssl: ssl_module.SSLContext | None = None,
+        data: bytes = b"",
+        deadline: float | None = None,
+    ) -> None:
+        """Serve an accepted socket, which is owned by this object from here on.
 
-    def create_protocol_with(self, data: bytes, deadline: float) -> asyncio.Protocol:
-        """``create_protocol`` for a connection of which ``data`` has been read already.
+        The connection is one of those that wait from now on, also during its TLS handshake.
 
-        uvicorn's protocol receives that as soon as it has its transport, and is to have its first request by
-        ``deadline``.
+        Args:
+            connected: a non-blocking socket.
+            ssl: for TLS, the context.
+            data: what has been read of a request.
+            deadline: when the request has to be complete; None is ``timeout`` from now.
         """
-        first = _FirstRequest(self._create_protocol(), data, deadline, self._waiting.discard)
+        if deadline is None:
+            deadline = time.monotonic() + self._timeout
+        try:
+            first = _FirstRequest(self._create_protocol(), data, deadline, self._waiting.discard)
+            first.setup = TransportSetup(
+                self._loop,
+                connected,
+                lambda: first,
+                ssl=ssl,
+                timeout=self._timeout,
+                failed=partial(self._waiting.discard, first),
+            )
+        except Exception:
+            connected.close()
+            logger.exception("a connection cannot be served")
+            return
         self._waiting.add(first)
         if self._sweeper is None:
             self._sweeper = self._loop.call_later(SWEEP_PERIOD, self._sweep)
-        return first
+
+    def close(self) -> None:
+        """End the connections that do not have their transport yet."""
+        for first in self._waiting:
+            if first.setup is not None:
+                first.expire()
 
     def _sweep(self) -> None:
-        self._waiting.expire(time.monotonic())
-        # None is left waiting for the loop's end when there is nothing to look at.
-        self._sweeper = self._loop.call_later(SWEEP_PERIOD, self._sweep) if self._waiting else None
+        self._sweeper = None
+        try:
+            self._waiting.expire(time.monotonic())
+        finally:
+            # None is left waiting for the loop's end when there is nothing to look at.
+            if self._waiting:
+                self._sweeper = self._loop.call_later(SWEEP_PERIOD, self._sweep)
 
 
 def protocol_of(transport: asyncio.Transport) -> Any:
@@ -71,7 +110,7 @@ def protocol_of(transport: asyncio.Transport) -> Any:
 class _FirstRequest(asyncio.Protocol):
     """Stands before a protocol of uvicorn's until that has its first request."""
 
-    __slots__ = ("_discard", "_early", "_received", "_transport", "deadline", "protocol")
+    __slots__ = ("_discard", "_early", "_received", "_transport", "deadline", "protocol", "setup")
 
     def __init__(self, protocol: Any, data: bytes, deadline: float, discard: Callable[[_FirstRequest], None]) -> None:
         self.protocol = protocol
@@ -80,8 +119,14 @@ class _FirstRequest(asyncio.Protocol):
         self._discard = discard
         self._received = 0
         self._transport: Any = None
+        self.setup: TransportSetup | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        if self.setup is not None and self.setup.aborted:
+            # uvicorn has never heard of it.
+            transport.abort()  # type: ignore[attr-defined]
+            return
+        self.setup = None
         self._transport = transport
         self.protocol.connection_made(transport)
         if self._early:
@@ -114,12 +159,15 @@ class _FirstRequest(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._discard(self)
-        self.protocol.connection_lost(error)
+        if self._transport is not None:
+            self.protocol.connection_lost(error)
 
     def drop(self) -> None:
         """End the connection, which has not asked for anything in time, or has not read why it is refused."""
         if self._transport is not None:
             self._transport.abort()
+        elif self.setup is not None:
+            self.setup.abort()
 
     def expire(self) -> None:
         """What ``drop`` does, of one that is still waited for."""

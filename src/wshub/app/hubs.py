@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
+from wshub.hub.binding import bind_for_request
 from wshub.hub.config import HubConfig
 from wshub.hub.hub import Hub
 
@@ -46,9 +47,12 @@ class Hubs:
             closing.add_done_callback(self._late.discard)
 
     def default(self, config: Config) -> Hub:
-        """The hub of applications that know of none, with the settings that uvicorn was given."""
+        """The hub of applications that know of none, with the settings that uvicorn was given.
+
+        Raises ``HandshakeError`` (503) if there are no descriptors or no memory for it.
+        """
         if self._default is None:
-            self._default = Hub(
+            hub = Hub(
                 HubConfig(
                     max_connections=2**31,
                     max_message_size=config.ws_max_size,
@@ -60,8 +64,10 @@ class Hubs:
                     enable_compression=config.ws_per_message_deflate,
                 )
             )
-            self._default._bind()
-            self.add(self._default)
+            # First what may fail: a hub that belongs to no loop must not be kept.
+            bind_for_request(hub)
+            self.add(hub)
+            self._default = hub
         return self._default
 
     def shutdown(self) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ssl
+from collections.abc import Callable
 from typing import Any
 
 import uvicorn
 
+from wshub.links.tls import mark_as_own
 from wshub.protocol.validation import check_integer, check_port
 
 __all__ = ["LOOPS", "PROTOCOL_CLASS", "check_address", "run"]
@@ -30,6 +33,11 @@ def check_address(options: dict[str, Any]) -> None:
         options["backlog"] = check_integer("backlog", options["backlog"], 0, 2**31 - 1)
 
 
+def create_own_ssl_context(_config: Any, default: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
+    """uvicorn's context for the certificate that it was given, which no application gets hold of."""
+    return mark_as_own(default())
+
+
 def run(app: Any, *, loop: str = "auto", **options: Any) -> None:
     """Serve an application until SIGINT or SIGTERM, which closes every connection of its hubs with 1001.
 
@@ -44,4 +52,6 @@ def run(app: Any, *, loop: str = "auto", **options: Any) -> None:
     check_address(options)
     options.setdefault("ws", PROTOCOL_CLASS)
     options.setdefault("timeout_graceful_shutdown", GRACEFUL_SHUTDOWN)
+    if options.get("ssl_certfile"):
+        options.setdefault("ssl_context_factory", create_own_ssl_context)
     uvicorn.run(app, loop=LOOPS.get(loop, loop), **options)

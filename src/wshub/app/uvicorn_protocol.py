@@ -38,6 +38,7 @@ from wshub.hub.core import table_that_receives
 from wshub.hub.endings import code_of, is_end_of
 from wshub.hub.hub import Hub
 from wshub.links.asyncio_link import AsyncioLink
+from wshub.links.shortage import ShortageLog, is_shortage
 from wshub.protocol.handshake import Handshake
 from wshub.protocol.headers import split_list
 from wshub.protocol.message import MessageType
@@ -46,6 +47,10 @@ from wshub.protocol.request import MAX_HEAD_SIZE, RequestHead, parse_request_hea
 __all__ = ["WebSocketProtocol"]
 
 logger = logging.getLogger("uvicorn.error")
+
+NOT_DUPLICATED = ShortageLog("a connection stays with its transport, no descriptor can be had for the hub (%s)")
+NOT_ADOPTED = ShortageLog("a hub cannot take a connection (%s): it is refused with 503")
+OUT_OF_RESOURCES = HandshakeError(503, "The server has no resources left.", (("Retry-After", "5"),))
 
 MOST_BUFFERED = 64 * 1024
 """Octets that may wait to be sent before ``send`` waits for them, as asyncio's transports have it."""
@@ -383,7 +388,11 @@ class WebSocketProtocol(asyncio.Protocol):
         assert self._request is not None
         hubs = Hubs.of(self._state)
         if connection is None:
-            hub = hubs.default(self._config)
+            try:
+                hub = hubs.default(self._config)
+            except HandshakeError as error:
+                self._refuse(error)
+                raise ClientDisconnected from error
             connection = hub._register(table_that_receives(), self._request)
         else:
             self._taken_over = True
@@ -418,13 +427,19 @@ class WebSocketProtocol(asyncio.Protocol):
         try:
             descriptor = self._duplicate() if hub._can_adopt() and self._can_be_taken() else -1
             if descriptor >= 0:
-                self._transport.close()
+                # First what may fail: without it the client is still to be answered here.
                 hub._adopt(connection, descriptor, response, early)
+                self._transport.close()
             else:
                 self._serve_over_transport(hub, connection, response, early)
         except Exception as error:
             hub._abandon(connection)
-            self._transport.abort()
+            if self._link is None and is_shortage(error):
+                NOT_ADOPTED.failed(error)
+                self._refuse(OUT_OF_RESOURCES)
+                error = ClientDisconnected()
+            else:
+                self._transport.abort()
             if opened.done():
                 logger.exception("a connection cannot be served")
             else:
@@ -436,9 +451,12 @@ class WebSocketProtocol(asyncio.Protocol):
     def _duplicate(self) -> int:
         """A descriptor of the connection for the hub alone; -1 where there are no more of them."""
         try:
-            return int(self._transport.get_extra_info("socket").dup().detach())
-        except OSError:
+            descriptor = int(self._transport.get_extra_info("socket").dup().detach())
+        except (OSError, MemoryError) as error:
+            NOT_DUPLICATED.failed(error)
             return -1
+        NOT_DUPLICATED.recovered()
+        return descriptor
 
     def _serve_over_transport(self, hub: Hub, connection: Connection, response: bytes, early: bytes) -> None:
         self._link = AsyncioLink(self._transport, self._loop)
@@ -471,6 +489,10 @@ class WebSocketProtocol(asyncio.Protocol):
         self._log(str(status))
         self._transport.write(head + body)
         self._end()
+
+    def _refuse(self, error: HandshakeError) -> None:
+        fields = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in error.headers]
+        self._respond(error.status, fields, error.reason.encode())
 
     def _end(self) -> None:
         """Close the transport when all has left, or at last when too much time has passed."""

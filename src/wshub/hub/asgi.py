@@ -17,6 +17,7 @@ from urllib.parse import quote
 from wshub.errors import HandshakeError, InvalidMessageError, MisuseError
 from wshub.hub import endings
 from wshub.hub.admission import UNKNOWN_ADDRESS, is_address
+from wshub.hub.binding import bind_for_request
 from wshub.hub.connection import ConnectionState
 from wshub.hub.core import table_of, table_that_receives
 from wshub.hub.handler import EventHandler
@@ -198,7 +199,7 @@ class _CountingRefusals:
 
 def _check_scope(hub: Hub, scope: Mapping[str, Any]) -> RequestHead:
     """The request of a scope. Raises ``HandshakeError`` where the hub does not take it."""
-    hub._bind()
+    bind_for_request(hub)
     headers = Headers(scope["headers"])
     request = RequestHead(scope.get("method", "GET"), _target_of(scope), scope.get("http_version", "1.1"), headers)
     if hub._wants_address:

@@ -91,18 +91,19 @@ class HubConfig:
 
     max_connections_per_address: int = 0
     """Connections at one time from one IP address, or from 64 bits of an IPv6 address; one more is answered with 429.
-    0: no bound. Behind a proxy that is not trusted, all come from the proxy's."""
+    0: no bound. Behind a proxy that is not trusted, all come from the proxy's. With TLS of ``Hub.serve``, up to as many
+    more may be without a complete request; one more ends the oldest of the address."""
 
     max_connection_rate: int = 0
     """Handshakes in a second; one more is answered with 503. 0: no bound."""
 
     max_connection_rate_per_address: int = 0
-    """Handshakes in a second from one address; one more is answered with 429. 0: no bound."""
+    """Handshakes in a second from one address; one more is answered with 429. 0: no bound. With TLS of ``Hub.serve``
+    connections are counted, and one more is closed at once."""
 
     max_pending_handshakes: int = 1024
     """Accepted connections of which the request is not complete; for one more the oldest of them is ended. As many may
-    wait for what ``on_upgrade`` says. With TLS they count once that is agreed on, for which they have
-    ``handshake_timeout_ms`` as well."""
+    wait for what ``on_upgrade`` says. With TLS a connection counts before its TLS handshake, too."""
 
     trusted_proxies: tuple[str, ...] = ()
     """Addresses and networks, such as ``10.0.0.0/8``, of proxies whose ``X-Forwarded-For`` is believed by
@@ -144,7 +145,7 @@ class HubConfig:
 
     handshake_timeout_ms: int = 10_000
     """Milliseconds from the connection on in which a client is to have sent its whole request and ``on_upgrade`` to
-    have decided on it: 408 or 503 is the answer otherwise."""
+    have decided on it: 408 or 503 is the answer otherwise. The TLS handshake is part of this time."""
 
     shutdown_spread_ms: int = 0
     """Milliseconds over which the connections are closed when the hub is, so that not all clients come back at once.

@@ -225,9 +225,10 @@ cdef class HubCore(HubBase):
         if self.loop is not None and (self.closed or self.loop.is_closed()):
             self._begin_anew()
         if self.loop is None:
+            # First what may fail: a hub without a reactor belongs to no loop.
+            self.reactor = create_reactor(loop, self.ledger, native=self.config.use_reactor)
             self.loop = loop
             self.thread_id = PyThread_get_thread_ident()
-            self.reactor = create_reactor(loop, self.ledger, native=self.config.use_reactor)
         elif self.loop is not loop:
             raise MisuseError(
                 "the hub is in use on another event loop: call close() there first, or make a hub for each loop"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from wshub.errors import HandshakeError, MisuseError
 from wshub.hub.asgi import AsgiWebSocket, HubApplication, accept_websocket
+from wshub.hub.binding import bind_for_request
 from wshub.hub.config import HubConfig, RoomConfig, SlowConsumer
 from wshub.hub.connection import Connection
 from wshub.hub.core import HubCore
@@ -20,6 +21,7 @@ from wshub.hub.handler import EventHandler
 from wshub.hub.handler_checks import check_function
 from wshub.hub.server import Server
 from wshub.hub.upgrade import current_upgrade
+from wshub.links.tls import create_own_context
 from wshub.protocol.close_code import CloseCode, encode_close_payload
 from wshub.protocol.handshake import Handshake, HeaderField
 from wshub.protocol.request import RequestHead
@@ -193,8 +195,7 @@ class Hub(HubCore):
         if ssl_certfile is not None:
             if ssl is not None:
                 raise MisuseError("give serve() an SSLContext or the files of a certificate, not both")
-            ssl = ssl_module.create_default_context(ssl_module.Purpose.CLIENT_AUTH)
-            ssl.load_cert_chain(ssl_certfile, ssl_keyfile)
+            ssl = create_own_context(ssl_certfile, ssl_keyfile)
         elif ssl_keyfile is not None:
             raise MisuseError("give serve() the ssl_certfile that belongs to the ssl_keyfile")
         return Server(
@@ -447,7 +448,7 @@ class Hub(HubCore):
         if self._is_closing:
             raise HandshakeError(503, "The server is shutting down.")
         if not self._is_in_use:
-            self._bind()
+            bind_for_request(self)
 
 
 async def _all_end(tasks: Iterable[asyncio.Task[Any]]) -> None:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 import stat
+from collections.abc import Sequence
+from typing import Any
 
 from wshub.protocol.validation import check_port
 
 __all__ = ["UnixAddress", "bind_address"]
+
+PORT_ATTEMPTS = 10
 
 
 async def bind_address(host: str | None, port: int) -> list[socket.socket]:
@@ -22,6 +27,18 @@ async def bind_address(host: str | None, port: int) -> list[socket.socket]:
     # getaddrinfo() would take 70000 for 4464.
     port = check_port(port)
     found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    attempts = PORT_ATTEMPTS if port == 0 else 1
+    while True:
+        attempts -= 1
+        try:
+            return _bind_each(found, port)
+        except OSError as error:
+            # The port that the system has chosen for one address may be in use at another.
+            if not attempts or error.errno != errno.EADDRINUSE:
+                raise
+
+
+def _bind_each(found: Sequence[Any], port: int) -> list[socket.socket]:
     sockets: list[socket.socket] = []
     try:
         for family, kind, protocol, _, address in dict.fromkeys(found):

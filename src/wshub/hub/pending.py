@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Generic, Protocol, TypeVar
 
-__all__ = ["PendingHandshakes"]
+__all__ = ["PendingByAddress", "PendingHandshakes"]
 
 
 class Pending(Protocol):
@@ -63,6 +63,44 @@ class PendingHandshakes(Generic[Opening]):
 
     def __iter__(self) -> Iterator[Opening]:
         return iter((*self._incomplete, *self._asked))
+
+
+class PendingByAddress(PendingHandshakes[Opening]):
+    """``PendingHandshakes`` with a bound for each address as well: the oldest of an address makes room for one more.
+
+    Args:
+        at_most: incomplete requests altogether.
+        at_most_each: incomplete requests of one address.
+        key_of: the address of an opening, or None for one that only counts altogether.
+    """
+
+    def __init__(self, at_most: int, at_most_each: int, key_of: Callable[[Opening], str | None]) -> None:
+        super().__init__(at_most)
+        self._at_most_each = at_most_each
+        self._key_of = key_of
+        self._keys: dict[Opening, str] = {}
+        self._of_address: dict[str, dict[Opening, None]] = {}
+
+    def add(self, opening: Opening) -> None:
+        key = self._key_of(opening)
+        if key is not None:
+            same = self._of_address.get(key, {})
+            if len(same) >= self._at_most_each:
+                oldest = next(iter(same))
+                self.discard(oldest)
+                oldest.drop()
+            self._of_address.setdefault(key, {})[opening] = None
+            self._keys[opening] = key
+        super().add(opening)
+
+    def discard(self, opening: Opening) -> None:
+        super().discard(opening)
+        key = self._keys.pop(opening, None)
+        if key is not None:
+            same = self._of_address[key]
+            del same[opening]
+            if not same:
+                del self._of_address[key]
 
 
 def _remove_oldest(openings: dict[Opening, None]) -> Opening:

@@ -14,11 +14,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from wshub.errors import ConfigurationError, HandshakeError, MisuseError
-from wshub.hub.admission import UNKNOWN_ADDRESS, client_address
+from wshub.hub.admission import UNKNOWN_ADDRESS, Rate, address_key, client_address, parse_address
+from wshub.hub.config import HubConfig
 from wshub.hub.core import table_of
 from wshub.hub.listening import UnixAddress, bind_address
 from wshub.hub.opening import OpeningHandshake
-from wshub.hub.pending import PendingHandshakes
+from wshub.hub.pending import PendingByAddress, PendingHandshakes
 from wshub.hub.signals import stop_signals
 from wshub.protocol.request import RequestHead, parse_request_head
 from wshub.protocol.validation import check_integer, check_port, check_str, check_strings
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from wshub.links.reactor import Reactor
 
 __all__ = ["Server"]
+
+TOO_MANY_HANDSHAKES = HandshakeError(429, "There are too many new connections from this address.")
 
 
 class Server:
@@ -64,6 +67,10 @@ class Server:
             raise ConfigurationError(f"ssl must be an SSLContext, not {ssl!r}")
         self._reactor: Reactor | AsyncioReactor | None = None
         self._pending: PendingHandshakes[OpeningHandshake] = PendingHandshakes(hub.config.max_pending_handshakes)
+        self._handshake_rate: Rate | None = None
+        if ssl is not None:
+            # A TLS handshake costs more than a request, so the limits of an address hold before there is one.
+            self._limit_addresses(hub.config)
         self._trusted = tuple(ipaddress.ip_network(proxy) for proxy in hub.config.trusted_proxies)
         self._closed: asyncio.Future[None] | None = None
 
@@ -76,16 +83,32 @@ class Server:
         if self.hub._is_closing:
             raise MisuseError("the hub is closing: wait until close() has returned")
         self._reactor = reactor = self.hub._reactor_for(self._ssl)
-        self._closed = asyncio.get_running_loop().create_future()
-        self.sockets = tuple(await self._bind())
         try:
+            self.sockets = tuple(await self._bind())
             for listening in self.sockets:
                 await reactor.listen(listening, self._accepted, backlog=self._backlog)
+            self._closed = asyncio.get_running_loop().create_future()
+            self.hub._expire_handshakes.append(self._expire)
         except BaseException:
-            self.stop_listening()
+            self._undo_listening(reactor)
             raise
-        self.hub._expire_handshakes.append(self._expire)
         return self
+
+    def _undo_listening(self, reactor: Reactor | AsyncioReactor) -> None:
+        """Leave everything as it was before ``__aenter__``. A socket of the application's stays open."""
+        for listening in self.sockets:
+            reactor.unlisten(listening.fileno())
+            if self._sock is None:
+                listening.close()
+        if self.sockets and self._unix is not None:
+            self._unix.remove()
+        for opening in self._pending:
+            opening.drop()
+        if self._ssl is not None:
+            reactor.release()
+        self.sockets = ()
+        self._reactor = None
+        self._closed = None
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -155,11 +178,34 @@ class Server:
             return [self._unix.bind()]
         return await bind_address(*self._address)
 
-    def _accepted(self, link: Any) -> OpeningHandshake:
+    def _limit_addresses(self, config: HubConfig) -> None:
+        if config.max_connections_per_address:
+            self._pending = PendingByAddress(
+                config.max_pending_handshakes, config.max_connections_per_address, self._address_key
+            )
+        if config.max_connection_rate_per_address:
+            self._handshake_rate = Rate(config.max_connection_rate_per_address)
+
+    def _accepted(self, link: Any) -> OpeningHandshake | None:
         deadline = self.hub._now() + self.hub.config.handshake_timeout_ms / 1000
         opening = OpeningHandshake(link, self, deadline)
+        if self._handshake_rate is not None:
+            key = self._address_key(opening)
+            if key is not None and not self._handshake_rate.take(key, self.hub._now()):
+                # There is no TLS yet to say so in.
+                self.hub._count_refused(TOO_MANY_HANDSHAKES)
+                return None
         self._pending.add(opening)
         return opening
+
+    def _address_key(self, opening: OpeningHandshake) -> str | None:
+        """The address that a connection counts for before its request; None for one of a trusted proxy's."""
+        peer = opening.peer
+        if peer is not None and self._trusted:
+            address = parse_address(peer[0])
+            if address is None or any(address in network for network in self._trusted):
+                return None
+        return address_key(peer)
 
     def _request_received(self, opening: OpeningHandshake, link: Any, head: bytes, rest: bytes) -> None:
         """Answer a complete request; ``rest`` came behind it. Raises ``HandshakeError`` for one to be refused."""
@@ -199,6 +245,8 @@ class Server:
 
     def _expire(self) -> None:
         self._pending.expire(self.hub._now())
+        if self._handshake_rate is not None:
+            self._handshake_rate.forget(self.hub._now())
 
 
 def _check_path(path: object) -> str:

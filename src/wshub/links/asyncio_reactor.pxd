@@ -4,7 +4,7 @@ from wshub.links.link cimport Ledger
 
 cdef class AcceptedLink(AsyncioLink):
     cdef AsyncioReactor reactor
-    cdef object accepted  # called with this link once it has its transport; returns its Receiver
+    cdef object setup     # TransportSetup until there is a transport, then None
 
 
 cdef class AsyncioReactor:
@@ -12,5 +12,5 @@ cdef class AsyncioReactor:
     cdef Ledger ledger
     cdef object ssl      # SSLContext, or None
     cdef double timeout  # seconds
-    cdef dict servers    # descriptor: asyncio.Server
+    cdef dict listeners  # descriptor: SocketListener
     cdef set links       # every open AcceptedLink

@@ -5,10 +5,12 @@ from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 
 from wshub.links.asyncio_link cimport AsyncioLink
 from wshub.links.link cimport Ledger, Receiver
+from wshub.protocol.frame_buffer cimport FrameBuffer
 
 import logging
+from functools import partial
 
-from wshub.links.transports import create_server
+from wshub.links.accepting import SocketListener, TransportSetup
 
 logger = logging.getLogger("wshub.server")
 
@@ -28,22 +30,52 @@ cdef void keep_heap() noexcept:
 
 
 cdef class AcceptedLink(AsyncioLink):
-    """The link of a connection that a listening socket has accepted, and the protocol of its transport."""
+    """The link of a connection that a listening socket has accepted, and the protocol of its transport.
+
+    Until it has its transport, nothing can be sent.
+    """
 
     def connection_made(self, transport):
+        if self.closed:
+            transport.abort()
+            return
         self.transport = transport
-        self.reactor.links.add(self)
-        try:
-            self.receiver = <Receiver?>self.accepted(self)
-        except BaseException:
-            logger.exception("a new connection cannot be served")
-            self.abort(False)
-        finally:
-            self.accepted = None
+        self.setup = None
+
+    def setup_failed(self):
+        """There will be no transport."""
+        self.setup = None
+        self.lose(0)
+
+    cdef int write(self, FrameBuffer *frame) noexcept:
+        return 0 if self.transport is None else AsyncioLink.write(self, frame)
+
+    cdef void abort(self, bint after_flush) noexcept:
+        if self.transport is not None:
+            AsyncioLink.abort(self, after_flush)
+        elif self.setup is not None and not self.closed:
+            self.setup.abort()
+            # A transport tells of the loss in a later iteration of the loop; so does this.
+            self.loop.call_soon(self.lose, 0)
+
+    cdef object peer_name(self):
+        if self.transport is not None or self.setup is None:
+            return AsyncioLink.peer_name(self) if self.transport is not None else None
+        return peer_of(self.setup.socket)
 
     cdef void tell_lost(self, int error) noexcept:
         self.reactor.links.discard(self)
         AsyncioLink.tell_lost(self, error)
+
+
+cdef object peer_of(connected):
+    """The peer's address in the form that socket.getpeername() has, or None."""
+    try:
+        name = connected.getpeername()
+    except OSError:
+        return None
+    # That of a Unix socket is an empty string.
+    return name if isinstance(name, tuple) else None
 
 
 cdef class AsyncioReactor:
@@ -64,35 +96,47 @@ cdef class AsyncioReactor:
         self.ledger = ledger
         self.ssl = ssl
         self.timeout = timeout
-        self.servers = {}
+        self.listeners = {}
         self.links = set()
         keep_heap()
 
     async def listen(self, listening_socket, accepted, *, int backlog=100):
         """Accepts the connections of a bound socket.
 
-        ``accepted(link)`` is called with each new link, and returns its Receiver.
+        ``accepted(link)`` is called with each new link, before any TLS handshake. It returns the Receiver, or None to
+        refuse the connection.
         """
-        def create_link():
-            cdef AcceptedLink link = AcceptedLink(None, self.loop)
-            link.ledger = self.ledger
-            link.reactor = self
-            link.accepted = accepted
-            return link
+        listener = SocketListener(self.loop, listening_socket, partial(self._accept, accepted))
+        self.listeners[listening_socket.fileno()] = listener
+        try:
+            listener.start(backlog)
+        except BaseException:
+            del self.listeners[listening_socket.fileno()]
+            raise
 
-        timeouts = {"ssl_handshake_timeout": self.timeout, "ssl_shutdown_timeout": self.timeout} if self.ssl else {}
-        self.servers[listening_socket.fileno()] = await create_server(
-            self.loop, create_link, sock=listening_socket, backlog=backlog, ssl=self.ssl, **timeouts
+    def _accept(self, accepted, connected):
+        cdef AcceptedLink link = AcceptedLink(None, self.loop)
+        link.ledger = self.ledger
+        link.reactor = self
+        link.setup = TransportSetup(
+            self.loop, connected, lambda: link, ssl=self.ssl, timeout=self.timeout, failed=link.setup_failed
         )
+        self.links.add(link)
+        try:
+            link.receiver = <Receiver?>accepted(link)
+        except BaseException:
+            logger.exception("a new connection cannot be served")
+        if link.receiver is None:
+            link.abort(False)
 
     def unlisten(self, int descriptor):
-        """Accepts no more connections of that listening socket, which is closed."""
-        server = self.servers.pop(descriptor, None)
-        if server is not None:
-            server.close()
+        """Accepts no more connections of that listening socket, which is left open."""
+        listener = self.listeners.pop(descriptor, None)
+        if listener is not None:
+            listener.close()
 
     def resume_accepting(self):
-        """Nothing is to be done: asyncio tries again by itself to accept, after there were no descriptors."""
+        """Nothing is to be done: a listener tries again by itself to accept, after there were no descriptors."""
 
     @property
     def connection_count(self):
@@ -106,8 +150,11 @@ cdef class AsyncioReactor:
     def close(self):
         """Ends every connection at once. The receivers are told before this returns."""
         cdef AcceptedLink link
-        for descriptor in list(self.servers):
+        for descriptor in list(self.listeners):
             self.unlisten(descriptor)
         for link in list(self.links):
-            link.transport.abort()
+            if link.transport is not None:
+                link.transport.abort()
+            elif link.setup is not None:
+                link.setup.abort()
             link.lose(0)

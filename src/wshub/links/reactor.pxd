@@ -32,6 +32,7 @@ cdef class Reactor:
     cdef bint in_turn
     cdef bint closed
     cdef bint exhausted       # no descriptor could be had for a connection, and the log says so
+    cdef bint unwatched       # epoll could not take a connection, and the log says so
     cdef bint turn_scheduled
     cdef object turn_method
 

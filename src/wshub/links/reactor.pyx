@@ -32,7 +32,11 @@ import logging
 import os
 import socket
 
+from wshub.links.shortage import ShortageLog
+
 logger = logging.getLogger("wshub.server")
+
+NOT_WATCHED = ShortageLog("a new connection cannot be watched (%s): it is closed")
 
 cdef extern from "sys/types.h" nogil:
     ctypedef Py_ssize_t ssize_t
@@ -201,7 +205,14 @@ cdef class Reactor:
         if self.epoll_fd < 0:
             raise OSError(errno, os.strerror(errno))
         self.turn_method = self._turn
-        loop.add_reader(self.epoll_fd, self.turn_method)
+        try:
+            loop.add_reader(self.epoll_fd, self.turn_method)
+        except BaseException:
+            # The error's traceback may keep the reactor alive.
+            self.turn_method = None
+            close(self.epoll_fd)
+            self.epoll_fd = -1
+            raise
 
     def __dealloc__(self):
         # Without a buffer there is no descriptor either: a field that was never set would be one, the standard input.
@@ -252,8 +263,13 @@ cdef class Reactor:
         listener.socket = listening_socket
         listener.descriptor = listening_socket.fileno()
         listener.accepted = accepted
-        self.register_listener(listener)
+        # First what may fail: epoll must not know of a listener that is not in the table.
         self.listeners[listener.descriptor] = listener
+        try:
+            self.register_listener(listener)
+        except BaseException:
+            del self.listeners[listener.descriptor]
+            raise
 
     def unlisten(self, int descriptor):
         """Accepts no more connections of that listening socket, which is left open."""
@@ -477,18 +493,24 @@ cdef class Reactor:
             if descriptor < 0:
                 if errno in (EINTR, ECONNABORTED, EPROTO, EPERM):
                     continue
-                if errno != EAGAIN:
+                if errno == EAGAIN:
+                    # Nobody waits any more. A single success is no recovery: it may have taken the last descriptor.
+                    self.exhausted = False
+                else:
                     # EMFILE, ENFILE, ENOBUFS or ENOMEM. The connections wait in the backlog: asking again at
                     # once would keep the loop busy for nothing.
                     self.pause_accepting(listener, errno)
                 return
             self.accepted += 1
-            self.exhausted = False
             try:
                 link = self.add(descriptor)
             except (OSError, MemoryError) as error:
-                logger.error("a new connection cannot be watched: %s", error)
+                NOT_WATCHED.failed(error)
+                self.unwatched = True
                 continue
+            if self.unwatched:
+                self.unwatched = False
+                NOT_WATCHED.recovered()
             if length <= sizeof(address):
                 memcpy(link.peer, address, length)
                 link.peer_length = length

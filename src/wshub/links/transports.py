@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import logging
+import socket
+import ssl as ssl_module
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from functools import partial
 from typing import Any
+
+from wshub.links.tls import load_aiofastnet, suits_aiofastnet
 
 try:
     import fcntl
@@ -16,46 +20,41 @@ except ImportError:
 else:
     HAS_IOCTL = True
 
-__all__ = ["create_server", "unacknowledged_octets"]
+__all__ = ["connect_accepted_socket", "unacknowledged_octets"]
 
 
-async def create_server(
+async def connect_accepted_socket(
     loop: asyncio.AbstractEventLoop,
-    protocol_factory: Callable[[], Any],
-    *address: Any,
-    ssl: Any,
-    original: Callable[..., Awaitable[Any]] | None = None,
-    **options: Any,
+    create_protocol: Callable[[], Any],
+    connected: socket.socket,
+    *,
+    ssl: ssl_module.SSLContext | None,
+    timeout: float,
 ) -> Any:
-    """What ``loop.create_server`` does; TLS over aiofastnet's transports, where it is installed.
+    """Connect a protocol to an accepted socket: with TLS over aiofastnet's transports, where these can carry it.
 
-    ``original`` is the method of the loop, where something else has been put in its place.
+    Args:
+        loop: the running loop.
+        create_protocol: makes the protocol.
+        connected: a non-blocking socket.
+        ssl: an SSLContext, or None.
+        timeout: seconds that the TLS handshake may take, and as many its end.
     """
-    if ssl is not None:
-        try:
-            import aiofastnet
-        except ImportError:
-            pass
-        else:
-            logging.getLogger("asyncio").addFilter(_has_no_class_for_an_error)
-            return await aiofastnet.create_server(loop, protocol_factory, *address, ssl=ssl, **options)
-    return await (original or loop.create_server)(protocol_factory, *address, ssl=ssl, **options)
+    if ssl is None:
+        return await loop.connect_accepted_socket(create_protocol, connected)
+    connect = partial(loop.connect_accepted_socket, create_protocol, connected)
+    aiofastnet = load_aiofastnet()
+    if aiofastnet is not None and suits_aiofastnet(ssl):
+        connect = partial(aiofastnet.connect_accepted_socket, loop, create_protocol, connected)
+    return await connect(ssl=ssl, ssl_handshake_timeout=timeout, ssl_shutdown_timeout=timeout)
 
 
 def unacknowledged_octets(transport: asyncio.Transport) -> int:
     """How many octets of what was sent the kernel still holds for the peer; 0 where it cannot be asked."""
-    socket = transport.get_extra_info("socket")
-    if not HAS_IOCTL or socket is None:
+    connected = transport.get_extra_info("socket")
+    if not HAS_IOCTL or connected is None:
         return 0
     try:
-        return int.from_bytes(fcntl.ioctl(socket.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+        return int.from_bytes(fcntl.ioctl(connected.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
     except (OSError, ValueError):
         return 0
-
-
-def _has_no_class_for_an_error(record: logging.LogRecord) -> bool:
-    """Leave out of the log what logging cannot format.
-
-    Of a client that leaves during the handshake of TLS, aiofastnet tells with a class where an exception should be.
-    """
-    return record.exc_info is None or not isinstance(record.exc_info[1], type)
