@@ -79,7 +79,7 @@ def compiles(command: Sequence[str], source: str) -> bool:
 
 
 def missing() -> str | None:
-    """What the required modules cannot be built without and this machine does not have."""
+    """The first thing that the required modules need and this machine lacks; None if it has them all."""
     compiler = os.environ.get("CC") or sysconfig.get_config_var("CC")
     if not compiler:
         return None  # another kind of compiler, which setuptools finds

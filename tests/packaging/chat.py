@@ -134,7 +134,7 @@ async def chat_with_command() -> None:
 
 
 def check_engine(wanted: str) -> None:
-    """What compresses is what was asked for, and ISA-L is the one that the wheel has brought."""
+    """The right library compresses, and ISA-L comes from the wheel."""
     found = "zlib" if deflate.ENGINE is None else "isal"
     assert found == wanted, f"{found} compresses, not {wanted}"
     mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "libisal" in line}

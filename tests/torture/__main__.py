@@ -34,7 +34,7 @@ PATIENCE = 120.0
 """Seconds for what a process is to say next, beyond the time that it acts."""
 
 OF_SANITIZERS = ("LD_PRELOAD", "PYTHONMALLOC", "ASAN_OPTIONS", "LSAN_OPTIONS", "UBSAN_OPTIONS")
-"""What the environment has for the server and not for the clients, which have nothing to look at there."""
+"""Variables for the server only: the clients have no native code of ours."""
 
 
 class RoundError(Exception):

@@ -38,7 +38,7 @@ PATIENCE = 60.0
 
 
 class Application:
-    """What one hub serves, for as long as that hub lives."""
+    """The handlers of one hub, for as long as that hub lives."""
 
     def __init__(self, drawn: dict[str, Any], seed: int, threads: int, findings: Findings, fault: str | None) -> None:
         self.hub = Hub(config_of(drawn))
@@ -66,7 +66,7 @@ class Application:
     def _chaos(self, number: int, fault: str | None) -> Chaos:
         return Chaos(lambda: self.hub, number, random.Random(self.chance.getrandbits(32)), self.findings, fault)
 
-    # What it does by itself
+    # Acting by itself
 
     def start(self) -> None:
         """Begin to act at random."""
@@ -123,7 +123,7 @@ class Application:
     # Its handlers
 
     def handler(self) -> Any:
-        """What serves the connections: an EventHandler or a coroutine function."""
+        """The handler of all connections: an EventHandler or a coroutine function."""
         match self._kind:
             case "events":
                 return self.events()

@@ -1,4 +1,4 @@
-"""What an application does at random, on its event loop and in threads: every method of a hub and its connections."""
+"""Calls every method of a hub and its connections at random, on the event loop and in threads."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ LATEST = POLICIES.index("latest")
 DEFAULT_POLICY = POLICIES.index(None)
 
 NO_CODE = 1005
-"""What a close frame without a code says."""
+"""The code of a close frame that has none."""
 
 OFFERS = (
     "",

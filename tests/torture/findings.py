@@ -1,4 +1,4 @@
-"""What a server of the torture finds wrong with itself."""
+"""The faults that a server of the torture finds in itself."""
 
 from __future__ import annotations
 

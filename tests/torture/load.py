@@ -124,7 +124,7 @@ class Load:
         failures: list[BaseException] = []
 
         def protected(data: bytes, receive: Any = client.data_received) -> None:
-            # What a protocol raises, the loop only logs.
+            # The loop only logs an exception of a protocol.
             try:
                 receive(data)
             except BaseException as error:

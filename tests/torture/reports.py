@@ -1,4 +1,4 @@
-"""What a server of the torture tells: lines of JSON on stdout."""
+"""The reports of a server of the torture: lines of JSON on stdout."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Reporter:
 
 
 def _name_of(descriptor: str) -> str | None:
-    """What a descriptor is of, without what tells one of a kind from another; None for that of the listing itself."""
+    """The kind of file that a descriptor has open; None for the listing itself."""
     try:
         return os.readlink(f"/proc/self/fd/{descriptor}").partition("[")[0]
     except OSError:

@@ -1,7 +1,7 @@
 """The messages of the torture: each says its sender, its place in the sender's stream, and its checksum.
 
-A stream is what one sender sends to one room, to one connection or to everybody under one policy. A message is binary,
-or the same in base64 as text: the first byte of a binary one is never ASCII.
+A stream is the messages of one sender to one room, to one connection or to all connections, under one policy. A message
+is binary, or the same in base64 as text: the first byte of a binary one is never ASCII.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ ECHO = 0x80  # a client's message, which comes back
 JOIN = 0x81  # a client asks to enter a room; the answer has the number of the application's last message there
 LEAVE = 0x82  # the same for leaving
 ROOM = 0x83  # a message to a room
-ALL = 0x84  # a message to everybody
+ALL = 0x84  # a message to all connections
 DIRECT = 0x85  # a message to one connection
 
 POLICIES = ("close", "drop_newest", "drop_oldest", "latest", None)
-"""What a message is sent with; None is what the room or the hub has."""
+"""The policies of messages; None leaves it to the room or the hub."""
 
 APPLICATION = 0
 """The sender of what the application sends from its event loop. Threads have numbers from 1 on, clients from 1000."""
