@@ -27,8 +27,9 @@ from tests.torture.wire import (
     encode,
     room_name,
 )
-from wshub import Connection, ConnectionClosed, EventHandler, Hub
+from wshub import Connection, ConnectionClosed, EventHandler, HandshakeError, Hub
 from wshub import Message as Received
+from wshub.protocol.request import RequestHead
 
 __all__ = ["Application"]
 
@@ -41,7 +42,9 @@ class Application:
     """The handlers of one hub, for as long as that hub lives."""
 
     def __init__(self, drawn: dict[str, Any], seed: int, threads: int, findings: Findings, fault: str | None) -> None:
-        self.hub = Hub(config_of(drawn))
+        hooks = {"function": self._on_upgrade, "coroutine": self._on_upgrade_later}
+        self.hub = Hub(config_of(drawn), on_upgrade=hooks.get(drawn["on_upgrade"]))
+        self._asks = drawn["on_upgrade"] is not None
         self.findings = findings
         self.chance = random.Random(seed)
         self.chaos = self._chaos(APPLICATION, fault)
@@ -210,11 +213,22 @@ class Application:
         except TimeoutError:
             return None
 
+    def _on_upgrade(self, request: RequestHead) -> dict[str, str]:
+        if self.chance.random() < 0.05:
+            raise HandshakeError(429, "by chance")
+        return {"path": request.path}
+
+    async def _on_upgrade_later(self, request: RequestHead) -> dict[str, str]:
+        await asyncio.sleep(self.chance.choice((0, self.chance.expovariate(50))))
+        return self._on_upgrade(request)
+
     def _on_open(self, connection: Connection) -> None:
         self._opened += 1
         if connection in self._states:
             self.findings.add(f"on_open for {connection}, which is {self._states[connection]}")
         self._states[connection] = "open"
+        if self._asks and connection.get_metadata("path") != connection.path:
+            self.findings.add(f"{connection} lacks the metadata of on_upgrade: {connection.metadata}")
         self._meddle(connection, 0.5)
 
     def _on_close(self, connection: Connection, code: int, reason: str) -> None:

@@ -59,12 +59,22 @@ class Load:
         """Use each path once, so that what is made only once is there."""
         for target in self.targets:
             for path, _ in target["paths"]:
-                async with self.connected(random.Random(0), target, path) as client:
-                    client.say(ECHO)
-                    while not client.received:
-                        await asyncio.sleep(0.01)
+                while not await self._use(target, path):
+                    await asyncio.sleep(0.05)
+
+    async def _use(self, target: dict[str, Any], path: str) -> bool:
+        """Connect and exchange a message. False if the server, which acts at random already, has not let it."""
+        try:
+            async with self.connected(random.Random(0), target, path) as client:
+                client.say(ECHO)
+                while not client.received and not client.ended.done():
+                    await asyncio.sleep(0.01)
+                if not client.transport.is_closing():
                     client.close()
-                    await asyncio.wait_for(client.ended, END)
+                await asyncio.wait_for(client.ended, END)
+        except NotOpenError:
+            return False
+        return client.received > 0
 
     async def run(self) -> None:
         self.end = self.loop.time() + self.orders["seconds"]

@@ -59,6 +59,7 @@ def _draw_hub(chance: random.Random) -> dict[str, Any]:
         "settings": settings,
         "rates": rates,
         "compression": _draw_compression(chance),
+        "on_upgrade": chance.choice((None, "function", "coroutine")),
         # Bytes that the kernel may hold for a client; 0 leaves it to the kernel.
         "kernel_buffer": chance.choice((0, 4096, 4096)),
     }

@@ -102,6 +102,9 @@ async def main() -> None:
         for service in services:
             await service.listening.wait()
         reporter.say({"targets": [service.target for service in services]})
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    if left:
+        findings.add(f"tasks are left: {left}")
     reporter.report()
 
 
