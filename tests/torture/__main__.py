@@ -208,13 +208,13 @@ def main() -> int:
     parser.add_argument("--fault", choices=FAULTS)
     arguments = parser.parse_args()
     print(f"seed {arguments.seed}", flush=True)
-    end = time.monotonic() + arguments.seconds
     failed = []
     total: Counter[str] = Counter()
     number = arguments.first
     with tempfile.TemporaryDirectory() as name:
         Certificate(Path(name))
-        while time.monotonic() < end:
+        end = time.monotonic() + arguments.seconds
+        while number == arguments.first or time.monotonic() < end:
             plan = draw_plan(arguments.seed, number)
             plan["seconds"] = arguments.round or plan["seconds"]
             print(f"round {number}: {json.dumps(plan)}", flush=True)

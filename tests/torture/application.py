@@ -276,7 +276,8 @@ class Application:
                 else:
                     connection.leave(name)
                 number = self.chaos.sent[ROOM, CLOSE_POLICY, message.room, 0]
-                connection.send(encode(Message(message.kind, 0, message.room, 0, number), b""), slow_consumer="close")
+                answer = Message(message.kind, 0, message.room, APPLICATION, number, self.chaos.next_serial())
+                connection.send(encode(answer, b""), slow_consumer="close")
             else:
                 options: dict[str, Any] = {"key": str(message.key)}
                 if POLICIES[message.policy] is not None:

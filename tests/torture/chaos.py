@@ -53,6 +53,7 @@ class Chaos:
         self._findings = findings
         self._fault = fault
         self.sent: Counter[tuple[int, ...]] = Counter()
+        self._serial = 0
         self._acts: list[tuple[Callable[[Hub, Connection | None], None], float]] = [
             (self._say_in_room, 40),
             (self._say_to_all, 2),
@@ -120,6 +121,10 @@ class Chaos:
                 return self._chance.choice(members)
         return None
 
+    def next_serial(self) -> int:
+        self._serial += 1
+        return self._serial
+
     def _message(self, kind: int, policy: int, room: int = 0, connection: int = 0) -> tuple[bytes, int]:
         """The next message of a stream, and its key."""
         key = self._chance.randrange(3)
@@ -131,7 +136,7 @@ class Chaos:
         elif faulty == "repeat":
             self.sent[stream] -= 1
         payload = encode(
-            Message(kind, policy, room, self._number, self.sent[stream], key),
+            Message(kind, policy, room, self._number, self.sent[stream], self.next_serial(), key),
             filler(self._chance, 20_000),
         )
         if faulty == "damage":

@@ -70,6 +70,8 @@ class Client(SoakClient):
         self.entered: set[int] = set()
         self.awaited: set[int] = set()  # rooms whose answer is on its way
         self.sent: dict[tuple[int, int, int], int] = {}  # stream: messages sent
+        self._serial = 0
+        self._last_serial: dict[int, int] = {}  # sender: serial of its last message
         self._last: dict[tuple[int, ...], int] = {}  # stream: number of the last message
         self._deflater: tuple[int, bool] | None = None  # bits of its window, whether each message stands alone
         self._context: zlib._Compress | None = None
@@ -174,7 +176,8 @@ class Client(SoakClient):
     def say(self, kind: int, *, room: int = 0, policy: int = CLOSE_POLICY, largest: int = 20_000) -> None:
         stream = (kind, room, policy)
         self.sent[stream] = number = self.sent.get(stream, 0) + 1
-        message = Message(kind, policy, room, self.number, number, self.chance.randrange(3))
+        self._serial += 1
+        message = Message(kind, policy, room, self.number, number, self._serial, self.chance.randrange(3))
         self.send_message(encode(message, filler(self.chance, largest)))
 
     def ask(self, kind: int, room: int) -> None:
@@ -197,6 +200,11 @@ class Client(SoakClient):
 
     def _message(self, payload: bytes) -> None:
         message = decode(payload)
+        if message.policy not in (LATEST, DEFAULT_POLICY):
+            # One that may take the place of another may come earlier than its turn.
+            last = self._last_serial.get(message.sender, 0)
+            assert message.serial > last, f"{message} came after serial {last} of its sender"
+            self._last_serial[message.sender] = message.serial
         if message.kind in (JOIN, LEAVE):
             self._answered(message)
         elif message.kind in (ECHO, ROOM, ALL, DIRECT):
@@ -220,7 +228,7 @@ class Client(SoakClient):
         self.awaited.discard(room)
 
     def _in_order(self, message: Message) -> None:
-        kind, policy, room, sender, number, key = message
+        kind, policy, room, sender, number, _, key = message
         if kind == ECHO:
             assert sender == self.number, f"an echo for another client: {message}"
         if kind == ROOM and room in TAME:

@@ -235,7 +235,7 @@ class Load:
         client = Client(self.number, path, chance)
         data = client.request()
         for number in range(chance.randrange(4)):
-            message = encode(Message(ECHO, sender=self.number, number=number + 1), filler(chance, 300))
+            message = encode(Message(ECHO, 0, 0, self.number, number + 1, number + 1), filler(chance, 300))
             data += client.frame(0x82, message)
             if chance.random() < 0.3:
                 data += client.frame(0x80 | chance.choice((CLOSE, PING, PONG)), b"")

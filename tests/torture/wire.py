@@ -56,7 +56,7 @@ LOSSY = range(4)
 WILD = range(8, 12)
 """Rooms that the application has clients enter and leave at any time."""
 
-HEADER = struct.Struct("!BBHIIHI")  # kind, policy, room, sender, number, key, checksum
+HEADER = struct.Struct("!BBHIIIHI")  # the fields of a Message, checksum
 
 
 class DamagedError(Exception):
@@ -68,7 +68,8 @@ class Message(NamedTuple):
     policy: int = 0  # its place in POLICIES
     room: int = 0
     sender: int = APPLICATION
-    number: int = 0
+    number: int = 0  # in its stream, from 1 on
+    serial: int = 0  # among all that its sender has sent, from 1 on
     key: int = 0
 
 
