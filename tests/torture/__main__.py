@@ -50,7 +50,8 @@ class Process:
         )
         self._name = words[0]
         self._lines: queue.Queue[str] = queue.Queue()
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def _read(self) -> None:
         assert self._process.stdout is not None
@@ -95,6 +96,7 @@ class Process:
             except subprocess.TimeoutExpired:
                 self._process.kill()
         self._process.wait()
+        self._reader.join(10)
 
 
 class Round:
