@@ -10,6 +10,12 @@ from __future__ import annotations
 
 import os
 import select
+import shlex
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from Cython.Build import cythonize
@@ -28,6 +34,17 @@ FLAGS: dict[str, tuple[list[str], list[str]]] = {
 
 LIBRARIES = {"deflate": ["z"], "isal": ["isal"]}
 
+# The package does without a module whose library is not there.
+OPTIONAL = {"wshub.protocol.isal"}
+
+# The commands of setuptools that compile: `sdist` and `egg_info` need no compiler.
+COMPILING = {"bdist_wheel", "build", "build_ext", "develop", "editable_wheel", "install"}
+
+PACKAGES = (
+    "Debian and Ubuntu: apt-get install gcc libc6-dev zlib1g-dev python3-dev; Fedora: dnf install gcc zlib-devel "
+    "python3-devel; Alpine: apk add gcc musl-dev zlib-dev python3-dev; macOS: xcode-select --install"
+)
+
 # Without it, connections have the transports of the event loop.
 HAS_EPOLL = hasattr(select, "epoll") and os.environ.get("WSHUB_WITHOUT_REACTOR") != "1"
 
@@ -41,8 +58,6 @@ def extensions() -> list[Extension]:
             ".".join(path.relative_to(root).with_suffix("").parts),
             [str(path)],
             libraries=LIBRARIES.get(path.stem, []),
-            # Without its library, the package does without the module.
-            optional=path.stem == "isal",
             include_dirs=["src/wshub/protocol", "src/wshub/links"],
             depends=[str(header) for header in sorted(root.rglob("*.h"))],
             # Old CPython headers declare after statements; nothing of ours is to warn.
@@ -54,11 +69,50 @@ def extensions() -> list[Extension]:
     ]
 
 
-setup(
-    ext_modules=cythonize(
+def compiles(command: Sequence[str], source: str) -> bool:
+    """Whether a compiler makes a program of ``source``. Raises OSError if it cannot be run."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory, "program.c")
+        path.write_text(source)
+        words = [*command, "-c", str(path), "-o", str(path.with_suffix(".o"))]
+        return subprocess.run(words, capture_output=True, check=False).returncode == 0
+
+
+def missing() -> str | None:
+    """The first thing that the required modules need and this machine lacks; None if it has them all."""
+    compiler = os.environ.get("CC") or sysconfig.get_config_var("CC")
+    if not compiler:
+        return None  # another kind of compiler, which setuptools finds
+    flags = (os.environ.get(name, "") for name in ("CFLAGS", "CPPFLAGS"))
+    paths = {sysconfig.get_path("include"), sysconfig.get_path("platinclude")}
+    command = [*shlex.split(" ".join([compiler, *flags])), *(f"-I{path}" for path in sorted(paths))]
+    try:
+        if not compiles(command, "int main(void) { return 0; }\n"):
+            return f"a C compiler ({command[0]} fails)"
+    except OSError as error:
+        return f"a C compiler ({command[0]}: {error.strerror})"
+    for header, name in (("Python.h", "the headers of Python"), ("zlib.h", "the headers of zlib")):
+        if not compiles(command, f"#include <{header}>\n"):
+            return f"{name} ({header})"
+    return None
+
+
+def modules() -> list[Extension]:
+    """The extension modules, ready to be compiled."""
+    found: list[Extension] = cythonize(
         extensions(),
         include_path=["src"],
         compiler_directives={"language_level": "3", "binding": True, "embedsignature": True},
         show_all_warnings=True,
     )
-)
+    for extension in found:
+        # cythonize() makes new ones, without the flag.
+        extension.optional = extension.name in OPTIONAL
+    return found
+
+
+if COMPILING.intersection(sys.argv) and (lacking := missing()):
+    # It is alone on its line, and above everything that setuptools prints.
+    sys.exit(f"wshub needs {lacking} to be built. {PACKAGES}")
+
+setup(ext_modules=modules())

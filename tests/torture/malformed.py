@@ -1,0 +1,45 @@
+"""Frames that no client may send."""
+
+from __future__ import annotations
+
+import random
+
+__all__ = ["frame"]
+
+
+def _masked(first: int, payload: bytes, *, declared: int | None = None) -> bytes:
+    length = len(payload) if declared is None else declared
+    if length < 126:
+        head = bytes((first, 0x80 | length))
+    elif length < 65_536:
+        head = bytes((first, 0xFE)) + length.to_bytes(2, "big")
+    else:
+        head = bytes((first, 0xFF)) + length.to_bytes(8, "big")
+    return head + b"\0\0\0\0" + payload
+
+
+def frame(chance: random.Random) -> bytes:
+    """One or several frames of which the last is against RFC 6455 or RFC 7692, or beyond the limits of a hub."""
+    return chance.choice(
+        (
+            _masked(0x83, b"reserved opcode"),
+            _masked(0x8F, b""),
+            _masked(0xA2, b"reserved bit"),
+            _masked(0x90 | 9, b"reserved bit of a ping"),
+            bytes((0x82, 3)) + b"abc",  # not masked
+            _masked(0x80, b"goes on with nothing"),
+            _masked(0x02, b"begins") + _masked(0x82, b"begins again"),
+            _masked(0x81, b"\xff\xfe no UTF-8"),
+            _masked(0x81, b"\xed\xa0\x80"),  # a surrogate
+            _masked(0x89, b"a long ping" * 20),
+            _masked(0x09, b"a fragment of a ping"),
+            _masked(0x88, b"\x03"),
+            _masked(0x88, (1005).to_bytes(2, "big")),
+            _masked(0x88, (999).to_bytes(2, "big")),
+            _masked(0x88, b"\x03\xe8\xff\xff"),
+            _masked(0x82, b"", declared=2**40),
+            _masked(0x82, b"", declared=2**63),
+            _masked(0xC2, b"\xff\xff\xff\xff no deflate"),
+            bytes((0x82, 0xFE)) + (5).to_bytes(2, "big") + b"\0\0\0\0" + b"short",  # a length that is not the shortest
+        )
+    )
