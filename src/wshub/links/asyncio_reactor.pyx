@@ -31,7 +31,7 @@ cdef class AcceptedLink(AsyncioLink):
     """The link of a connection that a listening socket has accepted, and the protocol of its transport."""
 
     def connection_made(self, transport):
-        self.transport = transport
+        self.use(transport)
         self.reactor.links.add(self)
         try:
             self.receiver = <Receiver?>self.accepted(self)
