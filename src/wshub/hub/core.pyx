@@ -24,7 +24,7 @@ from wshub.hub.base cimport (
     policy_of,
 )
 from wshub.hub.connection cimport Connection
-from wshub.hub.connection_core cimport IS_OPEN, queue_message
+from wshub.hub.connection_core cimport IS_CLOSED, IS_OPEN, queue_message
 from wshub.hub.shared_window cimport SharedWindow
 from wshub.links.link cimport Ledger, Link, counts_of
 from wshub.protocol.deflate cimport LONGEST_DEFLATED, DeflatePool
@@ -260,8 +260,8 @@ cdef class HubCore(HubBase):
         Without a response, somebody else has answered.
         """
         cdef FrameBuffer *frame
-        if self.closed:
-            # Since it was admitted.
+        if self.closed or connection.status == IS_CLOSED:
+            # The hub has closed since the request was admitted, or the handshake has been given up.
             connection.abandon()
             raise HandshakeError(503, "The server is shutting down.")
         link.ledger = self.ledger
@@ -524,6 +524,9 @@ cdef class HubCore(HubBase):
         for connection in list(self.connections.values()):
             if connection.link is not None:
                 connection.link.abort(False)
+            else:
+                # Whoever handles its request has had the time to.
+                connection.abandon()
 
     def _when_empty(self):
         """A future that is done when the last connection is gone."""
