@@ -31,7 +31,7 @@ def native(request: pytest.FixtureRequest) -> bool:
     return request.param
 
 
-# What a client says at the end
+# Close frames
 
 
 @pytest.mark.parametrize(

@@ -525,7 +525,7 @@ cdef class HubCore(HubBase):
             if connection.link is not None:
                 connection.link.abort(False)
             else:
-                # Whoever handles its request has had the time to.
+                # Its request has had its time, and is not answered any more.
                 connection.abandon()
 
     def _when_empty(self):
