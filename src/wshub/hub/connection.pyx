@@ -19,6 +19,7 @@ from wshub.hub.connection_core cimport (
     INBOX_LIMIT,
     IS_CLOSED,
     IS_CLOSING,
+    IS_CONNECTING,
     IS_OPEN,
     ConnectionCore,
 )
@@ -34,6 +35,7 @@ import asyncio
 import enum
 import json
 import logging
+from collections import OrderedDict
 from functools import partial
 
 from wshub.errors import (
@@ -106,7 +108,7 @@ cdef class Connection(ConnectionCore):
         """The client's address as a pair of host and port, or None where it has none (a Unix socket).
 
         It is a pair for IPv6 too; a link-local address has no zone. Behind a trusted proxy it is the address that the
-        proxy saw, with 0 for the port.
+        proxy saw, with 0 for the port. It stays after the end. It is None before the opening.
         """
         if self.forwarded_address is not None:
             return self.forwarded_address
@@ -334,12 +336,17 @@ cdef class Connection(ConnectionCore):
         Raises:
             InvalidMessageError: another code, or a longer reason.
             TypeError: ``reason`` is neither str nor bytes.
+
+        Before the opening it leaves the handshake to succeed, so that the client gets the code and the reason: the
+        close frame comes right behind the answer, and neither ``on_open`` nor ``on_close`` is called.
         """
         payload = encode_close_payload(code, reason)
         if self.is_foreign():
             self.hub.loop.call_soon_threadsafe(self.close, code, reason)
         elif self.status == IS_OPEN:
             self.begin_closing(payload)
+        elif self.status == IS_CONNECTING:
+            self.close_before_opening(payload)
         return QUEUED
 
     async def drain(self):
@@ -357,20 +364,32 @@ cdef class Connection(ConnectionCore):
             return
         future = self.hub.loop.create_future()
         if self.drain_waiters is None:
-            self.drain_waiters = []
-        self.drain_waiters.append((self.link.end_of_queue(), future))
+            self.drain_waiters = OrderedDict()
+        self.drain_waiters[future] = self.link.end_of_queue()
         self.link.notify_when_left(self.link.end_of_queue())
-        await future
+        try:
+            await future
+        finally:
+            if self.drain_waiters is not None:
+                self.drain_waiters.pop(future, None)
+                if not self.drain_waiters:
+                    self.drain_waiters = None
 
     async def wait_closed(self):
-        """Waits until the connection is closed and gone."""
+        """Waits until the connection is closed and gone, or its handshake has failed."""
         if self.status == IS_CLOSED:
             return
         future = self.hub.loop.create_future()
         if self.waiters is None:
-            self.waiters = []
-        self.waiters.append(future)
-        await future
+            self.waiters = {}
+        self.waiters[future] = None
+        try:
+            await future
+        finally:
+            if self.waiters is not None:
+                self.waiters.pop(future, None)
+                if not self.waiters:
+                    self.waiters = None
 
     def _quietly(self, call):
         """Makes a call on behalf of another thread, which cannot be told any more that it is too late."""
@@ -391,7 +410,7 @@ cdef class Connection(ConnectionCore):
 
         Raises:
             TimeoutError: nothing came in time.
-            ConnectionClosed: the connection has ended, ConnectionLost if not in the ordinary way.
+            ConnectionClosed: the connection has ended, ConnectionLost if not in the ordinary way or before it opened.
             MisuseError: messages go to ``on_message``, another task is in ``receive`` already, or ``timeout`` is
                 no number of seconds.
         """

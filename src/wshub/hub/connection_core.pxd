@@ -59,8 +59,8 @@ cdef class ConnectionCore(Receiver):
     cdef object inbox            # deque of Message for receive(), or None
     cdef object waiter           # Future of a pending receive(), or None
     cdef object receiving_task   # who waits, for the error that a second one gets
-    cdef list waiters            # Futures of drain() and wait_closed()
-    cdef list drain_waiters      # of drain(): octets that must have left the link's queue, and the Future, oldest first
+    cdef dict waiters            # Futures of wait_closed(), as keys; or None
+    cdef object drain_waiters    # OrderedDict of drain(): Future: bytes that must have left the link's queue; or None
     cdef bytes unread            # octets received and not parsed, while handling is blocked
     cdef size_t unread_offset
     cdef int64_t pong_end        # octets that will have left the link's queue, ever, once the last pong has
@@ -138,8 +138,10 @@ cdef class ConnectionCore(Receiver):
     cdef object call_on_drain(self)
     cdef object call_on_close(self)
     cdef object end_endpoint(self)
+    cdef object close_before_opening(self, bytes payload)
     cdef object abandon(self)
     cdef void forsake(self) noexcept
+    cdef void wake_all(self) noexcept
     cdef object closed_error(self)
     cdef object check_open(self)
     cdef bint is_foreign(self) noexcept

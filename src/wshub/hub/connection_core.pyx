@@ -8,7 +8,8 @@ connection, or any other. What comes from the network never raises: it ends in a
     CONNECTING -> OPEN -> CLOSING -> CLOSED
 
 CLOSING begins with the first close frame of either side, or when either side gives up; from then on the connection is
-in no room and takes nothing to send. CLOSED is when the link is gone.
+in no room and takes nothing to send. CLOSED is when the link is gone. A connection that is closed before it opens goes
+from CONNECTING to CLOSING; one whose handshake fails goes from either to CLOSED. Neither has a link until start().
 """
 
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
@@ -80,7 +81,7 @@ from inspect import isawaitable, iscoroutine
 
 from wshub.errors import ConnectionClosed, ConnectionLost, MisuseError
 from wshub.hub.handler_task import start_handler_task
-from wshub.protocol.close_code import encode_close_payload
+from wshub.protocol.close_code import decode_close_payload, encode_close_payload
 
 cdef extern from "Python.h":
     int PyContext_Enter(object context) except -1
@@ -129,6 +130,15 @@ cdef inline bint is_full(ConnectionCore connection) noexcept:
     return queue_charge(&connection.link.queue) >= connection.hub.max_send_buffer
 
 
+cdef void wake(object future) noexcept:
+    try:
+        if not future.done():
+            future.set_result(None)
+    except RuntimeError:
+        # The loop is closed: what waits will never run again.
+        pass
+
+
 cdef bytes octets_of(FrameBuffer *frame):
     """A copy of the payload. Releases the frame if it raises MemoryError."""
     try:
@@ -171,8 +181,16 @@ cdef class ConnectionCore(Receiver):
                 del self.hub.room_table[room.name]
 
     cdef void wake_receiver(self) noexcept:
-        if self.waiter is not None and not self.waiter.done():
-            self.waiter.set_result(None)
+        if self.waiter is not None:
+            wake(self.waiter)
+
+    cdef void wake_all(self) noexcept:
+        """Ends every wait for this connection, which is CLOSED."""
+        self.wake_receiver()
+        waiters, self.waiters = self.waiters, None
+        for future in waiters or ():
+            wake(future)
+        self.refuse_drainers()
 
     # Checks
 
@@ -197,6 +215,7 @@ cdef class ConnectionCore(Receiver):
         """The handshake's answer has been queued on the link, which is this connection's from here on."""
         cdef double now = self.hub.clock()
         cdef double spread = self.id * 0.6180339887498949 % 1
+        cdef bint closes_at_once = self.status == IS_CLOSING
         cdef int kind
         self.link = link
         link.receiver = self
@@ -209,6 +228,12 @@ cdef class ConnectionCore(Receiver):
         self.idle_deadline = now + self.hub.idle_timeout
         for kind in range(RATES):
             self.left[kind] = self.hub.rates[kind].at_most
+        if closes_at_once:
+            payload = encode_close_payload(self.code, self.reason)
+            self.code = 0
+            self.reason = ""
+            self.begin_closing(payload)
+            return
         link.tells_drained = self.handlers.on_drain is not None
         self.opened = True
         PyContext_Enter(self.context)
@@ -219,22 +244,28 @@ cdef class ConnectionCore(Receiver):
         finally:
             PyContext_Exit(self.context)
 
+    cdef object close_before_opening(self, bytes payload):
+        """Keeps code and reason until start(), which sends them."""
+        self.leave_all_rooms()
+        self.status = IS_CLOSING
+        self.code, self.reason = decode_close_payload(payload)
+
     cdef object abandon(self):
         """The handshake has not been answered with 101: the connection ends without having been open."""
-        if self.status == IS_CONNECTING:
-            self.leave_all_rooms()
-            self.status = IS_CLOSED
-            self.code = 1006
-            self.hub.forget(self.key, self.address_key)
+        if self.link is not None or self.status == IS_CLOSED:
+            return
+        self.leave_all_rooms()
+        self.status = IS_CLOSED
+        self.code = 1006
+        self.reason = ""
+        self.hub.forget(self.key, self.address_key)
+        self.wake_all()
 
     cdef void forsake(self) noexcept:
         """The hub or its loop has gone: the connection is closed, and no handler can be called any more."""
         if self.hub.loop.is_closed():
             self.opened = False
-            self.waiter = None
-            self.waiters = None
-            self.drain_waiters = None
-        if self.status == IS_CONNECTING:
+        if self.link is None:
             self.abandon()
         else:
             self.connection_lost(0)
@@ -407,7 +438,7 @@ cdef class ConnectionCore(Receiver):
         """Does what is due at `now`; `ping` is a sealed ping that all connections share."""
         cdef Progress progress = AT_REST
         if self.status == IS_CLOSING:
-            if now >= self.give_up_at:
+            if self.link is not None and now >= self.give_up_at:
                 self.link.abort(False)
             return
         if self.status != IS_OPEN:
@@ -625,21 +656,20 @@ cdef class ConnectionCore(Receiver):
 
     cdef void wake_drainers(self, bint all_left) noexcept:
         """Wakes who waits in drain() for no more than what has left."""
-        while self.drain_waiters is not None:
-            octets, future = self.drain_waiters[0]
+        while self.drain_waiters:
+            future, octets = self.drain_waiters.popitem(False)
             if not all_left and octets > self.link.given:
+                self.drain_waiters[future] = octets
+                self.drain_waiters.move_to_end(future, False)
                 self.link.notify_when_left(octets)
                 return
-            del self.drain_waiters[0]
-            if not self.drain_waiters:
-                self.drain_waiters = None
-            if not future.done():
-                future.set_result(None)
+            wake(future)
+        self.drain_waiters = None
 
     cdef void refuse_drainers(self) noexcept:
         """What is waited for in drain() is lost."""
         waiters, self.drain_waiters = self.drain_waiters, None
-        for _, future in waiters or ():
+        for future in waiters or ():
             if future.done():
                 continue
             try:
@@ -665,12 +695,7 @@ cdef class ConnectionCore(Receiver):
             closes[self.code] = closes.get(self.code, 0) + 1
         except MemoryError:
             logger.error("out of memory: the end of a connection is not counted")
-        self.wake_receiver()
-        waiters, self.waiters = self.waiters, None
-        for future in waiters or ():
-            if not future.done():
-                future.set_result(None)
-        self.refuse_drainers()
+        self.wake_all()
         if self.blocks & ANY_HANDLER_RUNS:
             self.close_pending = True
             return
@@ -796,7 +821,8 @@ cdef class ConnectionCore(Receiver):
             self.code = self.parser.close_code
             self.reason = payload[2:].decode()
         if self.status == IS_OPEN:
-            self.begin_closing(payload[:2])
+            # The answer has the client's code and reason (RFC 6455 section 5.5.1).
+            self.begin_closing(payload)
         self.wake_receiver()
         self.link.abort(True)
 

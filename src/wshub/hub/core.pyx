@@ -148,8 +148,10 @@ cdef class HubCore(HubBase):
         self.clock = clock
         self.last_key = HUB_KEYS
         self.room_configs = {}
-        # An empty message has nothing to compress.
-        self.compression_threshold = max(config.compression.threshold, 1) if config.compression is not None else SIZE_MAX
+        self.compression_threshold = SIZE_MAX
+        if config.compression is not None:
+            # An empty message has nothing to compress.
+            self.compression_threshold = max(config.compression.threshold, 1)
         self.max_message_size = config.max_message_size
         self.max_send_buffer = config.max_send_buffer
         self.max_fragments = config.max_fragments
@@ -312,7 +314,7 @@ cdef class HubCore(HubBase):
         """
         cdef FrameBuffer *frame
         if self.closed or self.connections.get(connection.key) is not connection:
-            # The hub has closed since it was admitted.
+            # The hub has closed since the request was admitted, or the handshake has been given up.
             connection.abandon()
             raise HandshakeError(503, "The server is shutting down.")
         link.ledger = self.ledger
@@ -582,6 +584,9 @@ cdef class HubCore(HubBase):
         for connection in list(self.connections.values()):
             if connection.link is not None:
                 connection.link.abort(False)
+            else:
+                # Its request has had its time, and is not answered any more.
+                connection.abandon()
 
     def _when_empty(self):
         """A future that is done when the last connection is gone."""

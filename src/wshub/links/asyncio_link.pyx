@@ -30,9 +30,22 @@ cdef class AsyncioLink(Link):
     """
 
     def __init__(self, transport, loop):
-        self.transport = transport
         self.loop = loop
         self.hides_octets = True
+        if transport is not None:
+            self.use(transport)
+
+    cdef object use(self, object transport):
+        """Takes the transport, and the peer's address while the transport knows it."""
+        self.transport = transport
+        try:
+            name = transport.get_extra_info("peername")
+        except Exception:
+            # The connection has ended already.
+            return
+        # That of a Unix socket is an empty string.
+        if isinstance(name, tuple):
+            self.peer = name[:2]
 
     # What the transport's protocol passes on
 
@@ -127,9 +140,7 @@ cdef class AsyncioLink(Link):
         return <int64_t>self.transport.get_write_buffer_size() + <int64_t>unacknowledged_octets(self.transport)
 
     cdef object peer_name(self):
-        name = self.transport.get_extra_info("peername")
-        # That of a Unix socket is an empty string.
-        return name[:2] if isinstance(name, tuple) else None
+        return self.peer
 
     # What is done in the next turn of the loop
 

@@ -39,7 +39,7 @@ cdef class AcceptedLink(AsyncioLink):
         if self.closed:
             transport.abort()
             return
-        self.transport = transport
+        self.use(transport)
         self.setup = None
 
     def setup_failed(self):
@@ -59,9 +59,7 @@ cdef class AcceptedLink(AsyncioLink):
             self.loop.call_soon(self.lose, 0)
 
     cdef object peer_name(self):
-        if self.transport is not None or self.setup is None:
-            return AsyncioLink.peer_name(self) if self.transport is not None else None
-        return peer_of(self.setup.socket)
+        return peer_of(self.setup.socket) if self.setup is not None else self.peer
 
     cdef void tell_lost(self, int error) noexcept:
         self.reactor.links.discard(self)
@@ -75,7 +73,7 @@ cdef object peer_of(connected):
     except OSError:
         return None
     # That of a Unix socket is an empty string.
-    return name if isinstance(name, tuple) else None
+    return name[:2] if isinstance(name, tuple) else None
 
 
 cdef class AsyncioReactor:

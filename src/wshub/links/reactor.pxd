@@ -1,4 +1,3 @@
-from cpython.object cimport PyObject
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
@@ -22,8 +21,8 @@ cdef class Reactor:
     cdef list readable        # links with more to read than one turn takes
     cdef list starved         # links that the kernel had no memory for
     cdef list notices         # links whose receivers are to be told that they are lost or drained
-    cdef PyObject *dirty_head  # owned references, chained by ReactorLink.next_dirty: output queued, not sent yet
-    cdef PyObject *dirty_tail  # borrowed: the last of them
+    cdef ReactorLink dirty_head  # chained by ReactorLink.next_dirty: output queued, not sent yet; or None
+    cdef ReactorLink dirty_tail  # the last of them; anything if there is none
     cdef uint64_t accepted    # connections, ever
     cdef uint8_t *buffer      # owned: what is read goes here
     cdef uint8_t *scratch     # owned: small frames are copied together here to be sent
@@ -67,7 +66,7 @@ cdef class ReactorLink(Link):
     cdef uint8_t dirty           # in the reactor's chain of links with output to send
     cdef uint8_t finishing       # nothing more is queued; end the link once all has left and the peer has ended
     cdef Reactor reactor
-    cdef PyObject *next_dirty  # owned by the reactor's chain
+    cdef ReactorLink next_dirty  # the garbage collector sees the chain: a closed loop leaves it as it is
     cdef int descriptor       # owned; -1 once closed
     cdef int error            # why the link was lost: an errno, or 0
     cdef uint8_t paused

@@ -8,9 +8,9 @@ Fairness: in one turn a connection is read once, at most RECEIVE_SIZE octets; on
 every other that was ready has had its turn. At most ACCEPT_BURST connections are accepted in a turn.
 """
 
+cimport cython
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cpython.object cimport PyObject
-from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport EAGAIN, ECONNABORTED, EINTR, ENOBUFS, ENOMEM, EPERM, EPROTO, errno
 from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uintptr_t
@@ -95,6 +95,8 @@ cdef class Listener:
     """A listening socket of a reactor."""
 
 
+# A chain of links that were never flushed may be long, and must not be given up by recursion.
+@cython.trashcan(True)
 cdef class ReactorLink(Link):
     """One connection of a reactor."""
 
@@ -353,7 +355,7 @@ cdef class Reactor:
         finally:
             self.in_turn = False
         # Epoll tells of new data only; what is left over must be asked for.
-        if self.readable or self.notices or self.dirty_head != NULL:
+        if self.readable or self.notices or self.dirty_head is not None:
             self.schedule_turn()
 
     cdef bint poll_and_flush(self) except -1:
@@ -375,7 +377,7 @@ cdef class Reactor:
             link.reads_later = False
             if link.has_data and not link.closed and not link.paused:
                 self.read(link)
-        while self.dirty_head != NULL or self.notices:
+        while self.dirty_head is not None or self.notices:
             busy = True
             self.flush()
             self.notify()
@@ -437,14 +439,12 @@ cdef class Reactor:
             self.overlooked = True
 
     cdef void mark_dirty(self, ReactorLink link) noexcept:
-        Py_INCREF(link)
         link.dirty = True
-        link.next_dirty = NULL
-        if self.dirty_head == NULL:
-            self.dirty_head = <PyObject *>link
+        if self.dirty_head is None:
+            self.dirty_head = link
         else:
-            (<ReactorLink>self.dirty_tail).next_dirty = <PyObject *>link
-        self.dirty_tail = <PyObject *>link
+            self.dirty_tail.next_dirty = link
+        self.dirty_tail = link
         if not self.in_turn:
             self.schedule_turn()
 
@@ -583,14 +583,14 @@ cdef class Reactor:
     cdef void flush(self) noexcept:
         """Sends the queued output of every connection that has some. No Python code runs."""
         cdef ReactorLink link
-        while self.dirty_head != NULL:
-            link = <ReactorLink>self.dirty_head
+        while self.dirty_head is not None:
+            link = self.dirty_head
             self.dirty_head = link.next_dirty
-            link.next_dirty = NULL
+            link.next_dirty = None
             link.dirty = False
             if not link.closed:
                 self.flush_link(link)
-            Py_DECREF(link)
+        self.dirty_tail = None
 
     cdef void flush_link(self, ReactorLink link) noexcept:
         cdef iovec pieces[PIECES]

@@ -1,0 +1,143 @@
+"""A connection that ``hub.register()`` has returned, and whose handshake has not been answered yet."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from tests.app.conftest import listening
+from tests.hub.peers import REQUEST, raw_peer
+from wshub import Connection, ConnectionLost, EventHandler, Frame, Hub, Opcode
+from wshub.app import App, Context
+from wshub.hub.asgi import open_connection, register_scope
+from wshub.hub.core import table_of
+
+
+def fail(ctx: Context, connection: Connection) -> None:
+    raise ValueError("something is wrong after all")
+
+
+def refuse(ctx: Context, connection: Connection) -> None:
+    ctx.response.set_status(404)
+
+
+def close_and_fail(ctx: Context, connection: Connection) -> None:
+    connection.close(4000)
+    raise ValueError("something is wrong after all")
+
+
+@pytest.mark.parametrize(
+    ("then", "status"), [(fail, b"500"), (refuse, b"404"), (close_and_fail, b"500")], ids=["fails", "refuses", "closes"]
+)
+def test_a_handler_that_gives_its_connection_up_ends_every_wait_for_it(run, caplog, then, status: bytes) -> None:
+    app = App()
+    hub = app.enable_websocket()
+    waits: list[asyncio.Task[Any]] = []
+
+    @app.get("/")
+    async def endpoint(ctx: Context) -> None:
+        connection = hub.register(EventHandler())
+        waits.append(asyncio.create_task(connection.wait_closed()))
+        waits.append(asyncio.create_task(connection.receive()))
+        await asyncio.sleep(0)
+        then(ctx, connection)
+
+    async def scenario() -> None:
+        async with listening(app) as address, raw_peer(f"ws://{address}", handshake=False) as peer:
+            await answer(peer, status)
+            ended = await asyncio.gather(*waits, return_exceptions=True)
+            assert ended[0] is None
+            assert isinstance(ended[1], ConnectionLost)
+            assert hub.connection_count == 0
+
+    run(scenario())
+
+
+async def answer(peer: Any, status: bytes) -> None:
+
+    peer.write(REQUEST)
+    head = await peer.reader.readuntil(b"\r\n\r\n")
+    assert head.split(b" ")[1] == status
+
+
+@pytest.mark.parametrize("taken", [True, False], ids=["native", "transport"])
+def test_close_before_the_opening_reaches_the_client_with_code_and_reason(run, monkeypatch, taken: bool) -> None:
+    if not taken:
+        monkeypatch.setattr("wshub.app.uvicorn_protocol.WebSocketProtocol._can_be_taken", lambda self: False)
+    app = App()
+    hub = app.enable_websocket()
+    told: list[str] = []
+    connections: list[Connection] = []
+    handler = EventHandler(
+        on_open=lambda connection: told.append("open"), on_close=lambda connection, code, reason: told.append("close")
+    )
+
+    @app.get("/")
+    def endpoint(ctx: Context) -> None:
+        connection = hub.register(handler)
+        connection.join("room")
+        connection.close(4000, "n\u00f3")
+        connection.close(4001, "too late")
+        assert connection.state.name == "CLOSING"
+        assert hub.broadcast("x", room="room") == 0
+        connections.append(connection)
+
+    async def scenario() -> None:
+        async with listening(app) as address, raw_peer(f"ws://{address}") as peer:
+            frame = await peer.frame()
+            assert (frame.opcode, frame.payload) == (Opcode.CLOSE, b"\x0f\xa0n\xc3\xb3")
+            peer.send(Frame(Opcode.CLOSE, frame.payload))
+            peer.writer.write_eof()
+            await connections[0].wait_closed()
+            assert (connections[0].close_code, connections[0].close_reason) == (4000, "n\u00f3")
+            assert told == []
+            assert (hub.connection_count, hub.rooms) == (0, frozenset())
+
+    run(scenario())
+
+
+def test_a_plain_asgi_application_leaves_the_answer_to_a_close_its_reason(run) -> None:
+    heard: list[Any] = []
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        heard.append(await receive())
+
+    async def scenario() -> None:
+        async with listening(application) as address, raw_peer(f"ws://{address}") as peer:
+            peer.send(Frame(Opcode.CLOSE, b"\x0f\xa0pizza"))
+            assert (await peer.frame()).payload == b"\x0f\xa0pizza"
+        assert heard == [{"type": "websocket.disconnect", "code": 4000, "reason": "pizza"}]
+
+    run(scenario())
+
+
+def test_close_before_the_opening_is_honoured_where_the_server_keeps_the_connection(run) -> None:
+    sent: list[Any] = []
+
+    async def scenario() -> None:
+        closed = asyncio.get_running_loop().create_future()
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+            if message["type"] == "websocket.close":
+                closed.set_result(None)
+
+        async def receive() -> Any:
+            await closed
+            return {"type": "websocket.disconnect", "code": 4000, "reason": "no"}
+
+        scope = {"type": "websocket", "path": "/", "headers": [(b"host", b"a")], "client": ("192.0.2.1", 5)}
+        async with Hub() as hub:
+            connection = register_scope(hub, table_of(EventHandler(on_open=lambda _: sent.append("open"))), scope)
+            connection.close(4000, "no")
+            await open_connection(connection, scope, receive, send, ())
+            await connection.wait_closed()
+            assert [each["type"] for each in sent] == ["websocket.accept", "websocket.close"]
+            assert (sent[1]["code"], sent[1]["reason"]) == (4000, "no")
+            assert connection.remote_address == ("192.0.2.1", 5)
+
+    run(scenario())
