@@ -161,10 +161,6 @@ FITS = [
 ]
 
 
-def name_of(function: Any) -> str:
-    return repr(function).split(" at ")[0]
-
-
 @pytest.mark.parametrize("function", GENERATORS, ids=named)
 def test_a_generator_is_no_handler_in_whatever_form(function) -> None:
     with pytest.raises(MisuseError, match=r"on_message must be a function or a coroutine function, and .* generator"):
