@@ -61,7 +61,6 @@ cdef class AsgiLink(Link):
     cdef object resumed          # Future that the receiving task waits for while reading is paused, or None
     cdef int64_t in_hand         # octets of the message that the server is taking
     cdef bint paused
-    cdef bint finishing
     cdef bint disconnected       # the server has told of the end: it takes nothing more
 
     def __init__(self, receive, send, client):

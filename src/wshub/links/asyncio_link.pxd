@@ -5,7 +5,6 @@ cdef class AsyncioLink(Link):
     cdef object transport        # None until there is one
     cdef object loop
     cdef bint scheduled          # flushed in the next turn of the loop
-    cdef bint finishing          # nothing more is queued; close the transport once all has left
     cdef bint ended              # the peer has ended its side
     cdef bint closing_transport
 

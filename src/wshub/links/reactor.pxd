@@ -63,12 +63,11 @@ cdef class Listener:
 
 
 cdef class ReactorLink(Link):
-    cdef uint8_t dirty           # in the reactor's chain of links with output to send
-    cdef uint8_t finishing       # nothing more is queued; end the link once all has left and the peer has ended
     cdef Reactor reactor
     cdef PyObject *next_dirty  # owned by the reactor's chain
     cdef int descriptor       # owned; -1 once closed
     cdef int error            # why the link was lost: an errno, or 0
+    cdef uint8_t dirty           # in the reactor's chain of links with output to send
     cdef uint8_t paused
     cdef uint8_t has_data        # there may be more to read: epoll tells of new data only
     cdef uint8_t reads_later     # in the reactor's list of links to be read in the next round
