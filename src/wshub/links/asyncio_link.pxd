@@ -5,7 +5,9 @@ cdef class AsyncioLink(Link):
     cdef object transport        # None until there is one
     cdef object loop
     cdef bint scheduled          # flushed in the next turn of the loop
+    cdef bint flushing           # a frame is being given to the transport
     cdef bint ended              # the peer has ended its side
     cdef bint closing_transport
 
+    cdef object give_to_transport(self)
     cdef void schedule(self) noexcept
