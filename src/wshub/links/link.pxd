@@ -44,6 +44,7 @@ cdef extern from "spare_frames.h":
 
 cdef class Ledger:
     cdef uint64_t bytes_received
+    cdef uint64_t messages_received
     cdef uint64_t bytes_sent
     cdef Tally messages  # its `pending` is not kept: every queue knows its own
 
@@ -54,6 +55,7 @@ cdef class Receiver:
     cdef void buffer_updated(self, size_t length) noexcept
     cdef void eof_received(self) noexcept
     cdef void drained(self) noexcept
+    cdef void continue_input(self) noexcept
     cdef void connection_lost(self, int error) noexcept
 
 
