@@ -165,3 +165,60 @@ def test_a_slow_reader_is_not_stalled_while_the_kernel_sees_it_take_something(ru
             await read_slowly(peer, hub, clock, seconds=40)
 
     run(scenario())
+
+
+@pytest.mark.parametrize("use_reactor", [True, False])
+@pytest.mark.parametrize("end", ["slow", "close", "hub"])
+@pytest.mark.parametrize("seconds_before", [0, 3])
+def test_a_closing_peer_that_takes_nothing_is_ended_after_the_shorter_of_its_two_times(
+    run, clock: Clock, use_reactor: bool, end: str, seconds_before: int
+) -> None:
+    async def scenario() -> None:
+        handler, opened, closed = opened_and_closed()
+        settings = {"send_timeout_ms": 5_000, "close_timeout_ms": 60_000, "use_reactor": use_reactor}
+        async with serving(handler, clock=clock, **settings) as (hub, url), raw_peer(url) as peer:
+            peer.writer.transport.pause_reading()
+            connection = await opened
+            while not connection.buffered:
+                connection.send(bytes(50_000))
+                await asyncio.sleep(0)
+            # What the kernels still take of it they take now.
+            await asyncio.sleep(0.05)
+            clock.pass_for(0.5, hub)
+            for _ in range(seconds_before):
+                clock.pass_for(1, hub)
+            closing = None
+            if end == "slow":
+                while connection.state.name == "OPEN":
+                    connection.send(bytes(50_000))
+            elif end == "close":
+                connection.close()
+            else:
+                closing = asyncio.create_task(hub.close())
+                await asyncio.sleep(0)
+            # The time that it had taken nothing before counts too. A kernel may take a little more meanwhile.
+            sweeps = 0
+            while not closed.done():
+                clock.pass_for(1, hub)
+                await asyncio.sleep(0.001)
+                sweeps += 1
+            assert 5 - seconds_before <= sweeps < 20
+            if closing is not None:
+                await closing
+
+    run(scenario())
+
+
+def test_a_closing_peer_that_takes_what_waits_has_all_the_time_for_closing(run, clock: Clock) -> None:
+    async def scenario() -> None:
+        handler, opened, _ = opened_and_closed()
+        settings = {"send_timeout_ms": 2_000, "close_timeout_ms": 8_000, "max_send_buffer": 1 << 25}
+        async with serving(handler, clock=clock, **settings) as (hub, url), raw_peer(url) as peer:
+            connection = await opened
+            connection.send(bytes(1 << 24))
+            connection.close()
+            await read_slowly(peer, hub, clock, seconds=7)
+            clock.pass_for(1, hub)
+            await until(hub, 0)
+
+    run(scenario())

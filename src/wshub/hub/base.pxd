@@ -2,6 +2,7 @@ from cpython.unicode cimport PyUnicode_CheckExact
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+from wshub.hub.backlog cimport Backlog
 from wshub.hub.shared_window cimport SharedWindow
 from wshub.links.link cimport Ledger
 from wshub.protocol.deflate cimport DeflatePool
@@ -64,6 +65,7 @@ cdef class HandlerTable:
 cdef class Room:
     cdef readonly str name
     cdef dict members           # id: Connection
+    cdef dict walked            # the members that a message is being queued for: nobody may be added to that dict
     cdef SharedWindow window    # or None
     cdef Tally *tally           # a reference: of what is sent to the room
     cdef uint64_t key           # of messages to it that have no key of their own; and the namespace of those that have
@@ -77,7 +79,9 @@ cdef class HubBase:
     cdef unsigned long thread_id
     cdef object clock            # a function without arguments: seconds, never going back
     cdef Ledger ledger
+    cdef Backlog backlog         # connections with input that waits for a later loop iteration
     cdef dict connections        # id: Connection, of all that are not closed
+    cdef dict walked             # ... that a message is being queued for: nobody may be added to that dict
     cdef dict room_table         # name: Room, of all that have a member
     cdef readonly object _admission  # Admission
     cdef bint counts_addresses   # it counts the connections of each address
@@ -104,7 +108,6 @@ cdef class HubBase:
     cdef bint ends_stalled       # there is a send_timeout: who takes nothing need not be asked for a sign of life
     cdef double ping_interval, pong_timeout, close_timeout, send_timeout, idle_timeout, max_lifetime
     cdef double swept_at         # when the last sweep was
-    cdef uint64_t messages_received
     cdef uint64_t rates_exceeded
     cdef bint had_no_room        # for a message, on some connection
 

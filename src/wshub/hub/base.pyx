@@ -168,8 +168,8 @@ cdef class HubBase:
         config = self.room_configs.get(name)
         if config is not None:
             self.configure(room, config)
-        self.room_table[name] = room
-        return room
+        # Meanwhile the garbage collector may have run code that opened it too.
+        return self.room_table.setdefault(name, room)
 
     cdef object configure(self, Room room, object config):
         """Gives a room the settings of a RoomConfig. No member may be in step with the window that it has had."""

@@ -141,7 +141,8 @@ class HubConfig:
     """What a connection may do in a second."""
 
     close_timeout_ms: int = 10_000
-    """Milliseconds that the peer has to finish a closing handshake, before the connection is ended all the same."""
+    """Milliseconds that the peer has to finish a closing handshake, before the connection is ended all the same. It is
+    ended earlier if it takes nothing of what waits for it for ``send_timeout_ms``."""
 
     handshake_timeout_ms: int = 10_000
     """Milliseconds from the connection on in which a client is to have sent its whole request and ``on_upgrade`` to

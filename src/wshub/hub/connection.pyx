@@ -16,12 +16,14 @@ from wshub.hub.base cimport (
 )
 from wshub.hub.connection_core cimport (
     INBOX_FULL,
+    INBOX_KIBIBYTES,
     INBOX_LIMIT,
     IS_CLOSED,
     IS_CLOSING,
     IS_CONNECTING,
     IS_OPEN,
     ConnectionCore,
+    inbox_charge,
 )
 from wshub.links.link cimport queue_charge
 from wshub.protocol.frame_buffer cimport FrameBuffer, frame_release
@@ -139,7 +141,8 @@ cdef class Connection(ConnectionCore):
         """Octets that are queued and not yet taken by the kernel, as ``max_send_buffer`` counts them.
 
         With TLS, and wherever the reactor has not the connection, a transport takes them in the kernel's place: up to
-        64 KB and a message more may wait there. Under another ASGI server it is the server that takes them.
+        64 KB more may wait there, and then a message or 16 KB of short ones. Under another ASGI server it is the server
+        that takes them.
         """
         return queue_charge(&self.link.queue) if self.link is not None else 0
 
@@ -207,6 +210,13 @@ cdef class Connection(ConnectionCore):
         room = self.hub.room_table.get(name)
         if room is None:
             room = self.hub.open_room(name)
+        if room.members is room.walked:
+            room.members = dict(room.members)
+        if self.status >= IS_CLOSING:
+            # Code that the garbage collector has run meanwhile has closed it.
+            if not room.members:
+                del self.hub.room_table[name]
+            raise self.closed_error()
         room.members[self.key] = self
         self.hub.window_changes += room.window is not None
         self.room_table[name] = room
@@ -244,7 +254,9 @@ cdef class Connection(ConnectionCore):
                 the place of the one that has its key. No message that was sent with ``"close"`` is ever dropped for
                 another, nor replaced: where too many of these wait it is the new one that is dropped.
             key: with ``"latest"``, a str that says what the message is the latest of, such as a price or a position.
-                It is another key in a message to this connection alone than in one to a room, or to everybody.
+                It is another key in a message to this connection alone than in one to a room, or to everybody. While
+                messages under some thousand other keys wait behind it, a message may stay where it is instead of being
+                replaced.
 
         Raises:
             ConnectionClosed: the connection is closing or closed; its ``code`` and ``reason`` say how.
@@ -439,7 +451,10 @@ cdef class Connection(ConnectionCore):
                 self.waiter = None
                 self.receiving_task = None
         message = self.inbox.popleft()
-        if self.blocks & INBOX_FULL and len(self.inbox) <= INBOX_LIMIT // 2:
+        self.inbox_kibibytes -= inbox_charge(message)
+        if not self.blocks & INBOX_FULL:
+            return message
+        if len(self.inbox) <= INBOX_LIMIT // 2 and self.inbox_kibibytes <= INBOX_KIBIBYTES // 2:
             self.hub.loop.call_soon(self._unblock, INBOX_FULL)
         return message
 

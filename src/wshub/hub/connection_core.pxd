@@ -6,6 +6,7 @@ from wshub.hub.shared_window cimport SharedWindow
 from wshub.links.link cimport Link, Progress, Receiver
 from wshub.protocol.deflate cimport Deflater, Inflater
 from wshub.protocol.frame_buffer cimport FrameBuffer
+from wshub.protocol.message cimport Message
 from wshub.protocol.parser cimport Event, Parser
 
 
@@ -20,7 +21,7 @@ cdef enum:
     HANDLER_RUNS = 1  # a handler other than on_open is suspended
     INBOX_FULL = 2    # receive() is not called as fast as messages arrive
     OUTPUT_FULL = 4   # the peer does not read what is sent to it
-    TURN_SPENT = 8    # enough was decompressed in this turn of the loop
+    TURN_SPENT = 8    # enough was done for it in this turn of the loop: it waits in the hub's backlog
     RATE_SPENT = 16   # more arrived than the rates allow
     ON_OPEN_RUNS = 32  # on_open is suspended; that blocks nothing once receive() is called, for it may be the caller
     ANY_HANDLER_RUNS = HANDLER_RUNS | ON_OPEN_RUNS
@@ -28,6 +29,17 @@ cdef enum:
 cdef enum:
     # Messages that wait for receive(), at the most.
     INBOX_LIMIT = 16
+    # KiB of messages that wait for receive() before nothing more is read. The one that reaches it is kept.
+    INBOX_KIBIBYTES = 256
+
+
+cdef struct Turn:
+    # The work done for a connection before others have their turn.
+    int events              # handled so far
+    int look_at             # the clock is looked at when so many have been handled
+    uint64_t look_at_queued  # ... or so many messages were queued, ever
+    bint is_timed           # it has been looked at
+    double began            # when that was
 
 
 cdef class ConnectionCore(Receiver):
@@ -70,12 +82,13 @@ cdef class ConnectionCore(Receiver):
     cdef double next_ping
     cdef double pong_deadline    # 0: no ping is unanswered
     cdef int64_t before_ping     # octets ever sent in front of the unanswered ping; 0: the peer has acknowledged them
-    cdef double give_up_at       # on a peer that takes nothing of what waits for it, or 0; on one that does not close
+    cdef double give_up_at       # on a peer that takes nothing of what waits for it, or 0
     cdef double idle_deadline
-    cdef double lifetime_end
+    cdef double lifetime_end     # while it is closing: of the closing handshake
     cdef double left[RATES]      # what the rates allow until the next sweep
     cdef str reason
     cdef uint16_t code           # 0: not known yet
+    cdef uint16_t inbox_kibibytes  # of the messages in the inbox, as inbox_charge() counts them
     cdef uint8_t blocks          # why handling is blocked
     cdef uint8_t alive           # something arrived since the last sweep
     cdef uint8_t seems_silent    # the last sweep found that its time to answer is over
@@ -103,6 +116,7 @@ cdef class ConnectionCore(Receiver):
     cdef void free_compressors(self) noexcept
     cdef void sweep(self, double now, FrameBuffer *ping) noexcept
     cdef bint is_in_doubt(self) noexcept
+    cdef bint is_stalled(self, double now, Progress progress) noexcept
     cdef bint is_overdue(self, double now, Progress progress) noexcept
     cdef void ping(self, double now, FrameBuffer *ping) noexcept
     cdef bint is_excused(self, Progress progress) noexcept
@@ -115,6 +129,7 @@ cdef class ConnectionCore(Receiver):
     cdef void leave_all_rooms(self) noexcept
     cdef void go_away(self, bytes payload) noexcept
     cdef void process(self, const uint8_t **cursor, const uint8_t *end, uint64_t work_before) noexcept
+    cdef bint is_over(self, Turn *turn) noexcept
     cdef void end_turn(self) noexcept
     cdef void dispatch(self, Event event) noexcept
     cdef void handle_message(self)
@@ -130,6 +145,7 @@ cdef class ConnectionCore(Receiver):
     cdef void out_of_memory(self) noexcept
     cdef bint is_blocked(self) noexcept
     cdef void unblock(self, uint8_t block) noexcept
+    cdef void unblock_later(self, uint8_t block) noexcept
     cdef void process_unread(self) noexcept
     cdef void wake_receiver(self) noexcept
     cdef object call(self, object handler, tuple arguments, uint8_t block)
@@ -145,6 +161,11 @@ cdef class ConnectionCore(Receiver):
     cdef object closed_error(self)
     cdef object check_open(self)
     cdef bint is_foreign(self) noexcept
+
+
+cdef inline uint16_t inbox_charge(Message message) noexcept:
+    """KiB that a message counts for in an inbox: those of less than one are bounded by their number."""
+    return <uint16_t>min(message.frame.length >> 10, <size_t>INBOX_KIBIBYTES)
 
 
 cdef inline int queue_message(ConnectionCore connection, FrameBuffer *frame, const Delivery *delivery) noexcept:

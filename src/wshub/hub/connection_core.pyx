@@ -98,6 +98,13 @@ cdef enum:
 cdef enum:
     # What a connection may have decompressed in one go before others have their turn, in octets and work worth so many.
     TURN_INFLATES = 1 << 20
+    # Messages and control frames that are handled in one go.
+    TURN_EVENTS = 1024
+    # The clock is looked at after so many of them, and earlier for the first time. It is looked at after so many
+    # messages that were queued, too: one may go to a whole room. Few clients have as many under way.
+    EVENTS_BETWEEN_LOOKS = 8
+    EVENTS_BEFORE_FIRST_LOOK = 4
+    QUEUED_BETWEEN_LOOKS = 512
     # From this size on it is better to compress a message than to stay in step with a room: a message of a room that
     # is missed costs some dozens of octets more, and there are at most some hundreds until the next restart.
     WORTH_A_STEP = 8192
@@ -105,6 +112,9 @@ cdef enum:
     # client that does not know of it yet, as much as its kernel takes of it unless told otherwise.
     MOST_UNDER_WAY = 4 << 20
 
+# Seconds that a connection may have in one go, and while others wait for theirs.
+cdef double TURN_SECONDS = 0.001
+cdef double SHARED_SECONDS = 0.0005
 
 # What a connection does that exceeds each of the rates.
 cdef tuple EXCESSES = ("more octets", "more messages", "more pings or pongs", "what takes longer to handle")
@@ -356,6 +366,10 @@ cdef class ConnectionCore(Receiver):
         if self.history_is_stale:
             deflater_forget(self.deflater)
             self.history_is_stale = False
+        if is_full(self):
+            # A transport's code may send something else meanwhile, which must not come between this message and those
+            # that refer to it.
+            self.link.flush_now()
         form = self.hub.pool.compress(self.deflater, frame, False)
         if form == NULL or form.length >= frame.length:
             # What the peer is not given cannot be referred to.
@@ -438,7 +452,7 @@ cdef class ConnectionCore(Receiver):
         """Does what is due at `now`; `ping` is a sealed ping that all connections share."""
         cdef Progress progress = AT_REST
         if self.status == IS_CLOSING:
-            if self.link is not None and now >= self.give_up_at:
+            if self.link is not None and (now >= self.lifetime_end or self.is_stalled(now, self.link.look())):
                 self.link.abort(False)
             return
         if self.status != IS_OPEN:
@@ -447,7 +461,7 @@ cdef class ConnectionCore(Receiver):
         if self.sheds:
             self.sheds = self.link.blocked
             if self.blocks & OUTPUT_FULL:
-                self.unblock(OUTPUT_FULL)
+                self.unblock_later(OUTPUT_FULL)
         if self.is_in_doubt():
             progress = self.link.look()
         if self.status != IS_OPEN or self.is_overdue(now, progress) or self.link.without_pings:
@@ -496,14 +510,20 @@ cdef class ConnectionCore(Receiver):
             return True
         return progress == TAKING and (self.before_ping > 0 or self.link.blocked)
 
-    cdef bint is_overdue(self, double now, Progress progress) noexcept:
-        """Ends a connection that has lived, rested or kept octets waiting for too long. Returns whether it was one."""
+    cdef bint is_stalled(self, double now, Progress progress) noexcept:
+        """Whether the peer has taken nothing of what waits for it for too long."""
         if progress != STALLED:
             self.give_up_at = 0
             self.seems_stalled = False
         elif self.give_up_at == 0:
             self.give_up_at = now + self.hub.send_timeout
-        elif now >= self.give_up_at and found_again(&self.seems_stalled):
+        elif now >= self.give_up_at:
+            return found_again(&self.seems_stalled)
+        return False
+
+    cdef bint is_overdue(self, double now, Progress progress) noexcept:
+        """Ends a connection that has lived, rested or kept octets waiting for too long. Returns whether it was one."""
+        if self.is_stalled(now, progress):
             self.give_up(1006, "the peer takes nothing of what is sent to it")
             return True
         if self.is_active:
@@ -546,7 +566,7 @@ cdef class ConnectionCore(Receiver):
             self.left[kind] = min(self.left[kind] + rate.per_second * elapsed, rate.at_most)
             exceeded = exceeded or self.left[kind] < 0
         if self.blocks & RATE_SPENT and not exceeded:
-            self.unblock(RATE_SPENT)
+            self.unblock_later(RATE_SPENT)
 
     cdef void spend(self, int kind, double amount) noexcept:
         """So much was done of what has a rate: where it is more than that allows, the connection is held to it."""
@@ -710,9 +730,15 @@ cdef class ConnectionCore(Receiver):
     cdef void process(self, const uint8_t **cursor, const uint8_t *end, uint64_t work_before) noexcept:
         """Handles events up to `end`, or until handling is blocked; the cursor is behind what has been handled.
 
-        `work_before` is the parser's `inflating_work` at the beginning of this turn.
+        `work_before` is the parser's `inflating_work` at the beginning of this turn. Handling is blocked too when the
+        connection has had its turn, which is bounded in messages, in time and in what is decompressed.
         """
         cdef Event event
+        cdef Turn turn
+        turn.events = 0
+        turn.look_at = EVENTS_BEFORE_FIRST_LOOK
+        turn.look_at_queued = self.hub.ledger.messages.accepted + QUEUED_BETWEEN_LOOKS
+        turn.is_timed = False
         while not self.input_ended:
             if not self.sheds and is_full(self):
                 self.blocks |= OUTPUT_FULL
@@ -726,15 +752,31 @@ cdef class ConnectionCore(Receiver):
             if event == NEED_DATA:
                 return
             self.dispatch(event)
+            turn.events += 1
+            if turn.events < turn.look_at and self.hub.ledger.messages.accepted < turn.look_at_queued:
+                continue
+            if cursor[0] < end and self.is_over(&turn):
+                self.end_turn()
+
+    cdef bint is_over(self, Turn *turn) noexcept:
+        """Looks at the clock. Returns whether the connection has had its turn."""
+        cdef double now = self.hub.clock()
+        turn.look_at = turn.events - turn.events % EVENTS_BETWEEN_LOOKS + EVENTS_BETWEEN_LOOKS
+        turn.look_at_queued = self.hub.ledger.messages.accepted + QUEUED_BETWEEN_LOOKS
+        if not turn.is_timed:
+            turn.is_timed = True
+            turn.began = now
+        if turn.events >= TURN_EVENTS:
+            return True
+        return now - turn.began >= (SHARED_SECONDS if self.hub.backlog.waiting else TURN_SECONDS)
 
     cdef void end_turn(self) noexcept:
-        """Leaves what is unread to a later turn of the loop: little that was received has become much."""
-        try:
-            self.hub.loop.call_soon(self._unblock, TURN_SPENT)
+        """Leaves what is unread to a later turn of the loop, unless there is no memory for that."""
+        if not self.blocks & TURN_SPENT and self.hub.backlog.push(self, self.hub.loop):
             self.blocks |= TURN_SPENT
-        except MemoryError:
-            # It goes on in this turn.
-            pass
+
+    cdef void continue_input(self) noexcept:
+        self.unblock(TURN_SPENT)
 
     def _unblock(self, block):
         self.unblock(block)
@@ -757,7 +799,7 @@ cdef class ConnectionCore(Receiver):
         cdef Message message = message_from_frame(parser_take_message(&self.parser))
         cdef object result
         cdef double started = 0
-        self.hub.messages_received += 1
+        self.hub.ledger.messages_received += 1
         self.is_active = True
         self.spend(MESSAGES, 1)
         if self.status != IS_OPEN:
@@ -774,8 +816,9 @@ cdef class ConnectionCore(Receiver):
             if self.inbox is None:
                 self.inbox = deque()
             self.inbox.append(message)
+            self.inbox_kibibytes += inbox_charge(message)
             self.wake_receiver()
-            if len(self.inbox) >= INBOX_LIMIT:
+            if len(self.inbox) >= INBOX_LIMIT or self.inbox_kibibytes >= INBOX_KIBIBYTES:
                 self.blocks |= INBOX_FULL
 
     cdef void handle_control(self, Event event):
@@ -858,7 +901,7 @@ cdef class ConnectionCore(Receiver):
         self.status = IS_CLOSING
         if self.hub.limits_input:
             self.left[OCTETS] = MOST_UNDER_WAY
-        self.give_up_at = self.hub.clock() + self.hub.close_timeout
+        self.lifetime_end = self.hub.clock() + self.hub.close_timeout
         if payload is not None:
             try:
                 frame = frame_from_payload(payload, CLOSE_OPCODE)
@@ -890,9 +933,20 @@ cdef class ConnectionCore(Receiver):
         if self.status == IS_CLOSED or self.link is None:
             return
         if self.unread is not None and not self.is_blocked():
-            self.process_unread()
+            if block != TURN_SPENT and self.hub.backlog.waiting:
+                # Others wait for their turn already.
+                self.end_turn()
+            else:
+                self.process_unread()
         if self.unread is None and not self.is_blocked():
             self.link.resume()
+
+    cdef void unblock_later(self, uint8_t block) noexcept:
+        """unblock() where it may be done for many connections at once: what is unread waits for its turn."""
+        self.blocks &= ~block
+        if self.unread is not None and not self.is_blocked():
+            self.end_turn()
+        self.unblock(0)
 
     cdef void process_unread(self) noexcept:
         cdef bytes unread = self.unread

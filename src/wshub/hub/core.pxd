@@ -23,6 +23,7 @@ cdef class HubCore(HubBase):
         FrameBuffer *shared
     ) noexcept
     cdef FrameBuffer *shared_form(self, Room room, FrameBuffer *frame) noexcept
+    cdef int send_to_all(self, FrameBuffer *frame, Connection excluded, const Delivery *delivery) noexcept
     cdef int send_to_room(
         self, Room room, FrameBuffer *frame, Connection excluded, const Delivery *delivery
     ) noexcept

@@ -7,6 +7,7 @@ from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stdint cimport SIZE_MAX, uint64_t
 from libc.string cimport memset
 
+from wshub.hub.backlog cimport Backlog
 from wshub.hub.base cimport (
     CLOSE_CONNECTION,
     CONTROL_FRAMES,
@@ -30,12 +31,7 @@ from wshub.hub.connection_core cimport IS_OPEN, queue_message
 from wshub.hub.shared_window cimport SharedWindow
 from wshub.links.link cimport Ledger, Link, counts_of
 from wshub.protocol.deflate cimport LONGEST_DEFLATED, DeflatePool
-from wshub.protocol.frame_buffer cimport (
-    RAW,
-    FrameBuffer,
-    Tally,
-    frame_release,
-)
+from wshub.protocol.frame_buffer cimport RAW, FrameBuffer, Tally, frame_release
 from wshub.protocol.message cimport (
     Message,
     frame_from_octets,
@@ -172,6 +168,7 @@ cdef class HubCore(HubBase):
         self.loop = None
         self.reactor = None
         self.ledger = Ledger()
+        self.backlog = Backlog(self.clock)
         self.connections = {}
         self.room_table = {}
         self.closes = {}
@@ -182,7 +179,6 @@ cdef class HubCore(HubBase):
         self.pool = DeflatePool(self.config.compression) if self.config.compression is not None else None
         self._admission = Admission(self.config, self.clock)
         self.swept_at = self.clock()
-        self.messages_received = 0
         self.rates_exceeded = 0
         self.had_no_room = False
         self.fullness_told = False
@@ -228,7 +224,7 @@ cdef class HubCore(HubBase):
             self._begin_anew()
         if self.loop is None:
             # First what may fail: a hub without a reactor belongs to no loop.
-            self.reactor = create_reactor(loop, self.ledger, native=self.config.use_reactor)
+            self.reactor = create_reactor(loop, self.ledger, native=self.config.use_reactor, clock=self.clock)
             self.loop = loop
             self.thread_id = PyThread_get_thread_ident()
         elif self.loop is not loop:
@@ -273,6 +269,8 @@ cdef class HubCore(HubBase):
             )
         if self.counts_addresses and request is not None:
             connection.address_key = self._admission.enter(request.remote_address)
+        if self.connections is self.walked:
+            self.connections = dict(self.connections)
         self.connections[connection.key] = connection
         return connection
 
@@ -345,7 +343,10 @@ cdef class HubCore(HubBase):
         self, dict members, FrameBuffer *frame, Connection excluded, const Delivery *delivery, SharedWindow window,
         FrameBuffer *shared
     ) noexcept:
-        """Queues the frame for every member. No Python code runs in the loop, so the members cannot change in it.
+        """Queues the frame for every member.
+
+        The event loop and the garbage collector may run code in the loop. It may remove members from the dict, which
+        leaves the others in their places. To add one, a copy is made first: `walked` names the dict to be left alone.
 
         `shared` is the form for those members who are in step with `window`, or both are nothing. Every one of them but
         `excluded` is given it, or falls out of step, or is closed: what is compressed next refers to it.
@@ -353,8 +354,7 @@ cdef class HubCore(HubBase):
         cdef PyObject *key
         cdef PyObject *value
         cdef Py_ssize_t position = 0
-        cdef int count = 0
-        cdef int queued
+        cdef int queued, count = 0
         cdef Connection connection
         cdef list full = None
         while PyDict_Next(members, &position, &key, &value):
@@ -397,18 +397,28 @@ cdef class HubCore(HubBase):
             self.restart(window)
         return shared
 
-    cdef int send_to_room(
-        self, Room room, FrameBuffer *frame, Connection excluded, const Delivery *delivery
-    ) noexcept:
+    cdef int send_to_room(self, Room room, FrameBuffer *frame, Connection excluded, const Delivery *delivery) noexcept:
         cdef FrameBuffer *shared = NULL
+        cdef dict walked = room.walked
         cdef int count
-        if room.window is not None and delivery.threshold != SIZE_MAX:
+        # Within a message to the room, which some members do not have yet, nothing may be compressed that refers to it.
+        if room.window is not None and delivery.threshold != SIZE_MAX and walked is None:
             if excluded is not None:
                 # Before the window restarts, when whoever is in step is not known any more.
                 excluded.fall_out_of_step(room.window)
             shared = self.shared_form(room, frame)
-        count = self.fan_out(room.members, frame, excluded, delivery, room.window, shared)
+        room.walked = room.members
+        count = self.fan_out(room.walked, frame, excluded, delivery, room.window, shared)
+        room.walked = walked
         frame_release(shared)
+        return count
+
+    cdef int send_to_all(self, FrameBuffer *frame, Connection excluded, const Delivery *delivery) noexcept:
+        cdef dict walked = self.walked
+        cdef int count
+        self.walked = self.connections
+        count = self.fan_out(self.walked, frame, excluded, delivery, None, NULL)
+        self.walked = walked
         return count
 
     def broadcast(self, message, *, room=None, exclude=None, compress=None, slow_consumer=None, key=None):
@@ -468,7 +478,7 @@ cdef class HubCore(HubBase):
             message, number, found.tally if found is not None else NULL, delivery.policy != CLOSE_CONNECTION
         )
         if room is None:
-            count = self.fan_out(self.connections, frame, excluded, &delivery, None, NULL)
+            count = self.send_to_all(frame, excluded, &delivery)
         elif found is not None:
             count = self.send_to_room(found, frame, excluded, &delivery)
         frame_release(frame)
@@ -619,7 +629,7 @@ cdef class HubCore(HubBase):
         return {
             "connections": len(self.connections),
             "rooms": len(self.room_table),
-            "messages_received": self.messages_received,
+            "messages_received": self.ledger.messages_received,
             "bytes_received": self.ledger.bytes_received,
             "bytes_sent": self.ledger.bytes_sent,
             **counts_of(&self.ledger.messages, pending),

@@ -33,6 +33,10 @@ __all__ = ["Server"]
 
 TOO_MANY_HANDSHAKES = HandshakeError(429, "There are too many new connections from this address.")
 
+MOST_EARLY = 64 * 1024
+"""Bytes that may come behind a request before it is answered, where RFC 6455 allows none. They wait with it for
+``on_upgrade``."""
+
 
 class Server:
     """What ``Hub.serve`` returns. Use it with ``async with``."""
@@ -209,6 +213,8 @@ class Server:
 
     def _request_received(self, opening: OpeningHandshake, link: Any, head: bytes, rest: bytes) -> None:
         """Answer a complete request; ``rest`` came behind it. Raises ``HandshakeError`` for one to be refused."""
+        if len(rest) > MOST_EARLY:
+            raise HandshakeError(400, "Too much was sent before the handshake was answered.")
         request = parse_request_head(head)
         if self._path is not None and request.path != self._path:
             raise HandshakeError(404, "There is nothing at this path.")

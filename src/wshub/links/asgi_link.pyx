@@ -70,7 +70,6 @@ cdef class AsgiLink(Link):
     cdef bint private_codes      # the server refuses the codes that RFC 6455 defines, except 1000
     cdef bint sends_at_once      # such a task makes its first step
     cdef bint paused
-    cdef bint finishing
     cdef bint disconnected       # the server has told of the end: it takes nothing more
 
     def __init__(self, receive, send, client, *, bint private_codes=False):

@@ -16,9 +16,8 @@ struct iovec {
 #include <sys/uio.h>
 #endif
 
-/* A chunk takes 488 octets on a 64-bit machine, within the 512 of Python's allocator for small objects; its tags are
- * compared eight at a time. */
-#define WSHUB_CHUNK_FRAMES 48
+/* A chunk takes 504 bytes on a 64-bit machine, within the 512 of Python's allocator for small objects. */
+#define WSHUB_CHUNK_FRAMES 47
 
 /* A shorter frame counts as so many octets against a bound on what may wait: that much memory it takes at the least. */
 #define WSHUB_LEAST_CHARGE 64
@@ -29,6 +28,11 @@ struct iovec {
 
 typedef struct wshub_chunk {
     struct wshub_chunk *next;
+    struct wshub_chunk *previous;
+    struct wshub_chunk *next_spare;     /* while this chunk has messages to spare, the next one that has some, in a ring */
+    struct wshub_chunk *previous_spare; /* ... and the one before it */
+    uint8_t end;    /* the place behind the last frame; of the tail, the queue knows it */
+    uint8_t spares; /* frames that can be spared, where the queue has an index */
     uint16_t tags[WSHUB_CHUNK_FRAMES]; /* wshub_tag_of() each frame: a search need not look at the frames themselves */
     wshub_frame *frames[WSHUB_CHUNK_FRAMES];
 } wshub_chunk;
@@ -36,13 +40,23 @@ typedef struct wshub_chunk {
 /* The tags of frames that have no key; those of frames that have one come behind. */
 enum {
     WSHUB_TAG_NEEDED = 0, /* it must not leave the queue before its turn */
+    WSHUB_TAG_CHAINED,    /* nor may this one, which counts bytes back over what is in front of it */
     WSHUB_TAG_SPARE,
     WSHUB_TAG_KEYS
 };
 
+/* Where the messages are that can be spared. A queue has it from the first search on until it is empty: whoever takes
+ * all that is sent never needs it. */
+typedef struct {
+    wshub_chunk *last; /* borrowed: of the chunks that have some, the last, whose next_spare is the first; or NULL */
+    size_t charge;     /* what they count for against a bound, all together */
+    size_t chained;    /* frames with the tag of one that is chained */
+} wshub_spares;
+
 typedef struct {
     wshub_chunk *head;   /* owned, and through it all others */
     wshub_chunk *tail;   /* borrowed: the last of them */
+    wshub_spares *spares; /* owned, or NULL */
     size_t octets;       /* still to be sent, of all frames */
     size_t sent;         /* of the first frame, already */
     size_t padding;      /* what frames are shorter than WSHUB_LEAST_CHARGE, all together */
@@ -51,12 +65,6 @@ typedef struct {
     uint8_t end;         /* the place behind the last frame in tail */
     uint8_t tagged;      /* the tags are there; as long as they are not, no frame is dispensable */
 } wshub_queue;
-
-/* A place in a queue. */
-typedef struct {
-    wshub_chunk *chunk;  /* borrowed; NULL: no place */
-    size_t place;
-} wshub_spot;
 
 static inline int
 wshub_queue_is_empty(const wshub_queue *queue)
@@ -91,21 +99,116 @@ wshub_tag_of_key(uint64_t key)
 static inline uint16_t
 wshub_tag_of(const wshub_frame *frame)
 {
-    if (!frame->dispensable || frame->chained)
+    if (frame->chained)
+        return WSHUB_TAG_CHAINED;
+    if (!frame->dispensable)
         return WSHUB_TAG_NEEDED;
     return frame->key == 0 ? WSHUB_TAG_SPARE : wshub_tag_of_key(frame->key);
 }
 
-/* Gives the frame that is about to be put behind all others its tag, and those in front of it theirs if they have none:
- * they are needed. */
-static inline void
-wshub_queue_tag_next(wshub_queue *queue, const wshub_frame *frame)
+/* The charge of a frame against a bound, as long as nothing of it has been sent. */
+static inline size_t
+wshub_frame_charge(const wshub_frame *frame)
 {
+    return wshub_frame_wire_length(frame) + wshub_frame_padding(frame);
+}
+
+/* Where the places of a chunk that are in use begin. */
+static inline size_t
+wshub_queue_start_of(const wshub_queue *queue, const wshub_chunk *chunk)
+{
+    return chunk == queue->head ? queue->first : 0;
+}
+
+/* Where the places of a chunk that are in use end. */
+static inline size_t
+wshub_queue_end_of(const wshub_queue *queue, const wshub_chunk *chunk)
+{
+    return chunk == queue->tail ? queue->end : chunk->end;
+}
+
+/* The chunk, which is behind all others that have messages to spare, has one. */
+static inline void
+wshub_spares_append_chunk(wshub_spares *spares, wshub_chunk *chunk)
+{
+    if (spares->last == NULL)
+        chunk->next_spare = chunk->previous_spare = chunk;
+    else {
+        chunk->previous_spare = spares->last;
+        chunk->next_spare = spares->last->next_spare;
+        chunk->next_spare->previous_spare = chunk;
+        spares->last->next_spare = chunk;
+    }
+    spares->last = chunk;
+}
+
+/* The chunk has no message to spare any more. */
+static inline void
+wshub_spares_remove_chunk(wshub_spares *spares, wshub_chunk *chunk)
+{
+    if (chunk->next_spare == chunk) {
+        spares->last = NULL;
+        return;
+    }
+    chunk->previous_spare->next_spare = chunk->next_spare;
+    chunk->next_spare->previous_spare = chunk->previous_spare;
+    if (spares->last == chunk)
+        spares->last = chunk->previous_spare;
+}
+
+/* Takes a frame into the index that stands in that chunk, behind all others that are in it. */
+static inline void
+wshub_spares_add(wshub_spares *spares, wshub_chunk *chunk, size_t place)
+{
+    uint16_t tag = chunk->tags[place];
+
+    spares->chained += tag == WSHUB_TAG_CHAINED;
+    if (tag < WSHUB_TAG_SPARE)
+        return;
+    spares->charge += wshub_frame_charge(chunk->frames[place]);
+    if (chunk->spares++ == 0)
+        wshub_spares_append_chunk(spares, chunk);
+}
+
+/* Takes a frame out of the index that is about to leave its place. */
+static inline void
+wshub_spares_discard(wshub_spares *spares, wshub_chunk *chunk, size_t place)
+{
+    uint16_t tag = chunk->tags[place];
+
+    spares->chained -= tag == WSHUB_TAG_CHAINED;
+    if (tag < WSHUB_TAG_SPARE)
+        return;
+    spares->charge -= wshub_frame_charge(chunk->frames[place]);
+    if (--chunk->spares == 0)
+        wshub_spares_remove_chunk(spares, chunk);
+}
+
+/* Gives the frame that has been put behind all others its tag, and those in front of it theirs if they have none: they
+ * are needed. */
+static inline void
+wshub_queue_tag_last(wshub_queue *queue)
+{
+    size_t place = queue->end - 1u;
+
     if (!queue->tagged)
         for (wshub_chunk *chunk = queue->head; chunk != NULL; chunk = chunk->next)
             memset(chunk->tags, WSHUB_TAG_NEEDED, sizeof(chunk->tags));
     queue->tagged = 1;
-    queue->tail->tags[queue->end] = wshub_tag_of(frame);
+    queue->tail->tags[place] = wshub_tag_of(queue->tail->frames[place]);
+    if (queue->spares != NULL)
+        wshub_spares_add(queue->spares, queue->tail, place);
+}
+
+/* Some of the first frame has been sent: the rest of it must follow. */
+static inline void
+wshub_queue_pin_first(wshub_queue *queue)
+{
+    if (!queue->tagged)
+        return;
+    if (queue->spares != NULL)
+        wshub_spares_discard(queue->spares, queue->head, queue->first);
+    queue->head->tags[queue->first] = WSHUB_TAG_NEEDED;
 }
 
 /* Puts the frame, with a reference that was the caller's, behind all others. Returns -1 where there is no memory, and
@@ -118,20 +221,25 @@ wshub_queue_append(wshub_queue *queue, wshub_frame *frame)
         if (chunk == NULL)
             return -1;
         chunk->next = NULL;
+        chunk->spares = 0;
         if (queue->head == NULL) {
+            chunk->previous = NULL;
             queue->head = chunk;
             queue->first = 0;
             queue->tagged = 0;
         }
-        else
+        else {
+            chunk->previous = queue->tail;
+            queue->tail->end = WSHUB_CHUNK_FRAMES;
             queue->tail->next = chunk;
+        }
         queue->tail = chunk;
         queue->end = 0;
     }
+    queue->tail->frames[queue->end++] = frame;
     /* Without tags, a fan-out has one line of the cache less to write for each receiver. */
     if (frame->dispensable || queue->tagged)
-        wshub_queue_tag_next(queue, frame);
-    queue->tail->frames[queue->end++] = frame;
+        wshub_queue_tag_last(queue);
     queue->octets += wshub_frame_wire_length(frame);
     queue->padding += wshub_frame_padding(frame);
     queue->messages += wshub_frame_is_message(frame);
@@ -171,11 +279,17 @@ wshub_queue_skip_first_place(wshub_queue *queue)
     wshub_chunk *chunk = queue->head;
 
     queue->first++;
-    if (queue->first == (chunk == queue->tail ? queue->end : WSHUB_CHUNK_FRAMES)) {
-        queue->head = chunk->next;
-        queue->first = 0;
-        PyMem_Free(chunk);
+    if (queue->first < wshub_queue_end_of(queue, chunk))
+        return;
+    queue->head = chunk->next;
+    queue->first = 0;
+    if (queue->head != NULL)
+        queue->head->previous = NULL;
+    else if (queue->spares != NULL) {
+        PyMem_Free(queue->spares);
+        queue->spares = NULL;
     }
+    PyMem_Free(chunk);
 }
 
 /* Removes the first frame and returns it with the queue's reference to it. The queue must not be empty. */
@@ -184,6 +298,8 @@ wshub_queue_take(wshub_queue *queue)
 {
     wshub_frame *frame = wshub_queue_first(queue);
 
+    if (queue->spares != NULL)
+        wshub_spares_discard(queue->spares, queue->head, queue->first);
     queue->octets -= wshub_frame_wire_length(frame) - queue->sent;
     queue->padding -= wshub_frame_padding(frame);
     queue->messages -= wshub_frame_is_message(frame);
@@ -240,6 +356,7 @@ wshub_queue_discard_unsent(wshub_queue *queue, wshub_outcome outcome)
         if (wshub_queue_append(queue, partial) == 0) {
             queue->sent = sent;
             queue->octets -= sent;
+            wshub_queue_pin_first(queue);
         }
         else {
             wshub_frame_settle(partial, outcome);
@@ -247,174 +364,6 @@ wshub_queue_discard_unsent(wshub_queue *queue, wshub_outcome outcome)
         }
     }
     return before - queue->messages;
-}
-
-/* The spot of the first frame of which nothing has been sent. */
-static inline wshub_spot
-wshub_queue_first_unsent(const wshub_queue *queue)
-{
-    return (wshub_spot){queue->head, queue->first + (queue->sent > 0)};
-}
-
-/* Where the places of a chunk that are in use end. */
-static inline size_t
-wshub_queue_end_of(const wshub_queue *queue, const wshub_chunk *chunk)
-{
-    return chunk == queue->tail ? queue->end : WSHUB_CHUNK_FRAMES;
-}
-
-/* From that spot on, the first message that can be spared. */
-static inline wshub_spot
-wshub_queue_find_spare(const wshub_queue *queue, wshub_spot from)
-{
-    if (!queue->tagged)
-        return (wshub_spot){NULL, 0};
-    for (; from.chunk != NULL; from = (wshub_spot){from.chunk->next, 0})
-        for (; from.place < wshub_queue_end_of(queue, from.chunk); from.place++)
-            if (from.chunk->tags[from.place] != WSHUB_TAG_NEEDED)
-                return from;
-    return from;
-}
-
-/* Whether one of these tags is that one. All of them are looked at, which lets the compiler compare many at a time. */
-static inline int
-wshub_tags_include(const uint16_t *tags, size_t count, uint16_t tag)
-{
-    uint16_t found = 0;
-
-    for (size_t i = 0; i < count; i++)
-        found |= tags[i] == tag;
-    return found;
-}
-
-/* The last message with that key of which nothing has been sent and that can be spared: a newer one may take its place. */
-static inline wshub_spot
-wshub_queue_find_latest(const wshub_queue *queue, uint64_t key)
-{
-    wshub_spot found = {NULL, 0};
-    wshub_spot spot = wshub_queue_first_unsent(queue);
-    uint16_t tag = wshub_tag_of_key(key);
-
-    if (!queue->tagged)
-        return found;
-    for (; spot.chunk != NULL; spot = (wshub_spot){spot.chunk->next, 0}) {
-        size_t end = wshub_queue_end_of(queue, spot.chunk);
-        if (!wshub_tags_include(spot.chunk->tags + spot.place, end - spot.place, tag))
-            continue;
-        for (; spot.place < end; spot.place++)
-            if (spot.chunk->tags[spot.place] == tag && spot.chunk->frames[spot.place]->key == key)
-                found = spot;
-    }
-    return found;
-}
-
-/* Whether a frame behind the spot, which is one that can be spared, may count octets back over it, which must not change
- * then. */
-static inline int
-wshub_queue_is_referred_over(const wshub_queue *queue, wshub_spot spot)
-{
-    size_t place = spot.place + 1;
-
-    for (const wshub_chunk *chunk = spot.chunk; chunk != NULL; chunk = chunk->next, place = 0) {
-        size_t end = wshub_queue_end_of(queue, chunk);
-        for (; place < end; place++)
-            if (chunk->tags[place] == WSHUB_TAG_NEEDED && chunk->frames[place]->chained)
-                return 1;
-    }
-    return 0;
-}
-
-/* Removes a message of which nothing has been sent, and returns it with the queue's reference to it. Those in front of
- * it, few as a rule, move up by one place. */
-static inline wshub_frame *
-wshub_queue_remove(wshub_queue *queue, wshub_spot spot)
-{
-    wshub_frame *removed = spot.chunk->frames[spot.place], *carried = NULL;
-    uint16_t carried_tag = WSHUB_TAG_NEEDED;
-    wshub_chunk *chunk = queue->head;
-    size_t place = queue->first;
-
-    for (;;) {
-        wshub_frame *here = chunk->frames[place];
-        uint16_t tag = chunk->tags[place];
-        chunk->frames[place] = carried;
-        chunk->tags[place] = carried_tag;
-        if (chunk == spot.chunk && place == spot.place)
-            break;
-        carried = here;
-        carried_tag = tag;
-        if (++place == WSHUB_CHUNK_FRAMES) {
-            chunk = chunk->next;
-            place = 0;
-        }
-    }
-    wshub_queue_skip_first_place(queue);
-    queue->octets -= wshub_frame_wire_length(removed);
-    queue->padding -= wshub_frame_padding(removed);
-    queue->messages--;
-    return removed;
-}
-
-/* Whether the queue would count for less than `bound` if every message that can be spared were dropped. */
-static inline int
-wshub_queue_can_make_room(const wshub_queue *queue, size_t bound)
-{
-    size_t charge = wshub_queue_charge(queue);
-    wshub_spot spot = wshub_queue_first_unsent(queue);
-
-    while (charge >= bound && (spot = wshub_queue_find_spare(queue, spot)).chunk != NULL) {
-        const wshub_frame *frame = spot.chunk->frames[spot.place++];
-        charge -= wshub_frame_wire_length(frame) + wshub_frame_padding(frame);
-    }
-    return charge < bound;
-}
-
-/* Drops the oldest of the messages that can be spared until the queue counts for less than `bound`; none of them where
- * all would not do. Returns how many it has dropped. */
-static inline size_t
-wshub_queue_make_room(wshub_queue *queue, size_t bound)
-{
-    size_t dropped = 0;
-
-    if (!wshub_queue_can_make_room(queue, bound))
-        return 0;
-    for (; wshub_queue_charge(queue) >= bound; dropped++) {
-        wshub_spot oldest = wshub_queue_find_spare(queue, wshub_queue_first_unsent(queue));
-        wshub_frame *frame = wshub_queue_remove(queue, oldest);
-        wshub_frame_settle(frame, WSHUB_DROPPED_OLDEST);
-        wshub_frame_release(frame);
-    }
-    return dropped;
-}
-
-/* Puts a message in the place of the one with the same key that can be spared; or behind all others, if it is compressed
- * where a plain one was and a later frame counts the octets back over that place. Returns whether there was one. */
-static inline int
-wshub_queue_replace(wshub_queue *queue, wshub_frame *frame)
-{
-    wshub_spot spot = wshub_queue_find_latest(queue, frame->key);
-    wshub_frame *former;
-
-    if (spot.chunk == NULL)
-        return 0;
-    former = spot.chunk->frames[spot.place];
-    if (frame->window_bits != 0 && former->window_bits == 0 && wshub_queue_is_referred_over(queue, spot)) {
-        if (wshub_queue_append(queue, frame) < 0)
-            return 0;
-        wshub_queue_remove(queue, spot);
-    }
-    else {
-        spot.chunk->frames[spot.place] = frame;
-        spot.chunk->tags[spot.place] = wshub_tag_of(frame);
-        queue->octets += wshub_frame_wire_length(frame);
-        queue->octets -= wshub_frame_wire_length(former);
-        queue->padding += wshub_frame_padding(frame);
-        queue->padding -= wshub_frame_padding(former);
-    }
-    wshub_frame_accept(wshub_frame_retain(frame));
-    wshub_frame_settle(former, WSHUB_REPLACED);
-    wshub_frame_release(former);
-    return 1;
 }
 
 /* Describes what comes first in the queue in at most `count` pieces, small frames copied together into `scratch`.
@@ -429,7 +378,7 @@ wshub_queue_gather(const wshub_queue *queue, struct iovec *pieces, int count, ui
 
     *total = 0;
     while (chunk != NULL) {
-        size_t end = chunk == queue->tail ? queue->end : WSHUB_CHUNK_FRAMES;
+        size_t end = wshub_queue_end_of(queue, chunk);
         for (; place < end; place++) {
             const wshub_frame *frame = chunk->frames[place];
             const uint8_t *wire = wshub_frame_wire(frame) + skip;
@@ -472,6 +421,7 @@ wshub_queue_advance(wshub_queue *queue, size_t octets)
         if (octets < rest) {
             queue->sent += octets;
             queue->octets -= octets;
+            wshub_queue_pin_first(queue);
             break;
         }
         octets -= rest;

@@ -34,13 +34,17 @@ cdef extern from "frame_queue.h":
     FrameBuffer *queue_pop "wshub_queue_pop"(FrameQueue *queue, Outcome outcome) noexcept
     size_t queue_discard_unsent "wshub_queue_discard_unsent"(FrameQueue *queue, Outcome outcome) noexcept
     size_t queue_clear "wshub_queue_clear"(FrameQueue *queue, Outcome outcome) noexcept
+    size_t queue_advance "wshub_queue_advance"(FrameQueue *queue, size_t octets) noexcept
+
+
+cdef extern from "spare_frames.h":
     size_t queue_make_room "wshub_queue_make_room"(FrameQueue *queue, size_t bound) noexcept
     bint queue_replace "wshub_queue_replace"(FrameQueue *queue, FrameBuffer *frame) noexcept
-    size_t queue_advance "wshub_queue_advance"(FrameQueue *queue, size_t octets) noexcept
 
 
 cdef class Ledger:
     cdef uint64_t bytes_received
+    cdef uint64_t messages_received
     cdef uint64_t bytes_sent
     cdef Tally messages  # its `pending` is not kept: every queue knows its own
 
@@ -51,6 +55,7 @@ cdef class Receiver:
     cdef void buffer_updated(self, size_t length) noexcept
     cdef void eof_received(self) noexcept
     cdef void drained(self) noexcept
+    cdef void continue_input(self) noexcept
     cdef void connection_lost(self, int error) noexcept
 
 
@@ -71,6 +76,7 @@ cdef class Link:
     cdef uint8_t tells_drained   # ... and asks for it again each time that something is left behind
     cdef uint8_t hides_octets    # what it holds may have to wait although it is not blocked
     cdef uint8_t fell_behind     # something was left behind since the receiver was last told of the empty queue
+    cdef uint8_t finishing       # nothing more is queued; the link ends once all has left and the peer has ended
     cdef int64_t given           # octets that left the queue for the kernel, or whoever else passes them on; ever
     cdef int64_t acknowledged    # of these, how many the peer had when that was last looked at
     cdef int64_t notify_at       # 0, or the receiver is to be told, once more, when so many were given

@@ -56,6 +56,9 @@ cdef class Receiver:
     cdef void drained(self) noexcept:
         """What was to be told of has left: all of the queue, or as many octets as were named."""
 
+    cdef void continue_input(self) noexcept:
+        """It is the receiver's turn to handle what it has left unread."""
+
     cdef void connection_lost(self, int error) noexcept:
         """The link is gone, and all that was queued with it. `error` is an errno, or 0. It is called once."""
 

@@ -14,6 +14,7 @@ cdef class Reactor:
     """
 
     cdef object loop
+    cdef object clock
     cdef Ledger ledger
     cdef int epoll_fd
     cdef set links            # every open ReactorLink: what keeps them alive
@@ -29,6 +30,12 @@ cdef class Reactor:
     cdef int users            # who would close it: the last one does
     cdef bint overlooked      # for lack of memory something is in none of the lists where it belongs
     cdef bint in_turn
+    cdef bint is_timed        # the clock has been looked at in this turn
+    cdef bint is_over         # the time of this turn is over: nothing more is read in it
+    cdef bint is_behind       # the time of the turn before was over: what it has left is read first
+    cdef double began         # when the clock was first looked at in this turn
+    cdef uint64_t reads       # ever
+    cdef uint64_t work        # of a ledger, when the clock was last looked at
     cdef bint closed
     cdef bint exhausted       # no descriptor could be had for a connection, and the log says so
     cdef bint unwatched       # epoll could not take a connection, and the log says so
@@ -42,6 +49,8 @@ cdef class Reactor:
     cdef void schedule_turn(self) noexcept
     cdef void mark_dirty(self, ReactorLink link) noexcept
     cdef bint poll(self) noexcept
+    cdef int read_all(self, list readable) except -1
+    cdef void look_at_clock(self, ReactorLink link) noexcept
     cdef bint poll_and_flush(self) except -1
     cdef register_listener(self, Listener listener)
     cdef void pause_accepting(self, Listener listener, int error) noexcept
@@ -63,12 +72,11 @@ cdef class Listener:
 
 
 cdef class ReactorLink(Link):
-    cdef uint8_t dirty           # in the reactor's chain of links with output to send
-    cdef uint8_t finishing       # nothing more is queued; end the link once all has left and the peer has ended
     cdef Reactor reactor
     cdef ReactorLink next_dirty  # the garbage collector sees the chain: a closed loop leaves it as it is
     cdef int descriptor       # owned; -1 once closed
     cdef int error            # why the link was lost: an errno, or 0
+    cdef uint8_t dirty           # in the reactor's chain of links with output to send
     cdef uint8_t paused
     cdef uint8_t has_data        # there may be more to read: epoll tells of new data only
     cdef uint8_t reads_later     # in the reactor's list of links to be read in the next round

@@ -4,8 +4,10 @@
 Every descriptor is registered once, edge-triggered, for both directions, so that nothing but its end ever takes
 another epoll call: a link that is paused merely is not read, and remembers that there is something to read.
 
-Fairness: in one turn a connection is read once, at most RECEIVE_SIZE octets; one with more to read waits until
-every other that was ready has had its turn. At most ACCEPT_BURST connections are accepted in a turn.
+Fairness: in one round a connection is read once, at most RECEIVE_SIZE octets; one with more to read waits until
+every other that was ready has had its turn. At most ACCEPT_BURST connections are accepted in a round. One call from
+the loop makes at most ROUNDS of them, and reads nothing more after TURN_SECONDS. Timers and everything else of the loop
+run then, and the next call reads first what is left. Receivers bound what one read may lead to.
 """
 
 cimport cython
@@ -31,6 +33,7 @@ from wshub.protocol.frame_buffer cimport DELIVERED, FrameBuffer, frame_is_messag
 import logging
 import os
 import socket
+import time
 
 from wshub.links.shortage import ShortageLog
 
@@ -84,11 +87,22 @@ cdef enum:
     PIECES = 64
     # Turns that one call from the loop makes while there is something ready: each one saves a pass of the loop.
     ROUNDS = 4
+    # How much is done between two looks at the clock: a message that has arrived counts for MESSAGE_WORK, one that has
+    # been queued for 1.
+    MESSAGE_WORK = 64
+    WORK_BETWEEN_LOOKS = 2048
+    READS_BETWEEN_LOOKS = 8
+
+# Seconds after which a turn reads nothing more.
+cdef double TURN_SECONDS = 0.002
 
 # Descriptors of listeners and pointers to links share epoll's one field; objects are aligned, so the lowest bit is
 # free to tell them apart.
 cdef enum:
     LISTENER_BIT = 1
+
+
+cdef list NOTHING = []
 
 
 cdef class Listener:
@@ -184,16 +198,18 @@ cdef class Reactor:
     Args:
         loop: any asyncio event loop with ``add_reader``; the reactor is to be used on its thread alone.
         ledger: where octets and messages of a link are counted, as long as it has no other.
+        clock: a function without arguments: seconds, never going back.
     """
 
     # Whether a connected socket can become a link by adopt().
     adopts = True
 
-    def __cinit__(self, loop, Ledger ledger not None):
+    def __cinit__(self, loop, Ledger ledger not None, clock=time.monotonic):
         self.epoll_fd = -1
         self.users = 1
         self.loop = loop
         self.ledger = ledger
+        self.clock = clock
         self.links = set()
         self.listeners = {}
         self.readable = []
@@ -343,8 +359,11 @@ cdef class Reactor:
         if self.closed or self.in_turn:
             return
         self.in_turn = True
+        # The reads that the turn before had no time for come first.
+        self.is_behind = self.is_over
+        self.is_over = self.is_timed = False
         try:
-            while rounds < ROUNDS:
+            while rounds < ROUNDS and not self.is_over:
                 rounds += 1
                 if not self.poll_and_flush():
                     break
@@ -367,21 +386,53 @@ cdef class Reactor:
             self.look_again()
         if readable:
             self.readable = []
+        else:
+            # Links that poll() adds to the list wait for the next round.
+            readable = NOTHING
         for link in self.starved:
             if not link.dirty and not link.closed:
                 self.mark_dirty(link)
         self.starved.clear()
-        busy = self.poll()
-        for link in readable:
-            busy = True
-            link.reads_later = False
-            if link.has_data and not link.closed and not link.paused:
-                self.read(link)
+        busy = len(readable) > 0
+        if self.is_behind:
+            self.is_behind = False
+            self.read_all(readable)
+            busy |= self.poll()
+        else:
+            busy |= self.poll()
+            self.read_all(readable)
         while self.dirty_head is not None or self.notices:
             busy = True
             self.flush()
             self.notify()
         return busy
+
+    cdef int read_all(self, list readable) except -1:
+        cdef ReactorLink link
+        for link in readable:
+            link.reads_later = False
+            if not link.has_data or link.closed or link.paused:
+                continue
+            if self.is_over:
+                self.read_later(link)
+            else:
+                self.read(link)
+        return 0
+
+    cdef void look_at_clock(self, ReactorLink link) noexcept:
+        """Notes that the time of this turn is over, if it is. It is not asked after every read."""
+        cdef uint64_t work = link.ledger.messages_received * MESSAGE_WORK + link.ledger.messages.accepted
+        cdef double now
+        self.reads += 1
+        if self.reads % READS_BETWEEN_LOOKS and work - self.work < WORK_BETWEEN_LOOKS:
+            return
+        self.work = work
+        now = self.clock()
+        if not self.is_timed:
+            self.is_timed = True
+            self.began = now
+        elif now - self.began >= TURN_SECONDS:
+            self.is_over = True
 
     cdef void note(self, list notes, ReactorLink link) noexcept:
         """Appends the link to one of the lists of what is still to be done."""
@@ -473,7 +524,11 @@ cdef class Reactor:
             if events[index].events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR):
                 link.has_data = True
                 # One that waits for its next turn is not read twice in this one because more has arrived.
-                if not link.reads_later and (not link.paused or events[index].events & EPOLLERR):
+                if link.reads_later or (link.paused and not events[index].events & EPOLLERR):
+                    continue
+                if self.is_over and not link.paused:
+                    self.read_later(link)
+                else:
                     self.read(link)
         return count > 0
 
@@ -579,6 +634,7 @@ cdef class Reactor:
             receiver.data_received(target, received)
         if link.has_data and not link.paused and not link.closed:
             self.read_later(link)
+        self.look_at_clock(link)
 
     cdef void flush(self) noexcept:
         """Sends the queued output of every connection that has some. No Python code runs."""

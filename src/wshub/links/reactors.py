@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 
 from wshub.links.asyncio_reactor import AsyncioReactor
 from wshub.links.link import Ledger
@@ -22,8 +23,10 @@ def has_native_reactor() -> bool:
     return Reactor is not None and os.environ.get("WSHUB_USE_REACTOR", "1") != "0"
 
 
-def create_reactor(loop: asyncio.AbstractEventLoop, ledger: Ledger, *, native: bool) -> Reactor | AsyncioReactor:
+def create_reactor(
+    loop: asyncio.AbstractEventLoop, ledger: Ledger, *, native: bool, clock: Callable[[], float]
+) -> Reactor | AsyncioReactor:
     """A reactor that counts in the ledger; the native one, if it is wanted and there is one."""
     if native and has_native_reactor():
-        return Reactor(loop, ledger)
+        return Reactor(loop, ledger, clock)
     return AsyncioReactor(loop, ledger)

@@ -1,0 +1,53 @@
+# cython: language_level=3
+"""The connections of a hub with input that waits for a later loop iteration.
+
+A connection that has had its share of an iteration goes to the end of the queue. Each iteration takes from the front,
+at least one connection, and each connection once. Timers and other connections run in between.
+"""
+
+from wshub.links.link cimport Receiver
+
+from collections import deque
+
+# Seconds of one loop iteration after which no further connection is taken. To send what they lead to takes several
+# times as long.
+cdef double MOST_SECONDS = 0.001
+
+
+cdef class Backlog:
+    """Calls ``continue_input()`` of each receiver, in a later loop iteration.
+
+    Args:
+        clock: the hub's.
+    """
+
+    def __cinit__(self, clock):
+        self.clock = clock
+        self.waiting = deque()
+
+    cdef bint push(self, Receiver receiver, object loop) noexcept:
+        """Puts a receiver, which is not in the queue, at its end. Returns False where there is no memory for it."""
+        try:
+            self.schedule(loop)
+            self.waiting.append(receiver)
+        except (MemoryError, RuntimeError):
+            # There is no memory, or no loop any more.
+            return False
+        return True
+
+    cdef object schedule(self, object loop):
+        if self.loop is not loop:
+            loop.call_soon(self._run, loop)
+            self.loop = loop
+
+    def _run(self, loop):
+        cdef double began = self.clock()
+        cdef Py_ssize_t left = len(self.waiting)
+        self.loop = None
+        while left > 0:
+            left -= 1
+            (<Receiver>self.waiting.popleft()).continue_input()
+            if <double>self.clock() - began >= MOST_SECONDS:
+                break
+        if self.waiting:
+            self.schedule(loop)

@@ -1,0 +1,226 @@
+/* How messages leave a queue before their turn: dropped, or replaced by newer ones.
+ *
+ * The time that a function takes does not depend on how many frames are queued: a slow reader must not cost more the more
+ * waits for it. Only making the index looks at them all, once until the queue is empty. */
+
+#ifndef WSHUB_SPARE_FRAMES_H
+#define WSHUB_SPARE_FRAMES_H
+
+#include "frame_queue.h"
+
+/* Two neighbouring chunks with no more frames than this are joined: one with few frames takes as much memory as a full one. */
+#define WSHUB_CHUNK_JOINED (WSHUB_CHUNK_FRAMES / 2)
+
+/* Chunks that a search for a key looks at, the last ones that have messages to spare. It bounds what a message costs. */
+#define WSHUB_CHUNKS_SEARCHED 256
+
+/* A place in a queue. */
+typedef struct {
+    wshub_chunk *chunk; /* borrowed; NULL: no place */
+    size_t place;
+} wshub_spot;
+
+/* Makes the index, if there is none and there may be something to find. Returns whether there is one. */
+static inline int
+wshub_queue_index(wshub_queue *queue)
+{
+    if (queue->spares != NULL || !queue->tagged)
+        return queue->spares != NULL;
+    queue->spares = PyMem_Calloc(1, sizeof(wshub_spares));
+    if (queue->spares == NULL)
+        return 0;
+    for (wshub_chunk *chunk = queue->head; chunk != NULL; chunk = chunk->next) {
+        size_t end = wshub_queue_end_of(queue, chunk);
+        chunk->spares = 0;
+        for (size_t place = wshub_queue_start_of(queue, chunk); place < end; place++)
+            wshub_spares_add(queue->spares, chunk, place);
+    }
+    return 1;
+}
+
+/* The first message that can be spared. There must be one in the index. */
+static inline wshub_spot
+wshub_queue_find_oldest(const wshub_queue *queue)
+{
+    wshub_chunk *chunk = queue->spares->last->next_spare;
+    size_t place = wshub_queue_start_of(queue, chunk);
+
+    while (chunk->tags[place] < WSHUB_TAG_SPARE)
+        place++;
+    return (wshub_spot){chunk, place};
+}
+
+/* Whether one of these tags is that one. All of them are looked at, which lets the compiler compare many at a time. */
+static inline int
+wshub_tags_include(const uint16_t *tags, size_t count, uint16_t tag)
+{
+    uint16_t found = 0;
+
+    for (size_t i = 0; i < count; i++)
+        found |= tags[i] == tag;
+    return found;
+}
+
+/* The last message with that key that can be spared: a newer one may take its place. */
+static inline wshub_spot
+wshub_queue_find_latest(const wshub_queue *queue, uint64_t key)
+{
+    uint16_t tag = wshub_tag_of_key(key);
+    wshub_chunk *chunk = queue->spares->last;
+
+    for (int searched = 0; chunk != NULL && searched < WSHUB_CHUNKS_SEARCHED; searched++) {
+        size_t start = wshub_queue_start_of(queue, chunk);
+        size_t place = wshub_queue_end_of(queue, chunk);
+        if (wshub_tags_include(chunk->tags + start, place - start, tag))
+            while (place-- > start)
+                if (chunk->tags[place] == tag && chunk->frames[place]->key == key)
+                    return (wshub_spot){chunk, place};
+        if (chunk == queue->spares->last->next_spare)
+            break;
+        chunk = chunk->previous_spare;
+    }
+    return (wshub_spot){NULL, 0};
+}
+
+/* Takes a chunk out of the queue that has another in front of it, and is empty. */
+static inline void
+wshub_queue_remove_chunk(wshub_queue *queue, wshub_chunk *chunk)
+{
+    chunk->previous->next = chunk->next;
+    if (chunk->next != NULL)
+        chunk->next->previous = chunk->previous;
+    else {
+        queue->tail = chunk->previous;
+        queue->end = queue->tail->end;
+    }
+    PyMem_Free(chunk);
+}
+
+/* Moves all frames of a chunk, which is neither the head nor the tail, behind those of the one in front of it. */
+static inline void
+wshub_queue_join_chunks(wshub_queue *queue, wshub_chunk *chunk)
+{
+    wshub_chunk *former = chunk->previous;
+
+    memcpy(former->tags + former->end, chunk->tags, chunk->end * sizeof(chunk->tags[0]));
+    memcpy(former->frames + former->end, chunk->frames, chunk->end * sizeof(chunk->frames[0]));
+    former->end += chunk->end;
+    if (chunk->spares > 0) {
+        if (former->spares == 0) {
+            /* The former takes the place of the chunk in the ring. */
+            int alone = chunk->next_spare == chunk;
+            former->next_spare = alone ? former : chunk->next_spare;
+            former->previous_spare = alone ? former : chunk->previous_spare;
+            former->next_spare->previous_spare = former;
+            former->previous_spare->next_spare = former;
+            if (queue->spares->last == chunk)
+                queue->spares->last = former;
+        }
+        else
+            wshub_spares_remove_chunk(queue->spares, chunk);
+        former->spares += chunk->spares;
+    }
+    wshub_queue_remove_chunk(queue, chunk);
+}
+
+/* Closes the gap that a frame has left in a chunk that is not the head. */
+static inline void
+wshub_queue_close_gap(wshub_queue *queue, wshub_spot spot)
+{
+    wshub_chunk *chunk = spot.chunk;
+    size_t end = wshub_queue_end_of(queue, chunk) - 1, behind = end - spot.place;
+
+    memmove(chunk->tags + spot.place, chunk->tags + spot.place + 1, behind * sizeof(chunk->tags[0]));
+    memmove(chunk->frames + spot.place, chunk->frames + spot.place + 1, behind * sizeof(chunk->frames[0]));
+    if (chunk == queue->tail)
+        queue->end = (uint8_t)end;
+    else
+        chunk->end = (uint8_t)end;
+    if (end == 0)
+        wshub_queue_remove_chunk(queue, chunk);
+    else if (chunk != queue->tail && chunk->previous->end + end <= WSHUB_CHUNK_JOINED)
+        wshub_queue_join_chunks(queue, chunk);
+}
+
+/* Removes a message of which nothing has been sent, and returns it with the queue's reference to it. Frames of its chunk
+ * move up by one place; no others do. */
+static inline wshub_frame *
+wshub_queue_remove(wshub_queue *queue, wshub_spot spot)
+{
+    wshub_chunk *chunk = spot.chunk;
+    wshub_frame *removed = chunk->frames[spot.place];
+    size_t first = queue->first, before = spot.place - first;
+
+    wshub_spares_discard(queue->spares, chunk, spot.place);
+    queue->octets -= wshub_frame_wire_length(removed);
+    queue->padding -= wshub_frame_padding(removed);
+    queue->messages--;
+    if (chunk == queue->head) {
+        memmove(chunk->tags + first + 1, chunk->tags + first, before * sizeof(chunk->tags[0]));
+        memmove(chunk->frames + first + 1, chunk->frames + first, before * sizeof(chunk->frames[0]));
+        wshub_queue_skip_first_place(queue);
+    }
+    else
+        wshub_queue_close_gap(queue, spot);
+    return removed;
+}
+
+/* Drops the oldest of the messages that can be spared until the queue counts for less than `bound`; none of them where
+ * all would not do. Returns how many it has dropped. */
+static inline size_t
+wshub_queue_make_room(wshub_queue *queue, size_t bound)
+{
+    size_t dropped = 0;
+
+    if (!wshub_queue_index(queue) || wshub_queue_charge(queue) - queue->spares->charge >= bound)
+        return 0;
+    for (; wshub_queue_charge(queue) >= bound; dropped++) {
+        wshub_frame *frame = wshub_queue_remove(queue, wshub_queue_find_oldest(queue));
+        wshub_frame_settle(frame, WSHUB_DROPPED_OLDEST);
+        wshub_frame_release(frame);
+    }
+    return dropped;
+}
+
+/* Puts a message in a place where one stands that can be spared, which the caller owns from here on. */
+static inline void
+wshub_queue_put(wshub_queue *queue, wshub_spot spot, wshub_frame *frame)
+{
+    wshub_frame *former = spot.chunk->frames[spot.place];
+
+    queue->octets += wshub_frame_wire_length(frame) - wshub_frame_wire_length(former);
+    queue->padding += wshub_frame_padding(frame) - wshub_frame_padding(former);
+    queue->spares->charge += wshub_frame_charge(frame) - wshub_frame_charge(former);
+    spot.chunk->frames[spot.place] = frame;
+    spot.chunk->tags[spot.place] = wshub_tag_of(frame);
+}
+
+/* Puts a message in the place of the one with the same key that can be spared. Two kinds go behind all
+ * others: one that counts bytes back over them itself, and a compressed one where a plain one was, if another frame may
+ * count back over that place. Returns whether there was one. */
+static inline int
+wshub_queue_replace(wshub_queue *queue, wshub_frame *frame)
+{
+    wshub_spot spot;
+    wshub_frame *former;
+
+    if (!wshub_queue_index(queue))
+        return 0;
+    spot = wshub_queue_find_latest(queue, frame->key);
+    if (spot.chunk == NULL)
+        return 0;
+    former = spot.chunk->frames[spot.place];
+    if (frame->chained || (frame->window_bits != 0 && former->window_bits == 0 && queue->spares->chained > 0)) {
+        if (wshub_queue_append(queue, frame) < 0)
+            return 0;
+        wshub_queue_remove(queue, spot);
+    }
+    else
+        wshub_queue_put(queue, spot, frame);
+    wshub_frame_accept(wshub_frame_retain(frame));
+    wshub_frame_settle(former, WSHUB_REPLACED);
+    wshub_frame_release(former);
+    return 1;
+}
+
+#endif
