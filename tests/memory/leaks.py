@@ -139,7 +139,9 @@ async def play(hub: Hub, port: int, count: int) -> None:
         assert asyncio.get_running_loop().time() < deadline, hub.stats()
         await asyncio.sleep(0.005)
     # Those that wait for ever are still there.
-    await asyncio.gather(*hub._end_handlers(), return_exceptions=True)
+    waiting = hub._handler_tasks
+    hub._cancel_handlers()
+    await asyncio.gather(*waiting, return_exceptions=True)
     await asyncio.sleep(0.05)
 
 

@@ -213,7 +213,7 @@ class Server:
 
     def _request_received(self, opening: OpeningHandshake, link: Any, head: bytes, rest: bytes) -> None:
         """Answer a complete request; ``rest`` came behind it. Raises ``HandshakeError`` for one to be refused."""
-        if len(rest) > MOST_EARLY:
+        if len(rest) > MOST_EARLY and self.hub._on_upgrade is not None:
             raise HandshakeError(400, "Too much was sent before the handshake was answered.")
         request = parse_request_head(head)
         if self._path is not None and request.path != self._path:
