@@ -72,12 +72,33 @@ def make_app() -> App:
         hub.join_room(hub.register(EventHandler()), "ghosts")
         ctx.response.set_status(403)
 
+    @app.get("/too-late")
+    def too_late(ctx: Context) -> None:
+        app.late = asyncio.create_task(register_later())
+
+    async def register_later() -> None:
+        await asyncio.sleep(0)
+        hub.join_room(hub.register(EventHandler()), "ghosts")
+
     @app.get("/broken")
     def broken(ctx: Context) -> None:
         hub.join_room(hub.register(EventHandler()), "ghosts")
         raise RuntimeError("broken on purpose")
 
     return app
+
+
+def test_a_request_cannot_be_registered_once_its_handler_has_returned(run, http) -> None:
+    async def scenario() -> None:
+        app = make_app()
+        async with listening(app, http) as address:
+            with pytest.raises(websockets.InvalidStatus):
+                await websockets.connect(f"ws://{address}/too-late", proxy=None)
+            with pytest.raises(MisuseError, match="has returned"):
+                await app.late
+            assert app.ws_hub.connection_count == 0
+
+    run(scenario())
 
 
 def test_http_is_served_beside_websockets(run, http) -> None:

@@ -552,3 +552,28 @@ def test_a_handler_s_connection_closes_with_1011_when_its_endpoint_is_cancelled(
         assert lines() == [FAILED]
 
     run(scenario())
+
+
+@pytest.mark.parametrize("accepts", ["hub", "framework"])
+@frameworks
+def test_an_endpoint_that_is_cancelled_while_it_accepts_leaves_a_500_and_no_connection(
+    run, framework, accepts, lines
+) -> None:
+    async def scenario() -> None:
+        hub = Hub()
+
+        async def endpoint(websocket: WebSocket) -> None:
+            task = asyncio.current_task()
+            assert task is not None
+            task.get_loop().call_soon(task.cancel)
+            await (hub.accept(websocket) if accepts == "hub" else websocket.accept())
+
+        async with listening(served(framework, endpoint), log_config=None) as address:
+            async with raw_peer(f"ws://{address}/", handshake=False) as peer:
+                peer.write(REQUEST)
+                answer = await peer.reader.read()
+            assert answer.startswith(b"HTTP/1.1 500 ")
+        assert hub.connection_count == 0
+
+    run(scenario())
+    assert "a connection cannot be served" not in lines()

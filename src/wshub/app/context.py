@@ -138,6 +138,8 @@ class Context:
         self.request = request
         self.response = Response(self)
         self.connection: Connection | None = None
+        self.is_over = False
+        """The handler has returned. A task that it has started still has this context."""
         self._is_websocket = is_websocket
 
     def register(self, hub: Hub, handler: EventHandler | Callable[[Connection], Any]) -> Connection:
@@ -155,6 +157,8 @@ class Context:
 
     def _check_registration(self) -> Request:
         request = self.request
+        if self.is_over:
+            raise MisuseError("the handler of the request has returned: call register() before")
         if not self._is_websocket:
             Handshake.check_request(request.method, request.http_version, request.headers)
             raise HandshakeError(426, "This server does not hand WebSocket requests over.")

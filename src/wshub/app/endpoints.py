@@ -37,6 +37,7 @@ async def _call(handler: Callable[[Context], Any], context: Context) -> None:
         context.response.body = None
         context.response.send(error.reason)
     finally:
+        context.is_over = True
         current_upgrade.reset(token)
 
 

@@ -424,6 +424,12 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def _open(self, hub: Hub, connection: Connection, response: bytes, opened: asyncio.Future[None]) -> None:
         early, self._early = self._early, b""
+        if opened.cancelled():
+            # The application was cancelled before the answer has left.
+            hub._abandon(connection)
+            if not self._transport.is_closing():
+                self._respond(500, [], b"Internal Server Error")
+            return
         try:
             descriptor = self._duplicate() if hub._can_adopt() and self._can_be_taken() else -1
             if descriptor >= 0:

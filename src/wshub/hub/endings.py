@@ -111,7 +111,7 @@ async def _exit(
     if closing is not None:
         with contextlib.suppress(ConnectionClosed):
             await connection.drain()
-            link.leave_close(closing[0])
+            link.leave_close(*closing)
         return False
     expected = error is None or is_end_of(connection, error)
     connection.close(CloseCode.NORMAL if expected else CloseCode.INTERNAL_ERROR)

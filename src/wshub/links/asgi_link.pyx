@@ -91,10 +91,10 @@ cdef class AsgiLink(Link):
         """The server ends the connection: nothing can be received or sent any more."""
         self.abort(False)
 
-    def leave_close(self, int code):
-        """The framework sends the close message, with that code: nothing more is sent or received here."""
+    def leave_close(self, int code, reason):
+        """The framework sends the close message, with that code and reason: nothing more is sent or received here."""
         self.stop_receiving()
-        self._close_sent(code)
+        self._close_sent(code, reason)
 
     # The verbs of a link
 
@@ -236,7 +236,7 @@ cdef class AsgiLink(Link):
         """Closes; if the application has returned and this fails, the connection has still ended as was wanted."""
         code = message["code"]
         self.stop_receiving()
-        self.loop.call_soon(self._close_sent, code)
+        self.loop.call_soon(self._close_sent, code, message["reason"])
         if self.private_codes and 1001 <= code < PRIVATE_CODES:
             message = {**message, "code": code + PRIVATE_CODES}
         await self.send_message(message)
@@ -269,10 +269,10 @@ cdef class AsgiLink(Link):
             if not passed_on.done():
                 passed_on.set_result(None)
 
-    def _close_sent(self, int code):
-        # The server has the peer's answer to itself, and nobody is interested: it repeats the code.
+    def _close_sent(self, int code, reason):
+        # The server keeps the peer's answer to itself, which repeats code and reason.
         self.disconnected = True
-        self.closed_by_peer(code, "")
+        self.closed_by_peer(code, reason)
 
     def _drained(self):
         self.tell_drained()
