@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 from typing import Any
 
@@ -13,6 +14,7 @@ from fastapi import FastAPI, WebSocket
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException, WebSocketException
 from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocketDisconnect
 
@@ -577,3 +579,44 @@ def test_an_endpoint_that_is_cancelled_while_it_accepts_leaves_a_500_and_no_conn
 
     run(scenario())
     assert "a connection cannot be served" not in lines()
+
+
+@pytest.mark.parametrize("ends", ["returns", "raises", "denies", "closes"])
+@frameworks
+def test_an_answer_to_a_client_that_has_left_is_no_error(run, framework, ends, lines) -> None:
+    async def scenario() -> None:
+        left = asyncio.Event()
+        done = asyncio.Event()
+
+        async def endpoint(websocket: WebSocket) -> None:
+            try:
+                await left.wait()
+                if ends == "raises":
+                    raise HTTPException(403, "no")
+                if ends == "denies":
+                    await websocket.send_denial_response(PlainTextResponse("no", 403))
+                if ends == "closes":
+                    await websocket.close(4000)
+            finally:
+                done.set()
+
+        async with listening(served(framework, endpoint), log_config=None) as address:
+            async with raw_peer(f"ws://{address}/", handshake=False) as peer:
+                peer.write(REQUEST)
+                await peer.writer.drain()
+                while not await accepts_task():
+                    await asyncio.sleep(0)
+                peer.reset()
+            for _ in range(20):
+                await asyncio.sleep(0)
+            left.set()
+            await done.wait()
+            for _ in range(5):
+                await asyncio.sleep(0)
+        gc.collect()
+
+    async def accepts_task() -> bool:
+        return any("_run" in repr(task.get_coro()) for task in asyncio.all_tasks())
+
+    run(scenario())
+    assert lines() == []

@@ -147,7 +147,7 @@ def test_connections_of_a_trusted_proxy_have_no_limit_of_an_address_before_their
     run(scenario())
 
 
-def test_the_rate_of_an_address_bounds_its_tls_handshakes(run, tls, clock, certificate) -> None:
+def test_the_rate_of_an_address_bounds_its_tls_handshakes(run, tls, clock, certificate, caplog) -> None:
     async def scenario() -> None:
         async with serving(tls, clock, max_connection_rate_per_address=3) as server:
             context = certificate.client_context()
@@ -162,6 +162,7 @@ def test_the_rate_of_an_address_bounds_its_tls_handshakes(run, tls, clock, certi
                 peer.close()
 
     run(scenario())
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("start", STARTS)

@@ -187,7 +187,7 @@ class WebSocketProtocol(asyncio.Protocol):
             offered = split_list(request.headers.get_all_raw(b"sec-websocket-protocol"))
         except HandshakeError as error:
             self._answered = True
-            self._transport.write(Handshake.create_error_response(error))
+            self._write(Handshake.create_error_response(error))
             self._end()
             return
         self._peer = peer = get_remote_addr(self._transport)
@@ -352,8 +352,8 @@ class WebSocketProtocol(asyncio.Protocol):
         if not self._denial_begun:
             self._denial_begun = True
             self._log(str(status))
-            self._transport.write(self._response_head(status, headers))
-        self._transport.write(body)
+            self._write(self._response_head(status, headers))
+        self._write(body)
         if not more_body:
             self._answered = True
             self._end()
@@ -427,8 +427,7 @@ class WebSocketProtocol(asyncio.Protocol):
         if opened.cancelled():
             # The application was cancelled before the answer has left.
             hub._abandon(connection)
-            if not self._transport.is_closing():
-                self._respond(500, [], b"Internal Server Error")
+            self._respond(500, [], b"Internal Server Error")
             return
         try:
             descriptor = self._duplicate() if hub._can_adopt() and self._can_be_taken() else -1
@@ -493,15 +492,22 @@ class WebSocketProtocol(asyncio.Protocol):
         head = self._response_head(status, headers)
         self._answered = True
         self._log(str(status))
-        self._transport.write(head + body)
+        self._write(head + body)
         self._end()
 
     def _refuse(self, error: HandshakeError) -> None:
         fields = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in error.headers]
         self._respond(error.status, fields, error.reason.encode())
 
+    def _write(self, data: bytes) -> None:
+        """Give the transport bytes, unless the client has left: then uvloop's raises."""
+        if not self._transport.is_closing():
+            self._transport.write(data)
+
     def _end(self) -> None:
         """Close the transport when all has left, or at last when too much time has passed."""
+        if self._lost.done():
+            return
         self._transport.close()
         self._ending = self._loop.call_later(REFUSAL_TIMEOUT, self._transport.abort)
 

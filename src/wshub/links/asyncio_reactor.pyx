@@ -121,7 +121,9 @@ cdef class AsyncioReactor:
         )
         self.links.add(link)
         try:
-            link.receiver = <Receiver?>accepted(link)
+            receiver = accepted(link)
+            if receiver is not None:
+                link.receiver = <Receiver?>receiver
         except BaseException:
             logger.exception("a new connection cannot be served")
         if link.receiver is None:
