@@ -17,7 +17,7 @@ import pytest
 from tests.hub.conftest import connected, serving
 from tests.hub.peers import MASK, REQUEST, masked, port_of, raw_peer
 from tests.reactor import HAS_REACTOR, needs_reactor
-from wshub import EventHandler, Frame, Opcode, RateLimits
+from wshub import EventHandler, Frame, Hub, HubConfig, Opcode, RateLimits
 
 
 class Recorder(EventHandler):
@@ -269,19 +269,25 @@ def test_what_is_no_handshake_is_answered_with_its_status_and_hung_up_on(run, oc
     run(scenario())
 
 
-def test_what_comes_behind_a_request_before_its_answer_is_bounded(run) -> None:
-    """A transport of asyncio reads up to 256 KiB at once, which would wait with the request for on_upgrade."""
+@pytest.mark.parametrize("asks", [True, False], ids=["on_upgrade", "nothing"])
+def test_what_waits_with_a_request_for_on_upgrade_is_bounded(run, asks) -> None:
+    """A transport of asyncio reads up to 256 KiB at once. Without ``on_upgrade`` it is handled at once too."""
+
+    async def decide(request) -> None:
+        await asyncio.sleep(0)
 
     async def scenario() -> None:
         loop = asyncio.get_running_loop()
         early = masked(Frame.binary(bytes(2000)))
-        async with serving(Recorder(), use_reactor=False) as (hub, url):
-            with socket.create_connection(("127.0.0.1", port_of(url))) as peer:
+        handler = Recorder()
+        hub = Hub(HubConfig(use_reactor=False), on_upgrade=decide if asks else None)
+        async with hub.serve("127.0.0.1", 0, handler) as server:
+            with socket.create_connection(("127.0.0.1", server.port)) as peer:
                 peer.setblocking(False)
                 # The loop does not run meanwhile: all that the kernel takes is there when it is read.
                 assert peer.send(REQUEST + early * 60) > 100_000
-                assert (await loop.sock_recv(peer, 13)) == b"HTTP/1.1 400 "
-            assert hub.stats()["refused"] == {400: 1}
+                assert (await loop.sock_recv(peer, 13)) == (b"HTTP/1.1 400 " if asks else b"HTTP/1.1 101 ")
+            assert hub.stats()["refused"] == ({400: 1} if asks else {})
 
     run(scenario())
 

@@ -256,7 +256,7 @@ cdef class Connection(ConnectionCore):
             key: with ``"latest"``, a str that says what the message is the latest of, such as a price or a position.
                 It is another key in a message to this connection alone than in one to a room, or to everybody. While
                 messages under some thousand other keys wait behind it, a message may stay where it is instead of being
-                replaced.
+                replaced. Send all messages of a key with ``"latest"``: a newer one may overtake one sent otherwise.
 
         Raises:
             ConnectionClosed: the connection is closing or closed; its ``code`` and ``reason`` say how.
