@@ -376,6 +376,7 @@ cdef class HubCore(HubBase):
         if full is not None:
             for connection in full:
                 connection.overflow()
+        self.ledger.bytes_fanned_out += <uint64_t>count * frame.length
         return count
 
     cdef FrameBuffer *shared_form(self, Room room, FrameBuffer *frame) noexcept:

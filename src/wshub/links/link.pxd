@@ -46,6 +46,7 @@ cdef class Ledger:
     cdef uint64_t bytes_received
     cdef uint64_t messages_received
     cdef uint64_t bytes_sent
+    cdef uint64_t bytes_fanned_out  # queued by messages to many, for all receivers together
     cdef Tally messages  # its `pending` is not kept: every queue knows its own
 
 

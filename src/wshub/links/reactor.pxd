@@ -33,6 +33,12 @@ cdef class Reactor:
     cdef bint is_timed        # the clock has been looked at in this turn
     cdef bint is_over         # the time of this turn is over: nothing more is read in it
     cdef bint is_behind       # the time of the turn before was over: what it has left is read first
+    cdef bint rests           # the next turn is in the next loop iteration, whatever is ready before
+    cdef bint has_unsent      # the turn before has left links with output
+    cdef size_t turn_bytes    # sent in this turn
+    cdef Ledger counting      # of the link that was read last
+    cdef uint64_t fanned_out  # by that, when a turn was last over because of it
+    cdef object continue_method  # _continue(), bound once
     cdef double began         # when the clock was first looked at in this turn
     cdef uint64_t reads       # ever
     cdef uint64_t work        # of a ledger, when the clock was last looked at
@@ -50,7 +56,9 @@ cdef class Reactor:
     cdef void mark_dirty(self, ReactorLink link) noexcept
     cdef bint poll(self) noexcept
     cdef int read_all(self, list readable) except -1
-    cdef void look_at_clock(self, ReactorLink link) noexcept
+    cdef object take_turn(self)
+    cdef void rest(self) noexcept
+    cdef void look_at_clock(self, ReactorLink link, size_t received) noexcept
     cdef bint poll_and_flush(self) except -1
     cdef register_listener(self, Listener listener)
     cdef void pause_accepting(self, Listener listener, int error) noexcept

@@ -92,6 +92,10 @@ cdef enum:
     MESSAGE_WORK = 64
     WORK_BETWEEN_LOOKS = 2048
     READS_BETWEEN_LOOKS = 8
+    # From this size on a read is followed by a look at the clock: a message may be inflated, and costs by its size.
+    LARGE_READ = 4096
+    # Bytes that a turn sends, or has queued for many receivers; the rest leaves in the next one.
+    TURN_BYTES = 8 << 20
 
 # Seconds after which a turn reads nothing more.
 cdef double TURN_SECONDS = 0.002
@@ -223,11 +227,12 @@ cdef class Reactor:
         if self.epoll_fd < 0:
             raise OSError(errno, os.strerror(errno))
         self.turn_method = self._turn
+        self.continue_method = self._continue
         try:
             loop.add_reader(self.epoll_fd, self.turn_method)
         except BaseException:
             # The error's traceback may keep the reactor alive.
-            self.turn_method = None
+            self.turn_method = self.continue_method = None
             close(self.epoll_fd)
             self.epoll_fd = -1
             raise
@@ -258,13 +263,14 @@ cdef class Reactor:
         for link in list(self.links):
             (<ReactorLink>link).abort(False)
         self.in_turn = True
+        self.turn_bytes = 0
         try:
             self.flush()
             self.notify()
         finally:
             self.in_turn = False
         self.closed = True
-        self.turn_method = None
+        self.turn_method = self.continue_method = None
         if not self.loop.is_closed():
             self.loop.remove_reader(self.epoll_fd)
         close(self.epoll_fd)
@@ -354,15 +360,27 @@ cdef class Reactor:
         return link
 
     def _turn(self):
-        cdef int rounds = 0
         self.turn_scheduled = False
+        if not self.rests:
+            self.take_turn()
+
+    def _continue(self):
+        self.rests = False
+        self.take_turn()
+
+    cdef object take_turn(self):
+        cdef int rounds = 0
         if self.closed or self.in_turn:
             return
         self.in_turn = True
         # The reads that the turn before had no time for come first.
         self.is_behind = self.is_over
         self.is_over = self.is_timed = False
+        self.turn_bytes = 0
         try:
+            if self.has_unsent:
+                self.has_unsent = False
+                self.flush()
             while rounds < ROUNDS and not self.is_over:
                 rounds += 1
                 if not self.poll_and_flush():
@@ -373,8 +391,19 @@ cdef class Reactor:
             logger.error("out of memory: what arrives is handled late")
         finally:
             self.in_turn = False
+        if self.is_over:
+            self.rest()
         # Epoll tells of new data only; what is left over must be asked for.
-        if self.readable or self.notices or self.dirty_head is not None:
+        elif self.readable or self.notices or self.dirty_head is not None:
+            self.schedule_turn()
+
+    cdef void rest(self) noexcept:
+        """Leaves the rest to the next loop iteration, and to one turn in it: timers and others run in between."""
+        try:
+            self.loop.call_soon(self.continue_method)
+            self.rests = True
+        except (MemoryError, RuntimeError):
+            # There is no memory, or no loop any more.
             self.schedule_turn()
 
     cdef bint poll_and_flush(self) except -1:
@@ -401,9 +430,10 @@ cdef class Reactor:
         else:
             busy |= self.poll()
             self.read_all(readable)
-        while self.dirty_head is not None or self.notices:
+        while self.notices or (self.dirty_head is not None and not self.has_unsent):
             busy = True
-            self.flush()
+            if not self.has_unsent:
+                self.flush()
             self.notify()
         return busy
 
@@ -419,12 +449,21 @@ cdef class Reactor:
                 self.read(link)
         return 0
 
-    cdef void look_at_clock(self, ReactorLink link) noexcept:
+    cdef void look_at_clock(self, ReactorLink link, size_t received) noexcept:
         """Notes that the time of this turn is over, if it is. It is not asked after every read."""
         cdef uint64_t work = link.ledger.messages_received * MESSAGE_WORK + link.ledger.messages.accepted
         cdef double now
         self.reads += 1
-        if self.reads % READS_BETWEEN_LOOKS and work - self.work < WORK_BETWEEN_LOOKS:
+        if link.ledger is not self.counting:
+            self.counting = link.ledger
+            self.fanned_out = link.ledger.bytes_fanned_out
+        if link.ledger.bytes_fanned_out - self.fanned_out >= TURN_BYTES:
+            self.fanned_out = link.ledger.bytes_fanned_out
+            self.is_over = True
+        if (
+            self.reads % READS_BETWEEN_LOOKS and work - self.work < WORK_BETWEEN_LOOKS
+            and received < LARGE_READ
+        ):
             return
         self.work = work
         now = self.clock()
@@ -634,12 +673,15 @@ cdef class Reactor:
             receiver.data_received(target, received)
         if link.has_data and not link.paused and not link.closed:
             self.read_later(link)
-        self.look_at_clock(link)
+        self.look_at_clock(link, received)
 
     cdef void flush(self) noexcept:
         """Sends the queued output of every connection that has some. No Python code runs."""
         cdef ReactorLink link
         while self.dirty_head is not None:
+            if self.turn_bytes >= TURN_BYTES:
+                self.has_unsent = self.is_over = True
+                return
             link = self.dirty_head
             self.dirty_head = link.next_dirty
             link.next_dirty = None
@@ -676,6 +718,7 @@ cdef class Reactor:
                     self.lose(link, errno)
                 return
             link.given += sent
+            self.turn_bytes += sent
             link.ledger.bytes_sent += sent
             link.ledger.messages.outcomes[DELIVERED] += queue_advance(&link.queue, sent)
             if <size_t>sent < total:
