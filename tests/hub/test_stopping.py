@@ -89,14 +89,30 @@ def test_a_handler_that_never_ends_is_cancelled_and_on_close_follows(run) -> Non
     run(scenario())
 
 
+async def in_a_task_group(close: Any) -> None:
+    async with asyncio.TaskGroup() as group:
+        group.create_task(close())
+
+
+WAYS_TO_AWAIT = {
+    "await": lambda close: close(),
+    "wait_for": lambda close: asyncio.wait_for(close(), 3600),
+    "shield": lambda close: asyncio.shield(close()),
+    "task": lambda close: asyncio.create_task(close()),
+    "gather": lambda close: asyncio.gather(close(), close()),
+    "task group": in_a_task_group,
+}
+
+
+@pytest.mark.parametrize("way", WAYS_TO_AWAIT)
 @pytest.mark.parametrize("event", ["on_open", "on_message", "endpoint"])
-def test_a_handler_may_await_the_end_of_its_hub(run, event) -> None:
+def test_a_handler_may_await_the_end_of_its_hub(run, event, way) -> None:
     async def scenario() -> None:
         closed = asyncio.Event()
 
         async def close_all(connection, *_) -> None:
             await asyncio.sleep(0)
-            await hub.close()
+            await WAYS_TO_AWAIT[way](hub.close)
             assert not hub.connection_count
             closed.set()
 

@@ -139,7 +139,7 @@ async def play(hub: Hub, port: int, count: int) -> None:
         assert asyncio.get_running_loop().time() < deadline, hub.stats()
         await asyncio.sleep(0.005)
     # Those that wait for ever are still there.
-    waiting = hub._handler_tasks
+    waiting = list(hub._handler_tasks)
     hub._cancel_handlers()
     await asyncio.gather(*waiting, return_exceptions=True)
     await asyncio.sleep(0.05)

@@ -88,7 +88,8 @@ cdef class HubBase:
     cdef dict closes             # close code: how many
     cdef bytes farewell          # payload of the close frame that everybody has been sent, once that is so; or None
     cdef bint closed             # no connection may open any more
-    cdef set handler_tasks       # of handlers that are suspended
+    cdef dict handler_tasks      # Task of a handler that is suspended: id of its connection
+    cdef object handling         # ContextVar: the id of the connection in whose handler, or its child task, code runs
     cdef uint64_t max_message_size
     cdef size_t max_send_buffer
     cdef uint32_t max_fragments

@@ -99,6 +99,7 @@ cdef class ConnectionCore(Receiver):
     cdef uint8_t opened          # on_open has been called, so on_close will be
     cdef uint8_t tells_of_error  # on_error runs, in the place of the handlers with these blocks
     cdef uint8_t drain_pending   # on_drain is to be called, once the queue is empty and no handler in the way
+    cdef uint8_t is_named        # its context says which connection a handler is for
     cdef uint8_t close_pending   # on_close is to be called when the running handler ends
     cdef object __weakref__
 

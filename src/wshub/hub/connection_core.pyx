@@ -988,6 +988,9 @@ cdef class ConnectionCore(Receiver):
                     raise MisuseError(f"the handler returned {awaitable!r}, which runs nothing: a handler has no yield")
                 return
             awaitable = await_it(awaitable)
+        if not self.is_named:
+            self.hub.handling.set(self.key)
+            self.is_named = True
         # The task enters the context itself, which cannot be entered twice.
         PyContext_Exit(self.context)
         try:
@@ -996,7 +999,7 @@ cdef class ConnectionCore(Receiver):
             PyContext_Enter(self.context)
         if not task.done():
             self.blocks |= block
-            self.hub.handler_tasks.add(task)
+            self.hub.handler_tasks[task] = self.key
             task.add_done_callback(partial(self._handler_done, block))
             return
         error = error_of(task)
@@ -1004,7 +1007,7 @@ cdef class ConnectionCore(Receiver):
             self.handler_failed(error, block)
 
     def _handler_done(self, uint8_t block, task):
-        self.hub.handler_tasks.discard(task)
+        self.hub.handler_tasks.pop(task, None)
         self.blocks &= ~block
         error = error_of(task)
         PyContext_Enter(self.context)

@@ -41,6 +41,7 @@ from wshub.protocol.message cimport (
 import asyncio
 import logging
 import time
+from contextvars import ContextVar
 from functools import partial
 from inspect import iscoroutinefunction
 
@@ -142,6 +143,7 @@ cdef class HubCore(HubBase):
             raise MisuseError(f"clock must be a function that returns seconds, not {clock!r}")
         self.config = config
         self.clock = clock
+        self.handling = ContextVar("wshub.handling", default=None)
         self.last_key = HUB_KEYS
         self.room_configs = {}
         self.compression_threshold = SIZE_MAX
@@ -173,7 +175,7 @@ cdef class HubCore(HubBase):
         self.room_table = {}
         self.closes = {}
         self.refused = {}
-        self.handler_tasks = set()
+        self.handler_tasks = {}
         self.keys = {}
         self.key_length = 0
         self.pool = DeflatePool(self.config.compression) if self.config.compression is not None else None
@@ -608,8 +610,13 @@ cdef class HubCore(HubBase):
 
     @property
     def _handler_tasks(self):
-        """The tasks of the handlers that are suspended."""
-        return frozenset(self.handler_tasks)
+        """The task of each handler that is suspended, and the id of its connection."""
+        return dict(self.handler_tasks)
+
+    @property
+    def _handled_connection(self):
+        """The id of the connection whose handler runs this code, itself or in a task that it has started; or None."""
+        return self.handling.get()
 
     def _room_counts(self, name):
         """What became of the messages to a room, by name."""

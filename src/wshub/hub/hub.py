@@ -8,6 +8,7 @@ import socket as socket_module
 import ssl as ssl_module
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextvars import Context
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -59,8 +60,8 @@ class Hub(HubCore):
     _sweeper: asyncio.TimerHandle | None
     _closing: asyncio.Task[None] | None
     _exiting: asyncio.Task[None]
-    # The tasks that wait in close(), handlers among them, and a future that is done when one more does.
-    _closers: set[asyncio.Task[Any] | None]
+    # The ids of connections whose handlers wait in close(), and a future that is done when there is one more.
+    _closers: list[int]
     _closer_joined: asyncio.Future[None] | None
     _expire_handshakes: list[Callable[[], None]]
 
@@ -253,8 +254,9 @@ class Hub(HubCore):
         handlers, ``on_close`` included, have ``close_timeout_ms`` to end before they are cancelled. So it returns at
         the latest ``shutdown_spread_ms`` and four times ``close_timeout_ms`` after the call.
 
-        A handler may call it: it is not waited for. A second call waits for the same end. Cancelling a call ends the
-        waiting, and not the closing. The next use of the hub begins anew.
+        A handler may call it, itself or in a task that it has started. The handlers of its connection are not waited
+        for then. A second call waits for the same end. Cancelling a call ends the waiting, and not the closing. The
+        next use of the hub begins anew.
         """
         payload = encode_close_payload(code, reason)
         if not self._is_in_use:
@@ -262,14 +264,16 @@ class Hub(HubCore):
         if self._closing is None:
             self._bind()
             self._closing = asyncio.get_running_loop().create_task(self._close(payload))
-        caller = asyncio.current_task()
-        self._closers.add(caller)
-        if self._closer_joined is not None and not self._closer_joined.done():
-            self._closer_joined.set_result(None)
+        caller = self._handled_connection
+        if caller is not None:
+            self._closers.append(caller)
+            if self._closer_joined is not None and not self._closer_joined.done():
+                self._closer_joined.set_result(None)
         try:
             await asyncio.shield(self._closing)
         finally:
-            self._closers.discard(caller)
+            if caller in self._closers:
+                self._closers.remove(caller)
 
     async def _close(self, payload: bytes) -> None:
         timeout = self.config.close_timeout_ms / 1000
@@ -294,15 +298,19 @@ class Hub(HubCore):
 
     def _cancel_handlers(self) -> None:
         """Cancel the handlers that are suspended, except those that wait for the hub to close."""
-        for task in self._handler_tasks - self._closers:
+        for task in self._handlers_to_end():
             task.cancel()
+
+    def _handlers_to_end(self) -> list[asyncio.Task[Any]]:
+        """The tasks of suspended handlers, without those of connections whose handlers wait for the hub to close."""
+        return [task for task, connection in self._handler_tasks.items() if connection not in self._closers]
 
     async def _handlers_end(self, timeout: float) -> bool:
         """Wait until no handler is suspended, except those that wait for the hub to close; False if time runs out."""
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(timeout):
-                while tasks := self._handler_tasks - self._closers:
+                while tasks := self._handlers_to_end():
                     ended = loop.create_task(_all_end(tasks))
                     joined = self._closer_joined = loop.create_future()
                     try:
@@ -321,7 +329,8 @@ class Hub(HubCore):
         def raise_it(closing: asyncio.Task[None]) -> None:
             raise error
 
-        self._exiting = asyncio.get_running_loop().create_task(self.close())
+        # In a context of its own: this is no call of the handler's, whose on_close is waited for.
+        self._exiting = Context().run(asyncio.get_running_loop().create_task, self.close())
         self._exiting.add_done_callback(raise_it)
 
     async def _spread_closes(self, payload: bytes) -> None:
@@ -353,7 +362,7 @@ class Hub(HubCore):
         super()._begin_anew()
         self._sweeper = None
         self._closing = None
-        self._closers = set()
+        self._closers = []
         self._closer_joined = None
         self._expire_handshakes = []
 
