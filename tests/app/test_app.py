@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 
 import httpx
 import pytest
@@ -458,3 +459,24 @@ def test_register_outside_of_a_request_says_where_it_belongs(run) -> None:
             hub.register(EventHandler())
 
     run(scenario())
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["generator", "asynchronous generator"])
+def test_a_handler_that_returns_a_generator_fails_and_says_why(run, http, asynchronous, caplog, monkeypatch) -> None:
+    def generates():
+        yield
+
+    async def generates_later():
+        yield
+
+    async def scenario() -> None:
+        app = App()
+        app.get("/")(lambda ctx: generates_later() if asynchronous else generates())
+        async with listening(app, http, log_config=None) as address, httpx.AsyncClient() as client:
+            assert (await client.get(f"http://{address}/")).status_code == 500
+
+    monkeypatch.setattr(logging.getLogger("uvicorn.error"), "propagate", True)
+    run(scenario())
+    errors = [record.exc_info[1] for record in caplog.records if record.exc_info]
+    assert [type(error) for error in errors] == [MisuseError]
+    assert "a handler has no yield" in str(errors[0])

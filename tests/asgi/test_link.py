@@ -6,12 +6,14 @@ import asyncio
 from typing import Any
 
 import pytest
+from starlette.websockets import WebSocketState
 
 from tests.odd_strings import Odd
 from wshub import (
     ConfigurationError,
     ConnectionClosed,
     EventHandler,
+    HandshakeError,
     Hub,
     HubConfig,
     InvalidMessageError,
@@ -442,5 +444,91 @@ def test_who_is_accepted_when_the_hub_has_closed_has_no_connection(run) -> None:
         assert not scene.opened.done()
         assert scene.closes == []
         scene.check_ledger()
+
+    run(scenario())
+
+
+class AcceptedByFramework(ServerInMemory):
+    """Such a WebSocket as frameworks give it to an endpoint, of which nothing may be received."""
+
+    def __init__(self, scope: dict[str, Any], **states: Any) -> None:
+        self.sent = []
+        self.arrived = asyncio.Queue()
+        self.takes = asyncio.Event()
+        self.takes.set()
+        self.fails = False
+        self.scope = {"type": "websocket", "path": "/", "query_string": b"", "headers": [(b"host", b"x")], **scope}
+        self.arrived.put_nowait({"type": "websocket.connect"})
+        vars(self).update(states)
+
+
+@pytest.mark.parametrize(
+    ("scope", "states"),
+    [
+        ({}, {"client_state": WebSocketState.CONNECTED, "application_state": WebSocketState.CONNECTED}),
+        ({}, {"client_state": WebSocketState.CONNECTED, "application_state": WebSocketState.DISCONNECTED}),
+        ({}, {"connection_state": "connect"}),
+        ({}, {"connection_state": "receive"}),
+        ({"extensions": {"wshub.takeover": {"accepted": True, "subprotocol": None}}}, {}),
+    ],
+    ids=["Starlette", "Starlette, closed", "Litestar", "Litestar, received", "wshub"],
+)
+def test_a_websocket_that_is_accepted_already_raises_at_once_and_stays_as_it_is(run, scope, states) -> None:
+    async def scenario() -> None:
+        hub = Hub()
+        server = AcceptedByFramework(scope, **states)
+        with pytest.raises(MisuseError, match="accepted, or has ended, already"):
+            await hub.accept(server)
+        assert server.arrived.qsize() == 1
+        assert server.sent == []
+        assert hub.connection_count == 0
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("refuses", [False, True], ids=["accepted", "refused"])
+def test_a_second_accept_raises_at_once_and_leaves_the_first_as_it_is(run, refuses) -> None:
+    def on_upgrade(request: Any) -> None:
+        if refuses:
+            raise HandshakeError(403, "no")
+
+    async def scenario() -> None:
+        hub = Hub(on_upgrade=on_upgrade)
+        server = AcceptedByFramework({})
+        connection = None
+        if refuses:
+            with pytest.raises(HandshakeError):
+                await hub.accept(server)
+        else:
+            connection = await hub.accept(server)
+        with pytest.raises(MisuseError, match="accepted, or has ended, already"):
+            await hub.accept(server)
+        if connection is not None:
+            server.arrived.put_nowait({"type": "websocket.receive", "text": "still here"})
+            assert (await connection.receive()).data == "still here"
+            server.arrived.put_nowait({"type": "websocket.disconnect", "code": 1000})
+            await connection.wait_closed()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("error", [GeneratorExit(), SystemExit(3)], ids=lambda error: type(error).__name__)
+def test_what_on_upgrade_raises_reaches_the_server_that_runs_the_application(run, error) -> None:
+    async def scenario() -> None:
+        async def on_upgrade(request: Any) -> None:
+            await asyncio.sleep(0)
+            raise error
+
+        hub = Hub(on_upgrade=on_upgrade)
+        server = AcceptedByFramework({})
+        accepting = hub.asgi(EventHandler())(server.scope, server.receive, server.send)
+        try:
+            await accepting
+        except BaseException as raised:
+            assert raised is error
+        else:
+            pytest.fail("nothing was raised")
+        assert server.sent == []
+        assert hub.connection_count == 0
 
     run(scenario())

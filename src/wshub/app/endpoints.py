@@ -10,7 +10,7 @@ import starlette.responses
 from starlette.types import Receive, Scope, Send
 
 from wshub.app.context import Context, Request
-from wshub.errors import HandshakeError
+from wshub.errors import HandshakeError, MisuseError
 from wshub.hub.asgi import hold, open_connection, respond
 from wshub.hub.core import table_of
 from wshub.hub.upgrade import current_upgrade
@@ -30,6 +30,8 @@ async def _call(handler: Callable[[Context], Any], context: Context) -> None:
         result = handler(context)
         if inspect.isawaitable(result):
             await result
+        elif inspect.isgenerator(result) or inspect.isasyncgen(result):
+            raise MisuseError(f"the handler returned {result!r}, which runs nothing: a handler has no yield")
     except HandshakeError as error:
         for name, value in error.headers:
             context.response.set_header(name, value)

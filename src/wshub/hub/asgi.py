@@ -60,6 +60,9 @@ ENDS_WITH_APPLICATION = "wshub.ends_with_application"
 """The key, in the accept message, of whether the server is to close that connection when the application ends."""
 
 
+NOT_NEW = "the WebSocket has been accepted, or has ended, already: a hub accepts it itself"
+
+
 class AsgiWebSocket(Protocol):
     """What frameworks call a WebSocket: Starlette's, FastAPI's and Litestar's have these."""
 
@@ -87,6 +90,7 @@ class HubApplication:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; returns when its connection has ended, or is the hub's alone."""
         if scope["type"] == "websocket":
+            _check_not_accepted(scope)
             await _expect_connect(receive)
             try:
                 accepted = await _accept(self.hub, self.table, scope, receive, send, self.subprotocols)
@@ -124,6 +128,7 @@ async def accept_websocket(
     table = table_of(handler) if handler is not None else table_that_receives()
     subprotocols = check_strings("subprotocols", subprotocols)
     fields = _encode_fields(headers)
+    _check_not_accepted(scope, websocket)
     await _expect_connect(websocket.receive)
     if not _can_take_over(scope):
         endings.end_quietly_in_starlette(scope)
@@ -230,10 +235,17 @@ def _register(
     return hub._register(table, request, subprotocol, path_params, extensions=extensions, metadata=metadata)
 
 
+def _check_not_accepted(scope: Scope, websocket: AsgiWebSocket | None = None) -> None:
+    """Raise ``MisuseError`` for a WebSocket that is accepted or has ended. Nothing is received from it."""
+    accepted = "accepted" in (_takeover_of(scope) or {})
+    if accepted or endings.has_outcome(scope) or endings.has_begun(websocket):
+        raise MisuseError(NOT_NEW)
+
+
 async def _expect_connect(receive: Receive) -> None:
     message = await receive()
     if message["type"] != "websocket.connect":
-        raise MisuseError("the WebSocket has been accepted, or has ended, already: a hub accepts it itself")
+        raise MisuseError(NOT_NEW)
 
 
 async def _accept(

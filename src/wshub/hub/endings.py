@@ -20,6 +20,8 @@ __all__ = [
     "close_with_task",
     "code_of",
     "end_quietly_in_starlette",
+    "has_begun",
+    "has_outcome",
     "is_end_of",
     "remember_outcome",
     "runs_application",
@@ -41,6 +43,10 @@ _CLOSES = frozenset(
 _HTTP_ERRORS = frozenset(("starlette.exceptions.HTTPException",))
 
 _ASGI_PARAMETERS = frozenset(("scope", "receive", "send"))
+
+# The states of a WebSocket that has received its connect message, or has been answered.
+_BEGUN_IN_STARLETTE = ("CONNECTED", "DISCONNECTED", "RESPONSE")
+_BEGUN_IN_LITESTAR = ("connect", "receive", "disconnect")
 
 _OUTCOME = "wshub.outcome"
 """The key, in the scope, of what has become of its request."""
@@ -137,6 +143,19 @@ def end_quietly_in_starlette(scope: MutableMapping[str, Any]) -> None:
 def remember_outcome(scope: MutableMapping[str, Any], outcome: Connection | HandshakeError) -> None:
     """Note the connection that the request of a scope has become, or the error with which it was refused."""
     scope[_OUTCOME] = outcome
+
+
+def has_outcome(scope: MutableMapping[str, Any]) -> bool:
+    """Return whether a hub has accepted or refused the request of a scope."""
+    return _OUTCOME in scope
+
+
+def has_begun(websocket: Any) -> bool:
+    """Return whether a framework's WebSocket says that its connect message is received, or that it is answered."""
+    for name in ("client_state", "application_state"):
+        if getattr(getattr(websocket, name, None), "name", None) in _BEGUN_IN_STARLETTE:
+            return True
+    return getattr(websocket, "connection_state", None) in _BEGUN_IN_LITESTAR
 
 
 async def _end_quietly(request: Any, error: Exception) -> None:
