@@ -15,7 +15,7 @@ import websockets
 
 from tests.hub.conftest import Clock, connected, serving
 from tests.hub.peers import REQUEST, port_of, raw_peer
-from tests.reactor import HAS_REACTOR
+from tests.reactor import HAS_REACTOR, needs_reactor
 from wshub import ConfigurationError, EventHandler, HandshakeError, Hub, HubConfig, MisuseError
 from wshub.hub.admission import Rate, address_key, client_address
 from wshub.protocol.headers import Headers
@@ -459,3 +459,38 @@ def test_a_refusal_that_cannot_be_sent_is_a_500(run, error, waits) -> None:
             assert await status_of(f"ws://127.0.0.1:{server.port}/") in (500, 503)
 
     run(scenario())
+
+
+class OwnError(BaseException):
+    """Neither an ``Exception`` nor one of Python's own."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [GeneratorExit(), BaseExceptionGroup("two", [OwnError(), ValueError()]), OwnError()],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.parametrize("suspends", [None, False, True], ids=["function", "at once", "after an await"])
+@pytest.mark.parametrize("reactor", [pytest.param(True, marks=needs_reactor), False], ids=["reactor", "transports"])
+def test_whatever_on_upgrade_raises_is_a_500_and_one_error_with_its_traceback(
+    run, error, suspends, reactor, caplog
+) -> None:
+    def hook(request):
+        raise error
+
+    async def later(request):
+        if suspends:
+            await asyncio.sleep(0)
+        raise error
+
+    async def scenario() -> None:
+        hub = Hub(HubConfig(use_reactor=reactor), on_upgrade=hook if suspends is None else later)
+        async with hub.serve("127.0.0.1", 0, EventHandler()) as server, asyncio.timeout(5):
+            assert await status_of(f"ws://127.0.0.1:{server.port}/") == 500
+        assert hub.refused == {500: 1}
+
+    run(scenario())
+    records = [record for record in caplog.records if record.levelno > logging.INFO]
+    assert [record.getMessage() for record in records] == ["a handshake has failed"]
+    assert records[0].exc_info is not None
+    assert records[0].exc_info[1] is error

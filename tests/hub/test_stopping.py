@@ -13,6 +13,7 @@ import pytest
 
 from tests.hub.conftest import connected, serving
 from tests.hub.peers import REQUEST, masked, raw_peer
+from tests.reactor import needs_reactor
 from wshub import EventHandler, Frame, Hub, HubConfig, MisuseError
 
 STOP_SIGNALS = [signal.SIGTERM, signal.SIGINT]
@@ -252,6 +253,72 @@ def test_a_signal_closes_every_connection_with_1001_and_leaves_no_traceback(loop
 def test_an_exit_out_of_a_handler_ends_the_program_once_and_in_order(loop, suspends, wait) -> None:
     result = asyncio.run(stopped(loop, wait=wait, on_message=f"{suspends}raise SystemExit(3)"))
     assert result == (3, ["on_close", "finally"], "", 1001)
+
+
+UPGRADING = """
+import asyncio, sys
+from wshub import EventHandler, Hub, HubConfig
+
+{hook}
+
+async def main():
+    try:
+        hub = Hub(HubConfig(use_reactor={reactor}), on_upgrade=on_upgrade)
+        async with hub.serve("127.0.0.1", 0, EventHandler()) as server:
+            print(server.port, flush=True)
+            await server.wait_closed()
+    finally:
+        print("finally", flush=True)
+        await asyncio.sleep(0.01)
+        print("finally has ended", flush=True)
+
+if sys.argv[1] == "uvloop":
+    import uvloop
+    run = uvloop.run
+else:
+    run = asyncio.run
+try:
+    run(main())
+except BaseException as error:
+    print(repr(error), flush=True)
+"""
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("error", ["SystemExit(3)", "KeyboardInterrupt()"])
+@pytest.mark.parametrize(
+    "hook",
+    [
+        "def on_upgrade(request): raise {error}",
+        "async def on_upgrade(request): raise {error}",
+        "async def on_upgrade(request): await asyncio.sleep(0.01); raise {error}",
+    ],
+    ids=["function", "at once", "after an await"],
+)
+@pytest.mark.parametrize("reactor", [pytest.param(True, marks=needs_reactor), False], ids=["reactor", "transports"])
+def test_an_exit_out_of_on_upgrade_refuses_and_ends_the_program_once_and_in_order(loop, error, hook, reactor) -> None:
+    async def scenario() -> None:
+        source = UPGRADING.format(hook=hook.format(error=error), reactor=reactor)
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", source, loop), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        assert process.stdout is not None
+        try:
+            async with asyncio.timeout(20):
+                port = int(await process.stdout.readline())
+                async with raw_peer(f"ws://127.0.0.1:{port}/", handshake=False) as peer:
+                    peer.write(REQUEST)
+                    answer = await peer.reader.read()
+                output, errors = await process.communicate()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert output.decode().splitlines() == ["finally", "finally has ended", error]
+        assert errors == b""
+
+    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])

@@ -102,6 +102,11 @@ class Acceptor:
         # Not from within a turn of the reactor, which may have called whoever calls this.
         self._loop.call_soon(self._reactor.release)
 
+    @property
+    def hub(self) -> Hub:
+        """The hub that is closed first where KeyboardInterrupt or SystemExit comes out of a first request."""
+        return self._nearest
+
     async def wait_closed(self) -> None:
         """What ``asyncio.Server`` has: connections are the server's own to wait for."""
 

@@ -11,6 +11,8 @@ cdef class OpeningHandshake(Receiver):
     cdef object decision         # Future of what the application says of the request, or None
     cdef bint answered
 
+    cdef void failed(self, object error) noexcept
+
 
 cdef class FirstRequest(OpeningHandshake):
     """Receives the first request of a connection that may be for a hub, or for somebody who reads it all again."""

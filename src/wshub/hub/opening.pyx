@@ -22,6 +22,7 @@ cdef bytes METHOD = b"GET "
 cdef bytes END = b"\r\n\r\n"
 cdef Py_ssize_t LARGEST = MAX_HEAD_SIZE
 cdef object UNDECIDED = HandshakeError(503, "The server did not decide in time.")
+cdef object STOPPING = HandshakeError(503, "The server is shutting down.")
 cdef object FAILED = HandshakeError(500, "The handshake failed on the server's side.")
 
 
@@ -41,11 +42,8 @@ cdef class OpeningHandshake(Receiver):
             if found is not None:
                 self.answered = True
                 self.server._request_received(self, self.link, found[0], found[1])
-        except HandshakeError as error:
-            self.refuse(error)
-        except (Exception, asyncio.CancelledError):
-            logger.exception("a handshake has failed")
-            self.refuse(FAILED)
+        except BaseException as error:
+            self.failed(error)
 
     @property
     def peer(self):
@@ -73,16 +71,31 @@ cdef class OpeningHandshake(Receiver):
                 future.exception()
             return
         self.decision = None
+        if future.cancelled():
+            self.refuse(STOPPING)
+            return
+        error = future.exception()
+        if isinstance(error, (KeyboardInterrupt, SystemExit)) and isinstance(future, asyncio.Task):
+            # The task has raised it out of the loop already.
+            self.refuse(STOPPING)
+            return
         try:
-            metadata = future.result()
+            if error is not None:
+                raise error
             link.resume()
-            accept(metadata)
-        except HandshakeError as error:
+            accept(future.result())
+        except BaseException as failure:
+            self.failed(failure)
+
+    cdef void failed(self, object error) noexcept:
+        """Refuses the handshake for what was raised. KeyboardInterrupt and SystemExit end the program in order."""
+        if isinstance(error, HandshakeError):
             self.refuse(error)
-        except asyncio.CancelledError:
-            self.refuse(HandshakeError(503, "The server is shutting down."))
-        except Exception:
-            logger.exception("a handshake has failed")
+        elif isinstance(error, (KeyboardInterrupt, SystemExit)):
+            asyncio.get_running_loop().call_soon(self.server.hub._exit, error)
+            self.refuse(STOPPING)
+        else:
+            logger.error("a handshake has failed", exc_info=error)
             self.refuse(FAILED)
 
     def refuse(self, error):
@@ -100,6 +113,11 @@ cdef class OpeningHandshake(Receiver):
         self.link.write(frame)
         frame_release(frame)
         self.link.abort(True)
+
+    def end(self):
+        """The server closes: who has no answer gets one, and a refusal that has been written is let leave."""
+        if not self.answered or self.decision is not None:
+            self.expire()
 
     def expire(self):
         """The client has taken too long with its request or with closing after its refusal, or the application has."""
@@ -153,11 +171,8 @@ cdef class FirstRequest(OpeningHandshake):
             if self.received is not None:
                 received = bytes(self.received)
             self.server._request_received(self, received, end + 4 if end >= 0 else 0)
-        except HandshakeError as error:
-            self.refuse(error)
-        except (Exception, asyncio.CancelledError):
-            logger.exception("a handshake has failed")
-            self.refuse(FAILED)
+        except BaseException as error:
+            self.failed(error)
         finally:
             if self.answered:
                 self.received = None

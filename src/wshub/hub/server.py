@@ -128,7 +128,7 @@ class Server:
         if self._expire in self.hub._expire_handshakes:
             self.hub._expire_handshakes.remove(self._expire)
         for opening in self._pending:
-            opening.expire()
+            opening.end()
         await self.hub.close()
         if self._ssl is not None and self._reactor is not None:
             self._reactor.release()

@@ -7,12 +7,10 @@ from wshub.links.asyncio_link cimport AsyncioLink
 from wshub.links.link cimport Ledger, Receiver
 from wshub.protocol.frame_buffer cimport FrameBuffer
 
-import logging
 from functools import partial
 
 from wshub.links.accepting import SocketListener, TransportSetup
-
-logger = logging.getLogger("wshub.server")
+from wshub.links.failures import accept_failed
 
 cdef enum:
     # Octets: twice as many a turn of the loop may free.
@@ -124,8 +122,8 @@ cdef class AsyncioReactor:
             receiver = accepted(link)
             if receiver is not None:
                 link.receiver = <Receiver?>receiver
-        except BaseException:
-            logger.exception("a new connection cannot be served")
+        except BaseException as error:
+            accept_failed(self.loop, error)
         if link.receiver is None:
             link.abort(False)
 

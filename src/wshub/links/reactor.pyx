@@ -35,6 +35,7 @@ import os
 import socket
 import time
 
+from wshub.links.failures import accept_failed
 from wshub.links.shortage import ShortageLog
 
 logger = logging.getLogger("wshub.server")
@@ -612,10 +613,10 @@ cdef class Reactor:
                 link.receiver = listener.accepted(link)
                 if link.receiver is None:
                     raise TypeError("accepted() returned None")
-            except BaseException:
+            except BaseException as error:
                 # First of all: a link without a receiver must not be read.
                 self.lose(link, 0)
-                logger.exception("a new connection cannot be served")
+                accept_failed(self.loop, error)
 
     cdef void pause_accepting(self, Listener listener, int error) noexcept:
         listener.paused = True
