@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -511,3 +512,20 @@ def test_close_codes_are_chosen_by_the_handler_and_checked(run) -> None:
         handler.close_codes = codes
         with pytest.raises(MisuseError, match="close_codes"):
             Hub().serve("127.0.0.1", 0, handler)
+
+
+@pytest.mark.parametrize("suspends", [False, True], ids=["at once", "after an await"])
+def test_a_handler_that_ends_with_cancelled_error_is_one_warning_without_a_traceback(run, suspends, caplog) -> None:
+    async def on_message(connection, message) -> None:
+        if suspends:
+            await asyncio.sleep(0)
+        raise asyncio.CancelledError
+
+    async def scenario() -> None:
+        async with serving(EventHandler(on_message=on_message)) as (_, url), raw_peer(url) as peer:
+            peer.send(Frame.text("a"))
+            assert await peer.close_code() == 1011
+
+    run(scenario())
+    records = [record for record in caplog.records if record.levelno > logging.INFO]
+    assert [(record.levelname, record.exc_info) for record in records] == [("WARNING", None)]

@@ -364,3 +364,31 @@ def test_requests_that_come_while_a_hub_closes_are_refused(run) -> None:
                 await closing
 
     run(scenario())
+
+
+@pytest.mark.parametrize("reactor", [pytest.param(True, marks=needs_reactor), False], ids=["reactor", "transports"])
+def test_an_exit_out_of_the_acceptance_of_a_connection_ends_the_program_in_order(run, reactor) -> None:
+    ends: list[str] = []
+    armed: list[bool] = []
+    exits: list[BaseException] = [SystemExit(3)]
+
+    def clock() -> float:
+        # The connection asks first, by its deadline: the hub's sweeps are seconds away.
+        if armed and exits:
+            raise exits.pop()
+        return 0.0
+
+    async def scenario() -> None:
+        hub = Hub(HubConfig(use_reactor=reactor), clock=clock)
+        try:
+            async with hub.serve("127.0.0.1", 0, EventHandler()) as server:
+                armed.append(True)
+                async with raw_peer(f"ws://127.0.0.1:{server.port}/", handshake=False):
+                    await server.wait_closed()
+        finally:
+            await asyncio.sleep(0)
+            ends.append("finally")
+
+    with pytest.raises(SystemExit):
+        run(scenario())
+    assert (ends, exits) == (["finally"], [])
