@@ -1,4 +1,4 @@
-"""What becomes of an exception out of the acceptance of a connection."""
+"""How an exception out of the acceptance of a connection is handled."""
 
 from __future__ import annotations
 
