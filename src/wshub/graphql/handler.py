@@ -17,6 +17,7 @@ except ImportError as error:
 
 from wshub.errors import ConfigurationError
 from wshub.graphql.messages import GraphQLCloseCode
+from wshub.graphql.pacer import Pacer
 from wshub.graphql.session import Session
 from wshub.hub.connection import Connection
 from wshub.hub.handler import EventHandler
@@ -52,7 +53,13 @@ class GraphQLHandler(EventHandler):
             it raises, the connection is closed with 4499.
         connection_init_timeout: seconds that a client has to send its ``connection_init``, before it is closed with
             4408. What ``on_connect`` takes does not count.
-        max_operations: of one connection at one time; an operation beyond them is answered with an error.
+        max_operations: of one connection at one time; an operation beyond them is answered with an error. After a
+            ``complete`` an operation counts until its source has ended.
+        max_operation_bytes: the running operations of one connection, counted as the bytes of their ``subscribe``
+            messages. An operation that would exceed them is answered with an error. It bounds the memory that the
+            variables of a client's operations take.
+        max_tokens: of the document of an operation; one with more is answered with an error. The time to validate a
+            document can grow with the square of its tokens, and nothing else runs meanwhile.
         rules: of graphql-core, to validate operations with, in place of its own.
 
     Raises:
@@ -71,6 +78,8 @@ class GraphQLHandler(EventHandler):
         on_connect: Callable[[Connection, dict[str, Any] | None], Any] | None = None,
         connection_init_timeout: float = 3.0,
         max_operations: int = 100,
+        max_operation_bytes: int = 256 * 1024,
+        max_tokens: int = 1000,
         rules: Collection[type[ASTValidationRule]] | None = None,
     ) -> None:
         super().__init__()
@@ -90,12 +99,15 @@ class GraphQLHandler(EventHandler):
         self.root_value = root_value
         self.connection_init_timeout = connection_init_timeout
         self.max_operations = check_integer("max_operations", max_operations, 1, 2**31)
+        self.max_operation_bytes = check_integer("max_operation_bytes", max_operation_bytes, 1, 2**31)
+        self.max_tokens = check_integer("max_tokens", max_tokens, 1, 2**31)
         self.rules = rules
         self.tasks: set[asyncio.Task[None]] = set()
         """The operations under way, of all clients."""
         self._context = context
         self._on_connect = on_connect
         self._sessions: dict[Connection, Session] = {}
+        self._pacer: Pacer | None = None
 
     async def create_context(
         self, connection: Connection, payload: dict[str, Any] | None, extensions: dict[str, Any] | None
@@ -116,7 +128,10 @@ class GraphQLHandler(EventHandler):
 
     def on_open(self, connection: Connection) -> None:
         """Wait for the client to introduce itself."""
-        self._sessions[connection] = Session(self, connection, asyncio.get_running_loop())
+        loop = asyncio.get_running_loop()
+        if self._pacer is None or self._pacer.loop is not loop:
+            self._pacer = Pacer(loop)
+        self._sessions[connection] = Session(self, connection, self._pacer)
 
     def on_message(self, connection: Connection, message: Message) -> None:
         """Do what a message asks for."""

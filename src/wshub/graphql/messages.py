@@ -54,11 +54,15 @@ class SubscribePayload:
 
 @dataclass(frozen=True, slots=True)
 class ClientMessage:
-    """A message; ``id`` is that of an operation, and empty in messages that are of none."""
+    """A message; ``id`` is that of an operation, and empty in messages that are of none.
+
+    ``size`` is the bytes of a ``subscribe``, and 0 for other messages.
+    """
 
     type: str
     id: str
     payload: dict[str, Any] | None
+    size: int = 0
 
 
 def parse_message(text: str) -> ClientMessage:
@@ -73,7 +77,9 @@ def parse_message(text: str) -> ClientMessage:
         operation = value.get("id")
         if not isinstance(operation, str) or not operation:
             raise InvalidClientMessage("the message has no id")
-        return ClientMessage(kind, operation, _payload_of(value) if kind == "subscribe" else None)
+        if kind == "complete":
+            return ClientMessage(kind, operation, None)
+        return ClientMessage(kind, operation, _payload_of(value), len(text.encode()))
     raise InvalidClientMessage("the type of the message is unknown")
 
 

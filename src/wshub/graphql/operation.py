@@ -46,8 +46,9 @@ class Operation:
     Nothing that fails in it ends the connection: the client gets an ``error`` for this operation.
     """
 
-    def __init__(self, session: Session, operation_id: str, payload: SubscribePayload) -> None:
+    def __init__(self, session: Session, operation_id: str, payload: SubscribePayload, size: int) -> None:
         self.id = operation_id
+        self.size = size
         self._session = session
         self._handler = session.handler
         self._payload = payload
@@ -58,13 +59,18 @@ class Operation:
         """Run it in a task of its own."""
         self._task = loop.create_task(self._run(), name=f"wshub GraphQL operation {self.id[:40]}")
         self._handler.tasks.add(self._task)
-        self._task.add_done_callback(self._handler.tasks.discard)
+        self._task.add_done_callback(self._handle_done)
 
     def cancel(self) -> None:
         """End it: nothing more is sent for it."""
         self._wanted = False
         if self._task is not None:
             self._task.cancel()
+
+    def _handle_done(self, task: asyncio.Task[None]) -> None:
+        self._handler.tasks.discard(task)
+        # A task that was cancelled before it began has not run its finally clause.
+        self._session.forget(self)
 
     async def _run(self) -> None:
         try:
@@ -80,7 +86,9 @@ class Operation:
             self._session.forget(self)
 
     async def _answer(self) -> None:
-        document, errors = self._prepare()
+        await self._session.pacer.wait()
+        with self._session.pacer.charge():
+            document, errors = self._prepare()
         operation = get_operation_ast(document, self._payload.operation_name) if document is not None else None
         if document is None or operation is None:
             self._send_errors(errors or [GraphQLError("Unable to identify operation")])
@@ -99,7 +107,7 @@ class Operation:
     def _prepare(self) -> tuple[DocumentNode | None, list[GraphQLError]]:
         """The operation as a valid document, or why it is none."""
         try:
-            document = parse(self._payload.query)
+            document = parse(self._payload.query, max_tokens=self._handler.max_tokens)
             errors = validate(self._handler.schema, document, self._handler.rules)
         except GraphQLError as error:
             return None, [error]
@@ -110,14 +118,19 @@ class Operation:
     async def _execute(self, document: DocumentNode, operation: OperationDefinitionNode) -> Any:
         """The result of an operation, or the results of a subscription as an asynchronous iterator."""
         run = subscribe if operation.operation is OperationType.SUBSCRIPTION else execute
-        result: Any = run(
-            self._handler.schema,
-            document,
-            root_value=self._handler.root_value,
-            context_value=await self._create_context(),
-            variable_values=self._payload.variables,
-            operation_name=self._payload.operation_name,
-        )
+        context = await self._create_context()
+        await self._session.pacer.wait()
+        with self._session.pacer.charge():
+            result: Any = run(
+                self._handler.schema,
+                document,
+                root_value=self._handler.root_value,
+                context_value=context,
+                variable_values=self._payload.variables,
+                operation_name=self._payload.operation_name,
+            )
+        # A subscription may run for long, and needs none of it any more.
+        del self._payload
         return await result if inspect.isawaitable(result) else result
 
     async def _create_context(self) -> Any:

@@ -17,6 +17,7 @@ from wshub.graphql.messages import (
     parse_subscribe,
 )
 from wshub.graphql.operation import INTERNAL_ERROR, Operation, has_ended
+from wshub.graphql.pacer import Pacer
 from wshub.hub.connection import Connection
 from wshub.protocol.message import Message, MessageType
 
@@ -34,16 +35,20 @@ LONGEST_REASON = 123
 class Session:
     """One client's part in the protocol, from its open connection to its end."""
 
-    def __init__(self, handler: GraphQLHandler, connection: Connection, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, handler: GraphQLHandler, connection: Connection, pacer: Pacer) -> None:
         self.handler = handler
         self.connection = connection
+        self.pacer = pacer
         self.payload: dict[str, Any] | None = None
-        self._loop = loop
+        self._loop = pacer.loop
         self._introduced = False
         self._acknowledged = False
         self._connecting: asyncio.Task[None] | None = None
         self._operations: dict[str, Operation] = {}
-        self._timer = loop.call_later(handler.connection_init_timeout, self._time_out)
+        # These include operations that were cancelled and have not ended yet.
+        self._running: set[Operation] = set()
+        self._running_bytes = 0
+        self._timer = self._loop.call_later(handler.connection_init_timeout, self._time_out)
         if connection.subprotocol != "graphql-transport-ws":
             self._close(GraphQLCloseCode.SUBPROTOCOL_NOT_ACCEPTABLE, "Subprotocol not acceptable")
 
@@ -65,7 +70,10 @@ class Session:
         self.connection.send(text)
 
     def forget(self, operation: Operation) -> None:
-        """An operation has ended; its id may be used again."""
+        """Release the id and the share of the limits of an operation that has ended. A second call has no effect."""
+        if operation in self._running:
+            self._running.remove(operation)
+            self._running_bytes -= operation.size
         # After a complete of the client's, another operation may have the id by now.
         if self._operations.get(operation.id) is operation:
             del self._operations[operation.id]
@@ -128,12 +136,18 @@ class Session:
             self._close(GraphQLCloseCode.UNAUTHORIZED, "Unauthorized")
         elif message.id in self._operations:
             self._close(GraphQLCloseCode.SUBSCRIBER_ALREADY_EXISTS, f"Subscriber for {message.id} already exists")
-        elif len(self._operations) >= self.handler.max_operations:
-            error = GraphQLError("There are too many operations on this connection.")
-            self.send({"id": message.id, "type": "error", "payload": [error.formatted]})
+        elif len(self._running) >= self.handler.max_operations:
+            self._refuse(message, "There are too many operations on this connection.")
+        elif self._running_bytes + message.size > self.handler.max_operation_bytes:
+            self._refuse(message, "The operations on this connection are too large.")
         else:
-            operation = self._operations[message.id] = Operation(self, message.id, payload)
+            operation = self._operations[message.id] = Operation(self, message.id, payload, message.size)
+            self._running.add(operation)
+            self._running_bytes += operation.size
             operation.start(self._loop)
+
+    def _refuse(self, message: ClientMessage, reason: str) -> None:
+        self.send({"id": message.id, "type": "error", "payload": [GraphQLError(reason).formatted]})
 
     def _cancel_operations(self) -> None:
         operations, self._operations = self._operations, {}
