@@ -222,6 +222,12 @@ def test_another_subprotocol_is_closed(run) -> None:
         {"max_operations": 0},
         {"max_operations": 1.5},
         {"max_operations": True},
+        {"max_operation_bytes": 0},
+        {"max_operation_bytes": 1.5},
+        {"max_operation_bytes": True},
+        {"max_tokens": 0},
+        {"max_tokens": 1.5},
+        {"max_tokens": True},
     ],
 )
 def test_settings_are_checked(options) -> None:
