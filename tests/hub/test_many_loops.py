@@ -6,6 +6,8 @@ import asyncio
 import gc
 import os
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from fastapi import FastAPI, WebSocket
@@ -13,7 +15,7 @@ from starlette.testclient import TestClient
 
 from tests.hub.conftest import connected
 from tests.hub.peers import REQUEST, raw_peer
-from wshub import Connection, EventHandler, Hub, HubConfig, MisuseError
+from wshub import Connection, ConnectionLost, EventHandler, Hub, HubConfig, MisuseError
 
 
 def echo(connection, message) -> None:
@@ -148,3 +150,75 @@ def test_a_loop_that_goes_with_connections_open_leaves_nothing_behind(run) -> No
     del connection
     gc.collect()
     assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def outcomes(calls: dict[str, Callable[[], Any]]) -> dict[str, Any]:
+    """What each call returns, or the type of what it raises."""
+    results: dict[str, Any] = {}
+    for name, call in calls.items():
+        try:
+            results[name] = call()
+        except Exception as error:
+            results[name] = type(error)
+    return results
+
+
+@pytest.mark.parametrize("closes", [True, False], ids=["closed", "loop gone"])
+def test_calls_from_any_thread_see_the_end_of_a_connection_whose_loop_has_closed(run, closes) -> None:
+    hub = Hub()
+
+    async def serve() -> Connection:
+        opened: list[Connection] = []
+        server = await hub.serve("127.0.0.1", 0, EventHandler(on_open=opened.append)).__aenter__()
+        async with raw_peer(f"ws://127.0.0.1:{server.port}/") as peer:
+            (connection,) = opened
+            connection.join("room")
+            peer.reset()
+            await connection.wait_closed()
+            if closes:
+                await server.close()
+        for listening in server.sockets:
+            listening.close()
+        return connection
+
+    connection = run(serve())
+    calls: dict[str, Callable[[], Any]] = {
+        "send": lambda: connection.send("x"),
+        "send_ping": connection.send_ping,
+        "join": lambda: connection.join("room"),
+        "leave": lambda: bool(connection.leave("room")),
+        "close": lambda: bool(connection.close()),
+        "unregister": lambda: bool(hub.unregister(connection)),
+        "broadcast": lambda: hub.broadcast("x"),
+        "broadcast to a room": lambda: hub.broadcast("x", room="room"),
+        "receive": lambda: asyncio.run(connection.receive()),
+        "drain": lambda: asyncio.run(connection.drain()),
+        "wait_closed": lambda: asyncio.run(connection.wait_closed()),
+    }
+    expected = outcomes(calls)
+    nothing = {"leave": False, "close": False, "unregister": False, "broadcast": 0, "broadcast to a room": 0}
+    lost = dict.fromkeys(("send", "send_ping", "join", "receive", "drain"), ConnectionLost)
+    assert expected == {**nothing, **lost, "wait_closed": None}
+    elsewhere: list[dict[str, Any]] = []
+    thread = threading.Thread(target=lambda: elsewhere.append(outcomes(calls)))
+    thread.start()
+    thread.join()
+    assert elsewhere == [expected]
+
+
+def test_receive_on_another_loop_sees_that_the_loop_of_its_connection_has_closed(run) -> None:
+    hub = Hub()
+
+    async def leave_open() -> Connection:
+        opened: list[Connection] = []
+        server = await hub.serve("127.0.0.1", 0, EventHandler(on_open=opened.append)).__aenter__()
+        async with raw_peer(f"ws://127.0.0.1:{server.port}/"):
+            for listening in server.sockets:
+                listening.close()
+            return opened[0]
+
+    connection = run(leave_open())
+    for _ in range(2):
+        with pytest.raises(ConnectionLost):
+            run(connection.receive())
+    run(hub.__aenter__())

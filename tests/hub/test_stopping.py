@@ -392,3 +392,186 @@ def test_an_exit_out_of_the_acceptance_of_a_connection_ends_the_program_in_order
     with pytest.raises(SystemExit):
         run(scenario())
     assert (ends, exits) == (["finally"], [])
+
+
+TWO_EXITS = """
+import asyncio, sys
+from wshub import EventHandler, Hub
+
+def stop(*_):
+    raise {error}
+
+async def main():
+    try:
+        async with Hub().serve("127.0.0.1", 0, EventHandler(**{{sys.argv[2]: stop}})) as server:
+            print(server.port, flush=True)
+            await server.{wait}()
+    finally:
+        print("finally begins", flush=True)
+        await asyncio.sleep(0.05)
+        print("finally ends", flush=True)
+
+if sys.argv[1] == "uvloop":
+    import uvloop
+    uvloop.run(main())
+else:
+    asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("event", ["on_message", "on_close"])
+@pytest.mark.parametrize("wait", ["serve_forever", "wait_closed"])
+def test_exits_out_of_several_handlers_are_raised_once(loop, event, wait) -> None:
+    async def scenario() -> None:
+        source = TWO_EXITS.format(error="SystemExit(3)", wait=wait)
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", source, loop, event), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        assert process.stdout is not None
+        try:
+            port = int(await process.stdout.readline())
+            url = f"ws://127.0.0.1:{port}/"
+            async with raw_peer(url) as first, raw_peer(url) as second:
+                # For on_close, the first client ends its connection, and the hub ends the other one.
+                first.send(Frame.close(1000) if event == "on_close" else Frame.text("stop"))
+                if event == "on_message":
+                    second.send(Frame.text("stop"))
+                for peer in (first, second):
+                    code = await peer.close_code()
+                    peer.send(Frame.close(code))
+                    peer.writer.write_eof()
+                output, errors = await process.communicate()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        assert (process.returncode, output, errors) == (3, b"finally begins\nfinally ends\n", b"")
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("stop", STOP_SIGNALS, ids=["SIGTERM", "Ctrl-C"])
+@pytest.mark.parametrize("hubs", [1, 2], ids=["one hub", "two hubs"])
+def test_a_signal_stops_every_server_of_the_program_and_restores_the_handlers(run, stop, hubs) -> None:
+    async def serve(hub: Hub, entered: asyncio.Semaphore) -> None:
+        async with hub.serve("127.0.0.1", 0, EventHandler()) as server:
+            entered.release()
+            await server.serve_forever()
+
+    async def scenario() -> None:
+        before = [signal.getsignal(number) for number in STOP_SIGNALS]
+        entered = asyncio.Semaphore(0)
+        first = Hub()
+        second = first if hubs == 1 else Hub()
+        for _ in range(2):
+            async with asyncio.TaskGroup() as group:
+                for hub in (first, second):
+                    group.create_task(serve(hub, entered))
+                for _ in range(2):
+                    await entered.acquire()
+                signal.raise_signal(stop)
+            assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
+
+    run(scenario())
+
+
+def test_a_server_that_ends_leaves_the_signals_to_the_others(run) -> None:
+    async def scenario() -> None:
+        async with (
+            Hub().serve("127.0.0.1", 0, EventHandler()) as first,
+            Hub().serve("127.0.0.1", 0, EventHandler()) as second,
+        ):
+            tasks = [asyncio.create_task(server.serve_forever()) for server in (first, second)]
+            await asyncio.sleep(0)
+            await first.close()
+            await tasks[0]
+            assert not tasks[1].done()
+            signal.raise_signal(signal.SIGTERM)
+            await tasks[1]
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("number", "default"), [(signal.SIGTERM, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)]
+)
+def test_no_signal_is_swallowed_after_a_server_has_taken_it_over_from_the_loop(run, number, default) -> None:
+    async def scenario() -> None:
+        asyncio.get_running_loop().add_signal_handler(number, print)
+        async with Hub().serve("127.0.0.1", 0, EventHandler()) as server:
+            serving_forever = asyncio.create_task(server.serve_forever())
+            await asyncio.sleep(0)
+            await server.close()
+            await serving_forever
+        assert signal.getsignal(number) == default
+
+    before = signal.getsignal(number)
+    try:
+        run(scenario())
+    finally:
+        signal.signal(number, before)
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
+@pytest.mark.parametrize("closes", ["hub", "another server"])
+def test_every_server_of_a_hub_ends_when_the_hub_closes(run, certificate, closes, tls) -> None:
+    async def scenario() -> None:
+        hub = Hub(HubConfig(close_timeout_ms=100))
+        context = certificate.server_context() if tls else None
+        async with hub.serve("127.0.0.1", 0, EventHandler(), ssl=context) as server:
+            waiting = [asyncio.create_task(wait()) for wait in (server.serve_forever, server.wait_closed)]
+            await asyncio.sleep(0)
+            if closes == "hub":
+                await hub.close()
+            else:
+                async with hub.serve("127.0.0.1", 0, EventHandler()):
+                    pass
+            await asyncio.gather(*waiting)
+            with pytest.raises(ConnectionRefusedError):
+                await asyncio.open_connection("127.0.0.1", server.port)
+            # The end of a server that has ended already is nothing to the next life of the hub.
+            async with hub.serve("127.0.0.1", 0, EventHandler()) as second:
+                await server.close()
+                async with connected(f"ws://127.0.0.1:{second.port}/"):
+                    assert hub.connection_count == 1
+
+    run(scenario())
+
+
+def test_handshakes_that_are_not_complete_when_the_hub_closes_are_refused(run) -> None:
+    async def scenario() -> None:
+        asked = asyncio.Event()
+
+        async def on_upgrade(request) -> None:
+            asked.set()
+            await asyncio.Event().wait()
+
+        hub = Hub(on_upgrade=on_upgrade)
+        async with hub.serve("127.0.0.1", 0, EventHandler()) as server:
+            url = f"ws://127.0.0.1:{server.port}/"
+            async with raw_peer(url, handshake=False) as incomplete, raw_peer(url, handshake=False) as undecided:
+                incomplete.write(b"GET /")
+                undecided.write(REQUEST)
+                await asked.wait()
+                await hub.close()
+                for peer in (incomplete, undecided):
+                    assert (await peer.reader.readline()).startswith(b"HTTP/1.1 503 ")
+
+    run(scenario())
+
+
+def test_a_server_cannot_be_entered_while_its_hub_closes(run) -> None:
+    async def scenario() -> None:
+        hub = Hub()
+        await hub.__aenter__()
+        server = hub.serve("localhost", 0, EventHandler())
+        entering = asyncio.create_task(server.__aenter__())
+        await asyncio.sleep(0)
+        await hub.close()
+        with pytest.raises(MisuseError, match="closed while"):
+            await entering
+        async with server:
+            pass
+
+    run(scenario())

@@ -185,7 +185,7 @@ cdef class Connection(ConnectionCore):
         """
         cdef str room = room_name(name)
         if self.is_foreign():
-            self.hub.loop.call_soon_threadsafe(self._quietly, partial(self.join, room))
+            self.hand_over(partial(self._quietly, partial(self.join, room)))
             return QUEUED
         self.join_room(room)
         return QUEUED
@@ -194,7 +194,7 @@ cdef class Connection(ConnectionCore):
         """Leaves a room. Not being in it is fine. Raises TypeError if ``name`` is no str."""
         cdef str room = room_name(name)
         if self.is_foreign():
-            self.hub.loop.call_soon_threadsafe(self.leave, room)
+            self.hand_over(partial(self.leave, room))
             return QUEUED
         self.leave_room(room)
         return QUEUED
@@ -271,7 +271,7 @@ cdef class Connection(ConnectionCore):
         if self.is_foreign():
             self.check_open()
             later = partial(self.send, Message(message), compress=compress, slow_consumer=slow_consumer, key=key)
-            self.hub.loop.call_soon_threadsafe(self._quietly, later)
+            self.hand_over(partial(self._quietly, later))
             return QUEUED
         if self.status != IS_OPEN:
             self.check_open()
@@ -326,7 +326,7 @@ cdef class Connection(ConnectionCore):
         self.check_open()
         if self.is_foreign():
             method = self.send_ping if opcode == PING_OPCODE else self.send_pong
-            self.hub.loop.call_soon_threadsafe(self._quietly, partial(method, payload))
+            self.hand_over(partial(self._quietly, partial(method, payload)))
             return QUEUED
         frame = frame_from_payload(payload, opcode)
         try:
@@ -354,7 +354,7 @@ cdef class Connection(ConnectionCore):
         """
         payload = encode_close_payload(code, reason)
         if self.is_foreign():
-            self.hub.loop.call_soon_threadsafe(self.close, code, reason)
+            self.hand_over(partial(self.close, code, reason))
         elif self.status == IS_OPEN:
             self.begin_closing(payload)
         elif self.status == IS_CONNECTING:
@@ -436,8 +436,9 @@ cdef class Connection(ConnectionCore):
             raise MisuseError("the messages of this connection go to its on_message handler")
         if not self.receiving:
             self.receiving = True
-            # Handlers of pings may run while what is unread is read: from the loop, not from this task.
-            self.hub.loop.call_soon(self._unblock, 0)
+            if self.status != IS_CLOSED and not self.hub.loop.is_closed():
+                # Handlers of pings may run while what is unread is read: from the loop, not from this task.
+                self.hub.loop.call_soon(self._unblock, 0)
         while not self.inbox:
             if self.status >= IS_CLOSING and (self.input_ended or self.status == IS_CLOSED):
                 raise self.closed_error()
@@ -447,12 +448,17 @@ cdef class Connection(ConnectionCore):
             self.receiving_task = asyncio.current_task()
             try:
                 await self.waiter
+            except RuntimeError:
+                if not self.hub.loop.is_closed():
+                    raise
+                # The loop of the connection has gone, and this is another one.
+                raise self.closed_error() from None
             finally:
                 self.waiter = None
                 self.receiving_task = None
         message = self.inbox.popleft()
         self.inbox_kibibytes -= inbox_charge(message)
-        if not self.blocks & INBOX_FULL:
+        if not self.blocks & INBOX_FULL or self.status == IS_CLOSED:
             return message
         if len(self.inbox) <= INBOX_LIMIT // 2 and self.inbox_kibibytes <= INBOX_KIBIBYTES // 2:
             self.hub.loop.call_soon(self._unblock, INBOX_FULL)

@@ -162,6 +162,7 @@ cdef class ConnectionCore(Receiver):
     cdef object closed_error(self)
     cdef object check_open(self)
     cdef bint is_foreign(self) noexcept
+    cdef object hand_over(self, call)
 
 
 cdef inline uint16_t inbox_charge(Message message) noexcept:

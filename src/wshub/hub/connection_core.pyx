@@ -205,7 +205,20 @@ cdef class ConnectionCore(Receiver):
     # Checks
 
     cdef bint is_foreign(self) noexcept:
-        return PyThread_get_thread_ident() != self.hub.thread_id
+        """Whether the call comes from another thread than the loop's, and the loop is there to take it."""
+        if PyThread_get_thread_ident() == self.hub.thread_id or self.status == IS_CLOSED:
+            return False
+        return self.hub.loop is not None and not self.hub.loop.is_closed()
+
+    cdef object hand_over(self, call):
+        """Has the loop make a call that came from another thread."""
+        try:
+            self.hub.loop.call_soon_threadsafe(call)
+        except RuntimeError:
+            if not self.hub.loop.is_closed():
+                raise
+            # The loop has closed in this moment: there is no other thread to hand the call to.
+            call()
 
     cdef object closed_error(self):
         cdef int code = self.code if self.code else 1006

@@ -459,12 +459,18 @@ cdef class HubCore(HubBase):
         if self.loop is None or self.closed:
             Message(message)
             return 0
-        if PyThread_get_thread_ident() != self.thread_id:
+        if PyThread_get_thread_ident() != self.thread_id and not self.loop.is_closed():
             later = partial(
                 self.broadcast, Message(message), room=room, exclude=exclude, compress=compress,
                 slow_consumer=slow_consumer, key=key
             )
-            self.loop.call_soon_threadsafe(later)
+            try:
+                self.loop.call_soon_threadsafe(later)
+            except RuntimeError:
+                if not self.loop.is_closed():
+                    raise
+                # The loop has closed in this moment, and its connections have gone.
+                return 0
             return len(self.connections) if room is None else self.room_size(room)
         if room is not None:
             found = self.room_table.get(room)

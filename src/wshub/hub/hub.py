@@ -59,11 +59,12 @@ class Hub(HubCore):
 
     _sweeper: asyncio.TimerHandle | None
     _closing: asyncio.Task[None] | None
-    _exiting: asyncio.Task[None]
+    _exiting: asyncio.Task[None] | None
     # The ids of connections whose handlers wait in close(), and a future that is done when there is one more.
     _closers: list[int]
     _closer_joined: asyncio.Future[None] | None
-    _expire_handshakes: list[Callable[[], None]]
+    # The servers that have been entered and have not ended.
+    _servers: set[Server]
 
     def __init__(
         self,
@@ -254,6 +255,9 @@ class Hub(HubCore):
         handlers, ``on_close`` included, have ``close_timeout_ms`` to end before they are cancelled. So it returns at
         the latest ``shutdown_spread_ms`` and four times ``close_timeout_ms`` after the call.
 
+        Every server of the hub ends with it: requests get 503 meanwhile, at the end it listens no more,
+        and ``Server.serve_forever`` and ``Server.wait_closed`` return. Enter a new server to serve again.
+
         A handler may call it, itself or in a task that it has started. The handlers of its connection are not waited
         for then. A second call waits for the same end. Cancelling a call ends the waiting, and not the closing. The
         next use of the hub begins anew.
@@ -289,7 +293,17 @@ class Hub(HubCore):
         finally:
             if self._sweeper is not None:
                 self._sweeper.cancel()
+            if self._is_in_use:
+                for server in self._servers:
+                    server._stop()
             self._end()
+            if self._exiting is None:
+                self._end_servers()
+
+    def _end_servers(self) -> None:
+        servers, self._servers = self._servers, set()
+        for server in servers:
+            server._end()
 
     def _hurry(self) -> None:
         """Shorten the closing that is under way: abort what is left of the connections, cancel the handlers."""
@@ -324,9 +338,16 @@ class Hub(HubCore):
         return True
 
     def _exit(self, error: BaseException) -> None:
-        """Close, and then let the loop raise the SystemExit or KeyboardInterrupt that a handler has raised."""
+        """Close, and then let the loop raise the SystemExit or KeyboardInterrupt that a handler has raised.
+
+        Only the first one is raised, so that nothing interrupts the program while it ends.
+        """
+        if self._exiting is not None:
+            return
 
         def raise_it(closing: asyncio.Task[None]) -> None:
+            # Not earlier: the program must not be past its wait for a server when the exit is raised.
+            self._end_servers()
             raise error
 
         # In a context of its own: this is no call of the handler's, whose on_close is waited for.
@@ -362,9 +383,10 @@ class Hub(HubCore):
         super()._begin_anew()
         self._sweeper = None
         self._closing = None
+        self._exiting = None
         self._closers = []
         self._closer_joined = None
-        self._expire_handshakes = []
+        self._servers = set()
 
     @property
     def _is_closing(self) -> bool:
@@ -390,8 +412,8 @@ class Hub(HubCore):
             self._sweeper = loop.call_later(period, sweep)
             self._sweep()
             self._admission.sweep()
-            for expire in self._expire_handshakes:
-                expire()
+            for server in tuple(self._servers):
+                server._expire()
 
         self._sweeper = loop.call_later(period, sweep)
 

@@ -114,10 +114,14 @@ cdef class OpeningHandshake(Receiver):
         frame_release(frame)
         self.link.abort(True)
 
-    def end(self):
-        """The server closes: who has no answer gets one, and a refusal that has been written is let leave."""
-        if not self.answered or self.decision is not None:
-            self.expire()
+    def shut_down(self):
+        """The server ends: the request is refused, unless it has been refused already."""
+        decision, self.decision = self.decision, None
+        if decision is not None:
+            decision.cancel()
+        elif self.answered:
+            return
+        self.refuse(STOPPING)
 
     def expire(self):
         """The client has taken too long with its request or with closing after its refusal, or the application has."""

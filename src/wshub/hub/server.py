@@ -57,6 +57,7 @@ class Server:
     ) -> None:
         self.hub = hub
         self.sockets: tuple[socket.socket, ...] = ()
+        self._first_name: Any = ()
         self._table = table_of(handler)
         self._address = (check_str("host", host) if host is not None else None, check_port(port))
         self._path = _check_path(path) if path is not None else None
@@ -80,26 +81,35 @@ class Server:
 
     @property
     def port(self) -> int:
-        """The port that the first socket listens on."""
-        return int(self.sockets[0].getsockname()[1])
+        """The port that the first socket listens on. It stays after the end."""
+        return int(self._first_name[1])
 
     async def __aenter__(self) -> Server:
         if self.hub._is_closing:
             raise MisuseError("the hub is closing: wait until close() has returned")
         self._reactor = reactor = self.hub._reactor_for(self._ssl)
+        self.hub._servers.add(self)
         try:
             self.sockets = tuple(await self._bind())
+            self._first_name = self.sockets[0].getsockname()
+            self._check_hub()
             for listening in self.sockets:
                 await reactor.listen(listening, self._accepted, backlog=self._backlog)
+            self._check_hub()
             self._closed = asyncio.get_running_loop().create_future()
-            self.hub._expire_handshakes.append(self._expire)
         except BaseException:
             self._undo_listening(reactor)
             raise
         return self
 
+    def _check_hub(self) -> None:
+        """Raise ``MisuseError`` if the hub was closed while the server was being entered."""
+        if self.hub._is_closing or self not in self.hub._servers:
+            raise MisuseError("the hub was closed while the server was about to listen")
+
     def _undo_listening(self, reactor: Reactor | AsyncioReactor) -> None:
         """Leave everything as it was before ``__aenter__``. A socket of the application's stays open."""
+        self.hub._servers.discard(self)
         for listening in self.sockets:
             reactor.unlisten(listening.fileno())
             if self._sock is None:
@@ -122,25 +132,39 @@ class Server:
     async def close(self) -> None:
         """Stops listening, closes the hub with 1001, and returns when all connections and their handlers have ended.
 
-        How long that takes at most is said in ``Hub.close``. Closing again is fine.
+        How long that takes at most is said in ``Hub.close``. The hub's other servers end with it. Closing again, or
+        after ``Hub.close``, is fine.
         """
         self.stop_listening()
-        if self._expire in self.hub._expire_handshakes:
-            self.hub._expire_handshakes.remove(self._expire)
-        for opening in self._pending:
-            opening.end()
+        if self not in self.hub._servers:
+            # It has ended, and the hub may be in use again without it.
+            return
+        self._stop()
         await self.hub.close()
+
+    def _stop(self) -> None:
+        """Listen no more, and refuse the handshakes that wait."""
+        self.stop_listening()
+        for opening in self._pending:
+            opening.shut_down()
+
+    def _end(self) -> None:
+        """The hub has closed, and every connection has ended."""
+        if self._closed is None or self._closed.get_loop().is_closed():
+            return
         if self._ssl is not None and self._reactor is not None:
             self._reactor.release()
-        if self._closed is not None and not self._closed.done():
-            self._closed.set_result(None)
+        self._closed.set_result(None)
 
     async def serve_forever(self, *, handle_signals: bool = True) -> None:
         """Serves until SIGTERM or SIGINT (Ctrl-C) arrives, or until ``close()`` is called; returns when all is closed.
 
         The first signal closes the server as ``close()`` does: every client gets 1001, and handlers have their time.
         The second aborts the connections and cancels the handlers that are left. From then on signals do what they did
-        before.
+        before. Every server that serves on the loop gets each signal.
+
+        It takes the signals over from ``loop.add_signal_handler``. Such a handler is not restored at the end, and the
+        signal then has Python's default. Pass ``handle_signals=False`` to keep a handler of your own.
 
         Args:
             handle_signals: False leaves signals alone. Signals are also left alone outside the main thread.
