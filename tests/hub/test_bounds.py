@@ -16,6 +16,7 @@ import pytest
 from tests.clocked import least_seconds
 from tests.hub.conftest import Clock, serving
 from tests.hub.peers import REQUEST, RawPeer, masked, port_of, raw_peer
+from tests.reactor import needs_reactor
 from wshub import Connection, EventHandler, Frame, Hub, Message, Opcode, RateLimits
 
 EACH_LINK = pytest.mark.parametrize("use_reactor", [True, False])
@@ -85,6 +86,39 @@ def test_what_a_client_has_handled_in_one_iteration_is_bounded_in_messages_and_i
             assert received == list(range(FLOOD))
             assert await closed == (4000, "done")
             assert iterations.most <= most
+
+    run(scenario())
+
+
+@needs_reactor
+def test_large_messages_to_many_members_leave_over_several_iterations(run, clock: Clock) -> None:
+    """By the clock no time passes: what ends a turn here is the number of bytes that it has sent or fanned out."""
+
+    async def scenario() -> None:
+        members, messages, size = 100, 12, 60_000
+        iterations = Iterations()
+
+        def on_open(connection: Connection) -> None:
+            connection.join("room")
+
+        def on_message(connection: Connection, message: Message) -> None:
+            iterations.handled += 1
+            hub.broadcast(message, room="room", exclude=connection)
+
+        handler = EventHandler(on_open=on_open, on_message=on_message)
+        settings = {"slow_consumer": "drop_oldest", "max_send_buffer": 1 << 24}
+        async with serving(handler, clock=clock, **settings) as (hub, url), contextlib.AsyncExitStack() as stack:
+            for _ in range(members):
+                # Nobody reads: the kernel takes what it has memory for.
+                await stack.enter_async_context(raw_peer(url, limit=1024))
+            flooding = [await stack.enter_async_context(raw_peer(url)) for _ in range(4)]
+            for peer in flooding:
+                peer.write(masked(Frame.binary(bytes(size))) * (messages // 4))
+                await peer.writer.drain()
+            with iterations:
+                await until(lambda: iterations.handled == messages)
+            # Each is 6 MB for the room: a turn of 8 MiB handles two at the most.
+            assert iterations.most <= 2
 
     run(scenario())
 
