@@ -349,8 +349,8 @@ cdef class Connection(ConnectionCore):
             InvalidMessageError: another code, or a longer reason.
             TypeError: ``reason`` is neither str nor bytes.
 
-        Before the opening it leaves the handshake to succeed, so that the client gets the code and the reason: the
-        close frame comes right behind the answer, and neither ``on_open`` nor ``on_close`` is called.
+        Before the opening, the handshake still succeeds, so that the client gets the code and the reason. The close
+        frame comes right behind the answer. Neither ``on_open`` nor ``on_close`` is called.
         """
         payload = encode_close_payload(code, reason)
         if self.is_foreign():

@@ -15,7 +15,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopSignal:
-    """What one server waits for: one future is done after the first signal, the other after the second."""
+    """The two futures of one server: one is done after the first signal, the other after the second."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.first: asyncio.Future[None] = loop.create_future()
