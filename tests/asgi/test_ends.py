@@ -196,7 +196,7 @@ HANDLERS = [
     Case(
         "/starlette/asgi/x",
         End("4001 enough", None),
-        without_reason(4001, told=("on_close 4001",)),
+        without_reason(4001, told=("on_close 4001 enough",)),
         says="closes",
         messages=READY + LAST,
     ),
