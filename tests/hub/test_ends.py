@@ -332,7 +332,9 @@ def test_a_loop_that_is_closed_in_the_middle_leaks_nothing(loop: str, kind: str)
     before = descriptors_and_objects()
     for _ in range(3):
         leave_a_loop_behind(LOOPS[loop](), kind)
-    assert descriptors_and_objects() == before
+    after = descriptors_and_objects()
+    # Objects that an earlier test has left may have gone meanwhile.
+    assert all(now <= then for now, then in zip(after, before, strict=True)), (before, after)
 
 
 def test_receive_after_a_close_of_the_client_ends_in_the_ordinary_way(run, native: bool) -> None:
