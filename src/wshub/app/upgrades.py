@@ -34,11 +34,20 @@ def recognise_lists_of_upgrades(websocket_class: type) -> None:
 def _get_upgrade_of(original: Any, websocket_class: type) -> Any:
     def _get_upgrade(self: Any) -> bytes | None:
         upgrade: bytes | None = original(self)
-        served_by = self.ws_protocol_class
-        if upgrade == b"websocket" or served_by is None or not issubclass(served_by, websocket_class):
+        if upgrade == b"websocket":
             return upgrade
-        if any(name == b"upgrade" for name, _ in self.headers) and Handshake.is_upgrade(Headers(self.headers)):
-            return b"websocket"
+        # It is called for every HTTP request, and few have the field.
+        for name, _ in self.headers:
+            if name == b"upgrade":
+                return b"websocket" if _is_ours(self, websocket_class) else upgrade
         return upgrade
 
     return _get_upgrade
+
+
+def _is_ours(reader: Any, websocket_class: type) -> bool:
+    """Whether the request of a reader is a WebSocket request, and one for that class."""
+    served_by = reader.ws_protocol_class
+    if served_by is None or not issubclass(served_by, websocket_class):
+        return False
+    return Handshake.is_upgrade(Headers(reader.headers))

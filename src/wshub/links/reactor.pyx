@@ -96,7 +96,7 @@ cdef enum:
     # From this size on a read is followed by a look at the clock: a message may be inflated, and costs by its size.
     LARGE_READ = 4096
     # Bytes that a turn sends, or has queued for many receivers; the rest leaves in the next one.
-    TURN_BYTES = 8 << 20
+    TURN_BYTES = 32 << 20
 
 # Seconds after which a turn reads nothing more.
 cdef double TURN_SECONDS = 0.002
