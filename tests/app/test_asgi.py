@@ -18,7 +18,8 @@ from tests.hub.conftest import connected
 from tests.hub.peers import REQUEST, raw_peer
 from wshub import Frame, Opcode
 from wshub.app import uvicorn_protocol
-from wshub.app.uvicorn_protocol import MOST_EARLY, NOT_DUPLICATED, WebSocketProtocol
+from wshub.app.uvicorn_protocol import NOT_DUPLICATED, WebSocketProtocol
+from wshub.protocol.request import MAX_EARLY_SIZE
 
 
 async def accept(receive, send, **fields: Any) -> None:
@@ -433,7 +434,7 @@ def test_what_a_client_sends_before_the_accept_is_kept_up_to_a_bound(run, http) 
             async with raw_peer(f"ws://{address}/waits", handshake=False) as peer:
                 peer.write(REQUEST.replace(b"GET / ", b"GET /waits "))
                 await asyncio.sleep(0.05)
-                peer.write(bytes(2 * MOST_EARLY))
+                peer.write(bytes(2 * MAX_EARLY_SIZE))
                 # Nobody waits for what nobody will get: the application is told.
                 while not ends:
                     await asyncio.sleep(0)

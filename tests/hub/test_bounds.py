@@ -1,4 +1,4 @@
-"""What one client may do in one loop iteration, and what may wait for an application."""
+"""The bounds on one client in one loop iteration, and on everything that waits for an application."""
 
 from __future__ import annotations
 

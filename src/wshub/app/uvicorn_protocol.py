@@ -42,7 +42,7 @@ from wshub.links.shortage import ShortageLog, is_shortage
 from wshub.protocol.handshake import Handshake
 from wshub.protocol.headers import split_list
 from wshub.protocol.message import MessageType
-from wshub.protocol.request import MAX_HEAD_SIZE, RequestHead, parse_request_head
+from wshub.protocol.request import MAX_EARLY_SIZE, MAX_HEAD_SIZE, RequestHead, parse_request_head
 
 __all__ = ["WebSocketProtocol"]
 
@@ -57,9 +57,6 @@ MOST_BUFFERED = 64 * 1024
 
 REFUSAL_TIMEOUT = 10.0
 """Seconds that a client may take nothing of a refusal before its connection is ended, as with ``send_timeout_ms``."""
-
-MOST_EARLY = 64 * 1024
-"""Octets that may come behind a request before it is accepted, where RFC 6455 allows none."""
 
 
 class WebSocketProtocol(asyncio.Protocol):
@@ -118,7 +115,7 @@ class WebSocketProtocol(asyncio.Protocol):
             self._follow(protocol_of(self._transport), data)
         elif self._connection is not None or not self._answered:
             self._early += data
-            if len(self._early) > MOST_EARLY:
+            if len(self._early) > MAX_EARLY_SIZE:
                 self._transport.abort()
 
     def eof_received(self) -> bool | None:

@@ -21,7 +21,7 @@ from wshub.hub.listening import UnixAddress, bind_address
 from wshub.hub.opening import OpeningHandshake
 from wshub.hub.pending import PendingByAddress, PendingHandshakes
 from wshub.hub.signals import stop_signals
-from wshub.protocol.request import RequestHead, parse_request_head
+from wshub.protocol.request import MAX_EARLY_SIZE, RequestHead, parse_request_head
 from wshub.protocol.validation import check_integer, check_port, check_str, check_strings
 
 if TYPE_CHECKING:
@@ -32,10 +32,6 @@ if TYPE_CHECKING:
 __all__ = ["Server"]
 
 TOO_MANY_HANDSHAKES = HandshakeError(429, "There are too many new connections from this address.")
-
-MOST_EARLY = 64 * 1024
-"""Bytes that may come behind a request before it is answered, where RFC 6455 allows none. They wait with it for
-``on_upgrade``."""
 
 
 class Server:
@@ -237,7 +233,7 @@ class Server:
 
     def _request_received(self, opening: OpeningHandshake, link: Any, head: bytes, rest: bytes) -> None:
         """Answer a complete request; ``rest`` came behind it. Raises ``HandshakeError`` for one to be refused."""
-        if len(rest) > MOST_EARLY and self.hub._on_upgrade is not None:
+        if len(rest) > MAX_EARLY_SIZE and self.hub._on_upgrade is not None:
             raise HandshakeError(400, "Too much was sent before the handshake was answered.")
         request = parse_request_head(head)
         if self._path is not None and request.path != self._path:

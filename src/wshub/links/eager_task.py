@@ -28,7 +28,10 @@ def start_eager_task(
     # The task is at hand also if its first step raises: then its exception counts as seen.
     task: asyncio.Task[Any] = asyncio.Task.__new__(asyncio.Task)
     try:
-        _start(task, loop, coroutine, context, name)
+        if sys.version_info >= (3, 12):
+            task.__init__(coroutine, loop=loop, name=name, context=context, eager_start=True)  # type: ignore[misc]
+        else:
+            _start_in_place(task, loop, coroutine, context, name)
     except (KeyboardInterrupt, SystemExit):
         if task.done():
             task.exception()
@@ -36,57 +39,45 @@ def start_eager_task(
     return task
 
 
-if sys.version_info >= (3, 12):
+def _start_in_place(
+    task: asyncio.Task[Any],
+    loop: asyncio.AbstractEventLoop,
+    coroutine: Coroutine[Any, Any, Any],
+    context: Context,
+    name: str,
+) -> None:
+    steps: list[Callable[[], None]] = []
+    schedule = loop.call_soon
+    # Without it, as in a loop of slots, the first step waits for the next iteration.
+    attributes = getattr(loop, "__dict__", {})
+    replaced = attributes.get("call_soon")
 
-    def _start(
-        task: asyncio.Task[Any],
-        loop: asyncio.AbstractEventLoop,
-        coroutine: Coroutine[Any, Any, Any],
-        context: Context,
-        name: str,
-    ) -> None:
-        task.__init__(coroutine, loop=loop, name=name, context=context, eager_start=True)  # type: ignore[misc]
+    def call_soon(callback: Any, *arguments: Any, context: Context | None = None) -> Any:
+        if getattr(callback, "__self__", None) is task:
+            steps.append(callback)
+            return None
+        # A finalizer that the garbage collector runs may have something to schedule too.
+        return schedule(callback, *arguments, context=context)
 
-else:
+    attributes["call_soon"] = call_soon
+    try:
+        task.__init__(coroutine, loop=loop, name=name, context=context)  # type: ignore[misc]
+    finally:
+        if replaced is None:
+            del attributes["call_soon"]
+        else:
+            attributes["call_soon"] = replaced
+    if steps:
+        _run_step(loop, steps[0], context)
 
-    def _start(
-        task: asyncio.Task[Any],
-        loop: asyncio.AbstractEventLoop,
-        coroutine: Coroutine[Any, Any, Any],
-        context: Context,
-        name: str,
-    ) -> None:
-        steps: list[Callable[[], None]] = []
-        schedule = loop.call_soon
-        # Without it, as in a loop of slots, the first step waits for the next iteration.
-        attributes = getattr(loop, "__dict__", {})
-        replaced = attributes.get("call_soon")
 
-        def call_soon(callback: Any, *arguments: Any, context: Context | None = None) -> Any:
-            if getattr(callback, "__self__", None) is task:
-                steps.append(callback)
-                return None
-            # A finalizer that the garbage collector runs may have something to schedule too.
-            return schedule(callback, *arguments, context=context)
-
-        attributes["call_soon"] = call_soon
-        try:
-            task.__init__(coroutine, loop=loop, name=name, context=context)  # type: ignore[misc]
-        finally:
-            if replaced is None:
-                del attributes["call_soon"]
-            else:
-                attributes["call_soon"] = replaced
-        if steps:
-            _run_step(loop, steps[0], context)
-
-    def _run_step(loop: asyncio.AbstractEventLoop, step: Callable[[], None], context: Context) -> None:
-        running = asyncio.current_task(loop)
-        if running is None:
-            context.run(step)
-            return
-        leave_task(loop, running)
-        try:
-            context.run(step)
-        finally:
-            enter_task(loop, running)
+def _run_step(loop: asyncio.AbstractEventLoop, step: Callable[[], None], context: Context) -> None:
+    running = asyncio.current_task(loop)
+    if running is None:
+        context.run(step)
+        return
+    leave_task(loop, running)
+    try:
+        context.run(step)
+    finally:
+        enter_task(loop, running)

@@ -17,6 +17,7 @@ from wshub.errors import HandshakeError, MisuseError
 from wshub.protocol.headers import TOKEN_CHARACTERS, Headers, index_fields, is_token
 
 __all__ = [
+    "MAX_EARLY_SIZE",
     "MAX_HEADERS",
     "MAX_HEAD_SIZE",
     "MAX_METHOD_LENGTH",
@@ -28,6 +29,9 @@ __all__ = [
 
 MAX_HEAD_SIZE = 16 * 1024
 """Octets of a request head, at most, unless a reader is told otherwise: 8 KiB of target, 8 KiB of fields."""
+
+MAX_EARLY_SIZE = 64 * 1024
+"""Bytes that may come behind a request and wait until it is answered, where RFC 6455 allows none."""
 
 MAX_HEADERS = 100
 """Field lines in a request head, at most: browsers send under 20, proxies add a few."""
