@@ -24,6 +24,7 @@ from wshub.hub.connection_core cimport (
     IS_OPEN,
     ConnectionCore,
     inbox_charge,
+    is_foreign,
 )
 from wshub.links.link cimport queue_charge
 from wshub.protocol.frame_buffer cimport FrameBuffer, frame_release
@@ -184,7 +185,7 @@ cdef class Connection(ConnectionCore):
             TypeError: ``name`` is no str.
         """
         cdef str room = room_name(name)
-        if self.is_foreign():
+        if is_foreign(self):
             self.hand_over(partial(self._quietly, partial(self.join, room)))
             return QUEUED
         self.join_room(room)
@@ -193,7 +194,7 @@ cdef class Connection(ConnectionCore):
     def leave(self, name):
         """Leaves a room. Not being in it is fine. Raises TypeError if ``name`` is no str."""
         cdef str room = room_name(name)
-        if self.is_foreign():
+        if is_foreign(self):
             self.hand_over(partial(self.leave, room))
             return QUEUED
         self.leave_room(room)
@@ -268,7 +269,7 @@ cdef class Connection(ConnectionCore):
         cdef Delivery delivery
         check_key(key)
         self.hub.describe(&delivery, compress, slow_consumer, INHERITED)
-        if self.is_foreign():
+        if is_foreign(self):
             self.check_open()
             later = partial(self.send, Message(message), compress=compress, slow_consumer=slow_consumer, key=key)
             self.hand_over(partial(self._quietly, later))
@@ -324,7 +325,7 @@ cdef class Connection(ConnectionCore):
     cdef object send_control(self, object payload, uint8_t opcode):
         cdef FrameBuffer *frame
         self.check_open()
-        if self.is_foreign():
+        if is_foreign(self):
             method = self.send_ping if opcode == PING_OPCODE else self.send_pong
             self.hand_over(partial(self._quietly, partial(method, payload)))
             return QUEUED
@@ -353,7 +354,7 @@ cdef class Connection(ConnectionCore):
         frame comes right behind the answer. Neither ``on_open`` nor ``on_close`` is called.
         """
         payload = encode_close_payload(code, reason)
-        if self.is_foreign():
+        if is_foreign(self):
             self.hand_over(partial(self.close, code, reason))
         elif self.status == IS_OPEN:
             self.begin_closing(payload)

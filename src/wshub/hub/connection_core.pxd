@@ -1,3 +1,4 @@
+from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint64_t
 
@@ -161,7 +162,7 @@ cdef class ConnectionCore(Receiver):
     cdef void wake_all(self) noexcept
     cdef object closed_error(self)
     cdef object check_open(self)
-    cdef bint is_foreign(self) noexcept
+    cdef bint can_hand_over(self) noexcept
     cdef object hand_over(self, call)
 
 
@@ -175,3 +176,8 @@ cdef inline int queue_message(ConnectionCore connection, FrameBuffer *frame, con
     if connection.window_bits:
         return connection.queue_compressible(frame, delivery)
     return connection.queue(frame, delivery.policy)
+
+
+cdef inline bint is_foreign(ConnectionCore connection) noexcept:
+    """Whether the call comes from another thread than the loop's, and the loop is there to take it."""
+    return PyThread_get_thread_ident() != connection.hub.thread_id and connection.can_hand_over()

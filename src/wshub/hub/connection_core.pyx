@@ -13,7 +13,6 @@ from CONNECTING to CLOSING; one whose handshake fails goes from either to CLOSED
 """
 
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
-from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint16_t, uint64_t
 
@@ -100,10 +99,9 @@ cdef enum:
     TURN_INFLATES = 1 << 20
     # Messages and control frames that are handled in one go.
     TURN_EVENTS = 1024
-    # The clock is looked at after so many of them, and earlier for the first time. It is looked at after so many
-    # messages that were queued, too: one may go to a whole room. Few clients have as many under way.
+    # The clock is looked at after so many of them. It is looked at after so many messages that were queued, too: one
+    # may go to a whole room. Few clients have as many under way.
     EVENTS_BETWEEN_LOOKS = 8
-    EVENTS_BEFORE_FIRST_LOOK = 4
     QUEUED_BETWEEN_LOOKS = 512
     # From this size on it is better to compress a message than to stay in step with a room: a message of a room that
     # is missed costs some dozens of octets more, and there are at most some hundreds until the next restart.
@@ -204,11 +202,9 @@ cdef class ConnectionCore(Receiver):
 
     # Checks
 
-    cdef bint is_foreign(self) noexcept:
-        """Whether the call comes from another thread than the loop's, and the loop is there to take it."""
-        if PyThread_get_thread_ident() == self.hub.thread_id or self.status == IS_CLOSED:
-            return False
-        return self.hub.loop is not None and not self.hub.loop.is_closed()
+    cdef bint can_hand_over(self) noexcept:
+        """Whether the loop is there to take a call from another thread."""
+        return self.status != IS_CLOSED and self.hub.loop is not None and not self.hub.loop.is_closed()
 
     cdef object hand_over(self, call):
         """Has the loop make a call that came from another thread."""
@@ -749,7 +745,7 @@ cdef class ConnectionCore(Receiver):
         cdef Event event
         cdef Turn turn
         turn.events = 0
-        turn.look_at = EVENTS_BEFORE_FIRST_LOOK
+        turn.look_at = EVENTS_BETWEEN_LOOKS
         turn.look_at_queued = self.hub.ledger.messages.accepted + QUEUED_BETWEEN_LOOKS
         turn.is_timed = False
         while not self.input_ended:
@@ -774,7 +770,7 @@ cdef class ConnectionCore(Receiver):
     cdef bint is_over(self, Turn *turn) noexcept:
         """Looks at the clock. Returns whether the connection has had its turn."""
         cdef double now = self.hub.clock()
-        turn.look_at = turn.events - turn.events % EVENTS_BETWEEN_LOOKS + EVENTS_BETWEEN_LOOKS
+        turn.look_at = turn.events + EVENTS_BETWEEN_LOOKS
         turn.look_at_queued = self.hub.ledger.messages.accepted + QUEUED_BETWEEN_LOOKS
         if not turn.is_timed:
             turn.is_timed = True

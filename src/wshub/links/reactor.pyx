@@ -90,7 +90,7 @@ cdef enum:
     ROUNDS = 4
     # How much is done between two looks at the clock: a message that has arrived counts for MESSAGE_WORK, one that has
     # been queued for 1.
-    MESSAGE_WORK = 64
+    MESSAGE_WORK = 16
     WORK_BETWEEN_LOOKS = 2048
     READS_BETWEEN_LOOKS = 8
     # From this size on a read is followed by a look at the clock: a message may be inflated, and costs by its size.
