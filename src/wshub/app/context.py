@@ -94,8 +94,9 @@ class Response:
             raise MisuseError("send() has been called already: a response has one body")
         if isinstance(body, str):
             if not any(name.lower() == "content-type" for name, _ in self.headers):
-                self.set_header("Content-Type", "text/plain; charset=utf-8")
-            body = str.encode(body)
+                self.headers.append(("Content-Type", "text/plain; charset=utf-8"))
+            self.body = str.encode(body)
+            return
         try:
             # bytes() would also take an integer (as a length).
             self.body = bytes(memoryview(body))

@@ -33,13 +33,15 @@ def recognise_lists_of_upgrades(websocket_class: type) -> None:
 
 def _get_upgrade_of(original: Any, websocket_class: type) -> Any:
     def _get_upgrade(self: Any) -> bytes | None:
-        upgrade: bytes | None = original(self)
-        if upgrade == b"websocket":
-            return upgrade
-        # It is called for every HTTP request, and few have the field.
+        # uvicorn calls it for every HTTP request, and few have the field: the rest is for those alone.
         for name, _ in self.headers:
             if name == b"upgrade":
-                return b"websocket" if _is_ours(self, websocket_class) else upgrade
+                break
+        else:
+            return None
+        upgrade: bytes | None = original(self)
+        if upgrade != b"websocket" and _is_ours(self, websocket_class):
+            return b"websocket"
         return upgrade
 
     return _get_upgrade
