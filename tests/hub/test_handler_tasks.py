@@ -18,6 +18,7 @@ from tests.hub.peers import TransportInMemory, masked
 from wshub import EventHandler, Frame, Hub
 from wshub.hub.core import table_of
 from wshub.links.asyncio_link import AsyncioLink
+from wshub.links.eager_task import start_eager_task
 
 PROGRAMS = 300
 ATTEMPTS = 20
@@ -320,3 +321,33 @@ async def close(hub: Hub, wires: list[Wire]) -> None:
     for wire in wires:
         wire.lose()
     await hub.close()
+
+
+def test_a_call_soon_that_a_program_has_given_its_loop_stays(run: Callable[..., Any]) -> None:
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        scheduled: list[Any] = []
+        of_the_class = loop.call_soon
+
+        def call_soon(*arguments: Any, **options: Any) -> Any:
+            scheduled.append(arguments[0])
+            return of_the_class(*arguments, **options)
+
+        async def handler(steps: list[str]) -> None:
+            steps.append("first")
+            await asyncio.sleep(0)
+            steps.append("second")
+
+        for own in (None, call_soon):
+            if own is not None:
+                loop.call_soon = own  # type: ignore[assignment, method-assign]
+            steps: list[str] = []
+            task = start_eager_task(loop, handler(steps), contextvars.copy_context(), "a handler")
+            assert steps == ["first"]
+            assert loop.call_soon == (own or of_the_class)
+            assert ("call_soon" in vars(loop)) == (own is not None)
+            await task
+            assert steps == ["first", "second"]
+        assert scheduled
+
+    run(scenario())

@@ -7,6 +7,7 @@ schedules its first step there, and the step runs in place.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 from asyncio.tasks import _enter_task as enter_task
 from asyncio.tasks import _leave_task as leave_task
@@ -48,9 +49,6 @@ def _start_in_place(
 ) -> None:
     steps: list[Callable[[], None]] = []
     schedule = loop.call_soon
-    # Without it, as in a loop of slots, the first step waits for the next iteration.
-    attributes = getattr(loop, "__dict__", {})
-    replaced = attributes.get("call_soon")
 
     def call_soon(callback: Any, *arguments: Any, context: Context | None = None) -> Any:
         if getattr(callback, "__self__", None) is task:
@@ -59,14 +57,19 @@ def _start_in_place(
         # A finalizer that the garbage collector runs may have something to schedule too.
         return schedule(callback, *arguments, context=context)
 
-    attributes["call_soon"] = call_soon
+    is_its_own = schedule == type(loop).call_soon.__get__(loop)
+    # Not through the loop's __dict__: once that has been looked at, Python finds every attribute of the loop later.
+    with contextlib.suppress(AttributeError):
+        # In a loop of slots the first step waits for the next iteration.
+        loop.call_soon = call_soon  # type: ignore[assignment, method-assign]
     try:
         task.__init__(coroutine, loop=loop, name=name, context=context)  # type: ignore[misc]
     finally:
-        if replaced is None:
-            del attributes["call_soon"]
-        else:
-            attributes["call_soon"] = replaced
+        if loop.call_soon is call_soon:
+            if is_its_own:
+                del loop.call_soon
+            else:
+                loop.call_soon = schedule  # type: ignore[method-assign]
     if steps:
         _run_step(loop, steps[0], context)
 
