@@ -35,7 +35,7 @@ FLAGS: dict[str, tuple[list[str], list[str]]] = {
 LIBRARIES = {"deflate": ["z"], "isal": ["isal"]}
 
 # The package does without a module whose library is not there.
-OPTIONAL = {"wshub.protocol.isal"}
+OPTIONAL = {"wshub.protocol.compression.isal"}
 
 # The commands of setuptools that compile: `sdist` and `egg_info` need no compiler.
 COMPILING = {"bdist_wheel", "build", "build_ext", "develop", "editable_wheel", "install"}
@@ -58,14 +58,14 @@ def extensions() -> list[Extension]:
             ".".join(path.relative_to(root).with_suffix("").parts),
             [str(path)],
             libraries=LIBRARIES.get(path.stem, []),
-            include_dirs=["src/wshub/protocol", "src/wshub/links"],
+            include_dirs=["src/wshub/protocol", "src/wshub/protocol/compression", "src/wshub/links"],
             depends=[str(header) for header in sorted(root.rglob("*.h"))],
             # Old CPython headers declare after statements; nothing of ours is to warn.
             extra_compile_args=[*compile_arguments, "-Wall", "-Wextra", "-Wno-unused-parameter"],
             extra_link_args=link_arguments,
         )
         for path in sorted(root.rglob("*.pyx"))
-        if HAS_EPOLL or path.stem != "reactor"
+        if HAS_EPOLL or path.stem != "epoll_reactor"
     ]
 
 

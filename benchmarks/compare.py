@@ -157,7 +157,7 @@ def main() -> int:
     parser.add_argument("--turns", type=int, default=10, help="of each of the two, in a round")
     parser.add_argument("--seconds", type=float, default=0.3, help="of one turn")
     arguments = parser.parse_args()
-    if not list(arguments.source.glob("wshub/hub/*.so")):
+    if not list(arguments.source.glob("wshub/core/*.so")):
         parser.error(f"no build in {arguments.source}: run setup.py build_ext --inplace beside it")
 
     run.compile_tools()

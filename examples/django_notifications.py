@@ -41,7 +41,7 @@ from django.http import HttpRequest, HttpResponse, JsonResponse  # noqa: E402
 from django.urls import path  # noqa: E402
 
 from wshub import Connection, EventHandler, Hub, HubConfig  # noqa: E402
-from wshub.app import run  # noqa: E402
+from wshub.uvicorn import run  # noqa: E402
 
 
 def make_hub(port: int) -> Hub:

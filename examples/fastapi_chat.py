@@ -13,7 +13,7 @@ from fastapi import Depends, FastAPI, WebSocket
 from fastapi.responses import FileResponse
 
 from wshub import Connection, Hub, HubConfig
-from wshub.app import run
+from wshub.uvicorn import run
 
 PAGE = Path(__file__).with_name("chat.html")
 LONGEST_NAME = 32

@@ -22,8 +22,8 @@ from graphql import (
     GraphQLString,
 )
 from wshub import Hub
-from wshub.app import run
 from wshub.graphql import SUBPROTOCOL, GraphQLHandler
+from wshub.uvicorn import run
 
 TEXT = GraphQLNonNull(GraphQLString)
 

@@ -15,7 +15,7 @@ from fastapi import FastAPI, WebSocket
 from starlette.responses import PlainTextResponse, Response
 
 from wshub import Hub
-from wshub.app import run
+from wshub.uvicorn import run
 
 SECRET = os.environ.get("JWT_SECRET") or secrets.token_urlsafe(32)
 ALGORITHM = "HS256"

@@ -15,7 +15,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
 from wshub import EventHandler, Hub, HubConfig
-from wshub.app import run
+from wshub.uvicorn import run
 
 ORIGIN = "http://127.0.0.1:8080"
 

@@ -23,7 +23,7 @@ from starlette.routing import Mount
 from tests.app.conftest import listening
 from tests.certificate import Certificate
 from wshub import EventHandler, Hub
-from wshub.app.event_loop import accept_natively
+from wshub.uvicorn.event_loop import accept_natively
 
 SEEN: list[str] = []
 

@@ -8,8 +8,8 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route, WebSocketRoute
 
 from wshub import Connection, EventHandler, Hub, HubConfig
-from wshub.app import App, Context, run
-from wshub.app.serving import PROTOCOL_CLASS
+from wshub.app import App, Context
+from wshub.uvicorn.running import PROTOCOL_CLASS, run
 
 
 def make_app() -> App:

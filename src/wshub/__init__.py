@@ -1,5 +1,9 @@
 """wshub: a WebSocket hub for Python."""
 
+from wshub.core.config import HubConfig, RoomConfig
+from wshub.core.connection import Connection, ConnectionState
+from wshub.core.event_handler import EventHandler
+from wshub.core.rate_limits import RateLimits
 from wshub.errors import (
     ConfigurationError,
     ConnectionClosed,
@@ -10,15 +14,11 @@ from wshub.errors import (
     ProtocolError,
     WebSocketError,
 )
-from wshub.hub.config import HubConfig, RoomConfig
-from wshub.hub.connection import Connection, ConnectionState
-from wshub.hub.handler import EventHandler
-from wshub.hub.hub import Hub
-from wshub.hub.rates import RateLimits
+from wshub.hub import Hub
 from wshub.protocol.close_code import CloseCode
-from wshub.protocol.compression import CompressionConfig
+from wshub.protocol.compression.config import CompressionConfig
 from wshub.protocol.frame import Frame, Opcode
-from wshub.protocol.handshake import Handshake
+from wshub.protocol.handshake.server import Handshake
 from wshub.protocol.message import Message, MessageType
 
 __all__ = [

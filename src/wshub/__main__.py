@@ -1,5 +1,5 @@
 """``python -m wshub``."""
 
-from wshub.command_line import main
+from wshub.cli.command_line import main
 
 main()

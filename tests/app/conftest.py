@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-from wshub.app.serving import PROTOCOL_CLASS
+from wshub.uvicorn.running import PROTOCOL_CLASS
 
 
 @pytest.fixture(params=["httptools", "h11"])

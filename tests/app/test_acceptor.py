@@ -27,14 +27,14 @@ from tests.hub.peers import REQUEST
 from tests.reactor import needs_reactor
 from wshub import Connection, EventHandler, HandshakeError, Hub, HubConfig
 from wshub.app import App, Context
-from wshub.app.acceptor import application_of
 from wshub.app.endpoints import ConnectionEndpoint
-from wshub.app.event_loop import accept_natively
-from wshub.app.native_routes import find_native_route, native_hubs
-from wshub.app.serving import PROTOCOL_CLASS
-from wshub.app.uvicorn_protocol import WebSocketProtocol
-from wshub.hub.asgi import HubApplication
-from wshub.protocol.request import RequestHead
+from wshub.asgi.application import HubApplication
+from wshub.protocol.http.request import RequestHead
+from wshub.uvicorn.acceptor import application_of
+from wshub.uvicorn.event_loop import accept_natively
+from wshub.uvicorn.native_routes import find_native_route, native_hubs
+from wshub.uvicorn.protocol import WebSocketProtocol
+from wshub.uvicorn.running import PROTOCOL_CLASS
 
 pytestmark = needs_reactor
 
@@ -369,13 +369,22 @@ class MountOfItsOwn(Mount):
 class HubApplicationOfItsOwn(HubApplication):
     """A hub's application that may ask for something first."""
 
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await super().__call__(scope, receive, send)
+
 
 class AppOfItsOwn(App):
     """An App that may ask for something first."""
 
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await super().__call__(scope, receive, send)
+
 
 class EndpointOfItsOwn(ConnectionEndpoint):
     """A hub's endpoint that may ask for something first."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await super().__call__(scope, receive, send)
 
 
 def guard_inside(app: Any) -> Any:
@@ -434,6 +443,17 @@ def test_no_route_is_native_behind_what_may_guard_it(app) -> None:
     # What only some requests pass may be there: of a route's own class, for one.
     for hub in native_hubs(app):
         assert hub is not served.alone.hub
+
+
+class ConfiguredHubApplication(HubApplication):
+    """A hub's application that answers requests as its base class does."""
+
+
+def test_a_subclass_that_answers_as_its_base_does_is_native() -> None:
+    hub = Hub()
+    found = find_native_route(ConfiguredHubApplication(hub, EventHandler(), ()), scope_of("/"))
+    assert found is not None
+    assert found.hub is hub
 
 
 @pytest.mark.parametrize("make", [Starlette, FastAPI])

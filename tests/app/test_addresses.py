@@ -17,7 +17,7 @@ from tests.app.conftest import listening
 from tests.hub.conftest import connected
 from tests.reactor import needs_reactor
 from wshub import Connection, EventHandler, Hub, HubConfig
-from wshub.app.event_loop import accept_natively
+from wshub.uvicorn.event_loop import accept_natively
 
 SERVERS = ["serve", "uvicorn", pytest.param("acceptor", marks=needs_reactor), "guarded"]
 EVERYBODY = ("0.0.0.0/0", "::/0")

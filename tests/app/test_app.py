@@ -265,7 +265,7 @@ def test_shutting_uvicorn_down_closes_everybody_with_1001(run, http) -> None:
 
 def test_an_earlier_response_that_still_leaves_keeps_the_transport(run, http, monkeypatch) -> None:
     """Then the connection is served over the transport, and nothing is lost."""
-    from wshub.app import uvicorn_protocol
+    from wshub.uvicorn import protocol as uvicorn_protocol
 
     monkeypatch.setattr(uvicorn_protocol.WebSocketProtocol, "_can_be_taken", lambda self: False)
 
@@ -401,7 +401,7 @@ def test_the_subprotocol_of_the_answer_is_the_one_that_the_application_accepts_w
 
 @pytest.mark.parametrize("taken", [True, False], ids=["reactor", "transport"])
 def test_compression_is_negotiated_by_an_app_on_every_link(run, http, monkeypatch, taken) -> None:
-    from wshub.app import uvicorn_protocol
+    from wshub.uvicorn import protocol as uvicorn_protocol
 
     if not taken:
         monkeypatch.setattr(uvicorn_protocol.WebSocketProtocol, "_can_be_taken", lambda self: False)

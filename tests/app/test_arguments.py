@@ -15,9 +15,9 @@ from tests.hub.conftest import connected
 from tests.odd_strings import STRINGS, Lobby, Odd
 from wshub import ConfigurationError, MisuseError
 from wshub.app import App, Context
-from wshub.app.serving import run as serve
-from wshub.command_line import main
-from wshub.hub.listening import bind_address
+from wshub.cli.command_line import main
+from wshub.serving.listening import bind_address
+from wshub.uvicorn.running import run as serve
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ from tests.app.conftest import listening
 from tests.hub.conftest import connected
 from tests.hub.peers import REQUEST, raw_peer
 from wshub import Frame, Opcode
-from wshub.app import uvicorn_protocol
-from wshub.app.uvicorn_protocol import NOT_DUPLICATED, WebSocketProtocol
-from wshub.protocol.request import MAX_EARLY_SIZE
+from wshub.protocol.http.request import MAX_EARLY_SIZE
+from wshub.uvicorn import protocol as uvicorn_protocol
+from wshub.uvicorn.protocol import NOT_DUPLICATED, WebSocketProtocol
 
 
 async def accept(receive, send, **fields: Any) -> None:

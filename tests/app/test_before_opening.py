@@ -11,8 +11,8 @@ from tests.app.conftest import listening
 from tests.hub.peers import REQUEST, raw_peer
 from wshub import Connection, ConnectionLost, EventHandler, Frame, Hub, Opcode
 from wshub.app import App, Context
-from wshub.hub.asgi import open_connection, register_scope
-from wshub.hub.core import table_of
+from wshub.asgi.application import open_connection, register_scope
+from wshub.core.hub_core import table_of
 
 
 def fail(ctx: Context, connection: Connection) -> None:
@@ -65,7 +65,7 @@ async def answer(peer: Any, status: bytes) -> None:
 @pytest.mark.parametrize("taken", [True, False], ids=["native", "transport"])
 def test_close_before_the_opening_reaches_the_client_with_code_and_reason(run, monkeypatch, taken: bool) -> None:
     if not taken:
-        monkeypatch.setattr("wshub.app.uvicorn_protocol.WebSocketProtocol._can_be_taken", lambda self: False)
+        monkeypatch.setattr("wshub.uvicorn.protocol.WebSocketProtocol._can_be_taken", lambda self: False)
     app = App()
     hub = app.enable_websocket()
     told: list[str] = []

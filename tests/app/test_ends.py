@@ -22,7 +22,7 @@ from tests.app.conftest import listening
 from tests.hub.conftest import connected
 from tests.hub.peers import REQUEST, raw_peer
 from wshub import ConnectionClosed, ConnectionLost, EventHandler, Hub, HubConfig
-from wshub.protocol.compression import CompressionConfig
+from wshub.protocol.compression.config import CompressionConfig
 
 
 @pytest.fixture

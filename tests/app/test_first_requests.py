@@ -18,9 +18,9 @@ from tests.hub.conftest import connected
 from tests.hub.peers import REQUEST, port_of, raw_peer
 from tests.reactor import needs_reactor
 from wshub import EventHandler, Hub, HubConfig
-from wshub.app import first_requests
-from wshub.app.event_loop import accept_natively
-from wshub.app.first_requests import MAX_FIRST_HEAD
+from wshub.uvicorn import first_requests
+from wshub.uvicorn.event_loop import accept_natively
+from wshub.uvicorn.first_requests import MAX_FIRST_HEAD
 
 PAGE = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 

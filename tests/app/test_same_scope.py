@@ -18,8 +18,8 @@ from tests.hub.peers import CONTROLS, REQUEST, code_that_ends, masked, raw_peer
 from tests.reactor import needs_reactor
 from wshub import Connection, EventHandler, Frame, Handshake, Hub, Message, Opcode
 from wshub.app import App, Context
-from wshub.app.event_loop import accept_natively
-from wshub.protocol.request import RequestHead
+from wshub.protocol.http.request import RequestHead
+from wshub.uvicorn.event_loop import accept_natively
 
 KEY = b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="
 VERSION = b"Sec-WebSocket-Version: 13"

@@ -22,7 +22,7 @@ from tests.hub.peers import REQUEST
 from tests.reactor import needs_reactor
 
 SHORTAGE = "Too many open files"
-CLASS = "wshub.app.uvicorn_protocol:WebSocketProtocol"
+CLASS = "wshub.uvicorn.protocol:WebSocketProtocol"
 
 
 def descriptors(process: int) -> set[int]:

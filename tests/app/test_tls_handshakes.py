@@ -17,9 +17,9 @@ from tests.app.conftest import listening
 from tests.half_tls import STARTS, HalfTls
 from tests.hub.conftest import Clock, connected
 from wshub import EventHandler, Hub, HubConfig
-from wshub.app import first_requests
-from wshub.app.event_loop import accept_natively
-from wshub.app.serving import create_own_ssl_context
+from wshub.uvicorn import first_requests
+from wshub.uvicorn.event_loop import accept_natively
+from wshub.uvicorn.running import create_own_ssl_context
 
 PAGE = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 

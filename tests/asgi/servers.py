@@ -16,7 +16,7 @@ from typing import IO, NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 APPLICATION = "tests.asgi.application:api"
 
-WSHUB = "wshub.app.uvicorn_protocol:WebSocketProtocol"
+WSHUB = "wshub.uvicorn.protocol:WebSocketProtocol"
 
 COMMANDS = {
     "wshub serve": ["-m", "wshub", "serve", "{application}", "--port", "{port}"],

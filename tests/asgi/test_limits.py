@@ -15,7 +15,7 @@ import uvicorn
 from tests.hub.peers import REQUEST, RawPeer, masked
 from tests.reactor import needs_reactor
 from wshub import Connection, EventHandler, Frame, Hub, HubConfig, Opcode, RateLimits
-from wshub.app.serving import PROTOCOL_CLASS
+from wshub.uvicorn.running import PROTOCOL_CLASS
 
 LINKS = [
     pytest.param("reactor", marks=needs_reactor),

@@ -26,10 +26,10 @@ from tests.certificate import Certificate
 from tests.faults.scenarios import Client, fail, failed, run
 from tests.hub.peers import REQUEST
 from wshub import EventHandler, HandshakeError, Hub, HubConfig
-from wshub.app.event_loop import accept_natively
-from wshub.app.uvicorn_protocol import WebSocketProtocol
-from wshub.hub.binding import bind_for_request
+from wshub.core.binding import bind_for_request
 from wshub.links import accepting
+from wshub.uvicorn.event_loop import accept_natively
+from wshub.uvicorn.protocol import WebSocketProtocol
 
 SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 

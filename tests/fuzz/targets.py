@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 from wshub.errors import HandshakeError, InvalidMessageError, ProtocolError
 from wshub.protocol.close_code import is_valid_on_wire
-from wshub.protocol.compression import CompressionConfig
-from wshub.protocol.deflate import DeflatePool
+from wshub.protocol.compression.config import CompressionConfig
+from wshub.protocol.compression.deflate import DeflatePool
+from wshub.protocol.compression.negotiation import PermessageDeflate, negotiate
 from wshub.protocol.frame import Frame, Opcode
-from wshub.protocol.handshake import Handshake
+from wshub.protocol.handshake.server import Handshake
+from wshub.protocol.http.request import RequestReader, parse_request_head
 from wshub.protocol.message import Message, MessageType
 from wshub.protocol.parser import FrameParser
-from wshub.protocol.permessage_deflate import PermessageDeflate, negotiate
-from wshub.protocol.request import RequestReader, parse_request_head
 
 LIMITS = (1, 2, 125, 126, 1000, 65_536, 1 << 20, 1 << 40)
 COMPRESSION = CompressionConfig(threshold=0, server_context_takeover=True, client_context_takeover=True)

@@ -17,8 +17,8 @@ from tests.hub.conftest import Clock, connected, serving
 from tests.hub.peers import REQUEST, port_of, raw_peer
 from tests.reactor import HAS_REACTOR, needs_reactor
 from wshub import ConfigurationError, EventHandler, HandshakeError, Hub, HubConfig, MisuseError
-from wshub.hub.admission import Rate, address_key, client_address
-from wshub.protocol.headers import Headers
+from wshub.core.admission import Rate, address_key, client_address
+from wshub.protocol.http.headers import Headers
 
 
 async def status_of(url: str, **headers: str) -> int:

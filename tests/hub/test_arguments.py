@@ -34,7 +34,7 @@ from wshub import (
     RateLimits,
     RoomConfig,
 )
-from wshub.protocol.headers import Headers
+from wshub.protocol.http.headers import Headers
 
 
 class Number(enum.IntEnum):

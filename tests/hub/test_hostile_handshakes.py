@@ -29,10 +29,10 @@ from wshub import (
     Opcode,
     RateLimits,
 )
-from wshub.hub.admission import client_address
-from wshub.protocol.headers import Headers
-from wshub.protocol.permessage_deflate import negotiate
-from wshub.protocol.request import RequestHead
+from wshub.core.admission import client_address
+from wshub.protocol.compression.negotiation import negotiate
+from wshub.protocol.http.headers import Headers
+from wshub.protocol.http.request import RequestHead
 
 SOURCE = Path(__file__).resolve().parents[2] / "src" / "wshub"
 MODULES = sorted(path for path in SOURCE.rglob("*") if path.suffix in {".py", ".pyx", ".pxd"})

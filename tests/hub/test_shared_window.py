@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from tests.deflated import TAIL
 from tests.hub.peers import TransportInMemory
 from wshub import CompressionConfig, Connection, EventHandler, Frame, Hub, HubConfig, MisuseError, Opcode
-from wshub.hub.core import table_of
+from wshub.core.hub_core import table_of
 from wshub.links.asyncio_link import AsyncioLink
-from wshub.protocol.headers import Headers
-from wshub.protocol.request import RequestHead
+from wshub.protocol.http.headers import Headers
+from wshub.protocol.http.request import RequestHead
 
 OFFERS = [
     # Often what lets a member come in step.

@@ -14,7 +14,7 @@ from tests.half_tls import STARTS, HalfTls
 from tests.hub.conftest import Clock, connected
 from tests.hub.peers import REQUEST
 from wshub import EventHandler, Hub, HubConfig
-from wshub.hub.server import Server
+from wshub.serving.server import Server
 
 
 @pytest.fixture(params=["files", "context"])

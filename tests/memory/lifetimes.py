@@ -13,8 +13,8 @@ import time
 
 from tests.memory.wire import REQUEST, TEXT, frame
 from wshub import Connection, EventHandler, Hub, Message
+from wshub.links.epoll_reactor import Reactor, ReactorLink
 from wshub.links.link import Ledger
-from wshub.links.reactor import Reactor, ReactorLink
 
 
 def client(port: int) -> socket.socket:

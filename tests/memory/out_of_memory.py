@@ -31,11 +31,11 @@ from tests.memory.wire import (
     messages_in,
 )
 from wshub import CompressionConfig, ConnectionState, EventHandler, Hub, HubConfig, Message
-from wshub.hub.core import table_of
+from wshub.core.hub_core import table_of
 from wshub.links.asyncio_link import AsyncioLink
-from wshub.protocol.headers import Headers
+from wshub.protocol.http.headers import Headers
+from wshub.protocol.http.request import RequestHead
 from wshub.protocol.parser import FrameParser
-from wshub.protocol.request import RequestHead
 
 # A run in which so many allocations in a row could fail without a consequence had no more of them to make.
 CLEAN_IN_A_ROW = 40

@@ -6,7 +6,7 @@ import inspect
 
 import pytest
 
-pytest.importorskip("wshub.links.reactor", reason="the native reactor was not built")
+pytest.importorskip("wshub.links.epoll_reactor", reason="the native reactor was not built")
 
 from tests.memory import lifetimes
 

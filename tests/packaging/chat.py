@@ -17,7 +17,7 @@ from pathlib import Path
 
 import wshub
 from wshub import CompressionConfig, Connection, EventHandler, Hub, HubConfig, Message
-from wshub.protocol import deflate
+from wshub.protocol.compression import deflate
 
 REQUEST = (
     "GET /chat HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"

@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 
 from tests.deflated import TAIL, deflated, deflated_on, dynamic_blocks
 from wshub.errors import ConfigurationError, ProtocolError
-from wshub.protocol.compression import CompressionConfig
-from wshub.protocol.deflate import DeflatePool
+from wshub.protocol.compression.config import CompressionConfig
+from wshub.protocol.compression.deflate import DeflatePool
+from wshub.protocol.compression.negotiation import PermessageDeflate
 from wshub.protocol.frame import Frame, Opcode
 from wshub.protocol.message import Message
 from wshub.protocol.parser import FrameParser
-from wshub.protocol.permessage_deflate import PermessageDeflate
 
 try:
-    import wshub.protocol.isal  # noqa: F401
+    import wshub.protocol.compression.isal  # noqa: F401
 except ImportError:
     has_isal = False
 else:

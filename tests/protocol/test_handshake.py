@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wshub.errors import HandshakeError, InvalidMessageError
-from wshub.protocol.handshake import Handshake
-from wshub.protocol.headers import TOKEN_CHARACTERS, Headers
-from wshub.protocol.request import parse_request_head
+from wshub.protocol.handshake.server import Handshake
+from wshub.protocol.http.headers import TOKEN_CHARACTERS, Headers
+from wshub.protocol.http.request import parse_request_head
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 ACCEPT = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wshub.protocol.headers import TOKEN_CHARACTERS, Headers, is_token, split_list
+from wshub.protocol.http.headers import TOKEN_CHARACTERS, Headers, is_token, split_list
 
 RAW = [(b"Host", b"example.com"), (b"X-One", b"1"), (b"x-two", b"2"), (b"X-ONE", b"3"), (b"x-one", b"1")]
 BLOCK = b"Host: example.com\r\nX-One:1\r\nx-two: \t 2 \t\r\nX-ONE: 3\r\nx-one: 1\r\n"

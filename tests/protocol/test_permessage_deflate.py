@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from tests.clocked import least_seconds
 from wshub.errors import ConfigurationError
-from wshub.protocol.compression import CompressionConfig
-from wshub.protocol.permessage_deflate import PermessageDeflate, negotiate
+from wshub.protocol.compression.config import CompressionConfig
+from wshub.protocol.compression.negotiation import PermessageDeflate, negotiate
 
 DEFAULT = CompressionConfig()
 TAKEOVER = CompressionConfig(client_context_takeover=True, server_context_takeover=True)

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from tests.clocked import least_seconds
 from wshub.errors import HandshakeError, MisuseError
-from wshub.protocol.headers import TOKEN_CHARACTERS, Headers
-from wshub.protocol.request import MAX_HEADERS, RequestHead, RequestReader, parse_request_head
+from wshub.protocol.http.headers import TOKEN_CHARACTERS, Headers
+from wshub.protocol.http.request import MAX_HEADERS, RequestHead, RequestReader, parse_request_head
 
 FIELDS = [
     b"Host: server.example.com",

@@ -21,7 +21,7 @@ import uvloop
 
 from tests.soak.wire import ALL, ECHO, JOIN, LEAVE, NUMBERED, OF_ROOM, ROOM, ROOMS, policy_of, room_name
 from wshub import CompressionConfig, Connection, EventHandler, Hub, HubConfig, Message, RateLimits
-from wshub.hub.server import Server
+from wshub.serving.server import Server
 
 TICK = 0.01
 ROOMS_A_TICK = 60

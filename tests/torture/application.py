@@ -29,7 +29,7 @@ from tests.torture.wire import (
 )
 from wshub import Connection, ConnectionClosed, EventHandler, HandshakeError, Hub
 from wshub import Message as Received
-from wshub.protocol.request import RequestHead
+from wshub.protocol.http.request import RequestHead
 
 __all__ = ["Application"]
 

@@ -15,7 +15,7 @@ import uvloop
 from tests.torture.application import Application
 from tests.torture.findings import Findings
 from tests.torture.reports import Reporter
-from wshub.hub.server import Server
+from wshub.serving.server import Server
 
 
 class Service:

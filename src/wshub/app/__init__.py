@@ -2,6 +2,5 @@
 
 from wshub.app.app import App
 from wshub.app.context import Context
-from wshub.app.serving import run
 
-__all__ = ["App", "Context", "run"]
+__all__ = ["App", "Context"]

@@ -10,10 +10,9 @@ from starlette.middleware import Middleware
 from starlette.types import Receive, Scope, Send
 
 from wshub.app.router import Router
-from wshub.app.serving import run
+from wshub.core.config import HubConfig
 from wshub.errors import MisuseError
-from wshub.hub.config import HubConfig
-from wshub.hub.hub import Hub, UpgradeHook
+from wshub.hub import Hub, UpgradeHook
 
 __all__ = ["App"]
 
@@ -86,6 +85,10 @@ class App:
             self._starlette = Starlette(routes=self.router.routes, middleware=self._middleware, **self._options)
         return self._starlette
 
+    def native_application(self) -> Starlette:
+        """Return what every request goes to unchanged, so that a hub can look for a route of its own there."""
+        return self.starlette
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self.starlette(scope, receive, send)
 
@@ -100,4 +103,6 @@ class App:
         Raises:
             ConfigurationError: a port that cannot be, such as one over 65535.
         """
+        from wshub.uvicorn.running import run
+
         run(self, host=host, port=port, **options)

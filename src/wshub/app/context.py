@@ -12,20 +12,20 @@ import starlette.requests
 import starlette.responses
 from starlette.types import Scope
 
+from wshub.asgi.application import register_scope, register_scope_when_asked
+from wshub.core.event_handler import EventHandler
+from wshub.core.hub_core import table_of
+from wshub.core.hub_state import HandlerTable
+from wshub.core.upgrade import current_upgrade
 from wshub.errors import HandshakeError, MisuseError
-from wshub.hub.asgi import register_scope, register_scope_when_asked
-from wshub.hub.base import HandlerTable
-from wshub.hub.core import table_of
-from wshub.hub.handler import EventHandler
-from wshub.hub.upgrade import current_upgrade
-from wshub.protocol.handshake import Handshake
-from wshub.protocol.headers import Headers
+from wshub.protocol.handshake.server import Handshake
+from wshub.protocol.http.headers import Headers
 from wshub.protocol.validation import check_str, check_strings
 
 if TYPE_CHECKING:
     from wshub.app.app import App
-    from wshub.hub.connection import Connection
-    from wshub.hub.hub import Hub
+    from wshub.core.connection import Connection
+    from wshub.hub import Hub
 
 __all__ = ["Context", "Request", "Response"]
 

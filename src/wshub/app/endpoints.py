@@ -10,15 +10,15 @@ import starlette.responses
 from starlette.types import Receive, Scope, Send
 
 from wshub.app.context import Context, Request
+from wshub.asgi.application import hold, open_connection, respond
+from wshub.asgi.native import NativeRoute
+from wshub.core.hub_core import table_of
+from wshub.core.upgrade import current_upgrade
 from wshub.errors import HandshakeError, MisuseError
-from wshub.hub.asgi import hold, open_connection, respond
-from wshub.hub.core import table_of
-from wshub.hub.upgrade import current_upgrade
 
 if TYPE_CHECKING:
     from wshub.app.app import App
-    from wshub.hub.connection import Connection
-    from wshub.hub.hub import Hub
+    from wshub.core.connection import Connection
 
 __all__ = ["ConnectionEndpoint", "HttpEndpoint", "WebSocketEndpoint"]
 
@@ -100,10 +100,10 @@ class ConnectionEndpoint(WebSocketEndpoint):
         super().__init__(app, self._register)
         self.table = table_of(endpoint)
 
-    @property
-    def hub(self) -> Hub | None:
-        """The application's hub, if it has one by now."""
-        return self._app.ws_hub
+    def native_route(self, path_params: dict[str, Any]) -> NativeRoute | None:
+        """Return how the application's hub serves a request without uvicorn; None if there is no hub by now."""
+        hub = self._app.ws_hub
+        return NativeRoute(hub, self.table, (), path_params) if hub is not None else None
 
     async def _register(self, context: Context) -> None:
         await context.register_when_asked(self._app.require_hub(), self.table)

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 
 from wshub.app.endpoints import ConnectionEndpoint, HttpEndpoint, WebSocketEndpoint
-from wshub.hub.handler_checks import check_function
+from wshub.core.handler_checks import check_function
 from wshub.protocol.validation import check_str
 
 if TYPE_CHECKING:
     from wshub.app.app import App
     from wshub.app.context import Context
-    from wshub.hub.connection import Connection
+    from wshub.core.connection import Connection
 
 __all__ = ["Router"]
 

@@ -15,13 +15,13 @@ try:
 except ImportError as error:
     raise ImportError("wshub.graphql needs graphql-core: pip install wshub[graphql]") from error
 
+from wshub.core.connection import Connection
+from wshub.core.event_handler import EventHandler
+from wshub.core.handler_checks import check_function
 from wshub.errors import ConfigurationError
 from wshub.graphql.messages import GraphQLCloseCode
 from wshub.graphql.pacer import Pacer
 from wshub.graphql.session import Session
-from wshub.hub.connection import Connection
-from wshub.hub.handler import EventHandler
-from wshub.hub.handler_checks import check_function
 from wshub.protocol.message import Message
 from wshub.protocol.validation import check_integer
 

@@ -21,9 +21,9 @@ from graphql import (
     subscribe,
     validate,
 )
+from wshub.core.connection import Connection, ConnectionState
 from wshub.errors import ConnectionClosed
 from wshub.graphql.messages import SubscribePayload
-from wshub.hub.connection import Connection, ConnectionState
 
 if TYPE_CHECKING:
     from wshub.graphql.session import Session

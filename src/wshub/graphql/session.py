@@ -8,6 +8,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from graphql import GraphQLError
+from wshub.core.connection import Connection
 from wshub.errors import ConnectionClosed
 from wshub.graphql.messages import (
     ClientMessage,
@@ -18,7 +19,6 @@ from wshub.graphql.messages import (
 )
 from wshub.graphql.operation import INTERNAL_ERROR, Operation, has_ended
 from wshub.graphql.pacer import Pacer
-from wshub.hub.connection import Connection
 from wshub.protocol.message import Message, MessageType
 
 if TYPE_CHECKING:

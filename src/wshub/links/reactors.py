@@ -10,7 +10,7 @@ from wshub.links.asyncio_reactor import AsyncioReactor
 from wshub.links.link import Ledger
 
 try:
-    from wshub.links.reactor import Reactor
+    from wshub.links.epoll_reactor import Reactor
 except ImportError:
     # The package was built where there is no epoll.
     Reactor = None  # type: ignore[assignment,misc]

@@ -7,7 +7,7 @@ stop between two.
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
-from wshub.protocol.deflate cimport Inflater
+from wshub.protocol.compression.deflate cimport Inflater
 from wshub.protocol.frame_buffer cimport FrameBuffer
 
 

@@ -3,8 +3,8 @@ from typing import Literal
 from typing_extensions import Buffer
 
 from wshub.errors import ProtocolError
+from wshub.protocol.compression.negotiation import PermessageDeflate
 from wshub.protocol.message import Message
-from wshub.protocol.permessage_deflate import PermessageDeflate
 
 Event = (
     tuple[Literal["message"], Message]

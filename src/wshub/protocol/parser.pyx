@@ -10,7 +10,7 @@ from libc.stddef cimport size_t
 from libc.stdint cimport UINT32_MAX, uint8_t, uint16_t, uint64_t
 from libc.string cimport memcpy
 
-from wshub.protocol.deflate cimport (
+from wshub.protocol.compression.deflate cimport (
     INVALID,
     NO_MEMORY,
     TOO_LARGE,

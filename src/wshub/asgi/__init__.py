@@ -1,0 +1,1 @@
+"""A hub on any ASGI server."""

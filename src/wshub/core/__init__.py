@@ -1,0 +1,1 @@
+"""Connections, rooms and fan-out."""

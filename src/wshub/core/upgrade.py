@@ -1,0 +1,24 @@
+"""The WebSocket request that is being handled, for ``hub.register()`` to take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from wshub.core.connection import Connection
+    from wshub.core.event_handler import EventHandler
+    from wshub.hub import Hub
+
+__all__ = ["Upgrade", "current_upgrade"]
+
+
+class Upgrade(Protocol):
+    """A request that can become a connection of a hub, once."""
+
+    def register(self, hub: Hub, handler: EventHandler | Callable[[Connection], Any], /) -> Connection:
+        """Take the request; raises ``HandshakeError`` or ``MisuseError`` where that cannot be."""
+
+
+current_upgrade: ContextVar[Upgrade | None] = ContextVar("wshub.current_upgrade", default=None)

@@ -1,1 +1,0 @@
-"""Connections, rooms and the hub that holds them."""

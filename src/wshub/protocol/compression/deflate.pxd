@@ -1,0 +1,79 @@
+"""The payload of compressed messages (RFC 7692 section 7.2): the only file that calls zlib."""
+
+from libc.stddef cimport size_t
+from libc.stdint cimport uint8_t, uint64_t
+
+from wshub.protocol.compression.deflate_engine cimport DeflateEngine
+from wshub.protocol.frame_buffer cimport FrameBuffer
+
+
+cdef extern from "zlib.h" nogil:
+    ctypedef struct z_stream:
+        const uint8_t *next_in
+        unsigned int avail_in
+        uint8_t *next_out
+        unsigned int avail_out
+        void *(*zalloc)(void *opaque, unsigned int items, unsigned int size) noexcept nogil
+        void (*zfree)(void *opaque, void *address) noexcept nogil
+        void *opaque
+        int data_type
+
+
+cdef enum InflateResult:
+    INFLATED
+    TOO_LARGE       # it would be longer than allowed
+    INVALID         # it is not what deflate makes
+    NO_MEMORY
+    WASTEFUL        # it is in more blocks than a compressor makes
+
+
+cdef enum:
+    # Longer messages are sent plain: zlib counts in 32 bits.
+    LONGEST_DEFLATED = 1 << 30
+
+
+cdef struct Inflater:
+    z_stream stream         # owns a state if started
+    bint started
+    bint keeps_history      # a message may refer to earlier ones
+    uint8_t window_bits
+    uint64_t work           # what the blocks of the last message have cost, as so many octets decompressed
+
+
+cdef struct Deflater:
+    z_stream stream         # owns a state if started
+    bint started
+    bint has_history        # something was compressed since the history was last forgotten
+    uint8_t level
+    uint8_t memory_level
+    uint8_t window_bits
+
+
+cdef void inflater_init(Inflater *inflater, uint8_t window_bits, bint keeps_history) noexcept nogil
+cdef void inflater_clear(Inflater *inflater) noexcept nogil
+cdef InflateResult inflate_message(
+    Inflater *inflater, FrameBuffer *compressed, uint64_t limit, FrameBuffer **plain
+) noexcept
+
+cdef void deflater_init(Deflater *deflater, uint8_t level, uint8_t memory_level, uint8_t window_bits) noexcept nogil
+cdef void deflater_clear(Deflater *deflater) noexcept nogil
+cdef void deflater_forget(Deflater *deflater) noexcept nogil
+cdef FrameBuffer *deflate_message(Deflater *deflater, FrameBuffer *plain, bint only_shorter) noexcept
+
+
+cdef class DeflatePool:
+    cdef Inflater inflater
+    cdef Deflater deflaters[16]          # by window bits
+    cdef const DeflateEngine *engine     # used in place of these, where not NULL
+    cdef void *engine_state              # owned, made by the engine; NULL until it is needed
+    cdef readonly object config
+    cdef uint8_t window_bits             # those of the config, for the server
+    cdef readonly uint64_t compressions  # how often a message was compressed
+    cdef readonly uint64_t octets_in     # of these messages
+    cdef readonly uint64_t octets_out    # of what became of them
+
+    cdef FrameBuffer *form(self, FrameBuffer *frame, uint8_t window_bits) noexcept
+    cdef FrameBuffer *make_form(self, FrameBuffer *frame, uint8_t window_bits) noexcept
+    cdef FrameBuffer *make_form_by_engine(self, FrameBuffer *frame, uint8_t window_bits) noexcept
+    cdef void count(self, FrameBuffer *frame, FrameBuffer *form) noexcept
+    cdef FrameBuffer *compress(self, Deflater *deflater, FrameBuffer *frame, bint only_shorter) noexcept

@@ -1,0 +1,1 @@
+"""The HTTP of an opening handshake (RFC 9112)."""

@@ -1,0 +1,1 @@
+"""A standalone server of a hub."""

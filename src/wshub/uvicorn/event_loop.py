@@ -1,0 +1,153 @@
+"""Event loops on which wshub accepts the connections of a uvicorn server.
+
+``uvicorn main:app --loop wshub.uvicorn.event_loop:new_event_loop --ws wshub.uvicorn.protocol:WebSocketProtocol``
+
+uvicorn listens with ``loop.create_server`` and ``loop.create_unix_server``. On these loops both are as ever, except for
+a server of uvicorn's that has wshub's protocol class. There a connection counts, and has its time, from accept(2) on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from uvicorn.config import Config
+from uvicorn.server import ServerState
+
+from wshub.core.config import HubConfig
+from wshub.links.reactors import has_native_reactor
+from wshub.serving.listening import UnixAddress, bind_address
+from wshub.uvicorn.first_requests import FirstRequests
+from wshub.uvicorn.transport_server import TransportServer
+
+if TYPE_CHECKING:
+    from wshub.uvicorn.acceptor import Acceptor
+
+__all__ = ["accept_natively", "new_asyncio_loop", "new_event_loop", "new_uvloop_loop"]
+
+
+def new_event_loop() -> asyncio.AbstractEventLoop:
+    """uvloop's, where it is installed; else the standard library's."""
+    try:
+        return new_uvloop_loop()
+    except ImportError:
+        return new_asyncio_loop()
+
+
+def new_uvloop_loop() -> asyncio.AbstractEventLoop:
+    """uvloop's. Raises ``ImportError`` where it is not installed."""
+    import uvloop
+
+    return accept_natively(uvloop.new_event_loop())
+
+
+def new_asyncio_loop() -> asyncio.AbstractEventLoop:
+    """The standard library's."""
+    return accept_natively(asyncio.new_event_loop())
+
+
+def accept_natively(loop: asyncio.AbstractEventLoop) -> asyncio.AbstractEventLoop:
+    """Give a loop the methods that listen for uvicorn here, and return it."""
+    patched: Any = loop
+    patched.create_server = partial(_create_server, loop.create_server)
+    if hasattr(socket, "AF_UNIX"):
+        patched.create_unix_server = partial(_create_unix_server, loop.create_unix_server)
+    return loop
+
+
+async def _create_server(
+    original: Callable[..., Any],
+    protocol_factory: Callable[[], Any],
+    host: Any = None,
+    port: Any = None,
+    *,
+    sock: socket.socket | None = None,
+    ssl: Any = None,
+    backlog: int = 100,
+    **options: Any,
+) -> Any:
+    served = _Served.of(protocol_factory)
+    if served is None:
+        return await original(protocol_factory, host, port, sock=sock, ssl=ssl, backlog=backlog, **options)
+    sockets = [sock] if sock is not None else await bind_address(host or None, port)
+    return await served.listen(sockets, backlog, ssl)
+
+
+async def _create_unix_server(
+    original: Callable[..., Any],
+    protocol_factory: Callable[[], Any],
+    path: str | os.PathLike[str] | None = None,
+    *,
+    ssl: Any = None,
+    backlog: int = 100,
+    **options: Any,
+) -> Any:
+    served = _Served.of(protocol_factory)
+    if path is None or served is None:
+        return await original(protocol_factory, path, ssl=ssl, backlog=backlog, **options)
+    unix = UnixAddress(str(Path(path)))
+    return await served.listen([unix.bind()], backlog, ssl, unix)
+
+
+class _Served:
+    """A server of uvicorn's that has wshub's protocol class."""
+
+    def __init__(self, config: Config, state: ServerState, protocol_factory: Callable[[], Any]) -> None:
+        from wshub.uvicorn.native_routes import native_hubs
+        from wshub.uvicorn.proxies import application_of
+
+        self._config = config
+        self._state = state
+        self._hubs = list(native_hubs(application_of(config)))
+        settings = self._hubs[0].config if self._hubs else HubConfig()
+        self._first_requests = FirstRequests(
+            protocol_factory, settings.max_pending_handshakes, settings.handshake_timeout_ms / 1000
+        )
+
+    @classmethod
+    def of(cls, protocol_factory: Callable[[], Any]) -> _Served | None:
+        """The server whose protocols come from there, if it is such a one."""
+        if getattr(protocol_factory, "__module__", None) != "uvicorn.server":
+            return None
+        from wshub.uvicorn.protocol import WebSocketProtocol
+
+        # Only a protocol tells whose it is: the factory is a function without arguments.
+        protocol = protocol_factory()
+        config = getattr(protocol, "config", None)
+        state = getattr(protocol, "server_state", None)
+        if not isinstance(config, Config) or state is None or config.ws_protocol_class is not WebSocketProtocol:
+            return None
+        return cls(config, state, protocol_factory)
+
+    async def listen(
+        self, sockets: Sequence[socket.socket], backlog: int, ssl: Any, unix: UnixAddress | None = None
+    ) -> Acceptor | TransportServer:
+        """Accept the connections of bound sockets, natively if the application has routes for that."""
+        try:
+            acceptor = self._create_acceptor() if ssl is None else None
+        except BaseException:
+            for listening in sockets:
+                listening.close()
+            if unix is not None:
+                unix.remove()
+            raise
+        if acceptor is not None:
+            await acceptor.listen(sockets, backlog, unix=unix)
+            return acceptor
+        server = TransportServer(self._first_requests, ssl)
+        server.listen(sockets, backlog, unix=unix)
+        return server
+
+    def _create_acceptor(self) -> Acceptor | None:
+        """An acceptor, if the application has routes for it; else None."""
+        if not has_native_reactor() or self._config.root_path:
+            return None
+        from wshub.uvicorn.acceptor import Acceptor
+
+        nearest = next((hub for hub in self._hubs if hub._can_adopt()), None)
+        return Acceptor(self._config, self._state, self._first_requests, nearest) if nearest is not None else None

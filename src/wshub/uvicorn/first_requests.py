@@ -1,0 +1,175 @@
+"""Bounds on what uvicorn reads of a connection before its first request: uvicorn itself has none."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import ssl as ssl_module
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from wshub.errors import HandshakeError
+from wshub.links.accepting import TransportSetup
+from wshub.protocol.handshake.server import Handshake
+from wshub.serving.pending import PendingHandshakes
+
+__all__ = ["MAX_FIRST_HEAD", "FirstRequests", "protocol_of"]
+
+logger = logging.getLogger("uvicorn.error")
+
+MAX_FIRST_HEAD = 64 * 1024
+"""Octets that the head of a first request may have, as in uvicorn's h11: more than a handshake may."""
+
+SWEEP_PERIOD = 1.0
+"""Seconds between two looks at whose time is over."""
+
+
+class FirstRequests:
+    """The connections of a uvicorn server whose first request has not come, in the order in which they came.
+
+    A connection is one of them until uvicorn has the head of its first request, or another protocol has the
+    connection. Whoever takes longer than ``timeout`` is ended, whoever sends more than ``MAX_FIRST_HEAD`` octets is
+    refused with 431, and where there are more than ``at_most``, the oldest is ended.
+
+    Args:
+        create_protocol: makes uvicorn's HTTP protocol for a connection.
+        at_most: how many there may be.
+        timeout: seconds from the connection to the end of the request's head.
+    """
+
+    def __init__(self, create_protocol: Callable[[], Any], at_most: int, timeout: float) -> None:
+        self._create_protocol = create_protocol
+        self._timeout = timeout
+        self._loop = asyncio.get_running_loop()
+        self._waiting: PendingHandshakes[_FirstRequest] = PendingHandshakes(at_most)
+        self._sweeper: asyncio.TimerHandle | None = None
+
+    def serve(
+        self,
+        connected: socket.socket,
+        *,
+        ssl: ssl_module.SSLContext | None = None,
+        data: bytes = b"",
+        deadline: float | None = None,
+    ) -> None:
+        """Serve an accepted socket, which is owned by this object from here on.
+
+        The connection is one of those that wait from now on, also during its TLS handshake.
+
+        Args:
+            connected: a non-blocking socket.
+            ssl: for TLS, the context.
+            data: what has been read of a request.
+            deadline: when the request has to be complete; None is ``timeout`` from now.
+        """
+        if deadline is None:
+            deadline = time.monotonic() + self._timeout
+        try:
+            first = _FirstRequest(self._create_protocol(), data, deadline, self._waiting.discard)
+            first.setup = TransportSetup(
+                self._loop,
+                connected,
+                lambda: first,
+                ssl=ssl,
+                timeout=self._timeout,
+                failed=partial(self._waiting.discard, first),
+            )
+        except Exception:
+            connected.close()
+            logger.exception("a connection cannot be served")
+            return
+        self._waiting.add(first)
+        if self._sweeper is None:
+            self._sweeper = self._loop.call_later(SWEEP_PERIOD, self._sweep)
+
+    def close(self) -> None:
+        """End the connections that do not have their transport yet."""
+        for first in self._waiting:
+            if first.setup is not None:
+                first.expire()
+
+    def _sweep(self) -> None:
+        self._sweeper = None
+        try:
+            self._waiting.expire(time.monotonic())
+        finally:
+            # None is left waiting for the loop's end when there is nothing to look at.
+            if self._waiting:
+                self._sweeper = self._loop.call_later(SWEEP_PERIOD, self._sweep)
+
+
+def protocol_of(transport: asyncio.Transport) -> Any:
+    """The protocol of a transport: uvicorn's own also as long as it has not had its first request."""
+    protocol = transport.get_protocol()
+    return protocol.protocol if isinstance(protocol, _FirstRequest) else protocol
+
+
+class _FirstRequest(asyncio.Protocol):
+    """Stands before a protocol of uvicorn's until that has its first request."""
+
+    __slots__ = ("_discard", "_early", "_received", "_transport", "deadline", "protocol", "setup")
+
+    def __init__(self, protocol: Any, data: bytes, deadline: float, discard: Callable[[_FirstRequest], None]) -> None:
+        self.protocol = protocol
+        self.deadline = deadline
+        self._early = data
+        self._discard = discard
+        self._received = 0
+        self._transport: Any = None
+        self.setup: TransportSetup | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        if self.setup is not None and self.setup.aborted:
+            # uvicorn has never heard of it.
+            transport.abort()  # type: ignore[attr-defined]
+            return
+        self.setup = None
+        self._transport = transport
+        self.protocol.connection_made(transport)
+        if self._early:
+            self.data_received(self._early)
+            self._early = b""
+
+    def data_received(self, data: bytes) -> None:
+        self._received += len(data)
+        self.protocol.data_received(data)
+        if self._transport.get_protocol() is not self:
+            # uvicorn has handed the connection on.
+            self._discard(self)
+        elif getattr(self.protocol, "cycle", True) is not None:
+            # A protocol that is not uvicorn's own does not tell of its requests.
+            self._discard(self)
+            self._transport.set_protocol(self.protocol)
+        elif self._received > MAX_FIRST_HEAD and not self._transport.is_closing():
+            too_large = HandshakeError(431, "The request head is too large.")
+            self._transport.write(Handshake.create_error_response(too_large))
+            self._transport.close()
+
+    def eof_received(self) -> bool | None:
+        return self.protocol.eof_received()  # type: ignore[no-any-return]
+
+    def pause_writing(self) -> None:
+        self.protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        self.protocol.resume_writing()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._discard(self)
+        if self._transport is not None:
+            self.protocol.connection_lost(error)
+
+    def drop(self) -> None:
+        """End the connection, which has not asked for anything in time, or has not read why it is refused."""
+        if self._transport is not None:
+            self._transport.abort()
+        elif self.setup is not None:
+            self.setup.abort()
+
+    def expire(self) -> None:
+        """What ``drop`` does, of one that is still waited for."""
+        self._discard(self)
+        self.drop()

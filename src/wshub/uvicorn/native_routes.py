@@ -1,0 +1,108 @@
+"""Which requests a hub answers by itself: those that reach one of its routes with nothing in between.
+
+Whatever stands in between may guard the route. So guards are not looked for: what is followed are classes, they
+themselves and none derived from them, of which it is known that they pass a WebSocket request on as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import cache
+from typing import Any
+
+from starlette.routing import BaseRoute, Match
+
+from wshub.asgi.native import NativeRoute, native_endpoint, wrapped_application
+from wshub.hub import Hub
+
+__all__ = ["find_native_route", "native_hubs"]
+
+# By their names, since FastAPI need not be installed.
+_APPLICATIONS = frozenset(("starlette.applications.Starlette", "fastapi.applications.FastAPI"))
+_ROUTERS = frozenset(("starlette.routing.Router", "fastapi.routing.APIRouter"))
+_ROUTES = frozenset(("starlette.routing.Mount", "starlette.routing.WebSocketRoute", "starlette.routing.Host"))
+
+# Where what every application puts around its own router comes from.
+_ERROR_HANDLING = frozenset(("starlette.middleware.errors", "starlette.middleware.exceptions"))
+
+
+def find_native_route(app: Any, scope: dict[str, Any]) -> NativeRoute | None:
+    """The native route of a WebSocket request, or None where something of the application has a say in it.
+
+    That is any middleware, any route before it that matches too, and all code that is not known to do nothing else.
+    Raises whatever a route raises that cannot convert a part of the path.
+
+    Args:
+        app: an ASGI application.
+        scope: of ASGI's, ``type``, ``path``, ``root_path`` and, of ``headers``, ``host``. It is changed.
+    """
+    while app is not None:
+        endpoint = native_endpoint(app)
+        if endpoint is not None:
+            return endpoint.native_route(scope.get("path_params", {}))
+        app = _follow(_routes_of(app), scope)
+    return None
+
+
+def native_hubs(app: Any) -> Iterator[Hub]:
+    """The hub of every route that may be native for some request, in the order of the routes."""
+    endpoint = native_endpoint(app)
+    if endpoint is not None:
+        route = endpoint.native_route({})
+        if route is not None:
+            yield route.hub
+    else:
+        for each in _routes_of(app):
+            yield from native_hubs(_application_of(each))
+
+
+def _routes_of(app: Any) -> Iterable[BaseRoute]:
+    """The routes of an application that does nothing to a WebSocket request but to route it."""
+    app = wrapped_application(app) or app
+    if _name_of(app) in _APPLICATIONS:
+        if not _only_routes(app):
+            return ()
+        app = app.router
+    # A router has middleware of its own around its method `app`.
+    if _name_of(app) in _ROUTERS and app.middleware_stack == app.app:
+        return app.routes  # type: ignore[no-any-return]
+    return ()
+
+
+def _only_routes(app: Any) -> bool:
+    """Whether there is nothing around the router of an application but what handles its errors."""
+    if app.user_middleware or "build_middleware_stack" in vars(app) or getattr(app, "root_path", ""):
+        return False
+    # What was built when the application was first called, or what has been put there instead.
+    layer = app.middleware_stack
+    while layer is not None and layer is not app.router:
+        module = type(layer).__module__
+        if module not in _ERROR_HANDLING and not module.startswith("fastapi."):
+            return False
+        layer = layer.app
+    return True
+
+
+def _follow(routes: Iterable[BaseRoute], scope: dict[str, Any]) -> Any:
+    """The application of the first route that matches, whose part of the scope is added to it."""
+    for route in routes:
+        match, child_scope = route.matches(scope)
+        if match is Match.FULL:
+            scope.update(child_scope)
+            return _application_of(route)
+    return None
+
+
+def _application_of(route: Any) -> Any:
+    """What a route passes each of its requests on to; None if it may do something else."""
+    return route.app if _name_of(route) in _ROUTES else None
+
+
+def _name_of(value: object) -> str:
+    kind: Any = type(value)
+    return _qualified_name(kind)
+
+
+@cache
+def _qualified_name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"

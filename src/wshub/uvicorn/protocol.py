@@ -1,0 +1,535 @@
+"""uvicorn's side: the protocol class that a WebSocket request is handed over to.
+
+``uvicorn main:app --ws wshub.uvicorn.protocol:WebSocketProtocol``
+
+The application answers the handshake as ASGI, so everything that guards it there applies. Its scope has the extension
+``wshub.takeover``; if its accept names a connection there, the descriptor goes to that connection's hub, and neither
+uvicorn nor the application has a part in what follows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import quote, unquote
+
+from uvicorn.config import Config
+from uvicorn.protocols.utils import (
+    ClientDisconnected,
+    get_client_addr,
+    get_local_addr,
+    get_remote_addr,
+    is_ssl,
+)
+from uvicorn.server import ServerState
+
+from wshub.asgi.application import ENDS_WITH_APPLICATION, TAKEOVER
+from wshub.asgi.endings import code_of, is_end_of
+from wshub.core.admission import is_address
+from wshub.core.connection import Connection
+from wshub.core.hub_core import table_that_receives
+from wshub.errors import ConnectionClosed, HandshakeError
+from wshub.hub import Hub
+from wshub.links.asyncio_link import AsyncioLink
+from wshub.links.shortage import ShortageLog, is_shortage
+from wshub.protocol.handshake.server import Handshake
+from wshub.protocol.http.headers import split_list
+from wshub.protocol.http.request import MAX_EARLY_SIZE, MAX_HEAD_SIZE, RequestHead, parse_request_head
+from wshub.protocol.message import MessageType
+from wshub.uvicorn.first_requests import protocol_of
+from wshub.uvicorn.proxies import application_of, client_of, scheme_of, trusted_hosts_of
+from wshub.uvicorn.server_hubs import Hubs
+from wshub.uvicorn.upgrades import recognise_lists_of_upgrades
+
+__all__ = ["WebSocketProtocol"]
+
+logger = logging.getLogger("uvicorn.error")
+
+NOT_DUPLICATED = ShortageLog("a connection stays with its transport, no descriptor can be had for the hub (%s)")
+NOT_ADOPTED = ShortageLog("a hub cannot take a connection (%s): it is refused with 503")
+OUT_OF_RESOURCES = HandshakeError(503, "The server has no resources left.", (("Retry-After", "5"),))
+
+MOST_BUFFERED = 64 * 1024
+"""Octets that may wait to be sent before ``send`` waits for them, as asyncio's transports have it."""
+
+REFUSAL_TIMEOUT = 10.0
+"""Seconds that a client may take nothing of a refusal before its connection is ended, as with ``send_timeout_ms``."""
+
+
+class WebSocketProtocol(asyncio.Protocol):
+    """Serves one WebSocket request that uvicorn has read."""
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        if not config.loaded:
+            config.load()
+        self._config = config
+        self._state = server_state
+        self._connections: set[Any] = server_state.connections
+        self._app_state = app_state
+        self._loop = _loop or asyncio.get_running_loop()
+        self._transport: asyncio.Transport = None  # type: ignore[assignment]
+        self._handed_over = False
+        # What uvicorn is still answering of the requests before this one.
+        self._behind: Any = None
+        self._request: RequestHead | None = None
+        self._key = ""
+        self._scope: dict[str, Any] = {}
+        self._peer: tuple[str, int] | None = None
+        self._early = b""
+        self._link: AsyncioLink | None = None
+        self._connection: Connection | None = None
+        self._answered = False
+        self._denial: tuple[int, list[tuple[bytes, bytes]]] | None = None
+        self._denial_begun = False
+        self._denial_complete = False
+        # The part of the scope in which the application finds out about a takeover, and the hub leaves a guest.
+        self._takeover: dict[str, Any] = {}
+        self._taken_over = False
+        self._ends_with_application = True
+        self._connect_sent = False
+        self._ending: asyncio.TimerHandle | None = None
+        self._lost: asyncio.Future[None] = self._loop.create_future()
+        self._writable = asyncio.Event()
+        self._writable.set()
+
+    # From uvicorn and the transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]
+        self._connections.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self._link is not None:
+            self._link.data_received(data)
+        elif not self._handed_over:
+            self._handed_over = True
+            self._follow(protocol_of(self._transport), data)
+        elif self._connection is not None or not self._answered:
+            self._early += data
+            if len(self._early) > MAX_EARLY_SIZE:
+                self._transport.abort()
+
+    def eof_received(self) -> bool | None:
+        return self._link.eof_received() if self._link is not None else None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._connections.discard(self)
+        if self._ending is not None:
+            self._ending.cancel()
+        if not self._lost.done():
+            self._lost.set_result(None)
+        if self._link is not None:
+            self._link.connection_lost(exc)
+        self._writable.set()
+
+    def pause_writing(self) -> None:
+        if self._link is not None:
+            self._link.pause_writing()
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        if self._link is not None:
+            self._link.resume_writing()
+        self._writable.set()
+
+    def shutdown(self) -> None:
+        """The server shuts down before the application has answered."""
+        if self._behind is not None:
+            # The connection ends with the response that is under way.
+            self._behind.keep_alive = False
+        elif not self._answered:
+            self._respond(503, [], b"The server is shutting down.")
+
+    # The handshake
+
+    def _follow(self, former: Any, data: bytes) -> None:
+        """Start as soon as ``former``, the protocol that has read the request, has answered those before it."""
+        behind = getattr(former, "cycle", None)
+        if behind is None or behind.response_complete:
+            self._start(former, data)
+            return
+        on_response = behind.on_response
+
+        def answered() -> None:
+            self._behind = None
+            on_response()
+            if self._transport.is_closing():
+                self._answered = True
+            else:
+                self._start(former, data)
+
+        self._behind = behind
+        behind.on_response = answered
+
+    def _start(self, former: Any, data: bytes) -> None:
+        if hasattr(former, "_unset_keepalive_if_required"):
+            # Time that a request before this one has left to the next.
+            former._unset_keepalive_if_required()
+        try:
+            if len(data) > MAX_HEAD_SIZE:
+                raise HandshakeError(431, "The request head is too large.")
+            self._request = request = parse_request_head(data)
+            self._key = Handshake.check_request(request.method, _http_version(former, request), request.headers)
+            # Raises for a list that is malformed.
+            Handshake.choose_subprotocol(request.headers, ())
+            offered = split_list(request.headers.get_all_raw(b"sec-websocket-protocol"))
+        except HandshakeError as error:
+            self._answered = True
+            self._write(Handshake.create_error_response(error))
+            self._end()
+            return
+        self._peer = peer = get_remote_addr(self._transport)
+        trusted = trusted_hosts_of(self._config)
+        self._takeover["peer"] = peer
+        raw_path = request.raw_path
+        root_path = self._config.root_path
+        self._scope = {
+            "type": "websocket",
+            "asgi": {"version": self._config.asgi_version, "spec_version": "2.4"},
+            "http_version": request.http_version,
+            "scheme": scheme_of(trusted, peer, request.headers) or ("wss" if is_ssl(self._transport) else "ws"),
+            "server": get_local_addr(self._transport),
+            "client": client_of(trusted, peer, request.headers) or peer,
+            "root_path": root_path,
+            "path": root_path + unquote(raw_path.decode("ascii")),
+            "raw_path": root_path.encode("ascii") + raw_path,
+            "query_string": request.raw_query_string,
+            "headers": list(request.headers.raw),
+            "subprotocols": [name.decode("latin-1") for name in offered],
+            "state": self._app_state.copy(),
+            "extensions": {"websocket.http.response": {}, TAKEOVER: self._takeover},
+        }
+        task = self._loop.create_task(self._run())
+        task.add_done_callback(self._state.tasks.discard)
+        self._state.tasks.add(task)
+
+    async def _run(self) -> None:
+        """Run the application, and end what it leaves open."""
+        app: Callable[..., Awaitable[None]] = application_of(self._config)
+        try:
+            await app(self._scope, self._receive, self._send)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except asyncio.CancelledError as error:
+            if not self._is_cancelled():
+                logger.error("Exception in ASGI application", exc_info=error)
+            await self._end_connection(1011)
+            raise
+        except BaseException as error:
+            await self._end_failed(error)
+        else:
+            await self._end_connection(1000)
+        finally:
+            if not self._answered:
+                self._answer_for_application()
+
+    def _answer_for_application(self) -> None:
+        """Answer the handshake of an application that has ended without an answer, or with no more than its start."""
+        if self._denial is None:
+            self._respond(500, [], b"Internal Server Error")
+            return
+        status, headers = self._denial
+        self._respond(status, [field for field in headers if field[0].lower() != b"content-length"], b"")
+
+    @staticmethod
+    def _is_cancelled() -> bool:
+        """Whether the server has cancelled the application, which otherwise has raised CancelledError by itself."""
+        task = asyncio.current_task()
+        return task is not None and task.cancelling() > 0
+
+    async def _end_failed(self, error: BaseException) -> None:
+        """End the connection of an application that has raised, with the code that its exception asks for, or 1011."""
+        closing = code_of(error)
+        if closing is not None:
+            if not self._answered:
+                self._respond(403, [], b"")
+            await self._end_connection(*closing)
+        elif self._is_expected(error):
+            logger.debug("The application has failed since its connection has ended", exc_info=error)
+            await self._end_connection(1000)
+        else:
+            logger.error("Exception in ASGI application", exc_info=error)
+            await self._end_connection(1011)
+
+    def _is_expected(self, error: BaseException) -> bool:
+        """Whether there is nothing wrong: the client has left, or has been told why a hub has refused it."""
+        if isinstance(error, ClientDisconnected):
+            return True
+        if self._connection is None:
+            return isinstance(error, HandshakeError) and self._answered
+        return any(is_end_of(connection, error) for connection in (self._connection, self._guest()) if connection)
+
+    async def _end_connection(self, code: int, reason: str = "") -> None:
+        guest = self._guest()
+        if guest is not None:
+            guest.close(code, reason)
+            await guest.wait_closed()
+        if self._connection is None or not self._ends_with_application:
+            return
+        if code == 1011:
+            self._connection.hub._fail(self._connection, code, reason)
+        else:
+            self._connection.close(code, reason)
+
+    def _guest(self) -> Connection | None:
+        """The hub's connection over ASGI, if middleware has kept it from taking this one over."""
+        return self._takeover.get("guest")
+
+    async def _receive(self) -> dict[str, Any]:
+        if not self._connect_sent:
+            self._connect_sent = True
+            return {"type": "websocket.connect"}
+        if self._connection is None:
+            await asyncio.shield(self._lost)
+            return {"type": "websocket.disconnect", "code": 1006, "reason": ""}
+        if self._taken_over:
+            await self._connection.wait_closed()
+            code, reason = self._connection.close_code, self._connection.close_reason
+            return {"type": "websocket.disconnect", "code": code, "reason": reason}
+        try:
+            message = await self._connection.receive()
+        except ConnectionClosed as closed:
+            return {"type": "websocket.disconnect", "code": closed.code, "reason": closed.reason}
+        if message.type is MessageType.TEXT:
+            return {"type": "websocket.receive", "text": message.data}
+        return {"type": "websocket.receive", "bytes": message.data}
+
+    async def _send(self, message: dict[str, Any]) -> None:
+        kind = str.__str__(message["type"])
+        if self._connection is not None:
+            await self._send_open(self._connection, kind, message)
+        elif self._denial is not None:
+            await self._continue_denial(kind, message)
+        elif self._answered or self._lost.done():
+            raise ClientDisconnected
+        elif kind == "websocket.accept":
+            await self._accept(message)
+        elif kind == "websocket.close":
+            self._respond(403, [], b"")
+        elif kind == "websocket.http.response.start":
+            self._start_denial(message["status"], list(message.get("headers", ())))
+        else:
+            raise RuntimeError(f"an application cannot send {kind!r} before it has accepted or refused the connection")
+
+    def _start_denial(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        if not 200 <= status < 600:
+            raise RuntimeError(f"a handshake cannot be refused with the status {status}: use 200 to 599")
+        # Raises for a field that cannot be sent.
+        Handshake.encode_fields(headers)
+        self._denial = (status, headers)
+
+    async def _continue_denial(self, kind: str, message: dict[str, Any]) -> None:
+        """Send what follows the start of the response that refuses the handshake, which is its body alone."""
+        if kind != "websocket.http.response.body":
+            raise RuntimeError(f"Expected ASGI message 'websocket.http.response.body' but got {kind!r}.")
+        if self._denial_complete:
+            raise RuntimeError(f"an application cannot send {kind!r} after the response is complete")
+        if self._answered or self._lost.done():
+            raise ClientDisconnected
+        more_body = message.get("more_body", False)
+        self._denial_complete = not more_body
+        await self._send_denial(message.get("body", b""), more_body)
+
+    async def _send_denial(self, body: bytes, more_body: bool) -> None:
+        """Send a piece of the response that refuses the handshake; its end is that of the connection."""
+        assert self._denial is not None
+        status, headers = self._denial
+        if not self._denial_begun and not more_body:
+            self._respond(status, headers, body)
+            return
+        if not self._denial_begun:
+            self._denial_begun = True
+            self._log(str(status))
+            self._write(self._response_head(status, headers))
+        self._write(body)
+        if not more_body:
+            self._answered = True
+            self._end()
+            return
+        try:
+            async with asyncio.timeout(REFUSAL_TIMEOUT):
+                await self._writable.wait()
+        except TimeoutError:
+            self._transport.abort()
+            raise ClientDisconnected from None
+
+    async def _send_open(self, connection: Connection, kind: str, message: dict[str, Any]) -> None:
+        try:
+            if kind == "websocket.send":
+                text = message.get("text")
+                data: Any = text if text is not None else message.get("bytes")
+                # Before it too: several tasks of the application may send.
+                while connection.buffered > MOST_BUFFERED:
+                    await connection.drain()
+                connection.send(data)
+                while connection.buffered > MOST_BUFFERED:
+                    await connection.drain()
+            elif kind == "websocket.close":
+                connection.close(message.get("code") or 1000, message.get("reason") or "")
+            else:
+                raise RuntimeError(f"an application cannot send {kind!r} after it has accepted the connection")
+        except ConnectionClosed as closed:
+            raise ClientDisconnected from closed
+
+    async def _accept(self, message: dict[str, Any]) -> None:
+        connection: Connection | None = message.get(TAKEOVER)
+        assert self._request is not None
+        hubs = Hubs.of(self._state)
+        if connection is None:
+            try:
+                hub = hubs.default(self._config)
+            except HandshakeError as error:
+                self._refuse(error)
+                raise ClientDisconnected from error
+            connection = hub._register(table_that_receives(), self._request)
+        else:
+            self._taken_over = True
+            self._ends_with_application = message.get(ENDS_WITH_APPLICATION, False)
+            hub = connection.hub
+        # Middleware may have changed what the connection was registered with, and where it comes from.
+        connection.subprotocol = message.get("subprotocol")
+        client = self._client()
+        if client and client != self._peer:
+            connection.forwarded_address = tuple(client[:2])
+        headers = [*self._state.default_headers, *message.get("headers", ())]
+        response = hub._create_response(connection, self._key, headers)
+        hubs.add(hub)
+        self._connection = connection
+        self._answered = True
+        self._takeover |= {"accepted": True, "subprotocol": connection.subprotocol}
+        self._log("[accepted]")
+        self._connections.discard(self)
+        self._request.headers.compact()
+        opened = self._loop.create_future()
+        # Handlers are called from the loop, never from within a task, such as the one of the application here.
+        self._loop.call_soon(self._open, hub, connection, response, opened)
+        await opened
+
+    def _client(self) -> Any:
+        """The client's address, which middleware may have changed to what a proxy tells of: if that is an address."""
+        client = self._scope["client"]
+        return client if client and client != self._peer and is_address(client[0]) else self._peer
+
+    def _open(self, hub: Hub, connection: Connection, response: bytes, opened: asyncio.Future[None]) -> None:
+        early, self._early = self._early, b""
+        if opened.cancelled():
+            # The application was cancelled before the answer has left.
+            hub._abandon(connection)
+            self._respond(500, [], b"Internal Server Error")
+            return
+        try:
+            descriptor = self._duplicate() if hub._can_adopt() and self._can_be_taken() else -1
+            if descriptor >= 0:
+                # First what may fail: without it the client is still to be answered here.
+                hub._adopt(connection, descriptor, response, early)
+                self._transport.close()
+            else:
+                self._serve_over_transport(hub, connection, response, early)
+        except Exception as error:
+            hub._abandon(connection)
+            if self._link is None and is_shortage(error):
+                NOT_ADOPTED.failed(error)
+                self._refuse(OUT_OF_RESOURCES)
+                error = ClientDisconnected()
+            else:
+                self._transport.abort()
+            if opened.done():
+                logger.exception("a connection cannot be served")
+            else:
+                opened.set_exception(error)
+            return
+        if not opened.done():
+            opened.set_result(None)
+
+    def _duplicate(self) -> int:
+        """A descriptor of the connection for the hub alone; -1 where there are no more of them."""
+        try:
+            descriptor = int(self._transport.get_extra_info("socket").dup().detach())
+        except (OSError, MemoryError) as error:
+            NOT_DUPLICATED.failed(error)
+            return -1
+        NOT_DUPLICATED.recovered()
+        return descriptor
+
+    def _serve_over_transport(self, hub: Hub, connection: Connection, response: bytes, early: bytes) -> None:
+        self._link = AsyncioLink(self._transport, self._loop)
+        hub._open(connection, self._link, response, early)
+        if self._lost.done():
+            self._link.connection_lost(None)
+
+    def _can_be_taken(self) -> bool:
+        """Whether the descriptor is all there is to the connection.
+
+        TLS needs its transport, and so does an earlier response of a kept-alive connection that is still leaving.
+        """
+        transport = self._transport
+        return not (transport.is_closing() or is_ssl(transport) or transport.get_write_buffer_size())
+
+    def _respond(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+        """Refuse the handshake with a response, after which the transport is closed."""
+        if self._denial_begun:
+            # Half a response has been sent, and nothing can follow it.
+            self._answered = True
+            self._end()
+            return
+        names = {name.lower() for name, _ in headers}
+        if b"content-length" not in names:
+            headers = [*headers, (b"content-length", b"%d" % len(body))]
+        if b"content-type" not in names and body:
+            headers = [*headers, (b"content-type", b"text/plain; charset=utf-8")]
+        head = self._response_head(status, headers)
+        self._answered = True
+        self._log(str(status))
+        self._write(head + body)
+        self._end()
+
+    def _refuse(self, error: HandshakeError) -> None:
+        fields = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in error.headers]
+        self._respond(error.status, fields, error.reason.encode())
+
+    def _write(self, data: bytes) -> None:
+        """Give the transport bytes, unless the client has left: then uvloop's raises."""
+        if not self._transport.is_closing():
+            self._transport.write(data)
+
+    def _end(self) -> None:
+        """Close the transport when all has left, or at last when too much time has passed."""
+        if self._lost.done():
+            return
+        self._transport.close()
+        self._ending = self._loop.call_later(REFUSAL_TIMEOUT, self._transport.abort)
+
+    def _response_head(self, status: int, headers: list[tuple[bytes, bytes]]) -> bytes:
+        """The head of a response whose end is that of the connection, if it does not say its length."""
+        try:
+            phrase = HTTPStatus(status).phrase
+        except ValueError:
+            phrase = ""
+        fields = Handshake.encode_fields([*self._state.default_headers, *headers, (b"connection", b"close")])
+        return b"HTTP/1.1 %d %s\r\n%s\r\n" % (status, phrase.encode("ascii"), fields)
+
+    def _log(self, outcome: str) -> None:
+        if not logger.isEnabledFor(logging.INFO):
+            return
+        # Without the query, which may have a token.
+        scope: Any = {"client": self._client()}
+        address = get_client_addr(scope)
+        logger.info('%s - "WebSocket %s" %s', address, quote(self._scope["path"]), outcome)
+
+
+recognise_lists_of_upgrades(WebSocketProtocol)
+
+
+def _http_version(former: Any, request: RequestHead) -> str:
+    """The version of the client's request: in what it hands over, uvicorn always writes 1.1."""
+    scope = getattr(former, "scope", None)
+    return str(scope["http_version"]) if scope else request.http_version

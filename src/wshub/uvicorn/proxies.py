@@ -1,0 +1,54 @@
+"""The headers of proxies that uvicorn's ``--forwarded-allow-ips`` trusts.
+
+uvicorn takes the first entry of ``X-Forwarded-For`` with ``"*"``, and the client itself may have written that one. So
+WebSockets do not go through uvicorn's middleware. The functions here have its rules with one exception: the last entry
+counts that is not a trusted proxy's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from typing import Any, cast
+
+from uvicorn.config import Config
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+
+from wshub.core.admission import forwarded_address
+from wshub.protocol.http.headers import Headers
+
+__all__ = ["application_of", "client_of", "scheme_of", "trusted_hosts_of"]
+
+_SCHEMES = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}
+
+
+def application_of(config: Config) -> Any:
+    """The application of a loaded configuration, without uvicorn's middleware that trusts proxies."""
+    app: Any = config.loaded_app
+    return app.app if trusted_hosts_of(config) is not None else app
+
+
+def trusted_hosts_of(config: Config) -> Container[Any] | None:
+    """The proxies that a loaded configuration trusts; ``None`` with ``--no-proxy-headers``."""
+    app: Any = config.loaded_app
+    if not config.proxy_headers or type(app) is not ProxyHeadersMiddleware:
+        return None
+    return cast("Container[Any]", app.trusted_hosts)
+
+
+def client_of(trusted: Container[Any] | None, peer: tuple[str, int] | None, headers: Headers) -> tuple[str, int] | None:
+    """The client's address as ``forwarded_address`` finds it; ``None`` if the peer is not trusted."""
+    if trusted is None or _host_of(peer) not in trusted:
+        return None
+    return forwarded_address(peer, headers, trusted.__contains__)
+
+
+def scheme_of(trusted: Container[Any] | None, peer: tuple[str, int] | None, headers: Headers) -> str | None:
+    """``ws`` or ``wss`` as the peer says in ``X-Forwarded-Proto``; ``None`` if it does not, or is not trusted."""
+    values = headers.get_all_raw(b"x-forwarded-proto")
+    if not values or trusted is None or _host_of(peer) not in trusted:
+        return None
+    return _SCHEMES.get(values[-1].decode("latin-1"))
+
+
+def _host_of(peer: tuple[str, int] | None) -> str | None:
+    return peer[0] if peer is not None else None

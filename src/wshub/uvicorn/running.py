@@ -1,0 +1,57 @@
+"""Serves an ASGI application with uvicorn, whose WebSockets are wshub's."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable
+from typing import Any
+
+import uvicorn
+
+from wshub.links.tls import mark_as_own
+from wshub.protocol.validation import check_integer, check_port
+
+__all__ = ["LOOPS", "PROTOCOL_CLASS", "check_address", "run"]
+
+PROTOCOL_CLASS = "wshub.uvicorn.protocol:WebSocketProtocol"
+
+LOOPS = {
+    "auto": "wshub.uvicorn.event_loop:new_event_loop",
+    "asyncio": "wshub.uvicorn.event_loop:new_asyncio_loop",
+    "uvloop": "wshub.uvicorn.event_loop:new_uvloop_loop",
+}
+
+GRACEFUL_SHUTDOWN = 60
+"""Seconds that connections and requests have to end, unless told otherwise: a shutdown takes a bounded time."""
+
+
+def check_address(options: dict[str, Any]) -> None:
+    """Raise ``ConfigurationError`` for a port or a backlog among the options that cannot be."""
+    if options.get("port") is not None:
+        options["port"] = check_port(options["port"])
+    if options.get("backlog") is not None:
+        options["backlog"] = check_integer("backlog", options["backlog"], 0, 2**31 - 1)
+
+
+def create_own_ssl_context(_config: Any, default: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
+    """uvicorn's context for the certificate that it was given, which no application gets hold of."""
+    return mark_as_own(default())
+
+
+def run(app: Any, *, loop: str = "auto", **options: Any) -> None:
+    """Serve an application until SIGINT or SIGTERM, which closes every connection of its hubs with 1001.
+
+    Args:
+        app: an ASGI application, or, for ``workers`` and ``reload``, where to import it from: ``"main:app"``.
+        loop: ``"auto"``, ``"asyncio"``, ``"uvloop"``, or where to import a function from that makes one.
+        options: all others of ``uvicorn.run()``, such as ``host``, ``port``, ``uds``, ``workers``, ``ssl_certfile``.
+
+    Raises:
+        ConfigurationError: a port or a backlog that cannot be.
+    """
+    check_address(options)
+    options.setdefault("ws", PROTOCOL_CLASS)
+    options.setdefault("timeout_graceful_shutdown", GRACEFUL_SHUTDOWN)
+    if options.get("ssl_certfile"):
+        options.setdefault("ssl_context_factory", create_own_ssl_context)
+    uvicorn.run(app, loop=LOOPS.get(loop, loop), **options)

@@ -1,0 +1,97 @@
+"""The hubs of a uvicorn server."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from uvicorn.config import Config
+from uvicorn.server import ServerState
+
+from wshub.core.binding import bind_for_request
+from wshub.core.config import HubConfig
+from wshub.hub import Hub
+
+__all__ = ["Hubs"]
+
+
+class Hubs:
+    """The hubs that have connections of a server, which closes them when it shuts down.
+
+    uvicorn calls ``shutdown()`` of each of its connections once, and waits until none is left.
+    """
+
+    def __init__(self, connections: Any) -> None:
+        self._connections: set[Any] = connections
+        self._hubs: set[Hub] = set()
+        self._task: asyncio.Task[None] | None = None
+        self._late: set[asyncio.Task[None]] = set()
+        self._guard = asyncio.get_running_loop().create_task(self._close_when_cancelled())
+        self._default: Hub | None = None
+        connections.add(self)
+
+    @classmethod
+    def of(cls, state: ServerState) -> Hubs:
+        """The one of a server."""
+        if state not in _of_servers:
+            _of_servers[state] = cls(state.connections)
+        return _of_servers[state]
+
+    def add(self, hub: Hub) -> None:
+        """Close that hub at shutdown, or now if that has begun: an application may accept a request that late."""
+        self._hubs.add(hub)
+        if self._task is not None:
+            closing = asyncio.get_running_loop().create_task(hub.close())
+            self._late.add(closing)
+            closing.add_done_callback(self._late.discard)
+
+    def default(self, config: Config) -> Hub:
+        """The hub of applications that know of none, with the settings that uvicorn was given.
+
+        Raises ``HandshakeError`` (503) if there are no descriptors or no memory for it.
+        """
+        if self._default is None:
+            hub = Hub(
+                HubConfig(
+                    max_connections=2**31,
+                    max_message_size=config.ws_max_size,
+                    # ASGI's send waits instead.
+                    max_send_buffer=2**40,
+                    send_timeout_ms=0,
+                    ping_interval_ms=int((config.ws_ping_interval or 1_000_000) * 1000),
+                    pong_timeout_ms=int((config.ws_ping_timeout or 1_000_000) * 1000),
+                    enable_compression=config.ws_per_message_deflate,
+                )
+            )
+            # First what may fail: a hub that belongs to no loop must not be kept.
+            bind_for_request(hub)
+            self.add(hub)
+            self._default = hub
+        return self._default
+
+    def shutdown(self) -> None:
+        """Close all hubs, and then be no connection of the server's any more."""
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._close())
+
+    async def _close(self) -> None:
+        try:
+            await asyncio.gather(*(hub.close() for hub in self._hubs))
+        finally:
+            self._connections.discard(self)
+            self._guard.cancel()
+
+    async def _close_when_cancelled(self) -> None:
+        """Close the hubs also where no ``shutdown()`` comes.
+
+        After a SystemExit out of a handler, the program only cancels its tasks and waits for them.
+        """
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            if self._task is None:
+                await self._close()
+
+
+_of_servers: WeakKeyDictionary[ServerState, Hubs] = WeakKeyDictionary()
