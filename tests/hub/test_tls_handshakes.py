@@ -12,8 +12,10 @@ import websockets
 
 from tests.half_tls import STARTS, HalfTls
 from tests.hub.conftest import Clock, connected
-from tests.hub.peers import REQUEST
-from wshub import EventHandler, Hub, HubConfig
+from tests.hub.peers import REQUEST, TransportInMemory, masked
+from wshub import EventHandler, Frame, Hub, HubConfig
+from wshub.core.hub_core import table_of
+from wshub.links.asyncio_link import AsyncioLink
 from wshub.serving.server import Server
 
 
@@ -188,3 +190,39 @@ def test_a_client_that_leaves_during_its_tls_handshake_is_forgotten(run, tls, ce
 
     run(scenario())
     assert [record for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")] == []
+
+
+class ClosedOnce(TransportInMemory):
+    """A TLS transport, which the peer still has to acknowledge when it is closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.closes = 0
+
+    def can_write_eof(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        self.closes += 1
+
+    def is_closing(self) -> bool:
+        return self.closes > 0
+
+
+def test_a_tls_transport_is_closed_once_when_the_client_ends_its_side_too(run) -> None:
+    async def scenario() -> None:
+        hub = Hub()
+        transport = ClosedOnce()
+        link = AsyncioLink(transport, asyncio.get_running_loop())
+        connection = hub._register(table_of(EventHandler()), None)
+        hub._open(connection, link, b"", b"")
+        connection.close()
+        link.data_received(masked(Frame.close()))
+        await asyncio.sleep(0)
+        assert transport.closes == 1
+        link.eof_received()
+        await asyncio.sleep(0)
+        assert transport.closes == 1
+        link.connection_lost(None)
+
+    run(scenario())

@@ -186,7 +186,8 @@ cdef class AsyncioLink(Link):
                 except OSError:
                     # The peer has gone already, which the transport has not seen yet.
                     self.abort(False)
-        elif self.finishing and self.ended:
+        elif self.finishing and self.ended and not self.transport.is_closing():
+            # A TLS transport of Python 3.11 that is closed twice cannot be asked what it holds any more.
             self.transport.close()
 
     def lose(self, int error):
