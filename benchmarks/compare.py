@@ -139,7 +139,8 @@ def compare(case: Case, source: Path, rounds: int, turns: int) -> list[Compariso
         with ExitStack() as servers:
             measures = []
             for build in (source, None):
-                with imported_from(build):
+                programs = build.parent / "benchmarks" if build is not None else run.HERE
+                with imported_from(build), run.programs_of(programs):
                     measures.append(servers.enter_context(case.running()))
             for number in range(1 if case.once else turns):
                 for which in (0, 1) if number % 2 else (1, 0):
@@ -157,7 +158,7 @@ def main() -> int:
     parser.add_argument("--turns", type=int, default=10, help="of each of the two, in a round")
     parser.add_argument("--seconds", type=float, default=0.3, help="of one turn")
     arguments = parser.parse_args()
-    if not list(arguments.source.glob("wshub/core/*.so")):
+    if not list(arguments.source.glob("wshub/protocol/*.so")):
         parser.error(f"no build in {arguments.source}: run setup.py build_ext --inplace beside it")
 
     run.compile_tools()

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
+
+_programs = HERE
 BUILD = HERE / "build"
 START_SECONDS = 10
 # load.c bounds itself: this much beyond its warm-up and window, and then it fails with a reason.
@@ -176,12 +178,29 @@ def last_line(text: str) -> str:
 
 
 @contextmanager
+def programs_of(directory: Path) -> Iterator[None]:
+    """Start servers meanwhile from that directory of another checkout."""
+    global _programs
+    before, _programs = _programs, directory
+    try:
+        yield
+    finally:
+        _programs = before
+
+
+@contextmanager
 def running(server: Server, mode: str, core: int) -> Iterator[tuple[int, int]]:
     """A fresh server process on its core, reachable; yields its pid and port, and stops it by its pid."""
     port = free_port()
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
-            [*server.command, "--mode", mode, "--port", str(port)],
+            [
+                *(word.replace(str(HERE), str(_programs)) for word in server.command),
+                "--mode",
+                mode,
+                "--port",
+                str(port),
+            ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=errors,
