@@ -1,8 +1,13 @@
 """Builds the native modules; all else about the package is in pyproject.toml.
 
-``WSHUB_BUILD`` chooses how: ``release`` (the default), ``debug`` (no optimisation, debug symbols), ``sanitize``
-(AddressSanitizer and UndefinedBehaviorSanitizer), ``fuzz`` (these and libFuzzer's coverage, with clang) or ``profile``
-(release, with symbols and line directives).
+``WSHUB_BUILD`` chooses how:
+
+- ``release``, the default
+- ``debug``: no optimisation, debug symbols
+- ``sanitize``: AddressSanitizer and UndefinedBehaviorSanitizer
+- ``fuzz``: both sanitizers and libFuzzer's coverage, with clang
+- ``profile``: a release with symbols and line directives
+
 ``WSHUB_WITHOUT_REACTOR=1`` leaves the reactor out, as on a platform without epoll.
 """
 
@@ -28,7 +33,7 @@ FLAGS: dict[str, tuple[list[str], list[str]]] = {
     "debug": (["-O0", "-g"], []),
     "profile": (["-O3", "-g", "-fno-omit-frame-pointer"], []),
     "sanitize": (SANITIZED, ["-fsanitize=address,undefined"]),
-    # What they refer to is in the library that is loaded before them.
+    # A library that is loaded before them defines the symbols.
     "fuzz": ([*SANITIZED, "-fsanitize=fuzzer-no-link"], []),
 }
 

@@ -17,7 +17,7 @@ import compression
 import run
 import tls
 
-# What a change may cost: a figure beyond so many times what it was is named as one that is slower.
+# The largest ratio that a change may have: the report names every figure above it.
 AT_MOST = 1.05
 
 # Of a turn's load, in seconds.
@@ -84,7 +84,7 @@ def over_tls(transport: str, chain: str, key: str, seconds: float) -> Case:
 
 
 def all_cases(seconds: float, chain: str, key: str) -> Iterator[Case]:
-    """What the other benchmarks measure of wshub; `chain` and `key` are files with a certificate for localhost."""
+    """Yield every case of the other benchmarks. `chain` and `key` are files with a certificate for localhost."""
     for row in run.ROWS:
         for server in run.SERVERS:
             if server.name in run.OURS:

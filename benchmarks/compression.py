@@ -24,7 +24,7 @@ from run import (
     running,
 )
 
-# What a message of a kibibyte of the load generator's JSON has left when a hub has compressed it, header included.
+# Bytes of one KiB of the load generator's JSON once a hub has compressed it, header included.
 COMPRESSED_SIZE = 385
 
 PLAIN = Server("wshub, plain", python_server("wshub_server.py", "--loop", "uvloop"))
@@ -83,7 +83,7 @@ MEASUREMENTS = (
     ),
     Measurement(
         "fanout-plain",
-        "the same number of octets, plain",
+        "the same number of bytes, plain",
         "µs/delivery",
         "broadcast",
         f"{FANOUT} --size {COMPRESSED_SIZE - 4}",
@@ -92,7 +92,7 @@ MEASUREMENTS = (
     ),
     Measurement(
         "ticks",
-        "fan-out of ticks of about 117 octets to 1,000",
+        "fan-out of ticks of about 117 bytes to 1,000",
         "µs/delivery",
         "broadcast",
         f"{FANOUT} --text tick",
@@ -147,16 +147,16 @@ def measure(wanted: list[Measurement], rounds: int, warmup: float, seconds: floa
 
 def report(wanted: list[Measurement], samples: Samples, failures: list[str]) -> str:
     lines = [
-        markdown_row("work", "server", "median", "range", "unit", "octets each"),
+        markdown_row("work", "server", "median", "range", "unit", "bytes each"),
         markdown_row(*["---"] * 6),
     ]
     for row in wanted:
         for server, _ in row.servers:
             found = samples.get((row.key, server.name), [])
             values = [sample[row.figure] for sample in found]
-            octets = [sample["octets_per_delivery"] for sample in found if "octets_per_delivery" in sample]
+            sizes = [sample["bytes_per_delivery"] for sample in found if "bytes_per_delivery" in sample]
             cells = ("failed", "") if not values else (f"{statistics.median(values):.3f}", spread(values))
-            size = f"{statistics.median(octets):.1f}" if octets else ""
+            size = f"{statistics.median(sizes):.1f}" if sizes else ""
             lines.append(markdown_row(row.title, server.name, *cells, row.unit, size))
     lines += ["", *judged(samples), "", *(f"- failed: {failure}" for failure in failures)]
     names = ("websockets", "aiohttp", "socketify", "uvloop")
@@ -168,7 +168,7 @@ def spread(values: list[float]) -> str:
 
 
 def judged(samples: Samples) -> list[str]:
-    """What the project set itself to reach, and whether it does."""
+    """List the targets, and whether they are met."""
 
     def median(row: str, server: str, figure: str) -> float:
         return float(statistics.median(sample[figure] for sample in samples[row, server]))
@@ -176,17 +176,17 @@ def judged(samples: Samples) -> list[str]:
     def best_peer(row: str, figure: str) -> float:
         return min(median(row, peer.name, figure) for peer in PEERS if (row, peer.name) in samples)
 
-    cpu, octets = "cpu_us_per_delivery", "octets_per_delivery"
+    cpu, size = "cpu_us_per_delivery", "bytes_per_delivery"
     alone, shared = "wshub, each compressed alone", "wshub, shared window"
     targets: list[tuple[str, float, Callable[[], float]]] = [
         ("echo, against the best peer", 0.5, lambda: median("echo", "wshub", cpu) / best_peer("echo", cpu)),
         ("fan-out, against the best peer", 0.1, lambda: median("fanout", "wshub", cpu) / best_peer("fanout", cpu)),
         (
-            "fan-out, against as many octets plain",
+            "fan-out, against as many bytes plain",
             1.3,
             lambda: median("fanout", "wshub", cpu) / median("fanout-plain", PLAIN.name, cpu),
         ),
-        ("octets of a shared window", 0.35, lambda: median("ticks", shared, octets) / median("ticks", alone, octets)),
+        ("bytes of a shared window", 0.35, lambda: median("ticks", shared, size) / median("ticks", alone, size)),
         ("CPU of a shared window", 1.0, lambda: median("ticks", shared, cpu) / median("ticks", alone, cpu)),
     ]
     lines = [markdown_row("target", "at most", "measured"), markdown_row("---", "---", "---")]

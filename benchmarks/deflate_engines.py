@@ -54,9 +54,9 @@ def record(source: random.Random) -> dict[str, Any]:
     }
 
 
-def json_of(source: random.Random, octets: int) -> bytes:
+def json_of(source: random.Random, size: int) -> bytes:
     rows: list[dict[str, Any]] = []
-    while len(encoded := json.dumps(rows).encode()) < octets:
+    while len(encoded := json.dumps(rows).encode()) < size:
         rows.append(record(source))
     return encoded
 
@@ -95,7 +95,7 @@ def through_python(module: Any, level: int) -> tuple[Callable[[bytes], bytes], C
 
 def rows() -> Iterator[tuple[str, str, float, float, float]]:
     for name, messages in payloads().items():
-        octets = sum(map(len, messages)) / len(messages)
+        average = sum(map(len, messages)) / len(messages)
         for engine, module_name in ENGINES.items():
             try:
                 module = importlib.import_module(module_name)
@@ -106,7 +106,7 @@ def rows() -> Iterator[tuple[str, str, float, float, float]]:
                 compress, decompress = through_python(module, level)
                 packed = [compress(message) for message in messages]
                 assert [decompress(message) for message in packed] == messages
-                ratio = sum(map(len, packed)) / len(messages) / octets
+                ratio = sum(map(len, packed)) / len(messages) / average
                 deflating = microseconds(lambda: [compress(m) for m in messages]) / len(messages)  # noqa: B023
                 inflating = microseconds(lambda: [decompress(m) for m in packed]) / len(messages)  # noqa: B023
                 yield name, f"{engine} {level}", deflating, inflating, ratio

@@ -1,4 +1,4 @@
-"""What keepalive costs for very many connections, and how soon it notices a peer that is dead behind a live one.
+"""Measures the cost of keepalive for very many connections, and how soon it notices a dead peer behind a live one.
 
 ``python benchmarks/keepalive.py``; README.md says how.
 """
@@ -41,7 +41,7 @@ CONNECTIONS_PER_ADDRESS = 5_000
 # A connection that is closed like this is reset, and keeps no port in TIME_WAIT.
 RESET = struct.pack("ii", 1, 0)
 BATCH = 100
-# What each process has open besides its connections.
+# Descriptors that each process has open besides its connections.
 OTHER_DESCRIPTORS = 100
 SWEEPS_ALONE_SECONDS = 6
 # Beyond the bound, for a dead peer that is noticed too late to be seen as late, rather than as not noticed.
@@ -119,7 +119,7 @@ class ServerProcess:
 
 
 def receive(pipe: Pipe) -> Any:
-    """What the other side says next; a RuntimeError if that is nothing for long."""
+    """Return the next message of the other side. Raises RuntimeError if it stays silent for ANSWER_SECONDS."""
     if not pipe.poll(ANSWER_SECONDS):
         raise RuntimeError("the server does not answer")
     return pipe.recv()
@@ -228,7 +228,7 @@ class Peers:
 
 @dataclass
 class Cost:
-    """What a window of time has cost the server, and what was done in it."""
+    """The CPU time of the server in a window of time, and the work that it did."""
 
     seconds: float
     cpu: float
@@ -279,7 +279,7 @@ class Noticed:
 
 
 def measure_costs(loop: str, count: int, interval_ms: int, seconds: float) -> tuple[Cost, int]:
-    """What keepalive costs in a window, and how many connections were ended by then."""
+    """Return the cost of keepalive in a window, and the number of connections that have ended by then."""
     # Until every connection has had its first ping, or at least what it was opened with is over.
     settling = interval_ms / 1000 if interval_ms < HOUR_MS else SETTLE_SECONDS
     with connected(loop, HubConfig(max_connections=count, ping_interval_ms=interval_ms), count) as (server, peers):
@@ -288,7 +288,7 @@ def measure_costs(loop: str, count: int, interval_ms: int, seconds: float) -> tu
 
 
 def measure_dead(loop: str, count: int, dead: int) -> tuple[Cost, Noticed]:
-    """What a short interval costs, and when so many dead peers are noticed with it."""
+    """Return the cost of a short interval, and the times at which the dead peers were noticed."""
     config = HubConfig(max_connections=count, ping_interval_ms=SHORT_MS, pong_timeout_ms=SHORT_TIMEOUT_MS)
     with connected(loop, config, count) as (server, peers):
         peers.answer_for(SHORT_MS / 1000)

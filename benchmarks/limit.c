@@ -4,9 +4,9 @@
  * Left out on purpose: UTF-8 validation, extensions, keepalive, origin checks, rooms. Fragments are echoed frame by
  * frame; in broadcast mode they close the connection, since those of two senders must not interleave.
  *
- * One arena serves a whole epoll batch. A read lands at the arena's tail, is unmasked there, and the reply's header is
- * written over the end of the request's, which is longer: the reply needs no copy and no allocation. The batch's end
- * sends each connection its part of the arena in one call. In broadcast mode that part is the same for all.
+ * One arena serves a whole epoll batch. A read lands at the arena's tail and is unmasked there. The reply's header is
+ * shorter than the request's, and replaces its end: the reply needs no copy and no allocation. At the end of the batch
+ * one call sends each connection its part of the arena. In broadcast mode that part is the same for all.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -51,7 +51,7 @@ struct conn {
     /* An incomplete frame; `in_size` above READ_SIZE means that reads go straight into it. */
     uint32_t in_length, in_size;
     uint8_t *in;
-    /* What the kernel would not take. */
+    /* The rest that the kernel did not take. */
     uint8_t *unsent;
     uint32_t unsent_from, unsent_to, unsent_size;
 };

@@ -83,7 +83,7 @@ struct conn {
     struct deflated *deflated; /* what comes compressed: owned, or that of all; or NULL */
     uint32_t received;         /* compressed messages */
     uint8_t *partial;          /* owned: the frame that has begun, or NULL */
-    size_t partial_length, partial_room;
+    size_t partial_length, partial_capacity;
     uint32_t head_length;
     char *head;
 };
@@ -92,7 +92,7 @@ static int epoll_fd;
 static struct conn *conns;
 static int conn_count, started, opened;
 static uint8_t *read_buffer;
-static uint64_t messages, deliveries, handshakes, received_octets;
+static uint64_t messages, deliveries, handshakes, received_bytes;
 
 /* The outgoing ring is laid out twice, so that any run of up to a whole ring of messages is one piece. Message n of it is
  * from out_at[n] to out_at[n + 1]. */
@@ -102,7 +102,7 @@ static size_t *out_at;
 static size_t in_frame;
 
 /* The texts of the ring, for what comes compressed. */
-static struct octets *plain_texts;
+static struct bytes *plain_texts;
 static struct deflated same_frames;
 
 /* fan-out: how many connections have received each message in flight */
@@ -143,9 +143,9 @@ static size_t write_masked(uint8_t *at, uint8_t first, const uint8_t *payload, s
     return header + 4 + length;
 }
 
-static struct octets make_text(uint32_t number)
+static struct bytes make_text(uint32_t number)
 {
-    struct octets text = {.length = options.text == TICK ? LONGEST_TICK : (size_t)options.size};
+    struct bytes text = {.length = options.text == TICK ? LONGEST_TICK : (size_t)options.size};
     text.start = must(malloc(text.length));
     if (options.text == TICK)
         text.length = write_tick(text.start, text.length, number);
@@ -182,7 +182,7 @@ static void make_rings(void)
 
     srandom(1);
     for (uint32_t n = 0; n < ring_messages; n++) {
-        struct octets text = make_text(n), payload = text;
+        struct bytes text = make_text(n), payload = text;
         uint8_t first = opcode;
         if (options.compression != PLAIN) {
             payload = deflate_alone(text.start, text.length);
@@ -254,7 +254,7 @@ static void check_frame(struct conn *c, const uint8_t *frame, size_t length, siz
 {
     if ((frame[0] & 15) == 8)
         fail("the server closed connection %ld with code %d", c - conns, frame[header] << 8 | frame[header + 1]);
-    struct octets *text = &plain_texts[c->received % ring_messages];
+    struct bytes *text = &plain_texts[c->received % ring_messages];
     if (!is_right(c->deflated, c->received, frame, length, header, text->start, text->length))
         fail("wrong message %u on connection %ld", c->received, c - conns);
     c->received++;
@@ -275,7 +275,7 @@ static size_t frame_length(const uint8_t *at, size_t length, size_t *header)
     return *header + payload;
 }
 
-/* Checks whole frames; returns how many, and how many octets they are. */
+/* Checks whole frames. Returns their number, and their length in bytes in `done`. */
 static uint32_t check_frames(struct conn *c, const uint8_t *at, size_t length, size_t *done)
 {
     uint32_t count = 0;
@@ -291,9 +291,9 @@ static uint32_t check_frames(struct conn *c, const uint8_t *at, size_t length, s
 
 static void keep_partial(struct conn *c, const uint8_t *rest, size_t length)
 {
-    if (c->partial_length + length > c->partial_room) {
-        c->partial_room = c->partial_length + length + 4096;
-        c->partial = must(realloc(c->partial, c->partial_room));
+    if (c->partial_length + length > c->partial_capacity) {
+        c->partial_capacity = c->partial_length + length + 4096;
+        c->partial = must(realloc(c->partial, c->partial_capacity));
     }
     memmove(c->partial + c->partial_length, rest, length);
     c->partial_length += length;
@@ -325,7 +325,7 @@ static uint32_t receive(struct conn *c)
             return 0;
         fail("lost connection %ld: %s", c - conns, got ? strerror(errno) : "closed by the server");
     }
-    received_octets += got;
+    received_bytes += got;
     if (options.compression != PLAIN)
         return receive_compressed(c, read_buffer, got);
     size_t ring_size = ring_messages * in_frame;
@@ -571,7 +571,7 @@ static void measure(void)
     double start = now() + options.warmup;
     while (turn_loop(100) < start)
         ;
-    uint64_t messages_before = messages, deliveries_before = deliveries, octets_before = received_octets;
+    uint64_t messages_before = messages, deliveries_before = deliveries, bytes_before = received_bytes;
     struct cpu before = server_cpu(options.pid);
     double own_before = own_cpu();
     start = now();
@@ -588,11 +588,11 @@ static void measure(void)
     printf("{\"mode\": \"%s\", \"messages\": %llu, \"deliveries\": %llu, \"seconds\": %.4f, "
            "\"per_second\": %.1f, \"cpu_us_per_message\": %.4f, \"cpu_us_per_delivery\": %.4f, "
            "\"server_cpu_seconds\": %.4f, \"server_user_seconds\": %.2f, \"server_system_seconds\": %.2f, "
-           "\"server_busy\": %.3f, \"load_busy\": %.3f, \"octets_per_delivery\": %.2f}\n",
+           "\"server_busy\": %.3f, \"load_busy\": %.3f, \"bytes_per_delivery\": %.2f}\n",
            mode_names[options.mode], (unsigned long long)message_count, (unsigned long long)delivery_count, seconds,
            delivery_count / seconds, message_count ? cpu * 1e6 / message_count : 0, cpu * 1e6 / delivery_count, cpu,
            after.user - before.user, after.system - before.system, cpu / seconds, own / seconds,
-           (double)(received_octets - octets_before) / delivery_count);
+           (double)(received_bytes - bytes_before) / delivery_count);
 }
 
 /* Each connection sends one message and gets it back. */
@@ -630,7 +630,7 @@ static void hold_idle(void)
     fflush(stdout);
 
     struct epoll_event event = {.events = EPOLLIN, .data.ptr = NULL};
-    /* What epoll refuses, such as /dev/null, has no end to wait for. */
+    /* epoll refuses /dev/null, for one: such input has no end to wait for. */
     bool held = epoll_ctl(epoll_fd, EPOLL_CTL_ADD, STDIN_FILENO, &event) == 0;
     for (char byte; held;) {
         struct epoll_event next;

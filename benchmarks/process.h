@@ -1,4 +1,4 @@
-/* What the load generator reads of the time and of processes, the server's and its own. */
+/* Reads the time, and the figures of processes: the server's and the load generator's own. */
 #ifndef PROCESS_H
 #define PROCESS_H
 

@@ -46,7 +46,7 @@ class Row:
     load: tuple[str, ...]
     figure: str
     decimals: int
-    # What the project set itself to reach. `to_limit` is a ratio, or for memory a difference in KB.
+    # The targets. `to_limit` is a ratio, or for memory a difference in KB.
     to_limit: float
     to_picows: float
 
@@ -333,7 +333,7 @@ def markdown_row(*cells: str) -> str:
 
 
 def machine(packages: tuple[str, ...]) -> dict[str, str]:
-    """What the figures depend on: the machine, the interpreter, and the versions of wshub and of these packages."""
+    """Describe the machine, the interpreter, and the versions of wshub and of these packages."""
     model = "unknown"
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):

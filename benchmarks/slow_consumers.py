@@ -26,7 +26,7 @@ KEYS = 100
 
 
 def resident() -> int:
-    """Octets of this process that are in memory."""
+    """Return the resident memory of this process, in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 

@@ -1,4 +1,4 @@
-/* What the messages of the load generator say: noise, rows of JSON, or ticks that resemble one another. */
+/* The texts of the load generator's messages: noise, rows of JSON, or ticks that resemble one another. */
 #ifndef TEXTS_H
 #define TEXTS_H
 
@@ -39,12 +39,12 @@ static void write_json(uint8_t *at, size_t size, uint32_t number)
     }
 }
 
-/* A price that wanders. Returns its length, which is about 117 octets. */
-static size_t write_tick(uint8_t *at, size_t room, uint32_t number)
+/* A price that wanders. Returns its length, which is about 117 bytes. */
+static size_t write_tick(uint8_t *at, size_t capacity, uint32_t number)
 {
     static long price = 6421705;
     price += random() % 401 - 200;
-    return snprintf((char *)at, room,
+    return snprintf((char *)at, capacity,
                     "{\"type\":\"tick\",\"symbol\":\"BTCUSD\",\"bid\":%ld.%02ld,\"ask\":%ld.%02ld,\"volume\":%ld,"
                     "\"time\":%lld,\"seq\":%u}",
                     price / 100, price % 100, (price + 50) / 100, (price + 50) % 100, random() % 1000,

@@ -51,7 +51,7 @@ def serve(transport: str, chain: str, key: str) -> None:
 
 
 def frames(size: int, count: int) -> tuple[bytes, int]:
-    """So many masked frames, and the octets of their echoes."""
+    """Return `count` masked frames, and the number of bytes in their echoes."""
     length = bytes([0x80 | size]) if size < 126 else b"\xfe" + size.to_bytes(2, "big")
     return (b"\x82" + length + b"\0\0\0\0" + bytes(size)) * count, (1 + len(length) + size) * count
 

@@ -1,4 +1,4 @@
-"""What every server here is told: what to do, and where to listen."""
+"""The arguments of every server here: its mode, and its port."""
 
 import argparse
 

@@ -37,7 +37,7 @@ async def main(mode: str, port: int, compression: str) -> None:
     )
     if compression == "shared":
         hub.configure_room(ROOM, compression="shared")
-    # What a shared window is compared with is a room too.
+    # A room of messages that are compressed alone is compared with one that shares a window.
     has_room = compression in ("all", "shared")
 
     def relay(connection: Connection, message: Message) -> None:
