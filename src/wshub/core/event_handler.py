@@ -1,10 +1,10 @@
-"""What an application does with the events of its connections."""
+"""The handlers of a connection's events."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Never, TypedDict
 
 from wshub.core.handler_checks import EVENTS, check_class, check_event_name, check_function
 
@@ -12,7 +12,19 @@ if TYPE_CHECKING:
     from wshub.core.connection import Connection
     from wshub.protocol.message import Message
 
-__all__ = ["EventHandler"]
+__all__ = ["EventHandler", "Handlers"]
+
+
+class Handlers(TypedDict, total=False):
+    """The keyword arguments of an EventHandler."""
+
+    on_open: Callable[[Connection], Awaitable[Any] | Any] | None
+    on_message: Callable[[Connection, Message], Awaitable[Any] | Any] | None
+    on_close: Callable[[Connection, int, str], Awaitable[Any] | Any] | None
+    on_error: Callable[[Connection, BaseException], Awaitable[Any] | Any] | None
+    on_ping: Callable[[Connection, bytes], Awaitable[Any] | Any] | None
+    on_pong: Callable[[Connection, bytes], Awaitable[Any] | Any] | None
+    on_drain: Callable[[Connection], Awaitable[Any] | Any] | None
 
 
 class EventHandler:
@@ -59,9 +71,22 @@ class EventHandler:
     on_drain: Callable[[Connection], Awaitable[Any] | Any] | None = None
     close_codes: Mapping[int, int] = MappingProxyType({})
 
-    def __init__(self, **handlers: Callable[..., Any] | None) -> None:
-        for name, function in handlers.items():
+    def __init__(
+        self,
+        *,
+        on_open: Callable[[Connection], Awaitable[Any] | Any] | None = None,
+        on_message: Callable[[Connection, Message], Awaitable[Any] | Any] | None = None,
+        on_close: Callable[[Connection, int, str], Awaitable[Any] | Any] | None = None,
+        on_error: Callable[[Connection, BaseException], Awaitable[Any] | Any] | None = None,
+        on_ping: Callable[[Connection, bytes], Awaitable[Any] | Any] | None = None,
+        on_pong: Callable[[Connection, bytes], Awaitable[Any] | Any] | None = None,
+        on_drain: Callable[[Connection], Awaitable[Any] | Any] | None = None,
+        **unknown: Never,
+    ) -> None:
+        for name in unknown:
             check_event_name(name)
+        functions = (on_open, on_message, on_close, on_error, on_ping, on_pong, on_drain)
+        for name, function in zip(EVENTS, functions, strict=True):
             if function is not None:
                 check_function(name, function, EVENTS[name])
                 setattr(self, name, function)
