@@ -12,7 +12,6 @@ from wshub import (
     Connection,
     EventHandler,
     Frame,
-    Handlers,
     Handshake,
     Hub,
     HubConfig,
@@ -21,6 +20,7 @@ from wshub import (
     MessageType,
     Opcode,
 )
+from wshub.core.event_handler import Handlers
 from wshub.core.handler_checks import EVENTS
 
 # Types of arguments, which cannot have a docstring at run time.
@@ -39,7 +39,6 @@ def test_the_package_exports_exactly_this() -> None:
         "DeliveryOptions",
         "EventHandler",
         "Frame",
-        "Handlers",
         "Handshake",
         "HandshakeError",
         "Headers",
@@ -85,7 +84,6 @@ def test_handlers_by_keyword_are_the_events() -> None:
     assert [parameter.name for parameter in named] == list(EVENTS) == list(Handlers.__annotations__)
     assert all(parameter.kind is parameter.KEYWORD_ONLY for parameter in named)
     for parameter in named:
-        assert parameter.annotation == EventHandler.__annotations__[parameter.name]
         assert parameter.annotation == Handlers.__annotations__[parameter.name].__forward_arg__
     # A wrong name raises MisuseError, with the right one.
     assert rest.kind is rest.VAR_KEYWORD

@@ -2,7 +2,7 @@
 
 from wshub.core.config import DeliveryOptions, HubConfig, HubSettings, RoomConfig, SlowConsumer
 from wshub.core.connection import Connection, ConnectionState
-from wshub.core.event_handler import EventHandler, Handlers
+from wshub.core.event_handler import EventHandler
 from wshub.core.rate_limits import RateLimits
 from wshub.errors import (
     ConfigurationError,
@@ -35,7 +35,6 @@ __all__ = [
     "DeliveryOptions",
     "EventHandler",
     "Frame",
-    "Handlers",
     "Handshake",
     "HandshakeError",
     "Headers",

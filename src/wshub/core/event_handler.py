@@ -62,13 +62,18 @@ class EventHandler:
             statement raises it.
     """
 
-    on_open: Callable[[Connection], Awaitable[Any] | Any] | None = None
-    on_message: Callable[[Connection, Message], Awaitable[Any] | Any] | None = None
-    on_close: Callable[[Connection, int, str], Awaitable[Any] | Any] | None = None
-    on_error: Callable[[Connection, BaseException], Awaitable[Any] | Any] | None = None
-    on_ping: Callable[[Connection, bytes], Awaitable[Any] | Any] | None = None
-    on_pong: Callable[[Connection, bytes], Awaitable[Any] | Any] | None = None
-    on_drain: Callable[[Connection], Awaitable[Any] | Any] | None = None
+    if TYPE_CHECKING:
+        # Type checkers must see methods: they refuse a method of a subclass that overrides a variable.
+        def on_open(self, connection: Connection, /) -> Any: ...
+        def on_message(self, connection: Connection, message: Message, /) -> Any: ...
+        def on_close(self, connection: Connection, code: int, reason: str, /) -> Any: ...
+        def on_error(self, connection: Connection, error: BaseException, /) -> Any: ...
+        def on_ping(self, connection: Connection, payload: bytes, /) -> Any: ...
+        def on_pong(self, connection: Connection, payload: bytes, /) -> Any: ...
+        def on_drain(self, connection: Connection, /) -> Any: ...
+    else:
+        on_open = on_message = on_close = on_error = on_ping = on_pong = on_drain = None
+
     close_codes: Mapping[int, int] = MappingProxyType({})
 
     def __init__(

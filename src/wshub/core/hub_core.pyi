@@ -2,7 +2,7 @@
 
 import asyncio
 import ssl as ssl_module
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Self, Unpack
 
 from typing_extensions import Buffer
@@ -25,10 +25,8 @@ def table_that_receives() -> HandlerTable:
 class HubCore:
     """Connections, rooms and what is sent to them. See :class:`wshub.Hub`."""
 
-    # A subclass may have other arguments in its __init__.
-    def __new__(
-        cls, config: HubConfig | None = None, *arguments: Any, clock: Callable[[], float] = ..., **keywords: Any
-    ) -> Self: ...
+    # A HubConfig, and a clock by keyword. A subclass may have other arguments in its __init__.
+    def __new__(cls, config: Any = ..., *arguments: Any, **keywords: Any) -> Self: ...
     @property
     def config(self) -> HubConfig:
         """The settings of the hub."""
