@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -65,7 +65,9 @@ class GraphQLHandler(EventHandler):
         MisuseError: ``context`` or ``on_connect`` is not a function with these parameters.
     """
 
-    close_codes = MappingProxyType(dict.fromkeys((1008, 1009, 1011), int(GraphQLCloseCode.TERMINATED)))
+    close_codes: Mapping[int, int] = MappingProxyType(
+        dict.fromkeys((1008, 1009, 1011), int(GraphQLCloseCode.TERMINATED))
+    )
 
     def __init__(
         self,

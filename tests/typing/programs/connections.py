@@ -1,4 +1,4 @@
-"""What an endpoint does with its connection."""
+"""An endpoint, and the methods of its connection and its hub."""
 
 from collections.abc import Awaitable, Mapping
 from typing import Any, assert_type
