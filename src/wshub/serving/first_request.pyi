@@ -1,14 +1,12 @@
 import asyncio
 from collections.abc import Callable
-from typing import Any, Final, Protocol, type_check_only
+from typing import Any, Protocol
 
 from wshub.errors import HandshakeError
 from wshub.hub import Hub
 from wshub.links.link import Ledger
 from wshub.serving.pending import PendingHandshakes
 from wshub.serving.server import Server
-
-MAX_HEAD_SIZE: Final[int]
 
 class OpeningHandshake:
     @property
@@ -22,7 +20,6 @@ class OpeningHandshake:
     def shut_down(self) -> None: ...
     def expire(self) -> None: ...
 
-@type_check_only
 class FirstRequestServer(Protocol):
     _pending: PendingHandshakes[FirstRequest]
 
