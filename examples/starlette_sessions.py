@@ -43,7 +43,7 @@ async def live(websocket: WebSocket) -> None:
         return
     handler = EventHandler(
         on_open=lambda connection: connection.join(f"user {user}"),
-        on_message=lambda connection, message: hub.broadcast(f"{user}: {message.data}"),
+        on_message=lambda connection, message: hub.broadcast(f"{user}: " + str(message.data)),
     )
     await hub.accept(websocket, handler)
 

@@ -3,9 +3,28 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import fields
+from typing import get_type_hints
 
 import wshub
-from wshub import CloseCode, Connection, EventHandler, Frame, Handshake, Hub, HubConfig, Message, MessageType, Opcode
+from wshub import (
+    CloseCode,
+    Connection,
+    EventHandler,
+    Frame,
+    Handshake,
+    Hub,
+    HubConfig,
+    HubSettings,
+    Message,
+    MessageType,
+    Opcode,
+)
+from wshub.core.event_handler import Handlers
+from wshub.core.handler_checks import EVENTS
+
+# Types of arguments, which cannot have a docstring at run time.
+ALIASES = {"SlowConsumer", "UpgradeHook"}
 
 
 def test_the_package_exports_exactly_this() -> None:
@@ -17,12 +36,15 @@ def test_the_package_exports_exactly_this() -> None:
         "ConnectionClosed",
         "ConnectionLost",
         "ConnectionState",
+        "DeliveryOptions",
         "EventHandler",
         "Frame",
         "Handshake",
         "HandshakeError",
+        "Headers",
         "Hub",
         "HubConfig",
+        "HubSettings",
         "InvalidMessageError",
         "Message",
         "MessageType",
@@ -30,7 +52,11 @@ def test_the_package_exports_exactly_this() -> None:
         "Opcode",
         "ProtocolError",
         "RateLimits",
+        "RequestHead",
         "RoomConfig",
+        "Server",
+        "SlowConsumer",
+        "UpgradeHook",
         "WebSocketError",
     ]
     assert all(hasattr(wshub, name) for name in wshub.__all__)
@@ -44,6 +70,23 @@ def test_the_settings_have_the_described_defaults() -> None:
     assert config.pong_timeout_ms == 10_000
     assert config.enable_compression is False
     assert config.allowed_origins == ()
+
+
+def test_settings_by_keyword_are_the_fields_of_a_config() -> None:
+    assert get_type_hints(HubSettings) == {
+        field.name: get_type_hints(HubConfig)[field.name] for field in fields(HubConfig)
+    }
+
+
+def test_handlers_by_keyword_are_the_events() -> None:
+    parameters = inspect.signature(EventHandler).parameters
+    *named, rest = parameters.values()
+    assert [parameter.name for parameter in named] == list(EVENTS) == list(Handlers.__annotations__)
+    assert all(parameter.kind is parameter.KEYWORD_ONLY for parameter in named)
+    for parameter in named:
+        assert parameter.annotation == Handlers.__annotations__[parameter.name].__forward_arg__
+    # A wrong name raises MisuseError, with the right one.
+    assert rest.kind is rest.VAR_KEYWORD
 
 
 def test_every_described_method_is_there() -> None:
@@ -68,6 +111,9 @@ def test_every_described_method_is_there() -> None:
 def test_every_public_name_has_a_docstring() -> None:
     for name in wshub.__all__:
         value = getattr(wshub, name)
+        if not isinstance(value, type):
+            assert name in ALIASES
+            continue
         assert inspect.getdoc(value), name
         for attribute, member in vars(value).items():
             if not attribute.startswith("_") and (inspect.isroutine(member) or isinstance(member, property)):

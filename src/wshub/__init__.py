@@ -1,6 +1,6 @@
 """wshub: a WebSocket hub for Python."""
 
-from wshub.core.config import HubConfig, RoomConfig
+from wshub.core.config import DeliveryOptions, HubConfig, HubSettings, RoomConfig, SlowConsumer
 from wshub.core.connection import Connection, ConnectionState
 from wshub.core.event_handler import EventHandler
 from wshub.core.rate_limits import RateLimits
@@ -14,12 +14,15 @@ from wshub.errors import (
     ProtocolError,
     WebSocketError,
 )
-from wshub.hub import Hub
+from wshub.hub import Hub, UpgradeHook
 from wshub.protocol.close_code import CloseCode
 from wshub.protocol.compression.config import CompressionConfig
 from wshub.protocol.frame import Frame, Opcode
 from wshub.protocol.handshake.server import Handshake
+from wshub.protocol.http.headers import Headers
+from wshub.protocol.http.request import RequestHead
 from wshub.protocol.message import Message, MessageType
+from wshub.serving.server import Server
 
 __all__ = [
     "CloseCode",
@@ -29,12 +32,15 @@ __all__ = [
     "ConnectionClosed",
     "ConnectionLost",
     "ConnectionState",
+    "DeliveryOptions",
     "EventHandler",
     "Frame",
     "Handshake",
     "HandshakeError",
+    "Headers",
     "Hub",
     "HubConfig",
+    "HubSettings",
     "InvalidMessageError",
     "Message",
     "MessageType",
@@ -42,6 +48,10 @@ __all__ = [
     "Opcode",
     "ProtocolError",
     "RateLimits",
+    "RequestHead",
     "RoomConfig",
+    "Server",
+    "SlowConsumer",
+    "UpgradeHook",
     "WebSocketError",
 ]

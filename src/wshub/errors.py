@@ -1,15 +1,15 @@
-"""The exceptions of wshub: one small tree, whose messages say what to do.
+"""The exceptions of wshub. Each message says what to change.
 
 ::
 
     WebSocketError
-    ├── MisuseError              the application asked for something that cannot be done here
-    ├── ConfigurationError       a setting has a value that it cannot have
-    ├── InvalidMessageError      a message, code or reason that cannot be sent
-    ├── ProtocolError            bytes that break RFC 6455 (and the close code it names)
-    ├── HandshakeError           a request that does not become a WebSocket (and its HTTP status)
-    └── ConnectionClosed         the connection is closing or closed (and the code and reason)
-        └── ConnectionLost       ... without the closing handshake, or after an error
+    ├── MisuseError              A call that is not possible in this place, at this time or with these arguments.
+    ├── ConfigurationError       A setting with an invalid value.
+    ├── InvalidMessageError      A message, code or reason that cannot be sent.
+    ├── ProtocolError            Bytes that violate RFC 6455, with a close code.
+    ├── HandshakeError           A request that does not become a WebSocket, with an HTTP status.
+    └── ConnectionClosed         The connection is closing or closed, with a code and a reason.
+        └── ConnectionLost       The same, without a closing handshake or after an error.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ __all__ = [
 
 
 class WebSocketError(Exception):
-    """The root of every exception that wshub raises on purpose."""
+    """The base class of the exceptions of wshub."""
 
 
 class MisuseError(WebSocketError, RuntimeError):
-    """The application called something where, when or how it cannot be called."""
+    """A call that is not possible in this place, at this time or with these arguments."""
 
 
 class ConfigurationError(WebSocketError, ValueError):
-    """A setting has a value that it cannot have; the message names the setting and the values allowed."""
+    """A setting with an invalid value. The message names the setting and the allowed values."""
 
 
 class InvalidMessageError(WebSocketError, ValueError):
-    """A message, close code, close reason or control payload that RFC 6455 does not let anyone send."""
+    """A message, close code, close reason or control payload that RFC 6455 does not allow."""
 
 
 class ProtocolError(WebSocketError):
-    """Bytes from the network that break RFC 6455.
+    """Bytes from the peer that violate RFC 6455.
 
-    ``code`` is the close code with which RFC 6455 wants the connection to be closed (section 7.4.1).
+    ``code`` is the close code for this violation (section 7.4.1), and ``reason`` describes it.
     """
 
     def __init__(self, code: int, reason: str) -> None:
@@ -58,10 +58,10 @@ class ProtocolError(WebSocketError):
 
 
 class HandshakeError(WebSocketError):
-    """A request that is not answered with 101 (RFC 6455 section 4.2.2).
+    """A handshake request that is not answered with 101 (RFC 6455 section 4.2.2).
 
-    ``status`` is the HTTP status to answer with, ``headers`` are the header fields which that status asks for,
-    ``reason`` is one plain sentence for the body.
+    ``status`` is the HTTP status of the response. ``reason`` is one plain sentence for its body. ``headers`` are the
+    header fields that the status requires.
     """
 
     def __init__(self, status: int, reason: str, headers: Sequence[tuple[str, str]] = ()) -> None:
@@ -70,24 +70,24 @@ class HandshakeError(WebSocketError):
         if isinstance(headers, Mapping):
             raise TypeError("the headers of a HandshakeError must be pairs of a name and a value: pass headers.items()")
         super().__init__(f"{status}: {reason}")
-        self.status = operator.index(status)
-        self.reason = str.__str__(reason) if isinstance(reason, str) else reason
-        self.headers = tuple(headers)
+        self.status: int = operator.index(status)
+        self.reason: str = str.__str__(reason) if isinstance(reason, str) else reason
+        self.headers: tuple[tuple[str, str], ...] = tuple(headers)
 
 
 class ConnectionClosed(WebSocketError):
-    """The connection is closing or closed, so there is nothing more to send or to receive.
+    """The connection is closing or closed. It can neither send nor receive.
 
-    ``code`` and ``reason`` are those that ``on_close`` sees: 1005 where the peer's close frame had none, 1006
-    where the connection was lost without one.
+    ``code`` and ``reason`` are the arguments of ``on_close``. The code is 1005 if the peer's close frame had none, and
+    1006 if the connection ended without a close frame.
     """
 
     def __init__(self, code: int, reason: str) -> None:
-        # The reason may be the peer's words, and this a line of a log.
+        # The peer may have chosen the reason: repr() keeps it on one line of a log.
         super().__init__(f"the connection is closed: {code}{f' {reason!r}' if reason else ''}")
         self.code = code
         self.reason = reason
 
 
 class ConnectionLost(ConnectionClosed):
-    """The connection ended without a closing handshake, or because of an error on either side."""
+    """The connection ended without a closing handshake, or because of an error on one side."""

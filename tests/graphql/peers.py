@@ -32,7 +32,7 @@ PACKAGES = ("graphql-ws@6.0.6", "graphql@16.11.0", "ws@8.18.3")
 
 
 class Source:
-    """What subscriptions are fed from, and what became of them."""
+    """The source of the subscriptions, which counts their starts, values and ends."""
 
     def __init__(self) -> None:
         self.started = 0

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.types import Receive, Scope, Send
 
 from wshub.app.router import Router
-from wshub.core.config import HubConfig
+from wshub.core.config import HubConfig, HubSettings
 from wshub.errors import MisuseError
 from wshub.hub import Hub, UpgradeHook
 
@@ -55,7 +55,7 @@ class App:
         self._starlette: Starlette | None = None
 
     def enable_websocket(
-        self, config: HubConfig | None = None, *, on_upgrade: UpgradeHook | None = None, **settings: Any
+        self, config: HubConfig | None = None, *, on_upgrade: UpgradeHook | None = None, **settings: Unpack[HubSettings]
     ) -> Hub:
         """Give the application a hub, which is ``app.ws_hub`` from here on, and return it.
 

@@ -6,14 +6,14 @@ import contextlib
 import json
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import starlette.requests
 import starlette.responses
 from starlette.types import Scope
 
 from wshub.asgi.application import register_scope, register_scope_when_asked
-from wshub.core.event_handler import EventHandler
+from wshub.core.event_handler import EventHandler, Handlers
 from wshub.core.hub_core import table_of
 from wshub.core.hub_state import HandlerTable
 from wshub.core.upgrade import current_upgrade
@@ -108,7 +108,7 @@ class Response:
         self.set_header("Content-Type", "application/json")
         self.send(json.dumps(value, ensure_ascii=False).encode())
 
-    def upgrade_websocket(self, *, subprotocols: Sequence[str] = (), **handlers: Callable[..., Any]) -> Connection:
+    def upgrade_websocket(self, *, subprotocols: Sequence[str] = (), **handlers: Unpack[Handlers]) -> Connection:
         """Make the request a WebSocket of the application's hub, with these handlers (``on_open=...`` and so on).
 
         The 101 is sent when the handler of the request returns, with the first subprotocol that the client offers and

@@ -25,7 +25,7 @@ def main() -> None:
 
 
 def _serve(app: str, headers: list[str], **options: Any) -> None:
-    # What is not given is uvicorn's default, which is None or the same as none: an empty list.
+    # An option that is not given has uvicorn's default: None, or an empty list, which means the same.
     given = {name: value for name, value in options.items() if value not in (None, [], ())}
     try:
         check_address(given)
@@ -35,7 +35,7 @@ def _serve(app: str, headers: list[str], **options: Any) -> None:
 
 
 def _parameters() -> list[click.Parameter]:
-    """uvicorn's, without those that it is not to be asked for."""
+    """Return the options of uvicorn's command that ``wshub serve`` passes on, and its own."""
     taken_over = {"loop", "ws", "version", "timeout_graceful_shutdown"}
     return [
         *(parameter for parameter in uvicorn_command.params if parameter.name not in taken_over),

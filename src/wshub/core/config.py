@@ -12,7 +12,7 @@ from wshub.errors import ConfigurationError
 from wshub.protocol.compression.config import CompressionConfig
 from wshub.protocol.validation import check_bool, check_choice, check_integer
 
-__all__ = ["DeliveryOptions", "HubConfig", "RoomConfig", "SlowConsumer"]
+__all__ = ["DeliveryOptions", "HubConfig", "HubSettings", "RoomConfig", "SlowConsumer"]
 
 SlowConsumer: TypeAlias = Literal["close", "drop_newest", "drop_oldest", "latest"]
 """What is done with a message for a connection on which ``max_send_buffer`` octets wait already."""
@@ -184,6 +184,35 @@ class HubConfig:
         if not isinstance(given, Iterable):
             raise ConfigurationError(f"{name} must be a sequence of strings, not {given!r}")
         return given
+
+
+class HubSettings(TypedDict, total=False):
+    """The fields of a HubConfig as keyword arguments."""
+
+    max_connections: int
+    max_message_size: int
+    ping_interval_ms: int
+    pong_timeout_ms: int
+    enable_compression: bool
+    compression: CompressionConfig | None
+    allowed_origins: tuple[str, ...]
+    allow_missing_origin: bool
+    max_connections_per_address: int
+    max_connection_rate: int
+    max_connection_rate_per_address: int
+    max_pending_handshakes: int
+    trusted_proxies: tuple[str, ...]
+    max_send_buffer: int
+    slow_consumer: SlowConsumer
+    max_fragments: int
+    send_timeout_ms: int
+    idle_timeout_ms: int
+    max_lifetime_ms: int
+    rates: RateLimits
+    close_timeout_ms: int
+    handshake_timeout_ms: int
+    shutdown_spread_ms: int
+    use_reactor: bool
 
 
 def _check_origin(origin: object) -> str:

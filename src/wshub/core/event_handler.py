@@ -1,10 +1,10 @@
-"""What an application does with the events of its connections."""
+"""The handlers of a connection's events."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Never, TypedDict
 
 from wshub.core.handler_checks import EVENTS, check_class, check_event_name, check_function
 
@@ -12,56 +12,89 @@ if TYPE_CHECKING:
     from wshub.core.connection import Connection
     from wshub.protocol.message import Message
 
-__all__ = ["EventHandler"]
+__all__ = ["EventHandler", "Handlers"]
+
+
+class Handlers(TypedDict, total=False):
+    """The keyword arguments of an EventHandler."""
+
+    on_open: Callable[[Connection], Awaitable[Any] | Any] | None
+    on_message: Callable[[Connection, Message], Awaitable[Any] | Any] | None
+    on_close: Callable[[Connection, int, str], Awaitable[Any] | Any] | None
+    on_error: Callable[[Connection, BaseException], Awaitable[Any] | Any] | None
+    on_ping: Callable[[Connection, bytes], Awaitable[Any] | Any] | None
+    on_pong: Callable[[Connection, bytes], Awaitable[Any] | Any] | None
+    on_drain: Callable[[Connection], Awaitable[Any] | Any] | None
 
 
 class EventHandler:
-    """The handlers of a kind of connection, given as keyword functions or as methods of a subclass.
+    """The handlers of a kind of connection, given as keyword arguments or as methods of a subclass.
 
-    Each is a function or a coroutine function. The events of one connection are handled one after another: while a
-    coroutine is suspended, nothing more is read from its connection. Only an ``on_open`` that receives does not keep
-    ``on_ping``, ``on_pong`` and ``on_drain`` waiting. One handler serves any number of connections.
+    A handler is a function or a coroutine function. One EventHandler serves any number of connections.
 
-    A coroutine handler runs in an asyncio task of its own that starts eagerly, as ``asyncio.eager_task_factory`` makes
-    them: its first step runs at once, the rest in later iterations of the loop. ``asyncio.current_task()``,
-    cancellation, ``asyncio.timeout()``, task groups and shared futures work as in any task. If the loop has a task
-    factory, that makes the tasks. All handlers of a connection run in one ``contextvars.Context``.
+    The events of one connection are handled one after another. While a coroutine handler is suspended, the hub reads
+    nothing from its connection. An ``on_open`` that has called ``receive()`` is the exception: ``on_ping``, ``on_pong``
+    and ``on_drain`` do not wait for its end.
+
+    A coroutine handler runs in an asyncio task of its own. The task starts eagerly, as with
+    ``asyncio.eager_task_factory``: its first step runs at once, the rest in later loop iterations.
+    ``asyncio.current_task()``, cancellation, ``asyncio.timeout()``, task groups and shared futures work as in any task.
+    If the loop has a task factory, it makes the tasks. All handlers of a connection run in one ``contextvars.Context``.
 
     - ``on_open(connection)``: the handshake is complete.
-    - ``on_message(connection, message)``: a text or binary message. Without it, messages are there for
-      ``connection.receive()`` and ``async for``, in ``on_open`` or in a task of the application's own, or are discarded
-      if nobody asks.
-    - ``on_close(connection, code, reason)``: exactly once for each ``on_open``, when the connection is gone.
-    - ``on_error(connection, error)``: another handler has raised ``error``; the connection is closed with 1011.
-    - ``on_ping(connection, payload)``, ``on_pong(connection, payload)``: a ping, which is answered already; a pong.
-    - ``on_drain(connection)``: all that was queued has left, after some of it had to wait for the peer to read. Where
-      ever more is sent than the peer reads, and the rest is dropped, that is never; ``drain()`` returns all the same.
+    - ``on_message(connection, message)``: a text or binary message has arrived. Without this handler, read messages
+      with ``connection.receive()`` or ``async for``, in ``on_open`` or in a task of your own. If nothing reads them,
+      they are discarded.
+    - ``on_close(connection, code, reason)``: the connection is gone. It is called exactly once for each ``on_open``.
+    - ``on_error(connection, error)``: another handler has raised ``error``. The connection is closed with 1011.
+    - ``on_ping(connection, payload)``: a ping has arrived. The hub has answered it already.
+    - ``on_pong(connection, payload)``: a pong has arrived.
+    - ``on_drain(connection)``: the send queue is empty again after the peer had fallen behind. If you keep sending
+      faster than the peer reads and the policy drops the excess, the queue never empties. Then ``on_drain`` is not
+      called, and ``drain()`` still returns.
 
-    A subclass may set ``close_codes``, for a subprotocol whose clients expect codes of their own: the hub closes with
-    ``close_codes[code]`` where it would close with ``code``, such as ``{1011: 4500}`` for a handler that raises. It
-    concerns rates, sizes, broken frames, slow consumers and handlers that raise. ``on_close`` sees the code that was
-    sent.
+    A subclass may set ``close_codes``, for a subprotocol with close codes of its own. Where the hub would close with
+    ``code``, it closes with ``close_codes[code]``: ``{1011: 4500}`` is for handlers that raise. It applies to rates,
+    sizes, broken frames, slow consumers and handlers that raise. ``on_close`` gets the code that was sent.
 
-    A generator function is no handler, nor is a function that takes other arguments. In a subclass, names that begin
-    with ``on_`` are for events: a method with another such name is taken for a misspelt one.
+    A generator function is refused, and so is a function with other parameters. In a subclass, names that begin with
+    ``on_`` are for events: another such method counts as a misspelt event.
 
     Raises:
-        MisuseError: a keyword is none of these, or its value is no such function. For a method of a subclass the class
-            statement raises it.
+        MisuseError: a keyword is not an event, or its value is not such a function. For a method of a subclass, the
+            class statement raises it.
     """
 
-    on_open: Callable[[Connection], Awaitable[Any] | Any] | None = None
-    on_message: Callable[[Connection, Message], Awaitable[Any] | Any] | None = None
-    on_close: Callable[[Connection, int, str], Awaitable[Any] | Any] | None = None
-    on_error: Callable[[Connection, BaseException], Awaitable[Any] | Any] | None = None
-    on_ping: Callable[[Connection, bytes], Awaitable[Any] | Any] | None = None
-    on_pong: Callable[[Connection, bytes], Awaitable[Any] | Any] | None = None
-    on_drain: Callable[[Connection], Awaitable[Any] | Any] | None = None
+    if TYPE_CHECKING:
+        # Type checkers must see methods: they refuse a method of a subclass that overrides a variable.
+        def on_open(self, connection: Connection, /) -> Any: ...
+        def on_message(self, connection: Connection, message: Message, /) -> Any: ...
+        def on_close(self, connection: Connection, code: int, reason: str, /) -> Any: ...
+        def on_error(self, connection: Connection, error: BaseException, /) -> Any: ...
+        def on_ping(self, connection: Connection, payload: bytes, /) -> Any: ...
+        def on_pong(self, connection: Connection, payload: bytes, /) -> Any: ...
+        def on_drain(self, connection: Connection, /) -> Any: ...
+    else:
+        on_open = on_message = on_close = on_error = on_ping = on_pong = on_drain = None
+
     close_codes: Mapping[int, int] = MappingProxyType({})
 
-    def __init__(self, **handlers: Callable[..., Any] | None) -> None:
-        for name, function in handlers.items():
+    def __init__(
+        self,
+        *,
+        on_open: Callable[[Connection], Awaitable[Any] | Any] | None = None,
+        on_message: Callable[[Connection, Message], Awaitable[Any] | Any] | None = None,
+        on_close: Callable[[Connection, int, str], Awaitable[Any] | Any] | None = None,
+        on_error: Callable[[Connection, BaseException], Awaitable[Any] | Any] | None = None,
+        on_ping: Callable[[Connection, bytes], Awaitable[Any] | Any] | None = None,
+        on_pong: Callable[[Connection, bytes], Awaitable[Any] | Any] | None = None,
+        on_drain: Callable[[Connection], Awaitable[Any] | Any] | None = None,
+        **unknown: Never,
+    ) -> None:
+        for name in unknown:
             check_event_name(name)
+        functions = (on_open, on_message, on_close, on_error, on_ping, on_pong, on_drain)
+        for name, function in zip(EVENTS, functions, strict=True):
             if function is not None:
                 check_function(name, function, EVENTS[name])
                 setattr(self, name, function)

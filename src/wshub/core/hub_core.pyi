@@ -1,7 +1,9 @@
+"""The native part of a hub: fan-out, membership, and the sweep over all connections."""
+
 import asyncio
 import ssl as ssl_module
-from collections.abc import Callable, Mapping
-from typing import Any, Unpack
+from collections.abc import Mapping
+from typing import Any, Self, Unpack
 
 from typing_extensions import Buffer
 
@@ -14,19 +16,29 @@ from wshub.links.epoll_reactor import Reactor
 from wshub.protocol.http.request import RequestHead
 from wshub.protocol.message import Message
 
-def table_of(handler: Any) -> HandlerTable: ...
-def table_that_receives() -> HandlerTable: ...
+def table_of(handler: Any) -> HandlerTable:
+    """The HandlerTable of an EventHandler, or of a coroutine function that is the life of a connection."""
+
+def table_that_receives() -> HandlerTable:
+    """The HandlerTable of a connection whose application does nothing but call ``receive()``, sooner or later."""
 
 class HubCore:
-    def __init__(self, config: HubConfig | None = None, *, clock: Callable[[], float] = ...) -> None: ...
+    """Connections, rooms and what is sent to them. See :class:`wshub.Hub`."""
+
+    # A HubConfig, and a clock by keyword. A subclass may have other arguments in its __init__.
+    def __new__(cls, config: Any = ..., *arguments: Any, **keywords: Any) -> Self: ...
     @property
-    def config(self) -> HubConfig: ...
+    def config(self) -> HubConfig:
+        """The settings of the hub."""
     @property
-    def refused(self) -> dict[int, int]: ...
+    def refused(self) -> dict[int, int]:
+        """The number of refused handshakes by HTTP status."""
     @property
-    def rooms(self) -> frozenset[str]: ...
+    def rooms(self) -> frozenset[str]:
+        """The names of all rooms that somebody is in."""
     @property
-    def connection_count(self) -> int: ...
+    def connection_count(self) -> int:
+        """How many connections there are, those that are closing included."""
     def broadcast(
         self,
         message: str | Buffer | Message,
@@ -34,33 +46,63 @@ class HubCore:
         room: str | None = None,
         exclude: Connection | int | None = None,
         **options: Unpack[DeliveryOptions],
-    ) -> int: ...
+    ) -> int:
+        """Queues a message for every open connection, or every one in a room.
+
+        The message is framed once, whatever the number of receivers, and compressed once for all who keep as much of
+        a window. From another thread than the hub's this is handed over to the loop.
+
+        Args:
+            message: a str, bytes or another buffer, or a Message.
+            room: the name of a room; None is everybody.
+            exclude: a Connection, or the id of one, that does not get it.
+            compress: as in ``Connection.send``.
+            slow_consumer: as in ``Connection.send``; None is as the room is configured, or else the hub.
+            key: as in ``Connection.send``; if none is given, all messages to a room have the same.
+
+        Returns:
+            For how many connections it was queued; from another thread, how many were there.
+
+        Raises:
+            TypeError, InvalidMessageError, MisuseError: as ``Connection.send``.
+            TypeError: ``room`` is no str.
+            MisuseError: ``exclude`` is neither a Connection nor an int, or it is a bool.
+        """
     def broadcast_except(
         self,
         message: str | Buffer | Message,
         exclude: Connection | int,
         **options: Unpack[DeliveryOptions],
-    ) -> int: ...
+    ) -> int:
+        """``broadcast`` to everybody but one."""
     def broadcast_to_room(
         self,
         room: str,
         message: str | Buffer | Message,
         **options: Unpack[DeliveryOptions],
-    ) -> int: ...
+    ) -> int:
+        """``broadcast`` to everybody in a room."""
     def broadcast_to_room_except(
         self,
         room: str,
         message: str | Buffer | Message,
         exclude: Connection | int,
         **options: Unpack[DeliveryOptions],
-    ) -> int: ...
+    ) -> int:
+        """``broadcast`` to everybody in a room but one."""
     def _configure_room(self, name: str, config: RoomConfig) -> None: ...
-    def join_room(self, connection: Connection, room: str) -> Queued: ...
-    def leave_room(self, connection: Connection, room: str) -> Queued: ...
-    def room_size(self, room: str) -> int: ...
-    def room_members(self, room: str) -> list[Connection]: ...
-    def get_connection(self, id: int) -> Connection | None: ...
-    def unregister(self, connection: Connection, code: int = 1000, reason: str | Buffer = "") -> Queued: ...
+    def join_room(self, connection: Connection, room: str) -> Queued:
+        """The connection enters a room: ``connection.join``."""
+    def leave_room(self, connection: Connection, room: str) -> Queued:
+        """The connection leaves a room: ``connection.leave``."""
+    def room_size(self, room: str) -> int:
+        """How many connections are in a room; 0 for one that nobody is in."""
+    def room_members(self, room: str) -> list[Connection]:
+        """The connections in a room, as a list."""
+    def get_connection(self, id: int) -> Connection | None:
+        """The connection with that id, or None. Raises MisuseError if ``id`` is no int, or a bool."""
+    def unregister(self, connection: Connection, code: int = 1000, reason: str | Buffer = "") -> Queued:
+        """Closes the connection, which leaves its rooms at once: ``connection.close``."""
     @property
     def _admission(self) -> Admission: ...
     @property

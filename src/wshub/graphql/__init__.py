@@ -1,9 +1,9 @@
-"""GraphQL over WebSocket, subscriptions included: the subprotocol ``graphql-transport-ws`` over a hub's connections.
+"""GraphQL over WebSocket: queries, mutations and subscriptions by the subprotocol ``graphql-transport-ws``.
 
-It needs graphql-core: ``pip install wshub[graphql]``.
+The package needs graphql-core: ``pip install wshub[graphql]``.
 """
 
-from wshub.graphql.handler import SUBPROTOCOL, GraphQLHandler
-from wshub.graphql.messages import GraphQLCloseCode
+from wshub.graphql.handler import GraphQLHandler
+from wshub.graphql.messages import SUBPROTOCOL, GraphQLCloseCode
 
 __all__ = ["SUBPROTOCOL", "GraphQLCloseCode", "GraphQLHandler"]

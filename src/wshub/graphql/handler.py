@@ -1,10 +1,10 @@
-"""The handler that gives a schema's operations to the clients of a hub."""
+"""The handler that serves the operations of a schema to the clients of a hub."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -20,15 +20,13 @@ from wshub.core.event_handler import EventHandler
 from wshub.core.handler_checks import check_function
 from wshub.errors import ConfigurationError
 from wshub.graphql.messages import GraphQLCloseCode
+from wshub.graphql.options import Options
 from wshub.graphql.pacer import Pacer
 from wshub.graphql.session import Session
 from wshub.protocol.message import Message
 from wshub.protocol.validation import check_integer
 
-__all__ = ["SUBPROTOCOL", "GraphQLHandler"]
-
-SUBPROTOCOL = "graphql-transport-ws"
-"""The subprotocol that a hub is to choose for a GraphQLHandler."""
+__all__ = ["GraphQLHandler"]
 
 
 class GraphQLHandler(EventHandler):
@@ -37,37 +35,39 @@ class GraphQLHandler(EventHandler):
         handler = GraphQLHandler(schema)
         app.mount("/graphql", hub.asgi(handler, subprotocols=[SUBPROTOCOL]))
 
-    A subscription is not asked for its next value while its client has more than 64 KiB to read. An operation that
-    fails gets an ``error``, and the others go on. Where the hub closes with 1008, 1009 or 1011, for rates, sizes and
-    exceptions, clients get 4499: the npm package ``graphql-ws`` would not connect again after the others.
+    A subscription pauses while more than 64 KiB wait to be sent to its client. If an operation fails, its client gets
+    an ``error`` and the other operations go on. Where a hub would close with 1008, 1009 or 1011 (rates, sizes and
+    exceptions), it closes with 4499. The npm package ``graphql-ws`` would not reconnect after the other codes.
 
     Args:
-        schema: of graphql-core.
-        context: a function or coroutine function of the connection and of the payload of its ``connection_init``. What
-            it returns is the context value of an operation. If it has a parameter ``extensions``, that is what the
-            client sent as the operation's extensions, a dictionary or ``None``. By default the context value is a
-            dictionary of the three: ``connection``, ``payload`` and ``extensions``.
+        schema: a schema of graphql-core.
+        context: a function or coroutine function that returns the context value of an operation. It is called with the
+            connection and the payload of its ``connection_init``. If it has a parameter ``extensions``, that is the
+            ``extensions`` of the client's operation: a dictionary or ``None``. By default the context value is a
+            dictionary with ``connection``, ``payload`` and ``extensions``.
         root_value: the root value of every operation.
-        on_connect: a function or coroutine function of the same, called when a client introduces itself. What it
-            returns is the payload of the answer, if it is a dictionary; ``False`` closes the connection with 4403. If
-            it raises, the connection is closed with 4499.
-        connection_init_timeout: seconds that a client has to send its ``connection_init``, before it is closed with
-            4408. What ``on_connect`` takes does not count.
-        max_operations: of one connection at one time; an operation beyond them is answered with an error. After a
-            ``complete`` an operation counts until its source has ended.
-        max_operation_bytes: the running operations of one connection, counted as the bytes of their ``subscribe``
-            messages. An operation that would exceed them is answered with an error. It bounds the memory that the
-            variables of a client's operations take.
-        max_tokens: of the document of an operation; one with more is answered with an error. The time to validate a
-            document can grow with the square of its tokens, and nothing else runs meanwhile.
-        rules: of graphql-core, to validate operations with, in place of its own.
+        on_connect: a function or coroutine function, called with the connection and the payload of its
+            ``connection_init``. If it returns a dictionary, that is the payload of ``connection_ack``. If it returns
+            ``False``, the connection is closed with 4403. If it raises, the connection is closed with 4499.
+        connection_init_timeout: seconds that a client has to send its ``connection_init``. Then the connection is
+            closed with 4408. The time that ``on_connect`` takes does not count.
+        max_operations: maximum number of running operations on one connection. One more is answered with an error. A
+            cancelled operation counts until its source has ended.
+        max_operation_bytes: maximum bytes of the running operations of one connection, counted from their ``subscribe``
+            messages. An operation that would exceed it is answered with an error. It bounds the memory for the
+            variables of a client.
+        max_tokens: maximum number of tokens in the document of an operation. A document with more is answered with an
+            error. The time to validate a document can grow with the square of its tokens, and blocks the event loop.
+        rules: the validation rules. The default is the rules of graphql-core.
 
     Raises:
-        ConfigurationError: a value that cannot be.
-        MisuseError: ``context`` or ``on_connect`` is no such function.
+        ConfigurationError: a value is out of range.
+        MisuseError: ``context`` or ``on_connect`` is not a function with these parameters.
     """
 
-    close_codes = MappingProxyType(dict.fromkeys((1008, 1009, 1011), int(GraphQLCloseCode.TERMINATED)))
+    close_codes: Mapping[int, int] = MappingProxyType(
+        dict.fromkeys((1008, 1009, 1011), int(GraphQLCloseCode.TERMINATED))
+    )
 
     def __init__(
         self,
@@ -95,15 +95,19 @@ class GraphQLHandler(EventHandler):
             check_function("context", context, ("connection", "payload", *extensions))
         if on_connect is not None:
             check_function("on_connect", on_connect, ("connection", "payload"))
-        self.schema = schema
-        self.root_value = root_value
-        self.connection_init_timeout = connection_init_timeout
-        self.max_operations = check_integer("max_operations", max_operations, 1, 2**31)
-        self.max_operation_bytes = check_integer("max_operation_bytes", max_operation_bytes, 1, 2**31)
-        self.max_tokens = check_integer("max_tokens", max_tokens, 1, 2**31)
-        self.rules = rules
+        self.options = Options(
+            schema=schema,
+            root_value=root_value,
+            create_context=self.create_context,
+            connect=self.connect,
+            connection_init_timeout=connection_init_timeout,
+            max_operations=check_integer("max_operations", max_operations, 1, 2**31),
+            max_operation_bytes=check_integer("max_operation_bytes", max_operation_bytes, 1, 2**31),
+            max_tokens=check_integer("max_tokens", max_tokens, 1, 2**31),
+            rules=rules,
+        )
         self.tasks: set[asyncio.Task[None]] = set()
-        """The operations under way, of all clients."""
+        """The running operations of all clients."""
         self._context = context
         self._on_connect = on_connect
         self._sessions: dict[Connection, Session] = {}
@@ -112,7 +116,7 @@ class GraphQLHandler(EventHandler):
     async def create_context(
         self, connection: Connection, payload: dict[str, Any] | None, extensions: dict[str, Any] | None
     ) -> Any:
-        """The context value of an operation that has these extensions."""
+        """Return the context value of an operation that has these extensions."""
         if self._context is None:
             return {"connection": connection, "payload": payload, "extensions": extensions}
         if self._context_has_extensions:
@@ -120,25 +124,25 @@ class GraphQLHandler(EventHandler):
         return await _result_of(self._context(connection, payload))
 
     async def connect(self, connection: Connection, payload: dict[str, Any] | None) -> dict[str, Any] | bool | None:
-        """What the application says to a client that introduces itself."""
+        """Return the payload of ``connection_ack``, or ``False`` to refuse the client."""
         if self._on_connect is None:
             return None
         answer = await _result_of(self._on_connect(connection, payload))
         return answer if answer is False or isinstance(answer, dict) else None
 
     def on_open(self, connection: Connection) -> None:
-        """Wait for the client to introduce itself."""
+        """Start the session of a client."""
         loop = asyncio.get_running_loop()
         if self._pacer is None or self._pacer.loop is not loop:
             self._pacer = Pacer(loop)
-        self._sessions[connection] = Session(self, connection, self._pacer)
+        self._sessions[connection] = Session(self.options, connection, self._pacer, self.tasks)
 
     def on_message(self, connection: Connection, message: Message) -> None:
-        """Do what a message asks for."""
+        """Handle a message of a client."""
         self._sessions[connection].receive(message)
 
     def on_close(self, connection: Connection, code: int, reason: str) -> None:
-        """End everything that was done for the client."""
+        """End the session of a client."""
         self._sessions.pop(connection).end()
 
 
@@ -146,7 +150,7 @@ def _has_parameter(function: Callable[..., Any], name: str) -> bool:
     try:
         return name in inspect.signature(function).parameters
     except (TypeError, ValueError):
-        # Something built in, which does not tell.
+        # Some built-in functions have no signature.
         return False
 
 

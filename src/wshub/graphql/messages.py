@@ -1,4 +1,4 @@
-"""The messages of ``graphql-transport-ws``, as a client sends them, and the codes that close its connections.
+"""The messages of ``graphql-transport-ws`` as text, and its close codes. Nothing here knows a connection.
 
 https://github.com/enisdenjo/graphql-ws/blob/master/PROTOCOL.md
 """
@@ -11,17 +11,22 @@ from enum import IntEnum
 from typing import Any
 
 __all__ = [
+    "SUBPROTOCOL",
     "ClientMessage",
     "GraphQLCloseCode",
     "InvalidClientMessage",
     "SubscribePayload",
+    "encode_message",
     "parse_message",
     "parse_subscribe",
 ]
 
+SUBPROTOCOL = "graphql-transport-ws"
+"""The subprotocol that a hub must choose for a GraphQLHandler."""
+
 
 class GraphQLCloseCode(IntEnum):
-    """Why the server has closed a connection.
+    """The codes with which the server closes a connection.
 
     The npm package ``graphql-ws`` connects again after ``FORBIDDEN``, ``CONNECTION_INITIALISATION_TIMEOUT`` and
     ``TERMINATED``, and never after any other of these.
@@ -39,12 +44,12 @@ class GraphQLCloseCode(IntEnum):
 
 
 class InvalidClientMessage(ValueError):
-    """What a client has sent is no message of the protocol."""
+    """The text of a client is not a message of the protocol."""
 
 
 @dataclass(frozen=True, slots=True)
 class SubscribePayload:
-    """The operation that a client asks for."""
+    """The operation that a client requests."""
 
     query: str
     operation_name: str | None
@@ -54,9 +59,10 @@ class SubscribePayload:
 
 @dataclass(frozen=True, slots=True)
 class ClientMessage:
-    """A message; ``id`` is that of an operation, and empty in messages that are of none.
+    """A message of a client.
 
-    ``size`` is the bytes of a ``subscribe``, and 0 for other messages.
+    ``id`` is the id of an operation, and empty in messages about the connection. ``size`` counts the bytes of a
+    ``subscribe`` message, and is 0 for other messages.
     """
 
     type: str
@@ -66,7 +72,7 @@ class ClientMessage:
 
 
 def parse_message(text: str) -> ClientMessage:
-    """Return the message that ``text`` is. Raises ``InvalidClientMessage`` if it is none that a client sends."""
+    """Return the message in ``text``. Raises ``InvalidClientMessage`` if no client may send it."""
     value = _parse_json(text)
     if not isinstance(value, dict):
         raise InvalidClientMessage("the message is not an object")
@@ -84,7 +90,7 @@ def parse_message(text: str) -> ClientMessage:
 
 
 def parse_subscribe(message: ClientMessage) -> SubscribePayload:
-    """Return what a subscribe asks for. Raises ``InvalidClientMessage`` for one that does not say it as it must."""
+    """Return the operation of a ``subscribe`` message. Raises ``InvalidClientMessage`` if a field has a wrong type."""
     payload = message.payload or {}
     query = payload.get("query")
     name = payload.get("operationName")
@@ -99,10 +105,21 @@ def parse_subscribe(message: ClientMessage) -> SubscribePayload:
     return SubscribePayload(query, name, variables, extensions)
 
 
+def encode_message(kind: str, payload: Any = None, *, operation_id: str | None = None) -> str:
+    """Return a message of the server as text. A ``payload`` of ``None`` is left out.
+
+    Raises ``TypeError`` or ``ValueError`` for a payload that JSON cannot express.
+    """
+    message = {"type": kind} if operation_id is None else {"id": operation_id, "type": kind}
+    if payload is not None:
+        message["payload"] = payload
+    return json.dumps(message, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
 def _parse_json(text: str) -> Any:
     try:
         value = json.loads(text, parse_constant=_refuse_constant)
-        # Only an escape makes a lone surrogate, which nothing can be sent with.
+        # Only an escape can make a lone surrogate. A text with one cannot be sent.
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:

@@ -1,23 +1,43 @@
+"""A text or binary message, kept as the frame that it came in or goes out as (RFC 6455 section 5.6)."""
+
 import enum
 from typing import final
 
 from typing_extensions import Buffer
 
 class MessageType(enum.Enum):
+    """What a message is made of. The values are the opcodes of RFC 6455 section 5.2."""
+
     TEXT = 1
     BINARY = 2
 
 @final
 class Message:
+    """One whole message, received or to be sent.
+
+    It holds its payload once, as the frame that goes over the wire: passing a received message to ``send`` or
+    ``broadcast`` neither decodes nor copies it. It is immutable and may be kept.
+
+    Args:
+        data: a str makes a text message; bytes, or any object with a contiguous buffer, a binary one.
+
+    Raises:
+        TypeError: ``data`` is neither.
+        InvalidMessageError: ``data`` is a str with a lone surrogate, or a buffer that is not contiguous.
+    """
+
     def __init__(self, data: str | Buffer) -> None: ...
     @property
-    def data(self) -> str | bytes: ...
+    def data(self) -> str | bytes:
+        """The payload: a str for a text message, bytes for a binary one. It is made at the first look and kept."""
     @property
-    def type(self) -> MessageType: ...
+    def type(self) -> MessageType:
+        """MessageType.TEXT or MessageType.BINARY."""
     @property
-    def frame_bytes(self) -> bytes: ...
+    def frame_bytes(self) -> bytes:
+        """The unmasked frame, header and payload, as it goes over the wire."""
     def __bytes__(self) -> bytes: ...
     def __len__(self) -> int: ...
     def __bool__(self) -> bool: ...
-    def __eq__(self, other: object) -> bool: ...
+    def __eq__(self, other: object, /) -> bool: ...
     def __hash__(self) -> int: ...

@@ -1,0 +1,80 @@
+"""An endpoint, and the methods of its connection and its hub."""
+
+from collections.abc import Awaitable, Mapping
+from typing import Any, assert_type
+
+from wshub import (
+    CloseCode,
+    Connection,
+    ConnectionState,
+    DeliveryOptions,
+    Headers,
+    Hub,
+    Message,
+    MessageType,
+    RequestHead,
+)
+
+
+async def echo(connection: Connection) -> None:
+    assert_type(await connection.receive(), Message)
+    assert_type(await connection.receive(timeout=1), Message)
+    async for message in connection:
+        assert_type(message, Message)
+        assert_type(message.data, str | bytes)
+        assert_type(message.type, MessageType)
+        connection.send(message)
+        await connection.drain()
+    await connection.wait_closed()
+
+
+async def send(connection: Connection) -> None:
+    connection.send("text")
+    connection.send(b"binary", compress=False, slow_consumer="drop_oldest")
+    connection.send(bytearray(b"a buffer"), key="price of X")
+    connection.send(memoryview(b"a buffer"), slow_consumer=None)
+    connection.send_text(b"UTF-8")
+    connection.send_json({"price": 1})
+    connection.send_ping()
+    connection.close(CloseCode.NORMAL, "goodbye")
+    # Both ways are allowed: the result can be awaited.
+    await connection.send("text")
+    queued: Awaitable[None] = connection.join("room")
+    await queued
+
+
+def read(connection: Connection) -> None:
+    assert_type(connection.id, int)
+    assert_type(connection.state, ConnectionState)
+    assert_type(connection.request, RequestHead | None)
+    assert_type(connection.headers, Headers | None)
+    assert_type(connection.path, str)
+    assert_type(connection.subprotocol, str | None)
+    assert_type(connection.path_params, dict[str, Any] | None)
+    assert_type(connection.rooms, frozenset[str])
+    assert_type(connection.close_code, int | None)
+    assert_type(connection.buffered, int)
+    connection.hub.broadcast("hello", exclude=connection)
+
+
+def broadcast(hub: Hub, connection: Connection, options: DeliveryOptions) -> None:
+    assert_type(hub.broadcast("text", room="room", exclude=connection), int)
+    assert_type(hub.broadcast(b"binary", **options), int)
+    assert_type(hub.broadcast_to_room("room", Message("text"), key="price of X"), int)
+    assert_type(hub.room_members("room"), list[Connection])
+    assert_type(hub.get_connection(1), Connection | None)
+    assert_type(hub.stats(), dict[str, Any])
+
+
+def mistakes(connection: Connection, hub: Hub) -> None:
+    connection.send(1)  # type: ignore[arg-type]
+    connection.send("text", slow_consumer="drop")  # type: ignore[arg-type]
+    connection.send("text", compres=True)  # type: ignore[call-arg]
+    connection.id = 2  # type: ignore[misc]
+    connection.close("goodbye")  # type: ignore[arg-type]
+    hub.broadcast("text", exclude="connection 1")  # type: ignore[arg-type]
+
+
+def headers(request: RequestHead) -> Mapping[str, str]:
+    assert_type(request.headers, Headers)
+    return {"user": request.headers.get("Authorization") or "nobody"}

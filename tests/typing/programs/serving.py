@@ -1,0 +1,80 @@
+"""Hubs, their settings, and servers."""
+
+import ssl
+from collections.abc import Mapping
+from typing import Any, assert_type
+
+from wshub import (
+    CompressionConfig,
+    Connection,
+    EventHandler,
+    HandshakeError,
+    Hub,
+    HubConfig,
+    RateLimits,
+    RequestHead,
+    RoomConfig,
+    Server,
+    SlowConsumer,
+    UpgradeHook,
+)
+
+
+def check(request: RequestHead) -> Mapping[str, Any] | None:
+    if request.path != "/chat":
+        raise HandshakeError(404, "There is nothing at this path.")
+    return {"user": request.headers.get("user")}
+
+
+async def check_later(request: RequestHead) -> dict[str, str]:
+    return {"path": request.path}
+
+
+def check_only(request: RequestHead) -> None:
+    print(request.path)
+
+
+hooks: list[UpgradeHook] = [check, check_later, check_only]
+policy: SlowConsumer = "latest"
+config = HubConfig(
+    max_connections=5000,
+    allowed_origins=("https://example.com",),
+    compression=CompressionConfig(),
+    rates=RateLimits(messages=10),
+    slow_consumer=policy,
+)
+hubs = [Hub(), Hub(config), Hub(config, on_upgrade=check, clock=lambda: 0.0), Hub(on_upgrade=check_later)]
+
+
+async def endpoint(connection: Connection) -> None:
+    await connection.receive()
+
+
+class CountingHub(Hub):
+    """A hub with an argument of its own."""
+
+    def __init__(self, config: HubConfig | None = None, *, name: str) -> None:
+        super().__init__(config)
+        self.name = name
+
+
+async def main() -> None:
+    async with Hub(config) as hub:
+        assert_type(hub, Hub)
+        hub.configure_room("prices", slow_consumer="drop_oldest", compression="shared")
+        assert_type(hub.rooms, frozenset[str])
+        async with hub.serve("127.0.0.1", 0, endpoint, path="/chat", subprotocols=["chat"]) as server:
+            assert_type(server, Server)
+            assert_type(server.port, int)
+            await server.serve_forever()
+        async with hub.serve(unix="/tmp/hub", handler=EventHandler(), ssl=ssl.create_default_context()):
+            pass
+    await CountingHub(name="metrics").close()
+
+
+RoomConfig(compression="shared")
+HubConfig(max_connection=1)  # type: ignore[call-arg]
+HubConfig(slow_consumer="drop")  # type: ignore[arg-type]
+Hub(max_connections=1)  # type: ignore[call-arg]
+Hub(on_upgrade=endpoint)  # type: ignore[arg-type]
+Hub().serve("127.0.0.1", 0, check)  # type: ignore[arg-type]
