@@ -4,6 +4,4 @@ from wshub.core.connection_core cimport ConnectionCore
 
 
 cdef class Connection(ConnectionCore):
-    cdef object join_room(self, str name)
-    cdef bint leave_room(self, str name) except -1
     cdef object send_control(self, object payload, uint8_t opcode)

@@ -4,16 +4,8 @@
 from libc.math cimport INFINITY, NAN
 from libc.stdint cimport uint8_t
 
-from wshub.core.hub_state cimport (
-    CLOSE_CONNECTION,
-    INHERITED,
-    PRIVATE_KEYS,
-    QUEUED,
-    Delivery,
-    Room,
-    check_key,
-    room_name,
-)
+from wshub.core.backpressure cimport CLOSE_CONNECTION, INHERITED, Delivery, resolve_delivery_options
+from wshub.core.conflation_keys cimport PRIVATE_KEYS, check_key, intern_key
 from wshub.core.connection_core cimport (
     INBOX_FULL,
     INBOX_KIBIBYTES,
@@ -26,6 +18,8 @@ from wshub.core.connection_core cimport (
     inbox_charge,
     is_foreign,
 )
+from wshub.core.queued cimport QUEUED
+from wshub.core.rooms cimport join_room, leave_room, room_name
 from wshub.links.link cimport queue_charge
 from wshub.protocol.frame_buffer cimport FrameBuffer, frame_release
 from wshub.protocol.message cimport (
@@ -188,7 +182,8 @@ cdef class Connection(ConnectionCore):
         if is_foreign(self):
             self.hand_over(partial(self._quietly, partial(self.join, room)))
             return QUEUED
-        self.join_room(room)
+        if not join_room(self, room):
+            raise self.closed_error()
         return QUEUED
 
     def leave(self, name):
@@ -197,45 +192,8 @@ cdef class Connection(ConnectionCore):
         if is_foreign(self):
             self.hand_over(partial(self.leave, room))
             return QUEUED
-        self.leave_room(room)
+        leave_room(self, room)
         return QUEUED
-
-    cdef object join_room(self, str name):
-        cdef Room room
-        if self.status >= IS_CLOSING:
-            raise self.closed_error()
-        if self.room_table is None:
-            self.room_table = {}
-        elif name in self.room_table:
-            return
-        room = self.hub.room_table.get(name)
-        if room is None:
-            room = self.hub.open_room(name)
-        if room.members is room.walked:
-            room.members = dict(room.members)
-        if self.status >= IS_CLOSING:
-            # Code that the garbage collector has run meanwhile has closed it.
-            if not room.members:
-                del self.hub.room_table[name]
-            raise self.closed_error()
-        room.members[self.key] = self
-        self.hub.window_changes += room.window is not None
-        self.room_table[name] = room
-
-    cdef bint leave_room(self, str name) except -1:
-        cdef Room room
-        if self.room_table is None or self.status >= IS_CLOSING:
-            return False
-        room = self.room_table.pop(name, None)
-        if room is None:
-            return False
-        del room.members[self.key]
-        if room.window is not None:
-            self.hub.window_changes += 1
-            self.fall_out_of_step(room.window)
-        if not room.members:
-            del self.hub.room_table[name]
-        return True
 
     # Sending
 
@@ -268,7 +226,7 @@ cdef class Connection(ConnectionCore):
         cdef FrameBuffer *frame
         cdef Delivery delivery
         check_key(key)
-        self.hub.describe(&delivery, compress, slow_consumer, INHERITED)
+        resolve_delivery_options(&delivery, &self.hub.delivery_defaults, compress, slow_consumer, INHERITED)
         if is_foreign(self):
             self.check_open()
             later = partial(self.send, Message(message), compress=compress, slow_consumer=slow_consumer, key=key)
@@ -277,7 +235,7 @@ cdef class Connection(ConnectionCore):
         if self.status != IS_OPEN:
             self.check_open()
         frame = labelled_frame_from_data(
-            message, self.hub.number_of(PRIVATE_KEYS, key), NULL, delivery.policy != CLOSE_CONNECTION
+            message, intern_key(self.hub.conflation_keys, PRIVATE_KEYS, key), NULL, delivery.policy != CLOSE_CONNECTION
         )
         if self.queue_alone(frame, &delivery) < 0:
             self.overflow()
@@ -333,7 +291,7 @@ cdef class Connection(ConnectionCore):
         try:
             if frame.length > MAX_CONTROL_PAYLOAD:
                 raise InvalidMessageError(f"a ping or pong has at most 125 octets, not {frame.length}")
-            if self.queue(frame, self.hub.policy) < 0:
+            if self.queue(frame, self.hub.delivery_defaults.policy) < 0:
                 self.overflow()
         finally:
             frame_release(frame)

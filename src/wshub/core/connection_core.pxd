@@ -2,7 +2,8 @@ from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint64_t
 
-from wshub.core.hub_state cimport RATES, Delivery, HandlerTable, HubBase
+from wshub.core.backpressure cimport Delivery
+from wshub.core.hub_state cimport RATES, HandlerTable, HubBase
 from wshub.core.shared_window cimport SharedWindow
 from wshub.links.link cimport Link, Progress, Receiver
 from wshub.protocol.compression.deflate cimport Deflater, Inflater

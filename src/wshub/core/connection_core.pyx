@@ -16,22 +16,18 @@ from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint16_t, uint64_t
 
+from wshub.core.backpressure cimport CLOSE_CONNECTION, DROP_NEWEST, LATEST, Delivery
 from wshub.core.hub_state cimport (
-    CLOSE_CONNECTION,
     CONTROL_FRAMES,
-    DROP_NEWEST,
     HANDLER_TIME,
-    LATEST,
     MESSAGES,
     OCTETS,
-    QUEUED,
     RATES,
-    Delivery,
     HandlerTable,
     HubBase,
     Rate,
-    Room,
 )
+from wshub.core.queued cimport QUEUED
 from wshub.core.shared_window cimport SharedWindow
 from wshub.links.link cimport AT_REST, STALLED, TAKING, Link, Progress, Receiver, queue_charge
 from wshub.protocol.compression.deflate cimport (
@@ -179,14 +175,7 @@ cdef class ConnectionCore(Receiver):
 
     cdef void leave_all_rooms(self) noexcept:
         """Leaves every room; their names stay to be seen by on_close."""
-        cdef Room room
-        if self.room_table is None:
-            return
-        for room in self.room_table.values():
-            room.members.pop(self.key, None)
-            self.hub.window_changes += room.window is not None
-            if not room.members and self.hub.room_table.get(room.name) is room:
-                del self.hub.room_table[room.name]
+        self.hub.leave_rooms(self)
 
     cdef void wake_receiver(self) noexcept:
         if self.waiter is not None:

@@ -8,7 +8,8 @@ from typing_extensions import Buffer
 from wshub.core.admission import Admission
 from wshub.core.config import DeliveryOptions, HubConfig, RoomConfig
 from wshub.core.connection import Connection
-from wshub.core.hub_state import HandlerTable, Queued
+from wshub.core.hub_state import HandlerTable
+from wshub.core.queued import Queued
 from wshub.links.asyncio_reactor import AsyncioReactor
 from wshub.links.epoll_reactor import Reactor
 from wshub.protocol.http.request import RequestHead

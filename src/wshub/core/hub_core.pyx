@@ -1,36 +1,36 @@
 # cython: language_level=3
-"""The native part of a hub: fan-out, membership, and the sweep over all connections."""
+"""The native part of a hub: its life, its connections, and the sweep over all of them."""
 
-from cpython.dict cimport PyDict_Next
-from cpython.object cimport PyObject
+from cpython.number cimport PyIndex_Check, PyNumber_Index
 from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stdint cimport SIZE_MAX, uint64_t
 from libc.string cimport memset
 
 from wshub.core.backlog cimport Backlog
-from wshub.core.hub_state cimport (
+from wshub.core.backpressure cimport (
     CLOSE_CONNECTION,
+    INHERITED,
+    LATEST,
+    Delivery,
+    policy_from_name,
+    resolve_delivery_options,
+)
+from wshub.core.conflation_keys cimport HUB_KEYS, ConflationKeys, check_key, intern_key
+from wshub.core.connection cimport Connection
+from wshub.core.connection_core cimport IS_OPEN
+from wshub.core.fan_out cimport send_to_all, send_to_room
+from wshub.core.hub_state cimport (
     CONTROL_FRAMES,
     HANDLER_TIME,
-    HUB_KEYS,
-    LATEST,
     MESSAGES,
     OCTETS,
-    Delivery,
     HandlerTable,
     HubBase,
     Rate,
-    Room,
-    check_key,
-    connection_id,
-    policy_of,
-    room_name,
 )
-from wshub.core.connection cimport Connection
-from wshub.core.connection_core cimport IS_OPEN, queue_message
-from wshub.core.shared_window cimport SharedWindow
+from wshub.core.rooms cimport Room, configure_room, find_room, leave_all_rooms, room_name
 from wshub.links.link cimport Ledger, Link, counts_of
-from wshub.protocol.compression.deflate cimport LONGEST_DEFLATED, DeflatePool
+from wshub.protocol.compression.deflate cimport DeflatePool
 from wshub.protocol.frame_buffer cimport RAW, FrameBuffer, Tally, frame_release
 from wshub.protocol.message cimport (
     Message,
@@ -63,6 +63,13 @@ cdef enum:
 cdef double UNBOUNDED = 1e30
 
 
+cdef object check_connection_id(str name, str what, object value):
+    """Return the id of a connection as an int. Raise MisuseError if Python does not take the value for an integer."""
+    if isinstance(value, bool) or not PyIndex_Check(value):
+        raise MisuseError(f"{name} must be {what}, not {value!r}")
+    return PyNumber_Index(value)
+
+
 cdef double seconds_or_never(object milliseconds):
     """A time in seconds, for 0 milliseconds one that never comes."""
     return milliseconds / 1000 if milliseconds else UNBOUNDED
@@ -91,44 +98,9 @@ def table_of(handler):
     )
 
 
-cdef bint can_share(Connection connection, SharedWindow window) noexcept:
-    """Whether what the peer negotiated lets it come in step with a window."""
-    return (
-        connection.keeps_window and connection.window_bits >= window.window_bits and connection.status == IS_OPEN
-    )
-
-
 def table_that_receives():
     """The HandlerTable of a connection whose application does nothing but call ``receive()``, sooner or later."""
     return HandlerTable(EventHandler(), receives=True)
-
-
-cdef void count_members(dict members, SharedWindow window) noexcept:
-    """Finds how many members could be in step with a window, and how many are."""
-    cdef PyObject *key
-    cdef PyObject *value
-    cdef Py_ssize_t position = 0
-    window.able = 0
-    window.in_step = 0
-    while PyDict_Next(members, &position, &key, &value):
-        if can_share(<Connection>value, window):
-            window.able += 1
-            window.in_step += (<Connection>value).generation == window.generation
-
-
-cdef int queue_shared(
-    Connection connection, SharedWindow window, FrameBuffer *shared, FrameBuffer *frame, const Delivery *delivery
-) noexcept:
-    """Queues what the connection gets of a message to a room with a window; returns what queue() does."""
-    if connection.status == IS_OPEN and connection.stands_alone(delivery):
-        connection.fall_out_of_step(window)
-    elif connection.generation == window.generation:
-        return connection.queue(shared, delivery.policy)
-    elif can_share(connection, window):
-        if window.messages == 1:
-            return connection.queue_compressed(shared, window.generation, delivery.policy)
-        window.missed += 1
-    return queue_message(connection, frame, delivery)
 
 
 cdef class HubCore(HubBase):
@@ -144,16 +116,16 @@ cdef class HubCore(HubBase):
         self.config = config
         self.clock = clock
         self.handling = ContextVar("wshub.handling", default=None)
-        self.last_key = HUB_KEYS
+        self.conflation_keys = ConflationKeys()
         self.room_configs = {}
-        self.compression_threshold = SIZE_MAX
+        self.delivery_defaults.threshold = SIZE_MAX
         if config.compression is not None:
             # An empty message has nothing to compress.
-            self.compression_threshold = max(config.compression.threshold, 1)
+            self.delivery_defaults.threshold = max(config.compression.threshold, 1)
         self.max_message_size = config.max_message_size
         self.max_send_buffer = config.max_send_buffer
         self.max_fragments = config.max_fragments
-        self.policy = policy_of(config.slow_consumer)
+        self.delivery_defaults.policy = policy_from_name(config.slow_consumer)
         self.set_rates(config.rates)
         self.ping_interval = config.ping_interval_ms / 1000
         self.pong_timeout = config.pong_timeout_ms / 1000
@@ -176,8 +148,7 @@ cdef class HubCore(HubBase):
         self.closes = {}
         self.refused = {}
         self.handler_tasks = {}
-        self.keys = {}
-        self.key_length = 0
+        self.conflation_keys.clear()
         self.pool = DeflatePool(self.config.compression) if self.config.compression is not None else None
         self._admission = Admission(self.config, self.clock)
         self.swept_at = self.clock()
@@ -206,6 +177,9 @@ cdef class HubCore(HubBase):
             self._admission.leave(address_key)
         if self.emptied is not None and not self.connections and not self.emptied.done():
             self.emptied.set_result(None)
+
+    cdef void leave_rooms(self, object connection) noexcept:
+        leave_all_rooms(<Connection>connection)
 
     @property
     def _is_in_use(self):
@@ -333,96 +307,13 @@ cdef class HubCore(HubBase):
         if self.farewell is not None:
             connection.go_away(self.farewell)
 
-    cdef Connection named_by(self, object exclude):
+    cdef Connection resolve_connection(self, object exclude):
         """The connection of this hub that an application names by itself or by its id, or None."""
         if exclude is None:
             return None
         if isinstance(exclude, Connection):
             return exclude if (<Connection>exclude).hub is self else None
-        return self.connections.get(connection_id("exclude", "a Connection or the id of one, an int", exclude))
-
-    cdef int fan_out(
-        self, dict members, FrameBuffer *frame, Connection excluded, const Delivery *delivery, SharedWindow window,
-        FrameBuffer *shared
-    ) noexcept:
-        """Queues the frame for every member.
-
-        The event loop and the garbage collector may run code in the loop. It may remove members from the dict, which
-        leaves the others in their places. To add one, a copy is made first: `walked` names the dict to be left alone.
-
-        `shared` is the form for those members who are in step with `window`, or both are nothing. Every one of them but
-        `excluded` is given it, or falls out of step, or is closed: what is compressed next refers to it.
-        """
-        cdef PyObject *key
-        cdef PyObject *value
-        cdef Py_ssize_t position = 0
-        cdef int queued, count = 0
-        cdef Connection connection
-        cdef list full = None
-        while PyDict_Next(members, &position, &key, &value):
-            if value == <PyObject *>excluded:
-                continue
-            if shared != NULL:
-                queued = queue_shared(<Connection>value, window, shared, frame, delivery)
-            else:
-                queued = queue_message(<Connection>value, frame, delivery)
-            if queued > 0:
-                count += 1
-            elif queued < 0:
-                try:
-                    if full is None:
-                        full = []
-                    full.append(<Connection>value)
-                except MemoryError:
-                    (<Connection>value).out_of_memory()
-        if full is not None:
-            for connection in full:
-                connection.overflow()
-        self.ledger.bytes_fanned_out += <uint64_t>count * frame.length
-        return count
-
-    cdef FrameBuffer *shared_form(self, Room room, FrameBuffer *frame) noexcept:
-        """What those members get who are in step with the room's window, or come in step: the caller owns it.
-
-        Returns NULL where there are none, or no memory: the message then is one like any other.
-        """
-        cdef SharedWindow window = room.window
-        cdef FrameBuffer *shared
-        if window.counted_at != self.window_changes:
-            count_members(room.members, window)
-            window.counted_at = self.window_changes
-        if not window.able or not 0 < frame.length <= LONGEST_DEFLATED:
-            return NULL
-        if window.is_due():
-            self.restart(window)
-        shared = window.compress(frame)
-        if shared == NULL:
-            self.restart(window)
-        return shared
-
-    cdef int send_to_room(self, Room room, FrameBuffer *frame, Connection excluded, const Delivery *delivery) noexcept:
-        cdef FrameBuffer *shared = NULL
-        cdef dict walked = room.walked
-        cdef int count
-        # Within a message to the room, which some members do not have yet, nothing may be compressed that refers to it.
-        if room.window is not None and delivery.threshold != SIZE_MAX and walked is None:
-            if excluded is not None:
-                # Before the window restarts, when whoever is in step is not known any more.
-                excluded.fall_out_of_step(room.window)
-            shared = self.shared_form(room, frame)
-        room.walked = room.members
-        count = self.fan_out(room.walked, frame, excluded, delivery, room.window, shared)
-        room.walked = walked
-        frame_release(shared)
-        return count
-
-    cdef int send_to_all(self, FrameBuffer *frame, Connection excluded, const Delivery *delivery) noexcept:
-        cdef dict walked = self.walked
-        cdef int count
-        self.walked = self.connections
-        count = self.fan_out(self.walked, frame, excluded, delivery, None, NULL)
-        self.walked = walked
-        return count
+        return self.connections.get(check_connection_id("exclude", "a Connection or the id of one, an int", exclude))
 
     def broadcast(self, message, *, room=None, exclude=None, compress=None, slow_consumer=None, key=None):
         """Queues a message for every open connection, or every one in a room.
@@ -450,12 +341,12 @@ cdef class HubCore(HubBase):
         cdef Delivery delivery
         cdef Room found = None
         cdef int count = 0
-        cdef Connection excluded = self.named_by(exclude)
+        cdef Connection excluded = self.resolve_connection(exclude)
         cdef uint64_t number
         if room is not None:
             room = room_name(room)
         check_key(key)
-        self.describe(&delivery, compress, slow_consumer, self.policy)
+        resolve_delivery_options(&delivery, &self.delivery_defaults, compress, slow_consumer, INHERITED)
         if self.loop is None or self.closed:
             Message(message)
             return 0
@@ -475,21 +366,21 @@ cdef class HubCore(HubBase):
         if room is not None:
             found = self.room_table.get(room)
         if found is None:
-            number = self.number_of(HUB_KEYS, key)
+            number = intern_key(self.conflation_keys, HUB_KEYS, key)
         else:
             if slow_consumer is None:
-                self.describe(&delivery, compress, None, found.policy)
+                resolve_delivery_options(&delivery, &self.delivery_defaults, compress, None, found.policy)
             if key is None and delivery.policy == LATEST:
-                number = found.key
+                number = found.conflation_key
             else:
-                number = self.number_of(found.key, key)
+                number = intern_key(self.conflation_keys, found.conflation_key, key)
         frame = labelled_frame_from_data(
             message, number, found.tally if found is not None else NULL, delivery.policy != CLOSE_CONNECTION
         )
         if room is None:
-            count = self.send_to_all(frame, excluded, &delivery)
+            count = send_to_all(self, frame, excluded, &delivery)
         elif found is not None:
-            count = self.send_to_room(found, frame, excluded, &delivery)
+            count = send_to_room(self, found, frame, excluded, &delivery)
         frame_release(frame)
         return count
 
@@ -508,18 +399,8 @@ cdef class HubCore(HubBase):
         )
 
     def _configure_room(self, name, config):
-        """Gives a room its settings, also one that nobody is in yet."""
-        cdef Room room
-        cdef Connection connection
-        name = room_name(name)
-        room = self.room_table.get(name)
-        self.room_configs[name] = config
-        if room is None:
-            return
-        if room.window is not None:
-            for connection in room.members.values():
-                connection.fall_out_of_step(room.window)
-        self.configure(room, config)
+        """Set the RoomConfig of a room, now and each time that it is opened."""
+        configure_room(self, room_name(name), config)
 
     def join_room(self, connection, room):
         """The connection enters a room: ``connection.join``."""
@@ -531,12 +412,12 @@ cdef class HubCore(HubBase):
 
     def room_size(self, room):
         """How many connections are in a room; 0 for one that nobody is in."""
-        cdef Room found = self.room_table.get(room_name(room))
+        cdef Room found = find_room(self, room)
         return len(found.members) if found is not None else 0
 
     def room_members(self, room):
         """The connections in a room, as a list."""
-        cdef Room found = self.room_table.get(room_name(room))
+        cdef Room found = find_room(self, room)
         return list(found.members.values()) if found is not None else []
 
     @property
@@ -546,7 +427,7 @@ cdef class HubCore(HubBase):
 
     def get_connection(self, id):
         """The connection with that id, or None. Raises MisuseError if ``id`` is no int, or a bool."""
-        return self.connections.get(connection_id("id", "an int", id))
+        return self.connections.get(check_connection_id("id", "an int", id))
 
     @property
     def connection_count(self):
@@ -626,7 +507,7 @@ cdef class HubCore(HubBase):
 
     def _room_counts(self, name):
         """What became of the messages to a room, by name."""
-        cdef Room room = self.room_table.get(room_name(name))
+        cdef Room room = find_room(self, name)
         cdef Tally nothing
         if room is not None:
             return {"connections": len(room.members), **counts_of(room.tally, room.tally.pending)}
