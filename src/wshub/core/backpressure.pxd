@@ -1,10 +1,10 @@
-"""What happens to a message for a client that does not read: the policies for slow consumers."""
+"""Backpressure: the policies for a message to a slow consumer, a client that does not read."""
 
 from libc.stddef cimport size_t
 from libc.stdint cimport SIZE_MAX, uint8_t
 
 
-# What to do with a message for a connection whose send queue is full.
+# The policies for a message to a connection whose send queue is full.
 cdef enum Policy:
     CLOSE_CONNECTION
     DROP_NEWEST

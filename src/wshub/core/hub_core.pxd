@@ -8,8 +8,8 @@ cdef class HubCore(HubBase):
     cdef readonly object config
     cdef object reactor      # a Reactor or an AsyncioReactor; None until the hub has a loop
     cdef uint64_t last_id
-    cdef readonly dict refused  # status: how many handshakes
-    cdef bint fullness_told  # the log has reported a full send queue
+    cdef readonly dict refused  # status: number of handshakes
+    cdef bint logged_full_queue
     cdef object emptied      # Future that is done when no connection is left, or None
 
     cdef object set_rates(self, object config)

@@ -59,7 +59,7 @@ logger = logging.getLogger("wshub.server")
 cdef enum:
     PING_OPCODE = 0x9
 
-# More than any rate, and in the range of all floating-point numbers.
+# Above any rate and any time. It stays finite in every calculation.
 cdef double UNBOUNDED = 1e30
 
 
@@ -71,12 +71,12 @@ cdef object check_connection_id(str name, str what, object value):
 
 
 cdef double seconds_or_never(object milliseconds):
-    """A time in seconds, for 0 milliseconds one that never comes."""
+    """Convert to seconds. 0 milliseconds become a time that never comes."""
     return milliseconds / 1000 if milliseconds else UNBOUNDED
 
 
 cdef Rate rate_of(double per_second, double burst, double least) noexcept:
-    """A rate, of which a connection saves up what it may do in `burst` seconds, and `least` at least; 0 is no bound."""
+    """Return a rate. A connection can save up `burst` seconds of it, at least `least`. 0 per second means no limit."""
     cdef Rate rate
     rate.per_second = per_second if per_second else UNBOUNDED
     rate.at_most = max(per_second * burst, least) if per_second else UNBOUNDED
@@ -84,7 +84,7 @@ cdef Rate rate_of(double per_second, double burst, double least) noexcept:
 
 
 def table_of(handler):
-    """The HandlerTable of an EventHandler, or of a coroutine function that is the life of a connection."""
+    """Return the HandlerTable of an EventHandler, or of a coroutine function whose end closes the connection."""
     if isinstance(handler, EventHandler):
         check_instance(handler)
         return HandlerTable(handler)
@@ -99,12 +99,12 @@ def table_of(handler):
 
 
 def table_that_receives():
-    """The HandlerTable of a connection whose application does nothing but call ``receive()``, sooner or later."""
+    """Return the HandlerTable of a connection whose application only calls ``receive()``."""
     return HandlerTable(EventHandler(), receives=True)
 
 
 cdef class HubCore(HubBase):
-    """Connections, rooms and what is sent to them. See :class:`wshub.Hub`."""
+    """The native part of :class:`wshub.Hub`."""
 
     def __cinit__(self, config=None, *arguments, clock=time.monotonic, **keywords):
         if config is None:
@@ -138,7 +138,7 @@ cdef class HubCore(HubBase):
         self.begin_anew()
 
     cdef object begin_anew(self):
-        """Begins a life of the hub: without a loop, connections and counts. Settings and ids go on."""
+        """Reset all but settings and ids: the hub has no loop, no connections and no counts."""
         self.loop = None
         self.reactor = None
         self.ledger = Ledger()
@@ -154,14 +154,14 @@ cdef class HubCore(HubBase):
         self.swept_at = self.clock()
         self.rates_exceeded = 0
         self.had_no_room = False
-        self.fullness_told = False
+        self.logged_full_queue = False
         self.farewell = None
         self.emptied = None
         self.closed = False
 
     cdef object set_rates(self, object config):
-        """Takes the rates of a RateLimits: what may be done in a second, and saved up for it."""
-        # What a sweep adds must not be lost before the next one.
+        """Set the rates from a RateLimits."""
+        # A full bucket holds at least what one sweep adds. Otherwise some of it would be lost.
         cdef double burst = max(config.burst_ms / 1000, config.sweep_period)
         self.rates[OCTETS] = rate_of(config.octets, burst, 0)
         self.rates[MESSAGES] = rate_of(config.messages, burst, 1)
@@ -308,7 +308,7 @@ cdef class HubCore(HubBase):
             connection.go_away(self.farewell)
 
     cdef Connection resolve_connection(self, object exclude):
-        """The connection of this hub that an application names by itself or by its id, or None."""
+        """Return the connection of this hub for a Connection or an id, or None."""
         if exclude is None:
             return None
         if isinstance(exclude, Connection):
@@ -316,26 +316,27 @@ cdef class HubCore(HubBase):
         return self.connections.get(check_connection_id("exclude", "a Connection or the id of one, an int", exclude))
 
     def broadcast(self, message, *, room=None, exclude=None, compress=None, slow_consumer=None, key=None):
-        """Queues a message for every open connection, or every one in a room.
+        """Queue a message for every open connection, or for every member of a room.
 
-        The message is framed once, whatever the number of receivers, and compressed once for all who keep as much of
-        a window. From another thread than the hub's this is handed over to the loop.
+        The message is framed once, and compressed once for all clients with the same window. A call from another thread
+        than the hub's is handed over to the loop.
 
         Args:
             message: a str, bytes or another buffer, or a Message.
-            room: the name of a room; None is everybody.
-            exclude: a Connection, or the id of one, that does not get it.
+            room: the name of a room; None means all connections.
+            exclude: a Connection, or its id, that does not get the message.
             compress: as in ``Connection.send``.
-            slow_consumer: as in ``Connection.send``; None is as the room is configured, or else the hub.
-            key: as in ``Connection.send``; if none is given, all messages to a room have the same.
+            slow_consumer: as in ``Connection.send``; None uses the policy of the room, or else of the hub.
+            key: as in ``Connection.send``. All messages to a room that have no key share one.
 
         Returns:
-            For how many connections it was queued; from another thread, how many were there.
+            The number of connections that it was queued for. In another thread, the number of connections that are
+            there.
 
         Raises:
             TypeError, InvalidMessageError, MisuseError: as ``Connection.send``.
-            TypeError: ``room`` is no str.
-            MisuseError: ``exclude`` is neither a Connection nor an int, or it is a bool.
+            TypeError: ``room`` is not a str.
+            MisuseError: ``exclude`` is a bool, or neither a Connection nor an int.
         """
         cdef FrameBuffer *frame
         cdef Delivery delivery
@@ -360,7 +361,7 @@ cdef class HubCore(HubBase):
             except RuntimeError:
                 if not self.loop.is_closed():
                     raise
-                # The loop has closed in this moment, and its connections have gone.
+                # The loop closed a moment ago, and its connections are gone.
                 return 0
             return len(self.connections) if room is None else self.room_size(room)
         if room is not None:
@@ -385,15 +386,15 @@ cdef class HubCore(HubBase):
         return count
 
     def broadcast_except(self, message, exclude, *, compress=None, slow_consumer=None, key=None):
-        """``broadcast`` to everybody but one."""
+        """``broadcast`` to all connections but one."""
         return self.broadcast(message, exclude=exclude, compress=compress, slow_consumer=slow_consumer, key=key)
 
     def broadcast_to_room(self, room not None, message, *, compress=None, slow_consumer=None, key=None):
-        """``broadcast`` to everybody in a room."""
+        """``broadcast`` to all members of a room."""
         return self.broadcast(message, room=room, compress=compress, slow_consumer=slow_consumer, key=key)
 
     def broadcast_to_room_except(self, room not None, message, exclude, *, compress=None, slow_consumer=None, key=None):
-        """``broadcast`` to everybody in a room but one."""
+        """``broadcast`` to all members of a room but one."""
         return self.broadcast(
             message, room=room, exclude=exclude, compress=compress, slow_consumer=slow_consumer, key=key
         )
@@ -403,35 +404,35 @@ cdef class HubCore(HubBase):
         configure_room(self, room_name(name), config)
 
     def join_room(self, connection, room):
-        """The connection enters a room: ``connection.join``."""
+        """Call ``connection.join(room)``."""
         return connection.join(room)
 
     def leave_room(self, connection, room):
-        """The connection leaves a room: ``connection.leave``."""
+        """Call ``connection.leave(room)``."""
         return connection.leave(room)
 
     def room_size(self, room):
-        """How many connections are in a room; 0 for one that nobody is in."""
+        """Return the number of members of a room; 0 if there is no such room."""
         cdef Room found = find_room(self, room)
         return len(found.members) if found is not None else 0
 
     def room_members(self, room):
-        """The connections in a room, as a list."""
+        """Return the members of a room as a list of Connections."""
         cdef Room found = find_room(self, room)
         return list(found.members.values()) if found is not None else []
 
     @property
     def rooms(self):
-        """The names of all rooms that somebody is in."""
+        """The names of all rooms that have a member."""
         return frozenset(self.room_table)
 
     def get_connection(self, id):
-        """The connection with that id, or None. Raises MisuseError if ``id`` is no int, or a bool."""
+        """Return the connection with that id, or None. Raise MisuseError if ``id`` is a bool or not an int."""
         return self.connections.get(check_connection_id("id", "an int", id))
 
     @property
     def connection_count(self):
-        """How many connections there are, those that are closing included."""
+        """The number of connections, including those that are closing."""
         return len(self.connections)
 
     def unregister(self, connection, code=1000, reason=""):
@@ -439,7 +440,7 @@ cdef class HubCore(HubBase):
         return connection.close(code, reason)
 
     def _sweep(self):
-        """Does what time demands of every connection: pings, dead peers, overdue closes."""
+        """Send the pings that are due, and end the connections whose time is over."""
         cdef double now = self.clock()
         cdef FrameBuffer *ping = frame_from_octets(b"", 0, PING_OPCODE)
         cdef Connection connection
@@ -449,11 +450,11 @@ cdef class HubCore(HubBase):
         self.swept_at = now
         if self.reactor is not None:
             self.reactor.resume_accepting()
-        if self.had_no_room and not self.fullness_told:
-            self.fullness_told = True
+        if self.had_no_room and not self.logged_full_queue:
+            self.logged_full_queue = True
             logger.warning(
-                "a connection leaves %d octets unread (max_send_buffer): what becomes of it is for slow_consumer to "
-                "say, and stats() counts it from here on", self.max_send_buffer
+                "a client is not reading: %d bytes are queued (max_send_buffer); applying the slow_consumer policy. "
+                "stats() counts further cases", self.max_send_buffer
             )
 
     def _close_all(self, bytes payload):
@@ -497,16 +498,16 @@ cdef class HubCore(HubBase):
 
     @property
     def _handler_tasks(self):
-        """The task of each handler that is suspended, and the id of its connection."""
+        """The task of each suspended handler, with the id of its connection."""
         return dict(self.handler_tasks)
 
     @property
     def _handled_connection(self):
-        """The id of the connection whose handler runs this code, itself or in a task that it has started; or None."""
+        """The id of the connection whose handler, or a task started by it, runs this code; or None."""
         return self.handling.get()
 
     def _room_counts(self, name):
-        """What became of the messages to a room, by name."""
+        """Return the RoomStats of a room."""
         cdef Room room = find_room(self, name)
         cdef Tally nothing
         if room is not None:
@@ -515,7 +516,7 @@ cdef class HubCore(HubBase):
         return {"connections": 0, **counts_of(&nothing, 0)}
 
     def _counts(self):
-        """The native counters, by name."""
+        """Return the HubStats."""
         cdef uint64_t pending = 0
         cdef Connection connection
         for connection in self.connections.values():

@@ -8,7 +8,7 @@ from wshub.links.link cimport Ledger
 from wshub.protocol.compression.deflate cimport DeflatePool
 
 
-# What has a rate: the places in HubBase.rates and ConnectionCore.left.
+# The rates: indices of HubBase.rates and ConnectionCore.left.
 cdef enum:
     OCTETS
     MESSAGES
@@ -18,7 +18,7 @@ cdef enum:
 
 
 cdef struct Rate:
-    # What a connection may do per second, and how much of it can be saved up. Without a limit, both are huge.
+    # A limit per second, and the most that can be saved up. Both are huge if there is no limit.
     double per_second
     double at_most
 
@@ -46,7 +46,7 @@ cdef class HubBase:
     cdef dict room_table         # name: Room, of all that have a member
     cdef readonly object _admission  # Admission
     cdef bint counts_addresses   # the connections of each address are counted
-    cdef dict closes             # close code: how many
+    cdef dict closes             # close code: number of connections
     cdef bytes farewell          # payload of the close frame that all connections were sent; None before that
     cdef bint closed             # no connection may open
     cdef dict handler_tasks      # Task of a suspended handler: id of its connection

@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""What the connections of a hub share: the state of the hub, and the handlers."""
+"""The state that the connections of a hub share."""
 
 from collections.abc import Mapping
 
@@ -8,7 +8,7 @@ from wshub.protocol.close_code import is_valid_on_wire
 
 
 cdef dict check_close_codes(object codes):
-    """A copy of an EventHandler's close_codes, or None if there are none. Raises MisuseError for what cannot be."""
+    """Return a copy of an EventHandler's close_codes, or None if it is empty. Raise MisuseError if it is invalid."""
     if not isinstance(codes, Mapping):
         raise MisuseError(f"close_codes must be a mapping of close codes, not {codes!r}")
     for code in (*codes, *codes.values()):
@@ -29,7 +29,7 @@ cdef class HandlerTable:
         self.on_pong = handler.on_pong
         self.on_drain = handler.on_drain
         self.endpoint = endpoint
-        # A mock of a handler has whatever it is asked for.
+        # A mock of a handler has every attribute, so look for a real one.
         has_codes = "close_codes" in vars(handler) or hasattr(type(handler), "close_codes")
         self.close_codes = check_close_codes(handler.close_codes) if has_codes else None
 

@@ -4,7 +4,7 @@
 A client can decompress the output if its decompressor has the same history as the compressor. It is then "in sync": it
 got every compressed message of the room since the history began, and no other compressed message after them.
 
-- A client gets in sync with the first message of a history. What it received before does not matter.
+- A client gets in sync with the first message of a history, whatever it received before.
 - A client in sync gets the room's messages compressed and all others plain. A compressed one of another origin desyncs
   it.
 - A client that is not in sync gets each message in a form that refers to no other.
