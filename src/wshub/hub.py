@@ -29,7 +29,7 @@ from wshub.protocol.http.request import RequestHead
 from wshub.serving.server import Server
 
 if TYPE_CHECKING:
-    from wshub.core.hub_state import HandlerTable
+    from wshub.core.handler_table import HandlerTable
     from wshub.links.asyncio_reactor import AsyncioReactor
     from wshub.links.epoll_reactor import Reactor
 

@@ -3,7 +3,8 @@ from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint64_t
 
 from wshub.core.backpressure cimport Delivery
-from wshub.core.hub_state cimport RATES, HandlerTable, HubBase
+from wshub.core.handler_table cimport HandlerTable
+from wshub.core.hub_state cimport RATES, HubBase
 from wshub.core.shared_window cimport SharedWindow
 from wshub.links.link cimport Link, Progress, Receiver
 from wshub.protocol.compression.deflate cimport Deflater, Inflater

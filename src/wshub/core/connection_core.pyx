@@ -17,13 +17,13 @@ from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint16_t, uint64_t
 
 from wshub.core.backpressure cimport CLOSE_CONNECTION, DROP_NEWEST, LATEST, Delivery
+from wshub.core.handler_table cimport HandlerTable
 from wshub.core.hub_state cimport (
     CONTROL_FRAMES,
     HANDLER_TIME,
     MESSAGES,
     OCTETS,
     RATES,
-    HandlerTable,
     HubBase,
     Rate,
 )

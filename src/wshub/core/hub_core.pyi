@@ -8,16 +8,13 @@ from typing_extensions import Buffer
 from wshub.core.admission import Admission
 from wshub.core.config import DeliveryOptions, HubConfig, RoomConfig
 from wshub.core.connection import Connection
-from wshub.core.hub_state import HandlerTable
+from wshub.core.handler_table import HandlerTable
 from wshub.core.queued import Queued
 from wshub.core.stats import HubStats, RoomStats
 from wshub.links.asyncio_reactor import AsyncioReactor
 from wshub.links.epoll_reactor import Reactor
 from wshub.protocol.http.request import RequestHead
 from wshub.protocol.message import Message
-
-def table_of(handler: Any) -> HandlerTable: ...
-def table_that_receives() -> HandlerTable: ...
 
 class HubCore:
     def __init__(self, config: HubConfig | None = None, *, clock: Callable[[], float] = ...) -> None: ...

@@ -19,12 +19,12 @@ from wshub.core.conflation_keys cimport HUB_KEYS, ConflationKeys, check_key, int
 from wshub.core.connection cimport Connection
 from wshub.core.connection_core cimport IS_OPEN
 from wshub.core.fan_out cimport send_to_all, send_to_room
+from wshub.core.handler_table cimport HandlerTable
 from wshub.core.hub_state cimport (
     CONTROL_FRAMES,
     HANDLER_TIME,
     MESSAGES,
     OCTETS,
-    HandlerTable,
     HubBase,
     Rate,
 )
@@ -43,13 +43,10 @@ import logging
 import time
 from contextvars import ContextVar
 from functools import partial
-from inspect import iscoroutinefunction
 
 from wshub.errors import HandshakeError, MisuseError
 from wshub.core.admission import Admission
 from wshub.core.config import HubConfig
-from wshub.core.event_handler import EventHandler
-from wshub.core.handler_checks import check_instance
 from wshub.links.asyncio_reactor import AsyncioReactor
 from wshub.links.reactors import create_reactor
 from wshub.protocol.compression.negotiation import negotiate
@@ -81,26 +78,6 @@ cdef Rate rate_of(double per_second, double burst, double least) noexcept:
     rate.per_second = per_second if per_second else UNBOUNDED
     rate.at_most = max(per_second * burst, least) if per_second else UNBOUNDED
     return rate
-
-
-def table_of(handler):
-    """Return the HandlerTable of an EventHandler, or of a coroutine function whose end closes the connection."""
-    if isinstance(handler, EventHandler):
-        check_instance(handler)
-        return HandlerTable(handler)
-    if iscoroutinefunction(handler) or iscoroutinefunction(getattr(handler, "__call__", None)):
-        return HandlerTable(EventHandler(on_open=handler), endpoint=True)
-    if isinstance(handler, type) and issubclass(handler, EventHandler):
-        raise MisuseError(f"a handler is an instance of an EventHandler: give {handler.__name__}(), not the class")
-    raise MisuseError(
-        "a handler is an EventHandler, or a coroutine function that takes the connection and has no yield, not "
-        f"{handler!r}"
-    )
-
-
-def table_that_receives():
-    """Return the HandlerTable of a connection whose application only calls ``receive()``."""
-    return HandlerTable(EventHandler(), receives=True)
 
 
 cdef class HubCore(HubBase):

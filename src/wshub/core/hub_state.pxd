@@ -23,16 +23,6 @@ cdef struct Rate:
     double at_most
 
 
-cdef class HandlerTable:
-    """The handlers of one EventHandler, looked up once."""
-
-    cdef readonly object handler
-    cdef object on_open, on_message, on_close, on_error, on_ping, on_pong, on_drain
-    cdef dict close_codes  # the code that is sent for one that the hub would close with; None if all are the same
-    cdef bint receives  # messages wait for receive() from the start
-    cdef bint endpoint  # on_open is the whole life of the connection: it receives, and its end closes
-
-
 cdef class HubBase:
     """The state of a hub that its connections use."""
 
