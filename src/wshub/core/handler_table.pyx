@@ -2,10 +2,7 @@
 """The handlers of a connection, looked up once for all connections that share them."""
 
 from collections.abc import Mapping
-from inspect import iscoroutinefunction
 
-from wshub.core.event_handler import EventHandler
-from wshub.core.handler_checks import check_instance
 from wshub.errors import MisuseError
 from wshub.protocol.close_code import is_valid_on_wire
 
@@ -35,23 +32,3 @@ cdef class HandlerTable:
         # A mock of a handler has every attribute, so look for a real one.
         has_codes = "close_codes" in vars(handler) or hasattr(type(handler), "close_codes")
         self.close_codes = check_close_codes(handler.close_codes) if has_codes else None
-
-
-def table_of(handler):
-    """Return the HandlerTable of an EventHandler, or of a coroutine function whose end closes the connection."""
-    if isinstance(handler, EventHandler):
-        check_instance(handler)
-        return HandlerTable(handler)
-    if iscoroutinefunction(handler) or iscoroutinefunction(getattr(handler, "__call__", None)):
-        return HandlerTable(EventHandler(on_open=handler), endpoint=True)
-    if isinstance(handler, type) and issubclass(handler, EventHandler):
-        raise MisuseError(f"a handler is an instance of an EventHandler: give {handler.__name__}(), not the class")
-    raise MisuseError(
-        "a handler is an EventHandler, or a coroutine function that takes the connection and has no yield, not "
-        f"{handler!r}"
-    )
-
-
-def table_that_receives():
-    """Return the HandlerTable of a connection whose application only calls ``receive()``."""
-    return HandlerTable(EventHandler(), receives=True)
