@@ -4,6 +4,7 @@
 from libc.math cimport INFINITY, NAN
 from libc.stdint cimport uint8_t
 
+from wshub.core.closing cimport begin_closing, check_open, close_before_opening, closed_error
 from wshub.core.hub_state cimport (
     CLOSE_CONNECTION,
     INHERITED,
@@ -14,7 +15,7 @@ from wshub.core.hub_state cimport (
     check_key,
     room_name,
 )
-from wshub.core.connection_core cimport (
+from wshub.core.connection_state cimport (
     INBOX_FULL,
     INBOX_KIBIBYTES,
     INBOX_LIMIT,
@@ -22,10 +23,12 @@ from wshub.core.connection_core cimport (
     IS_CLOSING,
     IS_CONNECTING,
     IS_OPEN,
-    ConnectionCore,
+    hand_over,
     inbox_charge,
     is_foreign,
 )
+from wshub.core.receiving cimport ReceivingConnection
+from wshub.core.sending cimport fail_slow_consumer, fall_out_of_step, queue, queue_alone
 from wshub.links.link cimport queue_charge
 from wshub.protocol.frame_buffer cimport FrameBuffer, frame_release
 from wshub.protocol.message cimport (
@@ -83,7 +86,7 @@ cdef object seconds_from(object timeout):
     return seconds if seconds < INFINITY else None
 
 
-cdef class Connection(ConnectionCore):
+cdef class Connection(ReceivingConnection):
     """One WebSocket connection of a hub.
 
     Every method may be called from any thread; another thread than the hub's hands the call over to the loop. The
@@ -186,7 +189,7 @@ cdef class Connection(ConnectionCore):
         """
         cdef str room = room_name(name)
         if is_foreign(self):
-            self.hand_over(partial(self._quietly, partial(self.join, room)))
+            hand_over(self, partial(self._quietly, partial(self.join, room)))
             return QUEUED
         self.join_room(room)
         return QUEUED
@@ -195,7 +198,7 @@ cdef class Connection(ConnectionCore):
         """Leaves a room. Not being in it is fine. Raises TypeError if ``name`` is no str."""
         cdef str room = room_name(name)
         if is_foreign(self):
-            self.hand_over(partial(self.leave, room))
+            hand_over(self, partial(self.leave, room))
             return QUEUED
         self.leave_room(room)
         return QUEUED
@@ -203,7 +206,7 @@ cdef class Connection(ConnectionCore):
     cdef object join_room(self, str name):
         cdef Room room
         if self.status >= IS_CLOSING:
-            raise self.closed_error()
+            raise closed_error(self)
         if self.room_table is None:
             self.room_table = {}
         elif name in self.room_table:
@@ -217,7 +220,7 @@ cdef class Connection(ConnectionCore):
             # Code that the garbage collector has run meanwhile has closed it.
             if not room.members:
                 del self.hub.room_table[name]
-            raise self.closed_error()
+            raise closed_error(self)
         room.members[self.key] = self
         self.hub.window_changes += room.window is not None
         self.room_table[name] = room
@@ -232,7 +235,7 @@ cdef class Connection(ConnectionCore):
         del room.members[self.key]
         if room.window is not None:
             self.hub.window_changes += 1
-            self.fall_out_of_step(room.window)
+            fall_out_of_step(self, room.window)
         if not room.members:
             del self.hub.room_table[name]
         return True
@@ -270,17 +273,17 @@ cdef class Connection(ConnectionCore):
         check_key(key)
         self.hub.describe(&delivery, compress, slow_consumer, INHERITED)
         if is_foreign(self):
-            self.check_open()
+            check_open(self)
             later = partial(self.send, Message(message), compress=compress, slow_consumer=slow_consumer, key=key)
-            self.hand_over(partial(self._quietly, later))
+            hand_over(self, partial(self._quietly, later))
             return QUEUED
         if self.status != IS_OPEN:
-            self.check_open()
+            check_open(self)
         frame = labelled_frame_from_data(
             message, self.hub.number_of(PRIVATE_KEYS, key), NULL, delivery.policy != CLOSE_CONNECTION
         )
-        if self.queue_alone(frame, &delivery) < 0:
-            self.overflow()
+        if queue_alone(self, frame, &delivery) < 0:
+            fail_slow_consumer(self)
         frame_release(frame)
         if self.link.without_pings:
             self.link.send_from_task()
@@ -324,17 +327,17 @@ cdef class Connection(ConnectionCore):
 
     cdef object send_control(self, object payload, uint8_t opcode):
         cdef FrameBuffer *frame
-        self.check_open()
+        check_open(self)
         if is_foreign(self):
             method = self.send_ping if opcode == PING_OPCODE else self.send_pong
-            self.hand_over(partial(self._quietly, partial(method, payload)))
+            hand_over(self, partial(self._quietly, partial(method, payload)))
             return QUEUED
         frame = frame_from_payload(payload, opcode)
         try:
             if frame.length > MAX_CONTROL_PAYLOAD:
                 raise InvalidMessageError(f"a ping or pong has at most 125 octets, not {frame.length}")
-            if self.queue(frame, self.hub.policy) < 0:
-                self.overflow()
+            if queue(self, frame, self.hub.policy) < 0:
+                fail_slow_consumer(self)
         finally:
             frame_release(frame)
         return QUEUED
@@ -355,11 +358,11 @@ cdef class Connection(ConnectionCore):
         """
         payload = encode_close_payload(code, reason)
         if is_foreign(self):
-            self.hand_over(partial(self.close, code, reason))
+            hand_over(self, partial(self.close, code, reason))
         elif self.status == IS_OPEN:
-            self.begin_closing(payload)
+            begin_closing(self, payload)
         elif self.status == IS_CONNECTING:
-            self.close_before_opening(payload)
+            close_before_opening(self, payload)
         return QUEUED
 
     async def drain(self):
@@ -372,7 +375,7 @@ cdef class Connection(ConnectionCore):
             ConnectionClosed: the connection is closing already; or it has ended before all had left, or was closed
                 because too much waited.
         """
-        self.check_open()
+        check_open(self)
         if self.link.has_drained():
             return
         future = self.hub.loop.create_future()
@@ -442,7 +445,7 @@ cdef class Connection(ConnectionCore):
                 self.hub.loop.call_soon(self._unblock, 0)
         while not self.inbox:
             if self.status >= IS_CLOSING and (self.input_ended or self.status == IS_CLOSED):
-                raise self.closed_error()
+                raise closed_error(self)
             if self.waiter is not None:
                 raise MisuseError(f"{self.receiving_task} is receiving from this connection already")
             self.waiter = self.hub.loop.create_future()
@@ -453,7 +456,7 @@ cdef class Connection(ConnectionCore):
                 if not self.hub.loop.is_closed():
                     raise
                 # The loop of the connection has gone, and this is another one.
-                raise self.closed_error() from None
+                raise closed_error(self) from None
             finally:
                 self.waiter = None
                 self.receiving_task = None

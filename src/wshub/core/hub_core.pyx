@@ -27,7 +27,24 @@ from wshub.core.hub_state cimport (
     room_name,
 )
 from wshub.core.connection cimport Connection
-from wshub.core.connection_core cimport IS_OPEN, queue_message
+from wshub.core.closing cimport (
+    abort_out_of_memory,
+    cancel_opening,
+    close_if_open,
+    close_without_loop,
+    fail,
+)
+from wshub.core.connection_state cimport IS_OPEN, drop_compression, take_negotiated
+from wshub.core.handlers cimport start
+from wshub.core.keepalive cimport sweep
+from wshub.core.sending cimport (
+    fail_slow_consumer,
+    fall_out_of_step,
+    queue,
+    queue_compressed,
+    queue_message,
+    stands_alone,
+)
 from wshub.core.shared_window cimport SharedWindow
 from wshub.links.link cimport Ledger, Link, counts_of
 from wshub.protocol.compression.deflate cimport LONGEST_DEFLATED, DeflatePool
@@ -120,13 +137,13 @@ cdef int queue_shared(
     Connection connection, SharedWindow window, FrameBuffer *shared, FrameBuffer *frame, const Delivery *delivery
 ) noexcept:
     """Queues what the connection gets of a message to a room with a window; returns what queue() does."""
-    if connection.status == IS_OPEN and connection.stands_alone(delivery):
-        connection.fall_out_of_step(window)
+    if connection.status == IS_OPEN and stands_alone(connection, delivery):
+        fall_out_of_step(connection, window)
     elif connection.generation == window.generation:
-        return connection.queue(shared, delivery.policy)
+        return queue(connection, shared, delivery.policy)
     elif can_share(connection, window):
         if window.messages == 1:
-            return connection.queue_compressed(shared, window.generation, delivery.policy)
+            return queue_compressed(connection, shared, window.generation, delivery.policy)
         window.missed += 1
     return queue_message(connection, frame, delivery)
 
@@ -239,7 +256,7 @@ cdef class HubCore(HubBase):
         """Ends what the last loop has left behind, and forgets all of it but the settings."""
         cdef Connection connection
         for connection in list(self.connections.values()):
-            connection.forsake()
+            close_without_loop(connection)
         if self.reactor is not None and self.loop.is_closed():
             self.reactor.close()
         self.begin_anew()
@@ -266,8 +283,8 @@ cdef class HubCore(HubBase):
         if metadata:
             connection.metadata.update(metadata)
         if extensions and self.pool is not None and request is not None:
-            connection.negotiated(
-                negotiate(self.pool.config, request.headers.get_all_raw(b"sec-websocket-extensions"))
+            take_negotiated(
+                connection, negotiate(self.pool.config, request.headers.get_all_raw(b"sec-websocket-extensions"))
             )
         if self.counts_addresses and request is not None:
             connection.address_key = self._admission.enter(request.remote_address)
@@ -278,16 +295,16 @@ cdef class HubCore(HubBase):
 
     def _renounce_compression(self, Connection connection):
         """Drops what a registered connection has negotiated: the server that answers its handshake compresses."""
-        connection.renounce_compression()
+        drop_compression(connection)
 
     def _fail(self, Connection connection, int code, str reason):
         """Fails an open connection (RFC 6455 section 7.1.7): the peer need not answer the close frame."""
         if connection.status == IS_OPEN:
-            connection.fail(code, reason)
+            fail(connection, code, reason)
 
     def _abandon(self, Connection connection):
         """The handshake of a registered connection has come to nothing: no handler is called."""
-        connection.abandon()
+        cancel_opening(connection)
 
     def _can_adopt(self):
         """Whether the hub's reactor takes connected sockets."""
@@ -302,7 +319,7 @@ cdef class HubCore(HubBase):
             link = self.reactor.adopt(descriptor, connection)
             self._open(connection, link, response, rest)
         except BaseException:
-            connection.abandon()
+            cancel_opening(connection)
             if link is not None:
                 link.abort(False)
             raise
@@ -315,23 +332,23 @@ cdef class HubCore(HubBase):
         cdef FrameBuffer *frame
         if self.closed or self.connections.get(connection.key) is not connection:
             # The hub has closed since the request was admitted, or the handshake has been given up.
-            connection.abandon()
+            cancel_opening(connection)
             raise HandshakeError(503, "The server is shutting down.")
         link.ledger = self.ledger
         if response:
             try:
                 frame = frame_from_octets(<const char *>response, len(response), RAW)
             except MemoryError:
-                connection.abandon()
+                cancel_opening(connection)
                 raise
             if link.write(frame) < 0:
                 link.abort(False)
             frame_release(frame)
-        connection.start(link)
+        start(connection, link)
         if rest:
             connection.data_received(<const unsigned char *><const char *>rest, len(rest))
         if self.farewell is not None:
-            connection.go_away(self.farewell)
+            close_if_open(connection, self.farewell)
 
     cdef Connection named_by(self, object exclude):
         """The connection of this hub that an application names by itself or by its id, or None."""
@@ -374,10 +391,10 @@ cdef class HubCore(HubBase):
                         full = []
                     full.append(<Connection>value)
                 except MemoryError:
-                    (<Connection>value).out_of_memory()
+                    abort_out_of_memory(<Connection>value)
         if full is not None:
             for connection in full:
-                connection.overflow()
+                fail_slow_consumer(connection)
         self.ledger.bytes_fanned_out += <uint64_t>count * frame.length
         return count
 
@@ -408,7 +425,7 @@ cdef class HubCore(HubBase):
         if room.window is not None and delivery.threshold != SIZE_MAX and walked is None:
             if excluded is not None:
                 # Before the window restarts, when whoever is in step is not known any more.
-                excluded.fall_out_of_step(room.window)
+                fall_out_of_step(excluded, room.window)
             shared = self.shared_form(room, frame)
         room.walked = room.members
         count = self.fan_out(room.walked, frame, excluded, delivery, room.window, shared)
@@ -518,7 +535,7 @@ cdef class HubCore(HubBase):
             return
         if room.window is not None:
             for connection in room.members.values():
-                connection.fall_out_of_step(room.window)
+                fall_out_of_step(connection, room.window)
         self.configure(room, config)
 
     def join_room(self, connection, room):
@@ -563,7 +580,7 @@ cdef class HubCore(HubBase):
         cdef FrameBuffer *ping = frame_from_octets(b"", 0, PING_OPCODE)
         cdef Connection connection
         for connection in list(self.connections.values()):
-            connection.sweep(now, ping)
+            sweep(connection, now, ping)
         frame_release(ping)
         self.swept_at = now
         if self.reactor is not None:
@@ -579,7 +596,7 @@ cdef class HubCore(HubBase):
         cdef Connection connection
         self.farewell = payload
         for connection in list(self.connections.values()):
-            connection.go_away(payload)
+            close_if_open(connection, payload)
 
     def _end(self):
         """Ends what is left of all connections, and lets none open any more, not even one that has been accepted."""
@@ -596,7 +613,7 @@ cdef class HubCore(HubBase):
             connection for connection in self.connections.values() if (<Connection>connection).status == IS_OPEN
         ]
         for connection in still_open[:-(-len(still_open) // steps)]:
-            connection.go_away(payload)
+            close_if_open(connection, payload)
 
     def _abort_all(self):
         cdef Connection connection
@@ -605,7 +622,7 @@ cdef class HubCore(HubBase):
                 connection.link.abort(False)
             else:
                 # Its request has had its time, and is not answered any more.
-                connection.abandon()
+                cancel_opening(connection)
 
     def _when_empty(self):
         """A future that is done when the last connection is gone."""
