@@ -1,24 +1,25 @@
 # cython: language_level=3
 """How a connection ends, and the waits that its end ends.
 
-| what happens | function | close frame sent | on_close gets |
-| --- | --- | --- | --- |
-| the application calls close() | begin_closing | its code and reason | the code of the client's answer |
-| the hub closes | close_if_open | 1001, or the code given to the hub | the code of the client's answer |
-| idle_timeout or max_lifetime is over | close_going_away | 1001 | the code of the client's answer |
-| the endpoint returns | close_returned_endpoint | 1000 | the code of the client's answer |
-| the client sends a close frame | begin_closing | the same code and reason | the client's code and reason |
-| a handler raises | handler_failed, in handlers.pyx | 1011 | 1011; on_error gets the error first |
-| the client breaks the protocol | fail | 1002, 1007 or 1009 | the code sent |
-| a rate is exceeded under "close" | fail | 1008 | the code sent |
-| the queue is full under "close" | fail_slow_consumer, in sending.pyx | 1013, instead of the queue | the code sent |
-| no memory for a message | abort_out_of_memory | none | 1011 |
-| the client is silent or stalled | abort, from keepalive.pyx | none | 1006 |
-| the client ends its side without a close frame | begin_closing | none | 1006 |
-| the link is lost | finish_closing | none | 1006, or the code known before |
-| the loop has closed | close_without_loop | none | not called |
-| close() before the opening | close_before_opening | its code and reason, after the 101 | not called |
-| the handshake fails | cancel_opening | none | not called |
+    Cause                                  Function                  Close frame               Passed to on_close:
+    The application calls close()          begin_closing             its code and reason       the code of the answer.
+    The hub closes                         close_if_open             1001, or the hub's code   the code of the answer.
+    idle_timeout or max_lifetime is over   close_going_away          1001                      the code of the answer.
+    The endpoint returns                   close_returned_endpoint   1000                      the code of the answer.
+    The client sends a close frame         begin_closing             the client's payload      the client's code.
+    A handler raises                       handler_failed            1011                      1011, after on_error.
+    The client breaks the protocol         fail                      1002, 1007 or 1009        the code that was sent.
+    A rate is exceeded under "close"       fail                      1008                      the code that was sent.
+    The queue is full under "close"        fail_slow_consumer        1013, queue dropped       the code that was sent.
+    There is no memory for a message       abort_out_of_memory       none                      1011.
+    The client is silent or stalled        abort                     none                      1006.
+    The client hangs up, no close frame    begin_closing             none                      1006.
+    The link is lost                       finish_closing            none                      the known code, or 1006.
+    The loop has closed                    close_without_loop        none                      not called.
+    close() is called before the opening   close_before_opening      its own, after the 101    not called.
+    The handshake fails                    cancel_opening            none                      not called.
+
+handler_failed() is in handlers.pyx, fail_slow_consumer() in sending.pyx. keepalive.pyx calls abort().
 
 EventHandler.close_codes may replace 1002, 1007, 1008, 1009, 1011 and 1013 in a close frame. A client that does not
 answer within close_timeout is aborted. on_close is called if on_open was. The loss of the link ends receive(),

@@ -1,14 +1,13 @@
 # cython: language_level=3
 """The state of a connection.
 
-| state | from | begins with | link | rooms | may send |
-| --- | --- | --- | --- | --- | --- |
-| CONNECTING | - | the registration, before the handshake is answered | no | may join | no |
-| OPEN | CONNECTING | start(), after the 101 was queued | yes | may join | yes |
-| CLOSING | CONNECTING | close() before the opening | until start(): no | none | no |
-| CLOSING | OPEN | the first close frame of either side, or a failure | yes | none | no |
-| CLOSED | CONNECTING, CLOSING | a failed handshake | no | none | no |
-| CLOSED | OPEN, CLOSING | the loss of the link | gone | none | no |
+    State        From                  Begins with                                          Link   Rooms      Sends:
+    CONNECTING   -                     the registration, before the handshake is answered   none   may join   no.
+    OPEN         CONNECTING            start(), after the 101 was queued                    yes    may join   yes.
+    CLOSING      CONNECTING            close() before the opening                           none   none       no.
+    CLOSING      OPEN                  the first close frame of either side, or a failure   yes    none       no.
+    CLOSED       CONNECTING, CLOSING   a failed handshake                                   none   none       no.
+    CLOSED       OPEN, CLOSING         the loss of the link                                 lost   none       no.
 
 A connection that was closed before the opening becomes OPEN in start() and CLOSING in the same call. The ends of a
 connection are a table in closing.pyx.

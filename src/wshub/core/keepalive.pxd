@@ -3,7 +3,7 @@ from wshub.links.link cimport Progress
 from wshub.protocol.frame_buffer cimport FrameBuffer
 
 
-# What a sweep does with an open connection.
+# The decision of a sweep about an open connection.
 cdef enum Verdict:
     NOTHING_DUE
     PING_DUE
@@ -23,7 +23,7 @@ cdef struct Timeouts:
 
 
 cdef struct Facts:
-    # What a sweep sees of a connection.
+    # The facts about a connection that a sweep decides with.
     Progress progress      # of the peer's acknowledgements, since the last sweep that asked for it
     bint is_active         # a message was sent or received since the last sweep
     bint input_is_held     # this side has stopped reading, and not because the peer does not read

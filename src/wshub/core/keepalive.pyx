@@ -4,13 +4,12 @@
 first_deadlines(), is_stalled() and judge() decide. They depend on their arguments alone: the state, the time, the
 timeouts and what was seen. sweep() finds out what they need, and does what they say.
 
-| verdict | when | what sweep() does |
-| --- | --- | --- |
-| PEER_STALLED | send_timeout is over, found twice | abort with 1006 |
-| IS_IDLE | idle_timeout is over | close with 1001 |
-| LIFETIME_OVER | max_lifetime is over | close with 1001 |
-| PEER_SILENT | pong_timeout is over, found twice | abort with 1006 |
-| PING_DUE | ping_interval is over | send a ping |
+    Verdict         Condition                           Action of sweep():
+    PEER_STALLED    send_timeout is over, found twice   abort with 1006.
+    IS_IDLE         idle_timeout is over                close with 1001.
+    LIFETIME_OVER   max_lifetime is over                close with 1001.
+    PEER_SILENT     pong_timeout is over, found twice   abort with 1006.
+    PING_DUE        ping_interval is over               send a ping.
 
 Two sweeps in a row must find a peer stalled or silent. If the loop itself stood still, only the first sweep after that
 sees what the peer did in time.

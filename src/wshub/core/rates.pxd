@@ -4,7 +4,7 @@ from wshub.core.connection_state cimport ConnectionCore
 from wshub.core.hub_state cimport Rate
 
 
-# What to do with a connection that exceeds a rate.
+# The response to a connection that exceeds a rate.
 cdef enum Response:
     GO_ON
     DELAY        # stop reading until the rates allow more

@@ -3,11 +3,10 @@
 
 response_to() and refill_buckets() decide. They depend on their arguments alone.
 
-| state | excess="delay" | excess="close" |
-| --- | --- | --- |
-| OPEN | DELAY | FAIL_1008 |
-| CLOSING, too many bytes | ABORT_AT_ONCE | ABORT_AT_ONCE |
-| CLOSING, another rate | GO_ON | GO_ON |
+    State                     excess="delay"   excess="close":
+    OPEN                      DELAY            FAIL_1008.
+    CLOSING, too many bytes   ABORT_AT_ONCE    ABORT_AT_ONCE.
+    CLOSING, another rate     GO_ON            GO_ON.
 """
 
 from wshub.core.closing cimport fail, wake_receiver

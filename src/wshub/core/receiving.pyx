@@ -68,7 +68,7 @@ cdef double SHARED_SECONDS = 0.0005
 
 
 cdef struct Budget:
-    # What a connection has used of its share of this loop iteration.
+    # The use that a connection has made of its share of this loop iteration.
     int events              # handled so far
     int look_at             # the number of events at which the clock is read next
     uint64_t look_at_queued  # ... and the number of messages that the hub has ever queued
@@ -248,7 +248,7 @@ cdef bint is_spent(ConnectionCore connection, Budget *budget) noexcept:
 
 
 cdef void dispatch(ConnectionCore connection, Event event) noexcept:
-    """Handle one event. What a handler raises goes to handler_failed()."""
+    """Handle one event. An exception of a handler goes to handler_failed()."""
     try:
         if event == MESSAGE:
             handle_message(connection)
