@@ -145,7 +145,7 @@ cdef inline uint16_t inbox_charge(Message message) noexcept:
 cdef bint can_hand_over(ConnectionCore connection) noexcept
 
 
-cdef inline bint is_foreign(ConnectionCore connection) noexcept:
+cdef inline bint is_other_thread(ConnectionCore connection) noexcept:
     """Whether the call comes from another thread than the loop's, and the loop can take it."""
     return PyThread_get_thread_ident() != connection.hub.thread_id and can_hand_over(connection)
 

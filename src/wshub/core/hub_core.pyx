@@ -39,11 +39,11 @@ from wshub.core.handlers cimport start
 from wshub.core.keepalive cimport sweep
 from wshub.core.sending cimport (
     fail_slow_consumer,
-    fall_out_of_step,
+    desync,
     queue,
     queue_compressed,
     queue_message,
-    stands_alone,
+    must_be_independent,
 )
 from wshub.core.shared_window cimport SharedWindow
 from wshub.links.link cimport Ledger, Link, counts_of
@@ -137,8 +137,8 @@ cdef int queue_shared(
     Connection connection, SharedWindow window, FrameBuffer *shared, FrameBuffer *frame, const Delivery *delivery
 ) noexcept:
     """Queues what the connection gets of a message to a room with a window; returns what queue() does."""
-    if connection.status == IS_OPEN and stands_alone(connection, delivery):
-        fall_out_of_step(connection, window)
+    if connection.status == IS_OPEN and must_be_independent(connection, delivery):
+        desync(connection, window)
     elif connection.generation == window.generation:
         return queue(connection, shared, delivery.policy)
     elif can_share(connection, window):
@@ -425,7 +425,7 @@ cdef class HubCore(HubBase):
         if room.window is not None and delivery.threshold != SIZE_MAX and walked is None:
             if excluded is not None:
                 # Before the window restarts, when whoever is in step is not known any more.
-                fall_out_of_step(excluded, room.window)
+                desync(excluded, room.window)
             shared = self.shared_form(room, frame)
         room.walked = room.members
         count = self.fan_out(room.walked, frame, excluded, delivery, room.window, shared)
@@ -535,7 +535,7 @@ cdef class HubCore(HubBase):
             return
         if room.window is not None:
             for connection in room.members.values():
-                fall_out_of_step(connection, room.window)
+                desync(connection, room.window)
         self.configure(room, config)
 
     def join_room(self, connection, room):

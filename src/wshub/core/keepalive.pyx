@@ -141,7 +141,8 @@ cdef void sweep(ConnectionCore connection, double now, FrameBuffer *ping) noexce
     facts.without_pings = connection.link.without_pings
     timeouts = timeouts_of(connection.hub)
     verdict = judge(&connection.liveness, &facts, now, &timeouts)
-    connection.is_active = False
+    if connection.is_active:
+        connection.is_active = False
     if verdict == PEER_STALLED:
         abort(connection, 1006, "the peer takes nothing of what is sent to it")
     elif verdict == IS_IDLE:

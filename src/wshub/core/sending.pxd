@@ -12,8 +12,8 @@ cdef int queue_alone(ConnectionCore connection, FrameBuffer *frame, const Delive
 cdef int queue_compressed(
     ConnectionCore connection, FrameBuffer *form, uint64_t generation, uint8_t policy
 ) noexcept
-cdef bint stands_alone(ConnectionCore connection, const Delivery *delivery) noexcept
-cdef void fall_out_of_step(ConnectionCore connection, SharedWindow window) noexcept
+cdef bint must_be_independent(ConnectionCore connection, const Delivery *delivery) noexcept
+cdef void desync(ConnectionCore connection, SharedWindow window) noexcept
 
 cdef void fail_slow_consumer(ConnectionCore connection) noexcept
 cdef void queue_pong(ConnectionCore connection, FrameBuffer *pong) noexcept

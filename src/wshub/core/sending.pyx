@@ -87,12 +87,12 @@ cdef bint stays_in_window(ConnectionCore connection, FrameBuffer *frame) noexcep
     return connection.generation != 0 and frame.length < WORTH_LEAVING_WINDOW
 
 
-cdef bint stands_alone(ConnectionCore connection, const Delivery *delivery) noexcept:
+cdef bint must_be_independent(ConnectionCore connection, const Delivery *delivery) noexcept:
     """Whether the message must be independent of other messages, since the policy may drop it from the queue."""
     return delivery.policy != CLOSE_CONNECTION and connection.link.blocked
 
 
-cdef void fall_out_of_step(ConnectionCore connection, SharedWindow window) noexcept:
+cdef void desync(ConnectionCore connection, SharedWindow window) noexcept:
     """Note that the peer misses a message which was compressed with that window."""
     if connection.generation == window.generation:
         sync_to(connection, 0)
@@ -124,7 +124,7 @@ cdef int queue_alone(ConnectionCore connection, FrameBuffer *frame, const Delive
     cdef int queued
     if (
         connection.deflater == NULL or connection.status != IS_OPEN
-        or not delivery.threshold <= frame.length <= LONGEST_DEFLATED or stands_alone(connection, delivery)
+        or not delivery.threshold <= frame.length <= LONGEST_DEFLATED or must_be_independent(connection, delivery)
     ):
         return queue_message(connection, frame, delivery)
     if stays_in_window(connection, frame):
