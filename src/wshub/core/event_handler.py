@@ -1,4 +1,4 @@
-"""The handlers of an application for the events of its connections."""
+"""What an application does with the events of its connections."""
 
 from __future__ import annotations
 
@@ -16,41 +16,38 @@ __all__ = ["EventHandler"]
 
 
 class EventHandler:
-    """The handlers of one kind of connection, given as keyword functions or as methods of a subclass.
+    """The handlers of a kind of connection, given as keyword functions or as methods of a subclass.
 
-    Each handler is a function or a coroutine function. One EventHandler serves any number of connections.
+    Each is a function or a coroutine function. The events of one connection are handled one after another: while a
+    coroutine is suspended, nothing more is read from its connection. Only an ``on_open`` that receives does not keep
+    ``on_ping``, ``on_pong`` and ``on_drain`` waiting. One handler serves any number of connections.
 
-    The events of one connection are handled one after another. While a coroutine handler is suspended, the hub reads
-    nothing more from that connection. An ``on_open`` that calls ``receive`` is the exception: ``on_ping``, ``on_pong``
-    and ``on_drain`` are called meanwhile.
-
-    A coroutine handler runs in an asyncio task of its own. The task starts eagerly, as with
-    ``asyncio.eager_task_factory``: the first step runs at once, the rest in later iterations of the loop. If the loop
-    has a task factory, that makes the tasks. ``asyncio.current_task()``, cancellation, ``asyncio.timeout()``, task
-    groups and shared futures work as in any task. All handlers of a connection run in one ``contextvars.Context``.
+    A coroutine handler runs in an asyncio task of its own that starts eagerly, as ``asyncio.eager_task_factory`` makes
+    them: its first step runs at once, the rest in later iterations of the loop. ``asyncio.current_task()``,
+    cancellation, ``asyncio.timeout()``, task groups and shared futures work as in any task. If the loop has a task
+    factory, that makes the tasks. All handlers of a connection run in one ``contextvars.Context``.
 
     - ``on_open(connection)``: the handshake is complete.
-    - ``on_message(connection, message)``: a text or binary message arrived. Without this handler, messages go to
-      ``connection.receive()`` and ``async for``, which ``on_open`` or a task of yours may use. If nothing receives,
-      they are discarded.
-    - ``on_close(connection, code, reason)``: the connection is closed. Called exactly once for each ``on_open``.
-    - ``on_error(connection, error)``: another handler raised ``error``. The hub closes the connection with 1011.
-    - ``on_ping(connection, payload)``: a ping arrived. The hub has answered it already.
-    - ``on_pong(connection, payload)``: a pong arrived.
-    - ``on_drain(connection)``: the send queue is empty again after the peer had fallen behind. If you keep sending
-      faster than the peer reads and the policy drops the excess, the queue never empties and ``on_drain`` is not
-      called; ``drain()`` still returns.
+    - ``on_message(connection, message)``: a text or binary message. Without it, messages are there for
+      ``connection.receive()`` and ``async for``, in ``on_open`` or in a task of the application's own, or are discarded
+      if nobody asks.
+    - ``on_close(connection, code, reason)``: exactly once for each ``on_open``, when the connection is gone.
+    - ``on_error(connection, error)``: another handler has raised ``error``; the connection is closed with 1011.
+    - ``on_ping(connection, payload)``, ``on_pong(connection, payload)``: a ping, which is answered already; a pong.
+    - ``on_drain(connection)``: all that was queued has left, after some of it had to wait for the peer to read. Where
+      ever more is sent than the peer reads, and the rest is dropped, that is never; ``drain()`` returns all the same.
 
-    A subclass may set ``close_codes`` for a subprotocol whose clients expect codes of their own. It is a mapping such
-    as ``{1011: 4500}``. Where the hub would close with a key of it, it closes with the value instead. This concerns
-    rates, sizes, broken frames, slow consumers and handlers that raise. ``on_close`` gets the code that was sent.
+    A subclass may set ``close_codes``, for a subprotocol whose clients expect codes of their own: the hub closes with
+    ``close_codes[code]`` where it would close with ``code``, such as ``{1011: 4500}`` for a handler that raises. It
+    concerns rates, sizes, broken frames, slow consumers and handlers that raise. ``on_close`` sees the code that was
+    sent.
 
-    A generator function is not a handler. A function with other parameters is not one either. In a subclass, names
-    that begin with ``on_`` are reserved for events: a method with another such name counts as a misspelling.
+    A generator function is no handler, nor is a function that takes other arguments. In a subclass, names that begin
+    with ``on_`` are for events: a method with another such name is taken for a misspelt one.
 
     Raises:
-        MisuseError: a keyword is not one of these events, or its value cannot be their handler. For a method of a
-            subclass, the class statement raises it.
+        MisuseError: a keyword is none of these, or its value is no such function. For a method of a subclass the class
+            statement raises it.
     """
 
     on_open: Callable[[Connection], Awaitable[Any] | Any] | None = None
