@@ -1,7 +1,7 @@
 from libc.stdint cimport uint8_t
 
-from wshub.core.connection_core cimport ConnectionCore
+from wshub.core.receiving cimport ReceivingConnection
 
 
-cdef class Connection(ConnectionCore):
+cdef class Connection(ReceivingConnection):
     cdef object send_control(self, object payload, uint8_t opcode)

@@ -1,5 +1,5 @@
 from wshub.core.backpressure cimport Delivery
-from wshub.core.connection_core cimport ConnectionCore
+from wshub.core.connection_state cimport ConnectionCore
 from wshub.core.hub_state cimport HubBase
 from wshub.core.rooms cimport Room
 from wshub.protocol.frame_buffer cimport FrameBuffer

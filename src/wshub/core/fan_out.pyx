@@ -10,9 +10,11 @@ from cpython.object cimport PyObject
 from libc.stdint cimport SIZE_MAX, uint64_t
 
 from wshub.core.backpressure cimport Delivery
-from wshub.core.connection_core cimport IS_OPEN, ConnectionCore, queue_message
+from wshub.core.closing cimport abort_out_of_memory
+from wshub.core.connection_state cimport IS_OPEN, ConnectionCore
 from wshub.core.hub_state cimport HubBase
-from wshub.core.rooms cimport Room, restart_window
+from wshub.core.rooms cimport Room, desync, restart_window
+from wshub.core.sending cimport fail_slow_consumer, must_be_independent, queue, queue_compressed, queue_message
 from wshub.core.shared_window cimport SharedWindow
 from wshub.protocol.compression.deflate cimport LONGEST_DEFLATED
 from wshub.protocol.frame_buffer cimport FrameBuffer, frame_release
@@ -40,7 +42,7 @@ cdef int send_to_room(
     if room.window is not None and delivery.threshold != SIZE_MAX and walked is None:
         if excluded is not None:
             # First: once the window has restarted, the generation does not tell which members were in sync.
-            excluded.fall_out_of_step(room.window)
+            desync(excluded, room.window)
         shared = shared_form(hub, room, frame)
     room.walked = room.members
     count = fan_out(hub, room.walked, frame, excluded, delivery, room.window, shared)
@@ -83,10 +85,10 @@ cdef int fan_out(
                     full = []
                 full.append(<ConnectionCore>value)
             except MemoryError:
-                (<ConnectionCore>value).out_of_memory()
+                abort_out_of_memory(<ConnectionCore>value)
     if full is not None:
         for connection in full:
-            connection.overflow()
+            fail_slow_consumer(connection)
     hub.ledger.bytes_fanned_out += <uint64_t>count * frame.length
     return count
 
@@ -137,12 +139,12 @@ cdef int queue_shared(
     ConnectionCore connection, SharedWindow window, FrameBuffer *shared, FrameBuffer *frame, const Delivery *delivery
 ) noexcept:
     """Queue a message to a room with a window, in the form that suits the client. Return what queue() returns."""
-    if connection.status == IS_OPEN and connection.stands_alone(delivery):
-        connection.fall_out_of_step(window)
+    if connection.status == IS_OPEN and must_be_independent(connection, delivery):
+        desync(connection, window)
     elif connection.generation == window.generation:
-        return connection.queue(shared, delivery.policy)
+        return queue(connection, shared, delivery.policy)
     elif can_share(connection, window):
         if window.messages == 1:
-            return connection.queue_compressed(shared, window.generation, delivery.policy)
+            return queue_compressed(connection, shared, window.generation, delivery.policy)
         window.missed += 1
     return queue_message(connection, frame, delivery)

@@ -15,10 +15,12 @@ from wshub.core.backpressure cimport (
     policy_from_name,
     resolve_delivery_options,
 )
+from wshub.core.closing cimport cancel_opening, close_if_open, close_without_loop, fail
 from wshub.core.conflation_keys cimport HUB_KEYS, ConflationKeys, check_key, intern_key
 from wshub.core.connection cimport Connection
-from wshub.core.connection_core cimport IS_OPEN
+from wshub.core.connection_state cimport IS_OPEN, drop_compression, take_negotiated
 from wshub.core.fan_out cimport send_to_all, send_to_room
+from wshub.core.handlers cimport start
 from wshub.core.handler_table cimport HandlerTable
 from wshub.core.hub_state cimport (
     CONTROL_FRAMES,
@@ -28,7 +30,8 @@ from wshub.core.hub_state cimport (
     HubBase,
     Rate,
 )
-from wshub.core.rooms cimport Room, configure_room, find_room, leave_all_rooms, room_name
+from wshub.core.keepalive cimport sweep
+from wshub.core.rooms cimport Room, configure_room, find_room, room_name
 from wshub.links.link cimport Ledger, Link, counts_of
 from wshub.protocol.compression.deflate cimport DeflatePool
 from wshub.protocol.frame_buffer cimport RAW, FrameBuffer, Tally, frame_release
@@ -155,9 +158,6 @@ cdef class HubCore(HubBase):
         if self.emptied is not None and not self.connections and not self.emptied.done():
             self.emptied.set_result(None)
 
-    cdef void leave_rooms(self, object connection) noexcept:
-        leave_all_rooms(<Connection>connection)
-
     @property
     def _is_in_use(self):
         """Whether the hub has an event loop, and neither of them has closed."""
@@ -190,7 +190,7 @@ cdef class HubCore(HubBase):
         """Ends what the last loop has left behind, and forgets all of it but the settings."""
         cdef Connection connection
         for connection in list(self.connections.values()):
-            connection.forsake()
+            close_without_loop(connection)
         if self.reactor is not None and self.loop.is_closed():
             self.reactor.close()
         self.begin_anew()
@@ -217,8 +217,8 @@ cdef class HubCore(HubBase):
         if metadata:
             connection.metadata.update(metadata)
         if extensions and self.pool is not None and request is not None:
-            connection.negotiated(
-                negotiate(self.pool.config, request.headers.get_all_raw(b"sec-websocket-extensions"))
+            take_negotiated(
+                connection, negotiate(self.pool.config, request.headers.get_all_raw(b"sec-websocket-extensions"))
             )
         if self.counts_addresses and request is not None:
             connection.address_key = self._admission.enter(request.remote_address)
@@ -229,16 +229,16 @@ cdef class HubCore(HubBase):
 
     def _renounce_compression(self, Connection connection):
         """Drops what a registered connection has negotiated: the server that answers its handshake compresses."""
-        connection.renounce_compression()
+        drop_compression(connection)
 
     def _fail(self, Connection connection, int code, str reason):
         """Fails an open connection (RFC 6455 section 7.1.7): the peer need not answer the close frame."""
         if connection.status == IS_OPEN:
-            connection.fail(code, reason)
+            fail(connection, code, reason)
 
     def _abandon(self, Connection connection):
         """The handshake of a registered connection has come to nothing: no handler is called."""
-        connection.abandon()
+        cancel_opening(connection)
 
     def _can_adopt(self):
         """Whether the hub's reactor takes connected sockets."""
@@ -253,7 +253,7 @@ cdef class HubCore(HubBase):
             link = self.reactor.adopt(descriptor, connection)
             self._open(connection, link, response, rest)
         except BaseException:
-            connection.abandon()
+            cancel_opening(connection)
             if link is not None:
                 link.abort(False)
             raise
@@ -266,23 +266,23 @@ cdef class HubCore(HubBase):
         cdef FrameBuffer *frame
         if self.closed or self.connections.get(connection.key) is not connection:
             # The hub has closed since the request was admitted, or the handshake has been given up.
-            connection.abandon()
+            cancel_opening(connection)
             raise HandshakeError(503, "The server is shutting down.")
         link.ledger = self.ledger
         if response:
             try:
                 frame = frame_from_octets(<const char *>response, len(response), RAW)
             except MemoryError:
-                connection.abandon()
+                cancel_opening(connection)
                 raise
             if link.write(frame) < 0:
                 link.abort(False)
             frame_release(frame)
-        connection.start(link)
+        start(connection, link)
         if rest:
             connection.data_received(<const unsigned char *><const char *>rest, len(rest))
         if self.farewell is not None:
-            connection.go_away(self.farewell)
+            close_if_open(connection, self.farewell)
 
     cdef Connection resolve_connection(self, object exclude):
         """Return the connection of this hub for a Connection or an id, or None."""
@@ -422,7 +422,7 @@ cdef class HubCore(HubBase):
         cdef FrameBuffer *ping = frame_from_octets(b"", 0, PING_OPCODE)
         cdef Connection connection
         for connection in list(self.connections.values()):
-            connection.sweep(now, ping)
+            sweep(connection, now, ping)
         frame_release(ping)
         self.swept_at = now
         if self.reactor is not None:
@@ -438,7 +438,7 @@ cdef class HubCore(HubBase):
         cdef Connection connection
         self.farewell = payload
         for connection in list(self.connections.values()):
-            connection.go_away(payload)
+            close_if_open(connection, payload)
 
     def _end(self):
         """Ends what is left of all connections, and lets none open any more, not even one that has been accepted."""
@@ -455,7 +455,7 @@ cdef class HubCore(HubBase):
             connection for connection in self.connections.values() if (<Connection>connection).status == IS_OPEN
         ]
         for connection in still_open[:-(-len(still_open) // steps)]:
-            connection.go_away(payload)
+            close_if_open(connection, payload)
 
     def _abort_all(self):
         cdef Connection connection
@@ -464,7 +464,7 @@ cdef class HubCore(HubBase):
                 connection.link.abort(False)
             else:
                 # Its request has had its time, and is not answered any more.
-                connection.abandon()
+                cancel_opening(connection)
 
     def _when_empty(self):
         """A future that is done when the last connection is gone."""

@@ -61,4 +61,3 @@ cdef class HubBase:
     cdef bint had_no_room        # some connection's send queue has been full
 
     cdef object forget(self, object key, object address_key)
-    cdef void leave_rooms(self, object connection) noexcept

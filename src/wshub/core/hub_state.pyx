@@ -6,6 +6,3 @@ cdef class HubBase:
 
     cdef object forget(self, object key, object address_key):
         """Remove the connection with that id, which is closed, from the hub."""
-
-    cdef void leave_rooms(self, object connection) noexcept:
-        """End all memberships of a connection that is closing."""

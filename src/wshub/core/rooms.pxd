@@ -1,7 +1,7 @@
 from cpython.unicode cimport PyUnicode_CheckExact
 from libc.stdint cimport uint8_t, uint64_t
 
-from wshub.core.connection_core cimport ConnectionCore
+from wshub.core.connection_state cimport ConnectionCore
 from wshub.core.hub_state cimport HubBase
 from wshub.core.shared_window cimport SharedWindow
 from wshub.protocol.frame_buffer cimport Tally
@@ -25,6 +25,19 @@ cdef inline str room_name(object name):
     if PyUnicode_CheckExact(name):
         return <str>name
     return room_name_from(name)
+
+
+cdef inline void sync_to(ConnectionCore connection, uint64_t generation) noexcept:
+    """Note that the peer now has the shared window of that generation, or none if it is 0."""
+    if connection.generation != generation:
+        connection.generation = generation
+        connection.hub.window_changes += 1
+
+
+cdef inline void desync(ConnectionCore connection, SharedWindow window) noexcept:
+    """Note that the peer misses a message which was compressed with that window."""
+    if connection.generation == window.generation:
+        sync_to(connection, 0)
 
 
 cdef Room find_room(HubBase hub, object name)

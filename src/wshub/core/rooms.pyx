@@ -9,7 +9,7 @@ a member of no room, but keeps its dict, so that ``on_close`` sees the names.
 from cpython.unicode cimport PyUnicode_FromObject
 
 from wshub.core.backpressure cimport INHERITED, policy_from_name
-from wshub.core.connection_core cimport IS_CLOSING, ConnectionCore
+from wshub.core.connection_state cimport IS_CLOSING, ConnectionCore
 from wshub.core.hub_state cimport HubBase
 from wshub.core.shared_window cimport SharedWindow
 from wshub.protocol.frame_buffer cimport tally_new, tally_release
@@ -79,7 +79,7 @@ cdef object leave_room(ConnectionCore connection, str name):
         return
     remove_member(connection, room)
     if room.window is not None:
-        connection.fall_out_of_step(room.window)
+        desync(connection, room.window)
 
 
 cdef void leave_all_rooms(ConnectionCore connection) noexcept:
@@ -126,7 +126,7 @@ cdef object configure_room(HubBase hub, str name, object config):
     if room.window is not None:
         # The room gets another window.
         for connection in room.members.values():
-            connection.fall_out_of_step(room.window)
+            desync(connection, room.window)
     apply_settings(hub, room, config)
 
 
