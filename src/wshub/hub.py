@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextvars import Context
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 from wshub.asgi.application import AsgiWebSocket, HubApplication, accept_websocket
 from wshub.core.binding import bind_for_request
@@ -19,6 +19,7 @@ from wshub.core.connection import Connection
 from wshub.core.event_handler import EventHandler
 from wshub.core.handler_checks import check_function
 from wshub.core.hub_core import HubCore
+from wshub.core.stats import HubStats, RoomStats
 from wshub.core.upgrade import current_upgrade
 from wshub.errors import HandshakeError, MisuseError
 from wshub.links.tls import create_own_context
@@ -28,7 +29,7 @@ from wshub.protocol.http.request import RequestHead
 from wshub.serving.server import Server
 
 if TYPE_CHECKING:
-    from wshub.core.hub_state import HandlerTable
+    from wshub.core.handler_table import HandlerTable
     from wshub.links.asyncio_reactor import AsyncioReactor
     from wshub.links.epoll_reactor import Reactor
 
@@ -237,14 +238,23 @@ class Hub(HubCore):
             raise MisuseError("a room can share a window only in a hub that compresses: set enable_compression")
         self._configure_room(name, config)
 
-    def stats(self, *, room: str | None = None) -> dict[str, Any]:
-        """Counts since the hub was made, and how things stand; or, of a room, since somebody entered it.
+    @overload
+    def stats(self, *, room: None = None) -> HubStats: ...
 
-        ``messages_accepted`` = ``messages_delivered`` + the sum of ``dropped`` + ``messages_pending``, at any moment,
-        of the hub and of each room. A message counts once for each connection that it was for. It is delivered when the
-        kernel has taken all of it, or what takes it in the kernel's place, as for ``Connection.buffered``. The reasons
-        in ``dropped``: ``closed``, its connection has ended; ``slow``, its connection was closed by ``slow_consumer``;
-        ``newest``, ``oldest``, ``replaced``, what the other policies did.
+    @overload
+    def stats(self, *, room: str) -> RoomStats: ...
+
+    def stats(self, *, room: str | None = None) -> HubStats | RoomStats:
+        """Return the counts of the hub since its first use, or of a room since its first member joined.
+
+        At any moment, ``messages_accepted`` = ``messages_delivered`` + ``messages_pending`` + the sum of ``dropped``.
+        A message counts once for each of its receivers. It is delivered when the kernel has taken all of it, or a
+        transport in the kernel's place, as for ``Connection.buffered``. The keys of ``dropped`` are reasons:
+        ``closed``, the connection ended; ``slow``, ``slow_consumer`` closed the connection; ``newest``, ``oldest`` and
+        ``replaced``, the other policies dropped it. ``wshub.core.stats`` describes every counter.
+
+        Args:
+            room: the name of a room; None means the whole hub.
         """
         return self._counts() if room is None else self._room_counts(room)
 

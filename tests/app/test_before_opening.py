@@ -12,7 +12,7 @@ from tests.hub.peers import REQUEST, raw_peer
 from wshub import Connection, ConnectionLost, EventHandler, Frame, Hub, Opcode
 from wshub.app import App, Context
 from wshub.asgi.application import open_connection, register_scope
-from wshub.core.hub_core import table_of
+from wshub.core.event_handler import table_of
 
 
 def fail(ctx: Context, connection: Connection) -> None:

@@ -21,7 +21,7 @@ from wshub import Connection, EventHandler, Frame, Hub, Message, Opcode, RateLim
 
 EACH_LINK = pytest.mark.parametrize("use_reactor", [True, False])
 
-# As connection_core.pyx and backlog.pyx have it.
+# As receiving.pyx has it.
 MOST_MESSAGES = 1024
 # More than that is read at once.
 FLOOD = 8_000

@@ -13,7 +13,7 @@ import pytest
 from tests.hub.conftest import connected, serving
 from tests.hub.peers import RawPeer, raw_peer
 from wshub import CompressionConfig, Connection, EventHandler, Opcode
-from wshub.core.hub_core import table_of
+from wshub.core.event_handler import table_of
 
 EACH_LINK = pytest.mark.parametrize("use_reactor", [True, False])
 CLIENTS = 40

@@ -20,7 +20,7 @@ from tests.certificate import Certificate
 from tests.hub.conftest import connected, serving
 from tests.hub.peers import REQUEST, raw_peer
 from wshub import Connection, ConnectionClosed, ConnectionLost, EventHandler, Frame, Hub, HubConfig, Opcode
-from wshub.core.hub_core import table_that_receives
+from wshub.core.event_handler import table_that_receives
 
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 MANY = 5_000

@@ -16,7 +16,7 @@ import pytest
 from tests.hub.handler_programs import VARIABLE, Actor, Stage, program
 from tests.hub.peers import TransportInMemory, masked
 from wshub import EventHandler, Frame, Hub
-from wshub.core.hub_core import table_of
+from wshub.core.event_handler import table_of
 from wshub.links.asyncio_link import AsyncioLink
 from wshub.links.eager_task import start_eager_task
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tests.deflated import TAIL
 from tests.hub.peers import TransportInMemory
 from wshub import CompressionConfig, Connection, EventHandler, Frame, Hub, HubConfig, MisuseError, Opcode
-from wshub.core.hub_core import table_of
+from wshub.core.event_handler import table_of
 from wshub.links.asyncio_link import AsyncioLink
 from wshub.protocol.http.headers import Headers
 from wshub.protocol.http.request import RequestHead

@@ -31,7 +31,7 @@ from tests.memory.wire import (
     messages_in,
 )
 from wshub import CompressionConfig, ConnectionState, EventHandler, Hub, HubConfig, Message
-from wshub.core.hub_core import table_of
+from wshub.core.event_handler import table_of
 from wshub.links.asyncio_link import AsyncioLink
 from wshub.protocol.http.headers import Headers
 from wshub.protocol.http.request import RequestHead

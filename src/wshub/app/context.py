@@ -13,9 +13,8 @@ import starlette.responses
 from starlette.types import Scope
 
 from wshub.asgi.application import register_scope, register_scope_when_asked
-from wshub.core.event_handler import EventHandler, Handlers
-from wshub.core.hub_core import table_of
-from wshub.core.hub_state import HandlerTable
+from wshub.core.event_handler import EventHandler, Handlers, table_of
+from wshub.core.handler_table import HandlerTable
 from wshub.core.upgrade import current_upgrade
 from wshub.errors import HandshakeError, MisuseError
 from wshub.protocol.handshake.server import Handshake

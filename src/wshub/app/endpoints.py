@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 from wshub.app.context import Context, Request
 from wshub.asgi.application import hold, open_connection, respond
 from wshub.asgi.native import NativeRoute
-from wshub.core.hub_core import table_of
+from wshub.core.event_handler import table_of
 from wshub.core.upgrade import current_upgrade
 from wshub.errors import HandshakeError, MisuseError
 

@@ -19,8 +19,7 @@ from wshub.asgi.native import NativeRoute
 from wshub.core.admission import UNKNOWN_ADDRESS, is_address
 from wshub.core.binding import bind_for_request
 from wshub.core.connection import ConnectionState
-from wshub.core.event_handler import EventHandler
-from wshub.core.hub_core import table_of, table_that_receives
+from wshub.core.event_handler import EventHandler, table_of, table_that_receives
 from wshub.errors import HandshakeError, InvalidMessageError, MisuseError
 from wshub.links.asgi_link import AsgiLink
 from wshub.protocol.handshake.server import HeaderField
@@ -30,7 +29,7 @@ from wshub.protocol.validation import check_fields, check_strings
 
 if TYPE_CHECKING:
     from wshub.core.connection import Connection
-    from wshub.core.hub_state import HandlerTable
+    from wshub.core.handler_table import HandlerTable
     from wshub.hub import Hub
 
 __all__ = [

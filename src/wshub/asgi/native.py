@@ -6,7 +6,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 if TYPE_CHECKING:
-    from wshub.core.hub_state import HandlerTable
+    from wshub.core.handler_table import HandlerTable
     from wshub.hub import Hub
 
 __all__ = ["NativeEndpoint", "NativeRoute", "native_endpoint", "wrapped_application"]

@@ -1,24 +1,24 @@
 # cython: language_level=3
 """The connections of a hub with input that waits for a later loop iteration.
 
-A connection that has had its share of an iteration goes to the end of the queue. Each iteration takes from the front,
-at least one connection, and each connection once. Timers and other connections run in between.
+A connection that has used its share of an iteration goes to the end of the queue. Each iteration takes at least one
+connection from the front, and each connection once. Timers and other connections run between two iterations.
 """
 
 from wshub.links.link cimport Receiver
 
 from collections import deque
 
-# Seconds of one loop iteration after which no further connection is taken. To send what they lead to takes several
-# times as long.
-cdef double MOST_SECONDS = 0.001
+# Seconds of one loop iteration after which no further connection is taken. To send the messages that they lead to takes
+# several times as long.
+cdef double MAX_SECONDS = 0.001
 
 
 cdef class Backlog:
-    """Calls ``continue_input()`` of each receiver, in a later loop iteration.
+    """A queue of receivers, whose ``continue_input()`` is called in a later loop iteration.
 
     Args:
-        clock: the hub's.
+        clock: the hub's clock.
     """
 
     def __cinit__(self, clock):
@@ -26,12 +26,12 @@ cdef class Backlog:
         self.waiting = deque()
 
     cdef bint push(self, Receiver receiver, object loop) noexcept:
-        """Puts a receiver, which is not in the queue, at its end. Returns False where there is no memory for it."""
+        """Put a receiver, which is not in the queue, at its end. Returns False if there is no memory or no loop."""
         try:
             self.schedule(loop)
             self.waiting.append(receiver)
         except (MemoryError, RuntimeError):
-            # There is no memory, or no loop any more.
+            # RuntimeError: the loop has closed.
             return False
         return True
 
@@ -47,7 +47,7 @@ cdef class Backlog:
         while left > 0:
             left -= 1
             (<Receiver>self.waiting.popleft()).continue_input()
-            if <double>self.clock() - began >= MOST_SECONDS:
+            if <double>self.clock() - began >= MAX_SECONDS:
                 break
         if self.waiting:
             self.schedule(loop)

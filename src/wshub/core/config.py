@@ -1,4 +1,4 @@
-"""The settings of a hub."""
+"""The settings of a hub and of a room."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from wshub.protocol.validation import check_bool, check_choice, check_integer
 __all__ = ["DeliveryOptions", "HubConfig", "HubSettings", "RoomConfig", "SlowConsumer"]
 
 SlowConsumer: TypeAlias = Literal["close", "drop_newest", "drop_oldest", "latest"]
-"""What is done with a message for a connection on which ``max_send_buffer`` octets wait already."""
+"""A policy for a message to a connection whose queue is full: see ``HubConfig.slow_consumer``."""
 
 
 class DeliveryOptions(TypedDict, total=False):
-    """What everything that sends a message takes by keyword: see ``Connection.send``."""
+    """The keyword arguments of all methods that send a message: see ``Connection.send``."""
 
     compress: bool | None
     slow_consumer: SlowConsumer | None
@@ -50,112 +50,110 @@ _RANGES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HubConfig:
-    """How a hub behaves. Immutable; raises ``ConfigurationError`` when made with a value that cannot be.
-
-    Each field says its meaning, its default and what to weigh.
-    """
+    """The settings of a hub. Immutable. Raises ``ConfigurationError`` for an invalid value."""
 
     max_connections: int = 10_000
-    """Connections at one time; a handshake beyond them is answered with 503. Each costs a descriptor."""
+    """Maximum number of connections at one time. Further handshakes get 503. Each connection uses a descriptor."""
 
     max_message_size: int = 64 * 1024
-    """The longest message taken, in octets of payload; a longer one closes its connection with 1009, before its
-    payload is read."""
+    """Maximum length of a received message, in bytes of payload. A longer one closes its connection with 1009, before
+    its payload is read."""
 
     ping_interval_ms: int = 30_000
-    """Milliseconds between two pings to each connection; the first comes after half of that at the earliest. Shorter
-    than the idle timeout of proxies on the way, commonly 60 s."""
+    """Milliseconds between two pings to each connection. The first ping comes after half of that or later. Choose less
+    than the idle timeout of any proxy in between, commonly 60 s."""
 
     pong_timeout_ms: int = 10_000
-    """Milliseconds after a ping within which something, a pong or anything else, must arrive; else the connection
-    is ended and its ``on_close`` sees 1006."""
+    """Milliseconds after a ping in which the client must send something, a pong or anything else. Otherwise the
+    connection is aborted, and ``on_close`` gets 1006."""
 
     enable_compression: bool = False
-    """Whether permessage-deflate (RFC 7692) may be negotiated: short for ``compression=CompressionConfig()``."""
+    """Enable permessage-deflate (RFC 7692): short for ``compression=CompressionConfig()``."""
 
     compression: CompressionConfig | None = None
-    """How messages are compressed, of clients that offer it; with one of these, ``enable_compression`` is ``True``.
-    Do not send a secret in one message with what an attacker can choose: the length of its compressed form tells of
-    both."""
+    """How to compress messages, for clients that offer it. Setting it sets ``enable_compression`` to ``True``. Do not
+    send a secret in one message with text that an attacker chooses: the compressed length reveals parts of the
+    secret."""
 
     allowed_origins: tuple[str, ...] = ()
-    """The origins whose pages may connect, such as ``https://example.com``; any other origin gets 403, as does
-    ``null``. The host may be ``*.example.com``, for every host below that one. ``("*",)`` says that pages of anybody
-    may. Empty does too, and says so in the log when a page of another origin comes with a cookie: set it wherever
-    cookies authenticate."""
+    """The origins whose pages may connect, such as ``https://example.com``. Any other origin gets 403, and so does
+    ``null``. The host may be ``*.example.com``, for every host below that one. ``("*",)`` allows pages from any origin.
+    The empty default does too, but logs a warning when a page of another origin sends a cookie. Set it if you
+    authenticate with cookies."""
 
     allow_missing_origin: bool = False
-    """Whether a request without an ``Origin`` is accepted although ``allowed_origins`` is set; otherwise it gets 403.
-    Browsers always send one. Set it if programs connect too. It is off, since a proxy that removes the field would
-    switch the check of origins off for pages as well."""
+    """Whether a request without an ``Origin`` may connect when ``allowed_origins`` is set. Otherwise it gets 403.
+    Browsers always send the field. Set this if other programs connect too. It is off by default: a proxy that removes
+    the field would disable the check for pages as well."""
 
     max_connections_per_address: int = 0
-    """Connections at one time from one IP address, or from 64 bits of an IPv6 address; one more is answered with 429.
-    0: no bound. Behind a proxy that is not trusted, all come from the proxy's. With TLS of ``Hub.serve``, up to as many
-    more may be without a complete request; one more ends the oldest of the address."""
+    """Maximum number of connections at one time from one IP address, or from one /64 network of IPv6. Further
+    handshakes get 429. 0 means no limit. Behind a proxy that is not trusted, all connections have the proxy's address.
+    With TLS of ``Hub.serve``, the same number may wait for their requests in addition; one more drops the oldest."""
 
     max_connection_rate: int = 0
-    """Handshakes in a second; one more is answered with 503. 0: no bound."""
+    """Maximum number of handshakes per second. Further ones get 503. 0 means no limit."""
 
     max_connection_rate_per_address: int = 0
-    """Handshakes in a second from one address; one more is answered with 429. 0: no bound. With TLS of ``Hub.serve``
-    connections are counted, and one more is closed at once."""
+    """Maximum number of handshakes per second from one address. Further ones get 429. 0 means no limit. With TLS of
+    ``Hub.serve``, connections count instead, and further ones are closed at once."""
 
     max_pending_handshakes: int = 1024
-    """Accepted connections of which the request is not complete; for one more the oldest of them is ended. As many may
-    wait for what ``on_upgrade`` says. With TLS a connection counts before its TLS handshake, too."""
+    """Maximum number of accepted connections whose request has not fully arrived; one more drops the oldest. The same
+    limit applies separately to requests that wait for ``on_upgrade``. With TLS, a connection counts before its TLS
+    handshake too."""
 
     trusted_proxies: tuple[str, ...] = ()
-    """Addresses and networks, such as ``10.0.0.0/8``, of proxies whose ``X-Forwarded-For`` is believed by
-    ``Hub.serve``; with any of them, so is one over a Unix socket. Under uvicorn, ``--forwarded-allow-ips`` says it."""
+    """Addresses and networks, such as ``10.0.0.0/8``, of the proxies whose ``X-Forwarded-For`` ``Hub.serve`` trusts. If
+    there are any, a proxy on a Unix socket is trusted too. Under uvicorn, use ``--forwarded-allow-ips``."""
 
     max_send_buffer: int = 256 * 1024
-    """Octets that may wait to be sent on a connection, where a message of less than 64 counts as 64: one slow reader
-    costs bounded memory. While that much waits, ``slow_consumer`` says what becomes of a further message to it. Nor is
-    anything read from it meanwhile; once a message to it has been dropped it is read again, until it has caught up."""
+    """Maximum bytes queued for one connection; a message shorter than 64 bytes counts as 64. When the queue is full,
+    ``slow_consumer`` decides what happens to the next message, and the hub stops reading from that connection. Once the
+    policy has dropped a message for it, reading goes on until the client has caught up."""
 
     slow_consumer: SlowConsumer = "close"
-    """What is done with a message for a connection on which ``max_send_buffer`` octets wait already: ``"close"``
-    closes it with 1013; ``"drop_newest"`` drops the message; ``"drop_oldest"`` drops those that have waited longest;
-    ``"latest"`` does the same, but as soon as anything waits a message takes the place of the one with the same key.
-    A room or a single message may have another. A message that was sent with ``"close"`` is never dropped for another:
-    where too many of these wait, ``"drop_oldest"`` and ``"latest"`` drop the new one."""
+    """The policy for a message to a connection whose queue is full. ``"close"`` closes the connection with 1013.
+    ``"drop_newest"`` drops the message. ``"drop_oldest"`` drops the messages that have waited longest. ``"latest"``
+    does the same, but first replaces the queued message with the same key, also before the queue is full. A room or a
+    single message may have another policy. A message sent with ``"close"`` is never dropped for another one: if these
+    alone fill the queue, ``"drop_oldest"`` and ``"latest"`` drop the new message."""
 
     max_fragments: int = 65_536
-    """Fragments of one message, after its first; one with more closes its connection with 1008. By default as many as
-    the longest message has octets."""
+    """Maximum number of fragments of one message, after its first. A message with more closes its connection with 1008.
+    The default is the number of bytes in the longest message."""
 
     send_timeout_ms: int = 10_000
-    """Milliseconds that octets may wait without the peer taking any; then the connection is ended, with 1006. 0: as
-    long as it answers pings."""
+    """Milliseconds in which the client must take some of the bytes that wait for it. Otherwise the connection is
+    aborted, with 1006. 0 means no limit as long as the client answers pings."""
 
     idle_timeout_ms: int = 0
     """Milliseconds without a message in either direction after which a connection is closed with 1001. Pings and pongs
-    are none. 0: never."""
+    do not count as messages. 0 means never."""
 
     max_lifetime_ms: int = 0
-    """Milliseconds after which a connection is closed with 1001, up to a tenth earlier, so that not all who came
-    together leave together. 0: never."""
+    """Milliseconds after which a connection is closed with 1001. It happens up to a tenth earlier, so that clients that
+    came together do not leave together. 0 means never."""
 
     rates: RateLimits = field(default_factory=RateLimits)
-    """What a connection may do in a second."""
+    """The limits on what each connection may do per second."""
 
     close_timeout_ms: int = 10_000
-    """Milliseconds that the peer has to finish a closing handshake, before the connection is ended all the same. It is
-    ended earlier if it takes nothing of what waits for it for ``send_timeout_ms``."""
+    """Milliseconds that the client has to finish a closing handshake before the connection is aborted. That happens
+    earlier if the client takes no bytes for ``send_timeout_ms``."""
 
     handshake_timeout_ms: int = 10_000
-    """Milliseconds from the connection on in which a client is to have sent its whole request and ``on_upgrade`` to
-    have decided on it: 408 or 503 is the answer otherwise. The TLS handshake is part of this time."""
+    """Milliseconds from the connection to the end of the opening handshake. If the request is not complete by then, it
+    gets 408. If ``on_upgrade`` has not decided, it gets 503. The TLS handshake is part of this time."""
 
     shutdown_spread_ms: int = 0
-    """Milliseconds over which the connections are closed when the hub is, so that not all clients come back at once.
-    Until its turn has come a connection goes on as ever; handshakes get 503 meanwhile."""
+    """Milliseconds over which a closing hub spreads the closes of its connections, so that not all clients come back at
+    once. Each connection works normally until it is closed. New handshakes get 503."""
 
     use_reactor: bool = True
-    """Whether the native reactor has the connections without TLS, where the platform has epoll. Otherwise each has a
-    transport of the event loop: slower, and the same in everything else. ``WSHUB_USE_REACTOR=0`` in the environment
-    says no for a whole process."""
+    """Whether the native reactor carries the connections without TLS, on platforms with epoll. Otherwise each has a
+    transport of the event loop, which is slower and behaves the same. ``WSHUB_USE_REACTOR=0`` in the environment
+    turns the reactor off for a whole process."""
 
     def __post_init__(self) -> None:
         for name, (smallest, largest) in _RANGES.items():
@@ -177,7 +175,7 @@ class HubConfig:
         object.__setattr__(self, "trusted_proxies", tuple(map(_check_proxy, self._each_of("trusted_proxies"))))
 
     def _each_of(self, name: str) -> Iterable[object]:
-        """Return the elements of a field. Raise ``ConfigurationError`` if it is one string, or no iterable."""
+        """Return the elements of a field. Raise ``ConfigurationError`` if it is a string or not iterable."""
         given = getattr(self, name)
         if isinstance(given, str | bytes):
             raise ConfigurationError(f"{name} must be a sequence, such as ({given!r},), not one string")
@@ -216,7 +214,7 @@ class HubSettings(TypedDict, total=False):
 
 
 def _check_origin(origin: object) -> str:
-    """Return an origin, or a pattern of one, that some origin can match. Raise ``ConfigurationError`` for others."""
+    """Return an origin or a pattern. Raise ``ConfigurationError`` if no origin could match it."""
     if isinstance(origin, str):
         text = str.__str__(origin)
         scheme, separator, host = text.partition("://")
@@ -233,8 +231,8 @@ def _is_host(host: str) -> bool:
 
 
 def _check_proxy(proxy: object) -> str:
-    """Return an address or a network as it is written. Raise ``ConfigurationError`` for anything else."""
-    # An int and bytes would be addresses for ip_network().
+    """Return an address or a network as a str. Raise ``ConfigurationError`` for anything else."""
+    # ip_network() would take an int or bytes for an address.
     if not isinstance(proxy, str | _ADDRESSES):
         raise ConfigurationError(f"trusted_proxies: {proxy!r} is no address and no network: write a str")
     text = str.__str__(proxy) if isinstance(proxy, str) else str(proxy)
@@ -247,19 +245,19 @@ def _check_proxy(proxy: object) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoomConfig:
-    """How a room behaves. Immutable; raises ``ConfigurationError`` when made with a value that cannot be."""
+    """The settings of a room. Immutable. Raises ``ConfigurationError`` for an invalid value."""
 
     compression: Literal["message", "shared"] = "message"
-    """``"message"``: each message is compressed by itself. ``"shared"``: the room has one compressor whose messages
-    refer to earlier ones, for all members at once: much smaller where messages are short and resemble one another, and
-    cheaper. It costs about 70 KB a room."""
+    """``"message"`` compresses each message by itself. ``"shared"`` gives the room one compressor for all members,
+    whose output refers to earlier messages. Short messages that resemble one another become much smaller, at less cost.
+    Each room needs about 70 KB for it."""
 
     restart_interval: int = 128
-    """With ``"shared"``, after how many messages at the latest the compressor forgets the earlier ones. Until it does,
-    a new member gets each message compressed by itself."""
+    """With ``"shared"``, the maximum number of messages until the compressor forgets the earlier ones. Until then, a
+    new member gets each message compressed by itself."""
 
     slow_consumer: SlowConsumer | None = None
-    """What is done with a message to the room for a connection on which too much waits; None is as the hub does."""
+    """The policy for a message to a member whose queue is full. None uses the hub's policy."""
 
     def __post_init__(self) -> None:
         if self.slow_consumer is not None:

@@ -1,9 +1,7 @@
 from libc.stdint cimport uint8_t
 
-from wshub.core.connection_core cimport ConnectionCore
+from wshub.core.receiving cimport ReceivingConnection
 
 
-cdef class Connection(ConnectionCore):
-    cdef object join_room(self, str name)
-    cdef bint leave_room(self, str name) except -1
+cdef class Connection(ReceivingConnection):
     cdef object send_control(self, object payload, uint8_t opcode)

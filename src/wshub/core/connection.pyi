@@ -8,7 +8,7 @@ from typing_extensions import Buffer
 
 from wshub.core.config import DeliveryOptions
 from wshub.core.event_handler import EventHandler
-from wshub.core.hub_state import Queued
+from wshub.core.queued import Queued
 from wshub.hub import Hub
 from wshub.protocol.compression.negotiation import PermessageDeflate
 from wshub.protocol.http.headers import Headers

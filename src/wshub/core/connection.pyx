@@ -4,17 +4,10 @@
 from libc.math cimport INFINITY, NAN
 from libc.stdint cimport uint8_t
 
-from wshub.core.hub_state cimport (
-    CLOSE_CONNECTION,
-    INHERITED,
-    PRIVATE_KEYS,
-    QUEUED,
-    Delivery,
-    Room,
-    check_key,
-    room_name,
-)
-from wshub.core.connection_core cimport (
+from wshub.core.backpressure cimport CLOSE_CONNECTION, INHERITED, Delivery, resolve_delivery_options
+from wshub.core.closing cimport begin_closing, check_open, close_before_opening, closed_error
+from wshub.core.conflation_keys cimport PRIVATE_KEYS, check_key, intern_key
+from wshub.core.connection_state cimport (
     INBOX_FULL,
     INBOX_KIBIBYTES,
     INBOX_LIMIT,
@@ -22,10 +15,14 @@ from wshub.core.connection_core cimport (
     IS_CLOSING,
     IS_CONNECTING,
     IS_OPEN,
-    ConnectionCore,
+    hand_over,
     inbox_charge,
-    is_foreign,
+    is_other_thread,
 )
+from wshub.core.queued cimport QUEUED
+from wshub.core.receiving cimport ReceivingConnection
+from wshub.core.rooms cimport join_room, leave_room, room_name
+from wshub.core.sending cimport fail_slow_consumer, queue, queue_alone
 from wshub.links.link cimport queue_charge
 from wshub.protocol.frame_buffer cimport FrameBuffer, frame_release
 from wshub.protocol.message cimport (
@@ -71,7 +68,7 @@ cdef tuple STATES = tuple(ConnectionState)
 
 
 cdef object seconds_from(object timeout):
-    """A timeout as asyncio takes it: seconds, or None for a wait without an end. Raises MisuseError."""
+    """Convert a timeout to seconds, or to None for no timeout. Raises MisuseError for anything else."""
     cdef double seconds = NAN
     if not isinstance(timeout, bool):
         try:
@@ -83,18 +80,18 @@ cdef object seconds_from(object timeout):
     return seconds if seconds < INFINITY else None
 
 
-cdef class Connection(ConnectionCore):
+cdef class Connection(ReceivingConnection):
     """One WebSocket connection of a hub.
 
-    Every method may be called from any thread; another thread than the hub's hands the call over to the loop. The
-    coroutines are excepted: ``drain``, ``receive`` and ``wait_closed`` are for tasks of that loop. Messages leave in
-    the order of the calls. Nothing that sends ever waits: it queues.
+    You may call its methods from any thread. A call from another thread than the hub's is handed over to the loop. Only
+    the coroutines ``drain``, ``receive`` and ``wait_closed`` need a task of that loop.
 
-    ``send`` and its like, ``close``, ``join`` and ``leave`` are no coroutines: call them without ``await``. An
-    ``await`` on what they return is allowed and does nothing. To wait, await ``drain`` or ``wait_closed``.
+    The methods that send, ``close``, ``join`` and ``leave`` are ordinary functions that queue and return at once. Call
+    them without ``await``; an ``await`` on their result does nothing. Messages leave in the order of the calls. To
+    wait, await ``drain`` or ``wait_closed``.
     """
 
-    # What the connection is
+    # Properties
 
     @property
     def state(self):
@@ -108,10 +105,10 @@ cdef class Connection(ConnectionCore):
 
     @property
     def remote_address(self):
-        """The client's address as a pair of host and port, or None where it has none (a Unix socket).
+        """The client's address as a pair of host and port, or None for a Unix socket.
 
-        It is a pair for IPv6 too; a link-local address has no zone. Behind a trusted proxy it is the address that the
-        proxy saw, with 0 for the port. It stays after the end. It is None before the opening.
+        It is a pair for IPv6 too, without the zone of a link-local address. Behind a trusted proxy it is the address
+        that the proxy reports, with port 0. It is None before the opening, and stays after the end.
         """
         if self.forwarded_address is not None:
             return self.forwarded_address
@@ -119,7 +116,7 @@ cdef class Connection(ConnectionCore):
 
     @property
     def path(self):
-        """The percent-decoded path that the client asked for."""
+        """The percent-decoded path of the client's request."""
         return self.request.path if self.request is not None else ""
 
     @property
@@ -129,42 +126,42 @@ cdef class Connection(ConnectionCore):
 
     @property
     def close_code(self):
-        """The code that ``on_close`` is given, or None while it is not known."""
+        """The code that is passed to ``on_close``, or None until it is known."""
         return self.code if self.code else None
 
     @property
     def close_reason(self):
-        """The reason that ``on_close`` is given, or None while it is not known."""
+        """The reason that is passed to ``on_close``, or None until it is known."""
         return self.reason if self.code else None
 
     @property
     def buffered(self):
-        """Octets that are queued and not yet taken by the kernel, as ``max_send_buffer`` counts them.
+        """The bytes in the send queue that the kernel has not taken yet, as ``max_send_buffer`` counts them.
 
-        With TLS, and wherever the reactor has not the connection, a transport takes them in the kernel's place: up to
-        64 KB more may wait there, and then a message or 16 KB of short ones. Under another ASGI server it is the server
-        that takes them.
+        With TLS, and wherever the reactor does not own the socket, a transport takes the bytes instead of the kernel.
+        It may hold up to 64 KB more, and behind them one message or 16 KB of short ones. Under another ASGI server, the
+        server takes the bytes.
         """
         return queue_charge(&self.link.queue) if self.link is not None else 0
 
     @property
     def rooms(self):
-        """The names of the rooms that the connection is in; once it is closing, of those it was in until then."""
+        """The names of the connection's rooms. Once it is closing, these are the rooms that it has left."""
         return frozenset(self.room_table) if self.room_table is not None else frozenset()
 
     @property
     def metadata(self):
-        """A dict for whatever the application wants to keep with the connection."""
+        """A dict for your own data about the connection."""
         if self.user_metadata is None:
             self.user_metadata = {}
         return self.user_metadata
 
     def set_metadata(self, key, value):
-        """Keeps ``value`` under ``key`` in ``metadata``."""
+        """Set ``metadata[key]`` to ``value``."""
         self.metadata[key] = value
 
     def get_metadata(self, key, default=None):
-        """What ``metadata`` has under ``key``, or ``default``."""
+        """Return ``metadata[key]``, or ``default`` if there is no such key."""
         return default if self.user_metadata is None else self.user_metadata.get(key, default)
 
     def __repr__(self):
@@ -173,121 +170,88 @@ cdef class Connection(ConnectionCore):
     # Rooms
 
     def in_room(self, name):
-        """Whether the connection is in that room."""
+        """Return whether the connection is in that room."""
         cdef str room = room_name(name)
         return self.room_table is not None and room in self.room_table
 
     def join(self, name):
-        """Enters a room. Being in it already is fine.
+        """Join a room. Does nothing if the connection is in the room already.
 
         Raises:
             ConnectionClosed: the connection is closing.
-            TypeError: ``name`` is no str.
+            TypeError: ``name`` is not a str.
         """
         cdef str room = room_name(name)
-        if is_foreign(self):
-            self.hand_over(partial(self._quietly, partial(self.join, room)))
+        if is_other_thread(self):
+            hand_over(self, partial(self._quietly, partial(self.join, room)))
             return QUEUED
-        self.join_room(room)
+        if not join_room(self, room):
+            raise closed_error(self)
         return QUEUED
 
     def leave(self, name):
-        """Leaves a room. Not being in it is fine. Raises TypeError if ``name`` is no str."""
+        """Leave a room. Does nothing if the connection is not in it. Raises TypeError if ``name`` is not a str."""
         cdef str room = room_name(name)
-        if is_foreign(self):
-            self.hand_over(partial(self.leave, room))
+        if is_other_thread(self):
+            hand_over(self, partial(self.leave, room))
             return QUEUED
-        self.leave_room(room)
+        leave_room(self, room)
         return QUEUED
-
-    cdef object join_room(self, str name):
-        cdef Room room
-        if self.status >= IS_CLOSING:
-            raise self.closed_error()
-        if self.room_table is None:
-            self.room_table = {}
-        elif name in self.room_table:
-            return
-        room = self.hub.room_table.get(name)
-        if room is None:
-            room = self.hub.open_room(name)
-        if room.members is room.walked:
-            room.members = dict(room.members)
-        if self.status >= IS_CLOSING:
-            # Code that the garbage collector has run meanwhile has closed it.
-            if not room.members:
-                del self.hub.room_table[name]
-            raise self.closed_error()
-        room.members[self.key] = self
-        self.hub.window_changes += room.window is not None
-        self.room_table[name] = room
-
-    cdef bint leave_room(self, str name) except -1:
-        cdef Room room
-        if self.room_table is None or self.status >= IS_CLOSING:
-            return False
-        room = self.room_table.pop(name, None)
-        if room is None:
-            return False
-        del room.members[self.key]
-        if room.window is not None:
-            self.hub.window_changes += 1
-            self.fall_out_of_step(room.window)
-        if not room.members:
-            del self.hub.room_table[name]
-        return True
 
     # Sending
 
     def send(self, message, *, compress=None, slow_consumer=None, key=None):
-        """Queues a message: a str as text, bytes or another buffer as binary, a Message as it is, without a copy.
+        """Queue a message: a str as text, bytes or another buffer as binary, a Message as it is, without a copy.
 
-        It is no coroutine, and an ``await`` on its result does nothing. ``await connection.drain()`` waits.
+        It returns at once. To wait until the message has left, use ``await connection.drain()``.
 
         Args:
             message: a str, bytes or another buffer, or a Message.
-            compress: False sends it plain; True compresses it also under the threshold of the CompressionConfig,
-                which decides otherwise. It is plain in any event where compression was not negotiated, or gains
-                nothing.
-            slow_consumer: what to do if ``max_send_buffer`` octets wait already; None is as the hub is configured:
-                ``"close"`` the connection with 1013; ``"drop_newest"``, which is this message; ``"drop_oldest"`` of
-                those that wait; or ``"latest"``, which is the same, but while some wait a message first of all takes
-                the place of the one that has its key. No message that was sent with ``"close"`` is ever dropped for
-                another, nor replaced: where too many of these wait it is the new one that is dropped.
-            key: with ``"latest"``, a str that says what the message is the latest of, such as a price or a position.
-                It is another key in a message to this connection alone than in one to a room, or to everybody. While
-                messages under some thousand other keys wait behind it, a message may stay where it is instead of being
-                replaced. Send all messages of a key with ``"latest"``: a newer one may overtake one sent otherwise.
+            compress: False sends the message plain. True compresses it even if it is shorter than the threshold of the
+                CompressionConfig. None applies the threshold. A message is always plain if compression was not
+                negotiated or does not make it shorter.
+            slow_consumer: what to do if the queue has reached ``max_send_buffer``. None does what the hub is configured
+                to do.
+                ``"close"`` closes the connection with 1013.
+                ``"drop_newest"`` drops this message.
+                ``"drop_oldest"`` drops queued messages, the oldest first.
+                ``"latest"`` does so too. Even if the queue is not full, the message replaces a queued one with its key.
+                A message that was sent with ``"close"`` is never dropped or replaced for another one. If such messages
+                fill the queue, the new message is dropped.
+            key: with ``"latest"``, a str that names a value of which only the latest matters, such as a price. The keys
+                of ``send``, of each room and of broadcasts to all connections are separate. Send all messages of a
+                key with ``"latest"``; otherwise a newer message may overtake an older one. A message may stay in the
+                queue unreplaced if messages with some thousand other keys wait behind it.
 
         Raises:
             ConnectionClosed: the connection is closing or closed; its ``code`` and ``reason`` say how.
-            TypeError: ``message`` is none of these.
-            InvalidMessageError: it is a str with a lone surrogate, or a buffer that is not contiguous.
-            MisuseError: another ``slow_consumer``, or a key that is no str.
+            TypeError: ``message`` has another type.
+            InvalidMessageError: ``message`` is a str with a lone surrogate, or a buffer that is not contiguous.
+            MisuseError: ``slow_consumer`` is another value, or ``key`` is not a str.
         """
         cdef FrameBuffer *frame
         cdef Delivery delivery
         check_key(key)
-        self.hub.describe(&delivery, compress, slow_consumer, INHERITED)
-        if is_foreign(self):
-            self.check_open()
+        resolve_delivery_options(&delivery, &self.hub.delivery_defaults, compress, slow_consumer, INHERITED)
+        if is_other_thread(self):
+            check_open(self)
             later = partial(self.send, Message(message), compress=compress, slow_consumer=slow_consumer, key=key)
-            self.hand_over(partial(self._quietly, later))
+            hand_over(self, partial(self._quietly, later))
             return QUEUED
         if self.status != IS_OPEN:
-            self.check_open()
+            check_open(self)
         frame = labelled_frame_from_data(
-            message, self.hub.number_of(PRIVATE_KEYS, key), NULL, delivery.policy != CLOSE_CONNECTION
+            message, intern_key(self.hub.conflation_keys, PRIVATE_KEYS, key), NULL, delivery.policy != CLOSE_CONNECTION
         )
-        if self.queue_alone(frame, &delivery) < 0:
-            self.overflow()
+        if queue_alone(self, frame, &delivery) < 0:
+            fail_slow_consumer(self)
         frame_release(frame)
         if self.link.without_pings:
             self.link.send_from_task()
         return QUEUED
 
     def send_text(self, text, *, compress=None, slow_consumer=None, key=None):
-        """Queues a text message; ``text`` is a str, or UTF-8 octets. Raises as ``send`` does."""
+        """Queue a text message. ``text`` is a str, or bytes of UTF-8. Raises as ``send`` does."""
         if isinstance(text, Message):
             (<Message>text).check()
             if (<Message>text).frame.opcode == TEXT_OPCODE:
@@ -304,75 +268,75 @@ cdef class Connection(ConnectionCore):
         return self.send(text, compress=compress, slow_consumer=slow_consumer, key=key)
 
     def send_binary(self, data, *, compress=None, slow_consumer=None, key=None):
-        """Queues a binary message; ``data`` is any object with a contiguous buffer. Raises as ``send`` does."""
+        """Queue a binary message. ``data`` is any object with a contiguous buffer. Raises as ``send`` does."""
         if isinstance(data, str):
             raise TypeError("send_binary() takes bytes, not str: encode it, or call send_text()")
         return self.send(data, compress=compress, slow_consumer=slow_consumer, key=key)
 
     def send_json(self, value, *, compress=None, slow_consumer=None, key=None):
-        """Queues ``value`` as JSON in a text message. Raises as ``send`` and ``json.dumps`` do."""
+        """Queue ``value`` as JSON in a text message. Raises as ``send`` and ``json.dumps`` do."""
         text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
         return self.send(text, compress=compress, slow_consumer=slow_consumer, key=key)
 
     def send_ping(self, payload=b""):
-        """Queues a ping of at most 125 octets; ``on_pong`` sees the answer. Raises as ``send`` does."""
+        """Queue a ping of at most 125 bytes. The answer goes to ``on_pong``. Raises as ``send`` does."""
         return self.send_control(payload, PING_OPCODE)
 
     def send_pong(self, payload=b""):
-        """Queues a pong that answers nothing (RFC 6455 section 5.5.3); pings are answered by the hub."""
+        """Queue an unsolicited pong (RFC 6455 section 5.5.3). The hub answers pings by itself."""
         return self.send_control(payload, PONG_OPCODE)
 
     cdef object send_control(self, object payload, uint8_t opcode):
         cdef FrameBuffer *frame
-        self.check_open()
-        if is_foreign(self):
+        check_open(self)
+        if is_other_thread(self):
             method = self.send_ping if opcode == PING_OPCODE else self.send_pong
-            self.hand_over(partial(self._quietly, partial(method, payload)))
+            hand_over(self, partial(self._quietly, partial(method, payload)))
             return QUEUED
         frame = frame_from_payload(payload, opcode)
         try:
             if frame.length > MAX_CONTROL_PAYLOAD:
-                raise InvalidMessageError(f"a ping or pong has at most 125 octets, not {frame.length}")
-            if self.queue(frame, self.hub.policy) < 0:
-                self.overflow()
+                raise InvalidMessageError(f"a ping or pong has at most 125 bytes, not {frame.length}")
+            if queue(self, frame, self.hub.delivery_defaults.policy) < 0:
+                fail_slow_consumer(self)
         finally:
             frame_release(frame)
         return QUEUED
 
     def close(self, code=1000, reason=""):
-        """Begins the closing handshake. What is queued leaves before it. Closing again does nothing.
+        """Begin the closing handshake. The queued messages leave first. Does nothing if the connection is closing.
+
+        Before the opening, the handshake still succeeds, so that the client gets the code and the reason. The close
+        frame follows the answer. Neither ``on_open`` nor ``on_close`` is called.
 
         Args:
             code: 1000-1003, 1007-1014 or 3000-4999 (RFC 6455 section 7.4).
-            reason: at most 123 octets of UTF-8, for the peer's eyes.
+            reason: at most 123 bytes of UTF-8, for the peer.
 
         Raises:
-            InvalidMessageError: another code, or a longer reason.
+            InvalidMessageError: the code is another one, or the reason is longer.
             TypeError: ``reason`` is neither str nor bytes.
-
-        Before the opening, the handshake still succeeds, so that the client gets the code and the reason. The close
-        frame comes right behind the answer. Neither ``on_open`` nor ``on_close`` is called.
         """
         payload = encode_close_payload(code, reason)
-        if is_foreign(self):
-            self.hand_over(partial(self.close, code, reason))
+        if is_other_thread(self):
+            hand_over(self, partial(self.close, code, reason))
         elif self.status == IS_OPEN:
-            self.begin_closing(payload)
+            begin_closing(self, payload)
         elif self.status == IS_CONNECTING:
-            self.close_before_opening(payload)
+            close_before_opening(self, payload)
         return QUEUED
 
     async def drain(self):
-        """Waits until everything that is queued now has been taken by the kernel, or dropped as ``slow_consumer`` says.
+        """Wait until the kernel has taken all bytes that are queued now, or ``slow_consumer`` has dropped them.
 
-        It does not wait for what is queued meanwhile. Where it is a transport that takes in the kernel's place, as for
-        ``buffered``, it waits until that asks for no pause any more.
+        It does not wait for later messages. Where a transport takes the bytes instead of the kernel, as described for
+        ``buffered``, it waits until the transport is below its limit again.
 
         Raises:
-            ConnectionClosed: the connection is closing already; or it has ended before all had left, or was closed
-                because too much waited.
+            ConnectionClosed: the connection is closing already, it ended before all bytes had left, or it was closed
+                because its queue was full.
         """
-        self.check_open()
+        check_open(self)
         if self.link.has_drained():
             return
         future = self.hub.loop.create_future()
@@ -389,7 +353,7 @@ cdef class Connection(ConnectionCore):
                     self.drain_waiters = None
 
     async def wait_closed(self):
-        """Waits until the connection is closed and gone, or its handshake has failed."""
+        """Wait until the connection is closed or its handshake has failed."""
         if self.status == IS_CLOSED:
             return
         future = self.hub.loop.create_future()
@@ -405,7 +369,7 @@ cdef class Connection(ConnectionCore):
                     self.waiters = None
 
     def _quietly(self, call):
-        """Makes a call on behalf of another thread, which cannot be told any more that it is too late."""
+        """Make a call that another thread handed over. That thread cannot get its ConnectionClosed any more."""
         try:
             call()
         except ConnectionClosed:
@@ -414,18 +378,17 @@ cdef class Connection(ConnectionCore):
     # Receiving
 
     async def receive(self, timeout=None):
-        """Waits for the next message and returns it.
-
-        It may be cancelled at any time: no message is lost.
+        """Wait for the next message and return it. No message is lost if you cancel the wait.
 
         Args:
-            timeout: seconds to wait at the most; None waits as long as it takes, 0 only looks.
+            timeout: the maximum number of seconds to wait. None waits forever. 0 does not wait.
 
         Raises:
-            TimeoutError: nothing came in time.
-            ConnectionClosed: the connection has ended, ConnectionLost if not in the ordinary way or before it opened.
+            TimeoutError: no message arrived in time.
+            ConnectionClosed: the connection has ended. It is ConnectionLost if the end was not an ordinary one, or came
+                before the opening.
             MisuseError: messages go to ``on_message``, another task is in ``receive`` already, or ``timeout`` is
-                no number of seconds.
+                not a number of seconds.
         """
         if timeout is None:
             return await self._receive()
@@ -438,11 +401,11 @@ cdef class Connection(ConnectionCore):
         if not self.receiving:
             self.receiving = True
             if self.status != IS_CLOSED and not self.hub.loop.is_closed():
-                # Handlers of pings may run while what is unread is read: from the loop, not from this task.
+                # Unread pings may call handlers. The loop calls them, not this task.
                 self.hub.loop.call_soon(self._unblock, 0)
         while not self.inbox:
             if self.status >= IS_CLOSING and (self.input_ended or self.status == IS_CLOSED):
-                raise self.closed_error()
+                raise closed_error(self)
             if self.waiter is not None:
                 raise MisuseError(f"{self.receiving_task} is receiving from this connection already")
             self.waiter = self.hub.loop.create_future()
@@ -452,8 +415,8 @@ cdef class Connection(ConnectionCore):
             except RuntimeError:
                 if not self.hub.loop.is_closed():
                     raise
-                # The loop of the connection has gone, and this is another one.
-                raise self.closed_error() from None
+                # The loop of the connection has closed, and this task runs on another one.
+                raise closed_error(self) from None
             finally:
                 self.waiter = None
                 self.receiving_task = None

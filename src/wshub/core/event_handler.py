@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from inspect import iscoroutinefunction
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Never, TypedDict
 
-from wshub.core.handler_checks import EVENTS, check_class, check_event_name, check_function
+from wshub.core.handler_checks import EVENTS, check_class, check_event_name, check_function, check_instance
+from wshub.core.handler_table import HandlerTable
+from wshub.errors import MisuseError
 
 if TYPE_CHECKING:
     from wshub.core.connection import Connection
     from wshub.protocol.message import Message
 
-__all__ = ["EventHandler", "Handlers"]
+__all__ = ["EventHandler", "Handlers", "table_of", "table_that_receives"]
 
 
 class Handlers(TypedDict, total=False):
@@ -102,3 +105,23 @@ class EventHandler:
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
         check_class(cls, EventHandler)
+
+
+def table_of(handler: Any) -> HandlerTable:
+    """Return the HandlerTable of an EventHandler, or of a coroutine function whose end closes the connection."""
+    if isinstance(handler, EventHandler):
+        check_instance(handler)
+        return HandlerTable(handler)
+    if iscoroutinefunction(handler) or iscoroutinefunction(getattr(handler, "__call__", None)):  # noqa: B004
+        return HandlerTable(EventHandler(on_open=handler), endpoint=True)
+    if isinstance(handler, type) and issubclass(handler, EventHandler):
+        raise MisuseError(f"a handler is an instance of an EventHandler: give {handler.__name__}(), not the class")
+    raise MisuseError(
+        "a handler is an EventHandler, or a coroutine function that takes the connection and has no yield, not "
+        f"{handler!r}"
+    )
+
+
+def table_that_receives() -> HandlerTable:
+    """Return the HandlerTable of a connection whose application only calls ``receive()``."""
+    return HandlerTable(EventHandler(), receives=True)

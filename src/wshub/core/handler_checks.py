@@ -1,7 +1,7 @@
-"""Refuses handlers that cannot work when they are given, before the first message arrives.
+"""Checks that refuse a handler that cannot work when it is given, before the first message arrives.
 
-The rule of this file: a handler that works is never refused. A signature may belong to another function, as with
-``functools.wraps``, so the code of a Python function decides. If the parameters are unknown, the handler is accepted.
+A handler that works is never refused. The code of a Python function decides, since its signature may belong to another
+function, as with ``functools.wraps``. A handler with unknown parameters is accepted.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _OTHER_SPELLINGS = {name.replace("_", ""): name for name in EVENTS}
 # Other libraries' names for the same events.
 _OTHER_NAMES = {"on_connect": "on_open", "on_disconnect": "on_close", "on_receive": "on_message"}
 
-# Stands for an argument that the caller of a partial function gives, from Python 3.14 on.
+# From Python 3.14 on, the place of an argument that the caller of a partial function passes.
 _PLACEHOLDER = getattr(functools, "Placeholder", object())
 
 _GENERATOR = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 
 
 def check_event_name(name: str) -> None:
-    """Raise ``MisuseError`` for a name that is none of the events."""
+    """Raise ``MisuseError`` for a name that is not an event."""
     if name in EVENTS:
         return
     meant = _OTHER_NAMES.get(name) or _OTHER_SPELLINGS.get(name.replace("_", "").lower())
@@ -50,7 +50,7 @@ def check_event_name(name: str) -> None:
 
 
 def check_function(name: str, function: object, arguments: tuple[str, ...]) -> None:
-    """Raise ``MisuseError`` for a function that cannot be called with these arguments, or would do nothing."""
+    """Raise ``MisuseError`` for a function that does not take these arguments, or whose call would do nothing."""
     if not callable(function):
         raise MisuseError(f"{name} must be a function or a coroutine function, not {function!r}")
     _check_call(name, function, arguments, 0)
@@ -68,7 +68,7 @@ def check_class(cls: type, base: type) -> None:
 
 
 def check_instance(handler: Any) -> None:
-    """Raise ``MisuseError`` for an ``EventHandler`` with an attribute that cannot work. Its class is not looked at."""
+    """Raise ``MisuseError`` for an ``EventHandler`` with an attribute that cannot work. Does not check its class."""
     for name, value in vars(handler).items():
         if name not in EVENTS:
             _check_name_in_use(name, value, type(handler))
@@ -77,7 +77,7 @@ def check_instance(handler: Any) -> None:
 
 
 def _check_name_in_use(name: str, value: object, owner: type) -> None:
-    """Raise ``MisuseError`` for a function whose name looks like that of an event."""
+    """Raise ``MisuseError`` for a function whose name looks like an event."""
     if name[:1] not in "oO" or name in EVENTS or not (callable(value) or isinstance(value, staticmethod | classmethod)):
         return
     if not (name.startswith("on_") or name.replace("_", "").lower() in _OTHER_SPELLINGS):
@@ -92,7 +92,7 @@ def _check_name_in_use(name: str, value: object, owner: type) -> None:
 
 
 def _check_method(name: str, value: Any, arguments: tuple[str, ...]) -> None:
-    """``check_function`` for what stands in the namespace of a class."""
+    """``check_function`` for an attribute of a class."""
     if isinstance(value, FunctionType):
         _check_call(name, value, arguments, 1)
     elif isinstance(value, classmethod):
@@ -104,7 +104,7 @@ def _check_method(name: str, value: Any, arguments: tuple[str, ...]) -> None:
 
 
 def _check_call(name: str, function: Any, arguments: tuple[str, ...], bound: int) -> None:
-    """Raise ``MisuseError`` unless a call with the arguments, behind so many that are bound to it, does something."""
+    """Raise ``MisuseError`` unless a call with ``bound`` bound arguments and then these does something."""
     called, more, keywords = _resolve(function)
     if _is_generator(called):
         raise MisuseError(
@@ -121,7 +121,7 @@ def _check_call(name: str, function: Any, arguments: tuple[str, ...], bound: int
 def _resolve(function: Any) -> tuple[Any, int, frozenset[str]]:
     """Return the function behind methods, partial functions and callable objects, and the arguments bound to it.
 
-    These are the number of arguments in front of the caller's, and the names of keywords.
+    The bound arguments are a number of positional ones and the names of keywords.
     """
     count = 0
     keywords: frozenset[str] = frozenset()
@@ -151,7 +151,7 @@ def _is_generator(function: Any) -> bool:
 
 
 def _takes(function: Any, count: int, keywords: frozenset[str]) -> bool:
-    """Whether it can be called with so many arguments, and these keywords; ``True`` if that cannot be known."""
+    """Return whether the function takes ``count`` arguments and these keywords; ``True`` if that is unknown."""
     if type(function) is not FunctionType:
         return _signature_takes(function, count, keywords)
     code = function.__code__
@@ -173,7 +173,7 @@ def _takes(function: Any, count: int, keywords: frozenset[str]) -> bool:
 
 
 def _signature_takes(function: Any, count: int, keywords: frozenset[str]) -> bool:
-    """``_takes`` of a class, and of a function that is not written in Python."""
+    """``_takes`` for a class, and for a function that is not written in Python."""
     if not (isinstance(function, type) or inspect.isroutine(function)):
         return True
     if hasattr(function, "__wrapped__") or hasattr(function, "__signature__"):

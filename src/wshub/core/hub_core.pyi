@@ -10,17 +10,13 @@ from typing_extensions import Buffer
 from wshub.core.admission import Admission
 from wshub.core.config import DeliveryOptions, HubConfig, RoomConfig
 from wshub.core.connection import Connection
-from wshub.core.hub_state import HandlerTable, Queued
+from wshub.core.handler_table import HandlerTable
+from wshub.core.queued import Queued
+from wshub.core.stats import HubStats, RoomStats
 from wshub.links.asyncio_reactor import AsyncioReactor
 from wshub.links.epoll_reactor import Reactor
 from wshub.protocol.http.request import RequestHead
 from wshub.protocol.message import Message
-
-def table_of(handler: Any) -> HandlerTable:
-    """The HandlerTable of an EventHandler, or of a coroutine function that is the life of a connection."""
-
-def table_that_receives() -> HandlerTable:
-    """The HandlerTable of a connection whose application does nothing but call ``receive()``, sooner or later."""
 
 class HubCore:
     """Connections, rooms and what is sent to them. See :class:`wshub.Hub`."""
@@ -137,5 +133,5 @@ class HubCore:
     def _handler_tasks(self) -> dict[asyncio.Task[Any], int]: ...
     @property
     def _handled_connection(self) -> int | None: ...
-    def _counts(self) -> dict[str, Any]: ...
-    def _room_counts(self, name: str) -> dict[str, Any]: ...
+    def _counts(self) -> HubStats: ...
+    def _room_counts(self, name: str) -> RoomStats: ...

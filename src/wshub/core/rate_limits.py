@@ -1,4 +1,4 @@
-"""How much a connection may do in a second."""
+"""The settings that limit what a connection may do per second."""
 
 from __future__ import annotations
 
@@ -12,32 +12,31 @@ __all__ = ["RateLimits"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RateLimits:
-    """What each connection may do in a second; 0 is no bound. Immutable; raises ``ConfigurationError`` when made with a
-    value that cannot be.
+    """The limits on what each connection may do per second. 0 means no limit.
 
-    Each is a token bucket that the hub's sweep fills again, at least every tenth of a second where there is a bound on
-    messages, octets or time.
+    Immutable. Raises ``ConfigurationError`` for an invalid value. Each limit is a token bucket that the hub's sweep
+    refills: at least every tenth of a second if messages, bytes or handler time are limited.
     """
 
     messages: int = 0
-    """Text and binary messages received."""
+    """Text and binary messages received per second."""
 
     octets: int = 0
-    """Octets received, of frames of all kinds, headers included."""
+    """Bytes received per second, in frames of all kinds, including their headers."""
 
     control_frames: int = 100
-    """Pings and pongs received."""
+    """Pings and pongs received per second."""
 
     handler_ms: int = 0
-    """Milliseconds that ``on_message`` takes of the event loop, up to its first ``await``."""
+    """Milliseconds per second that ``on_message`` may take of the event loop, up to its first ``await``."""
 
     burst_ms: int = 2_000
-    """What may be saved up: what a connection may do in that many milliseconds, all at once; what it may do from one
-    sweep to the next at the least."""
+    """How much a connection can save up: what it may do in that many milliseconds. It is at least what it may do from
+    one sweep to the next."""
 
     excess: Literal["delay", "close"] = "delay"
-    """What happens to who exceeds one of these: nothing more is read until enough time has passed, or the connection is
-    closed with 1008."""
+    """``"delay"`` stops reading from a connection that exceeds a limit until enough time has passed. ``"close"`` closes
+    it with 1008."""
 
     def __post_init__(self) -> None:
         for name, largest in (("messages", 2**24), ("octets", 2**40), ("control_frames", 2**24), ("handler_ms", 1000)):
@@ -47,5 +46,5 @@ class RateLimits:
 
     @property
     def sweep_period(self) -> float:
-        """Seconds from one sweep to the next at the most: who is delayed should not have to wait for a whole second."""
+        """Maximum seconds from one sweep to the next. It is short if a connection may have to wait for a sweep."""
         return 0.1 if self.messages or self.octets or self.handler_ms else 1.0

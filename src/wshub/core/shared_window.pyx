@@ -1,14 +1,15 @@
 # cython: language_level=3
 """One compressor for all members of a room, whose output refers to the room's earlier messages (RFC 7692 section 7.2).
 
-A member's decompressor needs the history that the output refers to. It has it if it was given every compressed message
-of the room since the compressor last forgot, and nothing else that was compressed: then it is in step. So
+A client can decompress the output if its decompressor has the same history as the compressor. It is then "in sync": it
+got every compressed message of the room since the history began, and no other compressed message after them.
 
-- a member comes in step with the first message after the compressor has forgotten, whatever it was given before;
-- a member in step is given the room's messages, and anything else plain, or else is out of step from there on;
-- whoever is not in step is given the form of a message that refers to nothing.
+- A client gets in sync with the first message of a history, whatever it received before.
+- A client in sync gets the room's messages compressed and all others plain. A compressed one of another origin desyncs
+  it.
+- A client that is not in sync gets each message in a form that refers to no other.
 
-Each history has a number, its generation, which a member that is in step remembers.
+Each history has a number, its generation. A connection remembers the generation that its client is in sync with.
 """
 
 from libc.stdint cimport uint8_t, uint64_t
@@ -22,7 +23,7 @@ from wshub.protocol.compression.deflate cimport (
 from wshub.protocol.frame_buffer cimport FrameBuffer
 
 cdef enum:
-    # A window that is shared is worth a longer search: it finds more, at little cost in so small a window.
+    # One compression serves all members, so a longer search pays. It costs little in so small a window.
     LEVEL = 6
     WINDOW_BITS = 13
     MEMORY_LEVEL = 6
@@ -39,22 +40,23 @@ cdef class SharedWindow:
         deflater_clear(&self.deflater)
 
     cdef bint is_due(self) noexcept:
-        """Whether to forget before the next message.
+        """Whether to begin a new history with the next message.
 
-        At the latest after `restart_interval` messages; at once if nobody loses by it; and when as many deliveries went
-        without the history as there are members to lose it, which costs at most twice what the best choice would have.
+        This is so after `restart_interval` messages, and whenever no member is in sync. It is also so when the members
+        that are not in sync missed as many deliveries as there are able members. Then the cost is at most twice that of
+        the best choice.
         """
-        return self.in_step == 0 or self.messages >= self.restart_interval or self.missed >= self.able
+        return self.in_sync == 0 or self.messages >= self.restart_interval or self.missed >= self.able
 
     cdef void restart(self, uint64_t generation) noexcept:
-        """Forgets the history: the next message begins another, with that number."""
+        """Forget the history. The next message begins a new one, with that generation."""
         deflater_forget(&self.deflater)
         self.generation = generation
         self.messages = 0
         self.missed = 0
 
     cdef FrameBuffer *compress(self, FrameBuffer *frame) noexcept:
-        """The form for those in step, which the caller owns. NULL where there is no memory: then it must restart."""
+        """Return the form for members in sync; the caller owns it. NULL means no memory: the caller must restart."""
         cdef FrameBuffer *form
         self.messages += 1
         form = self.pool.compress(&self.deflater, frame, False)

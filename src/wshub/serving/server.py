@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from wshub.core.admission import UNKNOWN_ADDRESS, Rate, address_key, client_address, parse_address
 from wshub.core.config import HubConfig
-from wshub.core.hub_core import table_of
+from wshub.core.event_handler import table_of
 from wshub.errors import ConfigurationError, HandshakeError, MisuseError
 from wshub.protocol.http.request import MAX_EARLY_SIZE, RequestHead, parse_request_head
 from wshub.protocol.validation import check_integer, check_port, check_str, check_strings

@@ -30,7 +30,7 @@ from wshub.asgi.application import ENDS_WITH_APPLICATION, TAKEOVER
 from wshub.asgi.endings import code_of, is_end_of
 from wshub.core.admission import is_address
 from wshub.core.connection import Connection
-from wshub.core.hub_core import table_that_receives
+from wshub.core.event_handler import table_that_receives
 from wshub.errors import ConnectionClosed, HandshakeError
 from wshub.hub import Hub
 from wshub.links.asyncio_link import AsyncioLink

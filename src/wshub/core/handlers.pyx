@@ -1,0 +1,222 @@
+# cython: language_level=3
+"""Calls of the application's handlers, and the tasks of those that are coroutines.
+
+A coroutine handler runs in an asyncio task of its own, as if ``asyncio.eager_task_factory`` had made it: its first step
+runs before the hub goes on. A handler that does not suspend costs no loop iteration. While it is suspended, a block of
+the connection is set. If the loop has a task factory, that makes the tasks, which start when it says.
+"""
+
+from wshub.core.closing cimport begin_closing, close_returned_endpoint, close_going_away, code_to_send
+from wshub.core.connection_state cimport (
+    ANY_HANDLER_RUNS,
+    HANDLER_RUNS,
+    IS_CLOSING,
+    IS_OPEN,
+    ON_OPEN_RUNS,
+)
+from wshub.core.hub_state cimport RATES
+from wshub.core.keepalive cimport start_deadlines
+from wshub.core.queued cimport QUEUED
+
+import asyncio
+import logging
+from functools import partial
+from inspect import isawaitable, iscoroutine
+
+from wshub.errors import ConnectionClosed, MisuseError
+from wshub.links.eager_task import start_eager_task
+from wshub.protocol.close_code import encode_close_payload
+
+cdef extern from "Python.h":
+    int PyContext_Enter(object context) except -1
+    int PyContext_Exit(object context) except -1
+    bint PyGen_CheckExact(object value)
+    bint PyAsyncGen_CheckExact(object value)
+
+logger = logging.getLogger("wshub.server")
+
+cdef str TASK_NAME = "wshub handler"
+
+
+cdef int start(ConnectionCore connection, Link link) except -1:
+    """Open the connection on a link, on which the answer to the handshake is queued, and call on_open.
+
+    A connection that was closed before the opening is closed with its code and reason instead.
+    """
+    cdef bint closes_at_once = connection.status == IS_CLOSING
+    cdef int kind
+    cdef double now = connection.hub.clock()
+    connection.link = link
+    link.receiver = connection
+    connection.status = IS_OPEN
+    connection.hub.window_changes += connection.room_table is not None
+    start_deadlines(connection, now)
+    for kind in range(RATES):
+        connection.left[kind] = connection.hub.rates[kind].at_most
+    if closes_at_once:
+        payload = encode_close_payload(connection.code, connection.reason)
+        connection.code = 0
+        connection.reason = ""
+        begin_closing(connection, payload)
+        return 0
+    link.tells_drained = connection.handlers.on_drain is not None
+    connection.opened = True
+    PyContext_Enter(connection.context)
+    try:
+        call_handler(connection, connection.handlers.on_open, (connection,), ON_OPEN_RUNS)
+        if connection.handlers.endpoint:
+            close_returned_endpoint(connection)
+    finally:
+        PyContext_Exit(connection.context)
+    return 0
+
+
+cdef int call_handler(ConnectionCore connection, object handler, tuple arguments, uint8_t block) except -1:
+    """Call a handler, if there is one, within the connection's context. Its exceptions go to handler_failed().
+
+    The block is set while the handler is suspended.
+    """
+    if handler is None:
+        return 0
+    try:
+        result = handler(*arguments)
+        if result is not None and result is not QUEUED:
+            run_awaitable(connection, result, block)
+    except BaseException as error:
+        handler_failed(connection, error, block)
+    return 0
+
+
+cdef int run_awaitable(ConnectionCore connection, object awaitable, uint8_t block) except -1:
+    """Run what a handler returned in a task, whose first step runs now. Other values than awaitables are ignored.
+
+    The block is set while the task is suspended.
+    """
+    if not iscoroutine(awaitable):
+        if not isawaitable(awaitable):
+            if PyGen_CheckExact(awaitable) or PyAsyncGen_CheckExact(awaitable):
+                raise MisuseError(f"the handler returned {awaitable!r}, which runs nothing: a handler has no yield")
+            return 0
+        awaitable = await_it(awaitable)
+    if not connection.is_named:
+        connection.hub.handling.set(connection.key)
+        connection.is_named = True
+    # The task enters the context itself, and a context cannot be entered twice.
+    PyContext_Exit(connection.context)
+    try:
+        task = start_task(connection.hub.loop, awaitable, connection.context)
+    finally:
+        PyContext_Enter(connection.context)
+    if not task.done():
+        connection.blocks |= block
+        connection.hub.handler_tasks[task] = connection.key
+        task.add_done_callback(partial(task_done, connection, block))
+        return 0
+    error = error_of(task)
+    if error is not None:
+        handler_failed(connection, error, block)
+    return 0
+
+
+cdef object start_task(object loop, object coroutine, object context):
+    if loop.get_task_factory() is not None:
+        return loop.create_task(coroutine, name=TASK_NAME, context=context)
+    return start_eager_task(loop, coroutine, context, TASK_NAME)
+
+
+def task_done(ConnectionCore connection, uint8_t block, task):
+    """Go on after the task of a suspended handler: call the handlers that waited for it, and resume input."""
+    connection.hub.handler_tasks.pop(task, None)
+    connection.blocks &= ~block
+    error = error_of(task)
+    PyContext_Enter(connection.context)
+    try:
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            # The task has raised it out of the loop already.
+            close_going_away(connection, "")
+        elif error is not None:
+            handler_failed(connection, error, block)
+        connection.error_blocks &= connection.blocks
+        if connection.handlers.endpoint:
+            close_returned_endpoint(connection)
+        call_on_drain(connection)
+        if connection.close_pending and not connection.blocks & ANY_HANDLER_RUNS:
+            connection.close_pending = False
+            call_on_close(connection)
+    finally:
+        PyContext_Exit(connection.context)
+    connection.resume_input(0)
+
+
+cdef void handler_failed(ConnectionCore connection, object error, uint8_t block) noexcept:
+    """Log the exception of a handler, close the connection with 1011, and call on_error in the handler's place."""
+    if isinstance(error, (KeyboardInterrupt, SystemExit)):
+        connection.hub.loop.call_soon(connection.hub._exit, error)
+        return
+    if connection.status >= IS_CLOSING and is_end_of_connection(error):
+        # The handler noticed the end of its connection in the middle of its work.
+        return
+    if connection.error_blocks & block:
+        connection.error_blocks &= ~block
+        logger.error("on_error of %r has failed itself", connection, exc_info=error)
+        return
+    if isinstance(error, asyncio.CancelledError):
+        # The application cancelled it and needs no traceback.
+        logger.warning("a handler of %r was cancelled: the connection is closed with 1011", connection)
+    else:
+        logger.error("a handler of %r has failed", connection, exc_info=error)
+    if connection.status == IS_OPEN:
+        connection.code = code_to_send(connection, 1011)
+        begin_closing(connection, encode_close_payload(connection.code, "internal error"))
+    if connection.handlers.on_error is not None:
+        connection.error_blocks |= block
+        call_handler(connection, connection.handlers.on_error, (connection, error), block)
+        connection.error_blocks &= connection.blocks
+
+
+cdef int call_on_drain(ConnectionCore connection) except -1:
+    """Call on_drain if it is due.
+
+    It waits for a suspended handler, unless that is an on_open which receives: such an on_open may run as long as the
+    connection.
+    """
+    if not connection.drain_pending or connection.status != IS_OPEN:
+        return 0
+    if connection.blocks & HANDLER_RUNS or (connection.blocks & ON_OPEN_RUNS and not connection.receiving):
+        return 0
+    if not connection.link.has_drained():
+        # More was queued since. The handler is called when that has left.
+        connection.link.notify_drained = True
+        return 0
+    connection.drain_pending = False
+    return call_handler(connection, connection.handlers.on_drain, (connection,), HANDLER_RUNS)
+
+
+cdef int call_on_close(ConnectionCore connection) except -1:
+    """Call on_close if on_open was called."""
+    if not connection.opened:
+        return 0
+    connection.opened = False
+    return call_handler(
+        connection, connection.handlers.on_close, (connection, connection.code, connection.reason), HANDLER_RUNS
+    )
+
+
+cdef object error_of(object task):
+    """The exception that ended a task, asyncio.CancelledError included, or None. The task must be done."""
+    try:
+        return task.exception()
+    except asyncio.CancelledError as cancelled:
+        return cancelled
+
+
+cdef bint is_end_of_connection(object error):
+    """Whether the error, or every error of a group, is one that a handler gets because its connection ends."""
+    if isinstance(error, BaseExceptionGroup):
+        return all([is_end_of_connection(each) for each in error.exceptions])
+    return isinstance(error, (ConnectionClosed, asyncio.CancelledError))
+
+
+async def await_it(awaitable):
+    """Await any awaitable, in a coroutine."""
+    return await awaitable

@@ -1,0 +1,188 @@
+# cython: language_level=3
+"""The sweep of one connection: pings, and the end of peers that are silent, stalled, idle or too old.
+
+first_deadlines(), is_stalled() and judge() decide. They depend on their arguments alone: the state, the time, the
+timeouts and what was seen. sweep() finds out what they need, and does what they say.
+
+    Verdict         Condition                           Action of sweep():
+    PEER_STALLED    send_timeout is over, found twice   abort with 1006.
+    IS_IDLE         idle_timeout is over                close with 1001.
+    LIFETIME_OVER   max_lifetime is over                close with 1001.
+    PEER_SILENT     pong_timeout is over, found twice   abort with 1006.
+    PING_DUE        ping_interval is over               send a ping.
+
+Two sweeps in a row must find a peer stalled or silent. If the loop itself stood still, only the first sweep after that
+sees what the peer did in time.
+"""
+
+from wshub.core.closing cimport abort, close_going_away
+from wshub.core.connection_state cimport IS_CLOSING, IS_OPEN, OUTPUT_FULL, is_blocked, unblock_later
+from wshub.core.hub_state cimport HubBase
+from wshub.core.rates cimport refill
+from wshub.links.link cimport AT_REST, STALLED, TAKING
+
+# Decisions
+
+cdef Liveness first_deadlines(double now, double spread, const Timeouts *timeouts) noexcept:
+    """The deadlines of a connection that opens now.
+
+    `spread` is from 0 to 1, and differs from connection to connection. Connections that opened together are not pinged
+    together, which would take one long loop iteration, nor closed together.
+    """
+    cdef Liveness state
+    state.next_ping = now + timeouts.ping_interval * (1 - spread / 2)
+    state.pong_deadline = 0
+    state.stall_deadline = 0
+    state.idle_deadline = now + timeouts.idle_timeout
+    state.lifetime_end = now + timeouts.max_lifetime * (1 - spread / 10)
+    state.before_ping = 0
+    state.is_alive = False
+    state.seems_silent = False
+    state.seems_stalled = False
+    return state
+
+
+cdef bint is_stalled(Liveness *state, Progress progress, double now, double send_timeout) noexcept:
+    """Whether the peer has taken none of the bytes that wait for it for too long."""
+    cdef bint found_before
+    if progress != STALLED:
+        state.stall_deadline = 0
+        state.seems_stalled = False
+    elif state.stall_deadline == 0:
+        state.stall_deadline = now + send_timeout
+    elif now >= state.stall_deadline:
+        found_before = state.seems_stalled
+        state.seems_stalled = True
+        return found_before
+    return False
+
+
+cdef bint is_excused(const Liveness *state, const Facts *facts) noexcept:
+    """Whether a missing pong is not the peer's fault.
+
+    True if this side has stopped reading, or if the peer is still acknowledging data sent before the ping.
+    Acknowledgements of later data prove that the peer is alive only while its buffers are full.
+    """
+    if facts.input_is_held:
+        return True
+    return facts.progress == TAKING and (state.before_ping > 0 or facts.output_is_blocked)
+
+
+cdef Verdict judge(Liveness *state, const Facts *facts, double now, const Timeouts *timeouts) noexcept:
+    """Decide what is due for an open connection, and move its deadlines."""
+    cdef bint found_before
+    if is_stalled(state, facts.progress, now, timeouts.send_timeout):
+        return PEER_STALLED
+    if facts.is_active:
+        state.idle_deadline = now + timeouts.idle_timeout
+    elif now >= state.idle_deadline:
+        return IS_IDLE
+    if now >= state.lifetime_end:
+        return LIFETIME_OVER
+    if facts.without_pings:
+        return NOTHING_DUE
+    if state.is_alive:
+        state.is_alive = False
+        state.seems_silent = False
+        state.pong_deadline = 0
+    elif state.pong_deadline > 0 and is_excused(state, facts):
+        state.pong_deadline = now + timeouts.pong_timeout
+        state.seems_silent = False
+    if state.pong_deadline > 0 and now >= state.pong_deadline:
+        found_before = state.seems_silent
+        state.seems_silent = True
+        if found_before:
+            return PEER_SILENT
+    if now >= state.next_ping:
+        state.next_ping = now + timeouts.ping_interval
+        return PING_DUE
+    return NOTHING_DUE
+
+
+# Doing
+
+cdef Timeouts timeouts_of(HubBase hub) noexcept:
+    cdef Timeouts timeouts
+    timeouts.ping_interval = hub.ping_interval
+    timeouts.pong_timeout = hub.pong_timeout
+    timeouts.send_timeout = hub.send_timeout
+    timeouts.idle_timeout = hub.idle_timeout
+    timeouts.max_lifetime = hub.max_lifetime
+    return timeouts
+
+
+cdef void start_deadlines(ConnectionCore connection, double now) noexcept:
+    """Set the deadlines of a connection that opens now."""
+    cdef Timeouts timeouts = timeouts_of(connection.hub)
+    connection.liveness = first_deadlines(now, connection.id * 0.6180339887498949 % 1, &timeouts)
+
+
+cdef void sweep(ConnectionCore connection, double now, FrameBuffer *ping) noexcept:
+    """Do what is due at `now`. `ping` is a sealed ping that all connections share."""
+    cdef Timeouts timeouts
+    cdef Facts facts
+    cdef Verdict verdict
+    if connection.status == IS_CLOSING:
+        sweep_closing(connection, now)
+        return
+    if connection.status != IS_OPEN:
+        return
+    refill(connection, now - connection.hub.swept_at)
+    if connection.is_dropping:
+        connection.is_dropping = connection.link.blocked
+        if connection.blocks & OUTPUT_FULL:
+            unblock_later(connection, OUTPUT_FULL)
+    facts.progress = connection.link.look() if needs_progress(connection) else AT_REST
+    if connection.status != IS_OPEN:
+        return
+    facts.is_active = connection.is_active
+    facts.input_is_held = is_blocked(connection) and connection.blocks != OUTPUT_FULL
+    facts.output_is_blocked = connection.link.blocked
+    facts.without_pings = connection.link.without_pings
+    timeouts = timeouts_of(connection.hub)
+    verdict = judge(&connection.liveness, &facts, now, &timeouts)
+    if connection.is_active:
+        connection.is_active = False
+    if verdict == PEER_STALLED:
+        abort(connection, 1006, "the peer takes nothing of what is sent to it")
+    elif verdict == IS_IDLE:
+        close_going_away(connection, "nothing was sent or received for too long")
+    elif verdict == LIFETIME_OVER:
+        close_going_away(connection, "the connection has reached the age allowed")
+    elif verdict == PEER_SILENT:
+        abort(connection, 1006, "no answer to a ping")
+    else:
+        if verdict == PING_DUE:
+            send_ping(connection, now, ping)
+        if connection.link.acknowledged >= connection.liveness.before_ping:
+            connection.liveness.before_ping = 0
+
+
+cdef void sweep_closing(ConnectionCore connection, double now) noexcept:
+    """Abort a connection whose closing handshake takes too long, or whose peer takes none of its bytes."""
+    if connection.link is None:
+        return
+    if (
+        now >= connection.liveness.lifetime_end
+        or is_stalled(&connection.liveness, connection.link.look(), now, connection.hub.send_timeout)
+    ):
+        connection.link.abort(False)
+
+
+cdef bint needs_progress(ConnectionCore connection) noexcept:
+    """Whether the verdict depends on acknowledgements. To ask the kernel for every connection would be expensive."""
+    if connection.link.blocked or (connection.liveness.pong_deadline > 0 and not connection.liveness.is_alive):
+        return True
+    return connection.link.hides_octets and not connection.is_active
+
+
+cdef void send_ping(ConnectionCore connection, double now, FrameBuffer *ping) noexcept:
+    """Ping the peer, unless send_timeout already watches how it takes the bytes that wait for it."""
+    if connection.link.blocked and connection.hub.ends_stalled:
+        return
+    if connection.liveness.pong_deadline == 0:
+        connection.liveness.pong_deadline = now + connection.hub.pong_timeout
+        connection.link.look()
+        connection.liveness.before_ping = connection.link.given + connection.link.queue.octets
+    connection.link.write(ping)
+    connection.last_ping_time = now

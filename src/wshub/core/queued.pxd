@@ -1,0 +1,5 @@
+cdef class Queued:
+    """The result of the methods that queue something."""
+
+
+cdef Queued QUEUED  # the only one

@@ -1,0 +1,48 @@
+from cpython.unicode cimport PyUnicode_CheckExact
+from libc.stdint cimport uint8_t, uint64_t
+
+from wshub.core.connection_state cimport ConnectionCore
+from wshub.core.hub_state cimport HubBase
+from wshub.core.shared_window cimport SharedWindow
+from wshub.protocol.frame_buffer cimport Tally
+
+
+cdef class Room:
+    cdef readonly str name
+    cdef dict members              # id: Connection
+    cdef dict walked               # the members that a message is being queued for: do not add to that dict; or None
+    cdef SharedWindow window       # or None
+    cdef Tally *tally              # owns a reference; counts what is sent to the room
+    cdef uint64_t conflation_key   # of its messages without a key; also the namespace of the keys of the others
+    cdef uint8_t policy            # for slow consumers; may be INHERITED
+
+
+cdef str room_name_from(object name)
+
+
+cdef inline str room_name(object name):
+    """Return the name of a room as an exact str, whose hash no subclass can change. Raise TypeError if it is no str."""
+    if PyUnicode_CheckExact(name):
+        return <str>name
+    return room_name_from(name)
+
+
+cdef inline void sync_to(ConnectionCore connection, uint64_t generation) noexcept:
+    """Note that the peer now has the shared window of that generation, or none if it is 0."""
+    if connection.generation != generation:
+        connection.generation = generation
+        connection.hub.window_changes += 1
+
+
+cdef inline void desync(ConnectionCore connection, SharedWindow window) noexcept:
+    """Note that the peer misses a message which was compressed with that window."""
+    if connection.generation == window.generation:
+        sync_to(connection, 0)
+
+
+cdef Room find_room(HubBase hub, object name)
+cdef bint join_room(ConnectionCore connection, str name) except -1
+cdef object leave_room(ConnectionCore connection, str name)
+cdef void leave_all_rooms(ConnectionCore connection) noexcept
+cdef object configure_room(HubBase hub, str name, object config)
+cdef void restart_window(HubBase hub, SharedWindow window) noexcept
