@@ -34,13 +34,13 @@ async def serving(tls: dict[str, Any], clock: Clock | None = None, **settings: A
 
 
 async def until_pending(server: Server, count: int) -> None:
-    while len(server._pending) != count:
+    while len(server._handshakes.pending) != count:
         await asyncio.sleep(0)
 
 
 def pass_for(clock: Clock, seconds: float, server: Server) -> None:
     clock.pass_for(seconds, server.hub)
-    server._expire()
+    server._handshakes.expire()
 
 
 async def is_served(server: Server, certificate: Any) -> None:

@@ -12,8 +12,7 @@ from wshub.core.handler_checks import check_function
 from wshub.protocol.validation import check_str
 
 if TYPE_CHECKING:
-    from wshub.app.app import App
-    from wshub.app.context import Context
+    from wshub.app.context import Context, HasHub
     from wshub.core.connection import Connection
 
 __all__ = ["Router"]
@@ -30,7 +29,7 @@ class Router:
     ``MisuseError``.
     """
 
-    def __init__(self, app: App) -> None:
+    def __init__(self, app: HasHub) -> None:
         self._app = app
         self.routes: list[BaseRoute] = []
 

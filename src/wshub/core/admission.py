@@ -9,6 +9,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from wshub.core.config import HubConfig
+from wshub.core.refusals import (
+    TOO_MANY_CONNECTIONS,
+    TOO_MANY_FROM_ADDRESS,
+    TOO_MANY_NEW,
+    TOO_MANY_NEW_FROM_ADDRESS,
+)
 from wshub.errors import HandshakeError
 from wshub.protocol.handshake.server import Handshake
 from wshub.protocol.http.headers import Headers, split_list
@@ -19,8 +25,6 @@ logger = logging.getLogger("wshub.server")
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-
-RETRY_LATER = (("Retry-After", "5"),)
 
 ZONE_CHARACTERS = frozenset(string.ascii_letters + string.digits + "-._")
 
@@ -59,9 +63,9 @@ class Admission:
         if config.max_connection_rate_per_address:
             key = address_key(address)
             if key is not None and not self._each.take(key, self._clock()):
-                raise HandshakeError(429, "There are too many new connections from this address.", RETRY_LATER)
+                raise HandshakeError(*TOO_MANY_NEW_FROM_ADDRESS)
         if config.max_connection_rate and not self._all.take("", self._clock()):
-            raise HandshakeError(503, "There are too many new connections.", RETRY_LATER)
+            raise HandshakeError(*TOO_MANY_NEW)
 
     def check_room(self, address: object, connections: int) -> None:
         """Return if there may be more than so many connections, one of them from that address.
@@ -70,11 +74,11 @@ class Admission:
         """
         config = self._config
         if connections >= config.max_connections:
-            raise HandshakeError(503, "There are too many connections.", RETRY_LATER)
+            raise HandshakeError(*TOO_MANY_CONNECTIONS)
         if config.max_connections_per_address:
             key = address_key(address)
             if key is not None and self._connections.get(key, 0) >= config.max_connections_per_address:
-                raise HandshakeError(429, "There are too many connections from this address.", RETRY_LATER)
+                raise HandshakeError(*TOO_MANY_FROM_ADDRESS)
 
     def enter(self, address: object) -> str | None:
         """Count a connection from that address, if that is to be counted. Returns what ``leave`` takes."""

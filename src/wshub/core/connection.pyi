@@ -7,7 +7,6 @@ from typing_extensions import Buffer
 from wshub.core.config import DeliveryOptions
 from wshub.core.event_handler import EventHandler
 from wshub.core.hub_state import Queued
-from wshub.hub import Hub
 from wshub.protocol.compression.negotiation import PermessageDeflate
 from wshub.protocol.http.headers import Headers
 from wshub.protocol.http.request import RequestHead
@@ -23,7 +22,7 @@ class Connection(AsyncIterator[Message]):
     @property
     def id(self) -> int: ...
     @property
-    def hub(self) -> Hub: ...
+    def hub(self) -> Any: ...  # a Hub: its module imports this one
     @property
     def state(self) -> ConnectionState: ...
     @property

@@ -1040,7 +1040,7 @@ cdef class ConnectionCore(Receiver):
     cdef void handler_failed(self, object error, uint8_t block) noexcept:
         """A handler has raised. The application is told, in its place, and the connection is closed with 1011."""
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
-            self.hub.loop.call_soon(self.hub._exit, error)
+            self.hub.loop.call_soon(self.hub.close_and_raise, error)
             return
         if self.status >= IS_CLOSING and tells_of_an_end(error):
             # The handler noticed the end of its connection in the middle of its work.

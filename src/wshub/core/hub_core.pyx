@@ -50,6 +50,7 @@ from wshub.core.admission import Admission
 from wshub.core.config import HubConfig
 from wshub.core.event_handler import EventHandler
 from wshub.core.handler_checks import check_instance
+from wshub.core.refusals import SHUTTING_DOWN
 from wshub.links.asyncio_reactor import AsyncioReactor
 from wshub.links.reactors import create_reactor
 from wshub.protocol.compression.negotiation import negotiate
@@ -208,15 +209,15 @@ cdef class HubCore(HubBase):
             self.emptied.set_result(None)
 
     @property
-    def _is_in_use(self):
+    def is_in_use(self):
         """Whether the hub has an event loop, and neither of them has closed."""
         return self.loop is not None and not self.closed and not self.loop.is_closed()
 
-    def _now(self):
+    def now(self):
         """The time by the hub's clock, in seconds."""
         return self.clock()
 
-    def _bind(self):
+    def bind(self):
         """Takes the running loop for the hub's; returns its reactor.
 
         A hub that has closed, or whose loop has closed, begins anew.
@@ -244,14 +245,14 @@ cdef class HubCore(HubBase):
             self.reactor.close()
         self.begin_anew()
 
-    def _reactor_for(self, ssl):
+    def reactor_for(self, ssl):
         """The hub's reactor; for an SSLContext a new one, which whoever listens with it closes."""
-        reactor = self._bind()
+        reactor = self.bind()
         if ssl is None:
             return reactor
         return AsyncioReactor(self.loop, self.ledger, ssl, self.config.handshake_timeout_ms / 1000)
 
-    def _register(
+    def register_connection(
         self, HandlerTable handlers, request, subprotocol=None, path_params=None, *, bint extensions=True, metadata=None
     ):
         """A connection whose handshake is not answered yet: it can join rooms and keep metadata.
@@ -276,38 +277,38 @@ cdef class HubCore(HubBase):
         self.connections[connection.key] = connection
         return connection
 
-    def _renounce_compression(self, Connection connection):
+    def drop_compression(self, Connection connection):
         """Drops what a registered connection has negotiated: the server that answers its handshake compresses."""
         connection.renounce_compression()
 
-    def _fail(self, Connection connection, int code, str reason):
+    def fail_connection(self, Connection connection, int code, str reason):
         """Fails an open connection (RFC 6455 section 7.1.7): the peer need not answer the close frame."""
         if connection.status == IS_OPEN:
             connection.fail(code, reason)
 
-    def _abandon(self, Connection connection):
+    def cancel_opening(self, Connection connection):
         """The handshake of a registered connection has come to nothing: no handler is called."""
         connection.abandon()
 
-    def _can_adopt(self):
+    def can_adopt(self):
         """Whether the hub's reactor takes connected sockets."""
         if self.reactor is None:
-            self._bind()
+            self.bind()
         return self.reactor.adopts
 
-    def _adopt(self, Connection connection, int descriptor, bytes response, bytes rest):
+    def open_on_descriptor(self, Connection connection, int descriptor, bytes response, bytes rest):
         """Answers the handshake on a connected socket, which the hub's reactor owns from here on."""
         cdef Link link = None
         try:
             link = self.reactor.adopt(descriptor, connection)
-            self._open(connection, link, response, rest)
+            self.open_on_link(connection, link, response, rest)
         except BaseException:
             connection.abandon()
             if link is not None:
                 link.abort(False)
             raise
 
-    def _open(self, Connection connection, Link link not None, bytes response, bytes rest):
+    def open_on_link(self, Connection connection, Link link not None, bytes response, bytes rest):
         """Answers the handshake on a link, whose connection is open from here on; ``rest`` came behind the request.
 
         Without a response, somebody else has answered.
@@ -316,7 +317,7 @@ cdef class HubCore(HubBase):
         if self.closed or self.connections.get(connection.key) is not connection:
             # The hub has closed since the request was admitted, or the handshake has been given up.
             connection.abandon()
-            raise HandshakeError(503, "The server is shutting down.")
+            raise HandshakeError(*SHUTTING_DOWN)
         link.ledger = self.ledger
         if response:
             try:

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
-from wshub.core.config import HubConfig
 from wshub.links.reactors import has_native_reactor
 from wshub.serving.listening import UnixAddress, bind_address
 from wshub.uvicorn.first_requests import FirstRequests
@@ -104,10 +103,7 @@ class _Served:
         self._config = config
         self._state = state
         self._hubs = list(native_hubs(application_of(config)))
-        settings = self._hubs[0].config if self._hubs else HubConfig()
-        self._first_requests = FirstRequests(
-            protocol_factory, settings.max_pending_handshakes, settings.handshake_timeout_ms / 1000
-        )
+        self._first_requests = FirstRequests(protocol_factory, self._hubs[0] if self._hubs else None)
 
     @classmethod
     def of(cls, protocol_factory: Callable[[], Any]) -> _Served | None:
@@ -144,10 +140,10 @@ class _Served:
         return server
 
     def _create_acceptor(self) -> Acceptor | None:
-        """An acceptor, if the application has routes for it; else None."""
+        """Return an acceptor if the application has routes for it, else None."""
         if not has_native_reactor() or self._config.root_path:
             return None
         from wshub.uvicorn.acceptor import Acceptor
 
-        nearest = next((hub for hub in self._hubs if hub._can_adopt()), None)
-        return Acceptor(self._config, self._state, self._first_requests, nearest) if nearest is not None else None
+        hub = next((hub for hub in self._hubs if hub.can_adopt()), None)
+        return Acceptor(self._config, self._state, self._first_requests, hub) if hub is not None else None

@@ -13,7 +13,7 @@ from typing import Any
 from starlette.routing import BaseRoute, Match
 
 from wshub.asgi.native import NativeRoute, native_endpoint, wrapped_application
-from wshub.hub import Hub
+from wshub.core.lifecycle import HubLifecycle
 
 __all__ = ["find_native_route", "native_hubs"]
 
@@ -44,7 +44,7 @@ def find_native_route(app: Any, scope: dict[str, Any]) -> NativeRoute | None:
     return None
 
 
-def native_hubs(app: Any) -> Iterator[Hub]:
+def native_hubs(app: Any) -> Iterator[HubLifecycle]:
     """The hub of every route that may be native for some request, in the order of the routes."""
     endpoint = native_endpoint(app)
     if endpoint is not None:

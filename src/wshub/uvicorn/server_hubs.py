@@ -11,9 +11,12 @@ from uvicorn.server import ServerState
 
 from wshub.core.binding import bind_for_request
 from wshub.core.config import HubConfig
+from wshub.core.lifecycle import HubLifecycle
 from wshub.hub import Hub
+from wshub.uvicorn.native_routes import native_hubs
+from wshub.uvicorn.proxies import application_of
 
-__all__ = ["Hubs"]
+__all__ = ["Hubs", "primary_hub"]
 
 
 class Hubs:
@@ -24,7 +27,7 @@ class Hubs:
 
     def __init__(self, connections: Any) -> None:
         self._connections: set[Any] = connections
-        self._hubs: set[Hub] = set()
+        self.hubs: dict[HubLifecycle, None] = {}
         self._task: asyncio.Task[None] | None = None
         self._late: set[asyncio.Task[None]] = set()
         self._guard = asyncio.get_running_loop().create_task(self._close_when_cancelled())
@@ -38,9 +41,9 @@ class Hubs:
             _of_servers[state] = cls(state.connections)
         return _of_servers[state]
 
-    def add(self, hub: Hub) -> None:
+    def add(self, hub: HubLifecycle) -> None:
         """Close that hub at shutdown, or now if that has begun: an application may accept a request that late."""
-        self._hubs.add(hub)
+        self.hubs[hub] = None
         if self._task is not None:
             closing = asyncio.get_running_loop().create_task(hub.close())
             self._late.add(closing)
@@ -77,7 +80,7 @@ class Hubs:
 
     async def _close(self) -> None:
         try:
-            await asyncio.gather(*(hub.close() for hub in self._hubs))
+            await asyncio.gather(*(hub.close() for hub in self.hubs))
         finally:
             self._connections.discard(self)
             self._guard.cancel()
@@ -94,4 +97,20 @@ class Hubs:
                 await self._close()
 
 
+def primary_hub(config: Config, state: ServerState) -> HubLifecycle | None:
+    """Return the hub that the refusals of a server count for as long as no application has named one.
+
+    It is the hub of the application's first native route, or else the first hub that has had a connection of the
+    server. None if there is neither.
+    """
+    hub = _primary_hubs.get(state)
+    if hub is None:
+        of_server = _of_servers.get(state)
+        hub = next(native_hubs(application_of(config)), None) or next(iter(of_server.hubs if of_server else ()), None)
+        if hub is not None:
+            _primary_hubs[state] = hub
+    return hub
+
+
 _of_servers: WeakKeyDictionary[ServerState, Hubs] = WeakKeyDictionary()
+_primary_hubs: WeakKeyDictionary[ServerState, HubLifecycle] = WeakKeyDictionary()
