@@ -99,11 +99,14 @@ class _Served:
     def __init__(self, config: Config, state: ServerState, protocol_factory: Callable[[], Any]) -> None:
         from wshub.uvicorn.native_routes import native_hubs
         from wshub.uvicorn.proxies import application_of
+        from wshub.uvicorn.server_hubs import primary_hub
 
         self._config = config
         self._state = state
         self._hubs = list(native_hubs(application_of(config)))
-        self._first_requests = FirstRequests(protocol_factory, self._hubs[0] if self._hubs else None)
+        self._first_requests = FirstRequests(
+            protocol_factory, self._hubs[0] if self._hubs else None, partial(primary_hub, config, state)
+        )
 
     @classmethod
     def of(cls, protocol_factory: Callable[[], Any]) -> _Served | None:

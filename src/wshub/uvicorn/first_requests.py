@@ -38,13 +38,19 @@ class FirstRequests:
 
     Args:
         create_protocol: makes uvicorn's HTTP protocol for a connection.
-        hub: whose settings hold, and that refusals count for; None is the defaults.
+        hub: whose settings hold; None is the defaults.
+        find_hub: returns the hub that a refusal counts for, if there is one.
     """
 
-    def __init__(self, create_protocol: Callable[[], Any], hub: HubLifecycle | None) -> None:
+    def __init__(
+        self,
+        create_protocol: Callable[[], Any],
+        hub: HubLifecycle | None,
+        find_hub: Callable[[], HubLifecycle | None],
+    ) -> None:
         config = hub.config if hub is not None else HubConfig()
         self._create_protocol = create_protocol
-        self._hub = hub
+        self._find_hub = find_hub
         self._timeout = config.handshake_timeout_ms / 1000
         self._loop = asyncio.get_running_loop()
         self._now = hub.now if hub is not None else self._loop.time
@@ -72,7 +78,7 @@ class FirstRequests:
         if deadline is None:
             deadline = self._now() + self._timeout
         try:
-            first = _FirstRequest(self._create_protocol(), data, deadline, self._waiting.discard, self._hub)
+            first = _FirstRequest(self._create_protocol(), data, deadline, self._waiting.discard, self._find_hub)
             first.setup = TransportSetup(
                 self._loop,
                 connected,
@@ -112,7 +118,7 @@ def protocol_of(transport: asyncio.Transport) -> Any:
 class _FirstRequest(asyncio.Protocol):
     """Stands before a protocol of uvicorn's until that has its first request."""
 
-    __slots__ = ("_discard", "_early", "_hub", "_received", "_transport", "deadline", "protocol", "setup")
+    __slots__ = ("_discard", "_early", "_find_hub", "_received", "_transport", "deadline", "protocol", "setup")
 
     def __init__(
         self,
@@ -120,13 +126,13 @@ class _FirstRequest(asyncio.Protocol):
         data: bytes,
         deadline: float,
         discard: Callable[[_FirstRequest], None],
-        hub: HubLifecycle | None,
+        find_hub: Callable[[], HubLifecycle | None],
     ) -> None:
         self.protocol = protocol
         self.deadline = deadline
         self._early = data
         self._discard = discard
-        self._hub = hub
+        self._find_hub = find_hub
         self._received = 0
         self._transport: Any = None
         self.setup: TransportSetup | None = None
@@ -154,7 +160,7 @@ class _FirstRequest(asyncio.Protocol):
             self._discard(self)
             self._transport.set_protocol(self.protocol)
         elif self._received > MAX_FIRST_HEAD and not self._transport.is_closing():
-            self._transport.write(refuse(self._hub, HandshakeError(*HEAD_TOO_LARGE)))
+            self._transport.write(refuse(self._find_hub(), HandshakeError(*HEAD_TOO_LARGE)))
             self._transport.close()
 
     def eof_received(self) -> bool | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import chain
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -98,15 +99,17 @@ class Hubs:
 
 
 def primary_hub(config: Config, state: ServerState) -> HubLifecycle | None:
-    """Return the hub that the refusals of a server count for as long as no application has named one.
+    """Return the hub that a refusal counts for when no application has been called.
 
-    It is the hub of the application's first native route, or else the first hub that has had a connection of the
-    server. None if there is neither.
+    It is the hub of an ``App``, or of the application's first native route, or else the first hub that has had a
+    connection of the server. None if there is none of these.
     """
     hub = _primary_hubs.get(state)
     if hub is None:
+        app = application_of(config)
         of_server = _of_servers.get(state)
-        hub = next(native_hubs(application_of(config)), None) or next(iter(of_server.hubs if of_server else ()), None)
+        candidates = chain((getattr(app, "ws_hub", None),), native_hubs(app), of_server.hubs if of_server else ())
+        hub = next((candidate for candidate in candidates if isinstance(candidate, HubLifecycle)), None)
         if hub is not None:
             _primary_hubs[state] = hub
     return hub
