@@ -115,6 +115,25 @@ def test_a_handshake_that_on_upgrade_takes_too_long_for_counts_as_503(run, way: 
 
 
 @pytest.mark.parametrize("way", WAYS)
+def test_a_handshake_that_on_upgrade_judges_while_the_hub_closes_counts_as_503(run, way: str) -> None:
+    async def scenario() -> None:
+        judging = asyncio.Event()
+
+        async def judge(request: Any) -> None:
+            judging.set()
+            await asyncio.sleep(60)
+
+        async with served(way, on_upgrade=judge) as (hub, port):
+            asked = asyncio.create_task(status_of(port, REQUEST))
+            await judging.wait()
+            await hub.close()
+            assert await asked == 503
+            assert hub.stats()["refused"] == {503: 1}
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("way", WAYS)
 def test_a_handshake_while_the_hub_closes_counts_as_503(run, way: str) -> None:
     async def scenario() -> None:
         async with served(way) as (hub, port):

@@ -25,7 +25,7 @@ __all__ = ["AsgiWebSocket", "accept_websocket"]
 
 
 class AsgiWebSocket(Protocol):
-    """What frameworks call a WebSocket: Starlette's, FastAPI's and Litestar's have these."""
+    """A WebSocket of a framework: Starlette's, FastAPI's and Litestar's have these."""
 
     @property
     def scope(self) -> Any:

@@ -6,7 +6,6 @@ keeps the connection, and the hub speaks to the server in the messages of ASGI.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from inspect import iscoroutine
 from typing import TYPE_CHECKING, Any
@@ -28,7 +27,7 @@ from wshub.asgi.scope import (
 from wshub.core.binding import bind_for_request
 from wshub.core.connection import ConnectionState
 from wshub.core.opening import Opening, count_refusal
-from wshub.core.refusals import FAILED, REFUSED_BY_MIDDLEWARE, UNDECIDED
+from wshub.core.refusals import FAILED, REFUSED_BY_MIDDLEWARE
 from wshub.errors import HandshakeError, MisuseError
 from wshub.links.asgi_link import AsgiLink
 from wshub.protocol.handshake.server import HeaderField
@@ -77,11 +76,7 @@ async def register_scope_when_decided(
         opening = _admit(hub, table, scope)
         decision: Any = opening.decide()
         if opening.waits:
-            try:
-                async with asyncio.timeout(hub.config.handshake_timeout_ms / 1000):
-                    decision = await decision
-            except TimeoutError:
-                raise HandshakeError(*UNDECIDED) from None
+            decision = await opening.wait(decision)
         return _register(opening, scope, decision, subprotocol)
 
 

@@ -1,4 +1,4 @@
-"""What the scope of an ASGI request says."""
+"""Reads the scope of an ASGI request."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from wshub.links.asyncio_reactor import AsyncioReactor
     from wshub.links.epoll_reactor import Reactor
 
-__all__ = ["HubLifecycle", "HubServer", "UpgradeHook"]
+__all__ = ["HandshakeWait", "HubLifecycle", "HubServer", "UpgradeHook"]
 
 UpgradeHook: TypeAlias = Callable[[RequestHead], Awaitable[Mapping[str, Any] | None] | Mapping[str, Any] | None]
 
@@ -40,10 +40,24 @@ class HubServer(Protocol):
         """End: the hub has closed."""
 
 
+class HandshakeWait(Protocol):
+    """A handshake that waits for what ``on_upgrade`` decides."""
+
+    @property
+    def deadline(self) -> float:
+        """When its time is over, by the hub's clock."""
+
+    def expire(self) -> None:
+        """End the wait since its time is over."""
+
+    def shut_down(self) -> None:
+        """End the wait since the hub has closed."""
+
+
 class HubLifecycle(HubCore):
     """A hub that lives in an event loop. See :class:`wshub.Hub`.
 
-    What is not in the reference is for wshub's own packages.
+    Methods that the reference does not list are for wshub's own packages.
     """
 
     on_upgrade: UpgradeHook | None
@@ -51,6 +65,9 @@ class HubLifecycle(HubCore):
     """Whether each request needs a client address: for ``on_upgrade``, or for a limit of each address."""
     servers: set[HubServer]
     """The servers that have been entered and have not ended."""
+
+    waits: set[HandshakeWait]
+    """The waits for what ``on_upgrade`` decides that no server ends by itself."""
 
     _sweeper: asyncio.TimerHandle | None
     _closing: asyncio.Task[None] | None
@@ -97,6 +114,7 @@ class HubLifecycle(HubCore):
         self._closers = []
         self._closer_joined = None
         self.servers = set()
+        self.waits = set()
 
     @property
     def is_closing(self) -> bool:
@@ -125,6 +143,10 @@ class HubLifecycle(HubCore):
             self._admission.sweep()
             for server in tuple(self.servers):
                 server.on_hub_sweep()
+            now = self.now()
+            for wait in tuple(self.waits):
+                if wait.deadline <= now:
+                    wait.expire()
 
         self._sweeper = loop.call_later(period, sweep)
 
@@ -176,6 +198,8 @@ class HubLifecycle(HubCore):
             if self.is_in_use:
                 for server in self.servers:
                     server.on_hub_end()
+                for wait in tuple(self.waits):
+                    wait.shut_down()
             self._end()
             if self._exiting is None:
                 self._end_servers()

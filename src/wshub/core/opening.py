@@ -1,7 +1,7 @@
 """The opening handshake of every connection, without I/O: check, decide, accept, open; or refuse.
 
-The ways of serving move bytes, and call these steps. What was raised in a step they answer with ``refuse``, or with a
-response of their own and ``count_refusal``.
+Each way of serving moves bytes, and calls these steps. If a step raises, it answers with ``refuse``; or it writes a
+response by itself, and calls ``count_refusal``.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from inspect import isawaitable
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from wshub.core.admission import UNKNOWN_ADDRESS
 from wshub.core.binding import bind_for_request
-from wshub.core.refusals import FAILED, SHUTTING_DOWN
+from wshub.core.refusals import FAILED, SHUTTING_DOWN, UNDECIDED
 from wshub.errors import HandshakeError
 from wshub.protocol.handshake.server import Handshake, HeaderField
 
@@ -31,7 +32,7 @@ logger = logging.getLogger("wshub.server")
 
 
 class HasPeer(Protocol):
-    """What a request came from."""
+    """The source of a request."""
 
     @property
     def peer(self) -> tuple[Any, ...] | None:
@@ -97,6 +98,15 @@ class Opening:
         decision = on_upgrade(self.request)
         self.waits = isawaitable(decision)
         return decision
+
+    async def wait(self, decision: Awaitable[Mapping[str, Any] | None]) -> Mapping[str, Any] | None:
+        """Return what the awaitable of ``decide`` results in.
+
+        Raises ``HandshakeError`` if that takes longer than ``handshake_timeout_ms``, or if the hub closes before.
+        """
+        hub = self.hub
+        async with _Wait(hub.now() + hub.config.handshake_timeout_ms / 1000, hub):
+            return await decision
 
     def accept(
         self,
@@ -213,6 +223,41 @@ class Opening:
     def cancel(self) -> None:
         """End a registered connection that is not open: no handler is called. Of an open one, nothing changes."""
         self.hub.cancel_opening(self.connection)
+
+
+class _Wait:
+    """A block that ends with a refusal when its time is over. The hub's sweep looks at the time."""
+
+    __slots__ = ("_hub", "_refusal", "_timeout", "deadline")
+
+    def __init__(self, deadline: float, hub: HubLifecycle) -> None:
+        self.deadline = deadline
+        self._hub = hub
+        self._timeout = asyncio.timeout(None)
+        self._refusal = UNDECIDED
+
+    async def __aenter__(self) -> None:
+        await self._timeout.__aenter__()
+        self._hub.waits.add(self)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._hub.waits.discard(self)
+        try:
+            await self._timeout.__aexit__(kind, error, traceback)
+        except TimeoutError:
+            raise HandshakeError(*self._refusal) from None
+
+    def expire(self) -> None:
+        """End the block since its time is over."""
+        self._hub.waits.discard(self)
+        self._timeout.reschedule(asyncio.get_running_loop().time())
+
+    def shut_down(self) -> None:
+        """End the block since the hub has closed."""
+        self._refusal = SHUTTING_DOWN
+        self.expire()
 
 
 def refuse(hub: HubCore | None, error: HandshakeError) -> bytes:
