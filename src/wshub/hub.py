@@ -35,15 +35,15 @@ class Hub(HubLifecycle):
     Args:
         config: a HubConfig; None is all defaults.
         clock: a function that returns seconds and never goes back; ``time.monotonic`` if not given.
-        on_upgrade: a function or a coroutine function, called with the RequestHead of each request that is to become a
-            connection, when everything else speaks for it. It raises ``HandshakeError`` to refuse the request, with a
-            status and a reason that is the body. A mapping that it returns is the connection's first ``metadata``.
+        on_upgrade: a function or a coroutine function, called with the RequestHead of each handshake request that has
+            passed every other check. It raises ``HandshakeError`` to refuse the request, with a status and a reason
+            that is the body. A mapping that it returns is the connection's first ``metadata``.
     """
 
     def register(self, handler: EventHandler | Callable[[Connection], Any]) -> Connection:
         """Take the WebSocket request that is being handled, and return its connection.
 
-        It is called within a handler of a request, as in :class:`wshub.App`. The connection can join rooms and keep
+        Call it within a handler of a request, as in :class:`wshub.App`. The connection can join rooms and keep
         metadata at once; it opens, and ``on_open`` is called, when the handler has returned.
 
         Args:
@@ -61,12 +61,12 @@ class Hub(HubLifecycle):
     def asgi(
         self, handler: EventHandler | Callable[[Connection], Any], *, subprotocols: Sequence[str] = ()
     ) -> HubApplication:
-        """An ASGI application that takes every WebSocket it is given into this hub, on any ASGI server::
+        """Return an ASGI application that takes every WebSocket into this hub, on any ASGI server::
 
             app.mount("/ws", hub.asgi(handler))
 
         On uvicorn with ``--ws wshub.uvicorn.protocol:WebSocketProtocol`` the hub takes the connections from the
-        server; elsewhere the server keeps them: then it is the server that negotiates compression and that pings.
+        server. Elsewhere the server keeps them, negotiates compression and sends pings.
 
         Args:
             handler: an EventHandler, or a coroutine function that takes the connection and whose end closes it.
@@ -95,9 +95,9 @@ class Hub(HubLifecycle):
                 async for message in connection:
                     hub.broadcast(message, room=room)
 
-        Without a handler it returns as soon as the connection is open, and the connection is closed when the endpoint
-        ends: with 1000, with the code of a framework's ``WebSocketException``, or with 1011. On other servers than
-        wshub's, that holds in FastAPI; elsewhere, close the connection before the endpoint returns. With a handler
+        Without a handler it returns as soon as the connection is open. When the endpoint ends, the hub closes the
+        connection: with 1000, with the code of a framework's ``WebSocketException``, or with 1011. On other servers
+        than wshub's, that holds in FastAPI; elsewhere, close the connection before the endpoint returns. With a handler
         it returns when the connection has ended.
 
         Args:
@@ -130,7 +130,7 @@ class Hub(HubLifecycle):
         ssl_certfile: str | os.PathLike[str] | None = None,
         ssl_keyfile: str | os.PathLike[str] | None = None,
     ) -> Server:
-        """A complete WebSocket server, as an asynchronous context manager::
+        """Return a complete WebSocket server, an asynchronous context manager::
 
             async with hub.serve("127.0.0.1", 8080, handler) as server:
                 await server.serve_forever()
@@ -181,7 +181,7 @@ class Hub(HubLifecycle):
         restart_interval: int = 128,
         slow_consumer: SlowConsumer | None = None,
     ) -> None:
-        """Sets how a room behaves, for as long as the hub lives, whether anybody is in it or not.
+        """Set how a room behaves, for as long as the hub lives, also while the room is empty.
 
         Args:
             name: of the room.
@@ -198,7 +198,7 @@ class Hub(HubLifecycle):
         self._configure_room(name, config)
 
     def stats(self, *, room: str | None = None) -> dict[str, Any]:
-        """Counts since the hub was made, and how things stand; or, of a room, since somebody entered it.
+        """Return the counts since the hub was made, and the present state; of a room, since its first member joined.
 
         ``messages_accepted`` = ``messages_delivered`` + the sum of ``dropped`` + ``messages_pending``, at any moment,
         of the hub and of each room. A message counts once for each connection that it was for. It is delivered when the

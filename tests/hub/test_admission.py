@@ -17,7 +17,7 @@ from tests.hub.conftest import Clock, connected, serving
 from tests.hub.peers import REQUEST, port_of, raw_peer
 from tests.reactor import HAS_REACTOR, needs_reactor
 from wshub import ConfigurationError, EventHandler, HandshakeError, Hub, HubConfig, MisuseError
-from wshub.core.admission import Rate, address_key, client_address
+from wshub.core.admission import AddressRates, address_key, client_address
 from wshub.protocol.http.headers import Headers
 
 
@@ -71,7 +71,7 @@ def test_new_connections_in_a_second_are_bounded_for_each_address_and_in_total(r
 
 
 def test_a_bucket_gives_as_many_in_a_second_as_it_says() -> None:
-    rate = Rate(10)
+    rate = AddressRates(10)
     assert sum(rate.take("a", 1000 + step / 1000) for step in range(10_000)) in range(109, 112)
     assert sum(rate.take("b", 1000) for _ in range(100)) == 10
 

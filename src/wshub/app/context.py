@@ -1,4 +1,4 @@
-"""What the handler of a request is given: the request, the response to be, and the application."""
+"""The argument of a request's handler: the request, its response, and the application."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Request:
         self._connection = starlette.requests.HTTPConnection(scope)
 
     def get_header(self, name: str) -> str | None:
-        """The first header field of that name, in any case, or None."""
+        """Return the first header field of that name, in any case, or None."""
         return self.headers.get(name)
 
     @property
@@ -72,16 +72,16 @@ class Request:
         return self._connection.cookies
 
     async def body(self) -> bytes:
-        """The whole body. A WebSocket request has none."""
+        """Return the whole body. A WebSocket request has none."""
         return await self._starlette.body() if self._starlette is not None else b""
 
     async def json(self) -> Any:
-        """The body, read as JSON. Raises ``ValueError`` if it is not."""
+        """Return the body, read as JSON. Raises ``ValueError`` if it is not JSON."""
         return json.loads(await self.body())
 
 
 class Response:
-    """The answer to a request, put together by its handler and sent when the handler returns."""
+    """The response to a request. Its handler fills it, and it is sent when the handler returns."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -90,7 +90,7 @@ class Response:
         self.body: bytes | None = None
 
     def set_status(self, status: int) -> None:
-        """Answer with that HTTP status; 200 if nothing else is said."""
+        """Answer with that HTTP status. The default is 200."""
         if isinstance(status, bool) or not hasattr(status, "__index__") or not 200 <= operator.index(status) <= 599:
             raise MisuseError(f"a response has a status from 200 to 599, an int, not {status!r}")
         self.status = operator.index(status)
@@ -136,7 +136,7 @@ class Response:
         return connection
 
     def to_starlette(self) -> starlette.responses.Response:
-        """The response as Starlette sends it."""
+        """Return the response as Starlette sends it."""
         response = starlette.responses.Response(self.body or b"", self.status or 200)
         for name, value in self.headers:
             response.headers[name] = value
@@ -144,7 +144,7 @@ class Response:
 
 
 class Context:
-    """A request, the response to it, and the application: what a handler is given."""
+    """A request, the response to it, and the application: the argument of a handler."""
 
     def __init__(self, app: HasHub, request: Request, *, is_websocket: bool) -> None:
         self.app = app

@@ -1,4 +1,4 @@
-"""Which handler answers which request."""
+"""Routes requests to handlers."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Router:
     """The routes of an application, as Starlette's: ``"/rooms/{name}"``, ``"/files/{path:path}"``.
 
     Each method takes a handler, ``router.get("/", home)``, or decorates one. A handler is a function or a coroutine
-    function of a ``Context``; one for GET is asked for WebSocket requests to its path too. Anything else raises
-    ``MisuseError``.
+    function of a ``Context``; anything else raises ``MisuseError``. A GET handler also receives WebSocket requests for
+    its path. To accept one, call ``hub.register(handler)`` in it.
     """
 
     def __init__(self, app: HasHub) -> None:

@@ -133,7 +133,10 @@ cdef int queue_shared(
 
 
 cdef class HubCore(HubBase):
-    """Connections, rooms and what is sent to them. See :class:`wshub.Hub`."""
+    """Connections, rooms and what is sent to them. See :class:`wshub.Hub`.
+
+    Methods that the reference does not list are for wshub's own packages.
+    """
 
     def __cinit__(self, config=None, *arguments, clock=time.monotonic, **keywords):
         if config is None:
@@ -210,15 +213,15 @@ cdef class HubCore(HubBase):
 
     @property
     def is_in_use(self):
-        """Whether the hub has an event loop, and neither of them has closed."""
+        """Whether the hub has an event loop, and neither of the two has closed."""
         return self.loop is not None and not self.closed and not self.loop.is_closed()
 
     def now(self):
-        """The time by the hub's clock, in seconds."""
+        """Return the time by the hub's clock, in seconds."""
         return self.clock()
 
     def bind(self):
-        """Takes the running loop for the hub's; returns its reactor.
+        """Take the running loop for the hub's, and return the hub's reactor.
 
         A hub that has closed, or whose loop has closed, begins anew.
         """
@@ -237,7 +240,7 @@ cdef class HubCore(HubBase):
         return self.reactor
 
     def _begin_anew(self):
-        """Ends what the last loop has left behind, and forgets all of it but the settings."""
+        """End what the last loop has left behind, and forget all of it except the settings."""
         cdef Connection connection
         for connection in list(self.connections.values()):
             connection.forsake()
@@ -246,7 +249,7 @@ cdef class HubCore(HubBase):
         self.begin_anew()
 
     def reactor_for(self, ssl):
-        """The hub's reactor; for an SSLContext a new one, which whoever listens with it closes."""
+        """Return the hub's reactor; for an SSLContext a new one, which the caller releases."""
         reactor = self.bind()
         if ssl is None:
             return reactor
@@ -255,10 +258,10 @@ cdef class HubCore(HubBase):
     def register_connection(
         self, HandlerTable handlers, request, subprotocol=None, path_params=None, *, bint extensions=True, metadata=None
     ):
-        """A connection whose handshake is not answered yet: it can join rooms and keep metadata.
+        """Return a new connection whose handshake is not answered yet: it can join rooms and keep metadata.
 
-        What is agreed on compression is in ``connection.compression``, for the answer to tell; without `extensions`
-        that is nothing, since somebody else gives the answer.
+        The compression that was negotiated is in ``connection.compression``, for the answer. Without `extensions` it is
+        None, since another server gives the answer.
         """
         cdef Connection connection
         self.last_id += 1
@@ -278,26 +281,26 @@ cdef class HubCore(HubBase):
         return connection
 
     def drop_compression(self, Connection connection):
-        """Drops what a registered connection has negotiated: the server that answers its handshake compresses."""
+        """Drop what a registered connection has negotiated: the server that answers its handshake compresses."""
         connection.renounce_compression()
 
     def fail_connection(self, Connection connection, int code, str reason):
-        """Fails an open connection (RFC 6455 section 7.1.7): the peer need not answer the close frame."""
+        """Fail an open connection (RFC 6455 section 7.1.7): the peer need not answer the close frame."""
         if connection.status == IS_OPEN:
             connection.fail(code, reason)
 
     def cancel_opening(self, Connection connection):
-        """The handshake of a registered connection has come to nothing: no handler is called."""
+        """End a registered connection that is not open: no handler is called."""
         connection.abandon()
 
     def can_adopt(self):
-        """Whether the hub's reactor takes connected sockets."""
+        """Return whether the hub's reactor takes connected sockets."""
         if self.reactor is None:
             self.bind()
         return self.reactor.adopts
 
     def open_on_descriptor(self, Connection connection, int descriptor, bytes response, bytes rest):
-        """Answers the handshake on a connected socket, which the hub's reactor owns from here on."""
+        """Answer the handshake on a connected socket, which the hub's reactor owns from now on, and open it."""
         cdef Link link = None
         try:
             link = self.reactor.adopt(descriptor, connection)
@@ -309,9 +312,9 @@ cdef class HubCore(HubBase):
             raise
 
     def open_on_link(self, Connection connection, Link link not None, bytes response, bytes rest):
-        """Answers the handshake on a link, whose connection is open from here on; ``rest`` came behind the request.
+        """Answer the handshake on a link, and open the connection; ``rest`` came behind the request.
 
-        Without a response, somebody else has answered.
+        An empty response says that another server has answered. Raises HandshakeError if the hub has closed.
         """
         cdef FrameBuffer *frame
         if self.closed or self.connections.get(connection.key) is not connection:
@@ -583,7 +586,7 @@ cdef class HubCore(HubBase):
             connection.go_away(payload)
 
     def _end(self):
-        """Ends what is left of all connections, and lets none open any more, not even one that has been accepted."""
+        """End what is left of all connections. None can open any more, not even one that has been accepted."""
         self.closed = True
         self._abort_all()
         if self.reactor is not None and not self.loop.is_closed():
@@ -591,7 +594,7 @@ cdef class HubCore(HubBase):
             self.loop.call_soon(self.reactor.release)
 
     def _close_share(self, int steps, bytes payload):
-        """Closes the oldest of the open connections: as many as leave equal shares for the steps that are left."""
+        """Close the oldest of the open connections: an equal share for each of the steps that are left."""
         cdef Connection connection
         cdef list still_open = [
             connection for connection in self.connections.values() if (<Connection>connection).status == IS_OPEN
@@ -609,7 +612,7 @@ cdef class HubCore(HubBase):
                 connection.abandon()
 
     def _when_empty(self):
-        """A future that is done when the last connection is gone."""
+        """Return a future that is done when the last connection is gone."""
         self.emptied = self.loop.create_future()
         if not self.connections:
             self.emptied.set_result(None)

@@ -151,7 +151,7 @@ class HubLifecycle(HubCore):
         self._sweeper = loop.call_later(period, sweep)
 
     async def close(self, code: int = CloseCode.GOING_AWAY, reason: str = "") -> None:
-        """Closes every connection, and returns when all are gone and their handlers have ended.
+        """Close every connection, and return when all are gone and their handlers have ended.
 
         Everything queued is sent first. Connections that are still there after ``close_timeout_ms`` are aborted. Then
         handlers, ``on_close`` included, have ``close_timeout_ms`` to end before they are cancelled. So it returns at
@@ -220,7 +220,7 @@ class HubLifecycle(HubCore):
             task.cancel()
 
     def _handlers_to_end(self) -> list[asyncio.Task[Any]]:
-        """The tasks of suspended handlers, without those of connections whose handlers wait for the hub to close."""
+        """Return the tasks of suspended handlers, except of connections whose handlers wait for the hub to close."""
         return [task for task, connection in self._handler_tasks.items() if connection not in self._closers]
 
     async def _handlers_end(self, timeout: float) -> bool:

@@ -151,7 +151,7 @@ class Opening:
         hub = self.hub
         if self.waits:
             _check_not_closing(hub)
-            hub._admission.check_room(self.request.remote_address, hub.connection_count)
+            hub._admission.check_capacity(self.request.remote_address, hub.connection_count)
         self.connection = hub.register_connection(
             self.table, self.request, subprotocol, path_params, extensions=extensions, metadata=metadata
         )

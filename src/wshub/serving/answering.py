@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from wshub.core.admission import Rate, address_key, client_address, parse_address
+from wshub.core.admission import AddressRates, address_key, client_address, parse_address
 from wshub.core.opening import Opening, count_refusal
 from wshub.core.refusals import NOTHING_AT_PATH, TOO_MANY_NEW_FROM_ADDRESS, TOO_MUCH_EARLY_DATA
 from wshub.errors import HandshakeError
@@ -45,13 +45,13 @@ class Handshakes:
         self._subprotocols = subprotocols
         self._timeout = config.handshake_timeout_ms / 1000
         self._trusted = tuple(ipaddress.ip_network(proxy) for proxy in config.trusted_proxies)
-        self._rate: Rate | None = None
+        self._rate: AddressRates | None = None
         if over_tls and config.max_connections_per_address:
             self.pending = PendingByAddress(
                 config.max_pending_handshakes, config.max_connections_per_address, self._address_key
             )
         if over_tls and config.max_connection_rate_per_address:
-            self._rate = Rate(config.max_connection_rate_per_address)
+            self._rate = AddressRates(config.max_connection_rate_per_address)
 
     def accepted(self, link: Any) -> OpeningHandshake | None:
         """Return what receives the request of a new link; None to end the link."""

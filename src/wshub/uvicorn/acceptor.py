@@ -1,7 +1,8 @@
 """Accepts connections in front of uvicorn: a hub's own routes are served at once, everything else is uvicorn's.
 
-The reactor accepts and reads the first request. If that is for a native route, the hub has the connection without a
-transport, a task or a scope ever made for it; else the socket goes to uvicorn's HTTP protocol, with what has been read.
+The reactor accepts and reads the first request. If that is for a native route, the hub takes the connection, and no
+transport, task or scope is made for it. Otherwise the socket goes to uvicorn's HTTP protocol, with the bytes that have
+been read.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class Acceptor:
         self._closed = False
 
     async def listen(self, sockets: Sequence[socket.socket], backlog: int, *, unix: UnixAddress | None = None) -> None:
-        """Accept the connections of bound sockets, which are closed with this, and the path of one removed."""
+        """Accept the connections of bound sockets. ``close`` closes them, and removes the path of a Unix socket."""
         self.sockets = tuple(sockets)
         self._unix = unix
         try:
@@ -170,7 +171,7 @@ class Acceptor:
         return route, request
 
     def _can_adopt(self, first: FirstRequest, hub: HubLifecycle, request: RequestHead) -> bool:
-        """Whether the hub takes sockets. Raises ``HandshakeError`` (503) if it has no descriptors to find out."""
+        """Return whether the hub takes sockets. Raises ``HandshakeError`` (503) if no descriptors are left."""
         try:
             if hub is not self.hub:
                 bind_for_request(hub)
@@ -183,14 +184,14 @@ class Acceptor:
         return hub.can_adopt()
 
     def _client_of(self, first: FirstRequest, request: RequestHead) -> tuple[str, int] | None:
-        """The client that a proxy tells of, if uvicorn trusts the proxy; else None."""
+        """Return the client's address that a proxy tells, if uvicorn trusts the proxy; else None."""
         # Without the field the peer's address need not be made.
         if not request.headers.get_all_raw(b"x-forwarded-for"):
             return None
         return client_of(self._trusted, first.peer, request.headers)
 
     def _encode_default_headers(self) -> bytes:
-        """The fields that uvicorn adds to every response: a new list once a second."""
+        """Return the fields that uvicorn adds to every response: a new list once a second."""
         headers = self._state.default_headers
         if headers is not self._default_headers:
             self._default_headers = headers

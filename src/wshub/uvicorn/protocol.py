@@ -2,9 +2,9 @@
 
 ``uvicorn main:app --ws wshub.uvicorn.protocol:WebSocketProtocol``
 
-The application answers the handshake as ASGI, so everything that guards it there applies. Its scope has the extension
-``wshub.takeover``; if its accept names a connection there, the descriptor goes to that connection's hub, and neither
-uvicorn nor the application has a part in what follows.
+The application answers the handshake as ASGI, so its middleware and access checks apply. Its scope has the extension
+``wshub.takeover``. If its accept message names an opening handshake there, the descriptor goes to the hub of that. Then
+neither uvicorn nor the application has a part in the connection.
 """
 
 from __future__ import annotations
@@ -60,10 +60,10 @@ NOT_DUPLICATED = ShortageLog("a connection stays with its transport, no descript
 NOT_ADOPTED = ShortageLog("a hub cannot take a connection (%s): it is refused with 503")
 
 MOST_BUFFERED = 64 * 1024
-"""Octets that may wait to be sent before ``send`` waits for them, as asyncio's transports have it."""
+"""Bytes that may be queued before ``send`` waits, as in asyncio's transports."""
 
 REFUSAL_TIMEOUT = 10.0
-"""Seconds that a client may take nothing of a refusal before its connection is ended, as with ``send_timeout_ms``."""
+"""Seconds that a client may read nothing of a refusal before its connection is ended, as with ``send_timeout_ms``."""
 
 
 class WebSocketProtocol(asyncio.Protocol):
@@ -85,7 +85,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self._loop = _loop or asyncio.get_running_loop()
         self._transport: asyncio.Transport = None  # type: ignore[assignment]
         self._handed_over = False
-        # What uvicorn is still answering of the requests before this one.
+        # The earlier request that uvicorn is still answering.
         self._behind: Any = None
         self._request: RequestHead | None = None
         self._key = ""
