@@ -84,7 +84,8 @@ class Opening:
         hub, request = self.hub, self.request
         if self.client is not None or hub.wants_address:
             request.remote_address = self.client or (self.source.peer if self.source is not None else None)
-        _check_not_closing(hub)
+        if hub.is_closing or not hub.is_in_use:
+            _refuse_or_bind(hub)
         hub._admission.check(request.headers, request.remote_address, hub.connection_count)
 
     def decide(self) -> Awaitable[Mapping[str, Any] | None] | Mapping[str, Any] | None:
@@ -124,12 +125,17 @@ class Opening:
             path_params: the parameters in the path.
             headers: further header fields of the 101, as ``Handshake.create_response`` takes them.
         """
-        subprotocol = Handshake.choose_subprotocol(self.request.headers, subprotocols)
-        connection = self.register(subprotocol, metadata=metadata, path_params=path_params)
+        request_headers = self.request.headers
+        subprotocol = Handshake.choose_subprotocol(request_headers, subprotocols)
+        if self.waits:
+            self._check_capacity()
+        self.connection = connection = self.hub.register_connection(
+            self.table, self.request, subprotocol, path_params, metadata=metadata
+        )
         if self.client is not None and self.client is not UNKNOWN_ADDRESS:
             connection.forwarded_address = self.client
         response = self.respond(headers)
-        self.request.headers.compact()
+        request_headers.compact()
         return response
 
     def register(
@@ -148,14 +154,19 @@ class Opening:
             path_params: the parameters in the path.
             extensions: False if another server answers, which negotiates extensions by itself.
         """
-        hub = self.hub
         if self.waits:
-            _check_not_closing(hub)
-            hub._admission.check_capacity(self.request.remote_address, hub.connection_count)
-        self.connection = hub.register_connection(
+            self._check_capacity()
+        self.connection = self.hub.register_connection(
             self.table, self.request, subprotocol, path_params, extensions=extensions, metadata=metadata
         )
         return self.connection
+
+    def _check_capacity(self) -> None:
+        """Raise ``HandshakeError`` if the hub has become full, or has closed, while the application decided."""
+        hub = self.hub
+        if hub.is_closing or not hub.is_in_use:
+            _refuse_or_bind(hub)
+        hub._admission.check_capacity(self.request.remote_address, hub.connection_count)
 
     def respond(self, headers: Iterable[HeaderField] | bytes = ()) -> bytes:
         """Return the 101 of a registered connection. The opening is cancelled if there cannot be one."""
@@ -278,8 +289,7 @@ def count_refusal(hub: HubCore | None, error: HandshakeError) -> None:
         hub.refused[error.status] = hub.refused.get(error.status, 0) + 1
 
 
-def _check_not_closing(hub: HubLifecycle) -> None:
+def _refuse_or_bind(hub: HubLifecycle) -> None:
     if hub.is_closing:
         raise HandshakeError(*SHUTTING_DOWN)
-    if not hub.is_in_use:
-        bind_for_request(hub)
+    bind_for_request(hub)
