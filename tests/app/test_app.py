@@ -143,7 +143,7 @@ def test_the_descriptor_goes_to_the_reactor_and_the_server_sends_no_shutdown(run
             await client.send("still open")
             assert await client.recv() == "still open"
             assert app.ws_hub is not None
-            assert app.ws_hub._bind().connection_count == 1
+            assert app.ws_hub.bind().connection_count == 1
 
     run(scenario())
 

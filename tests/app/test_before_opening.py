@@ -11,7 +11,7 @@ from tests.app.conftest import listening
 from tests.hub.peers import REQUEST, raw_peer
 from wshub import Connection, ConnectionLost, EventHandler, Frame, Hub, Opcode
 from wshub.app import App, Context
-from wshub.asgi.application import open_connection, register_scope
+from wshub.asgi.handshake import open_connection, register_scope
 from wshub.core.event_handler import table_of
 
 
@@ -132,9 +132,10 @@ def test_close_before_the_opening_is_honoured_where_the_server_keeps_the_connect
 
         scope = {"type": "websocket", "path": "/", "headers": [(b"host", b"a")], "client": ("192.0.2.1", 5)}
         async with Hub() as hub:
-            connection = register_scope(hub, table_of(EventHandler(on_open=lambda _: sent.append("open"))), scope)
+            opening = register_scope(hub, table_of(EventHandler(on_open=lambda _: sent.append("open"))), scope)
+            connection = opening.connection
             connection.close(4000, "no")
-            await open_connection(connection, scope, receive, send, ())
+            await open_connection(opening, scope, receive, send, ())
             await connection.wait_closed()
             assert [each["type"] for each in sent] == ["websocket.accept", "websocket.close"]
             assert (sent[1]["code"], sent[1]["reason"]) == (4000, "no")

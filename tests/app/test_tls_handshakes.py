@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
-from types import SimpleNamespace
+import time
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -41,10 +41,12 @@ async def page(request: Any) -> PlainTextResponse:
 
 
 @contextlib.asynccontextmanager
-async def served(tls: dict[str, Any], **settings: Any) -> AsyncIterator[int]:
-    """The port of an application whose hub has these settings."""
+async def served(
+    tls: dict[str, Any], clock: Callable[[], float] = time.monotonic, **settings: Any
+) -> AsyncIterator[int]:
+    """The port of an application whose hub has this clock and these settings."""
     handler = EventHandler(on_message=lambda connection, message: connection.send(message))
-    app = Starlette(routes=[Route("/", page), Mount("/ws", Hub(HubConfig(**settings)).asgi(handler))])
+    app = Starlette(routes=[Route("/", page), Mount("/ws", Hub(HubConfig(**settings), clock=clock).asgi(handler))])
     accept_natively(asyncio.get_running_loop())
     async with listening(app, log_config=None, **tls) as address:
         yield int(address.rpartition(":")[2])
@@ -78,17 +80,15 @@ def test_of_too_many_unfinished_tls_handshakes_the_oldest_is_ended(run, tls, cer
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """The seconds that first requests are timed with."""
-    clock = Clock()
-    monkeypatch.setattr(first_requests, "time", SimpleNamespace(monotonic=clock))
-    return clock
+def clock() -> Clock:
+    """The seconds that the hub of the application goes by."""
+    return Clock()
 
 
 @pytest.mark.parametrize("start", STARTS)
 def test_an_unfinished_tls_handshake_is_ended_when_its_time_is_over(run, tls, clock, certificate, start) -> None:
     async def scenario() -> None:
-        async with served(tls, handshake_timeout_ms=10_000) as port:
+        async with served(tls, clock, handshake_timeout_ms=10_000) as port:
             peers = [HalfTls(port, certificate.client_context(), start) for _ in range(3)]
             # By then they have been accepted.
             await is_served(port, certificate)
@@ -101,7 +101,7 @@ def test_an_unfinished_tls_handshake_is_ended_when_its_time_is_over(run, tls, cl
 
 def test_the_tls_handshake_and_the_request_have_one_deadline(run, tls, clock, certificate) -> None:
     async def scenario() -> None:
-        async with served(tls, handshake_timeout_ms=10_000) as port:
+        async with served(tls, clock, handshake_timeout_ms=10_000) as port:
             peer = HalfTls(port, certificate.client_context(), "a byte")
             await is_served(port, certificate)
             clock.now += 6

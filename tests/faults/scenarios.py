@@ -144,7 +144,7 @@ async def scene() -> AsyncIterator[Scene]:
         assert stats["messages_accepted"] == stats["messages_delivered"] + sum(stats["dropped"].values())
         assert sorted(connection.id for connection, _ in found.closed) == [item.id for item in found.opened]
         assert hub.rooms == frozenset()
-        assert hub._bind().connection_count == 0
+        assert hub.bind().connection_count == 0
 
 
 async def accepting() -> None:

@@ -17,7 +17,7 @@ from tests.hub.conftest import Clock, connected, serving
 from tests.hub.peers import REQUEST, port_of, raw_peer
 from tests.reactor import HAS_REACTOR, needs_reactor
 from wshub import ConfigurationError, EventHandler, HandshakeError, Hub, HubConfig, MisuseError
-from wshub.core.admission import Rate, address_key, client_address
+from wshub.core.admission import AddressRates, address_key, client_address
 from wshub.protocol.http.headers import Headers
 
 
@@ -71,7 +71,7 @@ def test_new_connections_in_a_second_are_bounded_for_each_address_and_in_total(r
 
 
 def test_a_bucket_gives_as_many_in_a_second_as_it_says() -> None:
-    rate = Rate(10)
+    rate = AddressRates(10)
     assert sum(rate.take("a", 1000 + step / 1000) for step in range(10_000)) in range(109, 112)
     assert sum(rate.take("b", 1000) for _ in range(100)) == 10
 
@@ -151,7 +151,7 @@ def test_half_open_handshakes_keep_nobody_out(run) -> None:
 
         with contextlib.ExitStack() as half_open:
             async with serving(EventHandler(), max_pending_handshakes=256) as (hub, url):
-                reactor = hub._bind()
+                reactor = hub.bind()
                 watching = asyncio.create_task(watch(reactor))
                 for block in range(50):
                     for _ in range(100):
@@ -294,7 +294,7 @@ def test_a_client_that_leaves_or_an_application_that_takes_too_long_ends_the_que
                         peer.reset()
                     else:
                         clock.now += 11
-                        server._expire()
+                        server._handshakes.expire()
                         assert (await peer.reader.readline()).startswith(b"HTTP/1.1 503 ")
                     with pytest.raises(asyncio.CancelledError):
                         await asked.pop()
@@ -395,7 +395,7 @@ def test_half_open_handshakes_that_come_all_at_once_are_bounded_too(run) -> None
                 # The loop does not run meanwhile: all of them are accepted in one go.
                 for _ in range(500):
                     half_open.enter_context(socket.create_connection(("127.0.0.1", port_of(url))))
-                reactor = hub._bind()
+                reactor = hub.bind()
                 most = 0
                 for _ in range(200):
                     await asyncio.sleep(0)

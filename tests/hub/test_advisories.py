@@ -39,7 +39,7 @@ def echo() -> EventHandler:
 
 
 async def until_empty(hub: Hub) -> None:
-    while hub.connection_count or hub._bind().connection_count:
+    while hub.connection_count or hub.bind().connection_count:
         await asyncio.sleep(0)
 
 

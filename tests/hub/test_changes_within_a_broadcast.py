@@ -130,7 +130,7 @@ def test_who_is_connected_throughout_a_broadcast_gets_it_once_whoever_registers_
             table = table_of(EventHandler())
 
             def register_many() -> None:
-                registered.extend(hub._register(table, None) for _ in range(200))
+                registered.extend(hub.register_connection(table, None) for _ in range(200))
 
             with when(register_many):
                 assert hub.broadcast("once") == CLIENTS
@@ -139,7 +139,7 @@ def test_who_is_connected_throughout_a_broadcast_gets_it_once_whoever_registers_
             if registered:
                 assert hub.connection_count == CLIENTS + 200
             for connection in registered:
-                hub._abandon(connection)
+                hub.cancel_opening(connection)
             assert hub.connection_count == CLIENTS
 
     run(scenario())

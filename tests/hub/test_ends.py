@@ -151,8 +151,8 @@ def test_those_that_are_not_cancelled_go_on_to_wait(run, native: bool) -> None:
 
 
 def register(hub: Hub) -> Connection:
-    hub._bind()
-    return hub._register(table_that_receives(), None)
+    hub.bind()
+    return hub.register_connection(table_that_receives(), None)
 
 
 @pytest.mark.parametrize("closed", [False, True], ids=["", "after close()"])
@@ -167,7 +167,7 @@ def test_a_handshake_that_fails_ends_every_wait(run, closed: bool) -> None:
                 connection.close(4000)
                 await asyncio.sleep(0)
             assert not any(task.done() for task in early)
-            hub._abandon(connection)
+            hub.cancel_opening(connection)
             await early[0]
             with pytest.raises(ConnectionLost):
                 await early[1]
@@ -198,15 +198,15 @@ def test_a_handshake_that_was_given_up_is_not_answered_later(run) -> None:
     async def scenario() -> None:
         async with Hub() as hub:
             connection = register(hub)
-            hub._abandon(connection)
-            if not hub._can_adopt():
+            hub.cancel_opening(connection)
+            if not hub.can_adopt():
                 return
             ours, theirs = socket.socketpair()
             theirs.settimeout(10)
             with theirs:
                 ours.setblocking(False)
                 with pytest.raises(Exception, match="shutting down"):
-                    hub._adopt(connection, ours.detach(), b"101", b"")
+                    hub.open_on_descriptor(connection, ours.detach(), b"101", b"")
                 await asyncio.sleep(0)
                 assert theirs.recv(10) == b""
             assert connection.state.name == "CLOSED"

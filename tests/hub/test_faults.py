@@ -61,7 +61,7 @@ def test_a_peer_that_resets_at_any_octet_leaves_nothing_behind(run) -> None:
             await until_empty(hub)
             assert len(handler.closed) == len(handler.opened)
             assert {code for code, _ in handler.closed} == {1006}
-            assert hub._bind().connection_count == 0
+            assert hub.bind().connection_count == 0
 
     run(scenario())
 
@@ -263,7 +263,7 @@ def test_what_is_no_handshake_is_answered_with_its_status_and_hung_up_on(run, oc
             assert answer.startswith(b"HTTP/1.1 %d " % status), answer
             peer.writer.write_eof()
             assert hub.stats()["refused"] == {status: 1}
-            while hub._bind().connection_count:
+            while hub.bind().connection_count:
                 await asyncio.sleep(0)
 
     run(scenario())
@@ -478,7 +478,7 @@ def test_a_client_that_is_gone_before_its_refusal_leaves_nothing_in_the_log(run,
                 with socket.create_connection(("127.0.0.1", port_of(url))) as client:
                     client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
                 await asyncio.sleep(0)
-            while hub.stats()["refused"].get(426, 0) < 50 or hub._bind().connection_count:
+            while hub.stats()["refused"].get(426, 0) < 50 or hub.bind().connection_count:
                 await asyncio.sleep(0)
 
     run(scenario())

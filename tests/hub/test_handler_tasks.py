@@ -29,10 +29,10 @@ class Wire:
     """A connection in memory, whose messages arrive when the test says so."""
 
     def __init__(self, hub: Hub, handler: EventHandler) -> None:
-        self.connection = hub._register(table_of(handler), None)
+        self.connection = hub.register_connection(table_of(handler), None)
         self.transport = TransportInMemory()
         self._link = AsyncioLink(self.transport, asyncio.get_running_loop())
-        hub._open(self.connection, self._link, b"", b"")
+        hub.open_on_link(self.connection, self._link, b"", b"")
 
     def receive(self, text: str = "go") -> None:
         """Let a message arrive; its handler starts before this returns."""
@@ -69,7 +69,7 @@ async def as_eager_tasks(stage: Stage, actors: list[Actor]) -> list[Any]:
 async def as_handlers(stage: Stage, actors: list[Actor]) -> list[Any]:
     """Play the actors as handlers of as many connections. Returns how each of them has ended."""
     hub = Hub()
-    hub._bind()
+    hub.bind()
     wires = [Wire(hub, EventHandler(on_message=lambda *_, actor=actor: actor.play(stage))) for actor in actors]
     started = asyncio.get_running_loop().create_future()
 
@@ -165,7 +165,7 @@ def test_handlers_that_await_one_future_in_the_same_iteration_all_go_on(run) -> 
     async def scenario() -> None:
         loop = asyncio.get_running_loop()
         hub = Hub()
-        hub._bind()
+        hub.bind()
         ready = loop.create_future()
         done: list[int] = []
 
@@ -189,7 +189,7 @@ def test_a_task_that_a_handler_has_kept_is_its_own_and_done_once_the_handler_has
     async def scenario() -> None:
         loop = asyncio.get_running_loop()
         hub = Hub()
-        hub._bind()
+        hub.bind()
         kept: list[asyncio.Task[Any]] = []
 
         async def on_message(connection, message) -> None:
@@ -222,7 +222,7 @@ def test_what_is_kept_by_the_task_goes_with_it(run) -> None:
     async def scenario() -> None:
         loop = asyncio.get_running_loop()
         hub = Hub()
-        hub._bind()
+        hub.bind()
         sessions: weakref.WeakKeyDictionary[asyncio.Task[Any], str] = weakref.WeakKeyDictionary()
         found: list[str | None] = []
 
@@ -246,7 +246,7 @@ def test_a_task_factory_of_the_loop_makes_the_tasks_of_handlers(run) -> None:
     async def scenario() -> None:
         loop = asyncio.get_running_loop()
         hub = Hub()
-        hub._bind()
+        hub.bind()
         made: list[str] = []
         seen: list[object] = []
 
@@ -273,7 +273,7 @@ def test_the_loop_is_as_it_was_after_a_handler_has_started(run) -> None:
     async def scenario() -> None:
         loop = asyncio.get_running_loop()
         hub = Hub()
-        hub._bind()
+        hub.bind()
         scheduled: list[str] = []
         before = dict(vars(loop)).get("call_soon")
 
@@ -295,7 +295,7 @@ def test_a_cancelled_handler_closes_its_connection_with_1011_and_leaves_no_trace
     async def scenario() -> None:
         loop = asyncio.get_running_loop()
         hub = Hub()
-        hub._bind()
+        hub.bind()
 
         async def on_message(connection, message) -> None:
             asyncio.current_task().cancel()

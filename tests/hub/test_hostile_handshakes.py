@@ -135,7 +135,7 @@ def test_who_is_refused_and_does_not_hang_up_is_one_of_a_bounded_number(run, rea
                 assert (await entered.reader.readline()).startswith(b"HTTP/1.1 426 ")
                 for _ in range(5):
                     await asyncio.sleep(0)
-                assert hub._bind().connection_count <= 12
+                assert hub.bind().connection_count <= 12
             for peer in peers:
                 await peer.__aexit__(None, None, None)
 
@@ -162,7 +162,7 @@ def test_nothing_is_read_of_who_has_not_been_let_in_yet(run, reactor) -> None:
                 assert hub.stats()["bytes_received"] < 1 << 19
                 decision.set_exception(HandshakeError(401, "Who are you?"))
                 assert (await peer.reader.readline()).startswith(b"HTTP/1.1 401 ")
-            while hub._bind().connection_count:
+            while hub.bind().connection_count:
                 await asyncio.sleep(0)
             assert hub.stats()["messages_received"] == 0
 

@@ -194,7 +194,7 @@ def test_the_reactor_can_be_switched_off_for_one_hub(run) -> None:
     async def scenario() -> None:
         hub = Hub(HubConfig(use_reactor=False, max_message_size=1 << 20))
         async with hub.serve("127.0.0.1", 0, echo()) as server:
-            assert not hub._can_adopt()
+            assert not hub.can_adopt()
             async with connected(f"ws://127.0.0.1:{server.port}/", max_size=None) as client:
                 await echoes(client)
 

@@ -122,7 +122,7 @@ class Model:
 
     def __init__(self, config: CompressionConfig, restart_interval: int) -> None:
         self.hub = Hub(HubConfig(compression=config, max_send_buffer=1 << 30))
-        self.hub._bind()
+        self.hub.bind()
         for room in ROOMS[:2]:
             self.hub.configure_room(room, compression="shared", restart_interval=restart_interval)
         self.members: list[Member] = []
@@ -130,10 +130,10 @@ class Model:
 
     def connect(self, offer: bytes) -> None:
         fields = [(b"sec-websocket-extensions", offer)] if offer else []
-        connection = self.hub._register(TABLE, RequestHead("GET", "/", "1.1", Headers(fields)))
+        connection = self.hub.register_connection(TABLE, RequestHead("GET", "/", "1.1", Headers(fields)))
         transport = Transport()
         link = AsyncioLink(transport, asyncio.get_running_loop())
-        self.hub._open(connection, link, b"", b"")
+        self.hub.open_on_link(connection, link, b"", b"")
         self.members.append(Member(connection, link, transport))
 
     def disconnect(self, member: Member) -> None:

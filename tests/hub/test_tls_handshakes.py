@@ -14,7 +14,7 @@ from tests.half_tls import STARTS, HalfTls
 from tests.hub.conftest import Clock, connected
 from tests.hub.peers import REQUEST, TransportInMemory, masked
 from wshub import EventHandler, Frame, Hub, HubConfig
-from wshub.core.hub_core import table_of
+from wshub.core.event_handler import table_of
 from wshub.links.asyncio_link import AsyncioLink
 from wshub.serving.server import Server
 
@@ -36,13 +36,13 @@ async def serving(tls: dict[str, Any], clock: Clock | None = None, **settings: A
 
 
 async def until_pending(server: Server, count: int) -> None:
-    while len(server._pending) != count:
+    while len(server._handshakes.pending) != count:
         await asyncio.sleep(0)
 
 
 def pass_for(clock: Clock, seconds: float, server: Server) -> None:
     clock.pass_for(seconds, server.hub)
-    server._expire()
+    server._handshakes.expire()
 
 
 async def is_served(server: Server, certificate: Any) -> None:

@@ -439,7 +439,7 @@ def test_noisy_logs_a_port_probe_or_a_health_check_logs_nothing_above_debug(run,
                         await peer.reader.read()
             async with raw_peer(url) as peer:
                 peer.send(Frame.text("x"))
-            while hub.connection_count or hub._bind().connection_count:
+            while hub.connection_count or hub.bind().connection_count:
                 await asyncio.sleep(0)
 
     run(scenario())

@@ -148,15 +148,15 @@ async def broadcast_to_a_shared_window(number: int) -> object:
     """What a broadcast returned during which that allocation failed, to members of whom the first takes nothing."""
     loop = asyncio.get_running_loop()
     hub = Hub(HubConfig(compression=CompressionConfig(threshold=0), max_send_buffer=2000))
-    hub._bind()
+    hub.bind()
     hub.configure_room("room", compression="shared")
     members = []
     for _ in range(3):
         offer = Headers([(b"sec-websocket-extensions", b"permessage-deflate")])
-        connection = hub._register(table_of(EventHandler()), RequestHead("GET", "/", "1.1", offer))
+        connection = hub.register_connection(table_of(EventHandler()), RequestHead("GET", "/", "1.1", offer))
         transport = TransportInMemory()
         link = AsyncioLink(transport, loop)
-        hub._open(connection, link, b"", b"")
+        hub.open_on_link(connection, link, b"", b"")
         connection.join("room")
         members.append((connection, link, transport))
     hub.broadcast(MESSAGES[0], room="room")

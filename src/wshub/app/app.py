@@ -62,8 +62,8 @@ class App:
         Args:
             config: the hub's settings; or
             settings: the fields of a HubConfig, each by its name.
-            on_upgrade: what is asked of each request, as in ``Hub``. A coroutine function is for routes of coroutines
-                (``app.websocket``): ``register()`` cannot wait for it.
+            on_upgrade: called with each handshake request, as in ``Hub``. It may be a coroutine function for routes of
+                coroutines (``app.websocket``) only: ``register()`` cannot wait.
         """
         if self.ws_hub is not None:
             raise MisuseError("the application has its hub already: app.ws_hub")
@@ -73,14 +73,14 @@ class App:
         return self.ws_hub
 
     def require_hub(self) -> Hub:
-        """The application's hub. Raises ``MisuseError`` while it has none."""
+        """Return the application's hub. Raises ``MisuseError`` while it has none."""
         if self.ws_hub is None:
             raise MisuseError("the application has no hub: call app.enable_websocket() first")
         return self.ws_hub
 
     @property
     def starlette(self) -> Starlette:
-        """The Starlette application that this one is."""
+        """The Starlette application that serves the routes."""
         if self._starlette is None:
             self._starlette = Starlette(routes=self.router.routes, middleware=self._middleware, **self._options)
         return self._starlette

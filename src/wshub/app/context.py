@@ -1,4 +1,4 @@
-"""What the handler of a request is given: the request, the response to be, and the application."""
+"""The argument of a request's handler: the request, its response, and the application."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import contextlib
 import json
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, Protocol, Unpack
 
 import starlette.requests
 import starlette.responses
 from starlette.types import Scope
 
-from wshub.asgi.application import register_scope, register_scope_when_asked
+from wshub.asgi.handshake import register_scope, register_scope_when_decided
 from wshub.core.event_handler import EventHandler, Handlers, table_of
 from wshub.core.handler_table import HandlerTable
+from wshub.core.opening import count_refusal
+from wshub.core.refusals import NOT_HANDED_OVER
 from wshub.core.upgrade import current_upgrade
 from wshub.errors import HandshakeError, MisuseError
 from wshub.protocol.handshake.server import Handshake
@@ -22,11 +24,23 @@ from wshub.protocol.http.headers import Headers
 from wshub.protocol.validation import check_str, check_strings
 
 if TYPE_CHECKING:
-    from wshub.app.app import App
     from wshub.core.connection import Connection
+    from wshub.core.lifecycle import HubLifecycle
+    from wshub.core.opening import Opening
     from wshub.hub import Hub
 
-__all__ = ["Context", "Request", "Response"]
+__all__ = ["Context", "HasHub", "Request", "Response"]
+
+
+class HasHub(Protocol):
+    """An application that may have a hub: an ``App``."""
+
+    @property
+    def ws_hub(self) -> Hub | None:
+        """The hub; None while there is none."""
+
+    def require_hub(self) -> Hub:
+        """Return the hub. Raises ``MisuseError`` while there is none."""
 
 
 class Request:
@@ -43,7 +57,7 @@ class Request:
         self._connection = starlette.requests.HTTPConnection(scope)
 
     def get_header(self, name: str) -> str | None:
-        """The first header field of that name, in any case, or None."""
+        """Return the first header field of that name, in any case, or None."""
         return self.headers.get(name)
 
     @property
@@ -57,16 +71,16 @@ class Request:
         return self._connection.cookies
 
     async def body(self) -> bytes:
-        """The whole body. A WebSocket request has none."""
+        """Return the whole body. A WebSocket request has none."""
         return await self._starlette.body() if self._starlette is not None else b""
 
     async def json(self) -> Any:
-        """The body, read as JSON. Raises ``ValueError`` if it is not."""
+        """Return the body, read as JSON. Raises ``ValueError`` if it is not JSON."""
         return json.loads(await self.body())
 
 
 class Response:
-    """The answer to a request, put together by its handler and sent when the handler returns."""
+    """The response to a request. Its handler fills it, and it is sent when the handler returns."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -75,7 +89,7 @@ class Response:
         self.body: bytes | None = None
 
     def set_status(self, status: int) -> None:
-        """Answer with that HTTP status; 200 if nothing else is said."""
+        """Answer with that HTTP status. The default is 200."""
         if isinstance(status, bool) or not hasattr(status, "__index__") or not 200 <= operator.index(status) <= 599:
             raise MisuseError(f"a response has a status from 200 to 599, an int, not {status!r}")
         self.status = operator.index(status)
@@ -114,16 +128,14 @@ class Response:
         ``subprotocols`` contains, if there is one. Raises ``HandshakeError``, which the application
         turns into the right status, for a request that does not ask for a WebSocket.
         """
-        hub = self._context.app.ws_hub
-        if hub is None:
-            raise MisuseError("the application has no hub: call app.enable_websocket() first")
+        hub = self._context.app.require_hub()
         names = check_strings("subprotocols", subprotocols)
         connection = self._context.register(hub, EventHandler(**handlers))
         connection.subprotocol = Handshake.choose_subprotocol(self._context.request.headers, names)
         return connection
 
     def to_starlette(self) -> starlette.responses.Response:
-        """The response as Starlette sends it."""
+        """Return the response as Starlette sends it."""
         response = starlette.responses.Response(self.body or b"", self.status or 200)
         for name, value in self.headers:
             response.headers[name] = value
@@ -131,45 +143,55 @@ class Response:
 
 
 class Context:
-    """A request, the response to it, and the application: what a handler is given."""
+    """A request, the response to it, and the application: the argument of a handler."""
 
-    def __init__(self, app: App, request: Request, *, is_websocket: bool) -> None:
+    def __init__(self, app: HasHub, request: Request, *, is_websocket: bool) -> None:
         self.app = app
         self.request = request
         self.response = Response(self)
-        self.connection: Connection | None = None
+        self.opening: Opening | None = None
+        """The opening handshake of the connection that the request has become."""
         self.is_over = False
-        """The handler has returned. A task that it has started still has this context."""
+        """Whether the handler has returned. A task that it has started still has this context."""
         self._is_websocket = is_websocket
 
-    def register(self, hub: Hub, handler: EventHandler | Callable[[Connection], Any]) -> Connection:
-        """What ``hub.register()`` does within a handler of this request."""
-        request = self._check_registration()
-        with _without_upgrade():
-            self.connection = register_scope(hub, table_of(handler), request.scope)
-        return self.connection
+    @property
+    def connection(self) -> Connection | None:
+        """The connection that the request has become; None if it has not."""
+        return self.opening.connection if self.opening is not None else None
 
-    async def register_when_asked(self, hub: Hub, table: HandlerTable) -> None:
-        """``register``, where what the hub asks of the application may take its time."""
-        request = self._check_registration()
+    def register(self, hub: HubLifecycle, handler: EventHandler | Callable[[Connection], Any]) -> Connection:
+        """Do what ``hub.register()`` does within a handler of this request."""
+        request = self._check_registration(hub)
         with _without_upgrade():
-            self.connection = await register_scope_when_asked(hub, table, request.scope)
+            self.opening = register_scope(hub, table_of(handler), request.scope)
+        return self.opening.connection
 
-    def _check_registration(self) -> Request:
+    async def register_when_decided(self, hub: HubLifecycle, table: HandlerTable) -> None:
+        """Do what ``register`` does; ``on_upgrade`` may be a coroutine function."""
+        request = self._check_registration(hub)
+        with _without_upgrade():
+            self.opening = await register_scope_when_decided(hub, table, request.scope)
+
+    def _check_registration(self, hub: HubLifecycle) -> Request:
         request = self.request
         if self.is_over:
             raise MisuseError("the handler of the request has returned: call register() before")
         if not self._is_websocket:
-            Handshake.check_request(request.method, request.http_version, request.headers)
-            raise HandshakeError(426, "This server does not hand WebSocket requests over.")
-        if self.connection is not None:
+            try:
+                Handshake.check_request(request.method, request.http_version, request.headers)
+                raise HandshakeError(*NOT_HANDED_OVER)
+            except HandshakeError as error:
+                count_refusal(hub, error)
+                raise
+        if self.opening is not None:
             raise MisuseError("this request has become a connection already")
         return request
 
 
 @contextlib.contextmanager
 def _without_upgrade() -> Iterator[None]:
-    """The context in which a connection's handlers will run is copied here: it must not have the request in it."""
+    """Remove the request from the context, of which the connection's handlers get a copy."""
     token = current_upgrade.set(None)
     try:
         yield

@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any
 import starlette.responses
 from starlette.types import Receive, Scope, Send
 
-from wshub.app.context import Context, Request
-from wshub.asgi.application import hold, open_connection, respond
+from wshub.app.context import Context, HasHub, Request
+from wshub.asgi.handshake import hold, open_connection, respond
 from wshub.asgi.native import NativeRoute
 from wshub.core.event_handler import table_of
 from wshub.core.upgrade import current_upgrade
 from wshub.errors import HandshakeError, MisuseError
 
 if TYPE_CHECKING:
-    from wshub.app.app import App
     from wshub.core.connection import Connection
 
 __all__ = ["ConnectionEndpoint", "HttpEndpoint", "WebSocketEndpoint"]
@@ -46,7 +45,7 @@ async def _call(handler: Callable[[Context], Any], context: Context) -> None:
 class HttpEndpoint:
     """Answers HTTP requests with a handler."""
 
-    def __init__(self, app: App, handler: Callable[[Context], Any]) -> None:
+    def __init__(self, app: HasHub, handler: Callable[[Context], Any]) -> None:
         self._app = app
         self._handler = handler
 
@@ -59,7 +58,7 @@ class HttpEndpoint:
 class WebSocketEndpoint:
     """Answers WebSocket requests with a handler: with the connection that it registers, or with what it responds."""
 
-    def __init__(self, app: App, handler: Callable[[Context], Any]) -> None:
+    def __init__(self, app: HasHub, handler: Callable[[Context], Any]) -> None:
         self._app = app
         self._handler = handler
 
@@ -69,20 +68,17 @@ class WebSocketEndpoint:
         try:
             await _call(self._handler, context)
         except BaseException:
-            self._abandon(context)
+            if context.opening is not None:
+                context.opening.cancel()
             raise
-        response = context.response
-        if context.connection is None or response.status is not None:
-            self._abandon(context)
+        response, opening = context.response, context.opening
+        if opening is None or response.status is not None:
+            if opening is not None:
+                opening.cancel()
             await self._deny(response.to_starlette(), scope, send)
             return
-        link = await open_connection(context.connection, scope, receive, send, response.headers)
-        await hold(context.connection, link)
-
-    @staticmethod
-    def _abandon(context: Context) -> None:
-        if context.connection is not None:
-            context.connection.hub._abandon(context.connection)
+        link = await open_connection(opening, scope, receive, send, response.headers)
+        await hold(opening.connection, link)
 
     @staticmethod
     async def _deny(response: starlette.responses.Response, scope: Scope, send: Send) -> None:
@@ -96,7 +92,7 @@ class WebSocketEndpoint:
 class ConnectionEndpoint(WebSocketEndpoint):
     """Makes every WebSocket request a connection of the application's hub, with a coroutine function for its life."""
 
-    def __init__(self, app: App, endpoint: Callable[[Connection], Any]) -> None:
+    def __init__(self, app: HasHub, endpoint: Callable[[Connection], Any]) -> None:
         super().__init__(app, self._register)
         self.table = table_of(endpoint)
 
@@ -106,4 +102,4 @@ class ConnectionEndpoint(WebSocketEndpoint):
         return NativeRoute(hub, self.table, (), path_params) if hub is not None else None
 
     async def _register(self, context: Context) -> None:
-        await context.register_when_asked(self._app.require_hub(), self.table)
+        await context.register_when_decided(self._app.require_hub(), self.table)

@@ -1,4 +1,4 @@
-"""Which handler answers which request."""
+"""Routes requests to handlers."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from wshub.core.handler_checks import check_function
 from wshub.protocol.validation import check_str
 
 if TYPE_CHECKING:
-    from wshub.app.app import App
-    from wshub.app.context import Context
+    from wshub.app.context import Context, HasHub
     from wshub.core.connection import Connection
 
 __all__ = ["Router"]
@@ -26,11 +25,11 @@ class Router:
     """The routes of an application, as Starlette's: ``"/rooms/{name}"``, ``"/files/{path:path}"``.
 
     Each method takes a handler, ``router.get("/", home)``, or decorates one. A handler is a function or a coroutine
-    function of a ``Context``; one for GET is asked for WebSocket requests to its path too. Anything else raises
-    ``MisuseError``.
+    function of a ``Context``; anything else raises ``MisuseError``. A GET handler also receives WebSocket requests for
+    its path. To accept one, call ``hub.register(handler)`` in it.
     """
 
-    def __init__(self, app: App) -> None:
+    def __init__(self, app: HasHub) -> None:
         self._app = app
         self.routes: list[BaseRoute] = []
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 if TYPE_CHECKING:
     from wshub.core.handler_table import HandlerTable
-    from wshub.hub import Hub
+    from wshub.core.lifecycle import HubLifecycle
 
 __all__ = ["NativeEndpoint", "NativeRoute", "native_endpoint", "wrapped_application"]
 
@@ -15,7 +15,7 @@ __all__ = ["NativeEndpoint", "NativeRoute", "native_endpoint", "wrapped_applicat
 class NativeRoute(NamedTuple):
     """The connection that a request becomes without the application: its hub, its handlers and its path."""
 
-    hub: Hub
+    hub: HubLifecycle
     table: HandlerTable
     subprotocols: tuple[str, ...]
     path_params: dict[str, Any]

@@ -1,4 +1,4 @@
-"""Whom a hub takes: origins, numbers and rates of connections, and the addresses that they come from."""
+"""Admits requests to a hub: origins, limits of connections and of their rates, and client addresses."""
 
 from __future__ import annotations
 
@@ -9,6 +9,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from wshub.core.config import HubConfig
+from wshub.core.refusals import (
+    TOO_MANY_CONNECTIONS,
+    TOO_MANY_FROM_ADDRESS,
+    TOO_MANY_NEW,
+    TOO_MANY_NEW_FROM_ADDRESS,
+)
 from wshub.errors import HandshakeError
 from wshub.protocol.handshake.server import Handshake
 from wshub.protocol.http.headers import Headers, split_list
@@ -20,26 +26,24 @@ logger = logging.getLogger("wshub.server")
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-RETRY_LATER = (("Retry-After", "5"),)
-
 ZONE_CHARACTERS = frozenset(string.ascii_letters + string.digits + "-._")
 
 UNKNOWN_ADDRESS = ("unknown", 0)
-"""All whose address a trusted proxy does not tell, as one: what it tells instead anybody may have written."""
+"""Stands for every client whose address a trusted proxy does not tell. The text in its place may be forged."""
 
 
 class Admission:
-    """Judges requests for a hub, and remembers what it has to for that.
+    """Admits requests to a hub, and counts the connections of each address.
 
-    An IPv4 address is counted as it is. Of an IPv6 address it is the first 64 bits, since that is what one customer of
-    a network has at least. A peer without an address, as on a Unix socket, is not counted.
+    An IPv4 address is counted as it is. Of an IPv6 address the first 64 bits are counted: one customer of a network has
+    at least those. A peer without an address, as on a Unix socket, is not counted.
     """
 
     def __init__(self, config: HubConfig, clock: Callable[[], float]) -> None:
         self._config = config
         self._clock = clock
-        self._all = Rate(config.max_connection_rate)
-        self._each = Rate(config.max_connection_rate_per_address)
+        self._all = AddressRates(config.max_connection_rate)
+        self._each = AddressRates(config.max_connection_rate_per_address)
         self._connections: dict[str, int] = {}
         self._warned = False
         self.needs_address = bool(config.max_connections_per_address or config.max_connection_rate_per_address)
@@ -47,44 +51,43 @@ class Admission:
     def check(self, headers: Headers, address: object, connections: int) -> None:
         """Return if a request from that address may become one more connection.
 
-        Raises ``HandshakeError``: 403 for its origin, 429 if there is too much from its address, 503 if there is too
-        much altogether.
+        Raises ``HandshakeError``: 403 for its origin, 429 for a limit of its address, 503 for a limit of the hub.
         """
         config = self._config
         if config.allowed_origins:
             self._check_origin(headers)
         elif not self._warned:
-            self._warn_of_origins(headers)
-        self.check_room(address, connections)
+            self._warn_about_origins(headers)
+        self.check_capacity(address, connections)
         if config.max_connection_rate_per_address:
             key = address_key(address)
             if key is not None and not self._each.take(key, self._clock()):
-                raise HandshakeError(429, "There are too many new connections from this address.", RETRY_LATER)
+                raise HandshakeError(*TOO_MANY_NEW_FROM_ADDRESS)
         if config.max_connection_rate and not self._all.take("", self._clock()):
-            raise HandshakeError(503, "There are too many new connections.", RETRY_LATER)
+            raise HandshakeError(*TOO_MANY_NEW)
 
-    def check_room(self, address: object, connections: int) -> None:
-        """Return if there may be more than so many connections, one of them from that address.
+    def check_capacity(self, address: object, connections: int) -> None:
+        """Return if there is capacity for one more connection, from that address.
 
-        Raises ``HandshakeError`` if not: 503 or, if it is for the address, 429.
+        Raises ``HandshakeError`` if not: 503 or, if the address has no more capacity, 429.
         """
         config = self._config
         if connections >= config.max_connections:
-            raise HandshakeError(503, "There are too many connections.", RETRY_LATER)
+            raise HandshakeError(*TOO_MANY_CONNECTIONS)
         if config.max_connections_per_address:
             key = address_key(address)
             if key is not None and self._connections.get(key, 0) >= config.max_connections_per_address:
-                raise HandshakeError(429, "There are too many connections from this address.", RETRY_LATER)
+                raise HandshakeError(*TOO_MANY_FROM_ADDRESS)
 
     def enter(self, address: object) -> str | None:
-        """Count a connection from that address, if that is to be counted. Returns what ``leave`` takes."""
+        """Count a connection from that address. Returns the key for ``leave``; None if the address is not counted."""
         key = address_key(address)
         if key is not None:
             self._connections[key] = self._connections.get(key, 0) + 1
         return key
 
     def leave(self, key: str) -> None:
-        """A connection that was counted has ended."""
+        """Count the end of a connection that was counted."""
         left = self._connections[key] - 1
         if left:
             self._connections[key] = left
@@ -92,7 +95,7 @@ class Admission:
             del self._connections[key]
 
     def sweep(self) -> None:
-        """Forget what has no bearing on the future."""
+        """Forget the rates of addresses whose buckets are full again."""
         self._each.forget(self._clock())
 
     def _check_origin(self, headers: Headers) -> None:
@@ -103,8 +106,8 @@ class Admission:
             logger.debug("a handshake is refused with %d: %s", error.status, error.reason)
             raise
 
-    def _warn_of_origins(self, headers: Headers) -> None:
-        """Say once, at the first sign of it, that pages of anybody can use the sessions of this server's users."""
+    def _warn_about_origins(self, headers: Headers) -> None:
+        """Warn once, at the first sign, that any page can use the sessions of this server's users."""
         if not headers.get_all_raw(b"cookie"):
             return
         origins = headers.get_all_raw(b"origin")
@@ -114,19 +117,19 @@ class Admission:
         self._warned = True
         logger.warning(
             "a page of another origin has connected, with a cookie: if cookies authenticate, set allowed_origins to "
-            'the origins of your pages, or to ("*",) if pages of anybody may use the sessions of your users'
+            'the origins of your pages, or to ("*",) if any page may use the sessions of your users'
         )
 
 
-class Rate:
-    """Token buckets, one for each key: so many in a second, and those of one second all at once."""
+class AddressRates:
+    """Token buckets, one for each key. The tokens of one second may be taken all at once."""
 
     def __init__(self, per_second: int) -> None:
         self._per_second = per_second
         self._full_at: dict[str, float] = {}
 
     def take(self, key: str, now: float) -> bool:
-        """Whether there is a token left, which is gone then."""
+        """Take a token. Returns False if none is left."""
         full_at = max(self._full_at.get(key, now), now) + 1 / self._per_second
         # A rounding error must not cost a token.
         if full_at - now > 1 + 1e-9:
@@ -141,7 +144,7 @@ class Rate:
 
 
 def address_key(address: object) -> str | None:
-    """The key under which the connections of one client are counted, for a pair of host and port."""
+    """Return the key under which the connections from a pair of host and port are counted; None if they are not."""
     if not isinstance(address, tuple) or not address or not isinstance(address[0], str):
         return None
     host: str = address[0]
@@ -152,14 +155,14 @@ def address_key(address: object) -> str | None:
 
 
 def is_address(host: object) -> bool:
-    """Whether that is an IP address. Its zone (RFC 4007 section 11) may be any text for ``ipaddress``, but not here."""
+    """Return whether that is an IP address. Its zone (RFC 4007 section 11) is checked; ``ipaddress`` takes any."""
     return (
         isinstance(host, str) and ZONE_CHARACTERS.issuperset(host.partition("%")[2]) and parse_address(host) is not None
     )
 
 
 def parse_address(host: str) -> Address | None:
-    """The address that is written there, an IPv4 address also where it is written as one of IPv6; or ``None``."""
+    """Return the address in a text, or ``None``. An IPv4 address that is written as one of IPv6 is returned as IPv4."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
@@ -170,11 +173,11 @@ def parse_address(host: str) -> Address | None:
 
 
 def client_address(peer: Any, headers: Headers, trusted: Sequence[Network]) -> tuple[str, int] | None:
-    """The client's address as ``forwarded_address`` finds it; ``None`` if the peer is not trusted."""
+    """Return the client's address as ``forwarded_address`` finds it; ``None`` if the peer is not trusted."""
     if not trusted:
         return None
     host = peer[0] if isinstance(peer, tuple) else None
-    # A peer without an address has come over a Unix socket: who may connect to that is for the file system to say.
+    # A peer without an address has come over a Unix socket. The permissions of its file say which programs may connect.
     if host is not None and not _is_in(host, trusted):
         return None
     return forwarded_address(peer, headers, lambda proxy: _is_in(proxy, trusted))
@@ -183,7 +186,7 @@ def client_address(peer: Any, headers: Headers, trusted: Sequence[Network]) -> t
 def forwarded_address(
     peer: tuple[Any, ...] | None, headers: Headers, is_trusted: Callable[[str], bool]
 ) -> tuple[str, int] | None:
-    """The client's address that a trusted peer sends in ``X-Forwarded-For``, with 0 for the port.
+    """Return the client's address that a trusted peer sends in ``X-Forwarded-For``, with 0 for the port.
 
     Each proxy appends the address that it was connected from. So the last entry that is not a trusted proxy's is the
     client's, and the client itself may have written the entries before it. If there is none, or it is not an address,
@@ -202,7 +205,7 @@ def forwarded_address(
 
 
 def _without_port(element: str) -> str:
-    """The address of ``host``, ``host:port``, ``[host]`` or ``[host]:port``."""
+    """Return the host of ``host``, ``host:port``, ``[host]`` or ``[host]:port``."""
     if element.startswith("["):
         return element[1:].partition("]")[0]
     host, _, port = element.partition(":")

@@ -9,7 +9,6 @@ from typing_extensions import Buffer
 from wshub.core.config import DeliveryOptions
 from wshub.core.event_handler import EventHandler
 from wshub.core.queued import Queued
-from wshub.hub import Hub
 from wshub.protocol.compression.negotiation import PermessageDeflate
 from wshub.protocol.http.headers import Headers
 from wshub.protocol.http.request import RequestHead
@@ -38,7 +37,7 @@ class Connection(AsyncIterator[Message]):
     def id(self) -> int:
         """The number of the connection, from 1 on. A hub does not use a number twice."""
     @property
-    def hub(self) -> Hub:
+    def hub(self) -> Any:  # a Hub: its module imports this one
         """The hub of the connection."""
     @property
     def state(self) -> ConnectionState:

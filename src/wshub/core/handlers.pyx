@@ -151,7 +151,7 @@ def task_done(ConnectionCore connection, uint8_t block, task):
 cdef void handler_failed(ConnectionCore connection, object error, uint8_t block) noexcept:
     """Log the exception of a handler, close the connection with 1011, and call on_error in the handler's place."""
     if isinstance(error, (KeyboardInterrupt, SystemExit)):
-        connection.hub.loop.call_soon(connection.hub._exit, error)
+        connection.hub.loop.call_soon(connection.hub.close_and_raise, error)
         return
     if connection.status >= IS_CLOSING and is_end_of_connection(error):
         # The handler noticed the end of its connection in the middle of its work.

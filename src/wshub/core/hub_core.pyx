@@ -50,6 +50,7 @@ from functools import partial
 from wshub.errors import HandshakeError, MisuseError
 from wshub.core.admission import Admission
 from wshub.core.config import HubConfig
+from wshub.core.refusals import SHUTTING_DOWN
 from wshub.links.asyncio_reactor import AsyncioReactor
 from wshub.links.reactors import create_reactor
 from wshub.protocol.compression.negotiation import negotiate
@@ -84,7 +85,10 @@ cdef Rate rate_of(double per_second, double burst, double least) noexcept:
 
 
 cdef class HubCore(HubBase):
-    """The native part of :class:`wshub.Hub`."""
+    """Connections, rooms and what is sent to them. See :class:`wshub.Hub`.
+
+    Methods that the reference does not list are for wshub's own packages.
+    """
 
     def __cinit__(self, config=None, *arguments, clock=time.monotonic, **keywords):
         if config is None:
@@ -159,16 +163,16 @@ cdef class HubCore(HubBase):
             self.emptied.set_result(None)
 
     @property
-    def _is_in_use(self):
-        """Whether the hub has an event loop, and neither of them has closed."""
+    def is_in_use(self):
+        """Whether the hub has an event loop, and neither of the two has closed."""
         return self.loop is not None and not self.closed and not self.loop.is_closed()
 
-    def _now(self):
-        """The time by the hub's clock, in seconds."""
+    def now(self):
+        """Return the time by the hub's clock, in seconds."""
         return self.clock()
 
-    def _bind(self):
-        """Takes the running loop for the hub's; returns its reactor.
+    def bind(self):
+        """Take the running loop for the hub's, and return the hub's reactor.
 
         A hub that has closed, or whose loop has closed, begins anew.
         """
@@ -187,7 +191,7 @@ cdef class HubCore(HubBase):
         return self.reactor
 
     def _begin_anew(self):
-        """Ends what the last loop has left behind, and forgets all of it but the settings."""
+        """End what the last loop has left behind, and forget all of it except the settings."""
         cdef Connection connection
         for connection in list(self.connections.values()):
             close_without_loop(connection)
@@ -195,20 +199,20 @@ cdef class HubCore(HubBase):
             self.reactor.close()
         self.begin_anew()
 
-    def _reactor_for(self, ssl):
-        """The hub's reactor; for an SSLContext a new one, which whoever listens with it closes."""
-        reactor = self._bind()
+    def reactor_for(self, ssl):
+        """Return the hub's reactor; for an SSLContext a new one, which the caller releases."""
+        reactor = self.bind()
         if ssl is None:
             return reactor
         return AsyncioReactor(self.loop, self.ledger, ssl, self.config.handshake_timeout_ms / 1000)
 
-    def _register(
+    def register_connection(
         self, HandlerTable handlers, request, subprotocol=None, path_params=None, *, bint extensions=True, metadata=None
     ):
-        """A connection whose handshake is not answered yet: it can join rooms and keep metadata.
+        """Return a new connection whose handshake is not answered yet: it can join rooms and keep metadata.
 
-        What is agreed on compression is in ``connection.compression``, for the answer to tell; without `extensions`
-        that is nothing, since somebody else gives the answer.
+        The compression that was negotiated is in ``connection.compression``, for the answer. Without `extensions` it is
+        None, since another server gives the answer.
         """
         cdef Connection connection
         self.last_id += 1
@@ -227,47 +231,47 @@ cdef class HubCore(HubBase):
         self.connections[connection.key] = connection
         return connection
 
-    def _renounce_compression(self, Connection connection):
-        """Drops what a registered connection has negotiated: the server that answers its handshake compresses."""
+    def drop_compression(self, Connection connection):
+        """Drop what a registered connection has negotiated: the server that answers its handshake compresses."""
         drop_compression(connection)
 
-    def _fail(self, Connection connection, int code, str reason):
-        """Fails an open connection (RFC 6455 section 7.1.7): the peer need not answer the close frame."""
+    def fail_connection(self, Connection connection, int code, str reason):
+        """Fail an open connection (RFC 6455 section 7.1.7): the peer need not answer the close frame."""
         if connection.status == IS_OPEN:
             fail(connection, code, reason)
 
-    def _abandon(self, Connection connection):
-        """The handshake of a registered connection has come to nothing: no handler is called."""
+    def cancel_opening(self, Connection connection):
+        """End a registered connection that is not open: no handler is called."""
         cancel_opening(connection)
 
-    def _can_adopt(self):
-        """Whether the hub's reactor takes connected sockets."""
+    def can_adopt(self):
+        """Return whether the hub's reactor takes connected sockets."""
         if self.reactor is None:
-            self._bind()
+            self.bind()
         return self.reactor.adopts
 
-    def _adopt(self, Connection connection, int descriptor, bytes response, bytes rest):
-        """Answers the handshake on a connected socket, which the hub's reactor owns from here on."""
+    def open_on_descriptor(self, Connection connection, int descriptor, bytes response, bytes rest):
+        """Answer the handshake on a connected socket, which the hub's reactor owns from now on, and open it."""
         cdef Link link = None
         try:
             link = self.reactor.adopt(descriptor, connection)
-            self._open(connection, link, response, rest)
+            self.open_on_link(connection, link, response, rest)
         except BaseException:
             cancel_opening(connection)
             if link is not None:
                 link.abort(False)
             raise
 
-    def _open(self, Connection connection, Link link not None, bytes response, bytes rest):
-        """Answers the handshake on a link, whose connection is open from here on; ``rest`` came behind the request.
+    def open_on_link(self, Connection connection, Link link not None, bytes response, bytes rest):
+        """Answer the handshake on a link, and open the connection; ``rest`` came behind the request.
 
-        Without a response, somebody else has answered.
+        An empty response says that another server has answered. Raises HandshakeError if the hub has closed.
         """
         cdef FrameBuffer *frame
         if self.closed or self.connections.get(connection.key) is not connection:
             # The hub has closed since the request was admitted, or the handshake has been given up.
             cancel_opening(connection)
-            raise HandshakeError(503, "The server is shutting down.")
+            raise HandshakeError(*SHUTTING_DOWN)
         link.ledger = self.ledger
         if response:
             try:
@@ -441,7 +445,7 @@ cdef class HubCore(HubBase):
             close_if_open(connection, payload)
 
     def _end(self):
-        """Ends what is left of all connections, and lets none open any more, not even one that has been accepted."""
+        """End what is left of all connections. None can open any more, not even one that has been accepted."""
         self.closed = True
         self._abort_all()
         if self.reactor is not None and not self.loop.is_closed():
@@ -449,7 +453,7 @@ cdef class HubCore(HubBase):
             self.loop.call_soon(self.reactor.release)
 
     def _close_share(self, int steps, bytes payload):
-        """Closes the oldest of the open connections: as many as leave equal shares for the steps that are left."""
+        """Close the oldest of the open connections: an equal share for each of the steps that are left."""
         cdef Connection connection
         cdef list still_open = [
             connection for connection in self.connections.values() if (<Connection>connection).status == IS_OPEN
@@ -467,7 +471,7 @@ cdef class HubCore(HubBase):
                 cancel_opening(connection)
 
     def _when_empty(self):
-        """A future that is done when the last connection is gone."""
+        """Return a future that is done when the last connection is gone."""
         self.emptied = self.loop.create_future()
         if not self.connections:
             self.emptied.set_result(None)

@@ -12,8 +12,9 @@ import asyncio
 import logging
 from functools import partial
 
+from wshub.core.opening import refuse
+from wshub.core.refusals import FAILED, INCOMPLETE, SHUTTING_DOWN, UNDECIDED
 from wshub.errors import HandshakeError
-from wshub.protocol.handshake.server import Handshake
 from wshub.protocol.http.request import MAX_HEAD_SIZE, RequestReader
 
 logger = logging.getLogger("wshub.server")
@@ -21,9 +22,6 @@ logger = logging.getLogger("wshub.server")
 cdef bytes METHOD = b"GET "
 cdef bytes END = b"\r\n\r\n"
 cdef Py_ssize_t LARGEST = MAX_HEAD_SIZE
-cdef object UNDECIDED = HandshakeError(503, "The server did not decide in time.")
-cdef object STOPPING = HandshakeError(503, "The server is shutting down.")
-cdef object FAILED = HandshakeError(500, "The handshake failed on the server's side.")
 
 
 cdef class OpeningHandshake(Receiver):
@@ -41,7 +39,7 @@ cdef class OpeningHandshake(Receiver):
             found = self.reader.feed(data[:length])
             if found is not None:
                 self.answered = True
-                self.server._request_received(self, self.link, found[0], found[1])
+                self.server.request_received(self, self.link, found[0], found[1])
         except BaseException as error:
             self.failed(error)
 
@@ -51,33 +49,33 @@ cdef class OpeningHandshake(Receiver):
         return self.link.peer_name() if self.link is not None else None
 
     def drop(self):
-        """Ends the connection without an answer."""
+        """End the connection without an answer."""
         if self.link is not None:
             self.link.abort(False)
 
     def wait_for(self, future, accept):
-        """Nothing is answered, and nothing more is read, until the future is done, whose result ``accept`` is given."""
+        """Stop reading until the future is done, and then call ``accept`` with its result."""
         self.decision = future
-        self.server._pending.ask(self)
+        self.server.pending.ask(self)
         self.link.pause()
         future.add_done_callback(partial(self._decided, accept))
 
     def _decided(self, accept, future):
         cdef Link link = self.link
         if self.decision is not future or link is None or link.closed:
-            # Whoever has asked is gone or refused, and with it who would be told of an error.
+            # The client has left or been refused, so an error has no one to be reported to.
             self.decision = None
             if not future.cancelled():
                 future.exception()
             return
         self.decision = None
         if future.cancelled():
-            self.refuse(STOPPING)
+            self.refuse(HandshakeError(*SHUTTING_DOWN))
             return
         error = future.exception()
         if isinstance(error, (KeyboardInterrupt, SystemExit)) and isinstance(future, asyncio.Task):
             # The task has raised it out of the loop already.
-            self.refuse(STOPPING)
+            self.refuse(HandshakeError(*SHUTTING_DOWN))
             return
         try:
             if error is not None:
@@ -88,66 +86,60 @@ cdef class OpeningHandshake(Receiver):
             self.failed(failure)
 
     cdef void failed(self, object error) noexcept:
-        """Refuses the handshake for what was raised. KeyboardInterrupt and SystemExit end the program in order."""
+        """Refuse the handshake for what was raised. KeyboardInterrupt and SystemExit end the program in order."""
         if isinstance(error, HandshakeError):
             self.refuse(error)
         elif isinstance(error, (KeyboardInterrupt, SystemExit)):
-            asyncio.get_running_loop().call_soon(self.server.hub._exit, error)
-            self.refuse(STOPPING)
+            asyncio.get_running_loop().call_soon(self.server.hub.close_and_raise, error)
+            self.refuse(HandshakeError(*SHUTTING_DOWN))
         else:
             logger.error("a handshake has failed", exc_info=error)
-            self.refuse(FAILED)
+            self.refuse(HandshakeError(*FAILED))
 
     def refuse(self, error):
-        """Answers with the error, and ends the link when that has left."""
+        """Answer with the error, and end the link when the answer has left."""
         cdef FrameBuffer *frame
         self.answered = True
-        try:
-            response = Handshake.create_error_response(error)
-        except Exception:
-            logger.exception("a handshake cannot be refused as on_upgrade says")
-            error = FAILED
-            response = Handshake.create_error_response(error)
-        self.server._refused(error)
+        response = refuse(self.hub if self.hub is not None else self.server.hub, error)
         frame = frame_from_octets(<const char *><bytes>response, len(response), RAW)
         self.link.write(frame)
         frame_release(frame)
         self.link.abort(True)
 
     def shut_down(self):
-        """The server ends: the request is refused, unless it has been refused already."""
+        """Refuse the request since the server ends, unless it has been refused already."""
         decision, self.decision = self.decision, None
         if decision is not None:
             decision.cancel()
         elif self.answered:
             return
-        self.refuse(STOPPING)
+        self.refuse(HandshakeError(*SHUTTING_DOWN))
 
     def expire(self):
-        """The client has taken too long with its request or with closing after its refusal, or the application has."""
+        """End what has taken too long: the client's request, ``on_upgrade``, or the client's close after a refusal."""
         decision, self.decision = self.decision, None
         if decision is not None:
             decision.cancel()
-            self.refuse(UNDECIDED)
+            self.refuse(HandshakeError(*UNDECIDED))
         elif self.answered:
             self.link.abort(False)
         else:
-            self.refuse(HandshakeError(408, "The request was not complete in time."))
+            self.refuse(HandshakeError(*INCOMPLETE))
 
     cdef void eof_received(self) noexcept:
         self.link.abort(False)
 
     cdef void connection_lost(self, int error) noexcept:
-        self.server._pending.discard(self)
+        self.server.pending.discard(self)
         self.link = None
         if self.decision is not None:
             self.decision.cancel()
 
 
 cdef class FirstRequest(OpeningHandshake):
-    """Its server is asked once, with ``_request_received(self, data, end)``, where the head of a GET ends in ``data``.
+    """Calls ``request_received(self, data, end)`` of its server once: the head of a GET ends at ``end`` in ``data``.
 
-    With an ``end`` of 0 it is no such head, or one too large: whatever it is, it is nothing for a hub.
+    An ``end`` of 0 says that the request is not a GET, or that its head is too large: no hub can answer it.
     """
 
     cdef void data_received(self, const uint8_t *data, size_t length) noexcept:
@@ -162,7 +154,7 @@ cdef class FirstRequest(OpeningHandshake):
                 if received.startswith(METHOD):
                     end = received.find(END, 0, LARGEST)
             else:
-                # The end may have begun in the last three octets.
+                # The end may have begun in the last three bytes.
                 end = max(0, len(self.received) - 3)
                 self.received += received
                 end = self.received.find(END, end, LARGEST)
@@ -174,7 +166,7 @@ cdef class FirstRequest(OpeningHandshake):
             self.answered = True
             if self.received is not None:
                 received = bytes(self.received)
-            self.server._request_received(self, received, end + 4 if end >= 0 else 0)
+            self.server.request_received(self, received, end + 4 if end >= 0 else 0)
         except BaseException as error:
             self.failed(error)
         finally:
@@ -182,18 +174,18 @@ cdef class FirstRequest(OpeningHandshake):
                 self.received = None
 
     def count_in(self, Ledger ledger not None):
-        """Counts what arrives in that ledger, until the connection is a hub's."""
+        """Count what arrives in that ledger, until the connection is a hub's."""
         self.link.ledger = ledger
 
     def take(self):
-        """Returns the link, which is the caller's from here on; None if it has ended."""
+        """Return the link, which the caller owns from now on; None if it has ended."""
         cdef Link link = self.link
         self.link = None
-        self.server._pending.discard(self)
+        self.server.pending.discard(self)
         return link
 
     def detach(self):
-        """Returns the descriptor of the connection, which is the caller's from here on; -1 if it has ended."""
+        """Return the descriptor of the connection, which the caller owns from now on; -1 if it has ended."""
         cdef Link link = self.take()
         return link.detach() if link is not None else -1
 
@@ -202,8 +194,17 @@ cdef class FirstRequest(OpeningHandshake):
             OpeningHandshake.refuse(self, error)
 
     def expire(self):
-        if not self.answered and self.received is None:
-            # A browser that has connected in advance and has not asked for anything.
+        if self.is_silent():
             self.drop()
         else:
             OpeningHandshake.expire(self)
+
+    def shut_down(self):
+        if self.is_silent():
+            self.drop()
+        else:
+            OpeningHandshake.shut_down(self)
+
+    cdef bint is_silent(self) noexcept:
+        """Whether nothing has arrived: a browser has connected in advance, and no one reads an answer."""
+        return not self.answered and self.received is None

@@ -21,91 +21,103 @@ class Pending(Protocol):
     def expire(self) -> None:
         """End it since its time is over."""
 
+    def shut_down(self) -> None:
+        """End it since its server ends."""
 
-Opening = TypeVar("Opening", bound=Pending)
+
+Waiting = TypeVar("Waiting", bound=Pending)
 
 
-class PendingHandshakes(Generic[Opening]):
-    """So many of which the request is not complete, and as many of which the application is asked, as they came."""
+class PendingHandshakes(Generic[Waiting]):
+    """The pending handshakes of a server, in the order in which they came.
+
+    Two limits of the same size hold separately: for requests that have not fully arrived, and for those that wait for
+    ``on_upgrade``. One more ends the oldest.
+    """
 
     def __init__(self, at_most: int) -> None:
         self._at_most = at_most
-        self._incomplete: dict[Opening, None] = {}
-        self._asked: dict[Opening, None] = {}
+        self._incomplete: dict[Waiting, None] = {}
+        self._asked: dict[Waiting, None] = {}
 
-    def add(self, opening: Opening) -> None:
-        """Note one more, for which the oldest makes room."""
+    def add(self, waiting: Waiting) -> None:
+        """Add one; if there are too many, the oldest is dropped."""
         if len(self._incomplete) >= self._at_most:
-            # Whoever is served as it should be has come and gone in less time than this one has had.
+            # A client that sends its request at once has come and gone in less time than this one has had.
             _remove_oldest(self._incomplete).drop()
-        self._incomplete[opening] = None
+        self._incomplete[waiting] = None
 
-    def ask(self, opening: Opening) -> None:
-        """Note that a request is complete, and the application asked what is to become of it."""
-        self.discard(opening)
+    def ask(self, waiting: Waiting) -> None:
+        """Note that a request is complete, and that ``on_upgrade`` has been called and has not decided."""
+        self.discard(waiting)
         if len(self._asked) >= self._at_most:
             _remove_oldest(self._asked).expire()
-        self._asked[opening] = None
+        self._asked[waiting] = None
 
-    def discard(self, opening: Opening) -> None:
-        """Forget one that has ended, or is a handshake no more."""
-        if self._incomplete.pop(opening, self) is self:
-            self._asked.pop(opening, None)
+    def discard(self, waiting: Waiting) -> None:
+        """Remove one that has ended or been answered."""
+        if self._incomplete.pop(waiting, self) is self:
+            self._asked.pop(waiting, None)
 
     def expire(self, now: float) -> None:
         """End those whose time is over."""
-        for opening in self:
-            if opening.deadline <= now:
-                opening.expire()
+        for waiting in self:
+            if waiting.deadline <= now:
+                waiting.expire()
+
+    def shut_down(self) -> None:
+        """End all of them since their server ends."""
+        for waiting in self:
+            waiting.shut_down()
 
     def __len__(self) -> int:
         return len(self._incomplete) + len(self._asked)
 
-    def __iter__(self) -> Iterator[Opening]:
+    def __iter__(self) -> Iterator[Waiting]:
         return iter((*self._incomplete, *self._asked))
 
 
-class PendingByAddress(PendingHandshakes[Opening]):
-    """``PendingHandshakes`` with a bound for each address as well: the oldest of an address makes room for one more.
+class PendingByAddress(PendingHandshakes[Waiting]):
+    """``PendingHandshakes`` with a limit for each address as well: one more drops the oldest of its address.
 
     Args:
         at_most: incomplete requests altogether.
         at_most_each: incomplete requests of one address.
-        key_of: the address of an opening, or None for one that only counts altogether.
+        key_of: returns the address that a handshake counts for; None if it only counts altogether.
     """
 
-    def __init__(self, at_most: int, at_most_each: int, key_of: Callable[[Opening], str | None]) -> None:
+    def __init__(self, at_most: int, at_most_each: int, key_of: Callable[[Waiting], str | None]) -> None:
         super().__init__(at_most)
         self._at_most_each = at_most_each
         self._key_of = key_of
-        self._keys: dict[Opening, str] = {}
-        self._of_address: dict[str, dict[Opening, None]] = {}
+        self._keys: dict[Waiting, str] = {}
+        self._of_address: dict[str, dict[Waiting, None]] = {}
 
-    def add(self, opening: Opening) -> None:
-        key = self._key_of(opening)
+    def add(self, waiting: Waiting) -> None:
+        key = self._key_of(waiting)
         if key is not None:
             same = self._of_address.get(key, {})
             if len(same) >= self._at_most_each:
                 oldest = next(iter(same))
                 self.discard(oldest)
                 oldest.drop()
-            self._of_address.setdefault(key, {})[opening] = None
-            self._keys[opening] = key
-        super().add(opening)
+            self._of_address.setdefault(key, {})[waiting] = None
+            self._keys[waiting] = key
+        super().add(waiting)
 
-    def discard(self, opening: Opening) -> None:
-        super().discard(opening)
-        key = self._keys.pop(opening, None)
+    def discard(self, waiting: Waiting) -> None:
+        super().discard(waiting)
+        key = self._keys.pop(waiting, None)
         if key is not None:
             same = self._of_address[key]
-            del same[opening]
+            del same[waiting]
             if not same:
                 del self._of_address[key]
 
 
-def _remove_oldest(openings: dict[Opening, None]) -> Opening:
-    """The oldest of these, which is one of them no more."""
-    oldest = next(iter(openings))
-    # Its link tells of its end only later, when many more may have come.
-    del openings[oldest]
+def _remove_oldest(handshakes: dict[Waiting, None]) -> Waiting:
+    """Remove the oldest, and return it."""
+    oldest = next(iter(handshakes))
+    # Its link reports its end only later, when many more may have come.
+    del handshakes[oldest]
     return oldest

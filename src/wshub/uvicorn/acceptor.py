@@ -1,7 +1,8 @@
 """Accepts connections in front of uvicorn: a hub's own routes are served at once, everything else is uvicorn's.
 
-The reactor accepts and reads the first request. If that is for a native route, the hub has the connection without a
-transport, a task or a scope ever made for it; else the socket goes to uvicorn's HTTP protocol, with what has been read.
+The reactor accepts and reads the first request. If that is for a native route, the hub takes the connection, and no
+transport, task or scope is made for it. Otherwise the socket goes to uvicorn's HTTP protocol, with the bytes that have
+been read.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-import time
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
@@ -21,8 +21,9 @@ from uvicorn.server import ServerState
 from wshub.asgi.native import NativeRoute
 from wshub.core.admission import UNKNOWN_ADDRESS
 from wshub.core.binding import bind_for_request
+from wshub.core.lifecycle import HubLifecycle
+from wshub.core.opening import Opening
 from wshub.errors import HandshakeError
-from wshub.hub import Hub
 from wshub.links.epoll_reactor import Reactor
 from wshub.links.link import Ledger
 from wshub.protocol.handshake.server import Handshake
@@ -47,12 +48,14 @@ class Acceptor:
         config: of the server, loaded.
         state: of the server.
         first_requests: makes uvicorn's HTTP protocol for a connection.
-        nearest: the hub that most connections are for, which has a native reactor. Its settings say how long a request
-            may take, and how many may be incomplete.
+        hub: the hub that most connections are for, which has a native reactor. Its settings say how long a request may
+            take, and how many may be incomplete.
     """
 
-    def __init__(self, config: Config, state: ServerState, first_requests: FirstRequests, nearest: Hub) -> None:
+    def __init__(self, config: Config, state: ServerState, first_requests: FirstRequests, hub: HubLifecycle) -> None:
         self.sockets: tuple[socket.socket, ...] = ()
+        self.hub = hub
+        self.pending: PendingHandshakes[FirstRequest] = PendingHandshakes(hub.config.max_pending_handshakes)
         self._state = state
         # None until there is a connection for one of them: for uvicorn it is a connection itself.
         self._hubs: Hubs | None = None
@@ -64,17 +67,14 @@ class Acceptor:
         self._trusted = trusted_hosts_of(config)
         self._loop = asyncio.get_running_loop()
         self._ledger = Ledger()
-        # A connection need not move to be the hub's; where there are several hubs, it does for all but one.
-        self._nearest = nearest
-        self._reactor: Reactor = nearest._bind()  # type: ignore[assignment]
+        # A connection for this hub stays in its reactor. A connection for another hub moves to the reactor of that one.
+        self._reactor: Reactor = hub.bind()  # type: ignore[assignment]
         self._reactor.retain()
-        self._pending: PendingHandshakes[FirstRequest] = PendingHandshakes(nearest.config.max_pending_handshakes)
-        self._timeout = nearest.config.handshake_timeout_ms / 1000
+        self._timeout = hub.config.handshake_timeout_ms / 1000
         self._closed = False
-        self._sweeper: asyncio.TimerHandle | None = None
 
     async def listen(self, sockets: Sequence[socket.socket], backlog: int, *, unix: UnixAddress | None = None) -> None:
-        """Accept the connections of bound sockets, which are closed with this, and the path of one removed."""
+        """Accept the connections of bound sockets. ``close`` closes them, and removes the path of a Unix socket."""
         self.sockets = tuple(sockets)
         self._unix = unix
         try:
@@ -86,85 +86,72 @@ class Acceptor:
         self._sweep()
 
     def close(self) -> None:
-        """Accept no more; what has not been asked for yet is not answered."""
+        """Accept no more, and refuse the requests that are not complete."""
         if self._closed:
             return
         self._closed = True
-        if self._sweeper is not None:
-            self._sweeper.cancel()
         for listening in self.sockets:
             self._reactor.unlisten(listening.fileno())
             listening.close()
         if self._unix is not None:
             self._unix.remove()
-        for first in self._pending:
-            first.drop()
+        self.pending.shut_down()
         self._first_requests.close()
-        # Not from within a turn of the reactor, which may have called whoever calls this.
+        # Not from within an iteration of the reactor, which may have called this.
         self._loop.call_soon(self._reactor.release)
 
-    @property
-    def hub(self) -> Hub:
-        """The hub that is closed first where KeyboardInterrupt or SystemExit comes out of a first request."""
-        return self._nearest
-
     async def wait_closed(self) -> None:
-        """What ``asyncio.Server`` has: connections are the server's own to wait for."""
+        """Return at once: uvicorn waits for its connections itself."""
 
     def _sweep(self) -> None:
-        self._sweeper = self._loop.call_later(1, self._sweep)
-        self._pending.expire(time.monotonic())
-        self._reactor.resume_accepting()
+        # A timer of its own: the server outlives the hub, whose sweep ends when the application closes it.
+        self.pending.expire(self.hub.now())
+        if not self._closed:
+            self._reactor.resume_accepting()
+        if not self._closed or self.pending:
+            self._loop.call_later(1, self._sweep)
 
     def _accepted(self, link: Any) -> FirstRequest:
-        first = FirstRequest(link, self, time.monotonic() + self._timeout)
+        first = FirstRequest(link, self, self.hub.now() + self._timeout)
         first.count_in(self._ledger)
-        self._pending.add(first)
+        self.pending.add(first)
         return first
 
-    def _request_received(self, first: FirstRequest, data: bytes, end: int) -> None:
+    def request_received(self, first: FirstRequest, data: bytes, end: int) -> None:
         """Answer a first request, whose head ends there, or let uvicorn do it. Raises ``HandshakeError`` to refuse."""
         head = data[:end]
-        # Nearly every other request is told apart by this alone.
-        found = self._find_route(head) if b"websocket" in head.lower() else None
+        # The word alone tells nearly every other request apart.
+        found = self._find_route(first, head) if b"websocket" in head.lower() else None
         if found is None:
             self._hand_over(first.detach(), data, first.deadline)
             return
         route, request = found
         hub = route.hub
         client = self._client_of(first, request)
-        if hub._wants_address:
-            request.remote_address = client or first.peer
-        if client is UNKNOWN_ADDRESS:
-            client = None
+        opening = Opening(hub, route.table, request, first, client)
         try:
-            key = hub._check_request(request)
-            connection, response = hub._accept_request(
-                request, key, route.table, route.subprotocols, route.path_params, self._encode_default_headers()
+            opening.check()
+            response = opening.accept(
+                route.subprotocols, path_params=route.path_params, headers=self._encode_default_headers()
             )
         except HandshakeError as error:
             if not Handshake.is_upgrade(request.headers):
                 # A page whose path or referrer has the word.
                 self._hand_over(first.detach(), data, first.deadline)
                 return
-            hub._count_refused(error)
+            first.hub = hub
             self._log(first, client, request, str(error.status))
             raise
-        if client is not None:
-            connection.forwarded_address = client
         self._log(first, client, request, "[accepted]")
         if self._hubs is None:
             self._hubs = Hubs.of(self._state)
         self._hubs.add(hub)
-        if hub is self._nearest:
-            hub._open(connection, first.take(), response, data[end:])
+        if hub is self.hub:
+            opening.open_on(first.take(), response, data[end:])
         else:
-            hub._adopt(connection, first.detach(), response, data[end:])
+            opening.open_on_descriptor(first.detach(), response, data[end:])
 
-    def _refused(self, error: HandshakeError) -> None:
-        """A refusal is counted where the hub is known."""
-
-    def _find_route(self, head: bytes) -> tuple[NativeRoute, RequestHead] | None:
+    def _find_route(self, first: FirstRequest, head: bytes) -> tuple[NativeRoute, RequestHead] | None:
         try:
             request = parse_request_head(head)
         except HandshakeError:
@@ -176,34 +163,35 @@ class Acceptor:
         try:
             route = find_native_route(self._app, scope)
         except Exception:
-            # A number of more digits than Python converts, for one: what the application makes of it is its own.
+            # A number of more digits than Python converts, for one. The application answers.
             return None
-        if route is None or route.hub._on_upgrade is not None or not self._can_adopt(route.hub, request):
-            # What has to be asked of the application first may take its time, as an ASGI application can.
+        if route is None or route.hub.on_upgrade is not None or not self._can_adopt(first, route.hub, request):
+            # ``on_upgrade`` may take its time, as an ASGI application can.
             return None
         return route, request
 
-    def _can_adopt(self, hub: Hub, request: RequestHead) -> bool:
-        """Whether the hub takes sockets. Raises ``HandshakeError`` (503) if it has no descriptors to find out."""
+    def _can_adopt(self, first: FirstRequest, hub: HubLifecycle, request: RequestHead) -> bool:
+        """Return whether the hub takes sockets. Raises ``HandshakeError`` (503) if no descriptors are left."""
         try:
-            if hub is not self._nearest:
+            if hub is not self.hub:
                 bind_for_request(hub)
         except HandshakeError:
             if Handshake.is_upgrade(request.headers):
+                first.hub = hub
                 raise
             # A page whose path or referrer has the word.
             return False
-        return hub._can_adopt()
+        return hub.can_adopt()
 
     def _client_of(self, first: FirstRequest, request: RequestHead) -> tuple[str, int] | None:
-        """The client that a proxy tells of, if uvicorn trusts the proxy; else None."""
+        """Return the client's address that a proxy tells, if uvicorn trusts the proxy; else None."""
         # Without the field the peer's address need not be made.
         if not request.headers.get_all_raw(b"x-forwarded-for"):
             return None
         return client_of(self._trusted, first.peer, request.headers)
 
     def _encode_default_headers(self) -> bytes:
-        """The fields that uvicorn adds to every response: a new list once a second."""
+        """Return the fields that uvicorn adds to every response: a new list once a second."""
         headers = self._state.default_headers
         if headers is not self._default_headers:
             self._default_headers = headers
@@ -218,7 +206,7 @@ class Acceptor:
     def _log(self, first: FirstRequest, client: tuple[str, int] | None, request: RequestHead, outcome: str) -> None:
         if logger.isEnabledFor(logging.INFO):
             # Without the query, which may have a token.
-            peer = client or first.peer
+            peer = client if client is not None and client is not UNKNOWN_ADDRESS else first.peer
             scope: Any = {"client": peer}
             address = get_client_addr(scope)
             logger.info('%s - "WebSocket %s" %s', address, quote(request.path), outcome)

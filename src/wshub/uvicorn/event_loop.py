@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
-from wshub.core.config import HubConfig
 from wshub.links.reactors import has_native_reactor
 from wshub.serving.listening import UnixAddress, bind_address
 from wshub.uvicorn.first_requests import FirstRequests
@@ -100,13 +99,13 @@ class _Served:
     def __init__(self, config: Config, state: ServerState, protocol_factory: Callable[[], Any]) -> None:
         from wshub.uvicorn.native_routes import native_hubs
         from wshub.uvicorn.proxies import application_of
+        from wshub.uvicorn.server_hubs import primary_hub
 
         self._config = config
         self._state = state
         self._hubs = list(native_hubs(application_of(config)))
-        settings = self._hubs[0].config if self._hubs else HubConfig()
         self._first_requests = FirstRequests(
-            protocol_factory, settings.max_pending_handshakes, settings.handshake_timeout_ms / 1000
+            protocol_factory, self._hubs[0] if self._hubs else None, partial(primary_hub, config, state)
         )
 
     @classmethod
@@ -144,10 +143,10 @@ class _Served:
         return server
 
     def _create_acceptor(self) -> Acceptor | None:
-        """An acceptor, if the application has routes for it; else None."""
+        """Return an acceptor if the application has routes for it, else None."""
         if not has_native_reactor() or self._config.root_path:
             return None
         from wshub.uvicorn.acceptor import Acceptor
 
-        nearest = next((hub for hub in self._hubs if hub._can_adopt()), None)
-        return Acceptor(self._config, self._state, self._first_requests, nearest) if nearest is not None else None
+        hub = next((hub for hub in self._hubs if hub.can_adopt()), None)
+        return Acceptor(self._config, self._state, self._first_requests, hub) if hub is not None else None

@@ -6,14 +6,16 @@ import asyncio
 import logging
 import socket
 import ssl as ssl_module
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from wshub.core.config import HubConfig
+from wshub.core.lifecycle import HubLifecycle
+from wshub.core.opening import refuse
 from wshub.errors import HandshakeError
 from wshub.links.accepting import TransportSetup
-from wshub.protocol.handshake.server import Handshake
+from wshub.protocol.http.request import HEAD_TOO_LARGE
 from wshub.serving.pending import PendingHandshakes
 
 __all__ = ["MAX_FIRST_HEAD", "FirstRequests", "protocol_of"]
@@ -21,30 +23,38 @@ __all__ = ["MAX_FIRST_HEAD", "FirstRequests", "protocol_of"]
 logger = logging.getLogger("uvicorn.error")
 
 MAX_FIRST_HEAD = 64 * 1024
-"""Octets that the head of a first request may have, as in uvicorn's h11: more than a handshake may."""
+"""Bytes that the head of a first request may have, as in uvicorn's h11: more than a handshake may."""
 
 SWEEP_PERIOD = 1.0
-"""Seconds between two looks at whose time is over."""
+"""Seconds between two searches for connections whose time is over."""
 
 
 class FirstRequests:
     """The connections of a uvicorn server whose first request has not come, in the order in which they came.
 
     A connection is one of them until uvicorn has the head of its first request, or another protocol has the
-    connection. Whoever takes longer than ``timeout`` is ended, whoever sends more than ``MAX_FIRST_HEAD`` octets is
-    refused with 431, and where there are more than ``at_most``, the oldest is ended.
+    connection. A client that takes longer than ``handshake_timeout_ms`` is ended. A client that sends more than
+    ``MAX_FIRST_HEAD`` bytes is refused with 431. One more than ``max_pending_handshakes`` ends the oldest.
 
     Args:
         create_protocol: makes uvicorn's HTTP protocol for a connection.
-        at_most: how many there may be.
-        timeout: seconds from the connection to the end of the request's head.
+        hub: whose settings hold; None is the defaults.
+        find_hub: returns the hub that a refusal counts for, if there is one.
     """
 
-    def __init__(self, create_protocol: Callable[[], Any], at_most: int, timeout: float) -> None:
+    def __init__(
+        self,
+        create_protocol: Callable[[], Any],
+        hub: HubLifecycle | None,
+        find_hub: Callable[[], HubLifecycle | None],
+    ) -> None:
+        config = hub.config if hub is not None else HubConfig()
         self._create_protocol = create_protocol
-        self._timeout = timeout
+        self._find_hub = find_hub
+        self._timeout = config.handshake_timeout_ms / 1000
         self._loop = asyncio.get_running_loop()
-        self._waiting: PendingHandshakes[_FirstRequest] = PendingHandshakes(at_most)
+        self._now = hub.now if hub is not None else self._loop.time
+        self._waiting: PendingHandshakes[_FirstRequest] = PendingHandshakes(config.max_pending_handshakes)
         self._sweeper: asyncio.TimerHandle | None = None
 
     def serve(
@@ -66,9 +76,9 @@ class FirstRequests:
             deadline: when the request has to be complete; None is ``timeout`` from now.
         """
         if deadline is None:
-            deadline = time.monotonic() + self._timeout
+            deadline = self._now() + self._timeout
         try:
-            first = _FirstRequest(self._create_protocol(), data, deadline, self._waiting.discard)
+            first = _FirstRequest(self._create_protocol(), data, deadline, self._waiting.discard, self._find_hub)
             first.setup = TransportSetup(
                 self._loop,
                 connected,
@@ -87,14 +97,12 @@ class FirstRequests:
 
     def close(self) -> None:
         """End the connections that do not have their transport yet."""
-        for first in self._waiting:
-            if first.setup is not None:
-                first.expire()
+        self._waiting.shut_down()
 
     def _sweep(self) -> None:
         self._sweeper = None
         try:
-            self._waiting.expire(time.monotonic())
+            self._waiting.expire(self._now())
         finally:
             # None is left waiting for the loop's end when there is nothing to look at.
             if self._waiting:
@@ -110,13 +118,21 @@ def protocol_of(transport: asyncio.Transport) -> Any:
 class _FirstRequest(asyncio.Protocol):
     """Stands before a protocol of uvicorn's until that has its first request."""
 
-    __slots__ = ("_discard", "_early", "_received", "_transport", "deadline", "protocol", "setup")
+    __slots__ = ("_discard", "_early", "_find_hub", "_received", "_transport", "deadline", "protocol", "setup")
 
-    def __init__(self, protocol: Any, data: bytes, deadline: float, discard: Callable[[_FirstRequest], None]) -> None:
+    def __init__(
+        self,
+        protocol: Any,
+        data: bytes,
+        deadline: float,
+        discard: Callable[[_FirstRequest], None],
+        find_hub: Callable[[], HubLifecycle | None],
+    ) -> None:
         self.protocol = protocol
         self.deadline = deadline
         self._early = data
         self._discard = discard
+        self._find_hub = find_hub
         self._received = 0
         self._transport: Any = None
         self.setup: TransportSetup | None = None
@@ -144,8 +160,7 @@ class _FirstRequest(asyncio.Protocol):
             self._discard(self)
             self._transport.set_protocol(self.protocol)
         elif self._received > MAX_FIRST_HEAD and not self._transport.is_closing():
-            too_large = HandshakeError(431, "The request head is too large.")
-            self._transport.write(Handshake.create_error_response(too_large))
+            self._transport.write(refuse(self._find_hub(), HandshakeError(*HEAD_TOO_LARGE)))
             self._transport.close()
 
     def eof_received(self) -> bool | None:
@@ -163,13 +178,18 @@ class _FirstRequest(asyncio.Protocol):
             self.protocol.connection_lost(error)
 
     def drop(self) -> None:
-        """End the connection, which has not asked for anything in time, or has not read why it is refused."""
+        """End the connection, which has sent no request in time, or has not read why it is refused."""
         if self._transport is not None:
             self._transport.abort()
         elif self.setup is not None:
             self.setup.abort()
 
     def expire(self) -> None:
-        """What ``drop`` does, of one that is still waited for."""
+        """Drop the connection, and wait for it no longer."""
         self._discard(self)
         self.drop()
+
+    def shut_down(self) -> None:
+        """Drop the connection if it has no transport yet; uvicorn ends those that have one."""
+        if self.setup is not None:
+            self.expire()

@@ -1,7 +1,7 @@
-"""Which requests a hub answers by itself: those that reach one of its routes with nothing in between.
+"""Finds the native routes: those that a request reaches with nothing in between, so that a hub answers it by itself.
 
-Whatever stands in between may guard the route. So guards are not looked for: what is followed are classes, they
-themselves and none derived from them, of which it is known that they pass a WebSocket request on as it is.
+Anything in between could be an access check, so we do not try to recognise checks. We descend only through a fixed list
+of exact classes that are known to pass WebSocket requests on unchanged.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from starlette.routing import BaseRoute, Match
 
 from wshub.asgi.native import NativeRoute, native_endpoint, wrapped_application
-from wshub.hub import Hub
+from wshub.core.lifecycle import HubLifecycle
 
 __all__ = ["find_native_route", "native_hubs"]
 
@@ -22,15 +22,15 @@ _APPLICATIONS = frozenset(("starlette.applications.Starlette", "fastapi.applicat
 _ROUTERS = frozenset(("starlette.routing.Router", "fastapi.routing.APIRouter"))
 _ROUTES = frozenset(("starlette.routing.Mount", "starlette.routing.WebSocketRoute", "starlette.routing.Host"))
 
-# Where what every application puts around its own router comes from.
+# The modules of the error handling that every application puts around its own router.
 _ERROR_HANDLING = frozenset(("starlette.middleware.errors", "starlette.middleware.exceptions"))
 
 
 def find_native_route(app: Any, scope: dict[str, Any]) -> NativeRoute | None:
-    """The native route of a WebSocket request, or None where something of the application has a say in it.
+    """Return the native route of a WebSocket request, or None if the application has to be called.
 
-    That is any middleware, any route before it that matches too, and all code that is not known to do nothing else.
-    Raises whatever a route raises that cannot convert a part of the path.
+    It has to be called if there is middleware, an earlier route that matches too, or code that may do anything else.
+    Raises what a route raises that cannot convert a part of the path.
 
     Args:
         app: an ASGI application.
@@ -44,8 +44,8 @@ def find_native_route(app: Any, scope: dict[str, Any]) -> NativeRoute | None:
     return None
 
 
-def native_hubs(app: Any) -> Iterator[Hub]:
-    """The hub of every route that may be native for some request, in the order of the routes."""
+def native_hubs(app: Any) -> Iterator[HubLifecycle]:
+    """Yield the hub of every route that may be native for some request, in the order of the routes."""
     endpoint = native_endpoint(app)
     if endpoint is not None:
         route = endpoint.native_route({})
@@ -57,7 +57,7 @@ def native_hubs(app: Any) -> Iterator[Hub]:
 
 
 def _routes_of(app: Any) -> Iterable[BaseRoute]:
-    """The routes of an application that does nothing to a WebSocket request but to route it."""
+    """Return the routes of an application that does nothing to a WebSocket request except route it."""
     app = wrapped_application(app) or app
     if _name_of(app) in _APPLICATIONS:
         if not _only_routes(app):
@@ -70,10 +70,10 @@ def _routes_of(app: Any) -> Iterable[BaseRoute]:
 
 
 def _only_routes(app: Any) -> bool:
-    """Whether there is nothing around the router of an application but what handles its errors."""
+    """Return whether only error handling is around the router of an application."""
     if app.user_middleware or "build_middleware_stack" in vars(app) or getattr(app, "root_path", ""):
         return False
-    # What was built when the application was first called, or what has been put there instead.
+    # The stack that was built when the application was first called, or another that has been put there.
     layer = app.middleware_stack
     while layer is not None and layer is not app.router:
         module = type(layer).__module__
@@ -84,7 +84,7 @@ def _only_routes(app: Any) -> bool:
 
 
 def _follow(routes: Iterable[BaseRoute], scope: dict[str, Any]) -> Any:
-    """The application of the first route that matches, whose part of the scope is added to it."""
+    """Return the application of the first route that matches, and add the part of the route to the scope."""
     for route in routes:
         match, child_scope = route.matches(scope)
         if match is Match.FULL:
@@ -94,7 +94,7 @@ def _follow(routes: Iterable[BaseRoute], scope: dict[str, Any]) -> Any:
 
 
 def _application_of(route: Any) -> Any:
-    """What a route passes each of its requests on to; None if it may do something else."""
+    """Return the application that a route passes each request on to; None if it may do something else."""
     return route.app if _name_of(route) in _ROUTES else None
 
 

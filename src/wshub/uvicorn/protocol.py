@@ -2,9 +2,9 @@
 
 ``uvicorn main:app --ws wshub.uvicorn.protocol:WebSocketProtocol``
 
-The application answers the handshake as ASGI, so everything that guards it there applies. Its scope has the extension
-``wshub.takeover``; if its accept names a connection there, the descriptor goes to that connection's hub, and neither
-uvicorn nor the application has a part in what follows.
+The application answers the handshake as ASGI, so its middleware and access checks apply. Its scope has the extension
+``wshub.takeover``. If its accept message names an opening handshake there, the descriptor goes to the hub of that. Then
+neither uvicorn nor the application has a part in the connection.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote, unquote
@@ -26,22 +27,30 @@ from uvicorn.protocols.utils import (
 )
 from uvicorn.server import ServerState
 
-from wshub.asgi.application import ENDS_WITH_APPLICATION, TAKEOVER
 from wshub.asgi.endings import code_of, is_end_of
+from wshub.asgi.scope import ENDS_WITH_APPLICATION, TAKEOVER
 from wshub.core.admission import is_address
 from wshub.core.connection import Connection
 from wshub.core.event_handler import table_that_receives
+from wshub.core.hub_core import HubCore
+from wshub.core.opening import Opening, count_refusal, refuse
+from wshub.core.refusals import OUT_OF_RESOURCES, SHUTTING_DOWN
 from wshub.errors import ConnectionClosed, HandshakeError
-from wshub.hub import Hub
 from wshub.links.asyncio_link import AsyncioLink
 from wshub.links.shortage import ShortageLog, is_shortage
 from wshub.protocol.handshake.server import Handshake
 from wshub.protocol.http.headers import split_list
-from wshub.protocol.http.request import MAX_EARLY_SIZE, MAX_HEAD_SIZE, RequestHead, parse_request_head
+from wshub.protocol.http.request import (
+    HEAD_TOO_LARGE,
+    MAX_EARLY_SIZE,
+    MAX_HEAD_SIZE,
+    RequestHead,
+    parse_request_head,
+)
 from wshub.protocol.message import MessageType
 from wshub.uvicorn.first_requests import protocol_of
 from wshub.uvicorn.proxies import application_of, client_of, scheme_of, trusted_hosts_of
-from wshub.uvicorn.server_hubs import Hubs
+from wshub.uvicorn.server_hubs import Hubs, primary_hub
 from wshub.uvicorn.upgrades import recognise_lists_of_upgrades
 
 __all__ = ["WebSocketProtocol"]
@@ -50,13 +59,12 @@ logger = logging.getLogger("uvicorn.error")
 
 NOT_DUPLICATED = ShortageLog("a connection stays with its transport, no descriptor can be had for the hub (%s)")
 NOT_ADOPTED = ShortageLog("a hub cannot take a connection (%s): it is refused with 503")
-OUT_OF_RESOURCES = HandshakeError(503, "The server has no resources left.", (("Retry-After", "5"),))
 
 MOST_BUFFERED = 64 * 1024
-"""Octets that may wait to be sent before ``send`` waits for them, as asyncio's transports have it."""
+"""Bytes that may be queued before ``send`` waits, as in asyncio's transports."""
 
 REFUSAL_TIMEOUT = 10.0
-"""Seconds that a client may take nothing of a refusal before its connection is ended, as with ``send_timeout_ms``."""
+"""Seconds that a client may read nothing of a refusal before its connection is ended, as with ``send_timeout_ms``."""
 
 
 class WebSocketProtocol(asyncio.Protocol):
@@ -78,7 +86,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self._loop = _loop or asyncio.get_running_loop()
         self._transport: asyncio.Transport = None  # type: ignore[assignment]
         self._handed_over = False
-        # What uvicorn is still answering of the requests before this one.
+        # The earlier request that uvicorn is still answering.
         self._behind: Any = None
         self._request: RequestHead | None = None
         self._key = ""
@@ -147,7 +155,7 @@ class WebSocketProtocol(asyncio.Protocol):
             # The connection ends with the response that is under way.
             self._behind.keep_alive = False
         elif not self._answered:
-            self._respond(503, [], b"The server is shutting down.")
+            self._refuse(self._primary_hub(), HandshakeError(*SHUTTING_DOWN))
 
     # The handshake
 
@@ -176,7 +184,7 @@ class WebSocketProtocol(asyncio.Protocol):
             former._unset_keepalive_if_required()
         try:
             if len(data) > MAX_HEAD_SIZE:
-                raise HandshakeError(431, "The request head is too large.")
+                raise HandshakeError(*HEAD_TOO_LARGE)
             self._request = request = parse_request_head(data)
             self._key = Handshake.check_request(request.method, _http_version(former, request), request.headers)
             # Raises for a list that is malformed.
@@ -184,7 +192,7 @@ class WebSocketProtocol(asyncio.Protocol):
             offered = split_list(request.headers.get_all_raw(b"sec-websocket-protocol"))
         except HandshakeError as error:
             self._answered = True
-            self._write(Handshake.create_error_response(error))
+            self._write(refuse(self._primary_hub(), error))
             self._end()
             return
         self._peer = peer = get_remote_addr(self._transport)
@@ -276,7 +284,7 @@ class WebSocketProtocol(asyncio.Protocol):
         if self._connection is None or not self._ends_with_application:
             return
         if code == 1011:
-            self._connection.hub._fail(self._connection, code, reason)
+            self._connection.hub.fail_connection(self._connection, code, reason)
         else:
             self._connection.close(code, reason)
 
@@ -381,74 +389,66 @@ class WebSocketProtocol(asyncio.Protocol):
             raise ClientDisconnected from closed
 
     async def _accept(self, message: dict[str, Any]) -> None:
-        connection: Connection | None = message.get(TAKEOVER)
+        opening: Opening | None = message.get(TAKEOVER)
         assert self._request is not None
         hubs = Hubs.of(self._state)
-        if connection is None:
+        if opening is None:
             try:
                 hub = hubs.default(self._config)
             except HandshakeError as error:
-                self._refuse(error)
+                self._refuse(self._primary_hub(), error)
                 raise ClientDisconnected from error
-            connection = hub._register(table_that_receives(), self._request)
+            opening = Opening(hub, table_that_receives(), self._request)
+            opening.register()
         else:
             self._taken_over = True
             self._ends_with_application = message.get(ENDS_WITH_APPLICATION, False)
-            hub = connection.hub
+        connection = opening.connection
         # Middleware may have changed what the connection was registered with, and where it comes from.
         connection.subprotocol = message.get("subprotocol")
         client = self._client()
         if client and client != self._peer:
             connection.forwarded_address = tuple(client[:2])
         headers = [*self._state.default_headers, *message.get("headers", ())]
-        response = hub._create_response(connection, self._key, headers)
-        hubs.add(hub)
+        opening.key = self._key
+        response = opening.respond(headers)
+        hubs.add(opening.hub)
         self._connection = connection
         self._answered = True
         self._takeover |= {"accepted": True, "subprotocol": connection.subprotocol}
         self._log("[accepted]")
         self._connections.discard(self)
         self._request.headers.compact()
-        opened = self._loop.create_future()
-        # Handlers are called from the loop, never from within a task, such as the one of the application here.
-        self._loop.call_soon(self._open, hub, connection, response, opened)
-        await opened
+        await opening.open_from_loop(partial(self._open, opening, response), self._answer_for_cancelled)
 
     def _client(self) -> Any:
         """The client's address, which middleware may have changed to what a proxy tells of: if that is an address."""
         client = self._scope["client"]
         return client if client and client != self._peer and is_address(client[0]) else self._peer
 
-    def _open(self, hub: Hub, connection: Connection, response: bytes, opened: asyncio.Future[None]) -> None:
+    def _answer_for_cancelled(self) -> None:
+        """Answer the handshake of an application that was cancelled before its answer has left."""
+        self._early = b""
+        self._respond(500, [], b"Internal Server Error")
+
+    def _open(self, opening: Opening, response: bytes) -> None:
+        """Open the connection on a descriptor of its own, or over the transport. Raises if neither can be."""
         early, self._early = self._early, b""
-        if opened.cancelled():
-            # The application was cancelled before the answer has left.
-            hub._abandon(connection)
-            self._respond(500, [], b"Internal Server Error")
-            return
         try:
-            descriptor = self._duplicate() if hub._can_adopt() and self._can_be_taken() else -1
+            descriptor = self._duplicate() if opening.hub.can_adopt() and self._can_be_taken() else -1
             if descriptor >= 0:
                 # First what may fail: without it the client is still to be answered here.
-                hub._adopt(connection, descriptor, response, early)
+                opening.open_on_descriptor(descriptor, response, early)
                 self._transport.close()
             else:
-                self._serve_over_transport(hub, connection, response, early)
+                self._serve_over_transport(opening, response, early)
         except Exception as error:
-            hub._abandon(connection)
             if self._link is None and is_shortage(error):
                 NOT_ADOPTED.failed(error)
-                self._refuse(OUT_OF_RESOURCES)
-                error = ClientDisconnected()
-            else:
-                self._transport.abort()
-            if opened.done():
-                logger.exception("a connection cannot be served")
-            else:
-                opened.set_exception(error)
-            return
-        if not opened.done():
-            opened.set_result(None)
+                self._refuse(opening.hub, HandshakeError(*OUT_OF_RESOURCES))
+                raise ClientDisconnected from error
+            self._transport.abort()
+            raise
 
     def _duplicate(self) -> int:
         """A descriptor of the connection for the hub alone; -1 where there are no more of them."""
@@ -460,9 +460,9 @@ class WebSocketProtocol(asyncio.Protocol):
         NOT_DUPLICATED.recovered()
         return descriptor
 
-    def _serve_over_transport(self, hub: Hub, connection: Connection, response: bytes, early: bytes) -> None:
+    def _serve_over_transport(self, opening: Opening, response: bytes, early: bytes) -> None:
         self._link = AsyncioLink(self._transport, self._loop)
-        hub._open(connection, self._link, response, early)
+        opening.open_on(self._link, response, early)
         if self._lost.done():
             self._link.connection_lost(None)
 
@@ -492,7 +492,12 @@ class WebSocketProtocol(asyncio.Protocol):
         self._write(head + body)
         self._end()
 
-    def _refuse(self, error: HandshakeError) -> None:
+    def _primary_hub(self) -> HubCore | None:
+        return primary_hub(self._config, self._state)
+
+    def _refuse(self, hub: HubCore | None, error: HandshakeError) -> None:
+        """Refuse the handshake with the error, which counts for the hub."""
+        count_refusal(hub, error)
         fields = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in error.headers]
         self._respond(error.status, fields, error.reason.encode())
 

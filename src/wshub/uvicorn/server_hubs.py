@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import chain
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -11,9 +12,12 @@ from uvicorn.server import ServerState
 
 from wshub.core.binding import bind_for_request
 from wshub.core.config import HubConfig
+from wshub.core.lifecycle import HubLifecycle
 from wshub.hub import Hub
+from wshub.uvicorn.native_routes import native_hubs
+from wshub.uvicorn.proxies import application_of
 
-__all__ = ["Hubs"]
+__all__ = ["Hubs", "primary_hub"]
 
 
 class Hubs:
@@ -24,7 +28,7 @@ class Hubs:
 
     def __init__(self, connections: Any) -> None:
         self._connections: set[Any] = connections
-        self._hubs: set[Hub] = set()
+        self.hubs: dict[HubLifecycle, None] = {}
         self._task: asyncio.Task[None] | None = None
         self._late: set[asyncio.Task[None]] = set()
         self._guard = asyncio.get_running_loop().create_task(self._close_when_cancelled())
@@ -38,9 +42,9 @@ class Hubs:
             _of_servers[state] = cls(state.connections)
         return _of_servers[state]
 
-    def add(self, hub: Hub) -> None:
+    def add(self, hub: HubLifecycle) -> None:
         """Close that hub at shutdown, or now if that has begun: an application may accept a request that late."""
-        self._hubs.add(hub)
+        self.hubs[hub] = None
         if self._task is not None:
             closing = asyncio.get_running_loop().create_task(hub.close())
             self._late.add(closing)
@@ -77,7 +81,7 @@ class Hubs:
 
     async def _close(self) -> None:
         try:
-            await asyncio.gather(*(hub.close() for hub in self._hubs))
+            await asyncio.gather(*(hub.close() for hub in self.hubs))
         finally:
             self._connections.discard(self)
             self._guard.cancel()
@@ -94,4 +98,22 @@ class Hubs:
                 await self._close()
 
 
+def primary_hub(config: Config, state: ServerState) -> HubLifecycle | None:
+    """Return the hub that a refusal counts for when no application has been called.
+
+    It is the hub of an ``App``, or of the application's first native route, or else the first hub that has had a
+    connection of the server. None if there is none of these.
+    """
+    hub = _primary_hubs.get(state)
+    if hub is None:
+        app = application_of(config)
+        of_server = _of_servers.get(state)
+        candidates = chain((getattr(app, "ws_hub", None),), native_hubs(app), of_server.hubs if of_server else ())
+        hub = next((candidate for candidate in candidates if isinstance(candidate, HubLifecycle)), None)
+        if hub is not None:
+            _primary_hubs[state] = hub
+    return hub
+
+
 _of_servers: WeakKeyDictionary[ServerState, Hubs] = WeakKeyDictionary()
+_primary_hubs: WeakKeyDictionary[ServerState, HubLifecycle] = WeakKeyDictionary()

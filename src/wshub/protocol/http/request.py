@@ -17,6 +17,7 @@ from wshub.errors import HandshakeError, MisuseError
 from wshub.protocol.http.headers import TOKEN_CHARACTERS, Headers, index_fields, is_token
 
 __all__ = [
+    "HEAD_TOO_LARGE",
     "MAX_EARLY_SIZE",
     "MAX_HEADERS",
     "MAX_HEAD_SIZE",
@@ -41,6 +42,9 @@ MAX_TARGET_LENGTH = 8 * 1024
 
 MAX_METHOD_LENGTH = 32
 """Octets of a method, at most: the longest that IANA has registered takes 17."""
+
+HEAD_TOO_LARGE = (431, "The head of the request is too large.")
+"""The arguments of the ``HandshakeError`` that refuses a larger head."""
 
 _END = b"\r\n\r\n"
 
@@ -177,7 +181,7 @@ class RequestReader:
 
     def _check_size(self, size: int) -> None:
         if size >= self._max_size:
-            raise HandshakeError(431, "The head of the request is too large.")
+            raise HandshakeError(*HEAD_TOO_LARGE)
 
     def _check_method(self, start: bytes | bytearray) -> None:
         if self._method_seen:

@@ -1,0 +1,273 @@
+"""The life of a hub: it belongs to an event loop, looks at its connections regularly, and closes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextvars import Context
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias
+
+from wshub.core.config import HubConfig
+from wshub.core.handler_checks import check_function
+from wshub.core.hub_core import HubCore
+from wshub.protocol.close_code import CloseCode, encode_close_payload
+from wshub.protocol.http.request import RequestHead
+
+if TYPE_CHECKING:
+    from wshub.links.asyncio_reactor import AsyncioReactor
+    from wshub.links.epoll_reactor import Reactor
+
+__all__ = ["HandshakeWait", "HubLifecycle", "HubServer", "UpgradeHook"]
+
+UpgradeHook: TypeAlias = Callable[[RequestHead], Awaitable[Mapping[str, Any] | None] | Mapping[str, Any] | None]
+
+CLOSE_STEP = 0.02
+"""Seconds between two steps of closes that are spread over a time."""
+
+
+class HubServer(Protocol):
+    """A server that ends with its hub."""
+
+    def on_hub_sweep(self) -> None:
+        """End the handshakes whose time is over. The hub calls it several times within its shortest timeout."""
+
+    def on_hub_end(self) -> None:
+        """Stop listening and refuse the handshakes that wait: the hub's last connections end now."""
+
+    def on_hub_closed(self) -> None:
+        """End: the hub has closed."""
+
+
+class HandshakeWait(Protocol):
+    """A handshake that waits for what ``on_upgrade`` decides."""
+
+    @property
+    def deadline(self) -> float:
+        """When its time is over, by the hub's clock."""
+
+    def expire(self) -> None:
+        """End the wait since its time is over."""
+
+    def shut_down(self) -> None:
+        """End the wait since the hub has closed."""
+
+
+class HubLifecycle(HubCore):
+    """A hub that lives in an event loop. See :class:`wshub.Hub`.
+
+    Methods that the reference does not list are for wshub's own packages.
+    """
+
+    on_upgrade: UpgradeHook | None
+    wants_address: bool
+    """Whether each request needs a client address: for ``on_upgrade``, or for a limit of each address."""
+    servers: set[HubServer]
+    """The servers that have been entered and have not ended."""
+
+    waits: set[HandshakeWait]
+    """The waits for what ``on_upgrade`` decides that no server ends by itself."""
+
+    _sweeper: asyncio.TimerHandle | None
+    _closing: asyncio.Task[None] | None
+    _exiting: asyncio.Task[None] | None
+    # The ids of connections whose handlers wait in close(), and a future that is done when there is one more.
+    _closers: list[int]
+    _closer_joined: asyncio.Future[None] | None
+
+    def __init__(
+        self,
+        config: HubConfig | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        on_upgrade: UpgradeHook | None = None,
+    ) -> None:
+        if on_upgrade is not None:
+            check_function("on_upgrade", on_upgrade, ("request",))
+        self.on_upgrade = on_upgrade
+        # Most hubs have no use for the address, which costs time and memory for each connection.
+        self.wants_address = on_upgrade is not None or self._admission.needs_address
+        self._begin_anew()
+
+    async def __aenter__(self) -> Self:
+        self.bind()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def bind(self) -> Reactor | AsyncioReactor:
+        """Take the running loop for the hub's, begin to sweep there, and return the hub's reactor."""
+        reactor = super().bind()
+        if self._sweeper is None and self._closing is None:
+            self._start_sweeping()
+        return reactor
+
+    def _begin_anew(self) -> None:
+        super()._begin_anew()
+        self._sweeper = None
+        self._closing = None
+        self._exiting = None
+        self._closers = []
+        self._closer_joined = None
+        self.servers = set()
+        self.waits = set()
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether the hub closes at present."""
+        return self._closing is not None and not self._closing.done()
+
+    def _start_sweeping(self) -> None:
+        """Sweep from now on, often enough to keep the shortest timeout to a tenth."""
+        config = self.config
+        timeouts = (
+            config.ping_interval_ms,
+            config.pong_timeout_ms,
+            config.close_timeout_ms,
+            config.handshake_timeout_ms,
+            config.send_timeout_ms,
+            config.idle_timeout_ms,
+            config.max_lifetime_ms,
+        )
+        shortest = min(timeout for timeout in timeouts if timeout)
+        period = min(max(shortest / 10_000, 0.01), config.rates.sweep_period)
+        loop = asyncio.get_running_loop()
+
+        def sweep() -> None:
+            self._sweeper = loop.call_later(period, sweep)
+            self._sweep()
+            self._admission.sweep()
+            for server in tuple(self.servers):
+                server.on_hub_sweep()
+            now = self.now()
+            for wait in tuple(self.waits):
+                if wait.deadline <= now:
+                    wait.expire()
+
+        self._sweeper = loop.call_later(period, sweep)
+
+    async def close(self, code: int = CloseCode.GOING_AWAY, reason: str = "") -> None:
+        """Close every connection, and return when all are gone and their handlers have ended.
+
+        Everything queued is sent first. Connections that are still there after ``close_timeout_ms`` are aborted. Then
+        handlers, ``on_close`` included, have ``close_timeout_ms`` to end before they are cancelled. So it returns at
+        the latest ``shutdown_spread_ms`` and four times ``close_timeout_ms`` after the call.
+
+        Every server of the hub ends with it: requests get 503 meanwhile, at the end it listens no more,
+        and ``Server.serve_forever`` and ``Server.wait_closed`` return. Enter a new server to serve again.
+
+        A handler may call it, itself or in a task that it has started. The handlers of its connection are not waited
+        for then. A second call waits for the same end. Cancelling a call ends the waiting, and not the closing. The
+        next use of the hub begins anew.
+        """
+        payload = encode_close_payload(code, reason)
+        if not self.is_in_use:
+            return
+        if self._closing is None:
+            self.bind()
+            self._closing = asyncio.get_running_loop().create_task(self._close(payload))
+        caller = self._handled_connection
+        if caller is not None:
+            self._closers.append(caller)
+            if self._closer_joined is not None and not self._closer_joined.done():
+                self._closer_joined.set_result(None)
+        try:
+            await asyncio.shield(self._closing)
+        finally:
+            if caller in self._closers:
+                self._closers.remove(caller)
+
+    async def _close(self, payload: bytes) -> None:
+        timeout = self.config.close_timeout_ms / 1000
+        try:
+            await self._spread_closes(payload)
+            self._close_all(payload)
+            await asyncio.wait([self._when_empty()], timeout=timeout)
+            self._abort_all()
+            await asyncio.wait([self._when_empty()], timeout=timeout)
+            if not await self._handlers_end(timeout):
+                self._cancel_handlers()
+                await self._handlers_end(timeout)
+        finally:
+            if self._sweeper is not None:
+                self._sweeper.cancel()
+            if self.is_in_use:
+                for server in self.servers:
+                    server.on_hub_end()
+                for wait in tuple(self.waits):
+                    wait.shut_down()
+            self._end()
+            if self._exiting is None:
+                self._end_servers()
+
+    def _end_servers(self) -> None:
+        servers, self.servers = self.servers, set()
+        for server in servers:
+            server.on_hub_closed()
+
+    def hurry_closing(self) -> None:
+        """Shorten the closing that is under way: abort what is left of the connections, cancel the handlers."""
+        self._abort_all()
+        self._cancel_handlers()
+
+    def _cancel_handlers(self) -> None:
+        """Cancel the handlers that are suspended, except those that wait for the hub to close."""
+        for task in self._handlers_to_end():
+            task.cancel()
+
+    def _handlers_to_end(self) -> list[asyncio.Task[Any]]:
+        """Return the tasks of suspended handlers, except of connections whose handlers wait for the hub to close."""
+        return [task for task, connection in self._handler_tasks.items() if connection not in self._closers]
+
+    async def _handlers_end(self, timeout: float) -> bool:
+        """Wait until no handler is suspended, except those that wait for the hub to close; False if time runs out."""
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(timeout):
+                while tasks := self._handlers_to_end():
+                    ended = loop.create_task(_all_end(tasks))
+                    joined = self._closer_joined = loop.create_future()
+                    try:
+                        await asyncio.wait((ended, joined), return_when=asyncio.FIRST_COMPLETED)
+                    finally:
+                        ended.cancel()
+        except TimeoutError:
+            return False
+        finally:
+            self._closer_joined = None
+        return True
+
+    def close_and_raise(self, error: BaseException) -> None:
+        """Close, and then let the loop raise the SystemExit or KeyboardInterrupt that a handler has raised.
+
+        Only the first one is raised, so that nothing interrupts the program while it ends.
+        """
+        if self._exiting is not None:
+            return
+
+        def raise_it(closing: asyncio.Task[None]) -> None:
+            # Not earlier: the program must not be past its wait for a server when the exit is raised.
+            self._end_servers()
+            raise error
+
+        # In a context of its own: this is no call of the handler's, whose on_close is waited for.
+        self._exiting = Context().run(asyncio.get_running_loop().create_task, self.close())
+        self._exiting.add_done_callback(raise_it)
+
+    async def _spread_closes(self, payload: bytes) -> None:
+        """Close one connection after the other, evenly over the configured time."""
+        spread = self.config.shutdown_spread_ms / 1000
+        steps = min(round(spread / CLOSE_STEP), self.connection_count)
+        for left in range(steps, 0, -1):
+            if not self.connection_count:
+                return
+            self._close_share(left, payload)
+            await asyncio.sleep(spread / steps)
+
+
+async def _all_end(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    await asyncio.wait(tasks)

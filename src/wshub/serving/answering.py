@@ -1,0 +1,104 @@
+"""Answers the opening handshakes of the connections that a standalone server accepts."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from wshub.core.admission import AddressRates, address_key, client_address, parse_address
+from wshub.core.opening import Opening, count_refusal
+from wshub.core.refusals import NOTHING_AT_PATH, TOO_MANY_NEW_FROM_ADDRESS, TOO_MUCH_EARLY_DATA
+from wshub.errors import HandshakeError
+from wshub.protocol.http.request import MAX_EARLY_SIZE, parse_request_head
+from wshub.serving.first_request import OpeningHandshake
+from wshub.serving.pending import PendingByAddress, PendingHandshakes
+
+if TYPE_CHECKING:
+    from wshub.core.handler_table import HandlerTable
+    from wshub.core.lifecycle import HubLifecycle
+
+__all__ = ["Handshakes"]
+
+
+class Handshakes:
+    """The opening handshakes of a server, from accept(2) until each is answered.
+
+    Args:
+        hub: that the connections are to belong to.
+        table: the handlers of the connections.
+        path: the only path served; None serves all.
+        subprotocols: those that may be chosen, in the client's order of preference.
+        over_tls: a TLS handshake costs more than a request, so the limits of an address hold before there is one.
+    """
+
+    def __init__(
+        self, hub: HubLifecycle, table: HandlerTable, path: str | None, subprotocols: Sequence[str], *, over_tls: bool
+    ) -> None:
+        config = hub.config
+        self.hub = hub
+        self.pending: PendingHandshakes[OpeningHandshake] = PendingHandshakes(config.max_pending_handshakes)
+        self._table = table
+        self._path = path
+        self._subprotocols = subprotocols
+        self._timeout = config.handshake_timeout_ms / 1000
+        self._trusted = tuple(ipaddress.ip_network(proxy) for proxy in config.trusted_proxies)
+        self._rate: AddressRates | None = None
+        if over_tls and config.max_connections_per_address:
+            self.pending = PendingByAddress(
+                config.max_pending_handshakes, config.max_connections_per_address, self._address_key
+            )
+        if over_tls and config.max_connection_rate_per_address:
+            self._rate = AddressRates(config.max_connection_rate_per_address)
+
+    def accepted(self, link: Any) -> OpeningHandshake | None:
+        """Return what receives the request of a new link; None to end the link."""
+        now = self.hub.now()
+        handshake = OpeningHandshake(link, self, now + self._timeout)
+        if self._rate is not None:
+            key = self._address_key(handshake)
+            if key is not None and not self._rate.take(key, now):
+                # Without TLS yet, the client cannot be answered.
+                count_refusal(self.hub, HandshakeError(*TOO_MANY_NEW_FROM_ADDRESS))
+                return None
+        self.pending.add(handshake)
+        return handshake
+
+    def request_received(self, handshake: OpeningHandshake, link: Any, head: bytes, rest: bytes) -> None:
+        """Answer a complete request; ``rest`` came behind it. Raises ``HandshakeError`` to refuse it."""
+        if len(rest) > MAX_EARLY_SIZE and self.hub.on_upgrade is not None:
+            raise HandshakeError(*TOO_MUCH_EARLY_DATA)
+        request = parse_request_head(head)
+        if self._path is not None and request.path != self._path:
+            raise HandshakeError(*NOTHING_AT_PATH)
+        client = client_address(handshake.peer, request.headers, self._trusted) if self._trusted else None
+        opening = Opening(self.hub, self._table, request, handshake, client)
+        opening.check()
+        decision: Any = opening.decide()
+        if opening.waits:
+            handshake.wait_for(asyncio.ensure_future(decision), partial(self._accept, handshake, link, opening, rest))
+        else:
+            self._accept(handshake, link, opening, rest, decision)
+
+    def expire(self) -> None:
+        """End the handshakes whose time is over."""
+        now = self.hub.now()
+        self.pending.expire(now)
+        if self._rate is not None:
+            self._rate.forget(now)
+
+    def _accept(self, handshake: OpeningHandshake, link: Any, opening: Opening, rest: bytes, metadata: Any) -> None:
+        response = opening.accept(self._subprotocols, metadata=metadata)
+        self.pending.discard(handshake)
+        opening.open_on(link, response, rest)
+
+    def _address_key(self, handshake: OpeningHandshake) -> str | None:
+        """The address that a connection counts for before its request; None for that of a trusted proxy."""
+        peer = handshake.peer
+        if peer is not None and self._trusted:
+            address = parse_address(peer[0])
+            if address is None or any(address in network for network in self._trusted):
+                return None
+        return address_key(peer)

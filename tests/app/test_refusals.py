@@ -1,0 +1,187 @@
+"""Every way of serving refuses the same handshakes, and counts them the same."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from starlette.middleware import Middleware
+
+from tests.app.conftest import listening
+from tests.hub.peers import REQUEST
+from tests.reactor import needs_reactor
+from wshub import Connection, Hub, HubConfig
+from wshub.app import App
+from wshub.uvicorn.event_loop import accept_natively
+
+SETTINGS = {"allowed_origins": ("https://a",), "allow_missing_origin": True}
+WAYS = ["Hub.serve", "native route", "uvicorn", "middleware"]
+PARTIAL = REQUEST[:-4]
+
+BAD = {
+    "no key": (REQUEST.replace(b"Sec-WebSocket-Key", b"X-Key"), 400),
+    "another version": (REQUEST.replace(b"Version: 13", b"Version: 8"), 426),
+    "a malformed list": (REQUEST[:-2] + b"Sec-WebSocket-Protocol: ,\r\n\r\n", 400),
+    "a foreign origin": (REQUEST[:-2] + b"Origin: https://b\r\n\r\n", 403),
+    "a large head": (REQUEST[:-2] + b"X-Long: " + b"y" * 20_000 + b"\r\n\r\n", 431),
+}
+
+
+class Passing:
+    """Middleware that passes everything on, so that no route is native."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await self.app(scope, receive, send)
+
+
+async def live(connection: Connection) -> None:
+    async for _ in connection:
+        pass
+
+
+@contextlib.asynccontextmanager
+async def served(way: str, *, on_upgrade: Any = None, **settings: Any) -> AsyncIterator[tuple[Hub, int]]:
+    """A hub that is served in one of the ways, and its port."""
+    if way == "Hub.serve":
+        hub = Hub(HubConfig(**settings), on_upgrade=on_upgrade)
+        async with hub.serve("127.0.0.1", 0, live) as server:
+            yield hub, server.port
+        return
+    app = App(middleware=[Middleware(Passing)] if way == "middleware" else ())
+    hub = app.enable_websocket(HubConfig(**settings), on_upgrade=on_upgrade)
+    app.websocket("/")(live)
+    if way != "uvicorn":
+        accept_natively(asyncio.get_running_loop())
+    async with listening(app, log_config=None) as address:
+        yield hub, int(address.rpartition(":")[2])
+
+
+async def send(port: int, octets: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(octets)
+    return reader, writer
+
+
+async def status_of(port: int, request: bytes) -> int:
+    """The status that a request is answered with."""
+    reader, writer = await send(port, request)
+    line = await reader.readline()
+    writer.transport.abort()
+    return int(line.split()[1])
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_bad_handshake_has_the_same_status_and_counts(run, way: str) -> None:
+    async def scenario() -> None:
+        async with served(way, **SETTINGS) as (hub, port):
+            found = {name: await status_of(port, request) for name, (request, _) in BAD.items()}
+            assert found == {name: status for name, (_, status) in BAD.items()}
+            assert hub.stats()["refused"] == {400: 2, 403: 1, 426: 1, 431: 1}
+            assert hub.connection_count == 0
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_handshake_that_on_upgrade_fails_to_judge_counts_as_500(run, way: str) -> None:
+    def judge(request: Any) -> None:
+        raise ValueError("something is wrong")
+
+    async def scenario() -> None:
+        async with served(way, on_upgrade=judge) as (hub, port):
+            assert await status_of(port, REQUEST) == 500
+            assert hub.stats()["refused"] == {500: 1}
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_handshake_that_on_upgrade_takes_too_long_for_counts_as_503(run, way: str) -> None:
+    async def judge(request: Any) -> None:
+        await asyncio.sleep(60)
+
+    async def scenario() -> None:
+        async with served(way, on_upgrade=judge, handshake_timeout_ms=100) as (hub, port):
+            assert await status_of(port, REQUEST) == 503
+            assert hub.stats()["refused"] == {503: 1}
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_handshake_that_on_upgrade_judges_while_the_hub_closes_counts_as_503(run, way: str) -> None:
+    async def scenario() -> None:
+        judging = asyncio.Event()
+
+        async def judge(request: Any) -> None:
+            judging.set()
+            await asyncio.sleep(60)
+
+        async with served(way, on_upgrade=judge) as (hub, port):
+            asked = asyncio.create_task(status_of(port, REQUEST))
+            await judging.wait()
+            await hub.close()
+            assert await asked == 503
+            assert hub.stats()["refused"] == {503: 1}
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_handshake_while_the_hub_closes_counts_as_503(run, way: str) -> None:
+    async def scenario() -> None:
+        async with served(way) as (hub, port):
+            reader, writer = await send(port, REQUEST)
+            assert (await reader.readline()).startswith(b"HTTP/1.1 101")
+            # The client does not answer the close frame.
+            closing = asyncio.create_task(hub.close())
+            await asyncio.sleep(0)
+            assert await status_of(port, REQUEST) == 503
+            assert hub.stats()["refused"] == {503: 1}
+            writer.transport.abort()
+            await closing
+
+    run(scenario())
+
+
+@needs_reactor
+@pytest.mark.parametrize("way", ["Hub.serve", "native route"])
+def test_a_request_that_is_not_complete_in_time_counts_as_408(run, way: str) -> None:
+    async def scenario() -> None:
+        async with served(way, handshake_timeout_ms=100) as (hub, port):
+            assert await status_of(port, PARTIAL) == 408
+            assert hub.stats()["refused"] == {408: 1}
+
+    run(scenario())
+
+
+@needs_reactor
+@pytest.mark.parametrize("way", ["Hub.serve", "native route"])
+def test_a_request_that_is_not_complete_when_the_server_ends_counts_as_503(run, way: str) -> None:
+    async def scenario() -> None:
+        async with served(way) as (hub, port):
+            reader, writer = await send(port, PARTIAL)
+            # By its answer the server has read what came before.
+            await status_of(port, BAD["no key"][0])
+            assert hub.stats()["refused"] == {400: 1}
+        assert (await reader.readline()).startswith(b"HTTP/1.1 503")
+        writer.transport.abort()
+        assert hub.stats()["refused"] == {400: 1, 503: 1}
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("way", ["native route", "middleware"])
+def test_a_first_head_that_is_too_large_for_any_server_counts_as_431(run, way: str) -> None:
+    async def scenario() -> None:
+        async with served(way) as (hub, port):
+            assert await status_of(port, REQUEST[:-2] + b"X-Long: " + b"y" * 70_000) == 431
+            assert hub.stats()["refused"] == {431: 1}
+
+    run(scenario())
