@@ -55,6 +55,7 @@ from wshub.protocol.frame_buffer cimport (
     frame_seal,
 )
 from wshub.protocol.message cimport Message, frame_from_payload, message_from_frame
+from wshub.protocol.opcodes cimport CLOSE_OPCODE, PONG_OPCODE, SERVER
 from wshub.protocol.parser cimport (
     CLOSE,
     FAILURE,
@@ -89,10 +90,6 @@ cdef extern from "Python.h":
     bint PyAsyncGen_CheckExact(object value)
 
 logger = logging.getLogger("wshub.server")
-
-cdef enum:
-    CLOSE_OPCODE = 0x8
-    PONG_OPCODE = 0xA
 
 cdef enum:
     # What a connection may have decompressed in one go before others have their turn, in octets and work worth so many.
@@ -160,7 +157,7 @@ cdef class ConnectionCore(Receiver):
     """A connection without its public face, which is :class:`wshub.Connection`."""
 
     def __cinit__(self, HubBase hub not None, uint64_t id, HandlerTable handlers not None, request, subprotocol):
-        parser_init(&self.parser, hub.max_message_size)
+        parser_init(&self.parser, SERVER, hub.max_message_size)
         self.parser.max_fragments = hub.max_fragments
         self.hub = hub
         self.id = id

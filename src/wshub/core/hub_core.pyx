@@ -37,6 +37,7 @@ from wshub.protocol.message cimport (
     frame_from_octets,
     labelled_frame_from_data,
 )
+from wshub.protocol.opcodes cimport PING_OPCODE
 
 import asyncio
 import logging
@@ -55,9 +56,6 @@ from wshub.links.reactors import create_reactor
 from wshub.protocol.compression.negotiation import negotiate
 
 logger = logging.getLogger("wshub.server")
-
-cdef enum:
-    PING_OPCODE = 0x9
 
 # More than any rate, and in the range of all floating-point numbers.
 cdef double UNBOUNDED = 1e30

@@ -19,6 +19,7 @@ from wshub.graphql.messages import (
 )
 from wshub.graphql.operation import INTERNAL_ERROR, Operation, has_ended
 from wshub.graphql.pacer import Pacer
+from wshub.protocol.close_code import MAX_REASON_LENGTH
 from wshub.protocol.message import Message, MessageType
 
 if TYPE_CHECKING:
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
 __all__ = ["Session"]
 
 logger = logging.getLogger("wshub.graphql")
-
-LONGEST_REASON = 123
-"""Bytes of the reason of a close, at most (RFC 6455 section 5.5)."""
 
 
 class Session:
@@ -160,7 +158,7 @@ class Session:
     def _close(self, code: GraphQLCloseCode, reason: str) -> None:
         self._timer.cancel()
         self._cancel_operations()
-        self.connection.close(code, reason.encode()[:LONGEST_REASON].decode(errors="ignore"))
+        self.connection.close(code, reason.encode()[:MAX_REASON_LENGTH].decode(errors="ignore"))
 
 
 def _with_payload(kind: str, payload: dict[str, Any] | None) -> dict[str, Any]:

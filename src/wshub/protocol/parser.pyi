@@ -5,6 +5,7 @@ from typing_extensions import Buffer
 from wshub.errors import ProtocolError
 from wshub.protocol.compression.negotiation import PermessageDeflate
 from wshub.protocol.message import Message
+from wshub.protocol.role import Role
 
 Event = (
     tuple[Literal["message"], Message]
@@ -14,7 +15,9 @@ Event = (
 )
 
 class FrameParser:
-    def __init__(self, max_message_size: int = 65536, compression: PermessageDeflate | None = None) -> None: ...
+    def __init__(
+        self, max_message_size: int = 65536, compression: PermessageDeflate | None = None, role: Role = Role.SERVER
+    ) -> None: ...
     @property
     def stopped(self) -> bool: ...
     def feed(self, data: Buffer) -> list[Event]: ...
