@@ -23,7 +23,8 @@ from wshub.core.upgrade import current_upgrade
 from wshub.errors import HandshakeError, MisuseError
 from wshub.links.tls import create_own_context
 from wshub.protocol.close_code import CloseCode, encode_close_payload
-from wshub.protocol.handshake.server import Handshake, HeaderField
+from wshub.protocol.handshake.server import Handshake
+from wshub.protocol.http.fields import HeaderField
 from wshub.protocol.http.request import RequestHead
 from wshub.serving.server import Server
 

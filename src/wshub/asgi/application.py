@@ -23,7 +23,7 @@ from wshub.core.event_handler import EventHandler
 from wshub.core.hub_core import table_of, table_that_receives
 from wshub.errors import HandshakeError, InvalidMessageError, MisuseError
 from wshub.links.asgi_link import AsgiLink
-from wshub.protocol.handshake.server import HeaderField
+from wshub.protocol.http.fields import HeaderField
 from wshub.protocol.http.headers import Headers
 from wshub.protocol.http.request import RequestHead
 from wshub.protocol.validation import check_fields, check_strings
