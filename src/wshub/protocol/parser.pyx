@@ -158,7 +158,7 @@ cdef bint may_be_compressed(Parser *parser, uint8_t opcode) noexcept nogil:
     return parser.inflater != NULL and (opcode == TEXT_OPCODE or opcode == BINARY_OPCODE)
 
 
-cdef Event check_start(Parser *parser, uint8_t first, uint8_t length) noexcept:
+cdef Event check_start(Parser *parser, uint8_t first, uint64_t length) noexcept:
     """Checks a header by its first byte and its length_bits(). Returns NEED_DATA if they are valid, or FAILURE."""
     cdef uint8_t opcode = first & OPCODE_BITS
 
@@ -189,7 +189,7 @@ cdef Event begin_frame(Parser *parser, const uint8_t *header) noexcept:
     cdef size_t extended = 0
     cdef size_t place
 
-    if check_start(parser, header[0], <uint8_t>length) == FAILURE:
+    if check_start(parser, header[0], length) == FAILURE:
         return FAILURE
     if length >= LENGTH_IN_16_BITS:
         extended = 2 if length == LENGTH_IN_16_BITS else 8
