@@ -205,8 +205,8 @@ def parse_request_head(head: bytes) -> RequestHead:
 
     - 414 is for a target that is too long, and 431 for too many fields.
     - 501 is for a method longer than any that exists, and 505 for a major version of HTTP other than 1.
-    - 400 is for all else that RFC 9112 does not allow in a request. It is also for what a handshake does not need: a
-      target that is neither a path nor a URL, folded lines, more or less than one valid Host, or a body.
+    - 400 is for all else that RFC 9112 does not allow in a request. Examples are folded
+      lines, more or less than one valid Host, a body, and a target that is neither a path nor a URL.
     """
     request_line, _, block = head.partition(b"\r\n")
     lines = block.split(b"\r\n")
