@@ -18,7 +18,7 @@ from wshub.core.stats import HubStats, RoomStats
 from wshub.core.upgrade import current_upgrade
 from wshub.errors import MisuseError
 from wshub.links.tls import create_own_context
-from wshub.protocol.handshake.server import HeaderField
+from wshub.protocol.http.fields import HeaderField
 from wshub.serving.server import Server
 
 __all__ = ["Hub", "UpgradeHook"]

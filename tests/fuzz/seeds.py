@@ -1,4 +1,4 @@
-"""Writes the first inputs of the corpus: ``python -m tests.fuzz.seeds``. What fuzzing has found stands beside them."""
+"""Writes the first inputs of the corpus: ``python -m tests.fuzz.seeds``. Inputs that fuzzing found are beside them."""
 
 from __future__ import annotations
 
@@ -15,22 +15,39 @@ REQUEST = (
 )
 
 
-def masked(*frames: Frame) -> bytes:
+def from_client(*frames: Frame) -> bytes:
     return b"".join(frame.with_mask(b"\x9a\x01\xff\x5c").encode() for frame in frames)
 
 
+def from_server(*frames: Frame) -> bytes:
+    return b"".join(frame.encode() for frame in frames)
+
+
 FRAMES = {
-    "text": masked(Frame.text("grüße")),
-    "conversation": masked(Frame.ping(b"p"), Frame.text("a"), Frame.pong(b""), Frame.close(1000, "bye")),
-    "fragments": masked(
+    "text": from_client(Frame.text("grüße")),
+    "conversation": from_client(Frame.ping(b"p"), Frame.text("a"), Frame.pong(b""), Frame.close(1000, "bye")),
+    "fragments": from_client(
         Frame(Opcode.TEXT, b"\xe2\x82", fin=False), Frame.ping(b""), Frame(Opcode.CONTINUATION, b"\xac")
     ),
-    "lengths": masked(Frame.binary(bytes(126)), Frame.binary(bytes(65_536))),
+    "lengths": from_client(Frame.binary(bytes(126)), Frame.binary(bytes(65_536))),
     "length-2-63": b"\x82\xff\x80" + bytes(11),
     "length-2-62": b"\x82\xff\x40" + bytes(11),
     "unmasked": Frame.text("x").encode(),
     "compressed": compressed_frame(deflated(b"hello hello hello")) * 2,
-    "close-1": masked(Frame(Opcode.CLOSE, b"\x03")),
+    "close-1": from_client(Frame(Opcode.CLOSE, b"\x03")),
+}
+SERVER_FRAMES = {
+    "text": from_server(Frame.text("grüße")),
+    "conversation": from_server(Frame.ping(b"p"), Frame.text("a"), Frame.pong(b""), Frame.close(1000, "bye")),
+    "fragments": from_server(
+        Frame(Opcode.TEXT, b"\xe2\x82", fin=False), Frame.ping(b""), Frame(Opcode.CONTINUATION, b"\xac")
+    ),
+    "lengths": from_server(Frame.binary(bytes(126)), Frame.binary(bytes(65_536))),
+    "length-2-63": b"\x82\x7f\x80" + bytes(11),
+    "length-2-62": b"\x82\x7f\x40" + bytes(11),
+    "masked": from_client(Frame.text("x")),
+    "compressed": from_server(Frame(Opcode.BINARY, deflated(b"hello hello hello"), rsv1=True)) * 2,
+    "close-1": from_server(Frame(Opcode.CLOSE, b"\x03")),
 }
 HANDSHAKES = {
     "plain": REQUEST + b"\r\n",
@@ -54,10 +71,12 @@ def write(target: str, name: str, data: bytes) -> None:
 
 def main() -> None:
     """Write all of them."""
-    for name, octets in FRAMES.items():
-        write("parser", name, bytes([5, 1, 7]) + octets)
-    for name, octets in HANDSHAKES.items():
-        write("handshake", name, b"\x05" + octets)
+    for name, frames in FRAMES.items():
+        write("parser", name, bytes([5, 1, 7]) + frames)
+    for name, frames in SERVER_FRAMES.items():
+        write("client_parser", name, bytes([5, 1, 7]) + frames)
+    for name, request in HANDSHAKES.items():
+        write("handshake", name, b"\x05" + request)
     for index, payload in enumerate((b"hello hello hello", bytes(20_000), b"\x00", bytes(range(256)))):
         write("deflate", f"message-{index}", bytes([index, 1]) + payload)
         write("deflate", f"stream-{index}", bytes([index, 0xC0]) + deflated(payload))

@@ -1,4 +1,4 @@
-"""What is fuzzed: each target takes any octets, and raises only where the code under test is wrong."""
+"""The fuzz targets: each takes any bytes, and raises only if the code under test is wrong."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from wshub.protocol.compression.config import CompressionConfig
 from wshub.protocol.compression.deflate import DeflatePool
 from wshub.protocol.compression.negotiation import PermessageDeflate, negotiate
 from wshub.protocol.frame import Frame, Opcode
+from wshub.protocol.handshake.origin import check_origin
 from wshub.protocol.handshake.server import Handshake
 from wshub.protocol.http.request import RequestReader, parse_request_head
 from wshub.protocol.message import Message, MessageType
 from wshub.protocol.parser import FrameParser
+from wshub.protocol.role import Role
 
 LIMITS = (1, 2, 125, 126, 1000, 65_536, 1 << 20, 1 << 40)
 COMPRESSION = CompressionConfig(threshold=0, server_context_takeover=True, client_context_takeover=True)
@@ -21,7 +23,7 @@ POOL = DeflatePool(COMPRESSION)
 
 
 def pieces_of(data: bytes, pattern: int) -> list[bytes]:
-    """The data in pieces, as a network might deliver it: whole, octet by octet, or in some other lengths."""
+    """The data in pieces, as a network might deliver it: whole, byte by byte, or in some other lengths."""
     if pattern == 0:
         return [data]
     if pattern == 1:
@@ -83,19 +85,29 @@ def check_events(events: list, limit: int) -> None:
 
 
 def fuzz_parser(data: bytes) -> None:
-    """However the octets arrive, and wherever they are put, the events are the same."""
+    """However the bytes arrive, and wherever they are put, a server's parser gives the same events."""
+    check_parser(data, Role.SERVER)
+
+
+def fuzz_client_parser(data: bytes) -> None:
+    """The same for a client's parser, which reads unmasked frames."""
+    check_parser(data, Role.CLIENT)
+
+
+def check_parser(data: bytes, role: Role) -> None:
+    """Read the data whole and in pieces, in both ways, and compare the events."""
     if len(data) < 3:
         return
     limit = LIMITS[data[0] % len(LIMITS)]
     compression = AGREEMENTS[data[1] % len(AGREEMENTS)]
-    octets = data[3:]
-    whole = FrameParser(limit, compression)
-    expected = plain(whole.feed(octets))
+    received = data[3:]
+    whole = FrameParser(limit, compression, role)
+    expected = plain(whole.feed(received))
     check_events(expected, limit)
     for feed in ("feed", "feed_directly"):
-        parser = FrameParser(limit, compression)
+        parser = FrameParser(limit, compression, role)
         events: list = []
-        for piece in pieces_of(octets, data[2]):
+        for piece in pieces_of(received, data[2]):
             events += plain(getattr(parser, feed)(piece))
         assert events == expected, (feed, events, expected)
         assert parser.stopped == whole.stopped
@@ -104,12 +116,12 @@ def fuzz_parser(data: bytes) -> None:
 
 
 def fuzz_handshake(data: bytes) -> None:
-    """However a request arrives, it is taken or refused in the same way, and answered in clean lines."""
+    """However a request arrives, it is accepted or refused in the same way, and answered in clean lines."""
     if not data:
         return
-    octets = data[1:]
-    expected = outcome_of([octets])
-    assert outcome_of(pieces_of(octets, data[0])) == expected
+    received = data[1:]
+    expected = outcome_of([received])
+    assert outcome_of(pieces_of(received, data[0])) == expected
     kind, value = expected
     response = value if kind == "accepted" else Handshake.create_error_response(HandshakeError(*value))
     head, _, _ = response.partition(b"\r\n\r\n")
@@ -123,7 +135,7 @@ def fuzz_handshake(data: bytes) -> None:
 
 
 def outcome_of(pieces: list[bytes]) -> tuple:
-    """What becomes of a request: the answer, or status and reason, or that it is not complete."""
+    """The outcome of a request: the answer, or status and reason, or that it is not complete."""
     reader = RequestReader()
     try:
         for index, piece in enumerate(pieces):
@@ -138,7 +150,7 @@ def outcome_of(pieces: list[bytes]) -> tuple:
         assert request.path is not None
         assert dict(request.query_params) is not None
         key = Handshake.check_request(request.method, request.http_version, request.headers)
-        Handshake.check_origin(request.headers, ("https://example.com", "https://*.example.org"))
+        check_origin(request.headers, ("https://example.com", "https://*.example.org"))
         subprotocol = Handshake.choose_subprotocol(request.headers, ("chat", "superchat"))
         agreed = negotiate(COMPRESSION, request.headers.get_all_raw(b"sec-websocket-extensions"))
         extensions = agreed.response if agreed is not None else None
@@ -148,32 +160,33 @@ def outcome_of(pieces: list[bytes]) -> tuple:
 
 
 def fuzz_deflate(data: bytes) -> None:
-    """What is compressed comes back as it was; what only looks compressed is no bigger than allowed, or fails."""
+    """Compressed data comes back as it was. Data that only looks compressed stays within the limit, or fails."""
     if len(data) < 2:
         return
-    octets = data[2:]
+    plain_bytes = data[2:]
     compression = AGREEMENTS[1 + data[0] % (len(AGREEMENTS) - 1)]
     limit = (100, 10_000)[data[1] & 1]
-    events = plain(FrameParser(limit, compression).feed(compressed_frame(octets) * (1 + (data[1] >> 6))))
+    events = plain(FrameParser(limit, compression).feed(compressed_frame(plain_bytes) * (1 + (data[1] >> 6))))
     check_events(events, limit)
     try:
-        message = Message(octets.decode()) if data[1] & 2 else Message(octets)
+        message = Message(plain_bytes.decode()) if data[1] & 2 else Message(plain_bytes)
     except (UnicodeDecodeError, InvalidMessageError):
         return
     form = POOL.compress_message(message, 8 + data[1] % 8)
     if form is not None:
         assert len(form) < len(message)
         received = plain(FrameParser(1 << 20, AGREEMENTS[1]).feed(compressed_frame(form)))
-        assert received == [("message", MessageType.BINARY, octets)]
+        assert received == [("message", MessageType.BINARY, plain_bytes)]
 
 
 def compressed_frame(payload: bytes) -> bytes:
-    """A client's binary frame that says that its payload is compressed, under a key that leaves it as it is."""
+    """A client's binary frame whose payload is marked as compressed, with a key that changes nothing."""
     return Frame(Opcode.BINARY, payload, rsv1=True).with_mask(bytes(4)).encode()
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "parser": fuzz_parser,
+    "client_parser": fuzz_client_parser,
     "handshake": fuzz_handshake,
     "deflate": fuzz_deflate,
 }

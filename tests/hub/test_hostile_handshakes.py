@@ -31,6 +31,7 @@ from wshub import (
 )
 from wshub.core.admission import client_address
 from wshub.protocol.compression.negotiation import negotiate
+from wshub.protocol.handshake.origin import check_origin
 from wshub.protocol.http.headers import Headers
 from wshub.protocol.http.request import RequestHead
 
@@ -74,7 +75,7 @@ def judge(value: bytes) -> None:
     checks: list[Callable[[Headers], object]] = [
         lambda headers: Handshake.check_request("GET", "1.1", headers),
         lambda headers: Handshake.choose_subprotocol(headers, ["chat"]),
-        lambda headers: Handshake.check_origin(headers, ["https://*.example.com", "https://example.com"]),
+        lambda headers: check_origin(headers, ["https://*.example.com", "https://example.com"]),
         lambda headers: client_address(("127.0.0.1", 1), headers, proxies),
         lambda headers: negotiate(CompressionConfig(), headers.get_all_raw(b"sec-websocket-extensions")),
     ]

@@ -30,12 +30,14 @@ from tests.memory.wire import (
     frame,
     messages_in,
 )
-from wshub import CompressionConfig, ConnectionState, EventHandler, Hub, HubConfig, Message
+from wshub import CompressionConfig, ConnectionState, EventHandler, Frame, Hub, HubConfig, Message
 from wshub.core.event_handler import table_of
 from wshub.links.asyncio_link import AsyncioLink
 from wshub.protocol.http.headers import Headers
 from wshub.protocol.http.request import RequestHead
 from wshub.protocol.parser import FrameParser
+from wshub.protocol.role import Role
+from wshub.protocol.writer import FrameWriter
 
 # A run in which so many allocations in a row could fail without a consequence had no more of them to make.
 CLEAN_IN_A_ROW = 40
@@ -127,6 +129,12 @@ def messages() -> list:
     return [(message.data, message.type, bytes(message), message.frame_bytes, repr(message)) for message in made]
 
 
+def written_by_a_client() -> list[bytes]:
+    writer = FrameWriter(Role.CLIENT)
+    frames = [writer.message(b"x" * 300), writer.message("h\xe9" * 50), writer.control(PING, b"ping")]
+    return [decoded[0].payload for frame in frames if (decoded := Frame.decode(frame)) is not None]
+
+
 def parser_and_messages() -> None:
     each_allocation("feed", feed_whole, right=is_whole_or_failed)
     each_allocation("feed in pieces", feed_in_pieces, right=is_whole_or_failed)
@@ -135,6 +143,8 @@ def parser_and_messages() -> None:
         starve(number, feed_on_after_an_error)
     expected = messages()
     each_allocation("messages", messages, right=lambda result: result == expected)
+    payloads = written_by_a_client()
+    each_allocation("frames of a client", written_by_a_client, right=lambda result: result == payloads)
 
 
 # A broadcast

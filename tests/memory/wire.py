@@ -6,6 +6,7 @@ import zlib
 
 from tests.deflated import TAIL
 from wshub import Frame
+from wshub.protocol.writer import encode_frame
 
 REQUEST = (
     b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -31,14 +32,4 @@ def frame(
     opcode: int, payload: bytes = b"", *, final: bool = True, rsv1: bool = False, mask: bytes = b"\0\0\0\0"
 ) -> bytes:
     """A client's frame."""
-    length = len(payload)
-    head = bytes([(0x80 if final else 0) | (0x40 if rsv1 else 0) | opcode])
-    if length < 126:
-        head += bytes([0x80 | length])
-    elif length < 1 << 16:
-        head += b"\xfe" + length.to_bytes(2, "big")
-    else:
-        head += b"\xff" + length.to_bytes(8, "big")
-    if any(mask):
-        payload = bytes(octet ^ mask[i & 3] for i, octet in enumerate(payload))
-    return head + mask + payload
+    return encode_frame((0x80 if final else 0) | (0x40 if rsv1 else 0) | opcode, payload, mask)

@@ -249,7 +249,7 @@ ENGINES = [pytest.param("zlib"), pytest.param("isal", marks=without_isal)]
 
 
 def inflated(payload: bytes, bits: int = 15, step: int = 64) -> bytes:
-    """Decompressed in steps of so many octets: zlib notices what is further back than the window and the step."""
+    """Decompress in steps of that many bytes: zlib notices references beyond the window and the step."""
     inflater = zlib.decompressobj(-bits)
     pieces, rest = [], payload + TAIL
     while True:
@@ -280,7 +280,7 @@ def test_a_form_is_shorter_and_within_the_window_of_its_receiver(engine, data, b
 @pytest.mark.parametrize("level", [1, 3, 4, 9])
 @pytest.mark.parametrize("bits", range(8, 15))
 def test_no_form_refers_further_back_than_its_receiver_keeps(engine, bits: int, level: int) -> None:
-    # Every octet comes again at each distance around the window's size.
+    # Every byte comes again at each distance around the window's size.
     source = random.Random(bits)
     data = b"".join(source.randbytes(max(0, (1 << bits) + step)) * 2 for step in (-300, -264, -8, -1, 0, 1, 7))
     data += b"so that there is a form at all " * 20

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from wshub.errors import InvalidMessageError, ProtocolError
 from wshub.protocol.close_code import CloseCode
-from wshub.protocol.frame import Frame, Opcode, apply_mask
+from wshub.protocol.frame import Frame, Opcode
 
 MASK = bytes.fromhex("37fa213d")
 
@@ -146,13 +146,6 @@ def test_each_bit_of_the_first_octet_has_its_field(field, bit):
     encoded = Frame(Opcode.BINARY, **bits).encode()
     assert encoded == bytes([bit | 2, 0])
     assert Frame.decode(encoded) == (Frame(Opcode.BINARY, **bits), 2)
-
-
-@given(st.binary(max_size=70), st.binary(min_size=4, max_size=4))
-def test_masking_is_that_of_a_loop_over_octets(payload, key):
-    masked = apply_mask(payload, key)
-    assert masked == bytes(octet ^ key[index % 4] for index, octet in enumerate(payload))
-    assert apply_mask(masked, key) == payload
 
 
 def test_a_mask_key_and_masked_go_together():

@@ -34,7 +34,7 @@ def status_of(head: bytes) -> int:
 
 
 def read(data: bytes, size: int, **options: int) -> tuple[bytes, bytes] | None:
-    """Feed ``data`` to a reader ``size`` octets at a time, and add what was not fed to the rest."""
+    """Feed ``data`` to a reader ``size`` bytes at a time, and add what was not fed to the rest."""
     reader = RequestReader(**options)
     for start in range(0, len(data), size):
         result = reader.feed(data[start : start + size])

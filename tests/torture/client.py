@@ -28,6 +28,7 @@ from tests.torture.wire import (
     encode,
     filler,
 )
+from wshub.protocol.writer import encode_frame
 
 __all__ = ["Client"]
 
@@ -45,13 +46,6 @@ OFFERS = (
     "permessage-deflate; server_no_context_takeover; client_no_context_takeover",
     "permessage-deflate; server_max_window_bits=10; client_max_window_bits=12",
 )
-
-
-def mask(payload: bytes, key: bytes) -> bytes:
-    if key == b"\0\0\0\0":
-        return payload
-    repeated = (key * (len(payload) // 4 + 1))[: len(payload)]
-    return (int.from_bytes(payload, "big") ^ int.from_bytes(repeated, "big")).to_bytes(len(payload), "big")
 
 
 class Client(SoakClient):
@@ -138,15 +132,8 @@ class Client(SoakClient):
         self._write_frame(0x80 | opcode, payload)
 
     def frame(self, first: int, payload: bytes) -> bytes:
-        length = len(payload)
         key = b"\0\0\0\0" if self.chance.random() < 0.5 else self.chance.randbytes(4)
-        if length < 126:
-            head = bytes((first, 0x80 | length))
-        elif length < 65_536:
-            head = bytes((first, 0xFE)) + length.to_bytes(2, "big")
-        else:
-            head = bytes((first, 0xFF)) + length.to_bytes(8, "big")
-        return head + key + mask(payload, key)
+        return encode_frame(first, payload, key)
 
     def _write_frame(self, first: int, payload: bytes) -> None:
         self.transport.write(self.frame(first, payload))

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import random
 
+from wshub.protocol.writer import encode_header
+
 __all__ = ["frame"]
 
 
 def _masked(first: int, payload: bytes, *, declared: int | None = None) -> bytes:
-    length = len(payload) if declared is None else declared
-    if length < 126:
-        head = bytes((first, 0x80 | length))
-    elif length < 65_536:
-        head = bytes((first, 0xFE)) + length.to_bytes(2, "big")
-    else:
-        head = bytes((first, 0xFF)) + length.to_bytes(8, "big")
-    return head + b"\0\0\0\0" + payload
+    return encode_header(first, 0x80, len(payload) if declared is None else declared) + b"\0\0\0\0" + payload
 
 
 def frame(chance: random.Random) -> bytes:

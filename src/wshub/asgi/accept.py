@@ -12,7 +12,7 @@ from wshub.asgi.handshake import accept_or_refuse, check_not_accepted, expect_co
 from wshub.asgi.scope import Scope, encode_fields, takeover_of
 from wshub.core.event_handler import EventHandler, table_of, table_that_receives
 from wshub.errors import HandshakeError, MisuseError
-from wshub.protocol.handshake.server import HeaderField
+from wshub.protocol.http.fields import HeaderField
 from wshub.protocol.validation import check_strings
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ from wshub.core.opening import Opening, count_refusal
 from wshub.core.refusals import FAILED, REFUSED_BY_MIDDLEWARE
 from wshub.errors import HandshakeError, MisuseError
 from wshub.links.asgi_link import AsgiLink
-from wshub.protocol.handshake.server import HeaderField
+from wshub.protocol.http.fields import HeaderField
 
 if TYPE_CHECKING:
     from wshub.core.connection import Connection

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from wshub.core.admission import UNKNOWN_ADDRESS, is_address
 from wshub.errors import InvalidMessageError
-from wshub.protocol.handshake.server import HeaderField
+from wshub.protocol.http.fields import HeaderField
 from wshub.protocol.http.headers import Headers
 from wshub.protocol.http.request import RequestHead
 from wshub.protocol.validation import check_fields

@@ -16,7 +16,7 @@ from wshub.core.refusals import (
     TOO_MANY_NEW_FROM_ADDRESS,
 )
 from wshub.errors import HandshakeError
-from wshub.protocol.handshake.server import Handshake
+from wshub.protocol.handshake.origin import check_origin
 from wshub.protocol.http.headers import Headers, split_list
 
 __all__ = ["UNKNOWN_ADDRESS", "Admission", "client_address", "forwarded_address", "is_address"]
@@ -101,7 +101,7 @@ class Admission:
     def _check_origin(self, headers: Headers) -> None:
         config = self._config
         try:
-            Handshake.check_origin(headers, config.allowed_origins, allow_missing=config.allow_missing_origin)
+            check_origin(headers, config.allowed_origins, allow_missing=config.allow_missing_origin)
         except HandshakeError as error:
             logger.debug("a handshake is refused with %d: %s", error.status, error.reason)
             raise

@@ -37,6 +37,7 @@ from wshub.core.connection_state cimport (
     ON_OPEN_RUNS,
 )
 from wshub.protocol.frame_buffer cimport FrameBuffer, frame_release
+from wshub.protocol.opcodes cimport CLOSE_OPCODE
 from wshub.protocol.message cimport frame_from_payload
 from wshub.protocol.parser cimport parser_clear
 
@@ -48,7 +49,6 @@ from wshub.protocol.close_code import decode_close_payload, encode_close_payload
 logger = logging.getLogger("wshub.server")
 
 cdef enum:
-    CLOSE_OPCODE = 0x8
     # Bytes that a connection with rates may still send after it was told to close. The client may have had as much
     # under way: its kernel buffers up to 4 MiB unless it is configured otherwise.
     CLOSING_ALLOWANCE = 4 << 20

@@ -30,6 +30,12 @@ from wshub.protocol.message cimport (
     frame_from_payload,
     labelled_frame_from_data,
 )
+from wshub.protocol.opcodes cimport (
+    MAX_CONTROL_PAYLOAD,
+    PING_OPCODE,
+    PONG_OPCODE,
+    TEXT_OPCODE,
+)
 
 import asyncio
 import enum
@@ -47,12 +53,6 @@ from wshub.errors import (
 from wshub.protocol.close_code import encode_close_payload
 
 logger = logging.getLogger("wshub.server")
-
-cdef enum:
-    TEXT_OPCODE = 0x1
-    PING_OPCODE = 0x9
-    PONG_OPCODE = 0xA
-    MAX_CONTROL_PAYLOAD = 125
 
 
 class ConnectionState(enum.Enum):

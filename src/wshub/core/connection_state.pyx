@@ -21,6 +21,7 @@ from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 
 from wshub.protocol.compression.deflate cimport deflater_clear, deflater_init, inflater_clear, inflater_init
 from wshub.protocol.frame_buffer cimport frame_release
+from wshub.protocol.opcodes cimport SERVER
 from wshub.protocol.parser cimport parser_clear, parser_init
 
 from contextvars import copy_context
@@ -30,7 +31,7 @@ cdef class ConnectionCore(Receiver):
     """The state of a :class:`wshub.Connection`."""
 
     def __cinit__(self, HubBase hub not None, uint64_t id, HandlerTable handlers not None, request, subprotocol):
-        parser_init(&self.parser, hub.max_message_size)
+        parser_init(&self.parser, SERVER, hub.max_message_size)
         self.parser.max_fragments = hub.max_fragments
         self.hub = hub
         self.id = id

@@ -40,6 +40,7 @@ from wshub.protocol.message cimport (
     frame_from_octets,
     labelled_frame_from_data,
 )
+from wshub.protocol.opcodes cimport PING_OPCODE
 
 import asyncio
 import logging
@@ -56,9 +57,6 @@ from wshub.links.reactors import create_reactor
 from wshub.protocol.compression.negotiation import negotiate
 
 logger = logging.getLogger("wshub.server")
-
-cdef enum:
-    PING_OPCODE = 0x9
 
 # Above any rate and any time. It stays finite in every calculation.
 cdef double UNBOUNDED = 1e30

@@ -17,7 +17,8 @@ from wshub.core.admission import UNKNOWN_ADDRESS
 from wshub.core.binding import bind_for_request
 from wshub.core.refusals import FAILED, SHUTTING_DOWN, UNDECIDED
 from wshub.errors import HandshakeError
-from wshub.protocol.handshake.server import Handshake, HeaderField
+from wshub.protocol.handshake.server import Handshake
+from wshub.protocol.http.fields import HeaderField
 
 if TYPE_CHECKING:
     from wshub.core.connection import Connection

@@ -29,6 +29,7 @@ from wshub.core.queued cimport QUEUED
 from wshub.core.rates cimport spend
 from wshub.core.sending cimport queue_pong, wake_drain_waiters
 from wshub.protocol.frame_buffer cimport FrameBuffer, frame_payload, frame_release, frame_seal
+from wshub.protocol.opcodes cimport PONG_OPCODE
 from wshub.protocol.message cimport Message, message_from_frame
 from wshub.protocol.parser cimport (
     CLOSE,
@@ -50,8 +51,6 @@ cdef extern from "Python.h":
     int PyContext_Enter(object context) except -1
     int PyContext_Exit(object context) except -1
 
-cdef enum:
-    PONG_OPCODE = 0xA
 
 cdef enum:
     # Maximum number of bytes that a connection decompresses in one loop iteration, or of work that costs as much.

@@ -21,14 +21,12 @@ from wshub.graphql.messages import (
 from wshub.graphql.operation import INTERNAL_ERROR, Operation
 from wshub.graphql.options import Options
 from wshub.graphql.pacer import Pacer
+from wshub.protocol.close_code import MAX_REASON_LENGTH
 from wshub.protocol.message import Message, MessageType
 
 __all__ = ["Session"]
 
 logger = logging.getLogger("wshub.graphql")
-
-MAX_REASON_BYTES = 123
-"""Maximum bytes of a close reason (RFC 6455 section 5.5)."""
 
 
 class Session:
@@ -162,4 +160,4 @@ class Session:
     def _close(self, code: GraphQLCloseCode, reason: str) -> None:
         self._timer.cancel()
         self._cancel_operations()
-        self._connection.close(code, reason.encode()[:MAX_REASON_BYTES].decode(errors="ignore"))
+        self._connection.close(code, reason.encode()[:MAX_REASON_LENGTH].decode(errors="ignore"))

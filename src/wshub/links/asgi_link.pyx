@@ -16,6 +16,13 @@ from wshub.protocol.frame_buffer cimport (
     frame_release,
     frame_wire_length,
 )
+from wshub.protocol.opcodes cimport (
+    BINARY_OPCODE,
+    CLOSE_OPCODE,
+    FIN_BIT,
+    MASK_BIT,
+    TEXT_OPCODE,
+)
 
 import asyncio
 import logging
@@ -28,19 +35,13 @@ from wshub.protocol.close_code import (
     encode_close_payload,
     is_valid_on_wire,
 )
-from wshub.protocol.frame import encode_header
+from wshub.protocol.writer import encode_header
 
 logger = logging.getLogger("wshub.server")
 
 cdef enum:
-    TEXT_OPCODE = 0x1
-    BINARY_OPCODE = 0x2
-    CLOSE_OPCODE = 0x8
     # What is added to a close code to have one for private use (RFC 6455 section 7.4.2): 4011 for 1011.
     PRIVATE_CODES = 3000
-    # The highest bits of a header's first two octets (RFC 6455 section 5.2).
-    FIN = 0x80
-    MASKED = 0x80
 
 # A client's frame is masked. Under this key the payload is as it is.
 cdef bytes NO_MASK = b"\0\0\0\0"
@@ -301,7 +302,7 @@ cdef class AsgiLink(Link):
         cdef bytes header
         if self.closed or self.finishing or self.receiver is None:
             return
-        header = encode_header(FIN | opcode, MASKED, len(payload)) + NO_MASK
+        header = encode_header(FIN_BIT | opcode, MASK_BIT, len(payload)) + NO_MASK
         self.ledger.bytes_received += len(payload)
         self.receiver.data_received(<const uint8_t *><const char *>header, len(header))
         if payload and not self.closed and self.receiver is not None:

@@ -16,14 +16,14 @@ __all__ = [
 ]
 
 MAX_REASON_LENGTH = 123
-"""Octets of UTF-8 in a close reason: a control frame's 125 less the two of the code."""
+"""Maximum bytes of UTF-8 in a close reason: a control frame's 125 less the two of the code."""
 
 
 class CloseCode(IntEnum):
     """The close codes that have a registered meaning (RFC 6455 section 7.4.1 and the IANA registry).
 
-    ``NO_STATUS``, ``ABNORMAL`` and ``TLS_HANDSHAKE`` are only ever reported to the application: they name
-    what was seen when no close frame carried a code, and never appear in one.
+    ``NO_STATUS``, ``ABNORMAL`` and ``TLS_HANDSHAKE`` are only reported to the application, when no close frame had a
+    code. No close frame may carry them.
     """
 
     NORMAL = 1000
@@ -51,9 +51,9 @@ def is_valid_on_wire(code: int) -> bool:
 def encode_close_payload(code: int, reason: str | bytes) -> bytes:
     """Return the payload of a close frame: the code in network order, then the reason as UTF-8.
 
-    Raises ``InvalidMessageError`` for a code that no close frame may carry, and for a reason that is not
-    UTF-8 or is longer than ``MAX_REASON_LENGTH`` bytes. It is not shortened: only the caller knows what can
-    go. Raises ``TypeError`` for a reason that is neither ``str`` nor ``bytes``.
+    Raises ``InvalidMessageError`` for a code that no close frame may carry, and for a reason that is not UTF-8 or is
+    longer than ``MAX_REASON_LENGTH`` bytes. Shorten it yourself: only the caller knows what can be left out. Raises
+    ``TypeError`` for a reason that is neither ``str`` nor ``bytes``.
     """
     if isinstance(code, bool) or not hasattr(code, "__index__"):
         raise InvalidMessageError(f"a close code must be an int, such as 1000 or 4000, not {code!r}")
@@ -72,20 +72,20 @@ def encode_close_payload(code: int, reason: str | bytes) -> bytes:
     except UnicodeError:
         raise InvalidMessageError("a close reason must be text that UTF-8 can express") from None
     if len(encoded) > MAX_REASON_LENGTH:
-        raise InvalidMessageError(f"a close reason has at most {MAX_REASON_LENGTH} octets of UTF-8, not {len(encoded)}")
+        raise InvalidMessageError(f"a close reason has at most {MAX_REASON_LENGTH} bytes of UTF-8, not {len(encoded)}")
     return code.to_bytes(2, "big") + encoded
 
 
 def decode_close_payload(payload: bytes) -> tuple[int, str]:
-    """Return the code and reason that the payload of a received close frame holds.
+    """Return the code and reason in the payload of a received close frame.
 
-    An empty payload is ``(1005, "")`` (RFC 6455 section 7.1.5). Raises ``ProtocolError`` with 1002 for half a
-    code or one that may not be sent, and with 1007 for a reason that is not UTF-8.
+    An empty payload is ``(1005, "")`` (RFC 6455 section 7.1.5). Raises ``ProtocolError`` with 1002 for half a code or a
+    code that may not be sent, and with 1007 for a reason that is not UTF-8.
     """
     if not payload:
         return CloseCode.NO_STATUS, ""
     if len(payload) == 1:
-        raise ProtocolError(CloseCode.PROTOCOL_ERROR, "a close frame with one octet of payload")
+        raise ProtocolError(CloseCode.PROTOCOL_ERROR, "a close frame with one byte of payload")
     code = int.from_bytes(payload[:2], "big")
     if not is_valid_on_wire(code):
         raise ProtocolError(CloseCode.PROTOCOL_ERROR, f"a close frame with the code {code}")

@@ -1,24 +1,26 @@
-"""Frames as values (RFC 6455 section 5.2): the readable twin of the native parser and frame writer.
+"""Frames as values (RFC 6455 section 5.2).
 
-Nothing here runs per message in a server. The client, tests and tools use it, and the native code is tested
-against it.
+Tests and tools use them. A server does not: nothing here runs per message. ``Frame.decode`` is the readable twin of the
+native parser, which is tested against it. ``Frame.encode`` calls the native writer.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import KW_ONLY, dataclass, replace
 from enum import IntEnum
 from typing import TypeAlias
 
 from wshub.errors import InvalidMessageError, ProtocolError
 from wshub.protocol.close_code import CloseCode, encode_close_payload
+from wshub.protocol.writer import apply_mask, encode_frame
 
-__all__ = ["MAX_CONTROL_PAYLOAD", "BytesLike", "Frame", "Opcode", "apply_mask"]
+__all__ = ["MAX_CONTROL_PAYLOAD", "BytesLike", "Frame", "Opcode"]
 
 BytesLike: TypeAlias = bytes | bytearray | memoryview
 
 MAX_CONTROL_PAYLOAD = 125
-"""Octets of payload in a control frame, at most (RFC 6455 section 5.5)."""
+"""Maximum bytes of payload in a control frame (RFC 6455 section 5.5)."""
 
 _FIN = 0x80
 _RSV1 = 0x40
@@ -30,7 +32,7 @@ _LENGTH_OF_64_BITS = 127
 
 
 class Opcode(IntEnum):
-    """What a frame is; the other ten values of the four bits are reserved (RFC 6455 section 5.2)."""
+    """The kind of a frame. The other ten values of the four bits are reserved (RFC 6455 section 5.2)."""
 
     CONTINUATION = 0x0
     TEXT = 0x1
@@ -41,7 +43,7 @@ class Opcode(IntEnum):
 
     @property
     def is_control(self) -> bool:
-        """Whether this is a close, ping or pong: never fragmented, at most 125 octets."""
+        """Whether this is a close, ping or pong: never fragmented, at most 125 bytes."""
         return self >= Opcode.CLOSE
 
 
@@ -51,24 +53,23 @@ _OPCODES = {int(opcode): opcode for opcode in Opcode}
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One frame, with its payload in the clear: masking is applied by ``encode`` and undone by ``decode``.
+    """One frame, with its payload in the clear: ``encode`` masks it, and ``decode`` unmasks it.
 
-    A frame is checked when made, and ``InvalidMessageError`` tells what RFC 6455 does not allow in one. What
-    takes more than one frame to see (the order of fragments, UTF-8 across them), what depends on who sends
-    (clients mask, servers do not) and the meaning of the reserved bits, which extensions give them, is for
-    the caller to check.
+    Making a frame checks it. ``InvalidMessageError`` says what RFC 6455 does not allow in one. The caller checks the
+    rest: the order of fragments and UTF-8 across them, the roles (clients mask, servers do not), and the reserved bits,
+    whose meaning extensions define.
     """
 
     opcode: Opcode
-    """What the frame is."""
+    """The kind of the frame."""
 
     payload: bytes = b""
-    """The payload, not masked. Any bytes-like object is accepted, and copied."""
+    """The payload, not masked. It may be any bytes-like object, and is copied."""
 
     _: KW_ONLY
 
     fin: bool = True
-    """Whether this is the last, or only, fragment of its message."""
+    """Whether this is the last or only fragment of its message."""
 
     rsv1: bool = False
     """The first reserved bit: with permessage-deflate, a compressed message starts here."""
@@ -80,7 +81,7 @@ class Frame:
     """Whether the payload travels masked: always from client to server, never back."""
 
     mask_key: bytes | None = None
-    """The four octets of the masking key; there exactly if the frame is masked."""
+    """The four bytes of the masking key of a masked frame; else ``None``."""
 
     def __post_init__(self) -> None:
         opcode = _OPCODES.get(self.opcode)
@@ -93,12 +94,12 @@ class Frame:
                 raise InvalidMessageError("a control frame cannot be a fragment")
             if len(self.payload) > MAX_CONTROL_PAYLOAD:
                 raise InvalidMessageError(
-                    f"a control frame has at most {MAX_CONTROL_PAYLOAD} octets, not {len(self.payload)}"
+                    f"a control frame has at most {MAX_CONTROL_PAYLOAD} bytes, not {len(self.payload)}"
                 )
         if self.mask_key is not None:
             object.__setattr__(self, "mask_key", _to_bytes(self.mask_key, "a mask key"))
             if len(self.mask_key) != 4:
-                raise InvalidMessageError(f"a mask key has 4 octets, not {len(self.mask_key)}")
+                raise InvalidMessageError(f"a mask key has 4 bytes, not {len(self.mask_key)}")
         if self.masked and self.mask_key is None:
             raise InvalidMessageError("a masked frame needs a mask key")
         if self.mask_key is not None and not self.masked:
@@ -120,17 +121,17 @@ class Frame:
     @classmethod
     def binary(cls, payload: str | BytesLike) -> Frame:
         """Return a whole binary message; a ``str`` is sent as its UTF-8."""
-        return cls(Opcode.BINARY, _to_octets(payload))
+        return cls(Opcode.BINARY, _encode_payload(payload))
 
     @classmethod
     def ping(cls, payload: str | BytesLike = b"") -> Frame:
-        """Return a ping; raises ``InvalidMessageError`` if the payload is longer than 125 octets."""
-        return cls(Opcode.PING, _to_octets(payload))
+        """Return a ping; raises ``InvalidMessageError`` if the payload is longer than 125 bytes."""
+        return cls(Opcode.PING, _encode_payload(payload))
 
     @classmethod
     def pong(cls, payload: str | BytesLike = b"") -> Frame:
-        """Return a pong; raises ``InvalidMessageError`` if the payload is longer than 125 octets."""
-        return cls(Opcode.PONG, _to_octets(payload))
+        """Return a pong; raises ``InvalidMessageError`` if the payload is longer than 125 bytes."""
+        return cls(Opcode.PONG, _encode_payload(payload))
 
     @classmethod
     def close(cls, code: int = CloseCode.NORMAL, reason: str | bytes = "") -> Frame:
@@ -140,33 +141,31 @@ class Frame:
         """
         return cls(Opcode.CLOSE, encode_close_payload(code, reason))
 
-    def with_mask(self, mask_key: BytesLike) -> Frame:
-        """Return this frame masked with the four octets of ``mask_key``.
+    def with_mask(self, mask_key: BytesLike | None = None) -> Frame:
+        """Return this frame masked with the four bytes of ``mask_key``.
 
-        For what is sent to a peer that does not trust the sender, the key must be new for each frame and come
-        from the operating system's randomness (RFC 6455 section 10.3).
+        By default the key is new and comes from the operating system, as RFC 6455 section 10.3 asks. Tests may pass
+        one.
         """
-        return replace(self, masked=True, mask_key=_to_bytes(mask_key, "a mask key"))
+        key = os.urandom(4) if mask_key is None else _to_bytes(mask_key, "a mask key")
+        return replace(self, masked=True, mask_key=key)
 
     def encode(self) -> bytes:
-        """Return the octets of this frame, with its length in the shortest form (RFC 6455 section 5.2)."""
+        """Return the bytes of this frame, with its length in the shortest form (RFC 6455 section 5.2)."""
         first = self.opcode | (_FIN if self.fin else 0)
         first |= (_RSV1 if self.rsv1 else 0) | (_RSV2 if self.rsv2 else 0) | (_RSV3 if self.rsv3 else 0)
-        second = _MASKED if self.masked else 0
-        header = encode_header(first, second, len(self.payload))
-        if self.mask_key is None:
-            return header + self.payload
-        return header + self.mask_key + apply_mask(self.payload, self.mask_key)
+        return encode_frame(first, self.payload, self.mask_key)
 
     @classmethod
     def decode(cls, data: BytesLike) -> tuple[Frame, int] | None:
-        """Return the frame that ``data`` starts with and the number of octets it takes.
+        """Return the frame that ``data`` starts with, and its length in bytes.
 
-        ``None`` means that the frame is not complete: call again with the same octets and more. Nothing is
-        allocated for a payload that is not there yet; a bound on it is the caller's. Raises ``ProtocolError``
-        with 1002, as soon as the octets that show it are there, for a reserved opcode, a control frame that
-        is a fragment or longer than 125 octets, and a length whose top bit is set or that is not in its
-        shortest form.
+        ``None`` means that the frame is not complete: call again with the same bytes and more. A payload that has not
+        arrived allocates nothing, but its length is not limited: the caller does that.
+
+        Raises ``ProtocolError`` with 1002, as soon as the bytes show it. The reasons are a reserved opcode and a
+        control frame that is a fragment or longer than 125 bytes. A length that has its top bit set or is not in its
+        shortest form is another.
         """
         if not data:
             return None
@@ -182,7 +181,7 @@ class Frame:
         length = second & 0x7F
         position = 2
         if opcode.is_control and length > MAX_CONTROL_PAYLOAD:
-            raise ProtocolError(CloseCode.PROTOCOL_ERROR, "a control frame of more than 125 octets")
+            raise ProtocolError(CloseCode.PROTOCOL_ERROR, "a control frame of more than 125 bytes")
         if length >= _LENGTH_OF_16_BITS:
             position += 2 if length == _LENGTH_OF_16_BITS else 8
             if len(data) < position:
@@ -213,27 +212,6 @@ class Frame:
         return frame, end
 
 
-def encode_header(first: int, mask_bit: int, length: int) -> bytes:
-    """Return the header of a frame, without a mask key, for a payload of ``length`` octets.
-
-    ``first`` is its first octet, ``mask_bit`` 0x80 for a masked frame, or 0.
-    """
-    if length < _LENGTH_OF_16_BITS:
-        return bytes((first, mask_bit | length))
-    if length < 1 << 16:
-        return bytes((first, mask_bit | _LENGTH_OF_16_BITS)) + length.to_bytes(2, "big")
-    return bytes((first, mask_bit | _LENGTH_OF_64_BITS)) + length.to_bytes(8, "big")
-
-
-def apply_mask(payload: bytes, mask_key: bytes) -> bytes:
-    """Return ``payload`` with the four octets of ``mask_key`` applied; twice gives it back (section 5.3)."""
-    length = len(payload)
-    repeated = (mask_key * (length // 4 + 1))[:length]
-    # One exclusive or of two long integers: linear, and without a Python loop over octets.
-    masked = int.from_bytes(payload, "little") ^ int.from_bytes(repeated, "little")
-    return masked.to_bytes(length, "little")
-
-
 def _to_bytes(value: BytesLike, what: str) -> bytes:
     # bytes() would also take an integer (as a length) and a list.
     if not isinstance(value, bytes | bytearray | memoryview):
@@ -241,7 +219,7 @@ def _to_bytes(value: BytesLike, what: str) -> bytes:
     return bytes(value)
 
 
-def _to_octets(value: str | BytesLike) -> bytes:
+def _encode_payload(value: str | BytesLike) -> bytes:
     if not isinstance(value, str):
         return _to_bytes(value, "a payload")
     try:

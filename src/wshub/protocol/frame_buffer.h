@@ -1,18 +1,17 @@
-/* A frame as it goes over the wire: made once, shared by all who are to get it.
+/* A frame as it goes over the wire: made once, and shared by all receivers.
  *
- * The payload stands behind room for the longest header that a server writes, so a payload can be received,
- * unmasked and grown in place before its length is known, and becomes a frame by writing the header in front
- * of it. This is the only file that allocates or frees what it describes.
+ * In front of the payload is space for the longest header without a masking key. So a payload is received, unmasked and
+ * grown in place before its length is known. Writing the header in front of it makes it a frame. This is the only file that
+ * allocates or frees frames.
  *
- * A message that is sent compressed as well keeps its compressed forms (RFC 7692): frames of their own, in a chain that
- * the plain frame owns.
+ * A message that is also sent compressed keeps its compressed forms (RFC 7692). They are frames of their own, in a chain
+ * that the plain frame owns.
  *
- * A frame buffer belongs to whoever holds references to it: wshub_frame_new() gives its caller one, every
- * other holder takes its own with wshub_frame_retain(), and each gives it back with wshub_frame_release().
- * The count is plain, not atomic: frames are made, queued and released on the thread of their hub.
+ * A frame belongs to all holders of references. wshub_frame_new() gives its caller the first one. Every other holder takes
+ * its own with wshub_frame_retain(), and each gives it back with wshub_frame_release(). The count is not atomic: the thread
+ * of the hub makes, queues and releases its frames.
  *
- * Memory comes from Python's allocator, which needs the GIL: short frames come and go by the dozen, and it hands those
- * out in a fraction of what malloc takes beyond the few that it has at hand. */
+ * Memory comes from Python's allocator, which needs the GIL. It serves short frames in a fraction of malloc's time. */
 
 #ifndef WSHUB_FRAME_BUFFER_H
 #define WSHUB_FRAME_BUFFER_H
@@ -23,40 +22,43 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "frame_header.h"
+#include "masking.h"
+#include "opcodes.h"
 #include "tally.h"
 
-/* Two octets, and eight for a 64-bit length (RFC 6455 section 5.2); a server's frame has no mask. */
-#define WSHUB_HEADER_ROOM 10
+/* Space for two bytes, and eight for a 64-bit length (RFC 6455 section 5.2). A masking key has no place of its own. */
+#define WSHUB_HEADER_SPACE 10
 
-/* An opcode that no frame has: octets that are sent as they are, such as the answer to a handshake. */
+/* An opcode that no frame has: bytes that are sent as they are, such as the answer to a handshake. */
 #define WSHUB_RAW 0xFF
 
 typedef struct wshub_frame {
     uint32_t references;
     uint8_t opcode;
     uint8_t header_length;
-    uint8_t window_bits;    /* of a compressed form: its receiver must keep 2**window_bits octets; 0: not compressed */
-    uint8_t incompressible : 1; /* it is known that no compressed form is shorter */
-    uint8_t chained : 1; /* a compressed form that later ones refer to: whoever is given those needs it too */
-    uint8_t dispensable : 1; /* a message that may be dropped while it waits, by the policy it is sent with */
-    struct wshub_frame *next_form; /* owned: the next of the compressed forms, of which the plain frame is the head */
-    wshub_tally *tally; /* a reference: where it is counted what becomes of the message; or NULL */
-    uint64_t key;    /* of messages of which only the latest matters; 0: none */
-    size_t length;   /* octets of payload so far */
-    size_t capacity; /* octets of payload that fit */
+    uint8_t window_bits;    /* of a compressed form: its receiver must keep 2**window_bits bytes; 0: not compressed */
+    uint8_t incompressible : 1; /* no compressed form is shorter */
+    uint8_t chained : 1; /* a compressed form that later ones refer to: their receivers need it too */
+    uint8_t dispensable : 1; /* a message that its policy may drop while it waits */
+    struct wshub_frame *next_form; /* owned: the next compressed form; the plain frame is the head of the chain */
+    wshub_tally *tally; /* a reference: counts the outcome of the message; or NULL */
+    uint64_t key;    /* a newer message with the same key replaces this one; 0: none */
+    size_t length;   /* bytes of payload so far */
+    size_t capacity; /* bytes of payload that fit */
     uint8_t storage[];
 } wshub_frame;
 
 static inline uint8_t *
 wshub_frame_payload(wshub_frame *frame)
 {
-    return frame->storage + WSHUB_HEADER_ROOM;
+    return frame->storage + WSHUB_HEADER_SPACE;
 }
 
 static inline const uint8_t *
 wshub_frame_wire(const wshub_frame *frame)
 {
-    return frame->storage + WSHUB_HEADER_ROOM - frame->header_length;
+    return frame->storage + WSHUB_HEADER_SPACE - frame->header_length;
 }
 
 static inline size_t
@@ -65,22 +67,22 @@ wshub_frame_wire_length(const wshub_frame *frame)
     return frame->header_length + frame->length;
 }
 
-/* Data frames are what the counts of messages speak of; control frames and raw octets are not. */
+/* Only data frames count as messages; control frames and RAW bytes do not. */
 static inline int
 wshub_frame_is_message(const wshub_frame *frame)
 {
-    return frame->opcode < 0x8;
+    return frame->opcode < WSHUB_CONTROL_BIT;
 }
 
-/* Returns NULL where there is no memory, or no address space, for `capacity` octets. */
+/* Returns NULL if there is no memory, or no address space, for `capacity` bytes. */
 static inline wshub_frame *
 wshub_frame_new(uint8_t opcode, size_t capacity)
 {
     wshub_frame *frame;
 
-    if (capacity > (size_t)PY_SSIZE_T_MAX - sizeof(wshub_frame) - WSHUB_HEADER_ROOM)
+    if (capacity > (size_t)PY_SSIZE_T_MAX - sizeof(wshub_frame) - WSHUB_HEADER_SPACE)
         return NULL;
-    frame = PyMem_Malloc(sizeof(wshub_frame) + WSHUB_HEADER_ROOM + capacity);
+    frame = PyMem_Malloc(sizeof(wshub_frame) + WSHUB_HEADER_SPACE + capacity);
     if (frame == NULL)
         return NULL;
     frame->references = 1;
@@ -98,16 +100,16 @@ wshub_frame_new(uint8_t opcode, size_t capacity)
     return frame;
 }
 
-/* Gives the payload room for exactly `capacity` octets, no fewer than it has. Returns the frame, which may have moved, or
+/* Gives the payload space for exactly `capacity` bytes, no fewer than it has. Returns the frame, which may have moved, or
  * NULL with the old one untouched. Only for a frame that has a single holder. */
 static inline wshub_frame *
 wshub_frame_resize(wshub_frame *frame, size_t capacity)
 {
     wshub_frame *resized;
 
-    if (capacity > (size_t)PY_SSIZE_T_MAX - sizeof(wshub_frame) - WSHUB_HEADER_ROOM)
+    if (capacity > (size_t)PY_SSIZE_T_MAX - sizeof(wshub_frame) - WSHUB_HEADER_SPACE)
         return NULL;
-    resized = PyMem_Realloc(frame, sizeof(wshub_frame) + WSHUB_HEADER_ROOM + capacity);
+    resized = PyMem_Realloc(frame, sizeof(wshub_frame) + WSHUB_HEADER_SPACE + capacity);
     if (resized != NULL)
         resized->capacity = capacity;
     return resized;
@@ -142,7 +144,7 @@ wshub_frame_label(wshub_frame *frame, uint64_t key, wshub_tally *tally, int disp
     wshub_tally_release(former);
 }
 
-/* Whether nobody but `holders` holders of the frame has it, or any of its compressed forms. */
+/* Whether the frame has no more than `holders` holders, and its compressed forms have no holder but the chain. */
 static inline int
 wshub_frame_is_private(const wshub_frame *frame, uint32_t holders)
 {
@@ -154,14 +156,14 @@ wshub_frame_is_private(const wshub_frame *frame, uint32_t holders)
     return 1;
 }
 
-/* Returns a copy with its compressed forms, which is the caller's; NULL where there is no memory. */
+/* Returns a copy with its compressed forms. The caller owns it; NULL if there is no memory. */
 static inline wshub_frame *
 wshub_frame_copy(const wshub_frame *frame)
 {
     wshub_frame *first = NULL, **next = &first;
 
     for (; frame != NULL; frame = frame->next_form) {
-        size_t size = sizeof(wshub_frame) + WSHUB_HEADER_ROOM + frame->length;
+        size_t size = sizeof(wshub_frame) + WSHUB_HEADER_SPACE + frame->length;
         wshub_frame *copy = PyMem_Malloc(size);
         if (copy == NULL) {
             wshub_frame_release(first);
@@ -178,10 +180,10 @@ wshub_frame_copy(const wshub_frame *frame)
     return first;
 }
 
-/* Gives a frame and its forms what a queue has to know of a message: its key, its tally, and whether it is dispensable.
- * The caller owns one of the references, of which `holders` at most are not in any queue. Where others have the frame it
- * is a copy that gets them, in place of the caller's reference: nothing that is queued ever changes. Returns the frame or
- * the copy; NULL where there is no memory, and the caller's reference is unchanged. */
+/* Gives a frame and its forms what a queue must know of a message: its key, its tally, and whether it is dispensable.
+ * The caller owns one reference. Up to `holders` references are known to be in no queue. If there are more, a copy is
+ * labelled and takes the place of the caller's reference, because a queued frame never changes. Returns the frame or the
+ * copy. Returns NULL if there is no memory; the caller still owns its reference then. */
 static inline wshub_frame *
 wshub_frame_labelled(wshub_frame *frame, uint32_t holders, uint64_t key, wshub_tally *tally, int dispensable)
 {
@@ -199,34 +201,41 @@ wshub_frame_labelled(wshub_frame *frame, uint32_t holders, uint64_t key, wshub_t
     return frame;
 }
 
-/* Writes the header of a final, unmasked frame in front of the payload, its length in the fewest octets
- * (RFC 6455 section 5.2), RSV1 set if it is compressed (RFC 7692 section 6). */
+/* Writes the header of a whole, unmasked message in front of the payload. It sets RSV1 if the frame is a compressed form
+ * (RFC 7692 section 6). */
 static inline void
 wshub_frame_seal(wshub_frame *frame, uint8_t opcode)
 {
-    uint8_t *payload = wshub_frame_payload(frame);
-    uint64_t length = frame->length;
+    uint8_t first = (uint8_t)(WSHUB_FIN_BIT | (frame->window_bits ? WSHUB_RSV1_BIT : 0) | opcode);
 
     frame->opcode = opcode;
-    if (length < 126) {
-        frame->header_length = 2;
-        payload[-1] = (uint8_t)length;
-    }
-    else if (length <= 0xFFFF) {
-        frame->header_length = 4;
-        payload[-3] = 126;
-        payload[-2] = (uint8_t)(length >> 8);
-        payload[-1] = (uint8_t)length;
-    }
-    else {
-        frame->header_length = 10;
-        payload[-9] = 127;
-        for (int octet = 1; octet <= 8; octet++) {
-            payload[-octet] = (uint8_t)length;
-            length >>= 8;
-        }
-    }
-    payload[-frame->header_length] = (uint8_t)(0x80 | (frame->window_bits ? 0x40 : 0) | opcode);
+    frame->header_length = (uint8_t)wshub_write_header(wshub_frame_payload(frame), first, 0, frame->length);
+}
+
+/* Returns a copy of a sealed frame as a client sends it, masked with `key` (RFC 6455 section 5.3). The caller owns it; NULL
+ * if there is no memory. The key travels in front of the masked payload and counts as payload here: wshub_frame_wire() needs
+ * no special case, and only clients pay for its four bytes. The copy has no compressed forms of its own. */
+static inline wshub_frame *
+wshub_frame_masked(const wshub_frame *frame, const uint8_t key[WSHUB_MASK_KEY_SIZE])
+{
+    const uint8_t *source = frame->storage + WSHUB_HEADER_SPACE;
+    uint8_t *payload;
+    wshub_frame *masked;
+
+    if (frame->length > (size_t)PY_SSIZE_T_MAX - WSHUB_MASK_KEY_SIZE)
+        return NULL;
+    masked = wshub_frame_new(frame->opcode, frame->length + WSHUB_MASK_KEY_SIZE);
+    if (masked == NULL)
+        return NULL;
+    wshub_frame_label(masked, frame->key, frame->tally, frame->dispensable);
+    masked->window_bits = frame->window_bits;
+    masked->length = frame->length + WSHUB_MASK_KEY_SIZE;
+    payload = wshub_frame_payload(masked);
+    memcpy(payload, key, WSHUB_MASK_KEY_SIZE);
+    wshub_mask(payload + WSHUB_MASK_KEY_SIZE, source, frame->length, key, 0);
+    masked->header_length =
+        (uint8_t)wshub_write_header(payload, wshub_frame_wire(frame)[0], WSHUB_MASK_BIT, frame->length);
+    return masked;
 }
 
 #endif

@@ -47,10 +47,11 @@ cdef extern from "frame_buffer.h" nogil:
     void frame_seal "wshub_frame_seal"(FrameBuffer *frame, uint8_t opcode) noexcept
 
 
-# What takes memory from Python's allocator, or gives it back, needs the GIL.
+# These use Python's allocator, so they need the GIL.
 cdef extern from "frame_buffer.h":
     FrameBuffer *frame_new "wshub_frame_new"(uint8_t opcode, size_t capacity) noexcept
     FrameBuffer *frame_resize "wshub_frame_resize"(FrameBuffer *frame, size_t capacity) noexcept
     void frame_release "wshub_frame_release"(FrameBuffer *frame) noexcept
+    FrameBuffer *frame_masked "wshub_frame_masked"(const FrameBuffer *frame, const uint8_t *key) noexcept
     FrameBuffer *frame_labelled "wshub_frame_labelled"(FrameBuffer *frame, uint32_t holders, uint64_t key, Tally *tally,
                                                        bint dispensable) noexcept

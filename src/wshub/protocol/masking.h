@@ -1,4 +1,4 @@
-/* Masking of payloads (RFC 6455 section 5.3): octet i is XORed with octet i modulo 4 of the key. */
+/* Masks and unmasks payloads (RFC 6455 section 5.3): XORs byte i with byte i modulo 4 of the key. */
 
 #ifndef WSHUB_MASKING_H
 #define WSHUB_MASKING_H
@@ -7,19 +7,22 @@
 #include <stdint.h>
 #include <string.h>
 
-/* Writes `length` masked octets of `source` to `destination`, which may be the same place but must not
- * overlap otherwise. `position` is how many octets of the frame's payload came before `source`.
- * The eight-octet blocks are moved by memcpy, so neither pointer needs any alignment; the compiler turns the
- * loop into vector instructions. */
+#include "opcodes.h"
+
+/* Writes `length` masked bytes of `source` to `destination`. The two may be the same place but must not overlap otherwise.
+ * `position` is the number of payload bytes of the frame that came before `source`.
+ * memcpy moves the blocks of eight bytes, so neither pointer needs any alignment. The compiler turns the loop into vector
+ * instructions. */
 static inline void
-wshub_mask(uint8_t *destination, const uint8_t *source, size_t length, const uint8_t key[4], uint64_t position)
+wshub_mask(uint8_t *destination, const uint8_t *source, size_t length, const uint8_t key[WSHUB_MASK_KEY_SIZE],
+           uint64_t position)
 {
     uint8_t rotated[8];
     uint64_t block_key;
     size_t i = 0;
 
-    for (size_t octet = 0; octet < 8; octet++)
-        rotated[octet] = key[(position + octet) & 3];
+    for (size_t place = 0; place < 8; place++)
+        rotated[place] = key[(position + place) & 3];
     memcpy(&block_key, rotated, 8);
     for (; i + 8 <= length; i += 8) {
         uint64_t block;

@@ -5,12 +5,12 @@ from wshub.protocol.frame_buffer cimport FrameBuffer, Tally
 
 cdef class Message:
     cdef FrameBuffer *frame  # owned, sealed; never NULL after __cinit__
-    cdef object payload      # the str or bytes made of it, once somebody has looked
+    cdef object payload      # the str or bytes made of it, once it was used
     cdef int check(self) except -1
 
 
 cdef Message message_from_frame(FrameBuffer *frame)
-cdef FrameBuffer *frame_from_octets(const void *octets, size_t length, uint8_t opcode) except NULL
+cdef FrameBuffer *frame_from_octets(const void *source, size_t length, uint8_t opcode) except NULL
 cdef FrameBuffer *frame_from_data(object data) except NULL
 cdef FrameBuffer *labelled_frame_from_data(object data, uint64_t key, Tally *tally, bint dispensable) except NULL
 cdef FrameBuffer *frame_from_payload(object data, uint8_t opcode) except NULL

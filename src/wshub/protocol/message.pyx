@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""A text or binary message, kept as the frame that it came in or goes out as (RFC 6455 section 5.6)."""
+"""A text or binary message, kept as the frame that travels (RFC 6455 section 5.6)."""
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE, PyBytes_FromStringAndSize
@@ -21,6 +21,7 @@ from wshub.protocol.frame_buffer cimport (
     frame_wire,
     frame_wire_length,
 )
+from wshub.protocol.opcodes cimport BINARY_OPCODE, TEXT_OPCODE
 
 import enum
 
@@ -29,28 +30,27 @@ from wshub.errors import InvalidMessageError
 cdef extern from "Python.h":
     const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
 
-cdef enum:
-    TEXT = 0x1
-    BINARY = 0x2
-
 
 class MessageType(enum.Enum):
-    """What a message is made of. The values are the opcodes of RFC 6455 section 5.2."""
+    """The type of a message's payload. The values are the opcodes of RFC 6455 section 5.2."""
 
-    TEXT = 0x1
-    BINARY = 0x2
+    TEXT = TEXT_OPCODE
+    BINARY = BINARY_OPCODE
 
 
 cdef object TEXT_TYPE = MessageType.TEXT
 cdef object BINARY_TYPE = MessageType.BINARY
 
 
-cdef FrameBuffer *frame_from_octets(const void *octets, size_t length, uint8_t opcode) except NULL:
-    """A sealed frame with a copy of the payload, or RAW octets as they are. The caller owns it. Raises MemoryError."""
+cdef FrameBuffer *frame_from_octets(const void *source, size_t length, uint8_t opcode) except NULL:
+    """Returns a sealed frame with a copy of the payload; RAW bytes get no header. The caller owns it.
+
+    Raises MemoryError.
+    """
     cdef FrameBuffer *frame = frame_new(opcode, length)
     if frame == NULL:
         raise MemoryError
-    memcpy(frame_payload(frame), octets, length)
+    memcpy(frame_payload(frame), source, length)
     frame.length = length
     if opcode != RAW:
         frame_seal(frame, opcode)
@@ -59,16 +59,16 @@ cdef FrameBuffer *frame_from_octets(const void *octets, size_t length, uint8_t o
 
 cdef FrameBuffer *frame_from_text(object text, uint8_t opcode) except NULL:
     cdef Py_ssize_t length
-    cdef const char *octets
+    cdef const char *source
     try:
-        octets = PyUnicode_AsUTF8AndSize(text, &length)
+        source = PyUnicode_AsUTF8AndSize(text, &length)
     except UnicodeEncodeError as error:
         raise InvalidMessageError(f"text with a lone surrogate cannot be sent as UTF-8: {error}") from None
-    return frame_from_octets(octets, length, opcode)
+    return frame_from_octets(source, length, opcode)
 
 
 cdef int check_contiguous(object data) except -1:
-    """Raises InvalidMessageError if that is why the buffer of an object cannot be had."""
+    """Raises InvalidMessageError if the buffer of an object has gaps."""
     if not memoryview(data).c_contiguous:
         raise InvalidMessageError(
             f"the buffer of this {type(data).__name__} is not contiguous: send bytes(data), which copies it"
@@ -77,10 +77,10 @@ cdef int check_contiguous(object data) except -1:
 
 
 cdef FrameBuffer *frame_from_payload(object data, uint8_t opcode) except NULL:
-    """A sealed frame of that opcode: a str goes as UTF-8, an object with a buffer as its bytes.
+    """Returns a sealed frame of that opcode: a str becomes UTF-8, an object with a buffer its bytes.
 
-    Raises TypeError for anything else, InvalidMessageError for text that UTF-8 cannot encode and for a buffer with
-    gaps.
+    Raises TypeError for anything else. Raises InvalidMessageError for text that UTF-8 cannot encode, and for a buffer
+    with gaps.
     """
     cdef Py_buffer buffer
     cdef FrameBuffer *frame
@@ -106,7 +106,7 @@ cdef FrameBuffer *frame_from_payload(object data, uint8_t opcode) except NULL:
 
 
 cdef FrameBuffer *frame_from_data(object data) except NULL:
-    """The frame of a message: that of a Message shared, a str as text, an object with a buffer as binary.
+    """Returns the frame of a message. A Message shares its frame, a str becomes text, an object with a buffer binary.
 
     The caller owns one reference to it.
     """
@@ -114,12 +114,12 @@ cdef FrameBuffer *frame_from_data(object data) except NULL:
         (<Message>data).check()
         return frame_retain((<Message>data).frame)
     if isinstance(data, str):
-        return frame_from_text(data, TEXT)
-    return frame_from_payload(data, BINARY)
+        return frame_from_text(data, TEXT_OPCODE)
+    return frame_from_payload(data, BINARY_OPCODE)
 
 
 cdef FrameBuffer *labelled_frame_from_data(object data, uint64_t key, Tally *tally, bint dispensable) except NULL:
-    """frame_from_data() with what a queue has to know; that of a Message gets it for good where it is not queued."""
+    """Returns frame_from_data() with what a queue must know. A Message's frame keeps it if no queue has the frame."""
     cdef FrameBuffer *frame = frame_from_data(data)
     cdef FrameBuffer *labelled = frame_labelled(frame, 2 if isinstance(data, Message) else 1, key, tally, dispensable)
     if labelled == NULL:
@@ -129,7 +129,7 @@ cdef FrameBuffer *labelled_frame_from_data(object data, uint64_t key, Tally *tal
 
 
 cdef Message message_from_frame(FrameBuffer *frame):
-    """A message that takes over the caller's reference to a sealed text or binary frame."""
+    """Returns a message that takes over the caller's reference to a sealed text or binary frame."""
     cdef Message message
     try:
         message = Message.__new__(Message)
@@ -146,11 +146,11 @@ cdef Message message_from_frame(FrameBuffer *frame):
 cdef class Message:
     """One whole message, received or to be sent.
 
-    It holds its payload once, as the frame that goes over the wire: passing a received message to ``send`` or
-    ``broadcast`` neither decodes nor copies it. It is immutable and may be kept.
+    It holds its payload once, as the frame that goes over the wire. So ``send`` and ``broadcast`` pass a received
+    message on without decoding or copying it. A message is immutable, and you may keep it.
 
     Args:
-        data: a str makes a text message; bytes, or any object with a contiguous buffer, a binary one.
+        data: a str makes a text message. Bytes, or any object with a contiguous buffer, make a binary one.
 
     Raises:
         TypeError: ``data`` is neither.
@@ -162,7 +162,7 @@ cdef class Message:
         self.payload = None
 
     def __init__(self, data):
-        # The new frame is made first: a message that is initialised twice must not lose its old one.
+        # The new frame comes first: if it fails, a message that is initialised twice must keep its old one.
         cdef FrameBuffer *frame = frame_from_data(data)
         frame_release(self.frame)
         self.frame = frame
@@ -178,10 +178,10 @@ cdef class Message:
 
     @property
     def data(self):
-        """The payload: a str for a text message, bytes for a binary one. It is made at the first look and kept."""
+        """The payload: a str for a text message, bytes for a binary one. It is decoded at the first use and kept."""
         if self.payload is None:
             self.check()
-            if self.frame.opcode == TEXT:
+            if self.frame.opcode == TEXT_OPCODE:
                 self.payload = PyUnicode_DecodeUTF8(
                     <const char *>frame_payload(self.frame), self.frame.length, NULL
                 )
@@ -195,7 +195,7 @@ cdef class Message:
     def type(self):
         """MessageType.TEXT or MessageType.BINARY."""
         self.check()
-        return TEXT_TYPE if self.frame.opcode == TEXT else BINARY_TYPE
+        return TEXT_TYPE if self.frame.opcode == TEXT_OPCODE else BINARY_TYPE
 
     @property
     def frame_bytes(self):
@@ -210,7 +210,7 @@ cdef class Message:
         return PyBytes_FromStringAndSize(<const char *>frame_payload(self.frame), self.frame.length)
 
     def __len__(self):
-        """The length of the payload in octets, which for text is not that in characters."""
+        """The length of the payload in bytes. For text, that is not the number of characters."""
         self.check()
         return self.frame.length
 

@@ -12,6 +12,7 @@ from typing_extensions import Buffer
 from wshub.errors import ProtocolError
 from wshub.protocol.compression.negotiation import PermessageDeflate
 from wshub.protocol.message import Message
+from wshub.protocol.role import Role
 
 _Event: TypeAlias = (
     tuple[Literal["message"], Message]
@@ -21,14 +22,11 @@ _Event: TypeAlias = (
 )
 
 class FrameParser:
-    """The native parser for programs without I/O, and for tests: octets in, events out.
+    """The native parser for programs without I/O, and for tests: octets in, events out."""
 
-    Args:
-        max_message_size: the longest message taken, in octets of payload.
-        compression: a PermessageDeflate, as it was negotiated, or None.
-    """
-
-    def __new__(cls, max_message_size: int = 65536, compression: PermessageDeflate | None = None) -> Self: ...
+    def __new__(
+        cls, max_message_size: int = 65536, compression: PermessageDeflate | None = None, role: Role = Role.SERVER
+    ) -> Self: ...
     @property
     def stopped(self) -> bool:
         """Whether a close frame or a failure has been read, after which all octets are ignored."""

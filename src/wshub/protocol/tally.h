@@ -1,6 +1,6 @@
-/* What became of messages that were accepted for sending: accepted = pending + the sum of all outcomes, at any moment.
+/* Counts what became of messages that were accepted for sending. At any moment, accepted = pending + all outcomes.
  *
- * A tally outlives whoever asked for it as long as a frame refers to it: it belongs to all who hold references to it. */
+ * A tally belongs to all holders of references. It lives as long as a frame refers to it, even after its creator is gone. */
 
 #ifndef WSHUB_TALLY_H
 #define WSHUB_TALLY_H
@@ -11,12 +11,12 @@
 #include <string.h>
 
 typedef enum {
-    WSHUB_DELIVERED,      /* taken whole by the kernel, or by the transport */
-    WSHUB_DROPPED_CLOSED, /* its connection ended before it left */
-    WSHUB_DROPPED_SLOW,   /* its connection was closed because too much was queued */
-    WSHUB_DROPPED_NEWEST, /* too much was queued already */
-    WSHUB_DROPPED_OLDEST, /* it made room for a newer one */
-    WSHUB_REPLACED,       /* a newer one with the same key took its place */
+    WSHUB_DELIVERED,      /* the kernel or the transport took all of it */
+    WSHUB_DROPPED_CLOSED, /* its connection ended first */
+    WSHUB_DROPPED_SLOW,   /* its connection was closed: its queue was full */
+    WSHUB_DROPPED_NEWEST, /* the queue was full, so it was not queued */
+    WSHUB_DROPPED_OLDEST, /* it was removed from a full queue for a newer one */
+    WSHUB_REPLACED,       /* a newer message with the same key took its place */
     WSHUB_OUTCOMES
 } wshub_outcome;
 
@@ -27,7 +27,7 @@ typedef struct {
     uint64_t outcomes[WSHUB_OUTCOMES];
 } wshub_tally;
 
-/* Returns NULL where there is no memory; else a tally with one reference, which is the caller's. */
+/* Returns a tally with one reference, which the caller owns; NULL if there is no memory. */
 static inline wshub_tally *
 wshub_tally_new(void)
 {

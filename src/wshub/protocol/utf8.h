@@ -1,7 +1,7 @@
-/* Incremental validation of UTF-8 (RFC 3629), which text messages and close reasons must be.
+/* Validates UTF-8 incrementally (RFC 3629). Text messages and close reasons must be UTF-8.
  *
- * An octet that no valid text can have at its place is refused at once, also when the sequence it belongs to
- * began in an earlier chunk: RFC 6455 section 8.1 lets a server fail before the message is complete. */
+ * It refuses the first byte that no valid text can have at its place, even if its sequence began in an earlier chunk.
+ * RFC 6455 section 8.1 lets an endpoint fail before the message is complete. */
 
 #ifndef WSHUB_UTF8_H
 #define WSHUB_UTF8_H
@@ -10,9 +10,8 @@
 #include <stdint.h>
 #include <string.h>
 
-/* All zero at the start of a text. `missing` continuation octets are still to come; the next of them lies
- * between `lower` and `upper`: narrower than 80-BF after E0, ED, F0 and F4, where the rest would be overlong,
- * a surrogate or above U+10FFFF. */
+/* All zero at the start of a text. `missing` continuation bytes are still to come. The next one lies between `lower` and
+ * `upper`. After E0, ED, F0 and F4 that is less than 80-BF: the rest would be overlong, a surrogate or above U+10FFFF. */
 typedef struct {
     uint8_t missing;
     uint8_t lower;
@@ -43,8 +42,7 @@ wshub_ascii_run(const uint8_t *text, size_t length)
     return i;
 }
 
-/* Returns 0 if `text` can be part of a valid text, -1 if it cannot. The text ends validly only where
- * `state->missing` is 0. */
+/* Returns 0 if `text` can be part of a valid text, -1 if it cannot. A text is complete only if `state->missing` is 0. */
 static inline int
 wshub_utf8_validate(wshub_utf8_state *state, const uint8_t *text, size_t length)
 {
@@ -52,26 +50,26 @@ wshub_utf8_validate(wshub_utf8_state *state, const uint8_t *text, size_t length)
     uint8_t missing = state->missing, lower = state->lower, upper = state->upper;
 
     while (i < length) {
-        uint8_t octet;
+        uint8_t byte;
 
         if (missing == 0 && text[i] < 0x80) {
             i += wshub_ascii_run(text + i, length - i);
             continue;
         }
-        octet = text[i++];
+        byte = text[i++];
         if (missing > 0) {
-            if (octet < lower || octet > upper)
+            if (byte < lower || byte > upper)
                 return -1;
             missing--;
             lower = 0x80;
             upper = 0xBF;
             continue;
         }
-        if (octet < 0xC2 || octet > 0xF4)
+        if (byte < 0xC2 || byte > 0xF4)
             return -1;
-        lower = octet == 0xE0 ? 0xA0 : octet == 0xF0 ? 0x90 : 0x80;
-        upper = octet == 0xED ? 0x9F : octet == 0xF4 ? 0x8F : 0xBF;
-        missing = octet < 0xE0 ? 1 : octet < 0xF0 ? 2 : 3;
+        lower = byte == 0xE0 ? 0xA0 : byte == 0xF0 ? 0x90 : 0x80;
+        upper = byte == 0xED ? 0x9F : byte == 0xF4 ? 0x8F : 0xBF;
+        missing = byte < 0xE0 ? 1 : byte < 0xF0 ? 2 : 3;
     }
     state->missing = missing;
     state->lower = lower;

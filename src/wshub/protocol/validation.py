@@ -1,4 +1,4 @@
-"""What every configuration checks of its values."""
+"""The checks that every configuration makes of its values."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = [
 def check_integer(name: str, value: Any, smallest: int, largest: int) -> int:
     """Return an integer from ``smallest`` to ``largest`` as an ``int``; raise ``ConfigurationError`` for anything else.
 
-    A ``bool`` is none. Any other object with ``__index__`` is one, such as NumPy's integers.
+    A ``bool`` is refused. Any other object with ``__index__`` counts as an integer, such as NumPy's.
     """
     if not isinstance(value, bool) and hasattr(value, "__index__"):
         number = operator.index(value)
@@ -32,7 +32,7 @@ def check_integer(name: str, value: Any, smallest: int, largest: int) -> int:
 
 
 def check_port(value: Any) -> int:
-    """Return the number of a port, where 0 lets the system choose; raise ``ConfigurationError`` for anything else."""
+    """Return the number of a port; raise ``ConfigurationError`` for anything else. With 0 the system chooses one."""
     return check_integer("port", value, 0, 65535)
 
 
@@ -43,14 +43,14 @@ def check_bool(name: str, value: object) -> None:
 
 
 def check_str(name: str, value: object) -> str:
-    """Return a ``str`` without what its subclass adds; raise ``ConfigurationError`` for anything else."""
+    """Return a plain ``str``, also for a subclass; raise ``ConfigurationError`` for anything else."""
     if not isinstance(value, str):
         raise ConfigurationError(f"{name} must be a str, not {value!r}")
     return str.__str__(value)
 
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> str:
-    """Return the one of ``choices`` that the value is; raise ``ConfigurationError`` if it is none."""
+    """Return the choice that equals the value; raise ``ConfigurationError`` if there is none."""
     if isinstance(value, str):
         chosen = str.__str__(value)
         if chosen in choices:
@@ -62,7 +62,7 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> str:
 def check_strings(name: str, values: Any) -> tuple[str, ...]:
     """Return an iterable of ``str`` as a tuple; raise ``ConfigurationError`` for anything else.
 
-    A single ``str`` is refused. It would count as its characters.
+    A single ``str`` is refused: it would count as its characters.
     """
     if isinstance(values, str | bytes):
         raise ConfigurationError(f"{name} must be a sequence of strings, such as [{values!r}], not one string")
@@ -74,7 +74,7 @@ def check_strings(name: str, values: Any) -> tuple[str, ...]:
 def check_fields(name: str, fields: Any) -> Iterable[tuple[str | bytes, str | bytes]]:
     """Return an iterable of header fields; raise ``ConfigurationError`` for a mapping, a ``str`` or a single object.
 
-    The elements of a mapping or a ``str`` are no pairs of a name and a value.
+    The elements of these are not pairs of a name and a value.
     """
     if isinstance(fields, Mapping | str | bytes) or not isinstance(fields, Iterable):
         hint = f": pass {name}.items()" if isinstance(fields, Mapping) else ""

@@ -20,39 +20,39 @@ _RANGES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompressionConfig:
-    """How a hub compresses. Immutable; raises ``ConfigurationError`` when made with a value that cannot be.
+    """Settings of a hub's compression. Immutable; an invalid value raises ``ConfigurationError``.
 
-    With the defaults no connection keeps any state of its own between messages: all of a hub compress with one state
-    for each size of window in use, and decompress with one for all.
+    With the defaults, no connection keeps a state of its own between messages. All connections of a hub share one
+    decompressing state, and one compressing state for each window size in use.
     """
 
     engine: Literal["auto", "zlib", "isal"] = "auto"
-    """What compresses messages that refer to no other: ``"isal"`` is Intel's ISA-L, for levels up to 3, if wshub was
-    built with it; ``"auto"`` takes it if it is there. All else is zlib's work."""
+    """The library that compresses messages without references to others. ``"isal"`` is Intel's ISA-L, for levels up to
+    3, if wshub was built with it. ``"auto"`` uses it if it is available. zlib does everything else."""
 
     level: int = 2
-    """How hard to look for repetitions, 1 (fastest) to 9 (smallest), as in zlib."""
+    """The effort to find repetitions, from 1 (fastest) to 9 (smallest), as in zlib."""
 
     memory_level: int = 5
-    """The memory of one compressing state beside its window, 1 to 9, as in zlib: 2**(memory_level + 9) octets."""
+    """The memory of one compressing state beside its window, 1 to 9, as in zlib: 2**(memory_level + 9) bytes."""
 
     server_max_window_bits: int = 15
-    """The base-2 logarithm of how many octets back the hub refers to. A client may ask for less, and gets it."""
+    """The base-2 logarithm of the hub's window in bytes. A client may ask for less, and gets it."""
 
     client_max_window_bits: int = 15
-    """The same for what clients send, of those that let the server choose. It bounds what a connection with
-    ``client_context_takeover`` keeps."""
+    """The same for messages from clients that let the server choose. It bounds the memory of a connection with
+    ``client_context_takeover``."""
 
     server_context_takeover: bool = False
-    """Whether each connection keeps a compressing state, so that what is sent to it alone can refer to earlier
-    messages: smaller messages, for about 2**(server_max_window_bits + 2) + 2**(memory_level + 9) octets each."""
+    """Whether each connection keeps a compressing state, so that messages to it alone can refer to earlier ones.
+    Messages become smaller; each state takes about 2**(server_max_window_bits + 2) + 2**(memory_level + 9) bytes."""
 
     client_context_takeover: bool = False
-    """Whether clients may refer to their earlier messages, for which each connection keeps a decompressing state of
-    about 2**client_max_window_bits + 7,000 octets."""
+    """Whether clients may refer to their earlier messages. Each connection then keeps a decompressing state of about
+    2**client_max_window_bits + 7,000 bytes."""
 
     threshold: int = 256
-    """Messages of fewer octets are sent plain: they gain little."""
+    """Messages of fewer bytes are sent plain: they gain little."""
 
     def __post_init__(self) -> None:
         for name, (smallest, largest) in _RANGES.items():

@@ -21,10 +21,10 @@ cdef extern from "zlib.h" nogil:
 
 cdef enum InflateResult:
     INFLATED
-    TOO_LARGE       # it would be longer than allowed
-    INVALID         # it is not what deflate makes
+    TOO_LARGE       # longer than allowed
+    INVALID         # not valid deflate data
     NO_MEMORY
-    WASTEFUL        # it is in more blocks than a compressor makes
+    WASTEFUL        # in more blocks than a compressor makes
 
 
 cdef enum:
@@ -37,13 +37,13 @@ cdef struct Inflater:
     bint started
     bint keeps_history      # a message may refer to earlier ones
     uint8_t window_bits
-    uint64_t work           # what the blocks of the last message have cost, as so many octets decompressed
+    uint64_t work           # cost of the last message's blocks, in decompressed bytes
 
 
 cdef struct Deflater:
     z_stream stream         # owns a state if started
     bint started
-    bint has_history        # something was compressed since the history was last forgotten
+    bint has_history        # true if it compressed something since it last forgot its history
     uint8_t level
     uint8_t memory_level
     uint8_t window_bits
@@ -65,12 +65,12 @@ cdef class DeflatePool:
     cdef Inflater inflater
     cdef Deflater deflaters[16]          # by window bits
     cdef const DeflateEngine *engine     # used in place of these, where not NULL
-    cdef void *engine_state              # owned, made by the engine; NULL until it is needed
+    cdef void *engine_state              # owned, made by the engine; NULL until needed
     cdef readonly object config
-    cdef uint8_t window_bits             # those of the config, for the server
-    cdef readonly uint64_t compressions  # how often a message was compressed
-    cdef readonly uint64_t octets_in     # of these messages
-    cdef readonly uint64_t octets_out    # of what became of them
+    cdef uint8_t window_bits             # the config's, for the server
+    cdef readonly uint64_t compressions  # number of messages compressed
+    cdef readonly uint64_t octets_in     # bytes of these messages
+    cdef readonly uint64_t octets_out    # bytes of their forms
 
     cdef FrameBuffer *form(self, FrameBuffer *frame, uint8_t window_bits) noexcept
     cdef FrameBuffer *make_form(self, FrameBuffer *frame, uint8_t window_bits) noexcept

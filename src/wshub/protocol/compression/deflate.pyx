@@ -1,9 +1,12 @@
 # cython: language_level=3, cdivision=True
 """Compresses and decompresses the payload of messages (RFC 7692 section 7.2).
 
-The rules of this file: a state is made when it is first needed, and a failure leaves it as it was before or forgets
-its history; what is decompressed is bounded before it is written; nothing is shared between two messages but what their
-sender means to share: a state that serves many connections forgets before each message.
+The rules of this file:
+
+- A state is made when it is first needed. A failure leaves it unchanged, or forgets its history.
+- The size of decompressed data is bounded before it is written.
+- Two messages share nothing unless their sender means to share it. So a state that serves many connections forgets its
+  history before each message.
 """
 
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
@@ -53,32 +56,31 @@ cdef extern from "zlib.h" nogil:
     int deflateEnd(z_stream *stream) noexcept
     int zlib_deflate "deflate"(z_stream *stream, int flush) noexcept
 
-# The empty block at the end of what a flush gives, of which a message leaves out all but the first bits (RFC 7692
-# section 7.2.1).
+# The empty block at the end of a flush. A message leaves it out, except for its first bits (RFC 7692 section 7.2.1).
 cdef uint8_t[4] TAIL = [0x00, 0x00, 0xFF, 0xFF]
 
 cdef enum:
-    # Of what zlib tells of a stream: how many bits of the last octet are not used yet; in the last block; between two.
+    # zlib's `data_type` of a stream: the number of unused bits of the last byte; in the last block; between two blocks.
     BITS_HELD = 7
     IN_LAST_BLOCK = 64
     BETWEEN_BLOCKS = 128
-    # What a block costs, as so many octets decompressed: one with codes of its own has tables made for them.
+    # The cost of a block, in decompressed bytes. A block with codes of its own needs tables for them.
     BLOCK_WORK = 8
     CODES_WORK = 2000
-    # What the blocks of a message may cost for each octet that it becomes, and beside that. With the least of memory
-    # zlib begins new codes after 127 octets, and sooner where it is flushed: two blocks, if that is after each octet.
+    # The blocks of a message may cost this much for each byte of it, and this much in addition. With the least memory,
+    # zlib begins new codes after 127 bytes, and sooner after a flush: two blocks, if that is after each byte.
     WORK_PER_OCTET = 20
     SPARE_WORK = 512 * CODES_WORK
-    # A flush needs more than six octets of room, or it may be written twice.
-    FLUSH_ROOM = 16
-    # A message that is decompressed gets room for so many times what it had, at first.
+    # A flush needs more than six bytes of space, or it may be written twice.
+    FLUSH_SPACE = 16
+    # A message is decompressed into space for this many times its compressed length, at first.
     USUAL_RATIO = 4
     LARGEST_PIECE = 1 << 30
-    # Octets: less than this is not given back.
+    # Bytes: less unused memory than this is not released.
     WORTH_TRIMMING = 512
-    # How the header of a block says that its codes stand in it (RFC 1951 section 3.2.3).
+    # The type of a block that brings its own codes (RFC 1951 section 3.2.3).
     CODES_OF_ITS_OWN = 2
-    # An engine other than zlib is for speed: from this level on zlib makes more of its time.
+    # Other engines than zlib are for speed: from this level on zlib compresses better in the same time.
     SLOW_LEVEL = 4
 
 
@@ -113,7 +115,7 @@ cdef void inflater_clear(Inflater *inflater) noexcept nogil:
 
 
 cdef bint inflater_start(Inflater *inflater) noexcept nogil:
-    """Makes the inflater ready for a message. Returns False where there is no memory."""
+    """Makes the inflater ready for a message. Returns False if there is no memory."""
     if not inflater.started:
         inflater.started = inflateInit2(&inflater.stream, -<int>inflater.window_bits) == Z_OK
     elif not inflater.keeps_history:
@@ -121,8 +123,8 @@ cdef bint inflater_start(Inflater *inflater) noexcept nogil:
     return inflater.started
 
 
-cdef bint make_room(FrameBuffer **frame, uint64_t limit) noexcept:
-    """Doubles what fits, up to `limit`. Returns False where there is no memory."""
+cdef bint grow(FrameBuffer **frame, uint64_t limit) noexcept:
+    """Doubles the space of a frame, up to `limit`. Returns False if there is no memory."""
     cdef FrameBuffer *grown = frame_resize(frame[0], <size_t>min(2 * <uint64_t>frame[0].capacity, limit))
     if grown == NULL:
         return False
@@ -131,9 +133,10 @@ cdef bint make_room(FrameBuffer **frame, uint64_t limit) noexcept:
 
 
 cdef uint64_t work_of_block(const z_stream *stream, int held) noexcept nogil:
-    """What the block costs that begins with the `held` last bits of the octet before the next (RFC 1951 section 3.2.3).
+    """Returns the cost of the next block (RFC 1951 section 3.2.3).
 
-    Of a header that has not come to its end, the rest is of no account.
+    The block begins with the last `held` bits of the byte before. The missing part of an incomplete header counts as
+    zeros.
     """
     cdef unsigned int header = 0
     if held:
@@ -143,21 +146,22 @@ cdef uint64_t work_of_block(const z_stream *stream, int held) noexcept nogil:
     return CODES_WORK if header >> 1 & 3 == CODES_OF_ITS_OWN else BLOCK_WORK
 
 
-cdef InflateResult inflate_octets(
-    Inflater *inflater, const uint8_t *octets, size_t length, uint64_t limit, FrameBuffer **plain
+cdef InflateResult inflate_bytes(
+    Inflater *inflater, const uint8_t *source, size_t length, uint64_t limit, FrameBuffer **plain
 ) noexcept:
-    """Decompresses `octets` to the end of `plain`, which grows as it must, to `limit` and one octet at the most.
+    """Decompresses `source` to the end of `plain`, which grows as needed, up to `limit` and one byte.
 
-    It goes from block to block, for what they cost to be bounded before they do: empty ones become nothing.
+    It goes from block to block, so that their cost is bounded before it arises: an empty block costs time and adds no
+    byte.
     """
     cdef z_stream *stream = &inflater.stream
     cdef bint begins = True
     cdef int held = 0
-    cdef size_t room
+    cdef size_t space
     cdef int status = Z_OK
-    stream.next_in = octets
+    stream.next_in = source
     while True:
-        if plain[0].length == plain[0].capacity and not make_room(plain, limit + 1):
+        if plain[0].length == plain[0].capacity and not grow(plain, limit + 1):
             return NO_MEMORY
         if stream.avail_in == 0:
             stream.avail_in = <unsigned int>min(length, LARGEST_PIECE)
@@ -166,11 +170,11 @@ cdef InflateResult inflate_octets(
             inflater.work += work_of_block(stream, held)
             if inflater.work > SPARE_WORK + plain[0].length * WORK_PER_OCTET:
                 return WASTEFUL
-        room = min(plain[0].capacity - plain[0].length, LARGEST_PIECE)
+        space = min(plain[0].capacity - plain[0].length, LARGEST_PIECE)
         stream.next_out = frame_payload(plain[0]) + plain[0].length
-        stream.avail_out = <unsigned int>room
+        stream.avail_out = <unsigned int>space
         status = zlib_inflate(stream, Z_BLOCK)
-        plain[0].length += room - stream.avail_out
+        plain[0].length += space - stream.avail_out
         if plain[0].length > limit:
             return TOO_LARGE
         if status == Z_MEM_ERROR:
@@ -178,7 +182,7 @@ cdef InflateResult inflate_octets(
         begins = (stream.data_type & (BETWEEN_BLOCKS | IN_LAST_BLOCK)) == BETWEEN_BLOCKS
         held = stream.data_type & BITS_HELD
         if status == Z_STREAM_END:
-            # What follows a final block is more of the same message (RFC 7692 section 7.2.3.4).
+            # After a final block the same message may go on (RFC 7692 section 7.2.3.4).
             inflateResetKeep(stream)
             begins = True
             held = 0
@@ -193,11 +197,11 @@ cdef InflateResult inflate_whole(
 ) noexcept:
     cdef InflateResult result
     if compressed.length == 0:
-        # Not what RFC 7692 section 7.2.3.6 has for an empty message, but some send it.
+        # RFC 7692 section 7.2.3.6 wants one byte for an empty message, but some peers send none.
         return INFLATED
-    result = inflate_octets(inflater, frame_payload(compressed), compressed.length, limit, plain)
+    result = inflate_bytes(inflater, frame_payload(compressed), compressed.length, limit, plain)
     if result == INFLATED:
-        result = inflate_octets(inflater, TAIL, sizeof(TAIL), limit, plain)
+        result = inflate_bytes(inflater, TAIL, sizeof(TAIL), limit, plain)
     # After a whole message with its tail the stream is between two blocks, with no bits left over.
     if result == INFLATED and inflater.stream.data_type != BETWEEN_BLOCKS:
         return INVALID
@@ -207,13 +211,13 @@ cdef InflateResult inflate_whole(
 cdef InflateResult inflate_message(
     Inflater *inflater, FrameBuffer *compressed, uint64_t limit, FrameBuffer **plain
 ) noexcept:
-    """Decompresses a whole message of at most `limit` octets into a new frame, which the caller owns and seals.
+    """Decompresses a whole message of at most `limit` bytes into a new frame, not sealed. The caller owns it.
 
-    After a failure the inflater has lost its history, and the connection must end.
+    A failure loses the history of the inflater, so the connection must end.
     """
     cdef FrameBuffer *frame
     cdef InflateResult result
-    cdef uint64_t capacity = min(<uint64_t>compressed.length * USUAL_RATIO + FLUSH_ROOM, limit + 1)
+    cdef uint64_t capacity = min(<uint64_t>compressed.length * USUAL_RATIO + FLUSH_SPACE, limit + 1)
 
     if not inflater_start(inflater):
         return NO_MEMORY
@@ -232,7 +236,7 @@ cdef InflateResult inflate_message(
 
 
 cdef FrameBuffer *trimmed(FrameBuffer *frame) noexcept:
-    """The frame, with no more memory than its payload needs if there was much."""
+    """Returns the frame, without its unused memory if there was much."""
     cdef FrameBuffer *smaller = NULL
     if frame.capacity - frame.length > frame.length // 4 + WORTH_TRIMMING:
         smaller = frame_resize(frame, frame.length)
@@ -258,10 +262,10 @@ cdef void deflater_clear(Deflater *deflater) noexcept nogil:
 
 
 cdef bint deflater_start(Deflater *deflater) noexcept nogil:
-    """Makes a state where there is none. Returns False where there is no memory."""
+    """Makes a state if there is none. Returns False if there is no memory."""
     if not deflater.started:
-        # zlib has no window of 256 octets, but never refers further back than its window less 262 octets: with one of
-        # 512 that is 250, which is within what a receiver that keeps 256 has.
+        # zlib has no window of 256 bytes. But it never refers further back than its window less 262 bytes: with a
+        # window of 512 that is 250, and a receiver with a window of 256 can read it.
         deflater.started = deflateInit2(
             &deflater.stream, deflater.level, Z_DEFLATED, -max(<int>deflater.window_bits, 9), deflater.memory_level,
             Z_DEFAULT_STRATEGY
@@ -270,28 +274,28 @@ cdef bint deflater_start(Deflater *deflater) noexcept nogil:
 
 
 cdef void deflater_forget(Deflater *deflater) noexcept nogil:
-    """The next message refers to nothing before it."""
+    """Forgets the history: the next message refers to nothing before it."""
     if deflater.has_history:
         deflateReset(&deflater.stream)
         deflater.has_history = False
 
 
 cdef FrameBuffer *deflate_to_end(z_stream *stream, FrameBuffer *form, bint only_shorter) noexcept:
-    """Writes all that there is, and a flush, to `form`. Returns it, or NULL, when it has been released."""
+    """Writes all of the input and a flush to `form`. Returns it; or NULL, after releasing it."""
     cdef FrameBuffer *grown
-    cdef size_t room
+    cdef size_t space
     cdef int status
     while True:
-        room = form.capacity - form.length
+        space = form.capacity - form.length
         stream.next_out = frame_payload(form) + form.length
-        stream.avail_out = <unsigned int>room
+        stream.avail_out = <unsigned int>space
         status = zlib_deflate(stream, Z_SYNC_FLUSH)
-        form.length += room - stream.avail_out
+        form.length += space - stream.avail_out
         if status == Z_OK and stream.avail_out > 0:
             return form
         grown = NULL
         if status == Z_OK and not only_shorter:
-            grown = frame_resize(form, form.capacity + form.capacity // 4 + FLUSH_ROOM)
+            grown = frame_resize(form, form.capacity + form.capacity // 4 + FLUSH_SPACE)
         if grown == NULL:
             frame_release(form)
             return NULL
@@ -299,7 +303,7 @@ cdef FrameBuffer *deflate_to_end(z_stream *stream, FrameBuffer *form, bint only_
 
 
 cdef FrameBuffer *finished(FrameBuffer *form, FrameBuffer *plain, uint8_t window_bits, bint only_shorter) noexcept:
-    """The form, which ends in a flush, without its tail and sealed; or NULL, when it has been released."""
+    """Seals a form that ends in a flush, without its tail. Returns it; or NULL, after releasing it."""
     form.length -= sizeof(TAIL)
     if only_shorter and form.length >= plain.length:
         frame_release(form)
@@ -312,15 +316,15 @@ cdef FrameBuffer *finished(FrameBuffer *form, FrameBuffer *plain, uint8_t window
 
 
 cdef FrameBuffer *deflate_message(Deflater *deflater, FrameBuffer *plain, bint only_shorter) noexcept:
-    """The sealed compressed form of a message of 1 to LONGEST_DEFLATED octets, which the caller owns.
+    """Returns the sealed compressed form of a message of 1 to LONGEST_DEFLATED bytes. The caller owns it.
 
-    Returns NULL, and forgets the history, where there is no memory, or with `only_shorter` where the form is not
+    Returns NULL and forgets the history if there is no memory. With `only_shorter`, it does so too if the form is not
     shorter than the message.
     """
     cdef FrameBuffer *form
     if not deflater_start(deflater):
         return NULL
-    form = frame_new(plain.opcode, plain.length + FLUSH_ROOM)
+    form = frame_new(plain.opcode, plain.length + FLUSH_SPACE)
     if form == NULL:
         deflater_forget(deflater)
         return NULL
@@ -336,7 +340,7 @@ cdef FrameBuffer *deflate_message(Deflater *deflater, FrameBuffer *plain, bint o
 
 
 cdef const DeflateEngine *engine_for(object config) except? NULL:
-    """The engine that a CompressionConfig asks for; NULL is zlib."""
+    """Returns the engine that a CompressionConfig asks for; NULL is zlib."""
     if config.engine == "isal" and ENGINE is None:
         raise ConfigurationError('engine="isal" needs ISA-L: install libisal-dev, and build wshub again')
     if config.engine == "zlib" or ENGINE is None or config.level >= SLOW_LEVEL:
@@ -345,7 +349,7 @@ cdef const DeflateEngine *engine_for(object config) except? NULL:
 
 
 cdef uint8_t bits_of(size_t length) noexcept nogil:
-    """The window bits that a message of that length can make use of: nothing in it is further back than its start."""
+    """Returns the window bits that a message of that length can use: no reference goes back beyond its start."""
     cdef uint8_t bits = 8
     while bits < 15 and length > <size_t>1 << bits:
         bits += 1
@@ -353,7 +357,7 @@ cdef uint8_t bits_of(size_t length) noexcept nogil:
 
 
 cdef class DeflatePool:
-    """The states that all connections of a hub share to compress and decompress, and what was done with them.
+    """The states that all connections of a hub share to compress and decompress, and their statistics.
 
     Args:
         config: a CompressionConfig.
@@ -366,7 +370,7 @@ cdef class DeflatePool:
         self.config = config
         self.engine = engine_for(config)
         self.window_bits = config.server_max_window_bits
-        # A message may refer as far back as any: no state is kept, so a smaller window would save nothing.
+        # No state is kept between messages, so a smaller window would save nothing.
         inflater_init(&self.inflater, 15, False)
         for bits in range(16):
             deflater_init(&self.deflaters[bits], config.level, config.memory_level, bits)
@@ -380,10 +384,10 @@ cdef class DeflatePool:
             self.engine.destroy(self.engine_state)
 
     cdef FrameBuffer *form(self, FrameBuffer *frame, uint8_t window_bits) noexcept:
-        """The form without history for a receiver that keeps 2**window_bits octets.
+        """Returns the form without history for a receiver that keeps 2**window_bits bytes.
 
-        It is made once, and kept with the frame: the reference is borrowed. Returns NULL where it is best to send the
-        message plain.
+        It is made once and kept with the frame: the reference is borrowed. Returns NULL if the message is best sent
+        plain.
         """
         cdef uint8_t useful = bits_of(frame.length)
         cdef uint8_t bits = min(useful, window_bits)
@@ -412,12 +416,12 @@ cdef class DeflatePool:
         else:
             deflater_forget(deflater)
             form = self.compress(deflater, frame, True)
-        # For lack of memory too: to find out again for each receiver would not make it better.
+        # Also without memory: trying again for each receiver would not help.
         frame.incompressible = form == NULL
         return form
 
     cdef FrameBuffer *compress(self, Deflater *deflater, FrameBuffer *frame, bint only_shorter) noexcept:
-        """deflate_message(), counted."""
+        """Calls deflate_message(), and counts it."""
         cdef FrameBuffer *form = deflate_message(deflater, frame, only_shorter)
         self.count(frame, form)
         return form
@@ -428,7 +432,7 @@ cdef class DeflatePool:
             self.engine_state = self.engine.create(self.config.level)
             if self.engine_state == NULL:
                 return NULL
-        form = frame_new(frame.opcode, frame.length + FLUSH_ROOM)
+        form = frame_new(frame.opcode, frame.length + FLUSH_SPACE)
         if form == NULL:
             return NULL
         form.length = self.engine.deflate(
@@ -448,7 +452,7 @@ cdef class DeflatePool:
         self.octets_out += form.length if form != NULL else frame.length
 
     def compress_message(self, Message message not None, int window_bits=15):
-        """The payload of the form without history, or None where the message goes plain. For programs without I/O."""
+        """Returns the payload of the form without history, or None if the message goes plain."""
         cdef FrameBuffer *form
         message.check()
         if not 8 <= window_bits <= 15:

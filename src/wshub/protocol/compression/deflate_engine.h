@@ -1,4 +1,4 @@
-/* What a library must do to compress messages without history in place of zlib. */
+/* The interface of a library that compresses messages without history in place of zlib. */
 
 #ifndef WSHUB_DEFLATE_ENGINE_H
 #define WSHUB_DEFLATE_ENGINE_H
@@ -9,12 +9,12 @@
 #define WSHUB_DEFLATE_ENGINE "wshub.protocol.compression.isal.ENGINE"
 
 typedef struct {
-    /* Makes a state, which its caller owns, for a level of zlib's scale; NULL where there is no memory. */
+    /* Makes a state for a level of zlib's scale. The caller owns it; NULL if there is no memory. */
     void *(*create)(int level);
     void (*destroy)(void *state);
-    /* Writes the whole of `plain` as deflate data that refers back 2**window_bits octets at the most, and a flush: the
-     * last four octets are 00 00 FF FF. Returns the length, or 0 where it does not fit in `room`. */
-    size_t (*deflate)(void *state, const uint8_t *plain, size_t length, int window_bits, uint8_t *out, size_t room);
+    /* Writes the whole of `plain` as deflate data that refers back at most 2**window_bits bytes, and a flush: the last
+     * four bytes are 00 00 FF FF. Returns the length, or 0 if it does not fit in `space`. */
+    size_t (*deflate)(void *state, const uint8_t *plain, size_t length, int window_bits, uint8_t *out, size_t space);
 } wshub_deflate_engine;
 
 #endif

@@ -7,7 +7,7 @@ cdef extern from "deflate_engine.h" nogil:
         void *(*create)(int level) noexcept
         void (*destroy)(void *state) noexcept
         size_t (*deflate)(
-            void *state, const uint8_t *plain, size_t length, int window_bits, uint8_t *out, size_t room
+            void *state, const uint8_t *plain, size_t length, int window_bits, uint8_t *out, size_t space
         ) noexcept
 
     const char *ENGINE_NAME "WSHUB_DEFLATE_ENGINE"

@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""Compresses with ISA-L where that is installed: as small as zlib's fast levels, in less than half the time."""
+"""Compresses with ISA-L, if it is installed: as small as zlib's fast levels, in less than half the time."""
 
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cpython.pycapsule cimport PyCapsule_New
@@ -34,7 +34,7 @@ cdef extern from "isa-l/igzip_lib.h" nogil:
     int isal_deflate(isal_zstream *stream) noexcept
 
 cdef enum:
-    # Of zlib's levels; from here on ISA-L looks harder too.
+    # From this level of zlib's scale on, ISA-L uses its highest level too.
     HARDER = 3
 
 
@@ -42,7 +42,7 @@ cdef struct State:
     isal_zstream stream
     uint32_t level
     uint32_t size
-    uint8_t[0] buffer       # what ISA-L works in
+    uint8_t[0] buffer       # working memory of ISA-L
 
 
 cdef void *create(int level) noexcept nogil:
@@ -60,7 +60,7 @@ cdef void destroy(void *state) noexcept nogil:
 
 
 cdef size_t deflate(
-    void *opaque, const uint8_t *plain, size_t length, int window_bits, uint8_t *out, size_t room
+    void *opaque, const uint8_t *plain, size_t length, int window_bits, uint8_t *out, size_t space
 ) noexcept nogil:
     cdef State *state = <State *>opaque
     cdef isal_zstream *stream = &state.stream
@@ -75,10 +75,10 @@ cdef size_t deflate(
     stream.next_in = plain
     stream.avail_in = <uint32_t>length
     stream.next_out = out
-    stream.avail_out = <uint32_t>room
+    stream.avail_out = <uint32_t>space
     if isal_deflate(stream) != COMP_OK or stream.avail_in or not stream.avail_out:
         return 0
-    return room - stream.avail_out
+    return space - stream.avail_out
 
 
 cdef DeflateEngine engine

@@ -19,30 +19,30 @@ _WINDOW_BITS = {str(bits).encode(): bits for bits in range(8, 16)}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PermessageDeflate:
-    """What a server and a client have agreed on (RFC 7692 section 7.1)."""
+    """The parameters that a server and a client have agreed on (RFC 7692 section 7.1)."""
 
     server_no_context_takeover: bool = False
-    """The server refers to nothing before the message that it sends, and the client need not keep it."""
+    """The server's messages do not refer to earlier ones, so the client need not keep them."""
 
     client_no_context_takeover: bool = False
-    """The client refers to nothing before the message that it sends."""
+    """The client's messages do not refer to earlier ones."""
 
     server_max_window_bits: int = 15
-    """The server refers to nothing further back than 2**server_max_window_bits octets."""
+    """The server refers back at most 2**server_max_window_bits bytes."""
 
     client_max_window_bits: int = 15
-    """The client refers to nothing further back than 2**client_max_window_bits octets."""
+    """The client refers back at most 2**client_max_window_bits bytes."""
 
     response: str = "permessage-deflate"
-    """The value of Sec-WebSocket-Extensions that tells the client."""
+    """The value of Sec-WebSocket-Extensions in the response."""
 
 
 def negotiate(config: CompressionConfig, values: Sequence[bytes]) -> PermessageDeflate | None:
-    """Return what is agreed with a client whose request has these Sec-WebSocket-Extensions fields, or ``None``.
+    """Return the agreement with a client whose request has these Sec-WebSocket-Extensions fields, or ``None``.
 
-    The first offer that can be accepted is, in the client's order. One with a parameter that there is not, with one
-    twice, or with a value that it cannot have, is declined, as RFC 7692 section 7.1 asks; so is one that cannot be read
-    at all. Compression is an improvement: no handshake fails for the want of it.
+    The first valid offer counts, in the client's order. Offers with an unknown or repeated parameter or an invalid
+    value are declined, as RFC 7692 section 7.1 asks. So are malformed ones. Compression is optional: without an
+    agreement the handshake goes on.
     """
     return _negotiate(config, tuple(values)) if values else None
 
@@ -51,24 +51,24 @@ def negotiate(config: CompressionConfig, values: Sequence[bytes]) -> PermessageD
 @lru_cache(maxsize=128)
 def _negotiate(config: CompressionConfig, values: tuple[bytes, ...]) -> PermessageDeflate | None:
     for offer in _split(b",".join(values), b","):
-        # There may be thousands that are not worth taking apart.
+        # There may be thousands of other offers: they are not parsed.
         if not offer.lstrip(b" \t").startswith(_NAME):
             continue
         name, *parameters = (part.strip(b" \t") for part in _split(offer, b";"))
         if name == _NAME:
             offered = _parse(parameters)
             if offered is not None:
-                return _accept(config, offered)
+                return _agree(config, offered)
     return None
 
 
 def _split(text: bytes, separator: bytes) -> Iterator[bytes]:
-    """Yield what stands between separators that are not within a quoted string (RFC 9110 section 5.6.4)."""
+    """Yield the parts between separators that are not within a quoted string (RFC 9110 section 5.6.4)."""
     pieces: list[bytes] = []
     quoted = False
     for piece in text.split(separator):
         pieces.append(piece)
-        # A quote ends where it was opened, unless a backslash is before it; a value that needs one is none of ours.
+        # Every second quote ends a string. A backslash before it would not, but no valid value needs one.
         quoted ^= piece.count(b'"') % 2 == 1
         if not quoted:
             yield separator.join(pieces)
@@ -76,12 +76,12 @@ def _split(text: bytes, separator: bytes) -> Iterator[bytes]:
 
 
 def _parse(parameters: Sequence[bytes]) -> dict[bytes, int | None] | None:
-    """Return the parameters of an offer with the window bits they have, or ``None`` for an offer to be declined."""
+    """Return the parameters of an offer with their window bits, or ``None`` if the offer must be declined."""
     offered: dict[bytes, int | None] = {}
     for parameter in parameters:
         name, equals, value = (part.strip(b" \t") for part in parameter.partition(b"="))
         if len(value) >= 2 and value.startswith(b'"') and value.endswith(b'"'):
-            # The value within the quotes has to be a token all the same (RFC 6455 section 9.1).
+            # A quoted value must be a token too (RFC 6455 section 9.1).
             value = value[1:-1]
         if name in offered or (equals and not is_token(value)):
             return None
@@ -100,14 +100,14 @@ def _parse(parameters: Sequence[bytes]) -> dict[bytes, int | None] | None:
     return offered
 
 
-def _accept(config: CompressionConfig, offered: dict[bytes, int | None]) -> PermessageDeflate:
+def _agree(config: CompressionConfig, offered: dict[bytes, int | None]) -> PermessageDeflate:
     server_bits = min(config.server_max_window_bits, offered.get(b"server_max_window_bits") or 15)
     client_bits = min(config.client_max_window_bits, offered.get(b"client_max_window_bits") or 15)
     if b"client_max_window_bits" not in offered:
-        # A client that does not name it cannot be told to use less (RFC 7692 section 7.1.2.2).
+        # A client that does not offer it cannot be told to use less (RFC 7692 section 7.1.2.2).
         client_bits = 15
-    # A hub that keeps no history for a connection still does not promise to use none: a client that keeps its window
-    # can take what a room compresses for all of its members.
+    # A hub without history for a connection does not promise to use none. A client that keeps its window can then
+    # receive the messages that a room compresses once for all of its members.
     forgets = b"server_no_context_takeover" in offered
     client_forgets = b"client_no_context_takeover" in offered or not config.client_context_takeover
 

@@ -1,13 +1,13 @@
-"""Header fields of a request, as a mapping that is cheap to keep (RFC 9110 section 5)."""
+"""The header fields of a request, as a mapping that takes little memory (RFC 9110 section 5)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-__all__ = ["TOKEN_CHARACTERS", "Headers", "index_fields", "is_token", "split_list"]
+__all__ = ["TOKEN_CHARACTERS", "Headers", "has_token", "index_fields", "is_token", "split_list"]
 
 TOKEN_CHARACTERS = b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-"""The octets that a token, such as a method or a field name, is made of (RFC 9110 section 5.6.2)."""
+"""The bytes that a token may contain, such as a method or a field name (RFC 9110 section 5.6.2)."""
 
 _SECRET_NAMES = frozenset((b"authorization", b"cookie", b"proxy-authorization", b"sec-websocket-protocol"))
 
@@ -17,35 +17,34 @@ _NOTHING: tuple[bytes, ...] = ()
 class Headers(Mapping[str, str]):
     """Header fields: names in any case, values as ``str`` (latin-1), order and repetitions kept. Immutable.
 
-    As a mapping it has each name once, in lower case, and the first of its values; ``get_all`` has all of
-    them.
+    As a mapping it has each name once, in lower case, with the first of its values. ``get_all`` returns all of them.
 
-    One of these lives as long as its connection, so it can be only the octets that the client sent: it is
-    parsed when first used, and ``compact`` goes back to the octets. Both are safe from any thread.
+    It lives as long as its connection, so it may keep only the bytes that the client sent. It parses them when it is
+    first used, and ``compact`` goes back to the bytes. Both are safe from any thread.
     """
 
     __slots__ = ("_index", "_source")
 
     # A block of field lines as received, or pairs that came without one.
     _source: bytes | tuple[tuple[bytes, bytes], ...]
-    # A list only where a name is repeated, which is rare: most values need no container. Values are as they came,
-    # with the white space around them: most are never looked at.
+    # A repeated name has a list. That is rare, so most values need no container. Values are as they came, with the
+    # white space around them: most are never used.
     _index: dict[bytes, bytes | list[bytes]] | None
 
     def __init__(self, raw: Iterable[tuple[bytes, bytes]] = ()) -> None:
-        """Take pairs of name and value, as ASGI has them; names need not be lower case.
+        """Take pairs of name and value, as in ASGI; names need not be lower case.
 
-        White space around values, which HTTP does not count as theirs, is left out.
+        White space around values is left out: in HTTP it is not part of them.
         """
         self._source = tuple((bytes(name).lower(), bytes(value).strip(b" \t")) for name, value in raw)
         self._index = None
 
     @classmethod
     def from_block(cls, block: bytes, index: dict[bytes, bytes | list[bytes]] | None = None) -> Headers:
-        """Return the fields of ``block``: lines that each end in CR LF, as ``parse_request_head`` checks.
+        """Return the fields of ``block``: lines that each end in CR LF, which ``parse_request_head`` has checked.
 
-        ``index`` is what ``index_fields`` makes of its lines, if the caller has that at hand. The block is
-        not checked again, and an empty line at its end does no harm.
+        ``index`` is the result of ``index_fields`` for its lines, if the caller has it. The block may end in an empty
+        line.
         """
         headers = cls.__new__(cls)
         headers._source = block
@@ -54,7 +53,7 @@ class Headers(Mapping[str, str]):
 
     @property
     def raw(self) -> Sequence[tuple[bytes, bytes]]:
-        """The fields as pairs, names in lower case: what ASGI calls ``headers``. Made anew on each use."""
+        """The fields as pairs, names in lower case: ASGI's ``headers``. Each use builds them again."""
         source = self._source
         return _pairs_of(_lines_of(source)) if isinstance(source, bytes) else source
 
@@ -63,9 +62,9 @@ class Headers(Mapping[str, str]):
         return [value.decode("latin-1") for value in self.get_all_raw(_encode_name(name))]
 
     def get_all_raw(self, name: bytes) -> Sequence[bytes]:
-        """Return every value of the field called ``name``, which must be in lower case, as octets.
+        """Return every value of the field called ``name``, which must be in lower case, as bytes.
 
-        The handshake reads fields with this, without a ``str`` for each.
+        The handshake reads fields with this: it needs no ``str`` for each.
         """
         index = self._index
         values = (self._indexed() if index is None else index).get(name)
@@ -76,7 +75,7 @@ class Headers(Mapping[str, str]):
         return [value.strip(b" \t") for value in values]
 
     def compact(self) -> None:
-        """Forget all but the octets received; the next use parses them again. For idle connections."""
+        """Keep only the bytes received; the next use parses them again. For idle connections."""
         self._index = None
 
     def __getitem__(self, name: str) -> str:
@@ -100,7 +99,7 @@ class Headers(Mapping[str, str]):
     __hash__ = None  # type: ignore[assignment]  # as every Mapping
 
     def __repr__(self) -> str:
-        """Show the fields, without the values that are likely to be secrets."""
+        """Show the fields, but hide values that are likely to be secrets."""
         shown = ", ".join(
             f"{name.decode('latin-1')}: {'[hidden]' if name in _SECRET_NAMES else repr(value.decode('latin-1'))}"
             for name, value in self.raw
@@ -117,10 +116,10 @@ class Headers(Mapping[str, str]):
 
 
 def index_fields(lines: Sequence[bytes]) -> dict[bytes, bytes | list[bytes]]:
-    """Return the value of each field by its name in lower case: a list of them where a name is repeated.
+    """Return the value of each field by its name in lower case; a repeated name has a list of them.
 
-    ``lines`` are field lines without their ends, of which nothing but a colon is checked: raises ``ValueError``
-    for a line that has none. The white space around values is left where it is.
+    ``lines`` are field lines without their ends. Raises ``ValueError`` for a line without a colon; nothing else is
+    checked. The white space around values stays.
     """
     index: dict[bytes, bytes | list[bytes]] = {}
     for line in lines:
@@ -137,11 +136,18 @@ def is_token(value: bytes) -> bool:
 def split_list(values: Iterable[bytes]) -> list[bytes]:
     """Return the elements of a comma-separated field that may be spread over several ``values``.
 
-    Empty elements are left out, as RFC 9110 section 5.6.1.2 asks of a recipient. Quoted strings are not
-    understood: this is for lists of tokens.
+    Empty elements are left out, as RFC 9110 section 5.6.1.2 asks of a recipient. This is for lists of tokens: it does
+    not know quoted strings.
     """
     elements = [element.strip(b" \t") for value in values for element in value.split(b",")]
     return [element for element in elements if element]
+
+
+def has_token(values: Sequence[bytes], token: bytes) -> bool:
+    """Whether a list that may be spread over several fields contains ``token``, which is in lower case."""
+    if len(values) == 1 and values[0].lower() == token:
+        return True
+    return any(element.lower() == token for element in split_list(values))
 
 
 def _lines_of(block: bytes) -> list[bytes]:
@@ -167,6 +173,5 @@ def _index_of(pairs: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes | list[
 
 
 def _encode_name(name: str) -> bytes:
-    # Lowered as octets: as text, the Kelvin sign would become a "k". "replace" gives a "?",
-    # which no name has.
+    # Lowered as bytes: as text, the Kelvin sign would become a "k". "replace" gives a "?", which is in no name.
     return str.encode(name, "latin-1", "replace").lower()

@@ -1,9 +1,9 @@
 """The head of an HTTP/1.1 request: its reader, its strict parser and its value (RFC 9112 sections 2 to 5).
 
-A WebSocket server needs no more of HTTP than one GET without a body, so nothing is repaired here: what two
-programs could read in two ways is refused. All work is linear in the octets, however they arrive: no regular
-expressions, no ``splitlines`` and no ``split`` without an argument, which would also split on octets that
-HTTP does not split on. No message of an error repeats anything of the request.
+A WebSocket server needs one GET without a body, so nothing is repaired here. A head that two programs could read in two
+ways is refused. All work is linear in the bytes, however they arrive. There are no regular expressions, no
+``splitlines`` and no ``split`` without an argument: these also split on bytes that HTTP does not split on. The message
+of an error never repeats a part of the request.
 """
 
 from __future__ import annotations
@@ -29,33 +29,33 @@ __all__ = [
 ]
 
 MAX_HEAD_SIZE = 16 * 1024
-"""Octets of a request head, at most, unless a reader is told otherwise: 8 KiB of target, 8 KiB of fields."""
+"""Maximum bytes of a request head by default: 8 KiB of target, 8 KiB of fields."""
 
 MAX_EARLY_SIZE = 64 * 1024
-"""Bytes that may come behind a request and wait until it is answered, where RFC 6455 allows none."""
+"""Maximum bytes that may follow a request and wait for its answer. RFC 6455 allows none."""
 
 MAX_HEADERS = 100
-"""Field lines in a request head, at most: browsers send under 20, proxies add a few."""
+"""Maximum number of field lines in a request head. Browsers send under 20, and proxies add a few."""
 
 MAX_TARGET_LENGTH = 8 * 1024
-"""Octets of a request target, at most: the length that RFC 9112 section 3 recommends to support."""
+"""Maximum bytes of a request target: the length that RFC 9112 section 3 recommends to support."""
 
 MAX_METHOD_LENGTH = 32
-"""Octets of a method, at most: the longest that IANA has registered takes 17."""
+"""Maximum bytes of a method. The longest one that IANA has registered takes 17."""
 
 HEAD_TOO_LARGE = (431, "The head of the request is too large.")
 """The arguments of the ``HandshakeError`` that refuses a larger head."""
 
 _END = b"\r\n\r\n"
 
-# What a head consists of besides CR LF: tab, space, visible ASCII and obs-text.
+# The bytes of a head besides CR LF: tab, space, visible ASCII and obs-text.
 _LINE_CHARACTERS = b"\t" + bytes(range(0x20, 0x7F)) + bytes(range(0x80, 0x100))
 
-# Browsers leave some octets in a query that RFC 3986 would have encoded, such as "|": taken, since no reader
-# of a target splits on them. A "#" would be a fragment, which has no place in a request.
+# Browsers do not encode some characters of a query that RFC 3986 would have encoded, such as "|". They are accepted: no
+# reader of a target splits on them. A "#" would begin a fragment, which has no place in a request.
 _TARGET_CHARACTERS = bytes(range(0x21, 0x7F)).replace(b"#", b"")
 
-# RFC 3986 host and port, which leaves out "/", "?", "#" and "@" that would make it a different URL.
+# Host and port in RFC 3986. "/", "?", "#" and "@" are left out: they would make it a different URL.
 _HOST_CHARACTERS = (
     b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789" + b"-._~" + b"%" + b"!$&'()*+,;=" + b":[]"
 )
@@ -65,7 +65,7 @@ _DEFAULT_PORTS = {b"http": b"80", b"ws": b"80", b"https": b"443", b"wss": b"443"
 
 
 class RequestHead:
-    """The head of a request: method, target, version and header fields. Not to be changed once made."""
+    """The head of a request: method, target, version and header fields. Do not change it."""
 
     __slots__ = ("_query_params", "headers", "http_version", "method", "remote_address", "target")
 
@@ -73,40 +73,40 @@ class RequestHead:
         self.method = method
         """The method, in the case in which it came: ``GET`` for a handshake."""
         self.target = target
-        """The path and the query of the request target, percent-encoded as they came. ASCII."""
+        """The path and the query of the request target, percent-encoded as they came, in ASCII."""
         self.http_version = http_version
         """Such as ``1.1``."""
         self.headers = headers
         """The header fields."""
         self.remote_address: tuple[Any, ...] | None = None
-        """For ``on_upgrade``, the client's host and port, or what a trusted proxy says of them, with 0 for the port;
-        ``None`` where it has none. Later on it is the connection that knows."""
+        """The client's host and port, for ``on_upgrade``; ``None`` if it has none. Behind a trusted proxy it is the
+        host that the proxy names, with port 0. After the handshake, ask the connection."""
         self._query_params: Mapping[str, str] | None = None
 
     @property
     def path(self) -> str:
-        """The path of the target, percent-decoded; octets that are not UTF-8 become U+FFFD, as in ASGI servers."""
+        """The path of the target, percent-decoded. Bytes that are not UTF-8 become U+FFFD, as in ASGI servers."""
         path = self.target.partition("?")[0]
         return unquote(path) if "%" in path else path
 
     @property
     def raw_path(self) -> bytes:
-        """The path as it came, percent-encoded and without the query: what ASGI calls ``raw_path``."""
+        """The path as it came, percent-encoded and without the query: ASGI's ``raw_path``."""
         return self.target.partition("?")[0].encode("ascii")
 
     @property
     def query_string(self) -> str:
-        """What follows the first ``?`` of the target, percent-encoded; empty if there is none."""
+        """The query: the part of the target after the first ``?``, percent-encoded. Empty if there is none."""
         return self.target.partition("?")[2]
 
     @property
     def raw_query_string(self) -> bytes:
-        """The query string as octets: what ASGI calls ``query_string``."""
+        """The query string as bytes: ASGI's ``query_string``."""
         return self.query_string.encode("ascii")
 
     @property
     def query_params(self) -> Mapping[str, str]:
-        """The parameters of the query, decoded; the last value of each name. Parsed when first used."""
+        """The parameters of the query, decoded, with the last value of each name. They are parsed when first used."""
         if self._query_params is None:
             self._query_params = MappingProxyType(dict(parse_qsl(self.query_string, keep_blank_values=True)))
         return self._query_params
@@ -116,36 +116,37 @@ class RequestHead:
         return self.headers.get(name)
 
     def __repr__(self) -> str:
-        """Show all but the query, in which clients send tokens."""
+        """Show all but the query: clients send tokens in it."""
         path, question_mark, _ = self.target.partition("?")
         return f"<RequestHead {self.method} {path}{question_mark and '?...'} HTTP/{self.http_version}>"
 
 
 class RequestReader:
-    """Collects the octets of a connection until a request head is complete.
+    """Collects the bytes of a connection until a request head is complete.
 
-    For one head: feed it what arrives until ``feed`` returns something or raises.
+    It reads one head: feed it the bytes that arrive until ``feed`` returns something or raises.
     """
 
     __slots__ = ("_buffer", "_failure", "_finished", "_max_size", "_method_seen")
 
     def __init__(self, max_size: int = MAX_HEAD_SIZE) -> None:
-        """``max_size`` is the number of octets that a head, with its empty line, may have."""
+        """``max_size`` is the maximum number of bytes of a head, with its empty line."""
         self._max_size = max_size
         self._buffer = bytearray()
         self._method_seen = False
         self._finished = False
-        # Not the exception: its traceback would refer back to the reader, and grow each time it is raised.
+        # Not the exception: its traceback would refer back to the reader, and grow with each raise.
         self._failure: tuple[int, str] | None = None
 
     def feed(self, data: bytes) -> tuple[bytes, bytes] | None:
-        """Take ``data``; once the head is complete return it, for ``parse_request_head``, and what follows.
+        """Take ``data``. When the head is complete, return it and the bytes that follow it.
 
-        ``None`` means that more is needed. Raises ``HandshakeError`` with 431 for a head of more than
-        ``max_size`` octets and, as soon as they show it, with 400 or 501 for first octets that are no method
-        of HTTP, such as a TLS ClientHello; the same error again if it is fed after that. Raises
-        ``MisuseError`` if it is fed after it has returned a head. It never holds more than ``max_size``
-        octets and the last ``data``.
+        ``None`` means that it needs more. ``parse_request_head`` takes the head. The reader never holds more than
+        ``max_size`` bytes and the last ``data``.
+
+        Raises ``HandshakeError`` with 431 for a head of more than ``max_size`` bytes. It raises 400 or 501, as early as
+        possible, for first bytes that are no method of HTTP, such as a TLS ClientHello. Fed again after that, it raises
+        the same error. Raises ``MisuseError`` if it has returned a head already.
         """
         if self._failure is not None:
             raise HandshakeError(*self._failure)
@@ -163,7 +164,7 @@ class RequestReader:
                 self._check_size(len(data))
                 buffer += data
                 return None
-            # The end may have begun in the last three octets; those before have been searched.
+            # The end may have begun in the last three bytes; those before have been searched.
             searched = max(0, len(buffer) - 3)
             buffer += data
             self._check_method(buffer)
@@ -201,20 +202,22 @@ class RequestReader:
 def parse_request_head(head: bytes) -> RequestHead:
     """Return the request whose complete head, through the empty line, is ``head``.
 
-    Raises ``HandshakeError``: 414 for a target and 431 for a number of fields over the bound, 501 for a
-    method longer than any there is, 505 for a major version of HTTP other than 1, and 400 for all that RFC
-    9112 does not allow in a request, or that a handshake has no use for. These are a target that is neither a
-    path nor a URL, folded lines, not exactly one valid Host, or a body.
+    A target may be in absolute form (RFC 9112 section 3.2.2): a URL of HTTP or WebSocket, whose authority must be that
+    of Host. Only its path and query are kept.
 
-    A target may be in absolute form (RFC 9112 section 3.2.2): a URL of HTTP or WebSocket, whose authority must be
-    that of Host. Only its path and query are kept.
+    Raises ``HandshakeError``.
+
+    - 414 is for a target that is too long, and 431 for too many fields.
+    - 501 is for a method longer than any that exists, and 505 for a major version of HTTP other than 1.
+    - 400 is for all else that RFC 9112 does not allow in a request. Examples are folded
+      lines, more or less than one valid Host, a body, and a target that is neither a path nor a URL.
     """
     request_line, _, block = head.partition(b"\r\n")
     lines = block.split(b"\r\n")
     if not head.endswith(_END):
         raise HandshakeError(400, "The head of the request is not complete.")
-    # Every CR LF has split the head once. If that many CR and LF, in turn, are all that is left when the
-    # characters of lines are taken out, then there is no other CR or LF and no control character.
+    # Every CR LF has split the head once. Without the characters of lines, exactly as many CR LF must be left: then
+    # there is no other CR or LF and no control character.
     if head.translate(None, _LINE_CHARACTERS) != b"\r\n" * len(lines):
         raise HandshakeError(400, "The request has a control character, or a line that does not end in CR LF.")
     del lines[-2:]
