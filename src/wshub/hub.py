@@ -29,8 +29,7 @@ from wshub.serving.server import Server
 
 if TYPE_CHECKING:
     from wshub.core.hub_state import HandlerTable
-    from wshub.links.asyncio_reactor import AsyncioReactor
-    from wshub.links.epoll_reactor import Reactor
+    from wshub.links.reactor_api import Reactor
 
 __all__ = ["Hub", "UpgradeHook"]
 
@@ -373,7 +372,7 @@ class Hub(HubCore):
     ) -> None:
         await self.close()
 
-    def _bind(self) -> Reactor | AsyncioReactor:
+    def _bind(self) -> Reactor:
         reactor = super()._bind()
         if self._sweeper is None and self._closing is None:
             self._start_sweeping()

@@ -201,7 +201,7 @@ class Loop(asyncio.SelectorEventLoop):
     turn: Callable[[], None]
 
     def add_reader(self, fd, callback, *args):
-        if getattr(callback, "__name__", "") == "_turn":
+        if getattr(callback, "__name__", "") == "_run":
             self.turn = callback
         return super().add_reader(fd, callback, *args)
 

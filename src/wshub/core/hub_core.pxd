@@ -9,7 +9,7 @@ from wshub.protocol.frame_buffer cimport FrameBuffer
 
 cdef class HubCore(HubBase):
     cdef readonly object config
-    cdef object reactor      # a Reactor or an AsyncioReactor; None until the hub has a loop
+    cdef object reactor      # a Reactor; None until the hub has a loop
     cdef uint64_t last_id
     cdef readonly dict refused  # status: how many handshakes
     cdef bint fullness_told  # the log says that some connection has had no room

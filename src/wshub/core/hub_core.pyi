@@ -9,8 +9,7 @@ from wshub.core.admission import Admission
 from wshub.core.config import DeliveryOptions, HubConfig, RoomConfig
 from wshub.core.connection import Connection
 from wshub.core.hub_state import HandlerTable, Queued
-from wshub.links.asyncio_reactor import AsyncioReactor
-from wshub.links.epoll_reactor import Reactor
+from wshub.links.reactor_api import Reactor
 from wshub.protocol.http.request import RequestHead
 from wshub.protocol.message import Message
 
@@ -66,8 +65,8 @@ class HubCore:
     @property
     def _is_in_use(self) -> bool: ...
     def _now(self) -> float: ...
-    def _bind(self) -> Reactor | AsyncioReactor: ...
-    def _reactor_for(self, ssl: ssl_module.SSLContext | None) -> Reactor | AsyncioReactor: ...
+    def _bind(self) -> Reactor: ...
+    def _reactor_for(self, ssl: ssl_module.SSLContext | None) -> Reactor: ...
     def _register(
         self,
         handlers: HandlerTable,

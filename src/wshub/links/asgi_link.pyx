@@ -139,9 +139,9 @@ cdef class AsgiLink(Link):
         else:
             self.lose_later()
 
-    cdef bint has_news(self) noexcept:
+    cdef bint should_notify_drained(self) noexcept:
         # Of what the server has in hand nobody knows that it is taken.
-        return Link.has_news(self) and (self.in_hand == 0 or self.notify_at <= self.given - self.in_hand)
+        return Link.should_notify_drained(self) and (self.in_hand == 0 or self.notify_at <= self.given - self.in_hand)
 
     cdef int64_t unacknowledged(self) noexcept:
         return self.in_hand
@@ -185,7 +185,7 @@ cdef class AsgiLink(Link):
                     await suspended
                 await self._send_queued()
                 self.blocked = False
-                if self.has_news():
+                if self.should_notify_drained():
                     self.loop.call_soon(self._drained)
                 if self.finishing:
                     self.lose_later()
@@ -202,7 +202,7 @@ cdef class AsgiLink(Link):
         cdef FrameBuffer *frame
         while not (self.closed or self.disconnected or queue_is_empty(&self.queue)):
             self.blocked = True
-            frame = self.hand_on()
+            frame = self.pop_delivered()
             self.in_hand = frame_wire_length(frame)
             self.given += self.in_hand
             try:
@@ -215,7 +215,7 @@ cdef class AsgiLink(Link):
             elif message is not None:
                 await self.send_message(message)
             self.in_hand = 0
-            if self.has_news():
+            if self.should_notify_drained():
                 self.loop.call_soon(self._drained)
 
     cdef object send_at_once(self):

@@ -26,8 +26,8 @@ from wshub.serving.signals import stop_signals
 
 if TYPE_CHECKING:
     from wshub.hub import Hub
-    from wshub.links.asyncio_reactor import AsyncioReactor
-    from wshub.links.epoll_reactor import Reactor
+    from wshub.links.link import Link
+    from wshub.links.reactor_api import Reactor
 
 __all__ = ["Server"]
 
@@ -66,7 +66,7 @@ class Server:
             raise ConfigurationError(f"sock must be a socket, not {sock!r}")
         if ssl is not None and not isinstance(ssl, ssl_module.SSLContext):
             raise ConfigurationError(f"ssl must be an SSLContext, not {ssl!r}")
-        self._reactor: Reactor | AsyncioReactor | None = None
+        self._reactor: Reactor | None = None
         self._pending: PendingHandshakes[OpeningHandshake] = PendingHandshakes(hub.config.max_pending_handshakes)
         self._handshake_rate: Rate | None = None
         if ssl is not None:
@@ -103,7 +103,7 @@ class Server:
         if self.hub._is_closing or self not in self.hub._servers:
             raise MisuseError("the hub was closed while the server was about to listen")
 
-    def _undo_listening(self, reactor: Reactor | AsyncioReactor) -> None:
+    def _undo_listening(self, reactor: Reactor) -> None:
         """Leave everything as it was before ``__aenter__``. A socket of the application's stays open."""
         self.hub._servers.discard(self)
         for listening in self.sockets:
@@ -210,7 +210,7 @@ class Server:
         if config.max_connection_rate_per_address:
             self._handshake_rate = Rate(config.max_connection_rate_per_address)
 
-    def _accepted(self, link: Any) -> OpeningHandshake | None:
+    def _accepted(self, link: Link) -> OpeningHandshake | None:
         deadline = self.hub._now() + self.hub.config.handshake_timeout_ms / 1000
         opening = OpeningHandshake(link, self, deadline)
         if self._handshake_rate is not None:

@@ -23,8 +23,7 @@ from wshub.core.admission import UNKNOWN_ADDRESS
 from wshub.core.binding import bind_for_request
 from wshub.errors import HandshakeError
 from wshub.hub import Hub
-from wshub.links.epoll_reactor import Reactor
-from wshub.links.link import Ledger
+from wshub.links.link import Ledger, Link
 from wshub.protocol.handshake.server import Handshake
 from wshub.protocol.http.request import RequestHead, parse_request_head
 from wshub.serving.first_request import FirstRequest
@@ -66,7 +65,7 @@ class Acceptor:
         self._ledger = Ledger()
         # A connection need not move to be the hub's; where there are several hubs, it does for all but one.
         self._nearest = nearest
-        self._reactor: Reactor = nearest._bind()  # type: ignore[assignment]
+        self._reactor = nearest._bind()
         self._reactor.retain()
         self._pending: PendingHandshakes[FirstRequest] = PendingHandshakes(nearest.config.max_pending_handshakes)
         self._timeout = nearest.config.handshake_timeout_ms / 1000
@@ -116,7 +115,7 @@ class Acceptor:
         self._pending.expire(time.monotonic())
         self._reactor.resume_accepting()
 
-    def _accepted(self, link: Any) -> FirstRequest:
+    def _accepted(self, link: Link) -> FirstRequest:
         first = FirstRequest(link, self, time.monotonic() + self._timeout)
         first.count_in(self._ledger)
         self._pending.add(first)
