@@ -24,7 +24,10 @@ class LinkProbe(Receiver):
     def nested(self) -> int: ...
     def __init__(self, link: Link | None = None, *, buffer_size: int = 0) -> None: ...
     def attach(self, link: Link) -> None:
-        """Become the receiver of a link."""
+        """Become the receiver of a link. Give it a ledger if it has none."""
+
+    def start_anew(self) -> None:
+        """Forget the events, and count in a new ledger."""
 
     @property
     def received(self) -> bytes:

@@ -45,10 +45,18 @@ cdef class LinkProbe(Receiver):
             self.attach(link)
 
     def attach(self, Link link not None):
-        """Become the receiver of a link."""
+        """Become the receiver of a link. Give it a ledger if it has none."""
+        if link.ledger is None:
+            link.ledger = Ledger()
         self.link = link
         self.ledger = link.ledger
         link.receiver = self
+
+    def start_anew(self):
+        """Forget the events, and count in a new ledger."""
+        self.events.clear()
+        self.nested = 0
+        self.ledger = self.link.ledger = Ledger()
 
     # What the link calls
 

@@ -12,6 +12,7 @@ cdef class MemoryLink(Link):
     cdef int error               # why the link was lost: an errno, or 0
     cdef uint8_t paused
     cdef uint8_t ended           # the end of the other side has been received
+    cdef uint8_t output_ends     # this side ends once the queue is empty
     cdef uint8_t shut_down       # the end of this side is behind `outgoing`
     cdef uint8_t lost_pending    # connection_lost() is to be called
     cdef uint8_t delivering

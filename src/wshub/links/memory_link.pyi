@@ -13,6 +13,9 @@ class MemoryLink(Link):
         the end of the link. Within a receiver this does nothing.
         """
 
+    def end_output(self) -> None:
+        """End this side once the queue has left. The other end may go on to send."""
+
     def cut(self, error: int = ...) -> None:
         """Lose the connection. Both ends end with that error, and the bytes between them are gone."""
 

@@ -60,6 +60,11 @@ cdef class MemoryLink(Link):
             self.schedule()
         return busy
 
+    def end_output(self):
+        """End this side once the queue has left. The other end may go on to send."""
+        self.output_ends = True
+        self.schedule()
+
     def cut(self, int error=errno.ECONNRESET):
         """Lose the connection. Both ends end with that error, and the bytes between them are gone."""
         cdef MemoryLink end
@@ -73,7 +78,7 @@ cdef class MemoryLink(Link):
         return len(self.outgoing)
 
     cdef int write(self, FrameBuffer *frame) noexcept:
-        if self.closed or self.finishing:
+        if self.closed or self.finishing or self.output_ends:
             return 0
         if self.push(frame) < 0:
             return -1
@@ -134,8 +139,8 @@ cdef class MemoryLink(Link):
             self.ledger.bytes_sent += total
             self.ledger.messages.outcomes[DELIVERED] += queue_advance(&self.queue, total)
             self.other.schedule()
-        if self.finishing and queue_is_empty(&self.queue):
-            if self.ended:
+        if (self.finishing or self.output_ends) and queue_is_empty(&self.queue):
+            if self.finishing and self.ended:
                 self.lose(0)
             elif not self.shut_down:
                 self.shut_down = True
@@ -183,8 +188,9 @@ cdef class MemoryLink(Link):
             return self.lost_pending
         if not queue_is_empty(&self.queue) and (other.closed or <size_t>len(self.outgoing) < self.capacity):
             return True
-        if self.finishing and queue_is_empty(&self.queue) and (self.ended or not self.shut_down):
-            return True
+        if queue_is_empty(&self.queue):
+            if self.finishing and self.ended or (self.finishing or self.output_ends) and not self.shut_down:
+                return True
         if self.should_notify_drained():
             return True
         if self.paused or self.ended:
