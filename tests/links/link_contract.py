@@ -121,8 +121,10 @@ async def block(harness: LinkHarness, *, droppable: bool = False) -> list[bytes]
         harness.probe.send(payloads[-1], droppable=droppable)
         for _ in range(3):
             await harness.step()
+        if harness.probe.blocked and harness.probe.queued > 2 * LARGE:
+            # A kernel that makes its buffers larger takes more after a while.
+            await settle(harness)
         assert len(payloads) < 200, "the link is never blocked"
-    await settle(harness)
     return payloads
 
 
@@ -215,7 +217,7 @@ async def check_drained_is_called_each_time_that_a_blocked_link_is_empty_again(h
     assert harness.probe.count("drained") == 0
     for _ in range(2):
         await block(harness)
-        # A kernel that makes its buffers larger may have taken all of the first messages.
+        # The kernel may have taken all of the first messages before it was full.
         before = harness.probe.count("drained")
         harness.peer_reads(True)
         await until(harness, lambda: not harness.probe.queued and not harness.probe.blocked)

@@ -104,8 +104,12 @@ async def over_sockets(create_reactor: Callable[[asyncio.AbstractEventLoop, Ledg
         while not probe.events:
             await harness.step()
         probe.start_anew()
-        yield harness
-        reactor.close()
+        try:
+            yield harness
+        finally:
+            reactor.close()
+            # Transports close their sockets in the next iteration.
+            await asyncio.sleep(0.001)
         assert reactor.connection_count == 0
 
 
