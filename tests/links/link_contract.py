@@ -1,4 +1,4 @@
-"""What every link promises to its receiver, as checks that any link can be put to.
+"""The promises of every link to its receiver, as checks for any link.
 
 A harness gives a check one link with a probe as its receiver, and the peer at the other end. The promises are those of
 the docstrings of ``Link`` and ``Receiver``.
@@ -346,7 +346,7 @@ async def check_a_receiver_may_call_every_method_when_it_is_called(harness: Link
     await until(harness, lambda: probe.count("lost"))
     assert probe.nested == 0
     assert probe.count("drained") <= 1
-    # What is written between abort() and the end is ignored, or dropped.
+    # Messages that are written between abort() and the end are ignored, or dropped.
     check_counts(harness, messages_pending=0)
     await check_that_it_has_ended(harness)
 

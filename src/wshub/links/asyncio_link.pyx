@@ -18,10 +18,10 @@ from wshub.protocol.frame_buffer cimport DELIVERED, FrameBuffer
 
 import errno
 
-from wshub.links.transports import unacknowledged_octets
+from wshub.links.transports import unacknowledged_bytes
 
 cdef enum:
-    # Short frames are given to the transport side by side, up to this many bytes: one call of a transport costs as
+    # Short frames are given to the transport side by side, up to this many bytes. One call of a transport costs as
     # much as copying a hundred of them. A TLS record holds as much.
     SCRATCH_SIZE = 16384
 
@@ -149,7 +149,7 @@ cdef class AsyncioLink(Link):
         return found
 
     cdef int64_t unacknowledged(self) noexcept:
-        return <int64_t>self.transport.get_write_buffer_size() + <int64_t>unacknowledged_octets(self.transport)
+        return <int64_t>self.transport.get_write_buffer_size() + <int64_t>unacknowledged_bytes(self.transport)
 
     cdef object peer_name(self):
         return self.peer

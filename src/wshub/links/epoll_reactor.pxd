@@ -10,8 +10,9 @@ cdef class EpollReactor:
     """Serves the plain TCP and Unix connections of a hub.
 
     Its epoll descriptor is a reader of the asyncio loop. A run is one call of _run(), in up to ROUNDS rounds. A round
-    reads each link that is ready once, parses and handles what it has read, sends the output of all links, and
-    calls the receivers of links that were lost or have drained. Only receivers run Python code, never while sending.
+    reads each link that is ready once, and its receiver parses and handles the bytes. Then it sends the output of all
+    links. At last it calls the receivers of links that were lost or have drained. Only receivers run Python code, never
+    while sending.
     """
 
     cdef EpollLinks links

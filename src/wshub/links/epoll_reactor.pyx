@@ -168,7 +168,7 @@ cdef class EpollReactor:
         if self.closed or links.running:
             return
         links.running = True
-        # What the run before had no time to read comes first.
+        # Links that the run before had no time to read come first.
         self.reads_first = self.time_is_up
         self.time_is_up = self.clock_was_read = False
         links.bytes_sent = 0

@@ -26,13 +26,13 @@ cdef extern from "frame_queue.h" nogil:
                                           size_t scratch_size, size_t *total) noexcept
 
 
-# What takes memory from Python's allocator, or gives it back, needs the GIL.
+# These call Python's allocator, and so need the GIL.
 cdef extern from "frame_queue.h":
     int queue_push "wshub_queue_push"(FrameQueue *queue, FrameBuffer *frame) noexcept
     FrameBuffer *queue_pop "wshub_queue_pop"(FrameQueue *queue, Outcome outcome) noexcept
     size_t queue_discard_unsent "wshub_queue_discard_unsent"(FrameQueue *queue, Outcome outcome) noexcept
     size_t queue_clear "wshub_queue_clear"(FrameQueue *queue, Outcome outcome) noexcept
-    size_t queue_advance "wshub_queue_advance"(FrameQueue *queue, size_t octets) noexcept
+    size_t queue_advance "wshub_queue_advance"(FrameQueue *queue, size_t length) noexcept
 
 
 cdef extern from "spare_frames.h":
@@ -58,7 +58,7 @@ cdef class Receiver:
     cdef void connection_lost(self, int error) noexcept
 
 
-# What the peer has done since the last look.
+# The peer's progress since the last look().
 cdef enum Progress:
     AT_REST  # it has acknowledged no more, and nothing waits for it
     TAKING   # it has acknowledged some
@@ -92,7 +92,7 @@ cdef class Link:
     cdef bint make_room(self, size_t bound) noexcept
     cdef bint has_drained(self) noexcept
     cdef int64_t end_of_queue(self) noexcept
-    cdef void notify_when_left(self, int64_t octets) noexcept
+    cdef void notify_when_left(self, int64_t length) noexcept
     cdef bint should_notify_drained(self) noexcept
     cdef void tell_drained(self) noexcept
     cdef Progress look(self) noexcept

@@ -82,20 +82,20 @@ cdef class Link:
 
     The receiver, or its hub, calls them on the thread of the event loop. No method raises. None calls the receiver
     before it returns, so a receiver may call each of them at any time, also from within its own methods. After the end
-    of the link every method does nothing.
+    of the link every method does nothing. Bytes that are written after ``abort()`` are ignored, or dropped.
 
     - ``write(frame)`` queues a frame. Frames leave whole, in order, each once. It never waits, and never refuses a
       frame because of how much is queued. It returns -1, and changes nothing, if there is no memory.
     - ``pause()`` stops reading, and ``resume()`` reads again. Bytes that were read before may still arrive.
     - ``abort(after_flush)`` ends the link. At once, it drops what is queued. After the flush, it sends the queue, then
-      the end of this side, and ends when the peer has ended its side too; bytes that arrive until then are discarded.
-      An abort at once may follow one after the flush.
+      the end of this side. It ends when the peer has ended its side too, and discards bytes that arrive until then. An
+      abort at once may follow one after the flush.
     - ``flush_now()`` sends what can be sent before it returns. Otherwise the queue leaves soon.
     - ``notify_when_left(n)`` has the receiver's ``drained()`` called once: when ``n`` bytes have left, or the queue is
       empty. If ``tells_drained`` is set, ``drained()`` is also called each time that the link was blocked and the queue
       is empty again.
     - ``look()`` says whether the peer goes on to take what was sent.
-    - ``detach()`` gives up the descriptor, if there is one. The receiver is not told of that end.
+    - ``detach()`` gives up the descriptor, if there is one. It does not call the receiver.
 
     ``queue`` holds what waits. ``blocked`` is set while the other side takes no more. ``ledger`` counts each byte and
     each message once: a message that was accepted is pending, delivered or dropped.
@@ -142,11 +142,11 @@ cdef class Link:
         """Return how many bytes will have left, ever, once the present queue has: fewer if some of it is dropped."""
         return self.given + self.queue.octets
 
-    cdef void notify_when_left(self, int64_t octets) noexcept:
+    cdef void notify_when_left(self, int64_t length) noexcept:
         """Have drained() called once: when so many bytes have left the queue, ever, or the queue is empty."""
         self.notify_drained = True
-        if self.notify_at == 0 or octets < self.notify_at:
-            self.notify_at = octets
+        if self.notify_at == 0 or length < self.notify_at:
+            self.notify_at = length
 
     cdef bint should_notify_drained(self) noexcept:
         """Return whether what notify_when_left() asked for has left."""

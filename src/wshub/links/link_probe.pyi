@@ -66,7 +66,7 @@ class LinkProbe(Receiver):
 
     @property
     def charge(self) -> int:
-        """What the queue counts for against a bound."""
+        """The bytes of the queue that count against a bound."""
 
     @property
     def peer_name(self) -> tuple[str, int] | None: ...

@@ -171,7 +171,7 @@ cdef class LinkProbe(Receiver):
 
     @property
     def charge(self):
-        """What the queue counts for against a bound."""
+        """The bytes of the queue that count against a bound."""
         return queue_charge(&self.link.queue)
 
     @property

@@ -27,9 +27,9 @@ cdef class MemoryLink(Link):
     def deliver(self, limit=None):
         """Take one step at this end. Return whether anything happened.
 
-        A step sends what is queued at both ends, as far as it fits. It then receives up to ``limit`` bytes, calls
-        the receiver with them, and calls it with what else it waits for: the end of the other side, ``drained()``, or
-        the end of the link. Within a receiver this does nothing.
+        A step sends what is queued at both ends, as far as it fits. It then calls the receiver:
+        with up to ``limit`` bytes or the end of the other side, with ``drained()``, and with the end of the link.
+        Within a receiver this does nothing.
         """
         cdef Py_ssize_t most = RECEIVE_SIZE if limit is None else limit
         cdef bint busy

@@ -32,7 +32,7 @@ class FrameProbe:
 
     @property
     def counts(self) -> dict[str, Any]:
-        """What became of the message."""
+        """The outcome of the message, as counters."""
 
 class QueueProbe:
     """A queue of frames."""

@@ -87,7 +87,7 @@ cdef class FrameProbe:
 
     @property
     def counts(self):
-        """What became of the message."""
+        """The outcome of the message, as counters."""
         return counts_of(self.tally, self.tally.pending)
 
 
