@@ -70,7 +70,7 @@ def extensions() -> list[Extension]:
             extra_link_args=link_arguments,
         )
         for path in sorted(root.rglob("*.pyx"))
-        if HAS_EPOLL or path.stem != "epoll_reactor"
+        if HAS_EPOLL or not path.stem.startswith("epoll_")
     ]
 
 

@@ -273,7 +273,7 @@ def test_shutting_down_closes_everybody_with_1001(run, protocols) -> None:
 
 
 def test_nothing_is_left_of_connections_however_they_end(run, http) -> None:
-    kinds = ("FirstRequest", "ReactorLink", "Connection", "HttpToolsProtocol", "H11Protocol", "WebSocketProtocol")
+    kinds = ("FirstRequest", "EpollLink", "Connection", "HttpToolsProtocol", "H11Protocol", "WebSocketProtocol")
 
     def left() -> tuple[int, int]:
         gc.collect()

@@ -28,31 +28,6 @@ def masked(frame: Frame) -> bytes:
     return frame.with_mask(MASK).encode()
 
 
-class TransportInMemory:
-    """Takes whatever it is given, at once, and keeps it."""
-
-    def __init__(self) -> None:
-        self.written = b""
-
-    def write(self, data: bytes) -> None:
-        self.written += data
-
-    def is_closing(self) -> bool:
-        return False
-
-    def is_reading(self) -> bool:
-        return True
-
-    def pause_reading(self) -> None:
-        pass
-
-    def resume_reading(self) -> None:
-        pass
-
-    def abort(self) -> None:
-        pass
-
-
 class RawPeer:
     """The client's end of a connection, whose octets the test chooses."""
 

@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 
 from tests.hub.handler_programs import VARIABLE, Actor, Stage, program
-from tests.hub.peers import TransportInMemory, masked
+from tests.hub.peers import masked
 from wshub import EventHandler, Frame, Hub
 from wshub.core.event_handler import table_of
-from wshub.links.asyncio_link import AsyncioLink
 from wshub.links.eager_task import start_eager_task
+from wshub.links.link_probe import LinkProbe
+from wshub.links.memory_link import create_memory_links
 
 PROGRAMS = 300
 ATTEMPTS = 20
@@ -30,17 +31,19 @@ class Wire:
 
     def __init__(self, hub: Hub, handler: EventHandler) -> None:
         self.connection = hub.register_connection(table_of(handler), None)
-        self.transport = TransportInMemory()
-        self._link = AsyncioLink(self.transport, asyncio.get_running_loop())
+        self._link, other = create_memory_links(loop=asyncio.get_running_loop())
+        self.peer = LinkProbe(other)
         hub.open_on_link(self.connection, self._link, b"", b"")
 
     def receive(self, text: str = "go") -> None:
         """Let a message arrive; its handler starts before this returns."""
-        self._link.data_received(masked(Frame.text(text)))
+        self.peer.write(masked(Frame.text(text)))
+        self._link.deliver()
 
     def lose(self) -> None:
         """End the connection."""
-        self._link.connection_lost(None)
+        self._link.cut(0)
+        self._link.deliver()
 
 
 async def as_tasks(stage: Stage, actors: list[Actor]) -> list[Any]:
@@ -305,10 +308,10 @@ def test_a_cancelled_handler_closes_its_connection_with_1011_and_leaves_no_trace
         wires = [Wire(hub, EventHandler(on_message=on_message)) for _ in range(2)]
         loop.call_soon(wires[0].receive)
         loop.call_soon(wires[1].receive, "wait")
-        while not all(wire.transport.written for wire in wires):
+        while not all(wire.peer.received for wire in wires):
             await asyncio.sleep(0)
         for wire in wires:
-            assert wire.transport.written[2:4] == (1011).to_bytes(2, "big")
+            assert wire.peer.received[2:4] == (1011).to_bytes(2, "big")
         await close(hub, wires)
 
     run(scenario())

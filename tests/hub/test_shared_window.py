@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.deflated import TAIL
-from tests.hub.peers import TransportInMemory
 from wshub import CompressionConfig, Connection, EventHandler, Frame, Hub, HubConfig, MisuseError, Opcode
 from wshub.core.event_handler import table_of
-from wshub.links.asyncio_link import AsyncioLink
+from wshub.links.link_probe import LinkProbe
+from wshub.links.memory_link import MemoryLink, create_memory_links, deliver_all
 from wshub.protocol.http.headers import Headers
 from wshub.protocol.http.request import RequestHead
 
@@ -32,13 +32,6 @@ OFFERS = [
 ]
 ROOMS = ["shared", "also shared", "ordinary"]
 TABLE = table_of(EventHandler())
-
-
-class Transport(TransportInMemory):
-    """One of a connection that stays."""
-
-    def abort(self) -> None:
-        raise AssertionError("the hub ends no connection here")
 
 
 class Window:
@@ -92,15 +85,17 @@ class Member:
     """A connection, what its peer must receive, and the peer's window."""
 
     connection: Connection
-    link: AsyncioLink
-    transport: Transport
+    link: MemoryLink
+    peer: LinkProbe
     rooms: set[str] = field(default_factory=set)
     expected: list[str | bytes] = field(default_factory=list)
 
     def received(self) -> list[str | bytes]:
         """What the peer makes of all that was written, keeping no more than was agreed."""
         agreed = self.connection.compression
-        octets, messages = self.transport.written, []
+        deliver_all(self.link)
+        assert self.peer.count("eof") == 0, "the hub ends no connection here"
+        octets, messages = self.peer.received, []
         window = None
         while (decoded := Frame.decode(octets)) is not None:
             frame, length = decoded
@@ -131,14 +126,15 @@ class Model:
     def connect(self, offer: bytes) -> None:
         fields = [(b"sec-websocket-extensions", offer)] if offer else []
         connection = self.hub.register_connection(TABLE, RequestHead("GET", "/", "1.1", Headers(fields)))
-        transport = Transport()
-        link = AsyncioLink(transport, asyncio.get_running_loop())
+        link, other = create_memory_links()
+        peer = LinkProbe(other)
         self.hub.open_on_link(connection, link, b"", b"")
-        self.members.append(Member(connection, link, transport))
+        self.members.append(Member(connection, link, peer))
 
     def disconnect(self, member: Member) -> None:
         self.members.remove(member)
-        member.link.connection_lost(None)
+        member.link.cut(0)
+        deliver_all(member.link)
 
     def join(self, member: Member, room: str) -> None:
         member.connection.join(room)
@@ -203,7 +199,8 @@ def test_a_broadcast_that_is_refused_leaves_a_shared_window_as_it_was(run) -> No
         await asyncio.sleep(0)
         for member in model.members:
             assert member.received() == member.expected
-            member.link.connection_lost(None)
+            member.link.cut(0)
+            deliver_all(member.link)
         await model.hub.close()
 
     run(scenario())
@@ -221,7 +218,8 @@ def test_a_connection_of_another_hub_is_nobody_to_exclude(run) -> None:
         assert one.hub.broadcast("hello", exclude=stranger) == 1
         assert one.hub.broadcast("hello", exclude=stranger.id) == 0
         for model in (one, other):
-            model.members[0].link.connection_lost(None)
+            model.members[0].link.cut(0)
+            deliver_all(model.members[0].link)
             await model.hub.close()
 
     run(scenario())
@@ -301,6 +299,8 @@ def test_every_member_can_decompress_whatever_happens(config: CompressionConfig,
             everybody += [member for member in model.members if member not in everybody]
             if name == "flush" or name == "disconnect":
                 await asyncio.sleep(0)
+                for member in model.members:
+                    deliver_all(member.link)
         await asyncio.sleep(0)
         for member in everybody:
             received = member.received()
@@ -310,7 +310,8 @@ def test_every_member_can_decompress_whatever_happens(config: CompressionConfig,
                 # What was queued when the connection ended may not have left.
                 assert received == member.expected[: len(received)]
         for member in model.members:
-            member.link.connection_lost(None)
+            member.link.cut(0)
+            deliver_all(member.link)
         await model.hub.close()
 
     asyncio.run(scenario())

@@ -12,7 +12,7 @@ import websockets
 
 from tests.half_tls import STARTS, HalfTls
 from tests.hub.conftest import Clock, connected
-from tests.hub.peers import REQUEST, TransportInMemory, masked
+from tests.hub.peers import REQUEST, masked
 from wshub import EventHandler, Frame, Hub, HubConfig
 from wshub.core.event_handler import table_of
 from wshub.links.asyncio_link import AsyncioLink
@@ -192,12 +192,23 @@ def test_a_client_that_leaves_during_its_tls_handshake_is_forgotten(run, tls, ce
     assert [record for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")] == []
 
 
-class ClosedOnce(TransportInMemory):
-    """A TLS transport, which the peer still has to acknowledge when it is closed."""
+class ClosingTransport:
+    """A TLS transport that counts how often it is closed, and whose end is still to come then."""
 
     def __init__(self) -> None:
-        super().__init__()
         self.closes = 0
+
+    def write(self, data: bytes) -> None:
+        """Take everything."""
+
+    def is_reading(self) -> bool:
+        return True
+
+    def pause_reading(self) -> None:
+        """Read no more."""
+
+    def resume_reading(self) -> None:
+        """Read again."""
 
     def can_write_eof(self) -> bool:
         return False
@@ -212,10 +223,10 @@ class ClosedOnce(TransportInMemory):
 def test_a_tls_transport_is_closed_once_when_the_client_ends_its_side_too(run) -> None:
     async def scenario() -> None:
         hub = Hub()
-        transport = ClosedOnce()
+        transport = ClosingTransport()
         link = AsyncioLink(transport, asyncio.get_running_loop())
-        connection = hub._register(table_of(EventHandler()), None)
-        hub._open(connection, link, b"", b"")
+        connection = hub.register_connection(table_of(EventHandler()), None)
+        hub.open_on_link(connection, link, b"", b"")
         connection.close()
         link.data_received(masked(Frame.close()))
         await asyncio.sleep(0)

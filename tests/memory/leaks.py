@@ -19,7 +19,7 @@ from tests.deflated import deflated
 from tests.memory.wire import BINARY, CLOSE, CONTINUATION, OFFERING, PING, REQUEST, TEXT, frame
 from wshub import CompressionConfig, ConnectionClosed, EventHandler, Hub, HubConfig
 
-OURS = ("Connection", "ReactorLink", "AsyncioLink", "OpeningHandshake", "Room", "RequestHead", "Headers")
+OURS = ("Connection", "EpollLink", "AsyncioLink", "OpeningHandshake", "Room", "RequestHead", "Headers")
 LARGE = b"x" * 60_000
 BAD_REQUEST = REQUEST.replace(b"Version: 13", b"Version: 12")
 RESET = struct.pack("ii", 1, 0)

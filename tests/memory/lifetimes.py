@@ -13,7 +13,9 @@ import time
 
 from tests.memory.wire import REQUEST, TEXT, frame
 from wshub import Connection, EventHandler, Hub, Message
-from wshub.links.epoll_reactor import Reactor, ReactorLink
+from wshub.links.epoll_link import EpollLink, EpollLinks
+from wshub.links.epoll_listeners import EpollListeners
+from wshub.links.epoll_reactor import EpollReactor
 from wshub.links.link import Ledger
 
 
@@ -81,7 +83,17 @@ async def a_socket_that_a_forked_process_has_too() -> None:
 
 async def a_reactor_that_was_never_made() -> None:
     """Descriptor 0 belongs to the process, not to an object whose fields were never set."""
-    for make in (Reactor, lambda: ReactorLink(1), lambda: Reactor(asyncio.get_running_loop(), None)):
+    loop = asyncio.get_running_loop()
+    makers = (
+        EpollReactor,
+        lambda: EpollReactor(loop, None),
+        lambda: EpollLink(1),
+        EpollLinks,
+        lambda: EpollLinks(loop, None),
+        EpollListeners,
+        lambda: EpollListeners(None),
+    )
+    for make in makers:
         with contextlib.suppress(TypeError):
             make()
         os.fstat(0)
@@ -97,7 +109,7 @@ async def a_new_connection_without_a_receiver() -> None:
         raise Anything
 
     for accepted in (raises, lambda link: None):
-        reactor = Reactor(asyncio.get_running_loop(), Ledger())
+        reactor = EpollReactor(asyncio.get_running_loop(), Ledger())
         with socket.create_server(("127.0.0.1", 0)) as listening:
             await reactor.listen(listening, accepted)
             peer = client(listening.getsockname()[1])

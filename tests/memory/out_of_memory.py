@@ -18,7 +18,6 @@ from array import array
 from collections.abc import Callable
 
 from tests.deflated import deflated
-from tests.hub.peers import TransportInMemory
 from tests.memory.wire import (
     BINARY,
     CLOSE,
@@ -32,7 +31,8 @@ from tests.memory.wire import (
 )
 from wshub import CompressionConfig, ConnectionState, EventHandler, Frame, Hub, HubConfig, Message
 from wshub.core.event_handler import table_of
-from wshub.links.asyncio_link import AsyncioLink
+from wshub.links.link_probe import LinkProbe
+from wshub.links.memory_link import create_memory_links, deliver_all
 from wshub.protocol.http.headers import Headers
 from wshub.protocol.http.request import RequestHead
 from wshub.protocol.parser import FrameParser
@@ -150,13 +150,14 @@ def parser_and_messages() -> None:
 # A broadcast
 
 
+# Bytes that are on the way to a member at most.
+CAPACITY = 100
 # The last is compressed to hardly more than a reference to the one before it.
 MESSAGES = ["tick", "all work and no play", "all work and no play again"]
 
 
 async def broadcast_to_a_shared_window(number: int) -> object:
     """What a broadcast returned during which that allocation failed, to members of whom the first takes nothing."""
-    loop = asyncio.get_running_loop()
     hub = Hub(HubConfig(compression=CompressionConfig(threshold=0), max_send_buffer=2000))
     hub.bind()
     hub.configure_room("room", compression="shared")
@@ -164,26 +165,33 @@ async def broadcast_to_a_shared_window(number: int) -> object:
     for _ in range(3):
         offer = Headers([(b"sec-websocket-extensions", b"permessage-deflate")])
         connection = hub.register_connection(table_of(EventHandler()), RequestHead("GET", "/", "1.1", offer))
-        transport = TransportInMemory()
-        link = AsyncioLink(transport, loop)
+        link, other = create_memory_links(capacity=CAPACITY)
+        peer = LinkProbe(other)
         hub.open_on_link(connection, link, b"", b"")
         connection.join("room")
-        members.append((connection, link, transport))
+        members.append((connection, link, peer))
     hub.broadcast(MESSAGES[0], room="room")
-    await asyncio.sleep(0)
+    for _, link, _ in members:
+        deliver_all(link)
     slow = members[0]
-    slow[1].pause_writing()
-    slow[0].send(bytes(2000), compress=False)
+    slow[2].pause()
+    # Even the part of it that is on the way leaves no space in the queue.
+    slow[0].send(bytes(2000 + CAPACITY), compress=False)
+    deliver_all(slow[1])
     count = starve(number, lambda: hub.broadcast(MESSAGES[1], room="room"))
     await asyncio.sleep(0)
+    for _, link, _ in members:
+        deliver_all(link)
     assert count is None or slow[0].state is not ConnectionState.OPEN
     hub.broadcast(MESSAGES[2], room="room")
     await asyncio.sleep(0)
-    for connection, link, transport in members:
-        received = [message.decode() for message in messages_in(transport.written)]
+    for connection, link, peer in members:
+        deliver_all(link)
+        received = [message.decode() for message in messages_in(peer.received)]
         if connection is not slow[0] and connection.state is ConnectionState.OPEN:
             assert received == (MESSAGES if count is not None else [MESSAGES[0], MESSAGES[2]])
-        link.connection_lost(None)
+        link.cut(0)
+        deliver_all(link)
     await hub.close()
     return count
 
@@ -211,7 +219,7 @@ class Loop(asyncio.SelectorEventLoop):
     turn: Callable[[], None]
 
     def add_reader(self, fd, callback, *args):
-        if getattr(callback, "__name__", "") == "_turn":
+        if getattr(callback, "__name__", "") == "_run":
             self.turn = callback
         return super().add_reader(fd, callback, *args)
 

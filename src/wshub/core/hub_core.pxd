@@ -6,7 +6,7 @@ from wshub.core.hub_state cimport HubBase
 
 cdef class HubCore(HubBase):
     cdef readonly object config
-    cdef object reactor      # a Reactor or an AsyncioReactor; None until the hub has a loop
+    cdef object reactor      # a Reactor; None until the hub has a loop
     cdef uint64_t last_id
     cdef readonly dict refused  # status: number of handshakes
     cdef bint logged_full_queue

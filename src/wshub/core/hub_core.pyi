@@ -13,8 +13,7 @@ from wshub.core.connection import Connection
 from wshub.core.handler_table import HandlerTable
 from wshub.core.queued import Queued
 from wshub.core.stats import HubStats, RoomStats
-from wshub.links.asyncio_reactor import AsyncioReactor
-from wshub.links.epoll_reactor import Reactor
+from wshub.links.reactor_api import Reactor
 from wshub.protocol.http.request import RequestHead
 from wshub.protocol.message import Message
 
@@ -104,8 +103,8 @@ class HubCore:
     @property
     def is_in_use(self) -> bool: ...
     def now(self) -> float: ...
-    def bind(self) -> Reactor | AsyncioReactor: ...
-    def reactor_for(self, ssl: ssl_module.SSLContext | None) -> Reactor | AsyncioReactor: ...
+    def bind(self) -> Reactor: ...
+    def reactor_for(self, ssl: ssl_module.SSLContext | None) -> Reactor: ...
     def register_connection(
         self,
         handlers: HandlerTable,

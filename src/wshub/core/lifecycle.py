@@ -16,8 +16,7 @@ from wshub.protocol.close_code import CloseCode, encode_close_payload
 from wshub.protocol.http.request import RequestHead
 
 if TYPE_CHECKING:
-    from wshub.links.asyncio_reactor import AsyncioReactor
-    from wshub.links.epoll_reactor import Reactor
+    from wshub.links.reactor_api import Reactor
 
 __all__ = ["HandshakeWait", "HubLifecycle", "HubServer", "UpgradeHook"]
 
@@ -99,7 +98,7 @@ class HubLifecycle(HubCore):
     ) -> None:
         await self.close()
 
-    def bind(self) -> Reactor | AsyncioReactor:
+    def bind(self) -> Reactor:
         """Take the running loop for the hub's, begin to sweep there, and return the hub's reactor."""
         reactor = super().bind()
         if self._sweeper is None and self._closing is None:

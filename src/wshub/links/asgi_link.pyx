@@ -1,10 +1,9 @@
 # cython: language_level=3
-"""A link over the ``receive`` and ``send`` of an ASGI server: for connections that the server keeps to itself.
+"""A link over the ``receive`` and ``send`` of an ASGI server, for connections that the server does not give away.
 
-ASGI passes whole messages where a link carries octets: each message that is received is given to the receiver as the
-frame that it may have come in, so that everything that holds for frames, limits included, holds for it too. ASGI knows
-no pings. The handlers of a connection are called from the loop, never from within a task, so what the tasks here
-receive is passed on by the loop.
+ASGI passes whole messages, and a link carries bytes. So the receiver gets each message as the frame that it may have
+come in, and all rules and limits of frames hold for it. ASGI knows no pings. Handlers are called from the loop, never
+from within a task, so the loop passes on what the tasks here receive.
 """
 
 from libc.stdint cimport int64_t, uint8_t
@@ -40,7 +39,7 @@ from wshub.protocol.writer import encode_header
 logger = logging.getLogger("wshub.server")
 
 cdef enum:
-    # What is added to a close code to have one for private use (RFC 6455 section 7.4.2): 4011 for 1011.
+    # Added to a close code, this gives one for private use (RFC 6455 section 7.4.2): 4011 for 1011.
     PRIVATE_CODES = 3000
 
 # A client's frame is masked. Under this key the payload is as it is.
@@ -50,11 +49,11 @@ cdef bytes NO_MASK = b"\0\0\0\0"
 cdef class AsgiLink(Link):
     """Carries a connection that an ASGI application has accepted, once ``start()`` is called.
 
-    What ``send`` has been given counts as delivered. A call of ``receive`` is always pending, unless reading is paused:
-    some servers tell in no other way that the client has left.
+    A message that ``send`` was given counts as delivered. A call of ``receive`` is always pending, unless reading is
+    paused: some servers report in no other way that the client has left.
 
-    Most servers end the connection as soon as the application returns. So what a task sends, and its close, are passed
-    on before the task goes on, in an eagerly started task. The sending task waits for that if the server is busy.
+    Most servers end the connection as soon as the application returns. So the messages and the close of a task are sent
+    before the task goes on, in an eagerly started task. The sending task waits for that one if the server is busy.
     """
 
     cdef object receive_message  # the server's receive()
@@ -67,11 +66,11 @@ cdef class AsgiLink(Link):
     cdef object suspended        # a task that sends what another task has queued, which that task waits for, or None
     cdef object work             # Future that the sending task waits for, or None while it is busy
     cdef object resumed          # Future that the receiving task waits for while reading is paused, or None
-    cdef int64_t in_hand         # octets of the message that the server is taking
+    cdef int64_t in_hand         # bytes of the message that the server is taking
     cdef bint private_codes      # the server refuses the codes that RFC 6455 defines, except 1000
     cdef bint sends_at_once      # such a task makes its first step
     cdef bint paused
-    cdef bint disconnected       # the server has told of the end: it takes nothing more
+    cdef bint disconnected       # the server has reported the end: it takes nothing more
 
     def __init__(self, receive, send, client, *, bint private_codes=False):
         self.private_codes = private_codes
@@ -82,22 +81,22 @@ cdef class AsgiLink(Link):
         self.without_pings = True
 
     def start(self):
-        """Receives and sends from here on, in tasks of its own."""
+        """Start to receive and send, in tasks of its own."""
         if not self.closed:
             self.receiving = self.loop.create_task(self._receive_all(), name="wshub ASGI receive")
             self.context = copy_context()
             self.sending = self.loop.create_task(self._send_all(), name="wshub ASGI send", context=self.context)
 
     def end(self):
-        """The server ends the connection: nothing can be received or sent any more."""
+        """End the link: the server ends the connection."""
         self.abort(False)
 
     def leave_close(self, int code, reason):
-        """The framework sends the close message, with that code and reason: nothing more is sent or received here."""
+        """Leave the close message, with that code and reason, to the framework. Send and receive nothing more."""
         self.stop_receiving()
         self._close_sent(code, reason)
 
-    # The verbs of a link
+    # The methods of a link
 
     cdef int write(self, FrameBuffer *frame) noexcept:
         if self.closed or self.finishing or self.disconnected:
@@ -140,9 +139,9 @@ cdef class AsgiLink(Link):
         else:
             self.lose_later()
 
-    cdef bint has_news(self) noexcept:
-        # Of what the server has in hand nobody knows that it is taken.
-        return Link.has_news(self) and (self.in_hand == 0 or self.notify_at <= self.given - self.in_hand)
+    cdef bint should_notify_drained(self) noexcept:
+        # The message that the server has in hand may not be taken yet.
+        return Link.should_notify_drained(self) and (self.in_hand == 0 or self.notify_at <= self.given - self.in_hand)
 
     cdef int64_t unacknowledged(self) noexcept:
         return self.in_hand
@@ -155,14 +154,14 @@ cdef class AsgiLink(Link):
             self.work.set_result(None)
 
     cdef void lose_later(self) noexcept:
-        """The receiver is told in a turn of the loop of its own."""
+        """End the link in an iteration of the loop of its own."""
         try:
             self.loop.call_soon(self._lose)
         except RuntimeError:
             # The loop is closed: nothing of this link will ever run again.
             pass
 
-    # What the tasks do
+    # The tasks
 
     async def _receive_all(self):
         try:
@@ -186,7 +185,7 @@ cdef class AsgiLink(Link):
                     await suspended
                 await self._send_queued()
                 self.blocked = False
-                if self.has_news():
+                if self.should_notify_drained():
                     self.loop.call_soon(self._drained)
                 if self.finishing:
                     self.lose_later()
@@ -203,7 +202,7 @@ cdef class AsgiLink(Link):
         cdef FrameBuffer *frame
         while not (self.closed or self.disconnected or queue_is_empty(&self.queue)):
             self.blocked = True
-            frame = self.hand_on()
+            frame = self.pop_delivered()
             self.in_hand = frame_wire_length(frame)
             self.given += self.in_hand
             try:
@@ -216,11 +215,11 @@ cdef class AsgiLink(Link):
             elif message is not None:
                 await self.send_message(message)
             self.in_hand = 0
-            if self.has_news():
+            if self.should_notify_drained():
                 self.loop.call_soon(self._drained)
 
     cdef object send_at_once(self):
-        """Sends what is queued before the task that runs goes on, in an eagerly started task of its own."""
+        """Send the queue before the current task goes on, in an eagerly started task of its own."""
         self.sends_at_once = True
         try:
             task = start_eager_task(self.loop, self._send_queued(), self.context, "wshub ASGI send")
@@ -234,7 +233,7 @@ cdef class AsgiLink(Link):
         task.result()
 
     async def _send_close(self, message):
-        """Closes; if the application has returned and this fails, the connection has still ended as was wanted."""
+        """Close. If the application has returned and this fails, the connection has still ended as intended."""
         code = message["code"]
         self.stop_receiving()
         self.loop.call_soon(self._close_sent, code, message["reason"])
@@ -243,11 +242,11 @@ cdef class AsgiLink(Link):
         await self.send_message(message)
 
     cdef object stop_receiving(self):
-        """Ends the pending call of receive(): granian does not close while there is one."""
+        """End the pending call of receive(): granian does not close while there is one."""
         if self.receiving is not None:
             self.receiving.cancel()
 
-    # What the loop does for the tasks
+    # Calls of the loop for the tasks
 
     def _arrived(self, message, passed_on):
         cdef str kind = str.__str__(message["type"])
@@ -255,7 +254,7 @@ cdef class AsgiLink(Link):
             if kind == "websocket.receive":
                 text = message.get("text")
                 if text is not None:
-                    # A lone surrogate becomes what the receiver refuses as no UTF-8.
+                    # The receiver refuses a lone surrogate in this form as invalid UTF-8.
                     self.feed(TEXT_OPCODE, str.encode(text, "utf-8", "surrogatepass"))
                 else:
                     self.feed(BINARY_OPCODE, bytes(message["bytes"]))
@@ -271,7 +270,7 @@ cdef class AsgiLink(Link):
                 passed_on.set_result(None)
 
     def _close_sent(self, int code, reason):
-        # The server keeps the peer's answer to itself, which repeats code and reason.
+        # The server does not pass on the peer's answer, which repeats code and reason.
         self.disconnected = True
         self.closed_by_peer(code, reason)
 
@@ -289,7 +288,7 @@ cdef class AsgiLink(Link):
         self.tell_lost(0)
 
     cdef object closed_by_peer(self, int code, object reason):
-        """The connection has ended with that code, where 1005 is a close without one."""
+        """Give the receiver the close frame of the peer. Code 1005 is a close without a code."""
         if code == CloseCode.NO_STATUS:
             self.feed(CLOSE_OPCODE, b"")
         elif is_valid_on_wire(code):
@@ -298,7 +297,7 @@ cdef class AsgiLink(Link):
             self.receiver.eof_received()
 
     cdef object feed(self, uint8_t opcode, bytes payload):
-        """Gives the receiver a frame."""
+        """Give the receiver a frame."""
         cdef bytes header
         if self.closed or self.finishing or self.receiver is None:
             return
@@ -310,7 +309,7 @@ cdef class AsgiLink(Link):
 
 
 cdef object message_of(FrameBuffer *frame):
-    """The ASGI message that says what the frame does, or None where there is none, as for a ping."""
+    """Return the ASGI message for a frame, or None if there is none, as for a ping."""
     cdef bytes payload
     if frame.opcode not in (TEXT_OPCODE, BINARY_OPCODE, CLOSE_OPCODE):
         return None

@@ -4,8 +4,8 @@ from wshub.links.link cimport Link
 cdef class AsyncioLink(Link):
     cdef object transport        # None until there is one
     cdef object loop
-    cdef tuple peer              # its address, or None: a transport cannot be asked at all times, nor by all threads
-    cdef bint scheduled          # flushed in the next turn of the loop
+    cdef tuple peer              # its address, or None: a transport cannot be asked at all times, nor on all threads
+    cdef bint scheduled          # _flush() is called in the next iteration of the loop
     cdef bint flushing           # a frame is being given to the transport
     cdef bint ended              # the peer has ended its side
     cdef bint closing_transport

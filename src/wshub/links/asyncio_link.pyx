@@ -18,18 +18,18 @@ from wshub.protocol.frame_buffer cimport DELIVERED, FrameBuffer
 
 import errno
 
-from wshub.links.transports import unacknowledged_octets
+from wshub.links.transports import unacknowledged_bytes
 
 cdef enum:
-    # Short frames are given to the transport side by side, up to so many bytes: each call of it costs as much as
-    # copying a hundred of them. A record of TLS holds as much.
+    # Short frames are given to the transport side by side, up to this many bytes. One call of a transport costs as
+    # much as copying a hundred of them. A TLS record holds as much.
     SCRATCH_SIZE = 16384
 
 
 cdef class AsyncioLink(Link):
     """Carries a connection over a transport whose protocol passes its callbacks on to the methods here.
 
-    What the transport has been given counts as delivered; it is given no more while it asks for a pause.
+    Bytes that the transport was given count as delivered. It is given no more while it asks for a pause.
     """
 
     def __init__(self, transport, loop):
@@ -39,33 +39,33 @@ cdef class AsyncioLink(Link):
             self.use(transport)
 
     cdef object use(self, object transport):
-        """Takes the transport, and the peer's address while the transport knows it."""
+        """Take the transport, and the peer's address while the transport knows it."""
         self.transport = transport
         try:
             name = transport.get_extra_info("peername")
         except Exception:
             # The connection has ended already.
             return
-        # That of a Unix socket is an empty string.
+        # The address of a Unix socket is an empty string.
         if isinstance(name, tuple):
             self.peer = name[:2]
 
-    # What the transport's protocol passes on
+    # The callbacks of the transport
 
     def data_received(self, bytes data):
-        cdef const uint8_t *octets = <const uint8_t *><const char *>data
+        cdef const uint8_t *start = <const uint8_t *><const char *>data
         if self.ledger is not None:
             self.ledger.bytes_received += len(data)
         if not self.closed and not self.finishing and self.receiver is not None:
-            self.receiver.data_received(octets, len(data))
+            self.receiver.data_received(start, len(data))
 
     def eof_received(self):
-        """Returns whether the transport is to be kept open."""
+        """Return whether the transport is to be kept open."""
         self.ended = True
         if not self.closed and not self.finishing and self.receiver is not None:
             self.receiver.eof_received()
         self.schedule()
-        # A transport that cannot be half closed, as with TLS, ends by itself once it has sent what it holds.
+        # A transport that cannot be half closed, as with TLS, ends by itself once its buffer is sent.
         return not self.closed and self.transport.can_write_eof()
 
     def connection_lost(self, error):
@@ -79,7 +79,7 @@ cdef class AsyncioLink(Link):
         self.blocked = False
         self.schedule()
 
-    # The verbs of a link
+    # The methods of a link
 
     cdef int write(self, FrameBuffer *frame) noexcept:
         if self.closed or self.finishing:
@@ -106,11 +106,11 @@ cdef class AsyncioLink(Link):
             self.schedule()
             return
         self.transport.abort()
-        # The transport tells of the loss in a later turn of the loop; so does this.
+        # The transport reports the loss in a later iteration of the loop; so does this.
         self.loop.call_soon(self.lose, 0)
 
     cdef void flush_now(self) noexcept:
-        # Code that the garbage collector runs while the transport takes a frame must not make it take the next first.
+        # The garbage collector may run code while the transport takes a frame. That must not send the next one first.
         if self.closed or self.flushing or self.transport.is_closing():
             return
         self.flushing = True
@@ -128,7 +128,7 @@ cdef class AsyncioLink(Link):
             try:
                 data = (<const uint8_t *>piece.iov_base)[:total]
             except MemoryError:
-                # A stream with a hole in it must not go on.
+                # The stream cannot go on with a gap.
                 self.abort(False)
                 return
             self.ledger.messages.outcomes[DELIVERED] += queue_advance(&self.queue, total)
@@ -137,24 +137,24 @@ cdef class AsyncioLink(Link):
             # write() may call pause_writing() before it returns, which ends this loop.
             self.transport.write(data)
 
-    cdef bint has_news(self) noexcept:
-        # A transport that asks for a pause has more than it should of what was queued.
-        return not self.blocked and Link.has_news(self)
+    cdef bint should_notify_drained(self) noexcept:
+        # A transport that asks for a pause holds too much that was queued.
+        return not self.blocked and Link.should_notify_drained(self)
 
     cdef Progress look(self) noexcept:
         cdef Progress found = Link.look(self)
-        # What a transport with TLS has encrypted already it may hide; the kernel does not.
+        # A transport with TLS may hide what it has encrypted already; the kernel does not.
         if found == AT_REST and not self.closed and self.acknowledged < self.given:
             return STALLED
         return found
 
     cdef int64_t unacknowledged(self) noexcept:
-        return <int64_t>self.transport.get_write_buffer_size() + <int64_t>unacknowledged_octets(self.transport)
+        return <int64_t>self.transport.get_write_buffer_size() + <int64_t>unacknowledged_bytes(self.transport)
 
     cdef object peer_name(self):
         return self.peer
 
-    # What is done in the next turn of the loop
+    # In the next iteration of the loop
 
     cdef void schedule(self) noexcept:
         if not self.scheduled and not self.closed:
@@ -169,7 +169,7 @@ cdef class AsyncioLink(Link):
         self.scheduled = False
         if self.closed:
             return
-        # Before the transport has more to hold than what was asked for.
+        # Before the transport is given more than notify_when_left() asked for.
         self.tell_drained()
         self.flush_now()
         if not queue_is_empty(&self.queue):
@@ -184,7 +184,7 @@ cdef class AsyncioLink(Link):
                 try:
                     self.transport.write_eof()
                 except OSError:
-                    # The peer has gone already, which the transport has not seen yet.
+                    # The peer has gone, and the transport has not seen it yet.
                     self.abort(False)
         elif self.finishing and self.ended and not self.transport.is_closing():
             # A TLS transport of Python 3.11 that is closed twice cannot be asked what it holds any more.

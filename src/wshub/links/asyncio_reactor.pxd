@@ -9,6 +9,7 @@ cdef class AcceptedLink(AsyncioLink):
 
 cdef class AsyncioReactor:
     cdef object loop
+    cdef int users       # the objects that release() it; the last one closes it
     cdef Ledger ledger
     cdef object ssl      # SSLContext, or None
     cdef double timeout  # seconds

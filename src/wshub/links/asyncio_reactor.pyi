@@ -2,11 +2,28 @@ import asyncio
 import socket
 import ssl as ssl_module
 from collections.abc import Callable
-from typing import Any
+from typing import NoReturn
 
-from wshub.links.link import Ledger
+from wshub.links.asyncio_link import AsyncioLink
+from wshub.links.link import Ledger, Link, Receiver
+
+class AcceptedLink(AsyncioLink):
+    """The link of an accepted connection, and the protocol of its transport. It sends nothing before it has one."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None: ...
+    def setup_failed(self) -> None:
+        """End the link: there will be no transport."""
 
 class AsyncioReactor:
+    """Serves connections over the transports of an asyncio loop: those with TLS, and all where there is no epoll.
+
+    Args:
+        loop: any asyncio event loop. Use the reactor only on the thread of that loop.
+        ledger: where bytes and messages are counted.
+        ssl: an ssl.SSLContext, or None for plain connections.
+        timeout: seconds that a TLS handshake may take, and its shutdown too.
+    """
+
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
@@ -15,13 +32,34 @@ class AsyncioReactor:
         timeout: float = 10,
     ) -> None: ...
     @property
-    def connection_count(self) -> int: ...
+    def connection_count(self) -> int:
+        """The number of open links."""
+
     @property
     def adopts(self) -> bool: ...
     async def listen(
-        self, listening_socket: socket.socket, accepted: Callable[[Any], Any], *, backlog: int = 100
-    ) -> None: ...
-    def unlisten(self, descriptor: int) -> None: ...
-    def resume_accepting(self) -> None: ...
-    def release(self) -> None: ...
-    def close(self) -> None: ...
+        self, listening_socket: socket.socket, accepted: Callable[[Link], Receiver | None], *, backlog: int = 100
+    ) -> None:
+        """Accept the connections of a bound socket.
+
+        ``accepted(link)`` is called with each new link, before any TLS handshake. It returns the Receiver, or None to
+        close the connection.
+        """
+
+    def unlisten(self, descriptor: int) -> None:
+        """Accept no more connections of that listening socket, which stays open."""
+
+    def resume_accepting(self) -> None:
+        """Do nothing: after a shortage each listener tries again by itself."""
+
+    def adopt(self, descriptor: int, receiver: Receiver) -> NoReturn:
+        """Raise NotImplementedError: a transport needs the socket object."""
+
+    def retain(self) -> None:
+        """Count one more user of the reactor, which will call release()."""
+
+    def release(self) -> None:
+        """Count one user less, and close the reactor after the last one."""
+
+    def close(self) -> None:
+        """End every connection at once. The receivers are called before this returns."""

@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""A reactor in name: connections over the transports of an asyncio loop, behind the methods that the native one has."""
+"""A reactor without a poller of its own: connections over the transports of an asyncio loop."""
 
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 
@@ -13,25 +13,22 @@ from wshub.links.accepting import SocketListener, TransportSetup
 from wshub.links.failures import accept_failed
 
 cdef enum:
-    # Octets: twice as many a turn of the loop may free.
+    # Bytes. One iteration of the loop may free twice as many.
     HEAP_HYSTERESIS = 1 << 19
 
 
 cdef void keep_heap() noexcept:
-    """Has the C library keep what one turn of the loop frees for the next one.
+    """Have the C library keep the memory that one iteration of the loop frees, for the next one.
 
-    Once a large block has been freed, glibc gives back the end of its heap only where that has twice as much to spare
-    (mallopt(3), M_MMAP_THRESHOLD). Before, messages of some KiB on a dozen connections, of which transports make
-    copies, can have it shrink and grow with each turn, and all their pages made anew.
+    glibc gives the end of its heap back to the kernel. Once a large block has been freed, it does so only if twice the
+    size of that block is free there (mallopt(3), M_MMAP_THRESHOLD). Before, messages of some KiB on a dozen connections
+    can make the heap shrink and grow in each iteration, because transports copy them.
     """
     PyMem_RawFree(PyMem_RawMalloc(HEAP_HYSTERESIS))
 
 
 cdef class AcceptedLink(AsyncioLink):
-    """The link of a connection that a listening socket has accepted, and the protocol of its transport.
-
-    Until it has its transport, nothing can be sent.
-    """
+    """The link of an accepted connection, and the protocol of its transport. It sends nothing before it has one."""
 
     def connection_made(self, transport):
         if self.closed:
@@ -41,7 +38,7 @@ cdef class AcceptedLink(AsyncioLink):
         self.setup = None
 
     def setup_failed(self):
-        """There will be no transport."""
+        """End the link: there will be no transport."""
         self.setup = None
         self.lose(0)
 
@@ -53,7 +50,7 @@ cdef class AcceptedLink(AsyncioLink):
             AsyncioLink.abort(self, after_flush)
         elif self.setup is not None and not self.closed:
             self.setup.abort()
-            # A transport tells of the loss in a later iteration of the loop; so does this.
+            # A transport reports the loss in a later iteration of the loop; so does this.
             self.loop.call_soon(self.lose, 0)
 
     cdef object peer_name(self):
@@ -65,23 +62,23 @@ cdef class AcceptedLink(AsyncioLink):
 
 
 cdef object peer_of(connected):
-    """The peer's address in the form that socket.getpeername() has, or None."""
+    """Return the peer's address in the form of socket.getpeername(), or None."""
     try:
         name = connected.getpeername()
     except OSError:
         return None
-    # That of a Unix socket is an empty string.
+    # The address of a Unix socket is an empty string.
     return name[:2] if isinstance(name, tuple) else None
 
 
 cdef class AsyncioReactor:
-    """Drives connections over the transports of an asyncio loop: those with TLS, and all where there is no epoll.
+    """Serves connections over the transports of an asyncio loop: those with TLS, and all where there is no epoll.
 
     Args:
-        loop: any asyncio event loop; to be used on its thread alone.
-        ledger: where octets and messages are counted.
+        loop: any asyncio event loop. Use the reactor only on the thread of that loop.
+        ledger: where bytes and messages are counted.
         ssl: an ssl.SSLContext, or None for plain connections.
-        timeout: seconds that a TLS handshake may take, and as many its end.
+        timeout: seconds that a TLS handshake may take, and its shutdown too.
     """
 
     # Whether a connected socket can become a link by adopt().
@@ -89,6 +86,7 @@ cdef class AsyncioReactor:
 
     def __init__(self, loop, Ledger ledger not None, ssl=None, double timeout=10):
         self.loop = loop
+        self.users = 1
         self.ledger = ledger
         self.ssl = ssl
         self.timeout = timeout
@@ -97,10 +95,10 @@ cdef class AsyncioReactor:
         keep_heap()
 
     async def listen(self, listening_socket, accepted, *, int backlog=100):
-        """Accepts the connections of a bound socket.
+        """Accept the connections of a bound socket.
 
         ``accepted(link)`` is called with each new link, before any TLS handshake. It returns the Receiver, or None to
-        refuse the connection.
+        close the connection.
         """
         listener = SocketListener(self.loop, listening_socket, partial(self._accept, accepted))
         self.listeners[listening_socket.fileno()] = listener
@@ -128,25 +126,35 @@ cdef class AsyncioReactor:
             link.abort(False)
 
     def unlisten(self, int descriptor):
-        """Accepts no more connections of that listening socket, which is left open."""
+        """Accept no more connections of that listening socket, which stays open."""
         listener = self.listeners.pop(descriptor, None)
         if listener is not None:
             listener.close()
 
     def resume_accepting(self):
-        """Nothing is to be done: a listener tries again by itself to accept, after there were no descriptors."""
+        """Do nothing: after a shortage each listener tries again by itself."""
 
     @property
     def connection_count(self):
-        """How many links are open."""
+        """The number of open links."""
         return len(self.links)
 
+    def adopt(self, int descriptor, Receiver receiver not None):
+        """Raise NotImplementedError: a transport needs the socket object."""
+        raise NotImplementedError("this reactor has adopts = False")
+
+    def retain(self):
+        """Count one more user of the reactor, which will call release()."""
+        self.users += 1
+
     def release(self):
-        """Closes it: nobody else uses it."""
-        self.close()
+        """Count one user less, and close the reactor after the last one."""
+        self.users -= 1
+        if self.users == 0:
+            self.close()
 
     def close(self):
-        """Ends every connection at once. The receivers are told before this returns."""
+        """End every connection at once. The receivers are called before this returns."""
         cdef AcceptedLink link
         for descriptor in list(self.listeners):
             self.unlisten(descriptor)

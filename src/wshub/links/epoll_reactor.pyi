@@ -1,22 +1,47 @@
 import asyncio
 import socket
 from collections.abc import Callable
-from typing import Any
 
-from wshub.links.link import Ledger
+from wshub.links.link import Ledger, Link, Receiver
 
-class Reactor:
+class EpollReactor:
+    """Serves connections from an asyncio loop.
+
+    Args:
+        loop: any asyncio event loop with ``add_reader``. Use the reactor only on the thread of that loop.
+        ledger: where the bytes and messages of a link are counted, as long as it has no other.
+        clock: a function without arguments that returns seconds and never goes back.
+    """
+
     def __init__(self, loop: asyncio.AbstractEventLoop, ledger: Ledger, clock: Callable[[], float] = ...) -> None: ...
     @property
-    def connection_count(self) -> int: ...
+    def connection_count(self) -> int:
+        """The number of open links."""
+
     @property
     def adopts(self) -> bool: ...
     async def listen(
-        self, listening_socket: socket.socket, accepted: Callable[[Any], Any], *, backlog: int = 100
-    ) -> None: ...
-    def adopt(self, descriptor: int, receiver: Any) -> Any: ...
-    def unlisten(self, descriptor: int) -> None: ...
-    def resume_accepting(self) -> None: ...
-    def retain(self) -> None: ...
-    def release(self) -> None: ...
-    def close(self) -> None: ...
+        self, listening_socket: socket.socket, accepted: Callable[[Link], Receiver | None], *, backlog: int = 100
+    ) -> None:
+        """Accept the connections of a bound socket.
+
+        ``accepted(link)`` is called with each new link, and returns its Receiver.
+        """
+
+    def adopt(self, descriptor: int, receiver: Receiver) -> Link:
+        """Make a link of a connected, non-blocking socket, which the reactor owns from now on, also if this raises."""
+
+    def unlisten(self, descriptor: int) -> None:
+        """Accept no more connections of that listening socket, which stays open."""
+
+    def resume_accepting(self) -> None:
+        """Try again to accept, and to send, after there were no descriptors or no memory."""
+
+    def retain(self) -> None:
+        """Count one more user of the reactor, which will call release()."""
+
+    def release(self) -> None:
+        """Count one user less, and close the reactor after the last one. The caller's connections have ended."""
+
+    def close(self) -> None:
+        """End every connection at once and leave the loop. The receivers are called before this returns."""

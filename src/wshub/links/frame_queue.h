@@ -1,4 +1,4 @@
-/* The frames that wait to be sent on one connection, in order, by reference.
+/* The frames that wait to be sent on one connection, in order.
  *
  * A queue owns one reference to each frame in it. An empty queue holds no memory. */
 
@@ -19,37 +19,38 @@ struct iovec {
 /* A chunk takes 504 bytes on a 64-bit machine, within the 512 of Python's allocator for small objects. */
 #define WSHUB_CHUNK_FRAMES 47
 
-/* A shorter frame counts as so many octets against a bound on what may wait: that much memory it takes at the least. */
+/* A shorter frame counts as this many bytes against a bound on the queue, because it takes at least that much
+ * memory. */
 #define WSHUB_LEAST_CHARGE 64
 
-/* Frames up to this many octets are copied side by side before they are sent: for the kernel one long piece of
- * memory is cheaper than many short ones, and the copy is made from a cache that every receiver keeps warm. */
+/* Frames up to this many bytes are copied side by side before they are sent. For the kernel one long piece of memory is
+ * cheaper than many short ones, and the copy reads a cache that every receiver keeps warm. */
 #define WSHUB_COPY_LIMIT 2048
 
 typedef struct wshub_chunk {
     struct wshub_chunk *next;
     struct wshub_chunk *previous;
-    struct wshub_chunk *next_spare;     /* while this chunk has messages to spare, the next one that has some, in a ring */
+    struct wshub_chunk *next_spare;     /* a ring of the chunks with spare messages, if this is one */
     struct wshub_chunk *previous_spare; /* ... and the one before it */
-    uint8_t end;    /* the place behind the last frame; of the tail, the queue knows it */
-    uint8_t spares; /* frames that can be spared, where the queue has an index */
-    uint16_t tags[WSHUB_CHUNK_FRAMES]; /* wshub_tag_of() each frame: a search need not look at the frames themselves */
+    uint8_t end;    /* the place after the last frame; for the tail, queue.end has it */
+    uint8_t spares; /* the number of spare messages, if the queue has an index */
+    uint16_t tags[WSHUB_CHUNK_FRAMES]; /* wshub_tag_of() each frame, so that a search need not read the frames */
     wshub_frame *frames[WSHUB_CHUNK_FRAMES];
 } wshub_chunk;
 
-/* The tags of frames that have no key; those of frames that have one come behind. */
+/* The tags of frames without a key. The tags of frames with a key are higher. */
 enum {
-    WSHUB_TAG_NEEDED = 0, /* it must not leave the queue before its turn */
-    WSHUB_TAG_CHAINED,    /* nor may this one, which counts bytes back over what is in front of it */
+    WSHUB_TAG_NEEDED = 0, /* it stays in its place */
+    WSHUB_TAG_CHAINED,    /* so does this one, which refers back to bytes of frames before it */
     WSHUB_TAG_SPARE,
     WSHUB_TAG_KEYS
 };
 
-/* Where the messages are that can be spared. A queue has it from the first search on until it is empty: whoever takes
- * all that is sent never needs it. */
+/* An index of the spare messages: those that may be dropped or replaced. A queue has it from the first search until
+ * it is empty. A client that keeps up never needs it. */
 typedef struct {
-    wshub_chunk *last; /* borrowed: of the chunks that have some, the last, whose next_spare is the first; or NULL */
-    size_t charge;     /* what they count for against a bound, all together */
+    wshub_chunk *last; /* borrowed: the last chunk with spare messages, whose next_spare is the first; or NULL */
+    size_t charge;     /* of all of them, against a bound */
     size_t chained;    /* frames with the tag of one that is chained */
 } wshub_spares;
 
@@ -59,11 +60,11 @@ typedef struct {
     wshub_spares *spares; /* owned, or NULL */
     size_t octets;       /* still to be sent, of all frames */
     size_t sent;         /* of the first frame, already */
-    size_t padding;      /* what frames are shorter than WSHUB_LEAST_CHARGE, all together */
-    uint32_t messages;   /* data frames among those queued: memory ends before they cannot be counted */
+    size_t padding;      /* the bytes by which frames are shorter than WSHUB_LEAST_CHARGE */
+    uint32_t messages;   /* queued data frames; memory ends before this overflows */
     uint8_t first;       /* the place of the first frame in head */
     uint8_t end;         /* the place behind the last frame in tail */
-    uint8_t tagged;      /* the tags are there; as long as they are not, no frame is dispensable */
+    uint8_t tagged;      /* the tags are set; without them, no frame is dispensable */
 } wshub_queue;
 
 static inline int
@@ -80,22 +81,21 @@ wshub_frame_padding(const wshub_frame *frame)
     return length < WSHUB_LEAST_CHARGE ? WSHUB_LEAST_CHARGE - length : 0;
 }
 
-/* What the queue counts for against a bound, in octets. */
+/* The bytes that count against a bound. */
 static inline size_t
 wshub_queue_charge(const wshub_queue *queue)
 {
     return queue->octets + queue->padding;
 }
 
-/* The tag of frames that can be spared and have that key; some other keys have the same. */
+/* The tag of spare messages with that key. Some keys share a tag. */
 static inline uint16_t
 wshub_tag_of_key(uint64_t key)
 {
     return (uint16_t)(WSHUB_TAG_KEYS + key % (UINT16_MAX - WSHUB_TAG_KEYS));
 }
 
-/* What a queue keeps beside a frame. One that is dispensable by its policy can be spared if nothing else on the way needs
- * it. */
+/* The tag that a queue keeps for a frame. A dispensable frame is spare unless later frames refer to it. */
 static inline uint16_t
 wshub_tag_of(const wshub_frame *frame)
 {
@@ -106,28 +106,28 @@ wshub_tag_of(const wshub_frame *frame)
     return frame->key == 0 ? WSHUB_TAG_SPARE : wshub_tag_of_key(frame->key);
 }
 
-/* The charge of a frame against a bound, as long as nothing of it has been sent. */
+/* The bytes of a frame that count against a bound, before any of it was sent. */
 static inline size_t
 wshub_frame_charge(const wshub_frame *frame)
 {
     return wshub_frame_wire_length(frame) + wshub_frame_padding(frame);
 }
 
-/* Where the places of a chunk that are in use begin. */
+/* The first place of a chunk that is in use. */
 static inline size_t
 wshub_queue_start_of(const wshub_queue *queue, const wshub_chunk *chunk)
 {
     return chunk == queue->head ? queue->first : 0;
 }
 
-/* Where the places of a chunk that are in use end. */
+/* The place after the last one of a chunk that is in use. */
 static inline size_t
 wshub_queue_end_of(const wshub_queue *queue, const wshub_chunk *chunk)
 {
     return chunk == queue->tail ? queue->end : chunk->end;
 }
 
-/* The chunk, which is behind all others that have messages to spare, has one. */
+/* Appends a chunk to the ring. It comes after all others with spare messages. */
 static inline void
 wshub_spares_append_chunk(wshub_spares *spares, wshub_chunk *chunk)
 {
@@ -142,7 +142,7 @@ wshub_spares_append_chunk(wshub_spares *spares, wshub_chunk *chunk)
     spares->last = chunk;
 }
 
-/* The chunk has no message to spare any more. */
+/* Removes a chunk from the ring: it has no spare message any more. */
 static inline void
 wshub_spares_remove_chunk(wshub_spares *spares, wshub_chunk *chunk)
 {
@@ -156,7 +156,7 @@ wshub_spares_remove_chunk(wshub_spares *spares, wshub_chunk *chunk)
         spares->last = chunk->previous_spare;
 }
 
-/* Takes a frame into the index that stands in that chunk, behind all others that are in it. */
+/* Adds a frame to the index, after all others. */
 static inline void
 wshub_spares_add(wshub_spares *spares, wshub_chunk *chunk, size_t place)
 {
@@ -170,7 +170,7 @@ wshub_spares_add(wshub_spares *spares, wshub_chunk *chunk, size_t place)
         wshub_spares_append_chunk(spares, chunk);
 }
 
-/* Takes a frame out of the index that is about to leave its place. */
+/* Removes a frame from the index. It is about to leave its place. */
 static inline void
 wshub_spares_discard(wshub_spares *spares, wshub_chunk *chunk, size_t place)
 {
@@ -184,8 +184,7 @@ wshub_spares_discard(wshub_spares *spares, wshub_chunk *chunk, size_t place)
         wshub_spares_remove_chunk(spares, chunk);
 }
 
-/* Gives the frame that has been put behind all others its tag, and those in front of it theirs if they have none: they
- * are needed. */
+/* Sets the tag of the last frame. Frames before it that have no tag yet stay in their places. */
 static inline void
 wshub_queue_tag_last(wshub_queue *queue)
 {
@@ -200,7 +199,7 @@ wshub_queue_tag_last(wshub_queue *queue)
         wshub_spares_add(queue->spares, queue->tail, place);
 }
 
-/* Some of the first frame has been sent: the rest of it must follow. */
+/* Keeps the first frame in its place: some of it was sent, and the rest must follow. */
 static inline void
 wshub_queue_pin_first(wshub_queue *queue)
 {
@@ -211,8 +210,8 @@ wshub_queue_pin_first(wshub_queue *queue)
     queue->head->tags[queue->first] = WSHUB_TAG_NEEDED;
 }
 
-/* Puts the frame, with a reference that was the caller's, behind all others. Returns -1 where there is no memory, and
- * nothing has changed. */
+/* Appends the frame and takes over a reference of the caller. Returns -1, and changes nothing, if there is no
+ * memory. */
 static inline int
 wshub_queue_append(wshub_queue *queue, wshub_frame *frame)
 {
@@ -237,7 +236,7 @@ wshub_queue_append(wshub_queue *queue, wshub_frame *frame)
         queue->end = 0;
     }
     queue->tail->frames[queue->end++] = frame;
-    /* Without tags, a fan-out has one line of the cache less to write for each receiver. */
+    /* Without tags, a fan-out writes one cache line less for each receiver. */
     if (frame->dispensable || queue->tagged)
         wshub_queue_tag_last(queue);
     queue->octets += wshub_frame_wire_length(frame);
@@ -255,7 +254,7 @@ wshub_frame_accept(wshub_frame *frame)
     }
 }
 
-/* Takes a reference of its own to the frame. Returns -1 where there is no memory, and nothing has changed. */
+/* Appends the frame with a reference of the queue's own. Returns -1, and changes nothing, if there is no memory. */
 static inline int
 wshub_queue_push(wshub_queue *queue, wshub_frame *frame)
 {
@@ -272,7 +271,7 @@ wshub_queue_first(const wshub_queue *queue)
     return queue->head->frames[queue->first];
 }
 
-/* The first place of the queue is empty, and is one no more. */
+/* Removes the first place of the queue, which is empty. */
 static inline void
 wshub_queue_skip_first_place(wshub_queue *queue)
 {
@@ -308,7 +307,7 @@ wshub_queue_take(wshub_queue *queue)
     return frame;
 }
 
-/* Notes what became of a frame that has left a queue. */
+/* Counts what became of a frame that has left a queue. */
 static inline void
 wshub_frame_settle(wshub_frame *frame, wshub_outcome outcome)
 {
@@ -318,8 +317,8 @@ wshub_frame_settle(wshub_frame *frame, wshub_outcome outcome)
     }
 }
 
-/* Removes the first frame, to which that has happened, and returns it with the queue's reference to it. The queue must not
- * be empty. */
+/* Removes the first frame, counts its outcome, and returns it with the queue's reference. The queue must not be
+ * empty. */
 static inline wshub_frame *
 wshub_queue_pop(wshub_queue *queue, wshub_outcome outcome)
 {
@@ -329,7 +328,7 @@ wshub_queue_pop(wshub_queue *queue, wshub_outcome outcome)
     return frame;
 }
 
-/* Removes every frame. Returns how many data frames were among them. */
+/* Removes every frame. Returns the number of data frames among them. */
 static inline size_t
 wshub_queue_clear(wshub_queue *queue, wshub_outcome outcome)
 {
@@ -340,7 +339,7 @@ wshub_queue_clear(wshub_queue *queue, wshub_outcome outcome)
     return messages;
 }
 
-/* Removes every frame of which nothing has been sent yet. Returns how many data frames were among them. */
+/* Removes every frame of which nothing was sent yet. Returns the number of data frames among them. */
 static inline size_t
 wshub_queue_discard_unsent(wshub_queue *queue, wshub_outcome outcome)
 {
@@ -351,8 +350,8 @@ wshub_queue_discard_unsent(wshub_queue *queue, wshub_outcome outcome)
         partial = wshub_queue_take(queue);
     wshub_queue_clear(queue, outcome);
     if (partial != NULL) {
-        /* One chunk was freed just now; if even so there is none to be had, the stream is cut, as it would be
-         * by the close that follows. */
+        /* One chunk was freed just now. If there is none even so, the stream is cut; the close that follows would
+         * cut it too. */
         if (wshub_queue_append(queue, partial) == 0) {
             queue->sent = sent;
             queue->octets -= sent;
@@ -366,8 +365,8 @@ wshub_queue_discard_unsent(wshub_queue *queue, wshub_outcome outcome)
     return before - queue->messages;
 }
 
-/* Describes what comes first in the queue in at most `count` pieces, small frames copied together into `scratch`.
- * Returns the number of pieces; `*total` is how many octets they hold. */
+/* Describes the start of the queue in at most `count` pieces. Short frames are copied together into `scratch`.
+ * Returns the number of pieces, and the bytes in them in `*total`. */
 static inline int
 wshub_queue_gather(const wshub_queue *queue, struct iovec *pieces, int count, uint8_t *scratch, size_t scratch_size,
                    size_t *total)
@@ -410,21 +409,21 @@ wshub_queue_gather(const wshub_queue *queue, struct iovec *pieces, int count, ui
     return piece;
 }
 
-/* Takes note that the first `octets` of the queue have left. Returns how many data frames have left whole. */
+/* Removes the first `length` bytes, which have left. Returns the number of data frames that have left whole. */
 static inline size_t
-wshub_queue_advance(wshub_queue *queue, size_t octets)
+wshub_queue_advance(wshub_queue *queue, size_t length)
 {
     size_t messages = queue->messages;
 
-    while (octets > 0) {
+    while (length > 0) {
         size_t rest = wshub_frame_wire_length(queue->head->frames[queue->first]) - queue->sent;
-        if (octets < rest) {
-            queue->sent += octets;
-            queue->octets -= octets;
+        if (length < rest) {
+            queue->sent += length;
+            queue->octets -= length;
             wshub_queue_pin_first(queue);
             break;
         }
-        octets -= rest;
+        length -= rest;
         wshub_frame_release(wshub_queue_pop(queue, WSHUB_DELIVERED));
     }
     return messages - queue->messages;

@@ -1,8 +1,6 @@
-"""What a link and its receiver owe each other.
+"""The contract between a link, which carries the bytes of one connection, and its receiver.
 
-A link carries the octets of one connection. Its receiver is told what arrives, and writes frames to it. All of it
-happens on the thread of the event loop. No method here raises; none of those of a link calls its receiver before it
-returns, so a receiver may call any of them at any time.
+The docstrings in link.pyx say what each method promises. Everything happens on the thread of the event loop.
 """
 
 from libc.stddef cimport size_t
@@ -28,13 +26,13 @@ cdef extern from "frame_queue.h" nogil:
                                           size_t scratch_size, size_t *total) noexcept
 
 
-# What takes memory from Python's allocator, or gives it back, needs the GIL.
+# These call Python's allocator, and so need the GIL.
 cdef extern from "frame_queue.h":
     int queue_push "wshub_queue_push"(FrameQueue *queue, FrameBuffer *frame) noexcept
     FrameBuffer *queue_pop "wshub_queue_pop"(FrameQueue *queue, Outcome outcome) noexcept
     size_t queue_discard_unsent "wshub_queue_discard_unsent"(FrameQueue *queue, Outcome outcome) noexcept
     size_t queue_clear "wshub_queue_clear"(FrameQueue *queue, Outcome outcome) noexcept
-    size_t queue_advance "wshub_queue_advance"(FrameQueue *queue, size_t octets) noexcept
+    size_t queue_advance "wshub_queue_advance"(FrameQueue *queue, size_t length) noexcept
 
 
 cdef extern from "spare_frames.h":
@@ -47,7 +45,7 @@ cdef class Ledger:
     cdef uint64_t messages_received
     cdef uint64_t bytes_sent
     cdef uint64_t bytes_fanned_out  # queued by messages to many, for all receivers together
-    cdef Tally messages  # its `pending` is not kept: every queue knows its own
+    cdef Tally messages  # its `pending` is not kept: each queue counts its own
 
 
 cdef class Receiver:
@@ -60,27 +58,27 @@ cdef class Receiver:
     cdef void connection_lost(self, int error) noexcept
 
 
-# What has become of what a peer was sent.
+# The peer's progress since the last look().
 cdef enum Progress:
-    AT_REST  # it has acknowledged no more than before, and nothing had to wait for it
+    AT_REST  # it has acknowledged no more, and nothing waits for it
     TAKING   # it has acknowledged some
-    STALLED  # it has acknowledged no more than before, and octets wait for it
+    STALLED  # it has acknowledged no more, and bytes wait for it
 
 
 cdef class Link:
-    # What every write touches comes first, to be in as few lines of the cache as can be.
+    # The fields that every write touches come first, in as few cache lines as possible.
     cdef FrameQueue queue  # owns its frames
-    cdef uint8_t blocked      # the last attempt to send left something behind
-    cdef uint8_t closed       # gone, or going at the end of this turn: connection_lost() has been or will be called
-    cdef uint8_t without_pings   # it cannot carry pings or pongs: whether the peer lives is for others to find out
-    cdef uint8_t notify_drained  # the receiver asked to be told, once, when the queue is empty
-    cdef uint8_t tells_drained   # ... and asks for it again each time that something is left behind
-    cdef uint8_t hides_octets    # what it holds may have to wait although it is not blocked
-    cdef uint8_t fell_behind     # something was left behind since the receiver was last told of the empty queue
-    cdef uint8_t finishing       # nothing more is queued; the link ends once all has left and the peer has ended
-    cdef int64_t given           # octets that left the queue for the kernel, or whoever else passes them on; ever
-    cdef int64_t acknowledged    # of these, how many the peer had when that was last looked at
-    cdef int64_t notify_at       # 0, or the receiver is to be told, once more, when so many were given
+    cdef uint8_t blocked      # the other side took less than it was given, or asked for a pause
+    cdef uint8_t closed       # it has ended: connection_lost() has been called, or will be soon
+    cdef uint8_t without_pings   # it cannot carry pings or pongs: the ASGI server finds dead peers
+    cdef uint8_t notify_drained  # drained() is to be called once, when the queue is empty
+    cdef uint8_t tells_drained   # drained() is to be called again each time that the link was blocked
+    cdef uint8_t hides_octets    # bytes that it has sent may wait in a transport although it is not blocked
+    cdef uint8_t fell_behind     # it was blocked since drained() was last called with an empty queue
+    cdef uint8_t finishing       # it queues no more, and ends once all has left and the peer has ended its side
+    cdef int64_t given           # bytes that have left the queue, ever: for the kernel, a transport or a server
+    cdef int64_t acknowledged    # of these, how many the peer had at the last look()
+    cdef int64_t notify_at       # 0, or drained() is to be called once more when so many were given
     cdef Ledger ledger
     cdef Receiver receiver
 
@@ -94,8 +92,8 @@ cdef class Link:
     cdef bint make_room(self, size_t bound) noexcept
     cdef bint has_drained(self) noexcept
     cdef int64_t end_of_queue(self) noexcept
-    cdef void notify_when_left(self, int64_t octets) noexcept
-    cdef bint has_news(self) noexcept
+    cdef void notify_when_left(self, int64_t length) noexcept
+    cdef bint should_notify_drained(self) noexcept
     cdef void tell_drained(self) noexcept
     cdef Progress look(self) noexcept
     cdef int64_t unacknowledged(self) noexcept
@@ -104,7 +102,7 @@ cdef class Link:
     cdef int detach(self) noexcept
     cdef object peer_name(self)
     cdef int push(self, FrameBuffer *frame) noexcept
-    cdef FrameBuffer *hand_on(self) noexcept
+    cdef FrameBuffer *pop_delivered(self) noexcept
     cdef void fall_behind(self) noexcept
     cdef void drop_queue(self) noexcept
     cdef void tell_lost(self, int error) noexcept

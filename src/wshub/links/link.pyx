@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""The two sides of every link: who carries the octets of a connection, and who receives them."""
+"""The contract between the two sides of a connection: a link carries its bytes, a receiver gets them."""
 
 from libc.stdint cimport int64_t
 
@@ -18,7 +18,7 @@ from wshub.protocol.frame_buffer cimport (
 
 
 cdef dict counts_of(const Tally *tally, uint64_t pending):
-    """What became of messages, by name."""
+    """Return what became of messages, by name."""
     return {
         "messages_accepted": tally.accepted,
         "messages_delivered": tally.outcomes[DELIVERED],
@@ -34,92 +34,127 @@ cdef dict counts_of(const Tally *tally, uint64_t pending):
 
 
 cdef class Ledger:
-    """Counts of octets and messages, kept for a hub by its links."""
+    """Counts of bytes and messages, which the links of a hub keep."""
 
 
 cdef class Receiver:
-    """Whoever is told what arrives on a link. Each method here does nothing."""
+    """Gets what arrives on a link. Each method here does nothing; a receiver overrides those that it needs.
+
+    The link calls them on the thread of the event loop, from the loop and never from within a task or a method of the
+    link. A receiver may write to the link, pause and abort it in each of them. It raises nothing.
+
+    - ``data_received(data, length)`` is called with bytes in the order in which the peer sent them. The memory is valid
+      until it returns.
+    - ``get_buffer(buffer)`` and ``buffer_updated(length)`` replace it in links that can read into memory of the
+      receiver.
+    - ``eof_received()``: the peer has ended its side. It is called at most once. The link stays open for output until
+      it is aborted.
+    - ``drained()``: what ``notify_when_left()`` asked for has left.
+    - ``connection_lost(error)`` is called exactly once, after the end of the link, and nothing after it. It is called
+      at no time from within ``abort()``. A link that was detached does not call it.
+    """
 
     cdef void data_received(self, const uint8_t *data, size_t length) noexcept:
-        """`length` octets have arrived; they are gone when this returns."""
+        """Take `length` bytes that have arrived. They are gone when this returns."""
 
     cdef size_t get_buffer(self, uint8_t **buffer) noexcept:
-        """Where the next octets may be received without a copy, and how many: 0 if nowhere in particular."""
+        """Return how many of the next bytes may be read into `*buffer`; 0 for data_received()."""
         return 0
 
     cdef void buffer_updated(self, size_t length) noexcept:
-        """`length` octets were received where get_buffer() said."""
+        """Take `length` bytes that were read into the memory that get_buffer() named."""
 
     cdef void eof_received(self) noexcept:
         """The peer sends nothing more. The link stays open until it is aborted."""
 
     cdef void drained(self) noexcept:
-        """What was to be told of has left: all of the queue, or as many octets as were named."""
+        """All of the queue has left, or as many bytes as notify_when_left() named."""
 
     cdef void continue_input(self) noexcept:
-        """It is the receiver's turn to handle what it has left unread."""
+        """Go on with input that the receiver has left unread. Its hub calls this, not the link."""
 
     cdef void connection_lost(self, int error) noexcept:
-        """The link is gone, and all that was queued with it. `error` is an errno, or 0. It is called once."""
+        """The link is gone, with all that was queued. `error` is an errno, or 0."""
 
 
 cdef class Link:
-    """Carries the octets of one connection. Each kind of link gives these verbs their meaning."""
+    """Carries the bytes of one connection. Each kind of link implements these methods; they are native only.
+
+    The receiver, or its hub, calls them on the thread of the event loop. No method raises. None calls the receiver
+    before it returns, so a receiver may call each of them at any time, also from within its own methods. After the end
+    of the link every method does nothing. Bytes that are written after ``abort()`` are ignored, or dropped.
+
+    - ``write(frame)`` queues a frame. Frames leave whole, in order, each once. It never waits, and never refuses a
+      frame because of how much is queued. It returns -1, and changes nothing, if there is no memory.
+    - ``pause()`` stops reading, and ``resume()`` reads again. Bytes that were read before may still arrive.
+    - ``abort(after_flush)`` ends the link. At once, it drops what is queued. After the flush, it sends the queue, then
+      the end of this side. It ends when the peer has ended its side too, and discards bytes that arrive until then. An
+      abort at once may follow one after the flush.
+    - ``flush_now()`` sends what can be sent before it returns. Otherwise the queue leaves soon.
+    - ``notify_when_left(n)`` has the receiver's ``drained()`` called once: when ``n`` bytes have left, or the queue is
+      empty. If ``tells_drained`` is set, ``drained()`` is also called each time that the link was blocked and the queue
+      is empty again.
+    - ``look()`` says whether the peer goes on to take what was sent.
+    - ``detach()`` gives up the descriptor, if there is one. It does not call the receiver.
+
+    ``queue`` holds what waits. ``blocked`` is set while the other side takes no more. ``ledger`` counts each byte and
+    each message once: a message that was accepted is pending, delivered or dropped.
+    """
 
     def __dealloc__(self):
         queue_clear(&self.queue, DROPPED_CLOSED)
 
     cdef int write(self, FrameBuffer *frame) noexcept:
-        """Queues a frame, of which the queue takes a reference of its own. Returns -1 where there is no memory."""
+        """Queue a frame, with a reference of the queue's own. Return -1 if there is no memory."""
         return -1
 
     cdef void pause(self) noexcept:
-        """Stops reading until resume(). What has been read already may still arrive."""
+        """Stop reading until resume(). Bytes that were read already may still arrive."""
 
     cdef void resume(self) noexcept:
-        """Reads again."""
+        """Read again."""
 
     cdef void abort(self, bint after_flush) noexcept:
-        """Ends the link.
+        """End the link.
 
-        At once, losing what is queued; or, with `after_flush`, when the queue has left and the peer has ended its
-        side too, until which everything that arrives is discarded. A second call may turn the one into the other.
+        At once, it drops what is queued. With `after_flush`, it ends when the queue has left and the peer has ended its
+        side too; bytes that arrive until then are discarded. A second call may still end it at once.
         """
 
     cdef void flush_now(self) noexcept:
-        """Sends what the kernel takes of the queue right away, rather than at the end of this turn."""
+        """Send what the kernel takes of the queue before this returns, instead of soon."""
 
     cdef void send_from_task(self) noexcept:
-        """Passes on the queue before the task that has sent goes on, where an ASGI server may end the connection then.
+        """Send the queue before the current task goes on. An ASGI server may end the connection once that task returns.
 
-        Code of the application may run in it, so it is never called from within a fan-out.
+        Code of the application may run in it, so a fan-out never calls it.
         """
 
     cdef void drop_unsent(self) noexcept:
-        """Forgets, and counts as dropped for slowness, every queued frame of which nothing has left yet."""
+        """Drop every queued frame of which nothing has left yet, and count it as dropped for slowness."""
         self.ledger.messages.outcomes[DROPPED_SLOW] += queue_discard_unsent(&self.queue, DROPPED_SLOW)
 
     cdef bint has_drained(self) noexcept:
-        """Whether nothing is queued, and more would be taken: a transport that asks for a pause has a queue itself."""
+        """Return whether nothing is queued and more would be taken. A transport may have a queue of its own."""
         return queue_is_empty(&self.queue) and not self.blocked
 
     cdef int64_t end_of_queue(self) noexcept:
-        """How many octets will have left, ever, once all that is queued now has: fewer if some of it is dropped."""
+        """Return how many bytes will have left, ever, once the present queue has: fewer if some of it is dropped."""
         return self.given + self.queue.octets
 
-    cdef void notify_when_left(self, int64_t octets) noexcept:
-        """Has the receiver told, once, when so many octets have left the queue, ever, or the queue is empty."""
+    cdef void notify_when_left(self, int64_t length) noexcept:
+        """Have drained() called once: when so many bytes have left the queue, ever, or the queue is empty."""
         self.notify_drained = True
-        if self.notify_at == 0 or octets < self.notify_at:
-            self.notify_at = octets
+        if self.notify_at == 0 or length < self.notify_at:
+            self.notify_at = length
 
-    cdef bint has_news(self) noexcept:
-        """Whether what the receiver asked to be told of has left."""
+    cdef bint should_notify_drained(self) noexcept:
+        """Return whether what notify_when_left() asked for has left."""
         return self.notify_drained and (self.has_drained() or 0 < self.notify_at <= self.given)
 
     cdef void tell_drained(self) noexcept:
-        """Tells the receiver, if what it asked to be told of has left; if not, it is still to be told."""
-        if self.closed or self.receiver is None or not self.has_news():
+        """Call drained() if what notify_when_left() asked for has left. If not, it is still to be called."""
+        if self.closed or self.receiver is None or not self.should_notify_drained():
             return
         self.notify_at = 0
         if self.has_drained():
@@ -127,7 +162,7 @@ cdef class Link:
         self.receiver.drained()
 
     cdef Progress look(self) noexcept:
-        """Asks the kernel how much the peer has acknowledged, and returns how that has changed since the last call."""
+        """Ask the kernel how much the peer has acknowledged. Return how that has changed since the last call."""
         cdef int64_t before = self.acknowledged
         if self.closed:
             return AT_REST
@@ -138,20 +173,20 @@ cdef class Link:
         return STALLED if self.blocked else AT_REST
 
     cdef int64_t unacknowledged(self) noexcept:
-        """How many of the octets that were given away the peer is not known to have."""
+        """Return how many of the bytes that have left the queue the peer is not known to have."""
         return 0
 
     cdef bint make_room(self, size_t bound) noexcept:
-        """Forgets the oldest of the queued messages that can be spared, until less than `bound` octets wait.
+        """Drop the oldest of the queued messages that may be dropped, until less than `bound` bytes wait.
 
-        Returns False, and forgets none, where that cannot be.
+        Return False, and drop none, if dropping all of them is not enough.
         """
         cdef size_t dropped = queue_make_room(&self.queue, bound)
         self.ledger.messages.outcomes[DROPPED_OLDEST] += dropped
         return dropped > 0
 
     cdef bint replace(self, FrameBuffer *frame) noexcept:
-        """Puts a message in the place of the queued one with the same key. Returns whether there was one."""
+        """Put a message in the place of the queued one with the same key. Return whether there was one."""
         if not queue_replace(&self.queue, frame):
             return False
         self.ledger.messages.accepted += 1
@@ -159,7 +194,7 @@ cdef class Link:
         return True
 
     cdef void turn_away(self, FrameBuffer *frame, Outcome outcome) noexcept:
-        """Counts a message that is dropped rather than queued."""
+        """Count a message that is dropped instead of queued."""
         if not frame_is_message(frame):
             return
         self.ledger.messages.accepted += 1
@@ -169,44 +204,44 @@ cdef class Link:
             frame.tally.outcomes[outcome] += 1
 
     cdef int detach(self) noexcept:
-        """Gives up the descriptor, which is the caller's from here on. The link ends; its receiver is not told.
+        """Give the descriptor to the caller. The link ends, without a call of its receiver.
 
-        Nothing may be queued. Returns -1, and changes nothing, where there is no descriptor to be had.
+        Nothing may be queued. Return -1, and change nothing, if there is no descriptor.
         """
         return -1
 
     cdef object peer_name(self):
-        """The peer's IP address and port, or None for a Unix socket."""
+        """Return the peer's IP address and port, or None for a Unix socket."""
         return None
 
     cdef int push(self, FrameBuffer *frame) noexcept:
-        """Queues the frame and counts it."""
+        """Queue the frame and count it."""
         cdef size_t messages = self.queue.messages
         if queue_push(&self.queue, frame) < 0:
             return -1
         self.ledger.messages.accepted += self.queue.messages - messages
         return 0
 
-    cdef FrameBuffer *hand_on(self) noexcept:
-        """Removes the first frame of the queue, and counts it as delivered. It is the caller's from here on."""
+    cdef FrameBuffer *pop_delivered(self) noexcept:
+        """Remove the first frame of the queue, count it as delivered, and return it. The caller owns it from now on."""
         cdef FrameBuffer *frame = queue_pop(&self.queue, DELIVERED)
         self.ledger.messages.outcomes[DELIVERED] += frame_is_message(frame)
         return frame
 
     cdef void fall_behind(self) noexcept:
-        """Something is left behind: a receiver that is to be told of the empty queue then, will be."""
+        """Note that the other side takes no more for now: a receiver may have asked for drained() after that."""
         if self.tells_drained:
             self.fell_behind = True
             self.notify_drained = True
 
     cdef void drop_queue(self) noexcept:
-        """Forgets, and counts as dropped by the end of the connection, everything queued."""
+        """Drop everything queued, and count it as dropped by the end of the connection."""
         cdef size_t dropped = queue_clear(&self.queue, DROPPED_CLOSED)
         if dropped:
             self.ledger.messages.outcomes[DROPPED_CLOSED] += dropped
 
     cdef void tell_lost(self, int error) noexcept:
-        """The link is gone: forgets what is queued, and tells the receiver, once."""
+        """End the link: drop what is queued, and call connection_lost() once."""
         cdef Receiver receiver = self.receiver
         if self.closed:
             return

@@ -1,4 +1,4 @@
-"""Which reactor a hub has: the native one over epoll, or asyncio's transports."""
+"""The choice of a reactor: the native one over epoll, or asyncio's transports."""
 
 from __future__ import annotations
 
@@ -8,25 +8,26 @@ from collections.abc import Callable
 
 from wshub.links.asyncio_reactor import AsyncioReactor
 from wshub.links.link import Ledger
+from wshub.links.reactor_api import Reactor
 
 try:
-    from wshub.links.epoll_reactor import Reactor
-except ImportError:
+    from wshub.links.epoll_reactor import EpollReactor
+except ModuleNotFoundError:
     # The package was built where there is no epoll.
-    Reactor = None  # type: ignore[assignment,misc]
+    EpollReactor = None  # type: ignore[assignment,misc]
 
 __all__ = ["create_reactor", "has_native_reactor"]
 
 
 def has_native_reactor() -> bool:
-    """Whether there is one, and ``WSHUB_USE_REACTOR=0`` does not forbid it in this process."""
-    return Reactor is not None and os.environ.get("WSHUB_USE_REACTOR", "1") != "0"
+    """Return whether it was built, and ``WSHUB_USE_REACTOR=0`` does not forbid it in this process."""
+    return EpollReactor is not None and os.environ.get("WSHUB_USE_REACTOR", "1") != "0"
 
 
 def create_reactor(
     loop: asyncio.AbstractEventLoop, ledger: Ledger, *, native: bool, clock: Callable[[], float]
-) -> Reactor | AsyncioReactor:
-    """A reactor that counts in the ledger; the native one, if it is wanted and there is one."""
+) -> Reactor:
+    """Create a reactor whose links count in the ledger: the native one if it is wanted and was built."""
     if native and has_native_reactor():
-        return Reactor(loop, ledger, clock)
+        return EpollReactor(loop, ledger, clock)
     return AsyncioReactor(loop, ledger)

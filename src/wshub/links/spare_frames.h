@@ -1,17 +1,17 @@
-/* How messages leave a queue before their turn: dropped, or replaced by newer ones.
+/* How spare messages leave a queue early: dropped, or replaced by newer ones.
  *
- * The time that a function takes does not depend on how many frames are queued: a slow reader must not cost more the more
- * waits for it. Only making the index looks at them all, once until the queue is empty. */
+ * The time of a function does not depend on the number of queued frames: a slow reader must not cost more when more
+ * waits for it. Only making the index reads all frames, once until the queue is empty. */
 
 #ifndef WSHUB_SPARE_FRAMES_H
 #define WSHUB_SPARE_FRAMES_H
 
 #include "frame_queue.h"
 
-/* Two neighbouring chunks with no more frames than this are joined: one with few frames takes as much memory as a full one. */
+/* Two neighbouring chunks are joined if they have at most this many frames: a chunk always takes the same memory. */
 #define WSHUB_CHUNK_JOINED (WSHUB_CHUNK_FRAMES / 2)
 
-/* Chunks that a search for a key looks at, the last ones that have messages to spare. It bounds what a message costs. */
+/* The most chunks that a search for a key looks at, from the last one on. It bounds the cost of a message. */
 #define WSHUB_CHUNKS_SEARCHED 256
 
 /* A place in a queue. */
@@ -20,7 +20,7 @@ typedef struct {
     size_t place;
 } wshub_spot;
 
-/* Makes the index, if there is none and there may be something to find. Returns whether there is one. */
+/* Makes the index, if there is none yet and there may be a spare message. Returns whether there is an index. */
 static inline int
 wshub_queue_index(wshub_queue *queue)
 {
@@ -38,7 +38,7 @@ wshub_queue_index(wshub_queue *queue)
     return 1;
 }
 
-/* The first message that can be spared. There must be one in the index. */
+/* The first spare message. There must be one. */
 static inline wshub_spot
 wshub_queue_find_oldest(const wshub_queue *queue)
 {
@@ -50,7 +50,7 @@ wshub_queue_find_oldest(const wshub_queue *queue)
     return (wshub_spot){chunk, place};
 }
 
-/* Whether one of these tags is that one. All of them are looked at, which lets the compiler compare many at a time. */
+/* Whether the tags include that one. Reading all of them lets the compiler compare many at a time. */
 static inline int
 wshub_tags_include(const uint16_t *tags, size_t count, uint16_t tag)
 {
@@ -61,7 +61,7 @@ wshub_tags_include(const uint16_t *tags, size_t count, uint16_t tag)
     return found;
 }
 
-/* The last message with that key that can be spared: a newer one may take its place. */
+/* The last spare message with that key. */
 static inline wshub_spot
 wshub_queue_find_latest(const wshub_queue *queue, uint64_t key)
 {
@@ -82,7 +82,7 @@ wshub_queue_find_latest(const wshub_queue *queue, uint64_t key)
     return (wshub_spot){NULL, 0};
 }
 
-/* Takes a chunk out of the queue that has another in front of it, and is empty. */
+/* Removes an empty chunk that is not the head. */
 static inline void
 wshub_queue_remove_chunk(wshub_queue *queue, wshub_chunk *chunk)
 {
@@ -96,7 +96,7 @@ wshub_queue_remove_chunk(wshub_queue *queue, wshub_chunk *chunk)
     PyMem_Free(chunk);
 }
 
-/* Moves all frames of a chunk, which is neither the head nor the tail, behind those of the one in front of it. */
+/* Moves all frames of a chunk to the end of the one before it. The chunk is neither the head nor the tail. */
 static inline void
 wshub_queue_join_chunks(wshub_queue *queue, wshub_chunk *chunk)
 {
@@ -142,8 +142,7 @@ wshub_queue_close_gap(wshub_queue *queue, wshub_spot spot)
         wshub_queue_join_chunks(queue, chunk);
 }
 
-/* Removes a message of which nothing has been sent, and returns it with the queue's reference to it. Frames of its chunk
- * move up by one place; no others do. */
+/* Removes a spare message and returns it with the queue's reference. Only frames of its chunk move, by one place. */
 static inline wshub_frame *
 wshub_queue_remove(wshub_queue *queue, wshub_spot spot)
 {
@@ -165,8 +164,8 @@ wshub_queue_remove(wshub_queue *queue, wshub_spot spot)
     return removed;
 }
 
-/* Drops the oldest of the messages that can be spared until the queue counts for less than `bound`; none of them where
- * all would not do. Returns how many it has dropped. */
+/* Drops the oldest spare messages until the queue counts for less than `bound`. Drops none if dropping all is not
+ * enough. Returns the number of dropped messages. */
 static inline size_t
 wshub_queue_make_room(wshub_queue *queue, size_t bound)
 {
@@ -182,7 +181,7 @@ wshub_queue_make_room(wshub_queue *queue, size_t bound)
     return dropped;
 }
 
-/* Puts a message in a place where one stands that can be spared, which the caller owns from here on. */
+/* Puts a message in the place of a spare one, which the caller owns from now on. */
 static inline void
 wshub_queue_put(wshub_queue *queue, wshub_spot spot, wshub_frame *frame)
 {
@@ -195,9 +194,10 @@ wshub_queue_put(wshub_queue *queue, wshub_spot spot, wshub_frame *frame)
     spot.chunk->tags[spot.place] = wshub_tag_of(frame);
 }
 
-/* Puts a message in the place of the one with the same key that can be spared. Two kinds go behind all
- * others: one that counts bytes back over them itself, and a compressed one where a plain one was, if another frame may
- * count back over that place. Returns whether there was one. */
+/* Replaces the last spare message with the same key. Returns whether there was one.
+ *
+ * The new message takes the old one's place, or goes to the end of the queue in two cases. It refers back to earlier
+ * frames itself; or it is compressed, the old one is not, and another frame may refer back over that place. */
 static inline int
 wshub_queue_replace(wshub_queue *queue, wshub_frame *frame)
 {

@@ -1,4 +1,4 @@
-"""Which transports carry the connections that the native reactor does not."""
+"""The transports of connections that the native reactor does not carry."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ except ImportError:
 else:
     HAS_IOCTL = True
 
-__all__ = ["connect_accepted_socket", "unacknowledged_octets"]
+__all__ = ["connect_accepted_socket", "unacknowledged_bytes"]
 
 
 async def connect_accepted_socket(
@@ -31,14 +31,14 @@ async def connect_accepted_socket(
     ssl: ssl_module.SSLContext | None,
     timeout: float,
 ) -> Any:
-    """Connect a protocol to an accepted socket: with TLS over aiofastnet's transports, where these can carry it.
+    """Connect a protocol to an accepted socket: with TLS over aiofastnet's transports, if these can carry it.
 
     Args:
         loop: the running loop.
         create_protocol: makes the protocol.
         connected: a non-blocking socket.
         ssl: an SSLContext, or None.
-        timeout: seconds that the TLS handshake may take, and as many its end.
+        timeout: seconds that the TLS handshake may take, and its shutdown too.
     """
     if ssl is None:
         return await loop.connect_accepted_socket(create_protocol, connected)
@@ -49,8 +49,8 @@ async def connect_accepted_socket(
     return await connect(ssl=ssl, ssl_handshake_timeout=timeout, ssl_shutdown_timeout=timeout)
 
 
-def unacknowledged_octets(transport: asyncio.Transport) -> int:
-    """How many octets of what was sent the kernel still holds for the peer; 0 where it cannot be asked."""
+def unacknowledged_bytes(transport: asyncio.Transport) -> int:
+    """Return the sent bytes that the kernel still holds for the peer; 0 if it cannot be asked."""
     connected = transport.get_extra_info("socket")
     if not HAS_IOCTL or connected is None:
         return 0

@@ -19,8 +19,7 @@ from wshub.serving.signals import stop_signals
 
 if TYPE_CHECKING:
     from wshub.core.lifecycle import HubLifecycle
-    from wshub.links.asyncio_reactor import AsyncioReactor
-    from wshub.links.epoll_reactor import Reactor
+    from wshub.links.reactor_api import Reactor
 
 __all__ = ["Server"]
 
@@ -57,7 +56,7 @@ class Server:
             raise ConfigurationError(f"sock must be a socket, not {sock!r}")
         if ssl is not None and not isinstance(ssl, ssl_module.SSLContext):
             raise ConfigurationError(f"ssl must be an SSLContext, not {ssl!r}")
-        self._reactor: Reactor | AsyncioReactor | None = None
+        self._reactor: Reactor | None = None
         self._handshakes = Handshakes(hub, table, path, subprotocols, over_tls=ssl is not None)
         self._closed: asyncio.Future[None] | None = None
 
@@ -89,7 +88,7 @@ class Server:
         if self.hub.is_closing or self not in self.hub.servers:
             raise MisuseError("the hub was closed while the server was about to listen")
 
-    def _undo_listening(self, reactor: Reactor | AsyncioReactor) -> None:
+    def _undo_listening(self, reactor: Reactor) -> None:
         """Leave everything as it was before ``__aenter__``. A socket of the application's stays open."""
         self.hub.servers.discard(self)
         for listening in self.sockets:

@@ -24,8 +24,7 @@ from wshub.core.binding import bind_for_request
 from wshub.core.lifecycle import HubLifecycle
 from wshub.core.opening import Opening
 from wshub.errors import HandshakeError
-from wshub.links.epoll_reactor import Reactor
-from wshub.links.link import Ledger
+from wshub.links.link import Ledger, Link
 from wshub.protocol.handshake.server import Handshake
 from wshub.protocol.http.request import RequestHead, parse_request_head
 from wshub.serving.first_request import FirstRequest
@@ -68,7 +67,7 @@ class Acceptor:
         self._loop = asyncio.get_running_loop()
         self._ledger = Ledger()
         # A connection for this hub stays in its reactor. A connection for another hub moves to the reactor of that one.
-        self._reactor: Reactor = hub.bind()  # type: ignore[assignment]
+        self._reactor = hub.bind()
         self._reactor.retain()
         self._timeout = hub.config.handshake_timeout_ms / 1000
         self._closed = False
@@ -111,7 +110,7 @@ class Acceptor:
         if not self._closed or self.pending:
             self._loop.call_later(1, self._sweep)
 
-    def _accepted(self, link: Any) -> FirstRequest:
+    def _accepted(self, link: Link) -> FirstRequest:
         first = FirstRequest(link, self, self.hub.now() + self._timeout)
         first.count_in(self._ledger)
         self.pending.add(first)

@@ -1,0 +1,9 @@
+from wshub.links.epoll_link import EpollLinks
+
+class Listener:
+    """One listening socket."""
+
+class EpollListeners:
+    """The listening sockets of one reactor."""
+
+    def __init__(self, links: EpollLinks) -> None: ...

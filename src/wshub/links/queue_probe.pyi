@@ -1,0 +1,65 @@
+from typing import Any
+
+class FrameProbe:
+    """A frame, of which this holds one reference.
+
+    Args:
+        payload: its payload.
+        opcode: its opcode.
+        key: the conflation key, or 0 for none.
+        droppable: the message may be dropped while it waits.
+        uses_context: the message is compressed, and later ones refer to it.
+        window_bits: of a compressed message: it refers to the last ``2**window_bits`` bytes; 0 if it is not compressed.
+    """
+
+    def __init__(
+        self,
+        payload: bytes,
+        opcode: int = 2,
+        key: int = 0,
+        *,
+        droppable: bool = False,
+        uses_context: bool = False,
+        window_bits: int = 0,
+    ) -> None: ...
+    @property
+    def wire(self) -> bytes:
+        """The bytes of the frame."""
+
+    @property
+    def references(self) -> int:
+        """The references to the frame that others hold."""
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """The outcome of the message, as counters."""
+
+class QueueProbe:
+    """A queue of frames."""
+
+    def push(self, frame: FrameProbe) -> None: ...
+    def replace(self, frame: FrameProbe) -> bool: ...
+    def make_space(self, bound: int) -> int: ...
+    def advance(self, length: int) -> int: ...
+    def pop(self) -> bytes:
+        """Remove the first frame as one that was delivered, and return its bytes."""
+
+    def discard_unsent(self) -> int: ...
+    def clear(self) -> int: ...
+    def gather(self, count: int, scratch_size: int) -> list[bytes]:
+        """Return the pieces that come first, at most ``count`` of them."""
+
+    @property
+    def is_empty(self) -> bool: ...
+    @property
+    def charge(self) -> int: ...
+    @property
+    def length(self) -> int:
+        """Bytes still to be sent."""
+
+    @property
+    def sent(self) -> int:
+        """Bytes of the first frame that have left."""
+
+    @property
+    def messages(self) -> int: ...

@@ -1,0 +1,162 @@
+# cython: language_level=3
+"""The functions of frame_queue.h and spare_frames.h as methods: for a test that compares a queue with a list."""
+
+from libc.stddef cimport size_t
+from libc.stdint cimport uint8_t, uint64_t
+from libc.string cimport memcpy
+
+from wshub.links.link cimport (
+    FrameQueue,
+    counts_of,
+    iovec,
+    queue_advance,
+    queue_charge,
+    queue_clear,
+    queue_discard_unsent,
+    queue_gather,
+    queue_is_empty,
+    queue_make_room,
+    queue_pop,
+    queue_push,
+    queue_replace,
+)
+from wshub.protocol.frame_buffer cimport (
+    DELIVERED,
+    DROPPED_CLOSED,
+    DROPPED_SLOW,
+    FrameBuffer,
+    Tally,
+    frame_label,
+    frame_new,
+    frame_payload,
+    frame_release,
+    frame_seal,
+    frame_wire,
+    frame_wire_length,
+    tally_new,
+    tally_release,
+)
+
+cdef enum:
+    PIECES = 8
+
+
+cdef class FrameProbe:
+    """A frame, of which this holds one reference.
+
+    Args:
+        payload: its payload.
+        opcode: its opcode.
+        key: the conflation key, or 0 for none.
+        droppable: the message may be dropped while it waits.
+        uses_context: the message is compressed, and later ones refer to it.
+        window_bits: of a compressed message: it refers to the last ``2**window_bits`` bytes; 0 if it is not compressed.
+    """
+
+    cdef FrameBuffer *frame
+    cdef Tally *tally
+
+    def __cinit__(
+        self, bytes payload, int opcode=2, uint64_t key=0, *, bint droppable=False, bint uses_context=False,
+        int window_bits=0
+    ):
+        self.tally = tally_new()
+        self.frame = frame_new(<uint8_t>opcode, len(payload))
+        if self.frame == NULL or self.tally == NULL:
+            raise MemoryError
+        memcpy(frame_payload(self.frame), <const char *>payload, len(payload))
+        self.frame.length = len(payload)
+        self.frame.window_bits = <uint8_t>window_bits
+        self.frame.chained = uses_context
+        frame_seal(self.frame, <uint8_t>opcode)
+        frame_label(self.frame, key, self.tally, droppable)
+
+    def __dealloc__(self):
+        frame_release(self.frame)
+        tally_release(self.tally)
+
+    @property
+    def wire(self):
+        """The bytes of the frame."""
+        return frame_wire(self.frame)[:frame_wire_length(self.frame)]
+
+    @property
+    def references(self):
+        """The references to the frame that others hold."""
+        return self.frame.references - 1
+
+    @property
+    def counts(self):
+        """The outcome of the message, as counters."""
+        return counts_of(self.tally, self.tally.pending)
+
+
+cdef class QueueProbe:
+    """A queue of frames."""
+
+    cdef FrameQueue queue
+
+    def __dealloc__(self):
+        queue_clear(&self.queue, DROPPED_CLOSED)
+
+    def push(self, FrameProbe frame not None):
+        if queue_push(&self.queue, frame.frame) < 0:
+            raise MemoryError
+
+    def replace(self, FrameProbe frame not None):
+        return queue_replace(&self.queue, frame.frame)
+
+    def make_space(self, size_t bound):
+        return queue_make_room(&self.queue, bound)
+
+    def advance(self, size_t length):
+        return queue_advance(&self.queue, length)
+
+    def pop(self):
+        """Remove the first frame as one that was delivered, and return its bytes."""
+        cdef FrameBuffer *frame = queue_pop(&self.queue, DELIVERED)
+        wire = frame_wire(frame)[:frame_wire_length(frame)]
+        frame_release(frame)
+        return wire
+
+    def discard_unsent(self):
+        return queue_discard_unsent(&self.queue, DROPPED_SLOW)
+
+    def clear(self):
+        return queue_clear(&self.queue, DROPPED_CLOSED)
+
+    def gather(self, int count, size_t scratch_size):
+        """Return the pieces that come first, at most ``count`` of them."""
+        cdef iovec pieces[PIECES]
+        cdef size_t total
+        cdef int found, index
+        cdef bytearray scratch = bytearray(scratch_size)
+        if not 0 < count <= PIECES:
+            raise ValueError(f"count must be from 1 to {PIECES}")
+        found = queue_gather(&self.queue, pieces, count, <uint8_t *><char *>scratch, scratch_size, &total)
+        gathered = [(<const uint8_t *>pieces[index].iov_base)[:pieces[index].iov_len] for index in range(found)]
+        if sum(map(len, gathered)) != total:
+            raise AssertionError("the total is not that of the pieces")
+        return gathered
+
+    @property
+    def is_empty(self):
+        return queue_is_empty(&self.queue)
+
+    @property
+    def charge(self):
+        return queue_charge(&self.queue)
+
+    @property
+    def length(self):
+        """Bytes still to be sent."""
+        return self.queue.octets
+
+    @property
+    def sent(self):
+        """Bytes of the first frame that have left."""
+        return self.queue.sent
+
+    @property
+    def messages(self):
+        return self.queue.messages

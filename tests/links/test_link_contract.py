@@ -1,0 +1,264 @@
+"""Every link keeps the promises of the contract: over epoll, asyncio's transports, an ASGI server, and in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import pytest
+
+from tests.links.link_contract import CHECKS, FrameStream, LinkHarness
+from tests.reactor import HAS_REACTOR
+from wshub import Frame
+from wshub.links.asgi_link import AsgiLink
+from wshub.links.asyncio_reactor import AsyncioReactor
+from wshub.links.link import Ledger
+from wshub.links.link_probe import LinkProbe
+from wshub.links.memory_link import create_memory_links
+from wshub.links.reactor_api import Reactor
+
+MASK = b"\x01\x02\x03\x04"
+
+
+def masked(payload: bytes) -> bytes:
+    return Frame.binary(payload).with_mask(MASK).encode()
+
+
+class SocketHarness:
+    """A link of a reactor, and a socket of the peer's."""
+
+    half_closes = True
+    counts_headers = True
+    read_ahead = 0
+
+    def __init__(self, probe: LinkProbe, peer: socket.socket) -> None:
+        self.probe = probe
+        self._peer = peer
+        self._reads = True
+        self._received = FrameStream()
+        self._to_send = b""
+        self._to_end = self._saw_end = False
+
+    def peer_sends(self, payload: bytes) -> None:
+        self._to_send += masked(payload)
+
+    def peer_reads(self, reads: bool) -> None:
+        self._reads = reads
+
+    def peer_ends(self) -> None:
+        self._to_end = True
+
+    def peer_vanishes(self) -> None:
+        self._peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._peer.close()
+
+    def peer_payloads(self) -> list[bytes]:
+        return self._received.payloads
+
+    def peer_saw_end(self) -> bool:
+        return self._saw_end
+
+    async def step(self) -> None:
+        if self._peer.fileno() >= 0:
+            with contextlib.suppress(BlockingIOError, ConnectionError):
+                self._send()
+            with contextlib.suppress(BlockingIOError, ConnectionError):
+                while self._reads and not self._saw_end:
+                    data = self._peer.recv(1 << 20)
+                    self._received.feed(data)
+                    self._saw_end = not data
+        await asyncio.sleep(0)
+
+    def _send(self) -> None:
+        while self._to_send:
+            self._to_send = self._to_send[self._peer.send(self._to_send) :]
+        if self._to_end:
+            self._to_end = False
+            self._peer.shutdown(socket.SHUT_WR)
+
+
+@contextlib.asynccontextmanager
+async def over_sockets(create_reactor: Callable[[asyncio.AbstractEventLoop, Ledger], Reactor]) -> AsyncIterator[Any]:
+    reactor = create_reactor(asyncio.get_running_loop(), Ledger())
+    probe = LinkProbe()
+
+    def accepted(link: Any) -> LinkProbe:
+        probe.attach(link)
+        return probe
+
+    with socket.create_server(("127.0.0.1", 0)) as listening, socket.socket() as peer:
+        await reactor.listen(listening, accepted)
+        peer.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(peer, listening.getsockname())
+        while probe.link is None:
+            await asyncio.sleep(0)
+        assert reactor.connection_count == 1
+        harness = SocketHarness(probe, peer)
+        # Only what has arrived shows that a link has its transport.
+        harness.peer_sends(b"")
+        while not probe.events:
+            await harness.step()
+        probe.start_anew()
+        try:
+            yield harness
+        finally:
+            reactor.close()
+            # Transports close their sockets in the next iteration.
+            await asyncio.sleep(0.001)
+        assert reactor.connection_count == 0
+
+
+def over_epoll() -> AbstractAsyncContextManager[LinkHarness]:
+    from wshub.links.epoll_reactor import EpollReactor
+
+    return over_sockets(EpollReactor)
+
+
+def over_transports() -> AbstractAsyncContextManager[LinkHarness]:
+    return over_sockets(AsyncioReactor)
+
+
+class MemoryHarness:
+    """A pair in memory, of which the peer has the other end."""
+
+    half_closes = True
+    counts_headers = True
+    read_ahead = 0
+
+    def __init__(self, buffer_size: int) -> None:
+        link, self._other = create_memory_links(loop=asyncio.get_running_loop())
+        self.probe = LinkProbe(link, buffer_size=buffer_size)
+        self._peer = LinkProbe(self._other)
+        self._peer.on_event = self._on_event
+        self._received = FrameStream()
+
+    def _on_event(self, event: tuple[Any, ...]) -> None:
+        if event[0] == "data":
+            self._received.feed(event[1])
+
+    def peer_sends(self, payload: bytes) -> None:
+        self._peer.write(masked(payload))
+
+    def peer_reads(self, reads: bool) -> None:
+        if reads:
+            self._peer.resume()
+        else:
+            self._peer.pause()
+
+    def peer_ends(self) -> None:
+        self._other.end_output()
+
+    def peer_vanishes(self) -> None:
+        self._other.cut()
+
+    def peer_payloads(self) -> list[bytes]:
+        return self._received.payloads
+
+    def peer_saw_end(self) -> bool:
+        return self._peer.count("eof") > 0
+
+    async def step(self) -> None:
+        await asyncio.sleep(0)
+
+
+@contextlib.asynccontextmanager
+async def in_memory() -> AsyncIterator[LinkHarness]:
+    yield MemoryHarness(0)
+
+
+@contextlib.asynccontextmanager
+async def in_memory_with_a_buffer() -> AsyncIterator[LinkHarness]:
+    yield MemoryHarness(10_000)
+
+
+class AsgiHarness:
+    """A link over an ASGI server that the test plays."""
+
+    half_closes = False
+    counts_headers = False
+    # A call of receive() is always pending.
+    read_ahead = 1
+
+    def __init__(self) -> None:
+        self._arrived: asyncio.Queue[dict[str, Any] | Exception] = asyncio.Queue()
+        self._takes = asyncio.Event()
+        self._takes.set()
+        self._vanished = False
+        self._sent: list[bytes] = []
+        link = AsgiLink(self._receive, self._send, None)
+        self.probe = LinkProbe(link)
+        link.start()
+
+    async def _receive(self) -> dict[str, Any]:
+        message = await self._arrived.get()
+        if isinstance(message, Exception):
+            raise message
+        return message
+
+    async def _send(self, message: dict[str, Any]) -> None:
+        await self._takes.wait()
+        if self._vanished:
+            raise OSError("the client has left")
+        self._sent.append(message["bytes"])
+
+    def peer_sends(self, payload: bytes) -> None:
+        self._arrived.put_nowait({"type": "websocket.receive", "bytes": payload})
+
+    def peer_reads(self, reads: bool) -> None:
+        if reads:
+            self._takes.set()
+        else:
+            self._takes.clear()
+
+    def peer_ends(self) -> None:
+        raise NotImplementedError("ASGI has no half close")
+
+    def peer_vanishes(self) -> None:
+        self._vanished = True
+        self._arrived.put_nowait(OSError("the client has left"))
+
+    def peer_payloads(self) -> list[bytes]:
+        return self._sent
+
+    def peer_saw_end(self) -> bool:
+        return False
+
+    async def step(self) -> None:
+        await asyncio.sleep(0)
+
+
+@contextlib.asynccontextmanager
+async def over_asgi() -> AsyncIterator[LinkHarness]:
+    harness = AsgiHarness()
+    yield harness
+    harness.probe.abort()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+
+
+LINKS: list[Any] = [
+    pytest.param(over_epoll, marks=pytest.mark.skipif(not HAS_REACTOR, reason="there is no native reactor")),
+    over_transports,
+    over_asgi,
+    in_memory,
+    in_memory_with_a_buffer,
+]
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
+@pytest.mark.parametrize("connect", LINKS)
+def test_a_link_keeps_the_contract(
+    run,
+    connect: Callable[[], AbstractAsyncContextManager[LinkHarness]],
+    check: Callable[[LinkHarness], Awaitable[None]],
+) -> None:
+    async def scenario() -> None:
+        async with connect() as harness:
+            await check(harness)
+
+    run(scenario())
