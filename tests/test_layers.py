@@ -1,44 +1,140 @@
-"""The layers import, and cimport, in one direction only."""
+"""Modules import in one direction: each package only those that it may, and no module itself in a circle."""
 
 from __future__ import annotations
 
+import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).resolve().parents[1] / "src" / "wshub"
-LAYERS = ["errors", "protocol", "links"]
-# Each stands on the hub alone: nothing imports them, and they do not import one another.
-AROUND = ["graphql"]
-IMPORT = re.compile(r"^(?:from|import) +wshub\.(\w+)|^from +wshub +(?:c?import) +(\w+)", re.MULTILINE)
+SOURCE = Path(__file__).resolve().parents[1] / "src"
+
+# What the modules of each package, or a module at the top, may import of wshub. Imports for types count too.
+ALLOWED = {
+    "errors": set(),
+    "protocol": {"errors"},
+    "links": {"errors", "protocol"},
+    "core": {"errors", "protocol", "links"},
+    "serving": {"errors", "protocol", "links", "core"},
+    "asgi": {"errors", "protocol", "links", "core"},
+    "hub": {"errors", "protocol", "links", "core", "serving", "asgi"},
+    "app": {"errors", "protocol", "links", "core", "asgi", "hub", "uvicorn"},
+    "uvicorn": {"errors", "protocol", "links", "core", "serving", "asgi", "hub"},
+    "graphql": {"errors", "protocol", "core", "hub"},
+    "cli": {"errors", "uvicorn"},
+    "__main__": {"cli"},
+    "__init__": {"errors", "protocol", "core", "serving", "hub"},
+}
+
+OPTIONAL = {"starlette", "uvicorn", "httptools", "uvloop", "aiofastnet", "graphql", "click"}
+WITHOUT_DEPENDENCIES = ["errors", "protocol", "links", "core", "serving", "asgi", "hub"]
+
+CYTHON_IMPORT = re.compile(r"^\s*(?:from +([\w.]+) +c?import +(\([^)]*\)|[^\n]*)|c?import +([\w.]+))", re.MULTILINE)
 
 
-def test_what_is_around_the_hub_stands_on_it_alone() -> None:
-    for name in AROUND:
-        allowed = ["errors", "protocol", "links", "core", "hub", name]
-        for path in sources(name):
-            for match in IMPORT.finditer(path.read_text()):
-                assert (match[1] or match[2]) in allowed, f"{path.relative_to(SOURCE)}: {match[0]}"
+def module_of(path: Path) -> str:
+    """The dotted name of a module, which its stub and its declarations share."""
+    parts = path.relative_to(SOURCE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def sources(layer: str) -> list[Path]:
-    place = SOURCE / layer
-    if not place.is_dir():
-        return [place.with_suffix(".py")]
-    return sorted(path for path in place.rglob("*") if path.suffix in {".py", ".pyx", ".pxd", ".pyi"})
+FILES = sorted(path for path in (SOURCE / "wshub").rglob("*") if path.suffix in {".py", ".pyi", ".pyx", ".pxd"})
+MODULES = {module_of(path) for path in FILES}
 
 
-@pytest.mark.parametrize("layer", LAYERS)
-def test_a_layer_imports_only_itself_and_those_below_it(layer: str) -> None:
-    allowed = LAYERS[: LAYERS.index(layer) + 1]
-    for path in sources(layer):
-        for match in IMPORT.finditer(path.read_text()):
-            assert (match[1] or match[2]) in allowed, f"{path.relative_to(SOURCE)}: {match[0]}"
+def imported_names(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """Each import of a file: a module, and the names that are taken from it."""
+    text = path.read_text()
+    if path.suffix in {".py", ".pyi"}:
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Import):
+                yield from ((alias.name, []) for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{path}: imports are absolute"
+                yield node.module or "", [alias.name for alias in node.names]
+    else:
+        for match in CYTHON_IMPORT.finditer(re.sub(r'"""[\s\S]*?"""', "", text)):
+            if match[3]:
+                yield match[3], []
+            else:
+                yield match[1], re.findall(r"\w+", match[2])
+
+
+def imports_of(path: Path) -> set[str]:
+    """The modules of wshub that a file imports."""
+    found = set()
+    for module, names in imported_names(path):
+        if module.split(".")[0] == "wshub":
+            submodules = {f"{module}.{name}" for name in names} & MODULES
+            found |= submodules or {module}
+    return found
+
+
+GRAPH: dict[str, set[str]] = {name: set() for name in MODULES}
+for file in FILES:
+    GRAPH[module_of(file)] |= imports_of(file) - {module_of(file)}
+
+
+def package_of(module: str) -> str:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+@pytest.mark.parametrize("package", sorted({package_of(module) for module in MODULES}))
+def test_a_package_imports_only_what_is_below_it(package: str) -> None:
+    allowed = ALLOWED[package] | {package}
+    wrong = [
+        f"{module} imports {imported}"
+        for module, imports in sorted(GRAPH.items())
+        if package_of(module) == package
+        for imported in sorted(imports)
+        if package_of(imported) not in allowed
+    ]
+    assert wrong == []
+
+
+def circles() -> list[list[str]]:
+    """The strongly connected parts of the graph that have more than one module (Tarjan's algorithm)."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found = []
+
+    def visit(module: str) -> None:
+        index[module] = low[module] = len(index)
+        stack.append(module)
+        for imported in GRAPH.get(module, ()):
+            if imported not in index:
+                visit(imported)
+                low[module] = min(low[module], low[imported])
+            elif imported in stack:
+                low[module] = min(low[module], index[imported])
+        if low[module] == index[module]:
+            part = stack[stack.index(module) :]
+            del stack[stack.index(module) :]
+            if len(part) > 1:
+                found.append(sorted(part))
+
+    for module in sorted(GRAPH):
+        if module not in index:
+            visit(module)
+    return found
+
+
+def test_no_module_is_in_a_circle() -> None:
+    assert circles() == []
 
 
 def test_nothing_of_the_core_needs_an_optional_dependency() -> None:
-    for layer in ("errors", "protocol", "links", "core", "serving", "asgi", "hub"):
-        for path in sources(layer):
-            for name in ("starlette", "uvicorn", "httptools", "uvloop", "websockets"):
-                assert not re.search(rf"^\s*(?:from|import) +{name}\b", path.read_text(), re.MULTILINE), path
+    for path in FILES:
+        if package_of(module_of(path)) in WITHOUT_DEPENDENCIES:
+            for module, _ in imported_names(path):
+                optional = module.split(".")[0] in OPTIONAL
+                assert not optional or is_tried(path, module), f"{path} imports {module}"
+
+
+def is_tried(path: Path, module: str) -> bool:
+    """Whether the import is within a function or a `try`, for what is used where it is installed."""
+    return bool(re.search(rf"^ +(?:from|import) +{re.escape(module)}\b", path.read_text(), re.MULTILINE))

@@ -7,7 +7,6 @@ from typing import Any, Unpack
 from typing_extensions import Buffer
 
 from wshub.core.config import DeliveryOptions
-from wshub.core.event_handler import EventHandler
 from wshub.core.queued import Queued
 from wshub.protocol.compression.negotiation import PermessageDeflate
 from wshub.protocol.http.headers import Headers
@@ -25,12 +24,12 @@ class ConnectionState(enum.Enum):
 class Connection(AsyncIterator[Message]):
     """One WebSocket connection of a hub.
 
-    Every method may be called from any thread; another thread than the hub's hands the call over to the loop. The
-    coroutines are excepted: ``drain``, ``receive`` and ``wait_closed`` are for tasks of that loop. Messages leave in
-    the order of the calls. Nothing that sends ever waits: it queues.
+    You may call its methods from any thread. A call from another thread than the hub's is handed over to the loop. Only
+    the coroutines ``drain``, ``receive`` and ``wait_closed`` need a task of that loop.
 
-    ``send`` and its like, ``close``, ``join`` and ``leave`` are no coroutines: call them without ``await``. An
-    ``await`` on what they return is allowed and does nothing. To wait, await ``drain`` or ``wait_closed``.
+    The methods that send, ``close``, ``join`` and ``leave`` are ordinary functions that queue and return at once. Call
+    them without ``await``; an ``await`` on their result does nothing. Messages leave in the order of the calls. To
+    wait, await ``drain`` or ``wait_closed``.
     """
 
     @property
@@ -43,7 +42,7 @@ class Connection(AsyncIterator[Message]):
     def state(self) -> ConnectionState:
         """The ConnectionState."""
     @property
-    def handler(self) -> EventHandler:
+    def handler(self) -> Any:  # an EventHandler: its module imports this one
         """The EventHandler of this connection."""
     @property
     def request(self) -> RequestHead | None:
@@ -59,37 +58,37 @@ class Connection(AsyncIterator[Message]):
     """The parameters that the route found in the path, or None."""
     @property
     def remote_address(self) -> tuple[Any, ...] | None:
-        """The client's address as a pair of host and port, or None where it has none (a Unix socket).
+        """The client's address as a pair of host and port, or None for a Unix socket.
 
-        It is a pair for IPv6 too; a link-local address has no zone. Behind a trusted proxy it is the address that the
-        proxy saw, with 0 for the port. It stays after the end. It is None before the opening.
+        It is a pair for IPv6 too, without the zone of a link-local address. Behind a trusted proxy it is the address
+        that the proxy reports, with port 0. It is None before the opening, and stays after the end.
         """
     @property
     def path(self) -> str:
-        """The percent-decoded path that the client asked for."""
+        """The percent-decoded path of the client's request."""
     @property
     def headers(self) -> Headers | None:
         """The header fields of the client's request, or None for a connection without one."""
     @property
     def close_code(self) -> int | None:
-        """The code that ``on_close`` is given, or None while it is not known."""
+        """The code that is passed to ``on_close``, or None until it is known."""
     @property
     def close_reason(self) -> str | None:
-        """The reason that ``on_close`` is given, or None while it is not known."""
+        """The reason that is passed to ``on_close``, or None until it is known."""
     @property
     def buffered(self) -> int:
-        """Octets that are queued and not yet taken by the kernel, as ``max_send_buffer`` counts them.
+        """The bytes in the send queue that the kernel has not taken yet, as ``max_send_buffer`` counts them.
 
-        With TLS, and wherever the reactor has not the connection, a transport takes them in the kernel's place: up to
-        64 KB more may wait there, and then a message or 16 KB of short ones. Under another ASGI server it is the server
-        that takes them.
+        With TLS, and wherever the reactor does not own the socket, a transport takes the bytes instead of the kernel.
+        It may hold up to 64 KB more, and behind them one message or 16 KB of short ones. Under another ASGI server, the
+        server takes the bytes.
         """
     @property
     def rooms(self) -> frozenset[str]:
-        """The names of the rooms that the connection is in; once it is closing, of those it was in until then."""
+        """The names of the connection's rooms. Once it is closing, these are the rooms that it has left."""
     @property
     def metadata(self) -> dict[Any, Any]:
-        """A dict for whatever the application wants to keep with the connection."""
+        """A dict for your own data about the connection."""
     @property
     def last_ping_time(self) -> float:
         """The time of the last ping to the client, in seconds of the hub's clock. 0 before the first."""
@@ -97,111 +96,113 @@ class Connection(AsyncIterator[Message]):
     def last_pong_time(self) -> float:
         """The time of the last pong from the client, in seconds of the hub's clock. 0 before the first."""
     def set_metadata(self, key: Any, value: Any) -> None:
-        """Keeps ``value`` under ``key`` in ``metadata``."""
+        """Set ``metadata[key]`` to ``value``."""
     def get_metadata(self, key: Any, default: Any = None) -> Any:
-        """What ``metadata`` has under ``key``, or ``default``."""
+        """Return ``metadata[key]``, or ``default`` if there is no such key."""
     def in_room(self, name: str) -> bool:
-        """Whether the connection is in that room."""
+        """Return whether the connection is in that room."""
     def join(self, name: str) -> Queued:
-        """Enters a room. Being in it already is fine.
+        """Join a room. Does nothing if the connection is in the room already.
 
         Raises:
             ConnectionClosed: the connection is closing.
-            TypeError: ``name`` is no str.
+            TypeError: ``name`` is not a str.
         """
     def leave(self, name: str) -> Queued:
-        """Leaves a room. Not being in it is fine. Raises TypeError if ``name`` is no str."""
+        """Leave a room. Does nothing if the connection is not in it. Raises TypeError if ``name`` is not a str."""
     def send(
         self,
         message: str | Buffer | Message,
         **options: Unpack[DeliveryOptions],
     ) -> Queued:
-        """Queues a message: a str as text, bytes or another buffer as binary, a Message as it is, without a copy.
+        """Queue a message: a str as text, bytes or another buffer as binary, a Message as it is, without a copy.
 
-        It is no coroutine, and an ``await`` on its result does nothing. ``await connection.drain()`` waits.
+        It returns at once. To wait until the message has left, use ``await connection.drain()``.
 
         Args:
             message: a str, bytes or another buffer, or a Message.
-            compress: False sends it plain; True compresses it also under the threshold of the CompressionConfig,
-                which decides otherwise. It is plain in any event where compression was not negotiated, or gains
-                nothing.
-            slow_consumer: what to do if ``max_send_buffer`` octets wait already; None is as the hub is configured:
-                ``"close"`` the connection with 1013; ``"drop_newest"``, which is this message; ``"drop_oldest"`` of
-                those that wait; or ``"latest"``, which is the same, but while some wait a message first of all takes
-                the place of the one that has its key. No message that was sent with ``"close"`` is ever dropped for
-                another, nor replaced: where too many of these wait it is the new one that is dropped.
-            key: with ``"latest"``, a str that says what the message is the latest of, such as a price or a position.
-                It is another key in a message to this connection alone than in one to a room, or to everybody. While
-                messages under some thousand other keys wait behind it, a message may stay where it is instead of being
-                replaced. Send all messages of a key with ``"latest"``: a newer one may overtake one sent otherwise.
+            compress: False sends the message plain. True compresses it even if it is shorter than the threshold of the
+                CompressionConfig. None applies the threshold. A message is always plain if compression was not
+                negotiated or does not make it shorter.
+            slow_consumer: what to do if the queue has reached ``max_send_buffer``. None does what the hub is configured
+                to do.
+                ``"close"`` closes the connection with 1013.
+                ``"drop_newest"`` drops this message.
+                ``"drop_oldest"`` drops queued messages, the oldest first.
+                ``"latest"`` does so too. Even if the queue is not full, the message replaces a queued one with its key.
+                A message that was sent with ``"close"`` is never dropped or replaced for another one. If such messages
+                fill the queue, the new message is dropped.
+            key: with ``"latest"``, a str that names a value of which only the latest matters, such as a price. The keys
+                of ``send``, of each room and of broadcasts to all connections are separate. Send all messages of a
+                key with ``"latest"``; otherwise a newer message may overtake an older one. A message may stay in the
+                queue unreplaced if messages with some thousand other keys wait behind it.
 
         Raises:
             ConnectionClosed: the connection is closing or closed; its ``code`` and ``reason`` say how.
-            TypeError: ``message`` is none of these.
-            InvalidMessageError: it is a str with a lone surrogate, or a buffer that is not contiguous.
-            MisuseError: another ``slow_consumer``, or a key that is no str.
+            TypeError: ``message`` has another type.
+            InvalidMessageError: ``message`` is a str with a lone surrogate, or a buffer that is not contiguous.
+            MisuseError: ``slow_consumer`` is another value, or ``key`` is not a str.
         """
     def send_text(
         self,
         text: str | Buffer | Message,
         **options: Unpack[DeliveryOptions],
     ) -> Queued:
-        """Queues a text message; ``text`` is a str, or UTF-8 octets. Raises as ``send`` does."""
+        """Queue a text message. ``text`` is a str, or bytes of UTF-8. Raises as ``send`` does."""
     def send_binary(
         self,
         data: Buffer | Message,
         **options: Unpack[DeliveryOptions],
     ) -> Queued:
-        """Queues a binary message; ``data`` is any object with a contiguous buffer. Raises as ``send`` does."""
+        """Queue a binary message. ``data`` is any object with a contiguous buffer. Raises as ``send`` does."""
     def send_json(
         self,
         value: Any,
         **options: Unpack[DeliveryOptions],
     ) -> Queued:
-        """Queues ``value`` as JSON in a text message. Raises as ``send`` and ``json.dumps`` do."""
+        """Queue ``value`` as JSON in a text message. Raises as ``send`` and ``json.dumps`` do."""
     def send_ping(self, payload: str | Buffer = b"") -> Queued:
-        """Queues a ping of at most 125 octets; ``on_pong`` sees the answer. Raises as ``send`` does."""
+        """Queue a ping of at most 125 bytes. The answer goes to ``on_pong``. Raises as ``send`` does."""
     def send_pong(self, payload: str | Buffer = b"") -> Queued:
-        """Queues a pong that answers nothing (RFC 6455 section 5.5.3); pings are answered by the hub."""
+        """Queue an unsolicited pong (RFC 6455 section 5.5.3). The hub answers pings by itself."""
     def close(self, code: int = 1000, reason: str | Buffer = "") -> Queued:
-        """Begins the closing handshake. What is queued leaves before it. Closing again does nothing.
+        """Begin the closing handshake. The queued messages leave first. Does nothing if the connection is closing.
+
+        Before the opening, the handshake still succeeds, so that the client gets the code and the reason. The close
+        frame follows the answer. Neither ``on_open`` nor ``on_close`` is called.
 
         Args:
             code: 1000-1003, 1007-1014 or 3000-4999 (RFC 6455 section 7.4).
-            reason: at most 123 octets of UTF-8, for the peer's eyes.
+            reason: at most 123 bytes of UTF-8, for the peer.
 
         Raises:
-            InvalidMessageError: another code, or a longer reason.
+            InvalidMessageError: the code is another one, or the reason is longer.
             TypeError: ``reason`` is neither str nor bytes.
-
-        Before the opening, the handshake still succeeds, so that the client gets the code and the reason. The close
-        frame comes right behind the answer. Neither ``on_open`` nor ``on_close`` is called.
         """
     async def drain(self) -> None:
-        """Waits until everything that is queued now has been taken by the kernel, or dropped as ``slow_consumer`` says.
+        """Wait until the kernel has taken all bytes that are queued now, or ``slow_consumer`` has dropped them.
 
-        It does not wait for what is queued meanwhile. Where it is a transport that takes in the kernel's place, as for
-        ``buffered``, it waits until that asks for no pause any more.
+        It does not wait for later messages. Where a transport takes the bytes instead of the kernel, as described for
+        ``buffered``, it waits until the transport is below its limit again.
 
         Raises:
-            ConnectionClosed: the connection is closing already; or it has ended before all had left, or was closed
-                because too much waited.
+            ConnectionClosed: the connection is closing already, it ended before all bytes had left, or it was closed
+                because its queue was full.
         """
     async def wait_closed(self) -> None:
-        """Waits until the connection is closed and gone, or its handshake has failed."""
+        """Wait until the connection is closed or its handshake has failed."""
     async def receive(self, timeout: float | None = None) -> Message:
-        """Waits for the next message and returns it.
-
-        It may be cancelled at any time: no message is lost.
+        """Wait for the next message and return it. No message is lost if you cancel the wait.
 
         Args:
-            timeout: seconds to wait at the most; None waits as long as it takes, 0 only looks.
+            timeout: the maximum number of seconds to wait. None waits forever. 0 does not wait.
 
         Raises:
-            TimeoutError: nothing came in time.
-            ConnectionClosed: the connection has ended, ConnectionLost if not in the ordinary way or before it opened.
+            TimeoutError: no message arrived in time.
+            ConnectionClosed: the connection has ended. It is ConnectionLost if the end was not an ordinary one, or came
+                before the opening.
             MisuseError: messages go to ``on_message``, another task is in ``receive`` already, or ``timeout`` is
-                no number of seconds.
+                not a number of seconds.
         """
     def __aiter__(self) -> Connection: ...
     async def __anext__(self) -> Message: ...

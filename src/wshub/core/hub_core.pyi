@@ -1,4 +1,4 @@
-"""The native part of a hub: fan-out, membership, and the sweep over all connections."""
+"""The native part of a hub: its life, its connections, and the sweep over all of them."""
 
 import asyncio
 import ssl as ssl_module
@@ -18,7 +18,10 @@ from wshub.protocol.http.request import RequestHead
 from wshub.protocol.message import Message
 
 class HubCore:
-    """Connections, rooms and what is sent to them. See :class:`wshub.Hub`."""
+    """Connections, rooms and what is sent to them. See :class:`wshub.Hub`.
+
+    Methods that the reference does not list are for wshub's own packages.
+    """
 
     # A HubConfig, and a clock by keyword. A subclass may have other arguments in its __init__.
     def __new__(cls, config: Any = ..., *arguments: Any, **keywords: Any) -> Self: ...
@@ -30,10 +33,10 @@ class HubCore:
         """The number of refused handshakes by HTTP status."""
     @property
     def rooms(self) -> frozenset[str]:
-        """The names of all rooms that somebody is in."""
+        """The names of all rooms that have a member."""
     @property
     def connection_count(self) -> int:
-        """How many connections there are, those that are closing included."""
+        """The number of connections, including those that are closing."""
     def broadcast(
         self,
         message: str | Buffer | Message,
@@ -42,26 +45,27 @@ class HubCore:
         exclude: Connection | int | None = None,
         **options: Unpack[DeliveryOptions],
     ) -> int:
-        """Queues a message for every open connection, or every one in a room.
+        """Queue a message for every open connection, or for every member of a room.
 
-        The message is framed once, whatever the number of receivers, and compressed once for all who keep as much of
-        a window. From another thread than the hub's this is handed over to the loop.
+        The message is framed once, and compressed once for all clients with the same window. A call from another thread
+        than the hub's is handed over to the loop.
 
         Args:
             message: a str, bytes or another buffer, or a Message.
-            room: the name of a room; None is everybody.
-            exclude: a Connection, or the id of one, that does not get it.
+            room: the name of a room; None means all connections.
+            exclude: a Connection, or its id, that does not get the message.
             compress: as in ``Connection.send``.
-            slow_consumer: as in ``Connection.send``; None is as the room is configured, or else the hub.
-            key: as in ``Connection.send``; if none is given, all messages to a room have the same.
+            slow_consumer: as in ``Connection.send``; None uses the policy of the room, or else of the hub.
+            key: as in ``Connection.send``. All messages to a room that have no key share one.
 
         Returns:
-            For how many connections it was queued; from another thread, how many were there.
+            The number of connections that it was queued for. In another thread, the number of connections that are
+            there.
 
         Raises:
             TypeError, InvalidMessageError, MisuseError: as ``Connection.send``.
-            TypeError: ``room`` is no str.
-            MisuseError: ``exclude`` is neither a Connection nor an int, or it is a bool.
+            TypeError: ``room`` is not a str.
+            MisuseError: ``exclude`` is a bool, or neither a Connection nor an int.
         """
     def broadcast_except(
         self,
@@ -69,14 +73,14 @@ class HubCore:
         exclude: Connection | int,
         **options: Unpack[DeliveryOptions],
     ) -> int:
-        """``broadcast`` to everybody but one."""
+        """``broadcast`` to all connections but one."""
     def broadcast_to_room(
         self,
         room: str,
         message: str | Buffer | Message,
         **options: Unpack[DeliveryOptions],
     ) -> int:
-        """``broadcast`` to everybody in a room."""
+        """``broadcast`` to all members of a room."""
     def broadcast_to_room_except(
         self,
         room: str,
@@ -84,27 +88,34 @@ class HubCore:
         exclude: Connection | int,
         **options: Unpack[DeliveryOptions],
     ) -> int:
-        """``broadcast`` to everybody in a room but one."""
+        """``broadcast`` to all members of a room but one."""
     def _configure_room(self, name: str, config: RoomConfig) -> None: ...
     def join_room(self, connection: Connection, room: str) -> Queued:
-        """The connection enters a room: ``connection.join``."""
+        """Call ``connection.join(room)``."""
     def leave_room(self, connection: Connection, room: str) -> Queued:
-        """The connection leaves a room: ``connection.leave``."""
+        """Call ``connection.leave(room)``."""
     def room_size(self, room: str) -> int:
-        """How many connections are in a room; 0 for one that nobody is in."""
+        """Return the number of members of a room; 0 if there is no such room."""
     def room_members(self, room: str) -> list[Connection]:
-        """The connections in a room, as a list."""
+        """Return the members of a room as a list of Connections."""
     def get_connection(self, id: int) -> Connection | None:
-        """The connection with that id, or None. Raises MisuseError if ``id`` is no int, or a bool."""
+        """Return the connection with that id, or None. Raise MisuseError if ``id`` is a bool or not an int."""
     def unregister(self, connection: Connection, code: int = 1000, reason: str | Buffer = "") -> Queued:
         """Closes the connection, which leaves its rooms at once: ``connection.close``."""
     @property
     def _admission(self) -> Admission: ...
     @property
-    def is_in_use(self) -> bool: ...
-    def now(self) -> float: ...
-    def bind(self) -> Reactor: ...
-    def reactor_for(self, ssl: ssl_module.SSLContext | None) -> Reactor: ...
+    def is_in_use(self) -> bool:
+        """Whether the hub has an event loop, and neither of the two has closed."""
+    def now(self) -> float:
+        """Return the time by the hub's clock, in seconds."""
+    def bind(self) -> Reactor:
+        """Take the running loop for the hub's, and return the hub's reactor.
+
+        A hub that has closed, or whose loop has closed, begins anew.
+        """
+    def reactor_for(self, ssl: ssl_module.SSLContext | None) -> Reactor:
+        """Return the hub's reactor; for an SSLContext a new one, which the caller releases."""
     def register_connection(
         self,
         handlers: HandlerTable,
@@ -114,13 +125,27 @@ class HubCore:
         *,
         extensions: bool = True,
         metadata: Mapping[str, Any] | None = None,
-    ) -> Connection: ...
-    def drop_compression(self, connection: Connection) -> None: ...
-    def fail_connection(self, connection: Connection, code: int, reason: str) -> None: ...
-    def cancel_opening(self, connection: Connection) -> None: ...
-    def can_adopt(self) -> bool: ...
-    def open_on_descriptor(self, connection: Connection, descriptor: int, response: bytes, rest: bytes) -> None: ...
-    def open_on_link(self, connection: Connection, link: Any, response: bytes, rest: bytes) -> None: ...
+    ) -> Connection:
+        """Return a new connection whose handshake is not answered yet: it can join rooms and keep metadata.
+
+        The compression that was negotiated is in ``connection.compression``, for the answer. Without `extensions` it is
+        None, since another server gives the answer.
+        """
+    def drop_compression(self, connection: Connection) -> None:
+        """Drop what a registered connection has negotiated: the server that answers its handshake compresses."""
+    def fail_connection(self, connection: Connection, code: int, reason: str) -> None:
+        """Fail an open connection (RFC 6455 section 7.1.7): the peer need not answer the close frame."""
+    def cancel_opening(self, connection: Connection) -> None:
+        """End a registered connection that is not open: no handler is called."""
+    def can_adopt(self) -> bool:
+        """Return whether the hub's reactor takes connected sockets."""
+    def open_on_descriptor(self, connection: Connection, descriptor: int, response: bytes, rest: bytes) -> None:
+        """Answer the handshake on a connected socket, which the hub's reactor owns from now on, and open it."""
+    def open_on_link(self, connection: Connection, link: Any, response: bytes, rest: bytes) -> None:
+        """Answer the handshake on a link, and open the connection; ``rest`` came behind the request.
+
+        An empty response says that another server has answered. Raises HandshakeError if the hub has closed.
+        """
     def _sweep(self) -> None: ...
     def _close_all(self, payload: bytes) -> None: ...
     def _begin_anew(self) -> None: ...

@@ -1,4 +1,5 @@
 import asyncio
+from typing import Self
 
 from wshub.links.link import Ledger, Link
 
@@ -13,4 +14,4 @@ class EpollLinks:
         ledger: where the bytes and messages of a new link are counted.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, ledger: Ledger) -> None: ...
+    def __new__(cls, loop: asyncio.AbstractEventLoop, ledger: Ledger) -> Self: ...

@@ -1,3 +1,5 @@
+from typing import Self
+
 from wshub.links.epoll_link import EpollLinks
 
 class Listener:
@@ -6,4 +8,4 @@ class Listener:
 class EpollListeners:
     """The listening sockets of one reactor."""
 
-    def __init__(self, links: EpollLinks) -> None: ...
+    def __new__(cls, links: EpollLinks) -> Self: ...

@@ -1,6 +1,7 @@
 import asyncio
 import socket
 from collections.abc import Callable
+from typing import Self
 
 from wshub.links.link import Ledger, Link, Receiver
 
@@ -13,7 +14,7 @@ class EpollReactor:
         clock: a function without arguments that returns seconds and never goes back.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, ledger: Ledger, clock: Callable[[], float] = ...) -> None: ...
+    def __new__(cls, loop: asyncio.AbstractEventLoop, ledger: Ledger, clock: Callable[[], float] = ...) -> Self: ...
     @property
     def connection_count(self) -> int:
         """The number of open links."""

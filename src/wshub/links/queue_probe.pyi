@@ -1,4 +1,4 @@
-from typing import Any
+from typing import Any, Self
 
 class FrameProbe:
     """A frame, of which this holds one reference.
@@ -12,8 +12,8 @@ class FrameProbe:
         window_bits: of a compressed message: it refers to the last ``2**window_bits`` bytes; 0 if it is not compressed.
     """
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         payload: bytes,
         opcode: int = 2,
         key: int = 0,
@@ -21,7 +21,7 @@ class FrameProbe:
         droppable: bool = False,
         uses_context: bool = False,
         window_bits: int = 0,
-    ) -> None: ...
+    ) -> Self: ...
     @property
     def wire(self) -> bytes:
         """The bytes of the frame."""

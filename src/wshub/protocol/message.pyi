@@ -1,4 +1,4 @@
-"""A text or binary message, kept as the frame that it came in or goes out as (RFC 6455 section 5.6)."""
+"""A text or binary message, kept as the frame that travels (RFC 6455 section 5.6)."""
 
 import enum
 from typing import final
@@ -6,7 +6,7 @@ from typing import final
 from typing_extensions import Buffer
 
 class MessageType(enum.Enum):
-    """What a message is made of. The values are the opcodes of RFC 6455 section 5.2."""
+    """The type of a message's payload. The values are the opcodes of RFC 6455 section 5.2."""
 
     TEXT = 1
     BINARY = 2
@@ -15,11 +15,11 @@ class MessageType(enum.Enum):
 class Message:
     """One whole message, received or to be sent.
 
-    It holds its payload once, as the frame that goes over the wire: passing a received message to ``send`` or
-    ``broadcast`` neither decodes nor copies it. It is immutable and may be kept.
+    It holds its payload once, as the frame that goes over the wire. So ``send`` and ``broadcast`` pass a received
+    message on without decoding or copying it. A message is immutable, and you may keep it.
 
     Args:
-        data: a str makes a text message; bytes, or any object with a contiguous buffer, a binary one.
+        data: a str makes a text message. Bytes, or any object with a contiguous buffer, make a binary one.
 
     Raises:
         TypeError: ``data`` is neither.
@@ -29,7 +29,7 @@ class Message:
     def __init__(self, data: str | Buffer) -> None: ...
     @property
     def data(self) -> str | bytes:
-        """The payload: a str for a text message, bytes for a binary one. It is made at the first look and kept."""
+        """The payload: a str for a text message, bytes for a binary one. It is decoded at the first use and kept."""
     @property
     def type(self) -> MessageType:
         """MessageType.TEXT or MessageType.BINARY."""

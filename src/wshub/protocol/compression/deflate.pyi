@@ -1,8 +1,11 @@
 """Compresses and decompresses the payload of messages (RFC 7692 section 7.2).
 
-The rules of this file: a state is made when it is first needed, and a failure leaves it as it was before or forgets
-its history; what is decompressed is bounded before it is written; nothing is shared between two messages but what their
-sender means to share: a state that serves many connections forgets before each message.
+The rules of this file:
+
+- A state is made when it is first needed. A failure leaves it unchanged, or forgets its history.
+- The size of decompressed data is bounded before it is written.
+- Two messages share nothing unless their sender means to share it. So a state that serves many connections forgets its
+  history before each message.
 """
 
 from typing import Self
@@ -11,7 +14,7 @@ from wshub.protocol.compression.config import CompressionConfig
 from wshub.protocol.message import Message
 
 class DeflatePool:
-    """The states that all connections of a hub share to compress and decompress, and what was done with them.
+    """The states that all connections of a hub share to compress and decompress, and their statistics.
 
     Args:
         config: a CompressionConfig.
@@ -27,4 +30,4 @@ class DeflatePool:
     @property
     def octets_out(self) -> int: ...
     def compress_message(self, message: Message, window_bits: int = 15) -> bytes | None:
-        """The payload of the form without history, or None where the message goes plain. For programs without I/O."""
+        """Returns the payload of the form without history, or None if the message goes plain."""
