@@ -135,7 +135,8 @@ class Round:
             words += ["--ssl-keyfile", str(self._directory / "key.pem")]
         server = Process(*words, environment=self._environment)
         paths = json.loads(server.read())["paths"]
-        target = {"kind": kind, "port": port, "path": path, "paths": paths}
+        # uvicorn drops the bytes that it has read together with a request.
+        target = {"kind": kind, "port": port, "path": path, "paths": paths, "drops_early_bytes": True}
         _wait_until_listening(target)
         return server, [target]
 

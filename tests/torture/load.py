@@ -233,14 +233,23 @@ class Load:
     async def reset(self, chance: random.Random, target: dict[str, Any], path: str, kind: str) -> None:
         """Is gone at any byte of what it sends, or sends no more."""
         client = Client(self.number, path, chance)
-        data = client.request()
+        request = client.request()
+        data = b""
         for number in range(chance.randrange(4)):
             message = encode(Message(ECHO, 0, 0, self.number, number + 1, number + 1), filler(chance, 300))
             data += client.frame(0x82, message)
             if chance.random() < 0.3:
                 data += client.frame(0x80 | chance.choice((CLOSE, PING, PONG)), b"")
+        reader = asyncio.StreamReader()
+        transport = await self.connect(target, lambda: asyncio.StreamReaderProtocol(reader), buffer=4096)
+        if not target.get("drops_early_bytes"):
+            data = request + data
+        elif chance.random() < 0.5:
+            data = request
+        else:
+            transport.write(request)
+            await _has_answered(reader)
         data = data[: chance.randrange(len(data) + 1)]
-        transport = await self.connect(target, asyncio.Protocol, buffer=4096)
         for start in range(0, len(data), size := chance.choice((1, 20, 1000))):
             if transport.is_closing():
                 break
@@ -267,6 +276,12 @@ class Load:
             # uvicorn waits for a request as long as the client likes.
             await asyncio.wait([protocol._get_close_waiter(None)], timeout=chance.expovariate(1))  # type: ignore[attr-defined]
         transport.abort()
+
+
+async def _has_answered(reader: asyncio.StreamReader) -> None:
+    """Wait for the first byte of the response, or for the end of the connection."""
+    with contextlib.suppress(ConnectionError):
+        await reader.read(1)
 
 
 async def main() -> None:

@@ -97,6 +97,7 @@ cdef class HubCore(HubBase):
             raise MisuseError(f"clock must be a function that returns seconds, not {clock!r}")
         self.config = config
         self.clock = clock
+        self.clock_is_monotonic = clock is time.monotonic
         self.handling = ContextVar("wshub.handling", default=None)
         self.conflation_keys = ConflationKeys()
         self.room_configs = {}

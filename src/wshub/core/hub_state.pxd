@@ -28,6 +28,7 @@ cdef class HubBase:
 
     cdef object loop             # None until the hub is bound to one
     cdef unsigned long thread_id
+    cdef bint clock_is_monotonic  # it is time.monotonic
     cdef object clock            # a function without arguments that returns seconds and never goes back
     cdef Ledger ledger
     cdef Backlog backlog         # connections whose input waits for a later loop iteration

@@ -28,6 +28,7 @@ from wshub.core.hub_state cimport CONTROL_FRAMES, HANDLER_TIME, MESSAGES, OCTETS
 from wshub.core.queued cimport QUEUED
 from wshub.core.rates cimport spend
 from wshub.core.sending cimport queue_pong, wake_drain_waiters
+from wshub.links.clock cimport read_clock
 from wshub.protocol.frame_buffer cimport FrameBuffer, frame_payload, frame_release, frame_seal
 from wshub.protocol.opcodes cimport PONG_OPCODE
 from wshub.protocol.message cimport Message, message_from_frame
@@ -57,7 +58,8 @@ cdef enum:
     BUDGET_INFLATES = 1 << 20
     # Maximum number of messages and control frames that are handled in one loop iteration.
     BUDGET_EVENTS = 1024
-    # Events after which the clock is read.
+    # Events after which the clock is read for the first time, and again.
+    EVENTS_BEFORE_FIRST_LOOK = 4
     EVENTS_BETWEEN_LOOKS = 8
     # Queued messages after which the clock is read too, since one event may queue a message for a whole room.
     QUEUED_BETWEEN_LOOKS = 512
@@ -210,7 +212,7 @@ cdef void process(
     cdef Event event
     cdef Budget budget
     budget.events = 0
-    budget.look_at = EVENTS_BETWEEN_LOOKS
+    budget.look_at = EVENTS_BEFORE_FIRST_LOOK
     budget.look_at_queued = connection.hub.ledger.messages.accepted + QUEUED_BETWEEN_LOOKS
     budget.is_timed = False
     budget.began = 0
@@ -236,8 +238,8 @@ cdef void process(
 
 cdef bint is_spent(ConnectionCore connection, Budget *budget) noexcept:
     """Read the clock. Returns whether the connection has used its share of this loop iteration."""
-    cdef double now = connection.hub.clock()
-    budget.look_at = budget.events + EVENTS_BETWEEN_LOOKS
+    cdef double now = read_clock(connection.hub.clock, connection.hub.clock_is_monotonic)
+    budget.look_at = budget.events - budget.events % EVENTS_BETWEEN_LOOKS + EVENTS_BETWEEN_LOOKS
     budget.look_at_queued = connection.hub.ledger.messages.accepted + QUEUED_BETWEEN_LOOKS
     if not budget.is_timed:
         budget.is_timed = True

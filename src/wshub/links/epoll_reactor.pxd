@@ -18,6 +18,7 @@ cdef class EpollReactor:
     cdef EpollLinks links
     cdef EpollListeners listeners
     cdef object clock
+    cdef bint clock_is_monotonic  # it is time.monotonic
     cdef uint8_t *buffer         # owned: what is read goes here
     cdef int users               # the objects that release() it; the last one closes it
     cdef bint closed

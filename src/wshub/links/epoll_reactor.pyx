@@ -13,6 +13,7 @@ from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint64_t, uintptr_t
 
+from wshub.links.clock cimport read_clock
 from wshub.links.epoll_link cimport RUN_BYTES, EpollLink, EpollLinks
 from wshub.links.epoll_listeners cimport LISTENER_BIT, EpollListeners
 from wshub.links.link cimport Ledger, Receiver
@@ -70,6 +71,7 @@ cdef class EpollReactor:
     def __cinit__(self, loop, Ledger ledger not None, clock=time.monotonic):
         self.users = 1
         self.clock = clock
+        self.clock_is_monotonic = clock is time.monotonic
         self.links = EpollLinks(loop, ledger)
         self.listeners = EpollListeners(self.links)
         self.buffer = <uint8_t *>PyMem_RawMalloc(RECEIVE_SIZE)
@@ -342,7 +344,7 @@ cdef class EpollReactor:
         ):
             return
         self.work = work
-        now = self.clock()
+        now = read_clock(self.clock, self.clock_is_monotonic)
         if not self.clock_was_read:
             self.clock_was_read = True
             self.began = now

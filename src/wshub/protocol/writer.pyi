@@ -1,13 +1,11 @@
 """Writes frames for both roles: headers, and the masking of what a client sends (RFC 6455 sections 5.2 and 5.3).
 
-from typing import Self
-from typing import Self
-
 A server's frames are shared by their receivers, so nothing here touches them. A client's frame is a masked copy: each
 has a new key.
 """
 
 from collections.abc import Callable
+from typing import Self
 
 from typing_extensions import Buffer
 

@@ -5,6 +5,9 @@
 The application answers the handshake as ASGI, so its middleware and access checks apply. Its scope has the extension
 ``wshub.takeover``. If its accept message names an opening handshake there, the descriptor goes to the hub of that. Then
 neither uvicorn nor the application has a part in the connection.
+
+uvicorn drops the bytes that it has read together with a request. A client must not send any before it has the response
+(RFC 6455 section 4.1).
 """
 
 from __future__ import annotations
