@@ -378,7 +378,7 @@ def test_what_comes_before_an_application_asks_for_it_is_kept(run, http) -> None
     run(scenario())
 
 
-def test_the_subprotocol_of_the_answer_is_the_one_that_the_application_accepts_with(run, http) -> None:
+def test_the_answer_has_the_subprotocol_that_the_application_accepts_with(run, http) -> None:
     async def scenario() -> None:
         app = make_app()
 
@@ -433,7 +433,7 @@ def test_compression_is_negotiated_by_an_app_on_every_link(run, http, monkeypatc
 
 
 @pytest.mark.parametrize("enabled", [True, False])
-def test_an_application_that_knows_nothing_of_wshub_is_compressed_as_uvicorn_is_told(run, http, enabled) -> None:
+def test_a_plain_application_is_compressed_as_uvicorn_is_configured(run, http, enabled) -> None:
     async def application(scope, receive, send) -> None:
         await receive()
         await send({"type": "websocket.accept"})

@@ -100,7 +100,7 @@ def test_an_exception_of_an_endpoint_closes_with_its_code_or_1011(
 
 
 @frameworks
-def test_a_peer_that_never_answers_the_close_of_a_failed_endpoint_does_not_keep_its_connection(run, framework) -> None:
+def test_a_failed_endpoint_keeps_no_connection_whose_peer_never_answers_the_close(run, framework) -> None:
     async def scenario() -> None:
         hub = Hub()
 
@@ -499,7 +499,7 @@ def test_a_refusal_without_a_body_has_its_status_and_its_header_fields(run, http
 
 @pytest.mark.parametrize("way", ["gather", "wait_for", "group"])
 @frameworks
-def test_a_connection_that_a_task_of_the_endpoint_has_accepted_ends_with_the_endpoint(run, framework, way) -> None:
+def test_a_connection_accepted_by_a_task_of_the_endpoint_ends_with_the_endpoint(run, framework, way) -> None:
     async def scenario() -> None:
         hub = Hub()
 
@@ -558,9 +558,7 @@ def test_a_handler_s_connection_closes_with_1011_when_its_endpoint_is_cancelled(
 
 @pytest.mark.parametrize("accepts", ["hub", "framework"])
 @frameworks
-def test_an_endpoint_that_is_cancelled_while_it_accepts_leaves_a_500_and_no_connection(
-    run, framework, accepts, lines
-) -> None:
+def test_an_endpoint_cancelled_while_it_accepts_leaves_a_500_and_no_connection(run, framework, accepts, lines) -> None:
     async def scenario() -> None:
         hub = Hub()
 

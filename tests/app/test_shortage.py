@@ -107,7 +107,7 @@ async def is_echoed(port: int, path: str) -> None:
 @needs_reactor
 @pytest.mark.parametrize("server", [wshub, uvicorn])
 @pytest.mark.parametrize("path", ["/plain", "/accept", "/hub/"])
-def test_the_first_websocket_of_a_server_without_descriptors_is_refused_and_the_next_are_served(server, path) -> None:
+def test_without_descriptors_the_first_websocket_is_refused_and_later_ones_are_served(server, path) -> None:
     app = f"tests.app.short_of_descriptors:{path.strip('/')}"
     with server(app) as (process, port, end):
         first = first_connection(process, port)

@@ -234,9 +234,7 @@ def test_what_on_connect_takes_does_not_count_for_the_time_to_introduce_oneself(
     run(scenario())
 
 
-def test_a_failing_on_connect_closes_with_4499_and_one_that_the_client_does_not_wait_for_with_nothing(
-    run, caplog
-) -> None:
+def test_a_failing_on_connect_closes_with_4499_if_the_client_waits_for_it(run, caplog) -> None:
     begun = asyncio.Event()
 
     async def on_connect(connection, payload) -> None:
@@ -335,7 +333,7 @@ def test_a_source_that_fails_while_it_is_ended_ends_nothing_else(run) -> None:
 
 
 @pytest.mark.parametrize("query", ["{ stubborn }", "subscription { stubborn_source }"])
-def test_what_goes_on_in_spite_of_its_cancellation_sends_nothing_under_an_id_that_is_used_again(run, query) -> None:
+def test_an_operation_that_survives_its_cancellation_sends_nothing_under_a_reused_id(run, query) -> None:
     async def scenario() -> None:
         sources = Sources()
         async with serving(sources.schema()) as (url, _, _hub), speaking(url) as client:

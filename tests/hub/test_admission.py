@@ -273,7 +273,7 @@ def test_on_upgrade_accepts_refuses_and_attaches_metadata(run, waits: bool, capl
     run(scenario())
 
 
-def test_a_client_that_leaves_or_an_application_that_takes_too_long_ends_the_question(run, clock: Clock) -> None:
+def test_on_upgrade_ends_when_the_client_leaves_or_its_time_is_over(run, clock: Clock) -> None:
     async def scenario() -> None:
         asked: list[asyncio.Task[Any]] = []
 

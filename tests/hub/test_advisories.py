@@ -167,7 +167,7 @@ def test_a_hub_keeps_no_object_for_each_segment_it_reads(run, reactor) -> None:
 # Floods
 
 
-def test_messages_of_one_octet_without_end_wait_in_the_kernel_for_who_does_not_receive(run, reactor) -> None:
+def test_endless_messages_of_one_byte_wait_in_the_kernel_while_nothing_is_received(run, reactor) -> None:
     async def scenario() -> None:
         ended = asyncio.Event()
 

@@ -91,7 +91,7 @@ async def texts_of(peer: RawPeer) -> list[bytes]:
 
 @EACH_WAY
 @EACH_LINK
-def test_who_is_a_member_throughout_a_broadcast_gets_it_once_whoever_leaves_and_joins_meanwhile(
+def test_a_member_throughout_a_broadcast_gets_it_once_whoever_joins_or_leaves(
     run, use_reactor: bool, when: Any
 ) -> None:
     async def scenario() -> None:
@@ -120,7 +120,7 @@ def test_who_is_a_member_throughout_a_broadcast_gets_it_once_whoever_leaves_and_
 
 @EACH_WAY
 @EACH_LINK
-def test_who_is_connected_throughout_a_broadcast_gets_it_once_whoever_registers_meanwhile(
+def test_a_connection_open_throughout_a_broadcast_gets_it_once_whoever_registers(
     run, use_reactor: bool, when: Any
 ) -> None:
     async def scenario() -> None:

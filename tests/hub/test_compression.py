@@ -190,7 +190,7 @@ def test_a_broadcast_is_compressed_once_for_each_size_of_window_that_matters(run
     run(scenario())
 
 
-def test_a_receiver_with_a_history_of_its_own_gets_the_shared_form_and_its_history_stays_right(run) -> None:
+def test_a_receiver_with_its_own_history_gets_the_shared_form_and_stays_right(run) -> None:
     async def scenario() -> None:
         config = CompressionConfig(server_context_takeover=True, threshold=0)
         async with serving(joining(), compression=config) as (hub, url), inboxes(url, *[OFFER] * 2) as (one, two):

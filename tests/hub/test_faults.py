@@ -110,7 +110,7 @@ def test_a_violation_is_answered_with_its_code_and_the_earlier_echo_still_arrive
     run(scenario())
 
 
-def test_a_peer_that_ends_its_side_without_a_close_frame_gets_what_was_queued_and_is_1006(run) -> None:
+def test_a_half_closed_peer_gets_what_was_queued_and_is_1006(run) -> None:
     async def scenario() -> None:
         handler = Recorder()
         async with serving(handler) as (_, url), raw_peer(url) as peer:

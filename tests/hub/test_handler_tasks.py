@@ -188,7 +188,7 @@ def test_handlers_that_await_one_future_in_the_same_iteration_all_go_on(run) -> 
     run(scenario())
 
 
-def test_a_task_that_a_handler_has_kept_is_its_own_and_done_once_the_handler_has_returned(run) -> None:
+def test_a_task_that_a_handler_has_kept_is_done_once_the_handler_has_returned(run) -> None:
     async def scenario() -> None:
         loop = asyncio.get_running_loop()
         hub = Hub()
@@ -294,7 +294,7 @@ def test_the_loop_is_as_it_was_after_a_handler_has_started(run) -> None:
     run(scenario())
 
 
-def test_a_cancelled_handler_closes_its_connection_with_1011_and_leaves_no_traceback(run, caplog) -> None:
+def test_a_cancelled_handler_closes_with_1011_and_leaves_no_traceback(run, caplog) -> None:
     async def scenario() -> None:
         loop = asyncio.get_running_loop()
         hub = Hub()

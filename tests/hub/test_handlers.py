@@ -127,7 +127,7 @@ def test_a_handler_may_do_anything_to_any_connection(run, event, suspends, act) 
     run(scenario())
 
 
-def test_a_handler_that_outlives_its_connection_is_told_by_the_next_send_and_on_close_waits_for_it(run, caplog) -> None:
+def test_a_handler_that_outlives_its_connection_fails_at_the_next_send_and_on_close_waits(run, caplog) -> None:
     async def scenario() -> None:
         order: list[str] = []
         release = asyncio.Event()
@@ -209,7 +209,7 @@ def test_a_large_message_that_arrives_while_on_drain_is_suspended_waits_for_its_
     run(scenario())
 
 
-def test_an_on_open_that_receives_goes_on_beside_one_on_ping_at_a_time_and_on_close_waits_for_both(run) -> None:
+def test_on_open_may_receive_beside_one_on_ping_and_on_close_waits_for_both(run) -> None:
     async def scenario() -> None:
         events: list[object] = []
         got, release, done = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -392,7 +392,7 @@ def test_a_coroutine_on_open_may_receive(run) -> None:
     run(scenario())
 
 
-def test_messages_that_came_before_the_close_are_still_received_and_then_the_close_is_told(run) -> None:
+def test_messages_before_the_close_are_received_and_then_the_close_is_reported(run) -> None:
     async def scenario() -> None:
         ended = asyncio.get_running_loop().create_future()
         go = asyncio.Event()
@@ -515,7 +515,7 @@ def test_close_codes_are_chosen_by_the_handler_and_checked(run) -> None:
 
 
 @pytest.mark.parametrize("suspends", [False, True], ids=["at once", "after an await"])
-def test_a_handler_that_ends_with_cancelled_error_is_one_warning_without_a_traceback(run, suspends, caplog) -> None:
+def test_a_handler_that_raises_cancelled_error_is_one_warning_without_a_traceback(run, suspends, caplog) -> None:
     async def on_message(connection, message) -> None:
         if suspends:
             await asyncio.sleep(0)

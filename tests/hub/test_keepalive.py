@@ -153,7 +153,7 @@ def test_a_peer_that_lags_is_not_ended_for_a_ping_that_waits_behind_what_it_take
     run(scenario())
 
 
-def test_a_peer_that_takes_nothing_and_answers_no_ping_is_ended_whatever_it_sent_before(run, clock) -> None:
+def test_a_peer_that_reads_nothing_and_answers_no_ping_is_ended(run, clock) -> None:
     """Without a bound on stalls, its own message that waits to be handled is no sign of life."""
 
     async def scenario() -> None:
@@ -248,7 +248,7 @@ def test_a_peer_that_takes_all_it_is_sent_must_answer_all_the_same(run, clock, t
 
 @pytest.mark.parametrize("use_reactor", [True, False])
 @pytest.mark.parametrize("more", [0, 60_000], ids=["nothing more", "more than it reads"])
-def test_a_peer_that_takes_what_the_kernel_holds_is_not_ended_for_the_ping_behind_it_until_it_stops(
+def test_a_peer_that_still_reads_is_not_ended_for_a_ping_behind_what_the_kernel_holds(
     run, clock, use_reactor, more
 ) -> None:
     async def scenario() -> None:

@@ -170,7 +170,7 @@ def test_a_slow_reader_is_not_stalled_while_the_kernel_sees_it_take_something(ru
 @pytest.mark.parametrize("use_reactor", [True, False])
 @pytest.mark.parametrize("end", ["slow", "close", "hub"])
 @pytest.mark.parametrize("seconds_before", [0, 3])
-def test_a_closing_peer_that_takes_nothing_is_ended_after_the_shorter_of_its_two_times(
+def test_a_closing_peer_that_reads_nothing_is_ended_after_the_shorter_timeout(
     run, clock: Clock, use_reactor: bool, end: str, seconds_before: int
 ) -> None:
     async def scenario() -> None:

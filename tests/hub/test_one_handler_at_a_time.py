@@ -215,7 +215,7 @@ async def play(*, native: bool, receives: bool, rates: RateLimits, suspends: lis
     suspends=st.lists(st.booleans(), max_size=30),
     story=st.lists(steps, max_size=60),
 )
-def test_no_two_handlers_of_a_connection_run_at_once_and_messages_are_handled_in_order(
+def test_handlers_of_a_connection_run_one_at_a_time_and_in_order(
     native: bool, receives: bool, rates: RateLimits, suspends: list[bool], story: list[Any]
 ) -> None:
     asyncio.run(

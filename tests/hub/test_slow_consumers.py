@@ -495,7 +495,7 @@ def test_a_policy_or_a_key_that_cannot_be_is_refused() -> None:
 
 
 @pytest.mark.parametrize("window", ["own", "shared"])
-def test_a_compressed_message_does_not_come_between_one_and_another_that_refers_to_it(run, window) -> None:
+def test_no_compressed_message_comes_between_another_and_one_that_refers_to_it(run, window) -> None:
     """In the place of a plain one it would: what refers back counts octets that are not there."""
 
     async def scenario() -> None:
@@ -654,7 +654,7 @@ def test_on_drain_is_not_called_for_what_another_connection_has_queued_meanwhile
 
 @pytest.mark.parametrize("use_reactor", [True, False])
 @pytest.mark.parametrize("policy", POLICIES[1:])
-def test_a_slow_reader_gets_its_pong_and_drain_returns_although_more_is_always_queued(run, policy, use_reactor) -> None:
+def test_a_slow_reader_gets_its_pong_and_drain_returns_while_more_is_queued(run, policy, use_reactor) -> None:
     async def scenario() -> None:
         opened: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
         settings = {"max_send_buffer": 1 << 18, "slow_consumer": policy, "use_reactor": use_reactor}

@@ -136,7 +136,7 @@ def test_an_address_at_its_limit_is_told_so_over_tls(run, tls, certificate) -> N
     run(scenario())
 
 
-def test_connections_of_a_trusted_proxy_have_no_limit_of_an_address_before_their_request(run, tls, certificate) -> None:
+def test_a_trusted_proxy_has_no_limit_per_address_before_its_requests(run, tls, certificate) -> None:
     async def scenario() -> None:
         settings = {"max_connections_per_address": 2, "max_connection_rate_per_address": 2}
         async with serving(tls, trusted_proxies=("127.0.0.0/8",), **settings) as server:

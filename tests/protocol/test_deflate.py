@@ -202,7 +202,7 @@ def test_a_bomb_is_refused_with_1009_in_one_frame_and_over_fragments() -> None:
     assert received(frames(bomb, sizes=(1000,) * 60), limit=1 << 16) == [1009]
 
 
-def test_a_compressed_message_that_cannot_be_within_the_limit_is_refused_from_its_header() -> None:
+def test_a_compressed_message_too_large_in_any_case_is_refused_from_its_header() -> None:
     header = bytes([0xC2, 0x80 | 127]) + (200_000).to_bytes(8, "big") + MASK
     assert received(header, limit=1 << 16) == [1009]
 
