@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import HealthCheck, settings
 
 from tests.certificate import Certificate
 
-# Seconds that the scenario of a test may take: far more than any needs, on a machine busy with other things.
+# Seconds that a test on a loop may take: far more than any needs, on a machine busy with other things.
 TIMEOUT = 60
 
 # A shared machine stalls now and then: neither a slow draw nor a slow example is a fault of the code.
@@ -27,7 +28,10 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
 
 @pytest.fixture(params=["asyncio", "uvloop"])
 def run(request: pytest.FixtureRequest) -> Callable[[Coroutine[Any, Any, Any]], Any]:
-    """Runs a coroutine on one of the loops, for a bounded time."""
+    """Run a coroutine on one of the loops, for a bounded time.
+
+    Tests that are coroutines are run with it. A test asks for it by itself to look at what is left after the loop.
+    """
     factory = uvloop.new_event_loop if request.param == "uvloop" else None
 
     def run_it(coroutine: Coroutine[Any, Any, Any]) -> Any:
@@ -39,3 +43,19 @@ def run(request: pytest.FixtureRequest) -> Callable[[Coroutine[Any, Any, Any]], 
             return runner.run(bounded())
 
     return run_it
+
+
+def pytest_pycollect_makeitem(collector: pytest.Module, name: str, obj: object) -> None:
+    """Have each ``async def test_...`` use ``run``, and so be there once for each loop."""
+    if inspect.iscoroutinefunction(obj) and collector.istestfunction(obj, name):
+        pytest.mark.usefixtures("run")(obj)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run a test that is a coroutine."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+    pyfuncitem.funcargs["run"](pyfuncitem.obj(**arguments))
+    return True

@@ -90,7 +90,7 @@ def test_only_a_context_of_wshubs_own_without_callbacks_is_for_aiofastnet(certif
     assert not suits_aiofastnet(own)
 
 
-def test_the_files_of_a_certificate_are_served_over_aiofastnet(run, certificate, monkeypatch) -> None:
+async def test_the_files_of_a_certificate_are_served_over_aiofastnet(certificate, monkeypatch) -> None:
     aiofastnet = pytest.importorskip("aiofastnet")
     contexts: list[ssl.SSLContext] = []
     connect = aiofastnet.connect_accepted_socket
@@ -101,12 +101,9 @@ def test_the_files_of_a_certificate_are_served_over_aiofastnet(run, certificate,
 
     monkeypatch.setattr(aiofastnet, "connect_accepted_socket", note_context)
 
-    async def scenario() -> None:
-        files = {"ssl_certfile": certificate.chain, "ssl_keyfile": certificate.key}
-        async with Hub().serve("127.0.0.1", 0, echo(), **files) as server:
-            await echoes_over_tls(server.port, certificate)
-        async with Hub().serve("127.0.0.1", 0, echo(), ssl=certificate.server_context()) as server:
-            await echoes_over_tls(server.port, certificate)
-
-    run(scenario())
+    files = {"ssl_certfile": certificate.chain, "ssl_keyfile": certificate.key}
+    async with Hub().serve("127.0.0.1", 0, echo(), **files) as server:
+        await echoes_over_tls(server.port, certificate)
+    async with Hub().serve("127.0.0.1", 0, echo(), ssl=certificate.server_context()) as server:
+        await echoes_over_tls(server.port, certificate)
     assert len(contexts) == 1

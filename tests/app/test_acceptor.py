@@ -86,193 +86,160 @@ async def accepting(app: Any, http: str = "httptools", **options: Any) -> AsyncI
         yield address
 
 
-def test_a_native_route_is_served_without_uvicorn(run, http, protocols) -> None:
-    async def scenario() -> None:
-        app = make_app()
-        async with accepting(app, http) as address:
-            async with connected(f"ws://{address}/echo/me", max_size=None) as client:
-                assert await client.recv() == "me 127.0.0.1"
-                assert client.response.headers["server"] == "uvicorn"
-                assert "date" in client.response.headers
-                for message in ("text", "y" * 1_000_000):
-                    await client.send(message)
-                    assert await client.recv() == message
-            assert protocols == []
-
-    run(scenario())
+async def test_a_native_route_is_served_without_uvicorn(http, protocols) -> None:
+    app = make_app()
+    async with accepting(app, http) as address:
+        async with connected(f"ws://{address}/echo/me", max_size=None) as client:
+            assert await client.recv() == "me 127.0.0.1"
+            assert client.response.headers["server"] == "uvicorn"
+            assert "date" in client.response.headers
+            for message in ("text", "y" * 1_000_000):
+                await client.send(message)
+                assert await client.recv() == message
+        assert protocols == []
 
 
-def test_everything_else_is_handed_to_uvicorn(run, http, protocols) -> None:
-    async def scenario() -> None:
-        app = make_app()
-        async with accepting(app, http) as address:
-            async with httpx.AsyncClient(base_url=f"http://{address}", trust_env=False) as client:
-                for _ in range(3):
-                    assert (await client.get("/")).text == "hello"
-                assert (await client.post("/items", content=bytes(300_000))).json() == {"octets": 300_000}
-                assert (await client.get("/nothing")).status_code == 404
-            async with connected(f"ws://{address}/handled") as client:
-                await client.send("through the handler")
-                assert await client.recv() == "through the handler"
-            assert len(protocols) == 1
-            with pytest.raises(websockets.InvalidStatus) as caught:
-                await websockets.connect(f"ws://{address}/nowhere", proxy=None)
-            assert caught.value.response.status_code == 403
-
-    run(scenario())
+async def test_everything_else_is_handed_to_uvicorn(http, protocols) -> None:
+    app = make_app()
+    async with accepting(app, http) as address:
+        async with httpx.AsyncClient(base_url=f"http://{address}", trust_env=False) as client:
+            for _ in range(3):
+                assert (await client.get("/")).text == "hello"
+            assert (await client.post("/items", content=bytes(300_000))).json() == {"octets": 300_000}
+            assert (await client.get("/nothing")).status_code == 404
+        async with connected(f"ws://{address}/handled") as client:
+            await client.send("through the handler")
+            assert await client.recv() == "through the handler"
+        assert len(protocols) == 1
+        with pytest.raises(websockets.InvalidStatus) as caught:
+            await websockets.connect(f"ws://{address}/nowhere", proxy=None)
+        assert caught.value.response.status_code == 403
 
 
-def test_a_request_may_come_in_any_pieces(run, http) -> None:
-    async def scenario() -> None:
-        async with accepting(make_app(), http) as address:
-            port = int(address.rpartition(":")[2])
-            upgrade = REQUEST.replace(b"GET /", b"GET /echo/x")
-            body = b"POST /items HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nConnection: close\r\n\r\n12345"
-            plain = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
-            for request, answer in ((upgrade, b"HTTP/1.1 101"), (body, b"HTTP/1.1 200"), (plain, b"HTTP/1.1 200")):
-                for size in (1, 7, 1000):
-                    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-                    writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                    for start in range(0, len(request), size):
-                        writer.write(request[start : start + size])
-                        await asyncio.sleep(0)
-                    assert (await reader.readuntil(b"\r\n\r\n")).startswith(answer)
-                    writer.transport.abort()
-
-    run(scenario())
+async def test_a_request_may_come_in_any_pieces(http) -> None:
+    async with accepting(make_app(), http) as address:
+        port = int(address.rpartition(":")[2])
+        upgrade = REQUEST.replace(b"GET /", b"GET /echo/x")
+        body = b"POST /items HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nConnection: close\r\n\r\n12345"
+        plain = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+        for request, answer in ((upgrade, b"HTTP/1.1 101"), (body, b"HTTP/1.1 200"), (plain, b"HTTP/1.1 200")):
+            for size in (1, 7, 1000):
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                for start in range(0, len(request), size):
+                    writer.write(request[start : start + size])
+                    await asyncio.sleep(0)
+                assert (await reader.readuntil(b"\r\n\r\n")).startswith(answer)
+                writer.transport.abort()
 
 
-def test_requests_on_one_connection_are_all_answered(run, http) -> None:
+async def test_requests_on_one_connection_are_all_answered(http) -> None:
     """A second request that has come with the first, and an upgrade on a connection that was kept alive."""
 
-    async def scenario() -> None:
-        async with accepting(make_app(), http) as address:
-            reader, writer = await asyncio.open_connection("127.0.0.1", int(address.rpartition(":")[2]))
-            plain = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
-            writer.write(plain + plain)
-            for _ in range(2):
-                assert (await reader.readuntil(b"hello")).startswith(b"HTTP/1.1 200")
-            writer.write(REQUEST.replace(b"GET /", b"GET /echo/late"))
-            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101")
-            assert (await reader.readexactly(2))[0] == 0x81
-            writer.transport.abort()
-
-    run(scenario())
+    async with accepting(make_app(), http) as address:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(address.rpartition(":")[2]))
+        plain = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+        writer.write(plain + plain)
+        for _ in range(2):
+            assert (await reader.readuntil(b"hello")).startswith(b"HTTP/1.1 200")
+        writer.write(REQUEST.replace(b"GET /", b"GET /echo/late"))
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101")
+        assert (await reader.readexactly(2))[0] == 0x81
+        writer.transport.abort()
 
 
-def test_frames_behind_the_request_are_kept(run) -> None:
-    async def scenario() -> None:
-        async with accepting(make_app()) as address:
-            reader, writer = await asyncio.open_connection("127.0.0.1", int(address.rpartition(":")[2]))
-            writer.write(REQUEST.replace(b"GET /", b"GET /echo/x") + b"\x81\x82\0\0\0\0hi")
-            await reader.readuntil(b"\r\n\r\n")
-            await reader.readuntil(b"127.0.0.1")
-            assert await reader.readexactly(4) == b"\x81\x02hi"
-            writer.transport.abort()
-
-    run(scenario())
+async def test_frames_behind_the_request_are_kept() -> None:
+    async with accepting(make_app()) as address:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(address.rpartition(":")[2]))
+        writer.write(REQUEST.replace(b"GET /", b"GET /echo/x") + b"\x81\x82\0\0\0\0hi")
+        await reader.readuntil(b"\r\n\r\n")
+        await reader.readuntil(b"127.0.0.1")
+        assert await reader.readexactly(4) == b"\x81\x02hi"
+        writer.transport.abort()
 
 
-def test_a_refusal_has_its_status_and_its_line_in_the_log(run, caplog) -> None:
-    async def scenario() -> None:
+async def test_a_refusal_has_its_status_and_its_line_in_the_log(caplog) -> None:
+    caplog.set_level(logging.INFO, "uvicorn.error")
+    logging.getLogger("uvicorn.error").propagate = True
+    app = make_app(allowed_origins=("http://ok.example",))
+    async with accepting(app, log_config=None) as address:
         caplog.set_level(logging.INFO, "uvicorn.error")
-        logging.getLogger("uvicorn.error").propagate = True
-        app = make_app(allowed_origins=("http://ok.example",))
-        async with accepting(app, log_config=None) as address:
-            caplog.set_level(logging.INFO, "uvicorn.error")
-            with pytest.raises(websockets.InvalidStatus) as caught:
-                await websockets.connect(f"ws://{address}/echo/x", origin="http://evil.example", proxy=None)
-            assert caught.value.response.status_code == 403
-            async with connected(f"ws://{address}/echo/x?a=b", origin="http://ok.example") as client:
-                await client.recv()
-        lines = [record.getMessage() for record in caplog.records if "WebSocket" in record.getMessage()]
-        assert [line.partition(" - ")[2] for line in lines] == [
-            '"WebSocket /echo/x" 403',
-            '"WebSocket /echo/x" [accepted]',
-        ]
-        assert app.ws_hub is not None
-        assert app.ws_hub.stats()["refused"] == {403: 1}
-
-    run(scenario())
+        with pytest.raises(websockets.InvalidStatus) as caught:
+            await websockets.connect(f"ws://{address}/echo/x", origin="http://evil.example", proxy=None)
+        assert caught.value.response.status_code == 403
+        async with connected(f"ws://{address}/echo/x?a=b", origin="http://ok.example") as client:
+            await client.recv()
+    lines = [record.getMessage() for record in caplog.records if "WebSocket" in record.getMessage()]
+    assert [line.partition(" - ")[2] for line in lines] == [
+        '"WebSocket /echo/x" 403',
+        '"WebSocket /echo/x" [accepted]',
+    ]
+    assert app.ws_hub is not None
+    assert app.ws_hub.stats()["refused"] == {403: 1}
 
 
-def test_a_trusted_proxy_tells_the_address_and_no_other_does(run) -> None:
-    async def scenario() -> None:
-        headers = {"X-Forwarded-For": "203.0.113.7"}
-        for trusted, address in (("127.0.0.1", "203.0.113.7"), ("192.0.2.1", "127.0.0.1")):
-            async with (
-                accepting(make_app(), forwarded_allow_ips=trusted) as server,
-                connected(f"ws://{server}/echo/x", additional_headers=headers) as client,
-            ):
-                assert await client.recv() == f"x {address}"
-
-    run(scenario())
-
-
-def test_who_asks_for_nothing_in_time_is_let_go(run) -> None:
-    async def scenario() -> None:
-        async with accepting(make_app(handshake_timeout_ms=200)) as address:
-            port = int(address.rpartition(":")[2])
-            silent, silent_writer = await asyncio.open_connection("127.0.0.1", port)
-            slow, slow_writer = await asyncio.open_connection("127.0.0.1", port)
-            slow_writer.write(b"GET / HT")
-            assert await silent.read() == b""
-            assert (await slow.read()).startswith(b"HTTP/1.1 408")
-            silent_writer.close()
-            slow_writer.close()
-
-    run(scenario())
-
-
-def test_what_is_no_http_gets_the_answer_of_uvicorn(run, http) -> None:
-    async def scenario() -> None:
-        async with accepting(make_app(), http) as address:
-            for octets in (b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03", b"GET\0 / HTTP/1.1\r\n\r\n"):
-                reader, writer = await asyncio.open_connection("127.0.0.1", int(address.rpartition(":")[2]))
-                writer.write(octets)
-                writer.write_eof()
-                answer = await reader.read()
-                assert answer == b"" or answer.startswith(b"HTTP/1.1 400")
-                writer.close()
-
-    run(scenario())
-
-
-def test_a_head_of_any_size_that_uvicorn_takes_is_taken(run, http) -> None:
-    async def scenario() -> None:
+async def test_a_trusted_proxy_tells_the_address_and_no_other_does() -> None:
+    headers = {"X-Forwarded-For": "203.0.113.7"}
+    for trusted, address in (("127.0.0.1", "203.0.113.7"), ("192.0.2.1", "127.0.0.1")):
         async with (
-            accepting(make_app(), http) as address,
-            httpx.AsyncClient(base_url=f"http://{address}", trust_env=False) as client,
+            accepting(make_app(), forwarded_allow_ips=trusted) as server,
+            connected(f"ws://{server}/echo/x", additional_headers=headers) as client,
         ):
-            assert (await client.get("/", headers={"X-Long": "y" * 40_000})).text == "hello"
-
-    run(scenario())
+            assert await client.recv() == f"x {address}"
 
 
-def test_shutting_down_closes_everybody_with_1001(run, protocols) -> None:
-    async def scenario() -> None:
-        async with contextlib.AsyncExitStack() as stack:
-            async with accepting(make_app()) as address:
-                port = int(address.rpartition(":")[2])
-                clients = [
-                    await stack.enter_async_context(connected(f"ws://{address}/{path}"))
-                    for path in ("echo/1", "echo/2", "handled")
-                ]
-                # One that has not asked for anything yet.
-                idle, writer = await asyncio.open_connection("127.0.0.1", port)
-            for client in clients:
-                await client.wait_closed()
-                assert client.close_code == 1001
-            assert await idle.read() == b""
+async def test_who_asks_for_nothing_in_time_is_let_go() -> None:
+    async with accepting(make_app(handshake_timeout_ms=200)) as address:
+        port = int(address.rpartition(":")[2])
+        silent, silent_writer = await asyncio.open_connection("127.0.0.1", port)
+        slow, slow_writer = await asyncio.open_connection("127.0.0.1", port)
+        slow_writer.write(b"GET / HT")
+        assert await silent.read() == b""
+        assert (await slow.read()).startswith(b"HTTP/1.1 408")
+        silent_writer.close()
+        slow_writer.close()
+
+
+async def test_what_is_no_http_gets_the_answer_of_uvicorn(http) -> None:
+    async with accepting(make_app(), http) as address:
+        for octets in (b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03", b"GET\0 / HTTP/1.1\r\n\r\n"):
+            reader, writer = await asyncio.open_connection("127.0.0.1", int(address.rpartition(":")[2]))
+            writer.write(octets)
+            writer.write_eof()
+            answer = await reader.read()
+            assert answer == b"" or answer.startswith(b"HTTP/1.1 400")
             writer.close()
-            with pytest.raises(ConnectionRefusedError):
-                await asyncio.open_connection("127.0.0.1", port)
-            assert len(protocols) == 1
-
-    run(scenario())
 
 
-def test_nothing_is_left_of_connections_however_they_end(run, http) -> None:
+async def test_a_head_of_any_size_that_uvicorn_takes_is_taken(http) -> None:
+    async with (
+        accepting(make_app(), http) as address,
+        httpx.AsyncClient(base_url=f"http://{address}", trust_env=False) as client,
+    ):
+        assert (await client.get("/", headers={"X-Long": "y" * 40_000})).text == "hello"
+
+
+async def test_shutting_down_closes_everybody_with_1001(protocols) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        async with accepting(make_app()) as address:
+            port = int(address.rpartition(":")[2])
+            clients = [
+                await stack.enter_async_context(connected(f"ws://{address}/{path}"))
+                for path in ("echo/1", "echo/2", "handled")
+            ]
+            # One that has not asked for anything yet.
+            idle, writer = await asyncio.open_connection("127.0.0.1", port)
+        for client in clients:
+            await client.wait_closed()
+            assert client.close_code == 1001
+        assert await idle.read() == b""
+        writer.close()
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection("127.0.0.1", port)
+        assert len(protocols) == 1
+
+
+async def test_nothing_is_left_of_connections_however_they_end(http) -> None:
     kinds = ("FirstRequest", "EpollLink", "Connection", "HttpToolsProtocol", "H11Protocol", "WebSocketProtocol")
 
     def left() -> tuple[int, int]:
@@ -294,30 +261,24 @@ def test_nothing_is_left_of_connections_however_they_end(run, http) -> None:
                 assert (await reader.read()).endswith(b"hello")
             writer.transport.abort()
 
-    async def scenario() -> None:
-        async with accepting(make_app(), http) as address:
-            objects, descriptors = left()
-            # libuv opens a descriptor of its own when it first listens or connects, and keeps it.
-            spare = 1
-            for _ in range(30):
-                await come_and_go(address)
-            while (now := left())[0] > objects or now[1] > descriptors + spare:
-                await asyncio.sleep(0.01)
-
-    run(scenario())
+    async with accepting(make_app(), http) as address:
+        objects, descriptors = left()
+        # libuv opens a descriptor of its own when it first listens or connects, and keeps it.
+        spare = 1
+        for _ in range(30):
+            await come_and_go(address)
+        while (now := left())[0] > objects or now[1] > descriptors + spare:
+            await asyncio.sleep(0.01)
 
 
-def test_an_address_in_use_ends_the_server_as_it_ends_uvicorn(run, caplog) -> None:
-    async def scenario() -> None:
-        async with accepting(make_app()) as address:
-            app = make_app()
-            config = uvicorn.Config(app, port=int(address.rpartition(":")[2]), ws=PROTOCOL_CLASS, log_config=None)
-            with pytest.raises(SystemExit):
-                await uvicorn.Server(config).serve()
-            assert app.ws_hub is not None
-            await app.ws_hub.close()
-
-    run(scenario())
+async def test_an_address_in_use_ends_the_server_as_it_ends_uvicorn(caplog) -> None:
+    async with accepting(make_app()) as address:
+        app = make_app()
+        config = uvicorn.Config(app, port=int(address.rpartition(":")[2]), ws=PROTOCOL_CLASS, log_config=None)
+        with pytest.raises(SystemExit):
+            await uvicorn.Server(config).serve()
+        assert app.ws_hub is not None
+        await app.ws_hub.close()
 
 
 def scope_of(path: str, host: bytes = b"a") -> dict[str, Any]:
@@ -472,69 +433,60 @@ def test_only_what_uvicorn_itself_has_put_around_the_application_is_left_out(tru
         assert application_of(config) is app
 
 
-def test_pages_are_pages_whatever_word_is_in_their_requests(run, http, protocols) -> None:
-    async def scenario() -> None:
-        app = App()
-        hub = app.enable_websocket()
-        mounted = Starlette(routes=[Mount("/ws", hub.asgi(EventHandler())), Mount("/", app)])
+async def test_pages_are_pages_whatever_word_is_in_their_requests(http, protocols) -> None:
+    app = App()
+    hub = app.enable_websocket()
+    mounted = Starlette(routes=[Mount("/ws", hub.asgi(EventHandler())), Mount("/", app)])
 
-        @app.websocket("/websocket")
-        async def endpoint(connection: Connection) -> None:
-            raise AssertionError
+    @app.websocket("/websocket")
+    async def endpoint(connection: Connection) -> None:
+        raise AssertionError
 
-        @app.get("/websocket")
-        @app.get("/page")
-        def page(ctx: Context) -> None:
-            ctx.response.send("hello")
+    @app.get("/websocket")
+    @app.get("/page")
+    def page(ctx: Context) -> None:
+        ctx.response.send("hello")
 
-        async with (
-            accepting(mounted, http) as address,
-            httpx.AsyncClient(base_url=f"http://{address}", trust_env=False) as client,
-        ):
-            for headers in ({}, {"Referer": "https://a/websocket"}, {"Upgrade": "websocket"}, {"Upgrade": "h2c"}):
-                for path in ("/websocket", "/page"):
-                    # Each on a connection of its own, which the acceptor reads first.
-                    response = await client.get(path, headers={**headers, "Connection": "close"})
-                    assert (response.status_code, response.text) == (200, "hello")
-                assert (await client.get("/ws/", headers={**headers, "Connection": "close"})).status_code == 426
-        assert protocols == []
-
-    run(scenario())
+    async with (
+        accepting(mounted, http) as address,
+        httpx.AsyncClient(base_url=f"http://{address}", trust_env=False) as client,
+    ):
+        for headers in ({}, {"Referer": "https://a/websocket"}, {"Upgrade": "websocket"}, {"Upgrade": "h2c"}):
+            for path in ("/websocket", "/page"):
+                # Each on a connection of its own, which the acceptor reads first.
+                response = await client.get(path, headers={**headers, "Connection": "close"})
+                assert (response.status_code, response.text) == (200, "hello")
+            assert (await client.get("/ws/", headers={**headers, "Connection": "close"})).status_code == 426
+    assert protocols == []
 
 
-def test_a_path_that_no_route_can_convert_is_the_applications_to_answer(run, http) -> None:
-    async def scenario() -> None:
-        app = App()
-        app.enable_websocket()
+async def test_a_path_that_no_route_can_convert_is_the_applications_to_answer(http) -> None:
+    app = App()
+    app.enable_websocket()
 
-        @app.websocket("/rooms/{number:int}")
-        async def endpoint(connection: Connection) -> None:
-            connection.send(f"{connection.path_params['number']}")
+    @app.websocket("/rooms/{number:int}")
+    async def endpoint(connection: Connection) -> None:
+        connection.send(f"{connection.path_params['number']}")
 
-        async with accepting(app, http, log_config=None) as address:
-            with pytest.raises(websockets.InvalidStatus) as caught:
-                await websockets.connect(f"ws://{address}/rooms/{'9' * 4301}", proxy=None)
-            assert caught.value.response.status_code == 500
-            async with connected(f"ws://{address}/rooms/{'9' * 4000}") as client:
-                assert await client.recv() == "9" * 4000
-
-    run(scenario())
+    async with accepting(app, http, log_config=None) as address:
+        with pytest.raises(websockets.InvalidStatus) as caught:
+            await websockets.connect(f"ws://{address}/rooms/{'9' * 4301}", proxy=None)
+        assert caught.value.response.status_code == 500
+        async with connected(f"ws://{address}/rooms/{'9' * 4000}") as client:
+            assert await client.recv() == "9" * 4000
 
 
-def test_a_hub_without_the_reactor_is_served_through_uvicorn(run, protocols) -> None:
-    async def scenario() -> None:
-        hub = Hub(HubConfig(use_reactor=False))
-        handler = EventHandler(on_message=lambda connection, message: connection.send(message))
-        async with accepting(hub.asgi(handler)) as address, connected(f"ws://{address}/") as client:
-            await client.send("hi")
-            assert await client.recv() == "hi"
-            assert len(protocols) == 1
-
-    run(scenario())
+async def test_a_hub_without_the_reactor_is_served_through_uvicorn(protocols) -> None:
+    hub = Hub(HubConfig(use_reactor=False))
+    handler = EventHandler(on_message=lambda connection, message: connection.send(message))
+    async with accepting(hub.asgi(handler)) as address, connected(f"ws://{address}/") as client:
+        await client.send("hi")
+        assert await client.recv() == "hi"
+        assert len(protocols) == 1
 
 
 @pytest.mark.parametrize("waits", [False, True])
-def test_on_upgrade_is_asked_of_every_request_whoever_serves_it(run, http, waits) -> None:
+async def test_on_upgrade_is_asked_of_every_request_whoever_serves_it(http, waits) -> None:
     def decide(request: RequestHead) -> dict[str, Any]:
         assert request.remote_address is not None
         assert request.remote_address[0] == "127.0.0.1"
@@ -549,62 +501,56 @@ def test_on_upgrade_is_asked_of_every_request_whoever_serves_it(run, http, waits
     def greet(connection: Connection) -> None:
         connection.send(connection.metadata["user"])
 
-    async def scenario() -> None:
-        app = App()
-        hub = app.enable_websocket(on_upgrade=decide_later if waits else decide)
-        handler = EventHandler(on_open=greet)
+    app = App()
+    hub = app.enable_websocket(on_upgrade=decide_later if waits else decide)
+    handler = EventHandler(on_open=greet)
 
-        @app.websocket("/endpoint")
-        async def endpoint(connection: Connection) -> None:
-            greet(connection)
-            await connection.receive()
+    @app.websocket("/endpoint")
+    async def endpoint(connection: Connection) -> None:
+        greet(connection)
+        await connection.receive()
 
-        @app.get("/handled")
-        def handled(ctx: Any) -> None:
-            hub.register(handler)
+    @app.get("/handled")
+    def handled(ctx: Any) -> None:
+        hub.register(handler)
 
-        mounted = Starlette(routes=[Mount("/app", app), WebSocketRoute("/hub", hub.asgi(handler))])
-        paths = ["/app/endpoint", "/hub"] if waits else ["/app/endpoint", "/hub", "/app/handled"]
-        async with accepting(mounted, http) as address:
-            for path in paths:
-                async with connected(f"ws://{address}{path}?token=ada") as client:
-                    assert await client.recv() == "ada"
-                with pytest.raises(websockets.InvalidStatus) as caught:
-                    await websockets.connect(f"ws://{address}{path}", proxy=None)
-                assert caught.value.response.status_code == 401
-                assert caught.value.response.body == b"Who are you?"
-                assert caught.value.response.headers["WWW-Authenticate"] == "Bearer"
-            if waits:
-                with pytest.raises(websockets.InvalidStatus) as caught:
-                    await websockets.connect(f"ws://{address}/app/handled?token=ada", proxy=None)
-                assert caught.value.response.status_code == 500
-            assert hub.refused == {401: len(paths)}
-
-    run(scenario())
+    mounted = Starlette(routes=[Mount("/app", app), WebSocketRoute("/hub", hub.asgi(handler))])
+    paths = ["/app/endpoint", "/hub"] if waits else ["/app/endpoint", "/hub", "/app/handled"]
+    async with accepting(mounted, http) as address:
+        for path in paths:
+            async with connected(f"ws://{address}{path}?token=ada") as client:
+                assert await client.recv() == "ada"
+            with pytest.raises(websockets.InvalidStatus) as caught:
+                await websockets.connect(f"ws://{address}{path}", proxy=None)
+            assert caught.value.response.status_code == 401
+            assert caught.value.response.body == b"Who are you?"
+            assert caught.value.response.headers["WWW-Authenticate"] == "Bearer"
+        if waits:
+            with pytest.raises(websockets.InvalidStatus) as caught:
+                await websockets.connect(f"ws://{address}/app/handled?token=ada", proxy=None)
+            assert caught.value.response.status_code == 500
+        assert hub.refused == {401: len(paths)}
 
 
-def test_a_question_to_the_application_has_an_end(run, http) -> None:
-    async def scenario() -> None:
-        asked = 0
+async def test_a_question_to_the_application_has_an_end(http) -> None:
+    asked = 0
 
-        async def hang(request: RequestHead) -> None:
-            nonlocal asked
-            asked += 1
-            try:
-                await asyncio.get_running_loop().create_future()
-            finally:
-                asked -= 1
+    async def hang(request: RequestHead) -> None:
+        nonlocal asked
+        asked += 1
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            asked -= 1
 
-        app = App()
-        hub = app.enable_websocket(on_upgrade=hang, handshake_timeout_ms=100)
-        app.websocket("/ws")(served.echo)
-        mounted = Starlette(routes=[Mount("/mounted", hub.asgi(EventHandler())), Mount("/", app)])
-        async with accepting(mounted, http, log_config=None) as address:
-            for path in ("/ws", "/mounted/"):
-                with pytest.raises(websockets.InvalidStatus) as caught:
-                    await websockets.connect(f"ws://{address}{path}", proxy=None)
-                assert caught.value.response.status_code == 503
-            assert asked == 0
-            assert hub.refused == {503: 2}
-
-    run(scenario())
+    app = App()
+    hub = app.enable_websocket(on_upgrade=hang, handshake_timeout_ms=100)
+    app.websocket("/ws")(served.echo)
+    mounted = Starlette(routes=[Mount("/mounted", hub.asgi(EventHandler())), Mount("/", app)])
+    async with accepting(mounted, http, log_config=None) as address:
+        for path in ("/ws", "/mounted/"):
+            with pytest.raises(websockets.InvalidStatus) as caught:
+                await websockets.connect(f"ws://{address}{path}", proxy=None)
+            assert caught.value.response.status_code == 503
+        assert asked == 0
+        assert hub.refused == {503: 2}

@@ -78,18 +78,15 @@ def connecting(address: str, **headers: str) -> Any:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 @pytest.mark.parametrize("server", SERVERS)
-def test_an_address_is_a_pair_of_host_and_port(run, server, host) -> None:
-    async def scenario() -> None:
-        for asks in (False, True):
-            served = Served()
-            async with served.on(server, asks=asks, host=host) as address, connecting(address) as client:
-                assert await client.recv() == "open"
-                expected = client.local_address[:2]
-                assert expected[0] == host
-                assert served.opened == [expected]
-                assert served.asked == [expected] * asks
-
-    run(scenario())
+async def test_an_address_is_a_pair_of_host_and_port(server, host) -> None:
+    for asks in (False, True):
+        served = Served()
+        async with served.on(server, asks=asks, host=host) as address, connecting(address) as client:
+            assert await client.recv() == "open"
+            expected = client.local_address[:2]
+            assert expected[0] == host
+            assert served.opened == [expected]
+            assert served.asked == [expected] * asks
 
 
 # The field as it arrives, where the last entry is the proxy's and the others are the client's, and the address.
@@ -104,22 +101,19 @@ FORGED = [
 
 @pytest.mark.parametrize("over", ["tcp", "unix"])
 @pytest.mark.parametrize("server", SERVERS)
-def test_a_client_cannot_choose_its_address_where_everybody_is_trusted(run, server, over, tmp_path) -> None:
-    async def scenario() -> None:
-        served = Served(trusted_proxies=EVERYBODY)
-        where = {"uds": str(tmp_path / "hub.sock")} if over == "unix" else {}
-        async with served.on(server, asks=server != "acceptor", trusted="*", **where) as address:
-            for forwarded, expected in FORGED:
-                async with connecting(address, **{"X-Forwarded-For": forwarded}) as client:
-                    assert await client.recv() == "open"
-                assert served.opened.pop() == (expected, 0)
-                assert server == "acceptor" or served.asked.pop() == (expected, 0)
-
-    run(scenario())
+async def test_a_client_cannot_choose_its_address_where_everybody_is_trusted(server, over, tmp_path) -> None:
+    served = Served(trusted_proxies=EVERYBODY)
+    where = {"uds": str(tmp_path / "hub.sock")} if over == "unix" else {}
+    async with served.on(server, asks=server != "acceptor", trusted="*", **where) as address:
+        for forwarded, expected in FORGED:
+            async with connecting(address, **{"X-Forwarded-For": forwarded}) as client:
+                assert await client.recv() == "open"
+            assert served.opened.pop() == (expected, 0)
+            assert server == "acceptor" or served.asked.pop() == (expected, 0)
 
 
 @pytest.mark.parametrize("server", SERVERS)
-def test_the_last_address_that_is_no_trusted_proxy_counts(run, server) -> None:
+async def test_the_last_address_that_is_no_trusted_proxy_counts(server) -> None:
     cases = [
         ("198.51.100.1, 192.0.2.7, 10.1.2.3", "192.0.2.7"),
         ("198.51.100.1, 192.0.2.7, 10.1.2.3:80, 127.0.0.1", "192.0.2.7"),
@@ -128,46 +122,40 @@ def test_the_last_address_that_is_no_trusted_proxy_counts(run, server) -> None:
         ("10.1.2.3", "10.1.2.3"),
     ]
 
-    async def scenario() -> None:
-        served = Served(trusted_proxies=("127.0.0.1", "10.0.0.0/8"))
-        async with served.on(server, trusted="127.0.0.1,10.0.0.0/8") as address:
-            for forwarded, expected in cases:
-                async with connecting(address, **{"X-Forwarded-For": forwarded}) as client:
-                    assert await client.recv() == "open"
-                assert served.opened.pop() == (expected, 0)
-
-    run(scenario())
+    served = Served(trusted_proxies=("127.0.0.1", "10.0.0.0/8"))
+    async with served.on(server, trusted="127.0.0.1,10.0.0.0/8") as address:
+        for forwarded, expected in cases:
+            async with connecting(address, **{"X-Forwarded-For": forwarded}) as client:
+                assert await client.recv() == "open"
+            assert served.opened.pop() == (expected, 0)
 
 
 @pytest.mark.parametrize("server", SERVERS)
-def test_a_bound_on_connections_holds_for_those_who_forge_their_address(run, server, tmp_path) -> None:
-    async def scenario() -> None:
-        served = Served(trusted_proxies=EVERYBODY, max_connections_per_address=2)
-        async with (
-            served.on(server, trusted="*", uds=str(tmp_path / "hub.sock")) as address,
-            contextlib.AsyncExitStack() as stack,
-        ):
-            statuses = []
-            for number in range(4):
-                forwarded = {"X-Forwarded-For": f"198.51.100.{number}, 192.0.2.7"}
-                try:
-                    await stack.enter_async_context(connecting(address, **forwarded))
-                    statuses.append(101)
-                except websockets.InvalidStatus as error:
-                    statuses.append(error.response.status_code)
-            assert statuses == [101, 101, 429, 429]
-            # Those with no address are counted as one client.
-            for number in range(4):
-                with contextlib.suppress(websockets.InvalidStatus):
-                    await stack.enter_async_context(connecting(address, **{"X-Forwarded-For": f"nobody-{number}"}))
-            assert len(served.opened) == 4
-            assert served.opened[2:] == [None, None]
-
-    run(scenario())
+async def test_a_bound_on_connections_holds_for_those_who_forge_their_address(server, tmp_path) -> None:
+    served = Served(trusted_proxies=EVERYBODY, max_connections_per_address=2)
+    async with (
+        served.on(server, trusted="*", uds=str(tmp_path / "hub.sock")) as address,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        statuses = []
+        for number in range(4):
+            forwarded = {"X-Forwarded-For": f"198.51.100.{number}, 192.0.2.7"}
+            try:
+                await stack.enter_async_context(connecting(address, **forwarded))
+                statuses.append(101)
+            except websockets.InvalidStatus as error:
+                statuses.append(error.response.status_code)
+        assert statuses == [101, 101, 429, 429]
+        # Those with no address are counted as one client.
+        for number in range(4):
+            with contextlib.suppress(websockets.InvalidStatus):
+                await stack.enter_async_context(connecting(address, **{"X-Forwarded-For": f"nobody-{number}"}))
+        assert len(served.opened) == 4
+        assert served.opened[2:] == [None, None]
 
 
 @pytest.mark.parametrize(("trusted", "scheme"), [("127.0.0.1", "wss"), ("*", "wss"), ("192.0.2.1", "ws")])
-def test_a_trusted_proxy_tells_the_scheme_and_the_client_to_an_application(run, http, trusted, scheme) -> None:
+async def test_a_trusted_proxy_tells_the_scheme_and_the_client_to_an_application(http, trusted, scheme) -> None:
     told: list[Any] = []
 
     async def application(scope: Any, receive: Any, send: Any) -> None:
@@ -175,18 +163,15 @@ def test_a_trusted_proxy_tells_the_scheme_and_the_client_to_an_application(run, 
         told.append((scope["client"][0], scope["scheme"]))
         await send({"type": "websocket.accept"})
 
-    async def scenario() -> None:
-        headers = {"X-Forwarded-For": "198.51.100.1, 192.0.2.7", "X-Forwarded-Proto": "https"}
-        async with (
-            listening(application, http, log_config=None, forwarded_allow_ips=trusted) as address,
-            connecting(address, **headers),
-        ):
-            client = "127.0.0.1" if trusted == "192.0.2.1" else "192.0.2.7"
-            assert told == [(client, scheme)]
-        async with (
-            listening(application, http, log_config=None, proxy_headers=False) as address,
-            connecting(address, **headers),
-        ):
-            assert told[1:] == [("127.0.0.1", "ws")]
-
-    run(scenario())
+    headers = {"X-Forwarded-For": "198.51.100.1, 192.0.2.7", "X-Forwarded-Proto": "https"}
+    async with (
+        listening(application, http, log_config=None, forwarded_allow_ips=trusted) as address,
+        connecting(address, **headers),
+    ):
+        client = "127.0.0.1" if trusted == "192.0.2.1" else "192.0.2.7"
+        assert told == [(client, scheme)]
+    async with (
+        listening(application, http, log_config=None, proxy_headers=False) as address,
+        connecting(address, **headers),
+    ):
+        assert told[1:] == [("127.0.0.1", "ws")]

@@ -29,7 +29,7 @@ def uvicorn_run(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("text", STRINGS, ids=lambda text: type(text).__name__)
-def test_a_str_of_any_subclass_is_one_in_the_messages_of_an_asgi_application(run, http, text) -> None:
+async def test_a_str_of_any_subclass_is_one_in_the_messages_of_an_asgi_application(http, text) -> None:
     async def application(scope, receive, send) -> None:
         await receive()
         headers = [(b"x-name", b"a")]
@@ -38,20 +38,17 @@ def test_a_str_of_any_subclass_is_one_in_the_messages_of_an_asgi_application(run
         await send({"type": "websocket.send", "text": text + "!" if type(text) is not Odd else Odd("lobby!")})
         await send({"type": Odd("websocket.close"), "code": 4000, "reason": text})
 
-    async def scenario() -> None:
-        async with (
-            listening(application, http) as address,
-            connected(f"ws://{address}/", subprotocols=["lobby"]) as client,
-        ):
-            assert client.subprotocol == "lobby"
-            assert [await client.recv(), await client.recv()] == ["lobby", "lobby!"]
-            await client.wait_closed()
-            assert (client.close_code, client.close_reason) == (4000, "lobby")
-
-    run(scenario())
+    async with (
+        listening(application, http) as address,
+        connected(f"ws://{address}/", subprotocols=["lobby"]) as client,
+    ):
+        assert client.subprotocol == "lobby"
+        assert [await client.recv(), await client.recv()] == ["lobby", "lobby!"]
+        await client.wait_closed()
+        assert (client.close_code, client.close_reason) == (4000, "lobby")
 
 
-def test_a_str_of_a_subclass_is_one_in_a_response_and_in_routes(run) -> None:
+async def test_a_str_of_a_subclass_is_one_in_a_response_and_in_routes() -> None:
     app = App()
     hub = app.enable_websocket()
 
@@ -65,18 +62,15 @@ def test_a_str_of_a_subclass_is_one_in_a_response_and_in_routes(run) -> None:
         connection = ctx.response.upgrade_websocket(subprotocols=[Lobby.NAME], on_message=lambda c, m: c.send(m))
         hub.join_room(connection, Lobby.NAME)
 
-    async def scenario() -> None:
-        async with listening(app) as address:
-            async with httpx.AsyncClient(base_url=f"http://{address}") as client:
-                answer = await client.get("/page")
-                assert (answer.text, answer.headers["x-name"]) == ("page", "a")
-            async with connected(f"ws://{address}/upgrade", subprotocols=["lobby"]) as peer:
-                assert peer.subprotocol == "lobby"
-                assert hub.room_size("lobby") == 1
-                await peer.send("x")
-                assert await peer.recv() == "x"
-
-    run(scenario())
+    async with listening(app) as address:
+        async with httpx.AsyncClient(base_url=f"http://{address}") as client:
+            answer = await client.get("/page")
+            assert (answer.text, answer.headers["x-name"]) == ("page", "a")
+        async with connected(f"ws://{address}/upgrade", subprotocols=["lobby"]) as peer:
+            assert peer.subprotocol == "lobby"
+            assert hub.room_size("lobby") == 1
+            await peer.send("x")
+            assert await peer.recv() == "x"
 
 
 def test_a_route_is_given_a_function_of_the_context() -> None:
@@ -109,7 +103,7 @@ def test_a_route_is_given_a_function_of_the_context() -> None:
     assert app.router.routes == []
 
 
-def test_a_response_refuses_what_cannot_be_sent(run) -> None:
+async def test_a_response_refuses_what_cannot_be_sent() -> None:
     refused: list[str] = []
     app = App()
     app.enable_websocket()
@@ -134,12 +128,9 @@ def test_a_response_refuses_what_cannot_be_sent(run) -> None:
                 refused.append(str(error))
         response.send("page")
 
-    async def scenario() -> None:
-        async with listening(app) as address, httpx.AsyncClient(base_url=f"http://{address}") as client:
-            answer = await client.get("/")
-            assert (answer.status_code, answer.text) == (200, "page")
-
-    run(scenario())
+    async with listening(app) as address, httpx.AsyncClient(base_url=f"http://{address}") as client:
+        answer = await client.get("/")
+        assert (answer.status_code, answer.text) == (200, "page")
     assert len(refused) == 9
 
 
@@ -167,12 +158,9 @@ def test_the_command_refuses_a_port_that_cannot_be_in_one_line(uvicorn_run, argu
     assert uvicorn_run == []
 
 
-def test_no_other_port_is_bound_than_the_one_that_was_given(run) -> None:
-    async def scenario() -> None:
-        with pytest.raises(ConfigurationError, match="from 0 to 65535"):
-            await bind_address("localhost", 70000)
-
-    run(scenario())
+async def test_no_other_port_is_bound_than_the_one_that_was_given() -> None:
+    with pytest.raises(ConfigurationError, match="from 0 to 65535"):
+        await bind_address("localhost", 70000)
 
 
 def test_settings_of_an_app_are_those_of_a_hub() -> None:
@@ -187,7 +175,7 @@ def test_settings_of_an_app_are_those_of_a_hub() -> None:
         App().enable_websocket(on_upgrade=generates)  # type: ignore[arg-type]
 
 
-def test_handlers_of_an_app_may_await_what_queues(run) -> None:
+async def test_handlers_of_an_app_may_await_what_queues() -> None:
     app = App()
     app.enable_websocket()
 
@@ -198,11 +186,8 @@ def test_handlers_of_an_app_may_await_what_queues(run) -> None:
             await connection.send(message)
             await connection.close(4000)
 
-    async def scenario() -> None:
-        async with listening(app) as address, connected(f"ws://{address}/echo") as client:
-            await client.send("x")
-            assert await asyncio.wait_for(client.recv(), 30) == "x"
-            await client.wait_closed()
-            assert client.close_code == 4000
-
-    run(scenario())
+    async with listening(app) as address, connected(f"ws://{address}/echo") as client:
+        await client.send("x")
+        assert await asyncio.wait_for(client.recv(), 30) == "x"
+        await client.wait_closed()
+        assert client.close_code == 4000

@@ -31,7 +31,7 @@ def close_and_fail(ctx: Context, connection: Connection) -> None:
 @pytest.mark.parametrize(
     ("then", "status"), [(fail, b"500"), (refuse, b"404"), (close_and_fail, b"500")], ids=["fails", "refuses", "closes"]
 )
-def test_a_handler_that_gives_its_connection_up_ends_every_wait_for_it(run, caplog, then, status: bytes) -> None:
+async def test_a_handler_that_gives_its_connection_up_ends_every_wait_for_it(caplog, then, status: bytes) -> None:
     app = App()
     hub = app.enable_websocket()
     waits: list[asyncio.Task[Any]] = []
@@ -44,15 +44,12 @@ def test_a_handler_that_gives_its_connection_up_ends_every_wait_for_it(run, capl
         await asyncio.sleep(0)
         then(ctx, connection)
 
-    async def scenario() -> None:
-        async with listening(app) as address, raw_peer(f"ws://{address}", handshake=False) as peer:
-            await answer(peer, status)
-            ended = await asyncio.gather(*waits, return_exceptions=True)
-            assert ended[0] is None
-            assert isinstance(ended[1], ConnectionLost)
-            assert hub.connection_count == 0
-
-    run(scenario())
+    async with listening(app) as address, raw_peer(f"ws://{address}", handshake=False) as peer:
+        await answer(peer, status)
+        ended = await asyncio.gather(*waits, return_exceptions=True)
+        assert ended[0] is None
+        assert isinstance(ended[1], ConnectionLost)
+        assert hub.connection_count == 0
 
 
 async def answer(peer: Any, status: bytes) -> None:
@@ -63,7 +60,7 @@ async def answer(peer: Any, status: bytes) -> None:
 
 
 @pytest.mark.parametrize("taken", [True, False], ids=["native", "transport"])
-def test_close_before_the_opening_reaches_the_client_with_code_and_reason(run, monkeypatch, taken: bool) -> None:
+async def test_close_before_the_opening_reaches_the_client_with_code_and_reason(monkeypatch, taken: bool) -> None:
     if not taken:
         monkeypatch.setattr("wshub.uvicorn.protocol.WebSocketProtocol._can_be_taken", lambda self: False)
     app = App()
@@ -84,21 +81,18 @@ def test_close_before_the_opening_reaches_the_client_with_code_and_reason(run, m
         assert hub.broadcast("x", room="room") == 0
         connections.append(connection)
 
-    async def scenario() -> None:
-        async with listening(app) as address, raw_peer(f"ws://{address}") as peer:
-            frame = await peer.frame()
-            assert (frame.opcode, frame.payload) == (Opcode.CLOSE, b"\x0f\xa0n\xc3\xb3")
-            peer.send(Frame(Opcode.CLOSE, frame.payload))
-            peer.writer.write_eof()
-            await connections[0].wait_closed()
-            assert (connections[0].close_code, connections[0].close_reason) == (4000, "n\u00f3")
-            assert told == []
-            assert (hub.connection_count, hub.rooms) == (0, frozenset())
-
-    run(scenario())
+    async with listening(app) as address, raw_peer(f"ws://{address}") as peer:
+        frame = await peer.frame()
+        assert (frame.opcode, frame.payload) == (Opcode.CLOSE, b"\x0f\xa0n\xc3\xb3")
+        peer.send(Frame(Opcode.CLOSE, frame.payload))
+        peer.writer.write_eof()
+        await connections[0].wait_closed()
+        assert (connections[0].close_code, connections[0].close_reason) == (4000, "n\u00f3")
+        assert told == []
+        assert (hub.connection_count, hub.rooms) == (0, frozenset())
 
 
-def test_a_plain_asgi_application_leaves_the_answer_to_a_close_its_reason(run) -> None:
+async def test_a_plain_asgi_application_leaves_the_answer_to_a_close_its_reason() -> None:
     heard: list[Any] = []
 
     async def application(scope: Any, receive: Any, send: Any) -> None:
@@ -106,39 +100,33 @@ def test_a_plain_asgi_application_leaves_the_answer_to_a_close_its_reason(run) -
         await send({"type": "websocket.accept"})
         heard.append(await receive())
 
-    async def scenario() -> None:
-        async with listening(application) as address, raw_peer(f"ws://{address}") as peer:
-            peer.send(Frame(Opcode.CLOSE, b"\x0f\xa0pizza"))
-            assert (await peer.frame()).payload == b"\x0f\xa0pizza"
-        assert heard == [{"type": "websocket.disconnect", "code": 4000, "reason": "pizza"}]
-
-    run(scenario())
+    async with listening(application) as address, raw_peer(f"ws://{address}") as peer:
+        peer.send(Frame(Opcode.CLOSE, b"\x0f\xa0pizza"))
+        assert (await peer.frame()).payload == b"\x0f\xa0pizza"
+    assert heard == [{"type": "websocket.disconnect", "code": 4000, "reason": "pizza"}]
 
 
-def test_close_before_the_opening_is_honoured_where_the_server_keeps_the_connection(run) -> None:
+async def test_close_before_the_opening_is_honoured_where_the_server_keeps_the_connection() -> None:
     sent: list[Any] = []
 
-    async def scenario() -> None:
-        closed = asyncio.get_running_loop().create_future()
+    closed = asyncio.get_running_loop().create_future()
 
-        async def send(message: Any) -> None:
-            sent.append(message)
-            if message["type"] == "websocket.close":
-                closed.set_result(None)
+    async def send(message: Any) -> None:
+        sent.append(message)
+        if message["type"] == "websocket.close":
+            closed.set_result(None)
 
-        async def receive() -> Any:
-            await closed
-            return {"type": "websocket.disconnect", "code": 4000, "reason": "no"}
+    async def receive() -> Any:
+        await closed
+        return {"type": "websocket.disconnect", "code": 4000, "reason": "no"}
 
-        scope = {"type": "websocket", "path": "/", "headers": [(b"host", b"a")], "client": ("192.0.2.1", 5)}
-        async with Hub() as hub:
-            opening = register_scope(hub, table_of(EventHandler(on_open=lambda _: sent.append("open"))), scope)
-            connection = opening.connection
-            connection.close(4000, "no")
-            await open_connection(opening, scope, receive, send, ())
-            await connection.wait_closed()
-            assert [each["type"] for each in sent] == ["websocket.accept", "websocket.close"]
-            assert (sent[1]["code"], sent[1]["reason"]) == (4000, "no")
-            assert connection.remote_address == ("192.0.2.1", 5)
-
-    run(scenario())
+    scope = {"type": "websocket", "path": "/", "headers": [(b"host", b"a")], "client": ("192.0.2.1", 5)}
+    async with Hub() as hub:
+        opening = register_scope(hub, table_of(EventHandler(on_open=lambda _: sent.append("open"))), scope)
+        connection = opening.connection
+        connection.close(4000, "no")
+        await open_connection(opening, scope, receive, send, ())
+        await connection.wait_closed()
+        assert [each["type"] for each in sent] == ["websocket.accept", "websocket.close"]
+        assert (sent[1]["code"], sent[1]["reason"]) == (4000, "no")
+        assert connection.remote_address == ("192.0.2.1", 5)

@@ -74,73 +74,64 @@ async def end_of(client: websockets.ClientConnection) -> tuple[int | None, str |
 )
 @kinds
 @frameworks
-def test_an_exception_of_an_endpoint_closes_with_its_code_or_1011(
-    run, framework, taken, error, code, reason, logged, lines
+async def test_an_exception_of_an_endpoint_closes_with_its_code_or_1011(
+    framework, taken, error, code, reason, logged, lines
 ) -> None:
     """ConnectionLost here is that of another connection: this one is open."""
 
-    async def scenario() -> None:
-        hub = Hub(HubConfig(use_reactor=taken))
+    hub = Hub(HubConfig(use_reactor=taken))
 
-        async def endpoint(websocket: WebSocket) -> None:
-            connection = await hub.accept(websocket)
-            connection.send("last words")
-            raise error
+    async def endpoint(websocket: WebSocket) -> None:
+        connection = await hub.accept(websocket)
+        connection.send("last words")
+        raise error
 
-        async with (
-            listening(served(framework, endpoint), log_config=None) as address,
-            connected(f"ws://{address}/") as client,
-        ):
-            assert await client.recv() == "last words"
-            assert await end_of(client) == (code, reason)
-        assert hub.connection_count == 0
-        assert lines() == logged
-
-    run(scenario())
+    async with (
+        listening(served(framework, endpoint), log_config=None) as address,
+        connected(f"ws://{address}/") as client,
+    ):
+        assert await client.recv() == "last words"
+        assert await end_of(client) == (code, reason)
+    assert hub.connection_count == 0
+    assert lines() == logged
 
 
 @frameworks
-def test_a_failed_endpoint_keeps_no_connection_whose_peer_never_answers_the_close(run, framework) -> None:
-    async def scenario() -> None:
-        hub = Hub()
+async def test_a_failed_endpoint_keeps_no_connection_whose_peer_never_answers_the_close(framework) -> None:
+    hub = Hub()
 
-        async def endpoint(websocket: WebSocket) -> None:
-            await hub.accept(websocket)
-            await cancel_a_child()
+    async def endpoint(websocket: WebSocket) -> None:
+        await hub.accept(websocket)
+        await cancel_a_child()
 
-        async with listening(served(framework, endpoint), log_config=None) as address:
-            async with raw_peer(f"ws://{address}/", handshake=False) as peer:
-                peer.write(REQUEST)
-                answer = await peer.reader.read()
-            assert answer.endswith(b"\x88\x02\x03\xf3")
-
-    run(scenario())
+    async with listening(served(framework, endpoint), log_config=None) as address:
+        async with raw_peer(f"ws://{address}/", handshake=False) as peer:
+            peer.write(REQUEST)
+            answer = await peer.reader.read()
+        assert answer.endswith(b"\x88\x02\x03\xf3")
 
 
 @frameworks
-def test_the_close_of_a_framework_closes_the_connection_that_was_taken_over(run, framework, lines) -> None:
-    async def scenario() -> None:
-        hub = Hub()
-        closes: list[tuple[int, str]] = []
+async def test_the_close_of_a_framework_closes_the_connection_that_was_taken_over(framework, lines) -> None:
+    hub = Hub()
+    closes: list[tuple[int, str]] = []
 
-        async def endpoint(websocket: WebSocket) -> None:
-            connection = await hub.accept(websocket)
-            connection.send("last words")
-            await websocket.close(4000, "bye")
-            closes.append(((await websocket.receive())["code"], connection.state.name))
+    async def endpoint(websocket: WebSocket) -> None:
+        connection = await hub.accept(websocket)
+        connection.send("last words")
+        await websocket.close(4000, "bye")
+        closes.append(((await websocket.receive())["code"], connection.state.name))
 
-        async with (
-            listening(served(framework, endpoint), log_config=None) as address,
-            connected(f"ws://{address}/") as client,
-        ):
-            assert await client.recv() == "last words"
-            assert await end_of(client) == (4000, "bye")
-            while not closes:
-                await asyncio.sleep(0)
-        assert closes == [(4000, "CLOSED")]
-        assert lines() == []
-
-    run(scenario())
+    async with (
+        listening(served(framework, endpoint), log_config=None) as address,
+        connected(f"ws://{address}/") as client,
+    ):
+        assert await client.recv() == "last words"
+        assert await end_of(client) == (4000, "bye")
+        while not closes:
+            await asyncio.sleep(0)
+    assert closes == [(4000, "CLOSED")]
+    assert lines() == []
 
 
 @pytest.mark.parametrize(
@@ -154,24 +145,21 @@ def test_the_close_of_a_framework_closes_the_connection_that_was_taken_over(run,
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
 )
 @frameworks
-def test_an_exception_before_the_accept_is_an_answer(run, framework, error, status, logged, lines) -> None:
+async def test_an_exception_before_the_accept_is_an_answer(framework, error, status, logged, lines) -> None:
     async def endpoint(websocket: WebSocket) -> None:
         raise error
 
-    async def scenario() -> None:
-        async with listening(served(framework, endpoint), log_config=None) as address:
-            with pytest.raises(websockets.InvalidStatus) as refused:
-                await websockets.connect(f"ws://{address}/", proxy=None)
-        assert refused.value.response.status_code == status
-        assert lines() == logged
-
-    run(scenario())
+    async with listening(served(framework, endpoint), log_config=None) as address:
+        with pytest.raises(websockets.InvalidStatus) as refused:
+            await websockets.connect(f"ws://{address}/", proxy=None)
+    assert refused.value.response.status_code == status
+    assert lines() == logged
 
 
 @pytest.mark.parametrize(
     ("error", "status", "code"), [(WebSocketException(4000), 403, 4000), (WebSocketException(0), 500, 1011)]
 )
-def test_an_exception_with_a_code_that_no_framework_handles_has_its_code(run, error, status, code, lines) -> None:
+async def test_an_exception_with_a_code_that_no_framework_handles_has_its_code(error, status, code, lines) -> None:
     """A code that cannot be sent is an error of the application."""
 
     async def application(scope, receive, send) -> None:
@@ -180,15 +168,12 @@ def test_an_exception_with_a_code_that_no_framework_handles_has_its_code(run, er
             await send({"type": "websocket.accept"})
         raise error
 
-    async def scenario() -> None:
-        async with listening(application, log_config=None) as address:
-            with pytest.raises(websockets.InvalidStatus, match=str(status)):
-                await websockets.connect(f"ws://{address}/", proxy=None)
-            async with connected(f"ws://{address}/accepted") as client:
-                assert (await end_of(client))[0] == code
-        assert lines() == ([] if code == 4000 else [FAILED] * 2)
-
-    run(scenario())
+    async with listening(application, log_config=None) as address:
+        with pytest.raises(websockets.InvalidStatus, match=str(status)):
+            await websockets.connect(f"ws://{address}/", proxy=None)
+        async with connected(f"ws://{address}/accepted") as client:
+            assert (await end_of(client))[0] == code
+    assert lines() == ([] if code == 4000 else [FAILED] * 2)
 
 
 async def lose(connection: Any) -> None:
@@ -252,57 +237,51 @@ LOSSES = [
 
 @pytest.mark.parametrize("notices", LOSSES, ids=lambda function: function.__name__)
 @pytest.mark.parametrize("way", ["starlette", "fastapi", "asgi"])
-def test_a_lost_client_is_logged_with_debug_at_most(run, way, notices, lines) -> None:
-    async def scenario() -> None:
-        hub = Hub()
-        ended = asyncio.Event()
+async def test_a_lost_client_is_logged_with_debug_at_most(way, notices, lines) -> None:
+    hub = Hub()
+    ended = asyncio.Event()
 
-        async def endpoint(websocket: WebSocket) -> None:
-            try:
-                await notices(await hub.accept(websocket), websocket)
-            finally:
-                ended.set()
+    async def endpoint(websocket: WebSocket) -> None:
+        try:
+            await notices(await hub.accept(websocket), websocket)
+        finally:
+            ended.set()
 
-        async def life(connection: Any) -> None:
-            try:
-                await notices(connection, None)
-            finally:
-                ended.set()
+    async def life(connection: Any) -> None:
+        try:
+            await notices(connection, None)
+        finally:
+            ended.set()
 
-        if way == "asgi":
-            if notices in LOSSES[4:]:
-                pytest.skip("there is no WebSocket of Starlette")
-            app = Starlette(routes=[WebSocketRoute("/", hub.asgi(life))])
-        else:
-            app = served(way, endpoint)
-        async with listening(app, log_config=None) as address:
-            async with raw_peer(f"ws://{address}/") as peer:
-                peer.reset()
-            await ended.wait()
-        assert hub.connection_count == 0
-        assert lines() == []
-
-    run(scenario())
+    if way == "asgi":
+        if notices in LOSSES[4:]:
+            pytest.skip("there is no WebSocket of Starlette")
+        app = Starlette(routes=[WebSocketRoute("/", hub.asgi(life))])
+    else:
+        app = served(way, endpoint)
+    async with listening(app, log_config=None) as address:
+        async with raw_peer(f"ws://{address}/") as peer:
+            peer.reset()
+        await ended.wait()
+    assert hub.connection_count == 0
+    assert lines() == []
 
 
-def test_a_lost_client_of_a_plain_asgi_endpoint_is_no_error(run, lines) -> None:
-    async def scenario() -> None:
-        ended = asyncio.Event()
+async def test_a_lost_client_of_a_plain_asgi_endpoint_is_no_error(lines) -> None:
+    ended = asyncio.Event()
 
-        async def endpoint(websocket: WebSocket) -> None:
-            await websocket.accept()
-            try:
-                await websocket.receive_text()
-            finally:
-                ended.set()
+    async def endpoint(websocket: WebSocket) -> None:
+        await websocket.accept()
+        try:
+            await websocket.receive_text()
+        finally:
+            ended.set()
 
-        async with listening(served("fastapi", endpoint), log_config=None) as address:
-            async with raw_peer(f"ws://{address}/") as peer:
-                peer.reset()
-            await ended.wait()
-        assert lines() == []
-
-    run(scenario())
+    async with listening(served("fastapi", endpoint), log_config=None) as address:
+        async with raw_peer(f"ws://{address}/") as peer:
+            peer.reset()
+        await ended.wait()
+    assert lines() == []
 
 
 class Rebuilds:
@@ -336,94 +315,85 @@ class Refuses:
 
 @pytest.mark.parametrize("compression", [False, True])
 @pytest.mark.parametrize("way", ["accept", "asgi", "handler"])
-def test_an_accept_message_that_middleware_has_made_anew_is_served_over_asgi(run, way, compression, lines) -> None:
-    async def scenario() -> None:
-        hub = Hub(HubConfig(compression=CompressionConfig(threshold=1) if compression else None))
-        chosen: list[str | None] = []
-        closes: list[int] = []
-        echo = EventHandler(
-            on_open=lambda connection: chosen.append(connection.subprotocol),
-            on_message=lambda connection, message: connection.send(message),
-            on_close=lambda connection, code, reason: closes.append(code),
-        )
+async def test_an_accept_message_that_middleware_has_made_anew_is_served_over_asgi(way, compression, lines) -> None:
+    hub = Hub(HubConfig(compression=CompressionConfig(threshold=1) if compression else None))
+    chosen: list[str | None] = []
+    closes: list[int] = []
+    echo = EventHandler(
+        on_open=lambda connection: chosen.append(connection.subprotocol),
+        on_message=lambda connection, message: connection.send(message),
+        on_close=lambda connection, code, reason: closes.append(code),
+    )
 
-        async def accepted(websocket: WebSocket) -> None:
-            connection = await hub.accept(websocket, subprotocols=["a"])
-            chosen.append(connection.subprotocol)
-            async for message in connection:
-                connection.send(message)
-            closes.append(connection.close_code)
+    async def accepted(websocket: WebSocket) -> None:
+        connection = await hub.accept(websocket, subprotocols=["a"])
+        chosen.append(connection.subprotocol)
+        async for message in connection:
+            connection.send(message)
+        closes.append(connection.close_code)
 
-        async def handled(websocket: WebSocket) -> None:
-            await hub.accept(websocket, echo, subprotocols=["a"])
+    async def handled(websocket: WebSocket) -> None:
+        await hub.accept(websocket, echo, subprotocols=["a"])
 
-        endpoint = {"accept": accepted, "asgi": hub.asgi(echo, subprotocols=["a"]), "handler": handled}[way]
-        app = Starlette(routes=[WebSocketRoute("/", endpoint)], middleware=[Middleware(Rebuilds)])
-        async with listening(app, log_config=None) as address:
-            async with connected(
-                f"ws://{address}/", subprotocols=["a", "b"], compression="deflate" if compression else None
-            ) as client:
-                assert client.response.headers["x-request-id"] == "1"
-                assert client.subprotocol == "b"
-                await client.send("hello " * 100)
-                assert await client.recv() == "hello " * 100
-                assert chosen == ["b"]
-                assert hub.connection_count == 1
-                await client.close(4002)
-            while not closes:
-                await asyncio.sleep(0)
-        assert closes == [4002]
-        assert hub.connection_count == 0
-        assert lines() == []
-
-    run(scenario())
+    endpoint = {"accept": accepted, "asgi": hub.asgi(echo, subprotocols=["a"]), "handler": handled}[way]
+    app = Starlette(routes=[WebSocketRoute("/", endpoint)], middleware=[Middleware(Rebuilds)])
+    async with listening(app, log_config=None) as address:
+        async with connected(
+            f"ws://{address}/", subprotocols=["a", "b"], compression="deflate" if compression else None
+        ) as client:
+            assert client.response.headers["x-request-id"] == "1"
+            assert client.subprotocol == "b"
+            await client.send("hello " * 100)
+            assert await client.recv() == "hello " * 100
+            assert chosen == ["b"]
+            assert hub.connection_count == 1
+            await client.close(4002)
+        while not closes:
+            await asyncio.sleep(0)
+    assert closes == [4002]
+    assert hub.connection_count == 0
+    assert lines() == []
 
 
 @pytest.mark.parametrize(("raises", "code"), [(None, 1000), (RuntimeError("asked to fail"), 1011)])
-def test_what_an_endpoint_over_asgi_sends_last_arrives_before_its_close(run, raises, code) -> None:
-    async def scenario() -> None:
-        hub = Hub()
+async def test_what_an_endpoint_over_asgi_sends_last_arrives_before_its_close(raises, code) -> None:
+    hub = Hub()
 
-        async def endpoint(websocket: WebSocket) -> None:
-            connection, _ = await asyncio.gather(hub.accept(websocket), asyncio.sleep(0))
-            for number in range(100):
-                connection.send(str(number))
-            hub.broadcast("to everybody")
-            if raises is not None:
-                raise raises
+    async def endpoint(websocket: WebSocket) -> None:
+        connection, _ = await asyncio.gather(hub.accept(websocket), asyncio.sleep(0))
+        for number in range(100):
+            connection.send(str(number))
+        hub.broadcast("to everybody")
+        if raises is not None:
+            raise raises
 
-        app = served("starlette", endpoint, middleware=[Middleware(Rebuilds)])
-        async with (
-            listening(app, log_config=None) as address,
-            connected(f"ws://{address}/", subprotocols=["b"]) as client,
-        ):
-            assert [await client.recv() for _ in range(100)] == [str(number) for number in range(100)]
-            assert await client.recv() == "to everybody"
-            assert await end_of(client) == (code, "")
-        assert hub.connection_count == 0
-
-    run(scenario())
+    app = served("starlette", endpoint, middleware=[Middleware(Rebuilds)])
+    async with (
+        listening(app, log_config=None) as address,
+        connected(f"ws://{address}/", subprotocols=["b"]) as client,
+    ):
+        assert [await client.recv() for _ in range(100)] == [str(number) for number in range(100)]
+        assert await client.recv() == "to everybody"
+        assert await end_of(client) == (code, "")
+    assert hub.connection_count == 0
 
 
 @pytest.mark.parametrize("way", ["accept", "asgi"])
-def test_middleware_that_refuses_what_a_hub_accepts_leaves_no_connection(run, way, lines) -> None:
-    async def scenario() -> None:
-        hub = Hub()
-        opened: list[Any] = []
+async def test_middleware_that_refuses_what_a_hub_accepts_leaves_no_connection(way, lines) -> None:
+    hub = Hub()
+    opened: list[Any] = []
 
-        async def accepted(websocket: WebSocket) -> None:
-            opened.append(await hub.accept(websocket))
+    async def accepted(websocket: WebSocket) -> None:
+        opened.append(await hub.accept(websocket))
 
-        endpoint = {"accept": accepted, "asgi": hub.asgi(EventHandler(on_open=opened.append))}[way]
-        app = Starlette(routes=[WebSocketRoute("/", endpoint)], middleware=[Middleware(Refuses)])
-        async with listening(app, log_config=None) as address:
-            with pytest.raises(websockets.InvalidStatus, match="403"):
-                await websockets.connect(f"ws://{address}/", proxy=None)
-        assert hub.connection_count == 0
-        assert opened == []
-        assert lines() == []
-
-    run(scenario())
+    endpoint = {"accept": accepted, "asgi": hub.asgi(EventHandler(on_open=opened.append))}[way]
+    app = Starlette(routes=[WebSocketRoute("/", endpoint)], middleware=[Middleware(Refuses)])
+    async with listening(app, log_config=None) as address:
+        with pytest.raises(websockets.InvalidStatus, match="403"):
+            await websockets.connect(f"ws://{address}/", proxy=None)
+    assert hub.connection_count == 0
+    assert opened == []
+    assert lines() == []
 
 
 START = {"type": "websocket.http.response.start", "status": 404, "headers": [(b"x", b"1")]}
@@ -451,109 +421,97 @@ CLOSE = {"type": "websocket.close"}
         ([START | {"status": 700}], 500, b"Internal Server Error"),
     ],
 )
-def test_a_handshake_is_answered_once_and_the_application_is_told(run, http, messages, status, body) -> None:
-    async def scenario() -> None:
-        raised: list[str] = []
+async def test_a_handshake_is_answered_once_and_the_application_is_told(http, messages, status, body) -> None:
+    raised: list[str] = []
 
-        async def application(scope, receive, send) -> None:
-            await receive()
-            for message in messages[:-1]:
-                await send(message)
-            try:
-                await send(messages[-1])
-            except RuntimeError as error:
-                raised.append(str(error))
-                raise
+    async def application(scope, receive, send) -> None:
+        await receive()
+        for message in messages[:-1]:
+            await send(message)
+        try:
+            await send(messages[-1])
+        except RuntimeError as error:
+            raised.append(str(error))
+            raise
 
-        async with (
-            listening(application, http, log_config=None) as address,
-            raw_peer(f"ws://{address}/", handshake=False) as peer,
-        ):
-            peer.write(REQUEST)
-            answer = await peer.reader.read()
-        assert answer.startswith(b"HTTP/1.1 %d " % status)
-        assert answer.count(b"HTTP/1.1") == 1
-        assert answer.endswith(b"\r\n\r\n" + body)
-        assert len(raised) == 1
-
-    run(scenario())
+    async with (
+        listening(application, http, log_config=None) as address,
+        raw_peer(f"ws://{address}/", handshake=False) as peer,
+    ):
+        peer.write(REQUEST)
+        answer = await peer.reader.read()
+    assert answer.startswith(b"HTTP/1.1 %d " % status)
+    assert answer.count(b"HTTP/1.1") == 1
+    assert answer.endswith(b"\r\n\r\n" + body)
+    assert len(raised) == 1
 
 
 @pytest.mark.parametrize("raises", [False, True])
-def test_a_refusal_without_a_body_has_its_status_and_its_header_fields(run, http, raises) -> None:
+async def test_a_refusal_without_a_body_has_its_status_and_its_header_fields(http, raises) -> None:
     async def application(scope, receive, send) -> None:
         await receive()
         await send(START | {"headers": [(b"x-why", b"no"), (b"content-length", b"5")]})
         if raises:
             raise RuntimeError("asked to fail")
 
-    async def scenario() -> None:
-        async with listening(application, http, log_config=None) as address:
-            with pytest.raises(websockets.InvalidStatus) as refused:
-                await websockets.connect(f"ws://{address}/", proxy=None)
-        response = refused.value.response
-        assert (response.status_code, response.headers["x-why"], response.body) == (404, "no", b"")
-
-    run(scenario())
+    async with listening(application, http, log_config=None) as address:
+        with pytest.raises(websockets.InvalidStatus) as refused:
+            await websockets.connect(f"ws://{address}/", proxy=None)
+    response = refused.value.response
+    assert (response.status_code, response.headers["x-why"], response.body) == (404, "no", b"")
 
 
 @pytest.mark.parametrize("way", ["gather", "wait_for", "group"])
 @frameworks
-def test_a_connection_accepted_by_a_task_of_the_endpoint_ends_with_the_endpoint(run, framework, way) -> None:
-    async def scenario() -> None:
-        hub = Hub()
+async def test_a_connection_accepted_by_a_task_of_the_endpoint_ends_with_the_endpoint(framework, way) -> None:
+    hub = Hub()
 
-        async def accept(websocket: WebSocket) -> Any:
-            if way == "gather":
-                return (await asyncio.gather(hub.accept(websocket), asyncio.sleep(0)))[0]
-            if way == "wait_for":
-                return await asyncio.wait_for(hub.accept(websocket), 10)
+    async def accept(websocket: WebSocket) -> Any:
+        if way == "gather":
+            return (await asyncio.gather(hub.accept(websocket), asyncio.sleep(0)))[0]
+        if way == "wait_for":
+            return await asyncio.wait_for(hub.accept(websocket), 10)
 
-            async def child() -> Any:
-                return await hub.accept(websocket)
+        async def child() -> Any:
+            return await hub.accept(websocket)
 
-            async with asyncio.TaskGroup() as group:
-                task = group.create_task(child())
-            return task.result()
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(child())
+        return task.result()
 
-        async def endpoint(websocket: WebSocket) -> None:
-            connection = await accept(websocket)
-            connection.send("ready")
-            connection.send((await connection.receive()).data)
+    async def endpoint(websocket: WebSocket) -> None:
+        connection = await accept(websocket)
+        connection.send("ready")
+        connection.send((await connection.receive()).data)
 
-        async with (
-            listening(served(framework, endpoint), log_config=None) as address,
-            connected(f"ws://{address}/") as client,
-        ):
-            assert await client.recv() == "ready"
-            await client.send("hello")
-            assert await client.recv() == "hello"
-            assert await end_of(client) == (1000, "")
-
-    run(scenario())
+    async with (
+        listening(served(framework, endpoint), log_config=None) as address,
+        connected(f"ws://{address}/") as client,
+    ):
+        assert await client.recv() == "ready"
+        await client.send("hello")
+        assert await client.recv() == "hello"
+        assert await end_of(client) == (1000, "")
 
 
-def test_a_handler_s_connection_closes_with_1011_when_its_endpoint_is_cancelled(run, lines) -> None:
-    async def scenario() -> None:
-        hub = Hub()
-        closes: list[int] = []
-        handler = EventHandler(on_close=lambda connection, code, reason: closes.append(code))
+async def test_a_handler_s_connection_closes_with_1011_when_its_endpoint_is_cancelled(lines) -> None:
+    hub = Hub()
+    closes: list[int] = []
+    handler = EventHandler(on_close=lambda connection, code, reason: closes.append(code))
 
-        async def endpoint(websocket: WebSocket) -> None:
-            async with asyncio.timeout(0.05):
-                await hub.accept(websocket, handler)
+    async def endpoint(websocket: WebSocket) -> None:
+        async with asyncio.timeout(0.05):
+            await hub.accept(websocket, handler)
 
-        async with (
-            listening(served("fastapi", endpoint), log_config=None) as address,
-            connected(f"ws://{address}/") as client,
-        ):
-            assert (await end_of(client))[0] == 1011
-            while not closes:
-                await asyncio.sleep(0)
-        assert closes == [1011]
-        assert lines() == [FAILED]
-
-    run(scenario())
+    async with (
+        listening(served("fastapi", endpoint), log_config=None) as address,
+        connected(f"ws://{address}/") as client,
+    ):
+        assert (await end_of(client))[0] == 1011
+        while not closes:
+            await asyncio.sleep(0)
+    assert closes == [1011]
+    assert lines() == [FAILED]
 
 
 @pytest.mark.parametrize("accepts", ["hub", "framework"])

@@ -74,119 +74,98 @@ async def is_served(kind: str, url: str, certificate: Any) -> None:
 
 
 @pytest.mark.parametrize("octets", [b"", b"P", b"\r\n", b"POST / HT", b"GET / HTTP/1.1\r\nX-Long: " + b"y" * 17_000])
-def test_who_does_not_finish_its_first_request_in_time_is_ended(run, http, kind, certificate, octets) -> None:
-    async def scenario() -> None:
-        async with served(kind, http, certificate, handshake_timeout_ms=100) as url:
-            reader, writer = await connect(kind, url, certificate)
-            writer.write(octets)
-            assert b" 200 " not in await rest(reader)
-            writer.transport.abort()
-
-    run(scenario())
+async def test_who_does_not_finish_its_first_request_in_time_is_ended(http, kind, certificate, octets) -> None:
+    async with served(kind, http, certificate, handshake_timeout_ms=100) as url:
+        reader, writer = await connect(kind, url, certificate)
+        writer.write(octets)
+        assert b" 200 " not in await rest(reader)
+        writer.transport.abort()
 
 
-def test_who_has_finished_its_first_request_may_take_its_time(run, http, kind, certificate) -> None:
-    async def scenario() -> None:
-        async with served(kind, http, certificate, handshake_timeout_ms=500) as url:
-            reader, writer = await connect(kind, url, certificate)
-            other, other_writer = await connect(kind, url, certificate)
-            writer.write(PAGE)
-            assert b"hello" in await reader.readuntil(b"hello")
-            # Until the time of one that has asked for nothing is over.
-            assert await rest(other) == b""
-            for octet in PAGE:
-                writer.write(bytes([octet]))
+async def test_who_has_finished_its_first_request_may_take_its_time(http, kind, certificate) -> None:
+    async with served(kind, http, certificate, handshake_timeout_ms=500) as url:
+        reader, writer = await connect(kind, url, certificate)
+        other, other_writer = await connect(kind, url, certificate)
+        writer.write(PAGE)
+        assert b"hello" in await reader.readuntil(b"hello")
+        # Until the time of one that has asked for nothing is over.
+        assert await rest(other) == b""
+        for octet in PAGE:
+            writer.write(bytes([octet]))
+            await asyncio.sleep(0)
+        assert b"hello" in await reader.readuntil(b"hello")
+        writer.transport.abort()
+        other_writer.transport.abort()
+
+
+async def test_a_head_without_end_is_read_up_to_a_bound(http, kind, certificate) -> None:
+    async with served(kind, http, certificate) as url:
+        reader, writer = await connect(kind, url, certificate)
+        writer.write(b"GET / HTTP/1.1\r\n")
+        sent = 0
+        with contextlib.suppress(ConnectionError, ssl.SSLError):
+            # A client that is never refused sends 16 MiB, and then waits for its answer without end.
+            while sent < 1 << 24 and not reader.at_eof():
+                field = b"X-%d: %s\r\n" % (sent, b"y" * 1000)
+                writer.write(field * 16)
+                sent += len(field) * 16
+                await writer.drain()
                 await asyncio.sleep(0)
-            assert b"hello" in await reader.readuntil(b"hello")
-            writer.transport.abort()
-            other_writer.transport.abort()
-
-    run(scenario())
-
-
-def test_a_head_without_end_is_read_up_to_a_bound(run, http, kind, certificate) -> None:
-    async def scenario() -> None:
-        async with served(kind, http, certificate) as url:
-            reader, writer = await connect(kind, url, certificate)
-            writer.write(b"GET / HTTP/1.1\r\n")
-            sent = 0
-            with contextlib.suppress(ConnectionError, ssl.SSLError):
-                # A client that is never refused sends 16 MiB, and then waits for its answer without end.
-                while sent < 1 << 24 and not reader.at_eof():
-                    field = b"X-%d: %s\r\n" % (sent, b"y" * 1000)
-                    writer.write(field * 16)
-                    sent += len(field) * 16
-                    await writer.drain()
-                    await asyncio.sleep(0)
-            assert sent < 1 << 24
-            assert b" 200 " not in await rest(reader)
-            writer.transport.abort()
-            await is_served(kind, url, certificate)
-
-    run(scenario())
+        assert sent < 1 << 24
+        assert b" 200 " not in await rest(reader)
+        writer.transport.abort()
+        await is_served(kind, url, certificate)
 
 
-def test_a_head_within_the_bound_is_served(run, kind, certificate) -> None:
-    async def scenario() -> None:
-        async with served(kind, "httptools", certificate) as url:
-            reader, writer = await connect(kind, url, certificate)
-            field = b"X-Long: " + b"y" * (MAX_FIRST_HEAD - len(PAGE) - 10) + b"\r\n"
-            writer.write(PAGE[:-2] + field + b"\r\n")
-            assert b"hello" in await reader.readuntil(b"hello")
-            writer.transport.abort()
-
-    run(scenario())
+async def test_a_head_within_the_bound_is_served(kind, certificate) -> None:
+    async with served(kind, "httptools", certificate) as url:
+        reader, writer = await connect(kind, url, certificate)
+        field = b"X-Long: " + b"y" * (MAX_FIRST_HEAD - len(PAGE) - 10) + b"\r\n"
+        writer.write(PAGE[:-2] + field + b"\r\n")
+        assert b"hello" in await reader.readuntil(b"hello")
+        writer.transport.abort()
 
 
 @pytest.mark.parametrize("octets", [b"P", b"GET / HT", b""])
-def test_of_too_many_that_have_not_asked_the_oldest_is_ended(run, http, kind, certificate, octets) -> None:
-    async def scenario() -> None:
-        async with served(kind, http, certificate, max_pending_handshakes=4) as url:
-            peers = []
-            for _ in range(12):
-                peers.append(await connect(kind, url, certificate))
-                peers[-1][1].write(octets)
-            # What the acceptor has not handed over and what uvicorn has are bounded each.
-            for reader, _ in peers[: 12 - 2 * 4]:
-                assert await rest(reader) == b""
-            await is_served(kind, url, certificate)
-            for _, writer in peers:
-                writer.transport.abort()
-
-    run(scenario())
+async def test_of_too_many_that_have_not_asked_the_oldest_is_ended(http, kind, certificate, octets) -> None:
+    async with served(kind, http, certificate, max_pending_handshakes=4) as url:
+        peers = []
+        for _ in range(12):
+            peers.append(await connect(kind, url, certificate))
+            peers[-1][1].write(octets)
+        # What the acceptor has not handed over and what uvicorn has are bounded each.
+        for reader, _ in peers[: 12 - 2 * 4]:
+            assert await rest(reader) == b""
+        await is_served(kind, url, certificate)
+        for _, writer in peers:
+            writer.transport.abort()
 
 
-def test_websockets_are_served_as_ever_behind_the_bounds(run, http, kind, certificate) -> None:
-    async def scenario() -> None:
-        async with served(kind, http, certificate, handshake_timeout_ms=500) as url:
-            scheme, host = ("wss", "localhost") if kind == "tls" else ("ws", "127.0.0.1")
-            context = certificate.client_context() if kind == "tls" else None
-            async with connected(f"{scheme}://{host}:{port_of(url)}/ws/", ssl=context) as client:
-                reader, writer = await connect(kind, url, certificate)
-                assert await rest(reader) == b""
-                writer.transport.abort()
-                # The connection has outlived what had its time with it.
-                await (await client.ping())
-
-    run(scenario())
+async def test_websockets_are_served_as_ever_behind_the_bounds(http, kind, certificate) -> None:
+    async with served(kind, http, certificate, handshake_timeout_ms=500) as url:
+        scheme, host = ("wss", "localhost") if kind == "tls" else ("ws", "127.0.0.1")
+        context = certificate.client_context() if kind == "tls" else None
+        async with connected(f"{scheme}://{host}:{port_of(url)}/ws/", ssl=context) as client:
+            reader, writer = await connect(kind, url, certificate)
+            assert await rest(reader) == b""
+            writer.transport.abort()
+            # The connection has outlived what had its time with it.
+            await (await client.ping())
 
 
-def test_a_handshake_behind_a_page_has_no_time_of_the_page(run, http) -> None:
+async def test_a_handshake_behind_a_page_has_no_time_of_the_page(http) -> None:
     """uvicorn ends a connection some seconds after a response, if nothing comes: but it is a WebSocket by then."""
 
-    async def scenario() -> None:
-        hub = Hub(HubConfig(use_reactor=False))
-        app = Starlette(routes=[Route("/", page), Mount("/ws", hub.asgi(EventHandler()))])
-        accept_natively(asyncio.get_running_loop())
-        async with (
-            listening(app, http, log_config=None, timeout_keep_alive=0) as address,
-            raw_peer(f"ws://{address}/", handshake=False) as peer,
-        ):
-            peer.write(PAGE + REQUEST.replace(b"GET / ", b"GET /ws/ "))
-            await peer.reader.readuntil(b"hello")
-            assert b" 101 " in await peer.reader.readuntil(b"\r\n\r\n")
-            await asyncio.sleep(0.01)
-            peer.write(b"\x89\x80\0\0\0\0")
-            assert await peer.reader.readexactly(2) == b"\x8a\0"
-
-    run(scenario())
+    hub = Hub(HubConfig(use_reactor=False))
+    app = Starlette(routes=[Route("/", page), Mount("/ws", hub.asgi(EventHandler()))])
+    accept_natively(asyncio.get_running_loop())
+    async with (
+        listening(app, http, log_config=None, timeout_keep_alive=0) as address,
+        raw_peer(f"ws://{address}/", handshake=False) as peer,
+    ):
+        peer.write(PAGE + REQUEST.replace(b"GET / ", b"GET /ws/ "))
+        await peer.reader.readuntil(b"hello")
+        assert b" 101 " in await peer.reader.readuntil(b"\r\n\r\n")
+        await asyncio.sleep(0.01)
+        peer.write(b"\x89\x80\0\0\0\0")
+        assert await peer.reader.readexactly(2) == b"\x8a\0"

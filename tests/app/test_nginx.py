@@ -73,20 +73,17 @@ def test_a_client_behind_nginx_cannot_choose_its_address(run, tmp_path: Path, ap
 
 
 @pytest.mark.parametrize("forwarded", [DOCUMENTED, APPENDING], ids=["overwritten", "appended"])
-def test_a_client_of_a_hub_that_serves_behind_nginx_cannot_choose_its_address(run, tmp_path: Path, forwarded) -> None:
+async def test_a_client_of_a_hub_that_serves_behind_nginx_cannot_choose_its_address(tmp_path: Path, forwarded) -> None:
     unix = str(tmp_path / "s")
 
     def on_open(connection: Connection) -> None:
         connection.send(str(connection.remote_address))
 
-    async def scenario() -> None:
-        # Any trusted proxy has a Unix socket trusted, too; the client here is not to be one of them.
-        hub = Hub(HubConfig(max_connections_per_address=2, trusted_proxies=("192.0.2.1",)))
-        told: list[Any] = []
-        async with hub.serve(unix=unix, handler=EventHandler(on_open=on_open)):
-            with proxying(location_of_the_documents(unix, forwarded), tmp_path / "nginx") as address:
-                async with contextlib.AsyncExitStack() as stack:
-                    assert await statuses_of(stack, f"ws://{address}/", told) == [101, 101, 429, 429]
-        assert told == ["('127.0.0.1', 0)"] * 2
-
-    run(scenario())
+    # Any trusted proxy has a Unix socket trusted, too; the client here is not to be one of them.
+    hub = Hub(HubConfig(max_connections_per_address=2, trusted_proxies=("192.0.2.1",)))
+    told: list[Any] = []
+    async with hub.serve(unix=unix, handler=EventHandler(on_open=on_open)):
+        with proxying(location_of_the_documents(unix, forwarded), tmp_path / "nginx") as address:
+            async with contextlib.AsyncExitStack() as stack:
+                assert await statuses_of(stack, f"ws://{address}/", told) == [101, 101, 429, 429]
+    assert told == ["('127.0.0.1', 0)"] * 2

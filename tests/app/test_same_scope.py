@@ -66,53 +66,50 @@ def number_of(headers: Any) -> int:
 @pytest.mark.parametrize(
     "name", [b"Sec-WebSocket-Key", b"Sec-WebSocket-Version", b"Sec-WebSocket-Extensions", b"Sec-Other", b"Cookie"]
 )
-def test_every_octet_in_a_field_is_the_same_to_both_or_400_to_both(run, http, name) -> None:
+async def test_every_octet_in_a_field_is_the_same_to_both_or_400_to_both(http, name) -> None:
     """Daphne split fields where only Python does, at \\x0b, \\x0c, \\x1c to \\x1e and \\x85."""
     good = {b"Sec-WebSocket-Key": KEY, b"Sec-WebSocket-Version": VERSION}.get(name, name + b": ab").split(b": ")[1]
     values = [good[:1] + bytes([octet]) + good[1:] for octet in range(256)]
     # RFC 9112 section 2.2 lets a reader take a bare LF for the end of a line, and h11 does.
     values += [good + bytes([octet]) for octet in range(256) if octet != 0x0A]
 
-    async def scenario() -> None:
-        native: dict[int, Any] = {}
-        asgi: dict[int, Any] = {}
+    native: dict[int, Any] = {}
+    asgi: dict[int, Any] = {}
 
-        async def application(scope: Any, receive: Any, send: Any) -> None:
-            assert (await receive())["type"] == "websocket.connect"
-            headers = scope["headers"]
-            asgi[number_of(headers)] = (scope["path"], scope["query_string"], headers, scope["subprotocols"])
-            await send({"type": "websocket.accept"})
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        assert (await receive())["type"] == "websocket.connect"
+        headers = scope["headers"]
+        asgi[number_of(headers)] = (scope["path"], scope["query_string"], headers, scope["subprotocols"])
+        await send({"type": "websocket.accept"})
 
-        def on_upgrade(request: RequestHead) -> None:
-            headers = list(request.headers.raw)
-            native[number_of(headers)] = (request.path, request.raw_query_string, headers, [])
+    def on_upgrade(request: RequestHead) -> None:
+        headers = list(request.headers.raw)
+        native[number_of(headers)] = (request.path, request.raw_query_string, headers, [])
 
-        async with (
-            Hub(on_upgrade=on_upgrade).serve("127.0.0.1", 0, EventHandler()) as server,
-            listening(application, http, log_config=None) as address,
-        ):
-            urls = (f"ws://127.0.0.1:{server.port}/", f"ws://{address}/")
+    async with (
+        Hub(on_upgrade=on_upgrade).serve("127.0.0.1", 0, EventHandler()) as server,
+        listening(application, http, log_config=None) as address,
+    ):
+        urls = (f"ws://127.0.0.1:{server.port}/", f"ws://{address}/")
 
-            async def both(number: int, value: bytes) -> tuple[int, int]:
-                request = request_for(b"/path?query", b"X-Number: %d" % number, b"X-Last: 1")
-                if name in request:
-                    start = request.index(name)
-                    request = request[:start] + request[request.index(b"\r\n", start) + 2 :]
-                request = request.replace(b"X-Last", name + b": " + value + b"\r\nX-Last")
-                first, second = [await status_of(url, request) for url in urls]
-                return first, second
+        async def both(number: int, value: bytes) -> tuple[int, int]:
+            request = request_for(b"/path?query", b"X-Number: %d" % number, b"X-Last: 1")
+            if name in request:
+                start = request.index(name)
+                request = request[:start] + request[request.index(b"\r\n", start) + 2 :]
+            request = request.replace(b"X-Last", name + b": " + value + b"\r\nX-Last")
+            first, second = [await status_of(url, request) for url in urls]
+            return first, second
 
-            for start in range(0, len(values), 32):
-                numbers = range(start, min(start + 32, len(values)))
-                statuses = await asyncio.gather(*(both(number, values[number]) for number in numbers))
-                assert [(values[number], one) for number, (one, _) in zip(numbers, statuses, strict=True)] == [
-                    (values[number], other) for number, (_, other) in zip(numbers, statuses, strict=True)
-                ]
-                assert {status for pair in statuses for status in pair} <= {101, 400, 426}
-            assert native == asgi
-            assert len(native) > (1 if name in (b"Sec-WebSocket-Key", b"Sec-WebSocket-Version") else 400)
-
-    run(scenario())
+        for start in range(0, len(values), 32):
+            numbers = range(start, min(start + 32, len(values)))
+            statuses = await asyncio.gather(*(both(number, values[number]) for number in numbers))
+            assert [(values[number], one) for number, (one, _) in zip(numbers, statuses, strict=True)] == [
+                (values[number], other) for number, (_, other) in zip(numbers, statuses, strict=True)
+            ]
+            assert {status for pair in statuses for status in pair} <= {101, 400, 426}
+        assert native == asgi
+        assert len(native) > (1 if name in (b"Sec-WebSocket-Key", b"Sec-WebSocket-Version") else 400)
 
 
 GOOD = {line.partition(b": ")[0]: line for line in REQUEST[:-4].split(b"\r\n")[1:]}
@@ -143,18 +140,15 @@ REFUSED = LEFT_OUT | {
 
 
 @pytest.mark.parametrize("server", SERVERS)
-def test_what_lacks_something_or_has_too_much_never_gets_a_101(run, http, server) -> None:
-    async def scenario() -> None:
-        opened: list[str] = []
-        handler = EventHandler(on_open=lambda connection: opened.append(connection.path))
-        async with served(server, handler, http, log_config=None) as url:
-            statuses = {kind: await status_of(url, request) for kind, request in REFUSED.items()}
-            assert {kind: status for kind, status in statuses.items() if not 400 <= status < 500} == {}
-            assert opened == []
-            for value in (b"keep-alive, Upgrade", b"Upgrade,keep-alive", b"keep-alive,  UPGRADE "):
-                assert await status_of(url, REQUEST.replace(b"Connection: Upgrade", b"Connection: " + value)) == 101
-
-    run(scenario())
+async def test_what_lacks_something_or_has_too_much_never_gets_a_101(http, server) -> None:
+    opened: list[str] = []
+    handler = EventHandler(on_open=lambda connection: opened.append(connection.path))
+    async with served(server, handler, http, log_config=None) as url:
+        statuses = {kind: await status_of(url, request) for kind, request in REFUSED.items()}
+        assert {kind: status for kind, status in statuses.items() if not 400 <= status < 500} == {}
+        assert opened == []
+        for value in (b"keep-alive, Upgrade", b"Upgrade,keep-alive", b"keep-alive,  UPGRADE "):
+            assert await status_of(url, REQUEST.replace(b"Connection: Upgrade", b"Connection: " + value)) == 101
 
 
 UPGRADES = [
@@ -170,157 +164,139 @@ UPGRADES = [
 
 
 @pytest.mark.parametrize("server", SERVERS)
-def test_an_upgrade_may_be_one_of_several(run, http, server) -> None:
-    async def scenario() -> None:
-        async with served(server, EventHandler(), http, log_config=None) as url:
-            for values in UPGRADES:
-                fields = b"".join(b"Upgrade: " + value + b"\r\n" for value in values)
-                assert await status_of(url, REQUEST.replace(b"Upgrade: websocket\r\n", fields)) == 101, values
-            for fields in (b"Connection: upgrade\r\nConnection: keep-alive\r\n", b"Connection: close, Upgrade\r\n"):
-                request = REQUEST.replace(b"Connection: Upgrade\r\n", fields)
-                request = request.replace(b"Upgrade: websocket", b"Upgrade: h2c, websocket")
-                assert await status_of(url, request) == 101, fields
-
-    run(scenario())
+async def test_an_upgrade_may_be_one_of_several(http, server) -> None:
+    async with served(server, EventHandler(), http, log_config=None) as url:
+        for values in UPGRADES:
+            fields = b"".join(b"Upgrade: " + value + b"\r\n" for value in values)
+            assert await status_of(url, REQUEST.replace(b"Upgrade: websocket\r\n", fields)) == 101, values
+        for fields in (b"Connection: upgrade\r\nConnection: keep-alive\r\n", b"Connection: close, Upgrade\r\n"):
+            request = REQUEST.replace(b"Connection: Upgrade\r\n", fields)
+            request = request.replace(b"Upgrade: websocket", b"Upgrade: h2c, websocket")
+            assert await status_of(url, request) == 101, fields
 
 
 @pytest.mark.parametrize("server", SERVERS)
-def test_a_target_in_absolute_form_is_the_path_and_query_that_it_names(run, http, server) -> None:
-    async def scenario() -> None:
-        told: list[tuple[str, str]] = []
-        handler = EventHandler(on_open=lambda connection: told.append((connection.path, connection.request.target)))
-        async with served(server, handler, http, log_config=None) as url:
-            for target in (b"http://a/p%20q?r=s", b"WS://A:80/p%20q?r=s", b"https://a:443/p%20q?r=s", b"/p%20q?r=s"):
-                assert await status_of(url, request_for(target)) == 101, target
-                while not told:
-                    await asyncio.sleep(0)
-                assert told.pop() == ("/p q", "/p%20q?r=s")
-            assert await status_of(url, request_for(b"http://a")) == 101
-
-    run(scenario())
+async def test_a_target_in_absolute_form_is_the_path_and_query_that_it_names(http, server) -> None:
+    told: list[tuple[str, str]] = []
+    handler = EventHandler(on_open=lambda connection: told.append((connection.path, connection.request.target)))
+    async with served(server, handler, http, log_config=None) as url:
+        for target in (b"http://a/p%20q?r=s", b"WS://A:80/p%20q?r=s", b"https://a:443/p%20q?r=s", b"/p%20q?r=s"):
+            assert await status_of(url, request_for(target)) == 101, target
+            while not told:
+                await asyncio.sleep(0)
+            assert told.pop() == ("/p q", "/p%20q?r=s")
+        assert await status_of(url, request_for(b"http://a")) == 101
 
 
 @pytest.mark.parametrize("server", SERVERS)
-def test_an_empty_list_of_subprotocols_counts_as_none(run, http, server) -> None:
-    async def scenario() -> None:
-        async with served(server, EventHandler(), http, log_config=None) as url:
-            for fields in ([b""], [b" "], [b"", b""], [b"", b"a"]):
-                request = request_for(b"/", *(b"Sec-WebSocket-Protocol: " + field for field in fields))
-                async with raw_peer(url, handshake=False) as peer:
-                    peer.write(request)
-                    head = await peer.reader.readuntil(b"\r\n\r\n")
-                    assert head.startswith(b"HTTP/1.1 101 ")
-                    assert b"Sec-WebSocket-Protocol" not in head
-
-    run(scenario())
+async def test_an_empty_list_of_subprotocols_counts_as_none(http, server) -> None:
+    async with served(server, EventHandler(), http, log_config=None) as url:
+        for fields in ([b""], [b" "], [b"", b""], [b"", b"a"]):
+            request = request_for(b"/", *(b"Sec-WebSocket-Protocol: " + field for field in fields))
+            async with raw_peer(url, handshake=False) as peer:
+                peer.write(request)
+                head = await peer.reader.readuntil(b"\r\n\r\n")
+                assert head.startswith(b"HTTP/1.1 101 ")
+                assert b"Sec-WebSocket-Protocol" not in head
 
 
 @pytest.mark.parametrize("server", SERVERS)
-def test_a_host_has_no_say_in_where_a_request_goes(run, http, server) -> None:
-    async def scenario() -> None:
-        told: list[tuple[str, str]] = []
-        handler = EventHandler(on_open=lambda connection: told.append((connection.path, connection.headers["host"])))
-        fields = (b"X-Forwarded-Host: b/other", b"X-Original-URL: /other", b"Forwarded: host=b;proto=https")
-        async with served(server, handler, http, log_config=None) as url:
-            for host in (b"a", b"b:80", b"[::1]:8080", b"a%2Fother", b"..", b"other"):
-                request = request_for(b"/path", *fields).replace(b"Host: a\r\n", b"Host: " + host + b"\r\n")
-                async with raw_peer(url, handshake=False) as peer:
-                    peer.write(request)
-                    assert b" 101 " in await peer.reader.readuntil(b"\r\n\r\n")
-                    peer.send(Frame.close())
-                    assert await peer.close_code() == 1000
-                assert told[-1] == ("/path", host.decode())
-            for host in (b"a/other", b"a?", b"a#", b"/path", b"user@a", b"a b", b"http://a/path"):
-                request = request_for(b"/path", *fields).replace(b"Host: a\r\n", b"Host: " + host + b"\r\n")
-                assert await status_of(url, request) == 400
-
-    run(scenario())
+async def test_a_host_has_no_say_in_where_a_request_goes(http, server) -> None:
+    told: list[tuple[str, str]] = []
+    handler = EventHandler(on_open=lambda connection: told.append((connection.path, connection.headers["host"])))
+    fields = (b"X-Forwarded-Host: b/other", b"X-Original-URL: /other", b"Forwarded: host=b;proto=https")
+    async with served(server, handler, http, log_config=None) as url:
+        for host in (b"a", b"b:80", b"[::1]:8080", b"a%2Fother", b"..", b"other"):
+            request = request_for(b"/path", *fields).replace(b"Host: a\r\n", b"Host: " + host + b"\r\n")
+            async with raw_peer(url, handshake=False) as peer:
+                peer.write(request)
+                assert b" 101 " in await peer.reader.readuntil(b"\r\n\r\n")
+                peer.send(Frame.close())
+                assert await peer.close_code() == 1000
+            assert told[-1] == ("/path", host.decode())
+        for host in (b"a/other", b"a?", b"a#", b"/path", b"user@a", b"a b", b"http://a/path"):
+            request = request_for(b"/path", *fields).replace(b"Host: a\r\n", b"Host: " + host + b"\r\n")
+            assert await status_of(url, request) == 400
 
 
 @pytest.mark.parametrize("accepts", [False, pytest.param(True, marks=needs_reactor)], ids=["uvicorn", "acceptor"])
-def test_clients_in_parallel_never_get_anything_of_each_other(run, http, accepts) -> None:
+async def test_clients_in_parallel_never_get_anything_of_each_other(http, accepts) -> None:
     """Each asks for a page first, and for its WebSocket behind that on the same connection, in odd pieces."""
     count = 40
 
-    async def scenario() -> None:
-        app = App()
-        hub = app.enable_websocket()
-        ids: list[int] = []
+    app = App()
+    hub = app.enable_websocket()
+    ids: list[int] = []
 
-        def greet(connection: Connection) -> None:
-            ids.append(connection.id)
-            request_name = connection.headers["x-name"]
-            connection.send(f"{connection.path_params['name']} {request_name} {connection.path}")
+    def greet(connection: Connection) -> None:
+        ids.append(connection.id)
+        request_name = connection.headers["x-name"]
+        connection.send(f"{connection.path_params['name']} {request_name} {connection.path}")
 
-        @app.get("/page/{name}")
-        async def page(ctx: Context) -> None:
-            await asyncio.sleep(0)
-            ctx.response.send(f"page of {ctx.request.path_params['name']} {ctx.request.get_header('X-Name')}")
+    @app.get("/page/{name}")
+    async def page(ctx: Context) -> None:
+        await asyncio.sleep(0)
+        ctx.response.send(f"page of {ctx.request.path_params['name']} {ctx.request.get_header('X-Name')}")
 
-        @app.websocket("/native/{name}")
-        async def native(connection: Connection) -> None:
-            greet(connection)
-            async for message in connection:
-                connection.send(message)
+    @app.websocket("/native/{name}")
+    async def native(connection: Connection) -> None:
+        greet(connection)
+        async for message in connection:
+            connection.send(message)
 
-        @app.get("/handled/{name}")
-        def handled(ctx: Context) -> None:
-            echo = EventHandler(on_open=greet, on_message=lambda connection, message: connection.send(message))
-            hub.register(echo)
+    @app.get("/handled/{name}")
+    def handled(ctx: Context) -> None:
+        echo = EventHandler(on_open=greet, on_message=lambda connection, message: connection.send(message))
+        hub.register(echo)
 
-        async def one(url: str, number: int) -> None:
-            kind = ("native", "handled")[number % 2]
-            name = f"name-{number}"
-            key = base64.b64encode(number.to_bytes(16, "big"))
-            plain = f"GET /page/{name} HTTP/1.1\r\nHost: a\r\nX-Name: {name}\r\n\r\n".encode()
-            upgrade = request_for(f"/{kind}/{name}".encode(), f"X-Name: {name}".encode())
-            async with raw_peer(url, handshake=False) as peer:
-                # Every other one has its first request be the handshake: that is what an acceptor serves natively.
-                requests = upgrade.replace(b"dGhlIHNhbXBsZSBub25jZQ==", key)
-                pages = number // 2 % 2
-                octets = plain * pages + requests
-                for start in range(0, len(octets), 17 + number):
-                    peer.write(octets[start : start + 17 + number])
-                    await asyncio.sleep(0)
-                for _ in range(pages):
-                    answer = await peer.reader.readuntil(b"\r\n\r\n")
-                    assert answer.startswith(b"HTTP/1.1 200 ")
-                    body = f"page of {name} {name}".encode()
-                    assert await peer.reader.readexactly(len(body)) == body
-                head = await peer.reader.readuntil(b"\r\n\r\n")
-                assert Handshake.generate_accept_key(key).encode() in head
-                assert (await peer.frame()).payload == f"{name} {name} /{kind}/{name}".encode()
-                peer.send(Frame.text(name))
-                assert (await peer.frame()).payload == name.encode()
+    async def one(url: str, number: int) -> None:
+        kind = ("native", "handled")[number % 2]
+        name = f"name-{number}"
+        key = base64.b64encode(number.to_bytes(16, "big"))
+        plain = f"GET /page/{name} HTTP/1.1\r\nHost: a\r\nX-Name: {name}\r\n\r\n".encode()
+        upgrade = request_for(f"/{kind}/{name}".encode(), f"X-Name: {name}".encode())
+        async with raw_peer(url, handshake=False) as peer:
+            # Every other one has its first request be the handshake: that is what an acceptor serves natively.
+            requests = upgrade.replace(b"dGhlIHNhbXBsZSBub25jZQ==", key)
+            pages = number // 2 % 2
+            octets = plain * pages + requests
+            for start in range(0, len(octets), 17 + number):
+                peer.write(octets[start : start + 17 + number])
+                await asyncio.sleep(0)
+            for _ in range(pages):
+                answer = await peer.reader.readuntil(b"\r\n\r\n")
+                assert answer.startswith(b"HTTP/1.1 200 ")
+                body = f"page of {name} {name}".encode()
+                assert await peer.reader.readexactly(len(body)) == body
+            head = await peer.reader.readuntil(b"\r\n\r\n")
+            assert Handshake.generate_accept_key(key).encode() in head
+            assert (await peer.frame()).payload == f"{name} {name} /{kind}/{name}".encode()
+            peer.send(Frame.text(name))
+            assert (await peer.frame()).payload == name.encode()
 
-        if accepts:
-            accept_natively(asyncio.get_running_loop())
-        async with listening(app, http, log_config=None) as address:
-            for _ in range(2):
-                await asyncio.gather(*(one(f"ws://{address}/", number) for number in range(count)))
-            assert len(ids) == len(set(ids)) == 2 * count
-            assert min(ids[count:]) > max(ids[:count])
-
-    run(scenario())
+    if accepts:
+        accept_natively(asyncio.get_running_loop())
+    async with listening(app, http, log_config=None) as address:
+        for _ in range(2):
+            await asyncio.gather(*(one(f"ws://{address}/", number) for number in range(count)))
+        assert len(ids) == len(set(ids)) == 2 * count
+        assert min(ids[count:]) > max(ids[:count])
 
 
 @pytest.mark.parametrize("server", SERVERS)
-def test_a_second_request_behind_a_handshake_is_answered_by_nobody(run, http, server) -> None:
-    async def scenario() -> None:
-        opened: list[str] = []
-        handler = EventHandler(on_open=lambda connection: opened.append(connection.path))
-        async with served(server, handler, http, log_config=None) as url, raw_peer(url, handshake=False) as peer:
-            peer.write(request_for(b"/first") + request_for(b"/second"))
-            head = await peer.reader.readuntil(b"\r\n\r\n")
-            assert b" 101 " in head
-            # uvicorn drops what came with the request; to a hub it is a frame that breaks the rules.
-            peer.send(Frame.close())
-            rest = await peer.reader.read()
-            assert rest[:1] == b"\x88"
-            assert b"HTTP/" not in rest
-            assert opened == ["/first"]
-
-    run(scenario())
+async def test_a_second_request_behind_a_handshake_is_answered_by_nobody(http, server) -> None:
+    opened: list[str] = []
+    handler = EventHandler(on_open=lambda connection: opened.append(connection.path))
+    async with served(server, handler, http, log_config=None) as url, raw_peer(url, handshake=False) as peer:
+        peer.write(request_for(b"/first") + request_for(b"/second"))
+        head = await peer.reader.readuntil(b"\r\n\r\n")
+        assert b" 101 " in head
+        # uvicorn drops what came with the request; to a hub it is a frame that breaks the rules.
+        peer.send(Frame.close())
+        rest = await peer.reader.read()
+        assert rest[:1] == b"\x88"
+        assert b"HTTP/" not in rest
+        assert opened == ["/first"]
 
 
 # Without a line feed, which Starlette matches with no route.
@@ -390,20 +366,20 @@ async def both(request: bytes, http: str) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("value", [b",", b"a, a", b"a b", b"a\xe9b", b"a\x85b", b'"a"', b"a/b", b"a;b", b"\t(a)"])
-def test_a_malformed_list_of_subprotocols_is_400_on_uvicorn_too(run, http, value) -> None:
-    native, asgi = run(both(REQUEST[:-2] + b"Sec-WebSocket-Protocol: " + value + b"\r\n\r\n", http))
+async def test_a_malformed_list_of_subprotocols_is_400_on_uvicorn_too(http, value) -> None:
+    native, asgi = await both(REQUEST[:-2] + b"Sec-WebSocket-Protocol: " + value + b"\r\n\r\n", http)
     assert native == asgi == 400
 
 
 @pytest.mark.parametrize("connection", [b"Upgrade", b"keep-alive, Upgrade"])
-def test_http_1_0_has_no_upgrades_on_uvicorn_either(run, http, connection) -> None:
+async def test_http_1_0_has_no_upgrades_on_uvicorn_either(http, connection) -> None:
     request = REQUEST.replace(b"HTTP/1.1", b"HTTP/1.0").replace(b"Connection: Upgrade", b"Connection: " + connection)
-    native, asgi = run(both(request, http))
+    native, asgi = await both(request, http)
     assert native == asgi == 400
 
 
-def test_a_head_of_more_than_16_kib_becomes_no_websocket_on_uvicorn_either(run) -> None:
-    native, asgi = run(both(REQUEST[:-2] + b"X-Long: " + b"a" * 1_000_000 + b"\r\n\r\n", "httptools"))
+async def test_a_head_of_more_than_16_kib_becomes_no_websocket_on_uvicorn_either() -> None:
+    native, asgi = await both(REQUEST[:-2] + b"X-Long: " + b"a" * 1_000_000 + b"\r\n\r\n", "httptools")
     assert native == asgi == 431
 
 
@@ -446,90 +422,81 @@ def test_an_address_that_is_none_is_not_taken_from_a_proxy(run, native, forged, 
 
 
 @pytest.mark.parametrize("native", [False, pytest.param(True, marks=needs_reactor)])
-def test_who_comes_from_no_address_has_the_limits_of_its_proxy(run, http, native) -> None:
-    async def scenario() -> None:
-        app = App()
-        app.enable_websocket(max_connections_per_address=1)
+async def test_who_comes_from_no_address_has_the_limits_of_its_proxy(http, native) -> None:
+    app = App()
+    app.enable_websocket(max_connections_per_address=1)
 
-        @app.websocket("/")
-        async def endpoint(connection) -> None:
-            await connection.receive()
+    @app.websocket("/")
+    async def endpoint(connection) -> None:
+        await connection.receive()
 
-        if native:
-            accept_natively(asyncio.get_running_loop())
-        async with (
-            listening(app, http, log_config=None) as address,
-            raw_peer(f"ws://{address}/", handshake=False) as first,
-        ):
-            first.write(REQUEST[:-2] + b"X-Forwarded-For: unknown\r\n\r\n")
-            assert b" 101 " in await first.reader.readuntil(b"\r\n\r\n")
-            for name in (b"unknown", b"nobody"):
-                request = REQUEST[:-2] + b"X-Forwarded-For: " + name + b"\r\n\r\n"
-                assert await status_of(f"ws://{address}/", request) == 429
-
-    run(scenario())
+    if native:
+        accept_natively(asyncio.get_running_loop())
+    async with (
+        listening(app, http, log_config=None) as address,
+        raw_peer(f"ws://{address}/", handshake=False) as first,
+    ):
+        first.write(REQUEST[:-2] + b"X-Forwarded-For: unknown\r\n\r\n")
+        assert b" 101 " in await first.reader.readuntil(b"\r\n\r\n")
+        for name in (b"unknown", b"nobody"):
+            request = REQUEST[:-2] + b"X-Forwarded-For: " + name + b"\r\n\r\n"
+            assert await status_of(f"ws://{address}/", request) == 429
 
 
 @pytest.mark.parametrize("taken", [False, pytest.param(True, marks=needs_reactor)], ids=["transport", "descriptor"])
-def test_a_handshake_behind_a_page_that_takes_its_time_is_answered_after_it(run, http, taken) -> None:
-    async def scenario() -> None:
-        written = asyncio.Event()
-        app = App()
-        app.enable_websocket(use_reactor=taken)
+async def test_a_handshake_behind_a_page_that_takes_its_time_is_answered_after_it(http, taken) -> None:
+    written = asyncio.Event()
+    app = App()
+    app.enable_websocket(use_reactor=taken)
 
-        @app.get("/slow")
-        async def slow(ctx: Context) -> None:
-            await written.wait()
-            ctx.response.send("private page")
+    @app.get("/slow")
+    async def slow(ctx: Context) -> None:
+        await written.wait()
+        ctx.response.send("private page")
 
-        @app.websocket("/ws")
-        async def endpoint(connection: Connection) -> None:
-            connection.send("hello")
-            await connection.receive()
+    @app.websocket("/ws")
+    async def endpoint(connection: Connection) -> None:
+        connection.send("hello")
+        await connection.receive()
 
-        async with (
-            listening(app, http, log_config=None) as address,
-            raw_peer(f"ws://{address}/", handshake=False) as peer,
-        ):
-            page = b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n"
-            peer.write(page + request_for(b"/ws"))
-            # By then uvicorn has read both.
-            assert await status_of(f"ws://{address}/", page.replace(b"/slow", b"/nowhere")) == 404
-            written.set()
-            assert b" 200 " in await peer.reader.readuntil(b"\r\n\r\n")
-            assert await peer.reader.readexactly(12) == b"private page"
-            assert b" 101 " in await peer.reader.readuntil(b"\r\n\r\n")
-            assert (await peer.frame()).payload == b"hello"
-
-    run(scenario())
+    async with (
+        listening(app, http, log_config=None) as address,
+        raw_peer(f"ws://{address}/", handshake=False) as peer,
+    ):
+        page = b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n"
+        peer.write(page + request_for(b"/ws"))
+        # By then uvicorn has read both.
+        assert await status_of(f"ws://{address}/", page.replace(b"/slow", b"/nowhere")) == 404
+        written.set()
+        assert b" 200 " in await peer.reader.readuntil(b"\r\n\r\n")
+        assert await peer.reader.readexactly(12) == b"private page"
+        assert b" 101 " in await peer.reader.readuntil(b"\r\n\r\n")
+        assert (await peer.frame()).payload == b"hello"
 
 
-def test_a_server_that_shuts_down_answers_what_stands_before_a_handshake(run, http) -> None:
-    async def scenario() -> None:
-        written = asyncio.Event()
-        reached = asyncio.Event()
-        app = App()
-        app.enable_websocket()
+async def test_a_server_that_shuts_down_answers_what_stands_before_a_handshake(http) -> None:
+    written = asyncio.Event()
+    reached = asyncio.Event()
+    app = App()
+    app.enable_websocket()
 
-        @app.get("/slow")
-        async def slow(ctx: Context) -> None:
-            reached.set()
-            await written.wait()
-            ctx.response.send("private page")
+    @app.get("/slow")
+    async def slow(ctx: Context) -> None:
+        reached.set()
+        await written.wait()
+        ctx.response.send("private page")
 
-        @app.websocket("/ws")
-        async def endpoint(connection: Connection) -> None:
-            raise AssertionError
+    @app.websocket("/ws")
+    async def endpoint(connection: Connection) -> None:
+        raise AssertionError
 
-        async with contextlib.AsyncExitStack() as stack:
-            async with listening(app, http, log_config=None) as address:
-                peer = await stack.enter_async_context(raw_peer(f"ws://{address}/", handshake=False))
-                peer.write(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n" + request_for(b"/ws"))
-                await reached.wait()
-                # The server begins to shut down first.
-                asyncio.get_running_loop().call_later(0.2, written.set)
-            answer = await peer.reader.read()
-            assert answer.startswith(b"HTTP/1.1 200 ")
-            assert answer.endswith(b"private page")
-
-    run(scenario())
+    async with contextlib.AsyncExitStack() as stack:
+        async with listening(app, http, log_config=None) as address:
+            peer = await stack.enter_async_context(raw_peer(f"ws://{address}/", handshake=False))
+            peer.write(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n" + request_for(b"/ws"))
+            await reached.wait()
+            # The server begins to shut down first.
+            asyncio.get_running_loop().call_later(0.2, written.set)
+        answer = await peer.reader.read()
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert answer.endswith(b"private page")

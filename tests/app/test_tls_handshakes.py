@@ -66,17 +66,14 @@ async def is_served(port: int, certificate: Any) -> None:
 
 
 @pytest.mark.parametrize("start", STARTS)
-def test_of_too_many_unfinished_tls_handshakes_the_oldest_is_ended(run, tls, certificate, start) -> None:
-    async def scenario() -> None:
-        async with served(tls, max_pending_handshakes=4) as port:
-            peers = [HalfTls(port, certificate.client_context(), start) for _ in range(12)]
-            await asyncio.gather(*(peer.ended() for peer in peers[:8]))
-            assert all(peer.is_open() for peer in peers[8:])
-            await is_served(port, certificate)
-            for peer in peers[8:]:
-                peer.close()
-
-    run(scenario())
+async def test_of_too_many_unfinished_tls_handshakes_the_oldest_is_ended(tls, certificate, start) -> None:
+    async with served(tls, max_pending_handshakes=4) as port:
+        peers = [HalfTls(port, certificate.client_context(), start) for _ in range(12)]
+        await asyncio.gather(*(peer.ended() for peer in peers[:8]))
+        assert all(peer.is_open() for peer in peers[8:])
+        await is_served(port, certificate)
+        for peer in peers[8:]:
+            peer.close()
 
 
 @pytest.fixture
@@ -86,46 +83,37 @@ def clock() -> Clock:
 
 
 @pytest.mark.parametrize("start", STARTS)
-def test_an_unfinished_tls_handshake_is_ended_when_its_time_is_over(run, tls, clock, certificate, start) -> None:
-    async def scenario() -> None:
-        async with served(tls, clock, handshake_timeout_ms=10_000) as port:
-            peers = [HalfTls(port, certificate.client_context(), start) for _ in range(3)]
-            # By then they have been accepted.
-            await is_served(port, certificate)
-            assert all(peer.is_open() for peer in peers)
-            clock.now += 11
-            await asyncio.gather(*(peer.ended() for peer in peers))
-
-    run(scenario())
+async def test_an_unfinished_tls_handshake_is_ended_when_its_time_is_over(tls, clock, certificate, start) -> None:
+    async with served(tls, clock, handshake_timeout_ms=10_000) as port:
+        peers = [HalfTls(port, certificate.client_context(), start) for _ in range(3)]
+        # By then they have been accepted.
+        await is_served(port, certificate)
+        assert all(peer.is_open() for peer in peers)
+        clock.now += 11
+        await asyncio.gather(*(peer.ended() for peer in peers))
 
 
-def test_the_tls_handshake_and_the_request_have_one_deadline(run, tls, clock, certificate) -> None:
-    async def scenario() -> None:
-        async with served(tls, clock, handshake_timeout_ms=10_000) as port:
-            peer = HalfTls(port, certificate.client_context(), "a byte")
-            await is_served(port, certificate)
-            clock.now += 6
-            await peer.finish()
-            await peer.send(PAGE[:-2])
-            await is_served(port, certificate)
-            assert peer.is_open()
-            clock.now += 6
-            while await peer.receive():
-                pass
-            peer.close()
-
-    run(scenario())
+async def test_the_tls_handshake_and_the_request_have_one_deadline(tls, clock, certificate) -> None:
+    async with served(tls, clock, handshake_timeout_ms=10_000) as port:
+        peer = HalfTls(port, certificate.client_context(), "a byte")
+        await is_served(port, certificate)
+        clock.now += 6
+        await peer.finish()
+        await peer.send(PAGE[:-2])
+        await is_served(port, certificate)
+        assert peer.is_open()
+        clock.now += 6
+        while await peer.receive():
+            pass
+        peer.close()
 
 
 @pytest.mark.parametrize("start", STARTS)
-def test_a_server_that_stops_ends_unfinished_tls_handshakes(run, tls, certificate, start) -> None:
-    async def scenario() -> None:
-        async with served(tls) as port:
-            peers = [HalfTls(port, certificate.client_context(), start) for _ in range(3)]
-            await is_served(port, certificate)
-        await asyncio.gather(*(peer.ended() for peer in peers))
-
-    run(scenario())
+async def test_a_server_that_stops_ends_unfinished_tls_handshakes(tls, certificate, start) -> None:
+    async with served(tls) as port:
+        peers = [HalfTls(port, certificate.client_context(), start) for _ in range(3)]
+        await is_served(port, certificate)
+    await asyncio.gather(*(peer.ended() for peer in peers))
 
 
 def test_a_client_that_leaves_during_its_tls_handshake_disturbs_nobody(run, tls, certificate, caplog) -> None:

@@ -115,21 +115,18 @@ def fragments(*sizes: int) -> bytes:
     [(1001,), (60_000,), (500, 500, 1), (1000, 0, 1), (1,) * 1001],
     ids=["one more", "many more", "sum", "empty between", "octets"],
 )
-def test_the_size_of_a_message(run, serving, sizes) -> None:
-    async def scenario() -> None:
-        async with serving(max_message_size=1000) as scene, scene.peer() as peer:
-            peer.write(fragments(1000) + fragments(*(1,) * 1000))
-            assert [len((await peer.frame()).payload) for _ in range(2)] == [1000] * 2
-            peer.write(fragments(*sizes))
-            assert await peer.close_code() == 1009
-            assert await scene.closed == 1009
-            assert scene.hub.stats()["messages_received"] == 2
-
-    run(scenario())
+async def test_the_size_of_a_message(serving, sizes) -> None:
+    async with serving(max_message_size=1000) as scene, scene.peer() as peer:
+        peer.write(fragments(1000) + fragments(*(1,) * 1000))
+        assert [len((await peer.frame()).payload) for _ in range(2)] == [1000] * 2
+        peer.write(fragments(*sizes))
+        assert await peer.close_code() == 1009
+        assert await scene.closed == 1009
+        assert scene.hub.stats()["messages_received"] == 2
 
 
 @pytest.mark.parametrize("pieces", [1, 5])
-def test_the_size_of_a_message_once_decompressed(run, serving, pieces) -> None:
+async def test_the_size_of_a_message_once_decompressed(serving, pieces) -> None:
     """A mebibyte of zeros, in a kibibyte. An ASGI server decompresses it itself, for the hub to judge."""
     deflate = zlib.compressobj(wbits=-15)
     bomb = (deflate.compress(bytes(1 << 20)) + deflate.flush(zlib.Z_SYNC_FLUSH))[:-4]
@@ -137,108 +134,90 @@ def test_the_size_of_a_message_once_decompressed(run, serving, pieces) -> None:
     step = len(bomb) // pieces + 1
     parts = [bomb[start : start + step] for start in range(0, len(bomb), step)]
 
-    async def scenario() -> None:
-        async with serving(max_message_size=10_000, enable_compression=True) as scene:
-            async with scene.peer(b"permessage-deflate") as peer:
-                for index, part in enumerate(parts):
-                    opcode = Opcode.CONTINUATION if index else Opcode.BINARY
-                    peer.send(Frame(opcode, part, fin=part is parts[-1], rsv1=not index))
-                assert await peer.close_code() == 1009
-            assert await scene.closed == 1009
-            assert scene.hub.stats()["messages_received"] == 0
-
-    run(scenario())
+    async with serving(max_message_size=10_000, enable_compression=True) as scene:
+        async with scene.peer(b"permessage-deflate") as peer:
+            for index, part in enumerate(parts):
+                opcode = Opcode.CONTINUATION if index else Opcode.BINARY
+                peer.send(Frame(opcode, part, fin=part is parts[-1], rsv1=not index))
+            assert await peer.close_code() == 1009
+        assert await scene.closed == 1009
+        assert scene.hub.stats()["messages_received"] == 0
 
 
-def test_the_fragments_of_a_message(run, serving, link) -> None:
-    async def scenario() -> None:
-        async with serving(max_fragments=10) as scene, scene.peer() as peer:
-            peer.write(fragments(*(1,) * 11))
-            assert len((await peer.frame()).payload) == 11
-            peer.write(fragments(*(1,) * 12))
-            if link == "asgi":
-                # The server has put it together: what a hub sees is one message, which has its size.
-                assert len((await peer.frame()).payload) == 12
-            else:
-                assert await peer.close_code() == 1008
-                assert await scene.closed == 1008
-
-    run(scenario())
+async def test_the_fragments_of_a_message(serving, link) -> None:
+    async with serving(max_fragments=10) as scene, scene.peer() as peer:
+        peer.write(fragments(*(1,) * 11))
+        assert len((await peer.frame()).payload) == 11
+        peer.write(fragments(*(1,) * 12))
+        if link == "asgi":
+            # The server has put it together: what a hub sees is one message, which has its size.
+            assert len((await peer.frame()).payload) == 12
+        else:
+            assert await peer.close_code() == 1008
+            assert await scene.closed == 1008
 
 
 @pytest.mark.parametrize("kind", ["messages", "octets", "control_frames"])
-def test_the_rates_of_a_connection(run, serving, link, kind) -> None:
-    async def scenario() -> None:
-        allowed = 100_000 if kind == "octets" else 10
-        rates = RateLimits(**{"control_frames": 0, kind: allowed}, burst_ms=1000, excess="close")
-        async with serving(rates=rates) as scene, scene.peer() as peer:
-            for _ in range(200):
-                peer.send(Frame.ping(b"p") if kind == "control_frames" else Frame.text("x" * 1000))
-            if link == "asgi" and kind == "control_frames":
-                # The server answers pings itself, and the hub does not see them.
-                assert [(await peer.frame()).opcode for _ in range(200)] == [Opcode.PONG] * 200
-                return
-            assert await peer.close_code() == 1008
-            assert await scene.closed == 1008
-            assert scene.hub.stats()["messages_received"] <= 120
-            assert scene.hub.stats()["rates_exceeded"] == 1
-
-    run(scenario())
+async def test_the_rates_of_a_connection(serving, link, kind) -> None:
+    allowed = 100_000 if kind == "octets" else 10
+    rates = RateLimits(**{"control_frames": 0, kind: allowed}, burst_ms=1000, excess="close")
+    async with serving(rates=rates) as scene, scene.peer() as peer:
+        for _ in range(200):
+            peer.send(Frame.ping(b"p") if kind == "control_frames" else Frame.text("x" * 1000))
+        if link == "asgi" and kind == "control_frames":
+            # The server answers pings itself, and the hub does not see them.
+            assert [(await peer.frame()).opcode for _ in range(200)] == [Opcode.PONG] * 200
+            return
+        assert await peer.close_code() == 1008
+        assert await scene.closed == 1008
+        assert scene.hub.stats()["messages_received"] <= 120
+        assert scene.hub.stats()["rates_exceeded"] == 1
 
 
-def test_what_waits_for_a_peer_that_does_not_read(run, serving) -> None:
-    async def scenario() -> None:
-        async with serving(max_send_buffer=50_000) as scene, scene.peer() as peer:
-            peer.writer.transport.pause_reading()
-            while not scene.opened:
-                await asyncio.sleep(0)
-            (connection,) = scene.opened
-            most = sent = 0
-            while scene.hub.broadcast(bytes(10_000)):
-                sent += 1
-                most = max(most, connection.buffered)
-                await asyncio.sleep(0)
-                assert sent < 10_000
-            assert 10_000 <= most <= 70_000
-            assert await scene.closed == 1013
-            assert scene.hub.stats()["dropped"]["slow"] > 0
-            assert connection.buffered == 0
-
-    run(scenario())
+async def test_what_waits_for_a_peer_that_does_not_read(serving) -> None:
+    async with serving(max_send_buffer=50_000) as scene, scene.peer() as peer:
+        peer.writer.transport.pause_reading()
+        while not scene.opened:
+            await asyncio.sleep(0)
+        (connection,) = scene.opened
+        most = sent = 0
+        while scene.hub.broadcast(bytes(10_000)):
+            sent += 1
+            most = max(most, connection.buffered)
+            await asyncio.sleep(0)
+            assert sent < 10_000
+        assert 10_000 <= most <= 70_000
+        assert await scene.closed == 1013
+        assert scene.hub.stats()["dropped"]["slow"] > 0
+        assert connection.buffered == 0
 
 
-def test_the_number_of_connections(run, serving) -> None:
-    async def scenario() -> None:
-        async with serving(max_connections=1) as scene:
-            async with scene.peer() as first:
-                async with scene.peer(status=503):
-                    pass
-                first.send(Frame.text("still here"))
-                assert (await first.frame()).payload == b"still here"
-            while scene.hub.connection_count:
-                await asyncio.sleep(0)
-            async with scene.peer():
+async def test_the_number_of_connections(serving) -> None:
+    async with serving(max_connections=1) as scene:
+        async with scene.peer() as first:
+            async with scene.peer(status=503):
                 pass
-            assert scene.hub.stats()["refused"] == {503: 1}
-
-    run(scenario())
+            first.send(Frame.text("still here"))
+            assert (await first.frame()).payload == b"still here"
+        while scene.hub.connection_count:
+            await asyncio.sleep(0)
+        async with scene.peer():
+            pass
+        assert scene.hub.stats()["refused"] == {503: 1}
 
 
 @pytest.mark.parametrize("link", [pytest.param("taken from uvicorn", marks=needs_reactor)], indirect=True)
-def test_what_uvicorn_was_told_has_no_say_where_a_hub_has_the_connection(run, serving) -> None:
-    async def scenario() -> None:
-        options = {
-            "ws_max_size": 10,
-            "ws_per_message_deflate": True,
-            "ws_ping_interval": 0.001,
-            "ws_ping_timeout": 0.001,
-        }
-        async with serving(options=options, max_message_size=60_000) as scene, scene.peer() as peer:
-            for size in (11, 60_000):
-                peer.write(fragments(size))
-                assert (await peer.frame()).payload == bytes(size)
-            peer.write(fragments(60_001))
-            assert await peer.close_code() == 1009
-            assert scene.opened[0].compression is None
-
-    run(scenario())
+async def test_what_uvicorn_was_told_has_no_say_where_a_hub_has_the_connection(serving) -> None:
+    options = {
+        "ws_max_size": 10,
+        "ws_per_message_deflate": True,
+        "ws_ping_interval": 0.001,
+        "ws_ping_timeout": 0.001,
+    }
+    async with serving(options=options, max_message_size=60_000) as scene, scene.peer() as peer:
+        for size in (11, 60_000):
+            peer.write(fragments(size))
+            assert (await peer.frame()).payload == bytes(size)
+        peer.write(fragments(60_001))
+        assert await peer.close_code() == 1009
+        assert scene.opened[0].compression is None

@@ -47,58 +47,44 @@ async def lobby(address: str, path: str = "/ws/some%20where?x=1", **options: Any
         yield client
 
 
-def test_members_of_a_room_reach_each_other(run, address) -> None:
-    async def scenario() -> None:
-        async with lobby(address, additional_headers={"X-Name": "one"}) as one, lobby(address) as two:
-            assert await one.recv() == "/ws/some where one"
-            assert await two.recv() == "/ws/some where -"
-            await two.send("héllo")
-            assert [await one.recv(), await two.recv()] == ["héllo"] * 2
-            await one.send(bytes(range(256)) * 200)
-            assert [await one.recv(), await two.recv()] == [bytes(range(256)) * 200] * 2
-
-    run(scenario())
+async def test_members_of_a_room_reach_each_other(address) -> None:
+    async with lobby(address, additional_headers={"X-Name": "one"}) as one, lobby(address) as two:
+        assert await one.recv() == "/ws/some where one"
+        assert await two.recv() == "/ws/some where -"
+        await two.send("héllo")
+        assert [await one.recv(), await two.recv()] == ["héllo"] * 2
+        await one.send(bytes(range(256)) * 200)
+        assert [await one.recv(), await two.recv()] == [bytes(range(256)) * 200] * 2
 
 
-def test_very_many_messages_arrive_whole_and_in_order(run, address) -> None:
-    async def scenario() -> None:
-        async with lobby(address, "/accepted/me") as client:
-            assert await client.recv() == "me me"
-            for number in range(500):
-                await client.send(f"{number}")
-            assert [await client.recv() for _ in range(500)] == [f"{number}" for number in range(500)]
-
-    run(scenario())
+async def test_very_many_messages_arrive_whole_and_in_order(address) -> None:
+    async with lobby(address, "/accepted/me") as client:
+        assert await client.recv() == "me me"
+        for number in range(500):
+            await client.send(f"{number}")
+        assert [await client.recv() for _ in range(500)] == [f"{number}" for number in range(500)]
 
 
-def test_a_subprotocol_is_chosen(run, address) -> None:
-    async def scenario() -> None:
-        for path in ("/ws/", "/accepted/me"):
-            async with lobby(address, path, subprotocols=["a", "b"]) as client:
-                assert client.subprotocol == "b"
-
-    run(scenario())
+async def test_a_subprotocol_is_chosen(address) -> None:
+    for path in ("/ws/", "/accepted/me"):
+        async with lobby(address, path, subprotocols=["a", "b"]) as client:
+            assert client.subprotocol == "b"
 
 
-def test_header_fields_of_the_answer_reach_the_client(run, address, server) -> None:
-    async def scenario() -> None:
-        async with lobby(address, "/accepted/me") as client:
-            assert client.response.headers.get("X-Extra") == "yes"
-
+async def test_header_fields_of_the_answer_reach_the_client(address, server) -> None:
     if server in ("daphne", "granian"):
         pytest.skip(f"{server} drops the header fields of an accept")
-    run(scenario())
+
+    async with lobby(address, "/accepted/me") as client:
+        assert client.response.headers.get("X-Extra") == "yes"
 
 
-def test_an_origin_that_is_not_allowed_is_refused(run, address) -> None:
-    async def scenario() -> None:
-        for path in ("/ws/", "/accepted/me"):
-            with pytest.raises(InvalidStatus) as refused:
-                async with lobby(address, path, origin="http://evil.example"):
-                    pass
-            assert refused.value.response.status_code == 403
-
-    run(scenario())
+async def test_an_origin_that_is_not_allowed_is_refused(address) -> None:
+    for path in ("/ws/", "/accepted/me"):
+        with pytest.raises(InvalidStatus) as refused:
+            async with lobby(address, path, origin="http://evil.example"):
+                pass
+        assert refused.value.response.status_code == 403
 
 
 async def code_of(client: ClientConnection) -> int:
@@ -109,89 +95,65 @@ async def code_of(client: ClientConnection) -> int:
     return client.close_code
 
 
-def test_a_message_that_is_too_long_closes_with_1009(run, address, server) -> None:
-    async def scenario() -> None:
+async def test_a_message_that_is_too_long_closes_with_1009(address, server) -> None:
+    async with lobby(address) as client:
+        await client.send(b"x" * 100_001)
+        assert await code_of(client) == (4009 if server == "daphne" else 1009)
+
+
+async def test_a_handler_that_fails_closes_with_1011(address, server) -> None:
+    async with lobby(address) as client:
+        await client.send("fail")
+        assert await code_of(client) == (4011 if server == "daphne" else 1011)
+
+
+async def test_the_hub_closes_with_its_code_and_reason_and_tells_on_close(address) -> None:
+    async with lobby(address) as client:
+        await client.send("bye")
+        assert await code_of(client) == 4001
+        await until(address, "/told", lambda told: any(one.startswith("4001") for one in told))
+
+
+async def test_a_close_of_the_client_reaches_on_close(address, server) -> None:
+    async with lobby(address, "/handled") as client:
+        await client.recv()
+        await client.close(4002, "why")
+    code = 1006 if server == "hypercorn" else 4002
+    told = await until(address, "/told", lambda told: f"after {code}" in told)
+    if server not in ("hypercorn", "daphne", "granian"):
+        assert "4002 why" in told
+
+
+async def test_an_application_that_only_sends_notices_that_its_client_has_left(address) -> None:
+    before = asked(address, "/told").count("the feed has ended")
+    async with lobby(address, "/feed") as client:
+        assert await client.recv() == "tick"
+    await until(address, "/told", lambda told: told.count("the feed has ended") > before)
+
+
+async def test_an_endpoint_that_returns_ends_its_connection(address, server) -> None:
+    async with lobby(address, "/accepted/me") as client:
+        await client.send("return")
+        code = await code_of(client)
+        assert code == 1000 or server not in ("uvicorn, wshub", "wshub serve")
+    async with lobby(address, "/accepted/me") as client:
+        await client.send("raise")
+        code = await code_of(client)
+        assert code == 1011 or server not in ("uvicorn, wshub", "wshub serve")
+
+
+async def test_an_app_of_wshub_is_served_too(address) -> None:
+    async with lobby(address, "/own/echo/you") as client:
+        assert await client.recv() == "you"
+        await client.send("there")
+        assert await client.recv() == "there"
+
+
+async def test_nothing_is_left_and_every_message_is_accounted_for(address) -> None:
+    for _ in range(20):
         async with lobby(address) as client:
-            await client.send(b"x" * 100_001)
-            assert await code_of(client) == (4009 if server == "daphne" else 1009)
-
-    run(scenario())
-
-
-def test_a_handler_that_fails_closes_with_1011(run, address, server) -> None:
-    async def scenario() -> None:
-        async with lobby(address) as client:
-            await client.send("fail")
-            assert await code_of(client) == (4011 if server == "daphne" else 1011)
-
-    run(scenario())
-
-
-def test_the_hub_closes_with_its_code_and_reason_and_tells_on_close(run, address) -> None:
-    async def scenario() -> None:
-        async with lobby(address) as client:
-            await client.send("bye")
-            assert await code_of(client) == 4001
-            await until(address, "/told", lambda told: any(one.startswith("4001") for one in told))
-
-    run(scenario())
-
-
-def test_a_close_of_the_client_reaches_on_close(run, address, server) -> None:
-    async def scenario() -> None:
-        async with lobby(address, "/handled") as client:
             await client.recv()
-            await client.close(4002, "why")
-        code = 1006 if server == "hypercorn" else 4002
-        told = await until(address, "/told", lambda told: f"after {code}" in told)
-        if server not in ("hypercorn", "daphne", "granian"):
-            assert "4002 why" in told
-
-    run(scenario())
-
-
-def test_an_application_that_only_sends_notices_that_its_client_has_left(run, address) -> None:
-    async def scenario() -> None:
-        before = asked(address, "/told").count("the feed has ended")
-        async with lobby(address, "/feed") as client:
-            assert await client.recv() == "tick"
-        await until(address, "/told", lambda told: told.count("the feed has ended") > before)
-
-    run(scenario())
-
-
-def test_an_endpoint_that_returns_ends_its_connection(run, address, server) -> None:
-    async def scenario() -> None:
-        async with lobby(address, "/accepted/me") as client:
-            await client.send("return")
-            code = await code_of(client)
-            assert code == 1000 or server not in ("uvicorn, wshub", "wshub serve")
-        async with lobby(address, "/accepted/me") as client:
-            await client.send("raise")
-            code = await code_of(client)
-            assert code == 1011 or server not in ("uvicorn, wshub", "wshub serve")
-
-    run(scenario())
-
-
-def test_an_app_of_wshub_is_served_too(run, address) -> None:
-    async def scenario() -> None:
-        async with lobby(address, "/own/echo/you") as client:
-            assert await client.recv() == "you"
-            await client.send("there")
-            assert await client.recv() == "there"
-
-    run(scenario())
-
-
-def test_nothing_is_left_and_every_message_is_accounted_for(run, address) -> None:
-    async def scenario() -> None:
-        for _ in range(20):
-            async with lobby(address) as client:
-                await client.recv()
-        # One whose client vanishes without a word.
-        vanishing = await connect(f"ws://{address}/feed", origin=ORIGIN, proxy=None)
-        vanishing.transport.abort()
-        await until(address, "/count", lambda count: count == {"connections": 0, "unaccounted": 0})
-
-    run(scenario())
+    # One whose client vanishes without a word.
+    vanishing = await connect(f"ws://{address}/feed", origin=ORIGIN, proxy=None)
+    vanishing.transport.abort()
+    await until(address, "/count", lambda count: count == {"connections": 0, "unaccounted": 0})

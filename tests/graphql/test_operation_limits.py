@@ -59,32 +59,29 @@ async def until_done(handler: GraphQLHandler) -> None:
         await asyncio.sleep(0)
 
 
-def test_the_loop_goes_on_between_the_operations_of_all_clients(run) -> None:
-    async def scenario() -> None:
-        iterations = Iterations()
-        begun: list[int] = []
+async def test_the_loop_goes_on_between_the_operations_of_all_clients() -> None:
+    iterations = Iterations()
+    begun: list[int] = []
 
-        def resolve(*_: Any) -> str:
-            begun.append(iterations.number)
-            work()
-            return "done"
+    def resolve(*_: Any) -> str:
+        begun.append(iterations.number)
+        work()
+        return "done"
 
-        async with (
-            serving(working_schema(resolve)) as (url, _, _hub),
-            speaking(url) as one,
-            speaking(url) as other,
-        ):
-            for client in (one, other):
-                await client.introduce()
-                await send_all(client, *({**SUBSCRIBE, "id": str(number)} for number in range(20)))
-            for client in (one, other):
-                answers = [await client.receive() for _ in range(40)]
-                completed = [answer["id"] for answer in answers if answer["type"] == "complete"]
-                assert completed == [str(number) for number in range(20)]
-        iterations.stop()
-        assert len(set(begun)) == 40
-
-    run(scenario())
+    async with (
+        serving(working_schema(resolve)) as (url, _, _hub),
+        speaking(url) as one,
+        speaking(url) as other,
+    ):
+        for client in (one, other):
+            await client.introduce()
+            await send_all(client, *({**SUBSCRIBE, "id": str(number)} for number in range(20)))
+        for client in (one, other):
+            answers = [await client.receive() for _ in range(40)]
+            completed = [answer["id"] for answer in answers if answer["type"] == "complete"]
+            assert completed == [str(number) for number in range(20)]
+    iterations.stop()
+    assert len(set(begun)) == 40
 
 
 @pytest.mark.parametrize("end", ["complete", "break"])
@@ -131,28 +128,25 @@ def test_an_operation_that_ends_while_it_waits_for_its_turn_leaves_nothing_behin
     assert caplog.records == []
 
 
-def test_whoever_is_cancelled_in_the_pacer_lets_the_next_one_in(run) -> None:
-    async def scenario() -> None:
-        pacer = Pacer(asyncio.get_running_loop())
-        started: list[int] = []
+async def test_whoever_is_cancelled_in_the_pacer_lets_the_next_one_in() -> None:
+    pacer = Pacer(asyncio.get_running_loop())
+    started: list[int] = []
 
-        async def start(number: int) -> None:
-            await pacer.wait()
-            with pacer.charge():
-                started.append(number)
-                work()
+    async def start(number: int) -> None:
+        await pacer.wait()
+        with pacer.charge():
+            started.append(number)
+            work()
 
-        tasks = [asyncio.create_task(start(number)) for number in range(6)]
-        await asyncio.sleep(0)
-        # The second has the lock and pauses, the others wait for the lock.
-        for number in (1, 3, 5):
-            tasks[number].cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        assert started == [0, 2, 4]
-        await start(6)
-        assert started[-1] == 6
-
-    run(scenario())
+    tasks = [asyncio.create_task(start(number)) for number in range(6)]
+    await asyncio.sleep(0)
+    # The second has the lock and pauses, the others wait for the lock.
+    for number in (1, 3, 5):
+        tasks[number].cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert started == [0, 2, 4]
+    await start(6)
+    assert started[-1] == 6
 
 
 def test_a_handler_paces_operations_on_one_loop_after_another(run, caplog) -> None:
@@ -175,22 +169,19 @@ def test_a_handler_paces_operations_on_one_loop_after_another(run, caplog) -> No
     assert caplog.records == []
 
 
-def test_an_operation_of_too_many_tokens_is_an_error_and_the_others_go_on(run) -> None:
-    async def scenario() -> None:
-        async with serving(max_tokens=4) as (url, _, _hub), speaking(url) as client:
-            await client.introduce()
-            await client.subscribe("1", "{ hello hello hello }")
-            answer = await client.receive()
-            assert (answer["id"], answer["type"]) == ("1", "error")
-            assert "tokens" in answer["payload"][0]["message"]
-            await client.subscribe("1", "{ hello hello }")
-            assert (await client.receive())["payload"] == {"data": {"hello": "hello you"}}
-        async with serving() as (url, _, _hub), speaking(url) as client:
-            await client.introduce()
-            await client.subscribe("1", "{" + "hello " * 1000 + "}")
-            assert (await client.receive())["type"] == "error"
-
-    run(scenario())
+async def test_an_operation_of_too_many_tokens_is_an_error_and_the_others_go_on() -> None:
+    async with serving(max_tokens=4) as (url, _, _hub), speaking(url) as client:
+        await client.introduce()
+        await client.subscribe("1", "{ hello hello hello }")
+        answer = await client.receive()
+        assert (answer["id"], answer["type"]) == ("1", "error")
+        assert "tokens" in answer["payload"][0]["message"]
+        await client.subscribe("1", "{ hello hello }")
+        assert (await client.receive())["payload"] == {"data": {"hello": "hello you"}}
+    async with serving() as (url, _, _hub), speaking(url) as client:
+        await client.introduce()
+        await client.subscribe("1", "{" + "hello " * 1000 + "}")
+        assert (await client.receive())["type"] == "error"
 
 
 class Unwinding:
@@ -224,85 +215,73 @@ class Unwinding:
             await asyncio.sleep(0)
 
 
-def test_an_operation_counts_until_its_source_has_ended_and_its_id_is_free_at_once(run) -> None:
-    async def scenario() -> None:
-        source = Unwinding()
-        async with serving(kind=source.make, max_operations=2) as (url, _, _hub), speaking(url) as client:
-            await client.introduce()
-            for number in (1, 2):
-                await client.subscribe("a", "subscription { slow }")
-                await source.until_begun(number)
-                await client.send("complete", id="a")
-            await client.subscribe("a", "{ hello }")
-            answer = await client.receive()
-            assert (answer["id"], answer["type"]) == ("a", "error")
-            assert "too many operations" in answer["payload"][0]["message"]
-            assert (source.begun, source.ended) == (2, 0)
-            source.go_on.set()
-            await until_done(source.handler)
-            await client.subscribe("a", "{ hello }")
-            assert (await client.receive())["payload"] == {"data": {"hello": "hello you"}}
-
-    run(scenario())
-
-
-def test_the_running_operations_of_a_connection_are_bounded_in_bytes(run) -> None:
-    async def scenario() -> None:
-        source = Unwinding()
-        query = "subscription A($x: String) { slow(text: $x) }"
-        # Two bytes a character.
-        payload = {"query": query, "variables": {"x": "é" * 1000}}
-        text = json.dumps({"type": "subscribe", "id": "a", "payload": payload}, ensure_ascii=False)
-        options = {"max_operation_bytes": 2 * len(text.encode())}
-        async with serving(kind=source.make, **options) as (url, _, _hub), speaking(url) as client:
-            await client.introduce()
-            for number in (1, 2):
-                await client.connection.send(text)
-                await source.until_begun(number)
-                await client.send("complete", id="a")
-            await client.subscribe("b", "{ hello }")
-            answer = await client.receive()
-            assert (answer["id"], answer["type"]) == ("b", "error")
-            assert "too large" in answer["payload"][0]["message"]
-            source.go_on.set()
-            await until_done(source.handler)
-            await client.subscribe("b", "{ hello }")
-            assert (await client.receive())["payload"] == {"data": {"hello": "hello you"}}
-            assert (await client.receive())["type"] == "complete"
-            await client.connection.send(text)
-            await client.connection.send(text.replace('"a"', '"c"'))
-            await source.until_begun(4)
-
-    run(scenario())
-
-
-def test_an_operation_that_is_completed_before_it_begins_frees_its_number_and_bytes(run) -> None:
-    async def scenario() -> None:
-        source = Unwinding()
-        subscribe = {"type": "subscribe", "id": "a", "payload": {"query": "subscription { slow }"}}
-        options = {"max_operations": 3, "max_operation_bytes": 3 * len(json.dumps(subscribe))}
-        async with serving(kind=source.make, **options) as (url, _, _hub), speaking(url) as client:
-            await client.introduce()
-            for _ in range(3):
-                await send_all(client, *[subscribe, {"type": "complete", "id": "a"}] * 3, {"type": "ping"})
-                assert await client.receive() == {"type": "pong"}
-                await until_done(source.handler)
-            assert source.begun == 0
-            source.go_on.set()
-
-    run(scenario())
-
-
-def test_a_running_subscription_does_not_keep_what_its_client_sent(run) -> None:
-    async def scenario() -> None:
-        source = Unwinding()
-        async with serving(kind=source.make) as (url, _, _hub), speaking(url) as client:
-            await client.introduce()
+async def test_an_operation_counts_until_its_source_has_ended_and_its_id_is_free_at_once() -> None:
+    source = Unwinding()
+    async with serving(kind=source.make, max_operations=2) as (url, _, _hub), speaking(url) as client:
+        await client.introduce()
+        for number in (1, 2):
             await client.subscribe("a", "subscription { slow }")
-            await source.until_begun(1)
-            gc.collect()
-            kept = [value for value in gc.get_objects() if type(value) is SubscribePayload]
-            assert not [value for value in kept if value.query == "subscription { slow }"]
-            source.go_on.set()
+            await source.until_begun(number)
+            await client.send("complete", id="a")
+        await client.subscribe("a", "{ hello }")
+        answer = await client.receive()
+        assert (answer["id"], answer["type"]) == ("a", "error")
+        assert "too many operations" in answer["payload"][0]["message"]
+        assert (source.begun, source.ended) == (2, 0)
+        source.go_on.set()
+        await until_done(source.handler)
+        await client.subscribe("a", "{ hello }")
+        assert (await client.receive())["payload"] == {"data": {"hello": "hello you"}}
 
-    run(scenario())
+
+async def test_the_running_operations_of_a_connection_are_bounded_in_bytes() -> None:
+    source = Unwinding()
+    query = "subscription A($x: String) { slow(text: $x) }"
+    # Two bytes a character.
+    payload = {"query": query, "variables": {"x": "é" * 1000}}
+    text = json.dumps({"type": "subscribe", "id": "a", "payload": payload}, ensure_ascii=False)
+    options = {"max_operation_bytes": 2 * len(text.encode())}
+    async with serving(kind=source.make, **options) as (url, _, _hub), speaking(url) as client:
+        await client.introduce()
+        for number in (1, 2):
+            await client.connection.send(text)
+            await source.until_begun(number)
+            await client.send("complete", id="a")
+        await client.subscribe("b", "{ hello }")
+        answer = await client.receive()
+        assert (answer["id"], answer["type"]) == ("b", "error")
+        assert "too large" in answer["payload"][0]["message"]
+        source.go_on.set()
+        await until_done(source.handler)
+        await client.subscribe("b", "{ hello }")
+        assert (await client.receive())["payload"] == {"data": {"hello": "hello you"}}
+        assert (await client.receive())["type"] == "complete"
+        await client.connection.send(text)
+        await client.connection.send(text.replace('"a"', '"c"'))
+        await source.until_begun(4)
+
+
+async def test_an_operation_that_is_completed_before_it_begins_frees_its_number_and_bytes() -> None:
+    source = Unwinding()
+    subscribe = {"type": "subscribe", "id": "a", "payload": {"query": "subscription { slow }"}}
+    options = {"max_operations": 3, "max_operation_bytes": 3 * len(json.dumps(subscribe))}
+    async with serving(kind=source.make, **options) as (url, _, _hub), speaking(url) as client:
+        await client.introduce()
+        for _ in range(3):
+            await send_all(client, *[subscribe, {"type": "complete", "id": "a"}] * 3, {"type": "ping"})
+            assert await client.receive() == {"type": "pong"}
+            await until_done(source.handler)
+        assert source.begun == 0
+        source.go_on.set()
+
+
+async def test_a_running_subscription_does_not_keep_what_its_client_sent() -> None:
+    source = Unwinding()
+    async with serving(kind=source.make) as (url, _, _hub), speaking(url) as client:
+        await client.introduce()
+        await client.subscribe("a", "subscription { slow }")
+        await source.until_begun(1)
+        gc.collect()
+        kept = [value for value in gc.get_objects() if type(value) is SubscribePayload]
+        assert not [value for value in kept if value.query == "subscription { slow }"]
+        source.go_on.set()

@@ -222,16 +222,13 @@ def test_a_context_that_fails_is_an_error_of_its_operation_and_is_logged(run, ca
     assert "a secret" in caplog.text
 
 
-def test_what_on_connect_takes_does_not_count_for_the_time_to_introduce_oneself(run) -> None:
+async def test_what_on_connect_takes_does_not_count_for_the_time_to_introduce_oneself() -> None:
     async def on_connect(connection, payload) -> None:
         await asyncio.sleep(0.2)
 
-    async def scenario() -> None:
-        options = {"on_connect": on_connect, "connection_init_timeout": 0.1}
-        async with serving(**options) as (url, _, _hub), speaking(url) as client:
-            await client.introduce()
-
-    run(scenario())
+    options = {"on_connect": on_connect, "connection_init_timeout": 0.1}
+    async with serving(**options) as (url, _, _hub), speaking(url) as client:
+        await client.introduce()
 
 
 def test_a_failing_on_connect_closes_with_4499_if_the_client_waits_for_it(run, caplog) -> None:
@@ -316,38 +313,32 @@ def test_a_source_ends_when_nobody_listens_any_more(run, caplog, name, end) -> N
     assert caplog.records == []
 
 
-def test_a_source_that_fails_while_it_is_ended_ends_nothing_else(run) -> None:
-    async def scenario() -> None:
-        sources = Sources()
-        async with serving(sources.schema()) as (url, _, _hub), speaking(url) as client:
-            await client.introduce()
-            await client.subscribe("1", "subscription { fails_to_end }")
-            assert (await client.receive())["type"] == "next"
-            await client.send("complete", id="1")
-            while not sources.ended:
-                await asyncio.sleep(0)
-            await client.subscribe("1", "{ hello }")
-            assert [answer["type"] for answer in await answers_to(client, "1")] == ["next", "complete"]
-
-    run(scenario())
+async def test_a_source_that_fails_while_it_is_ended_ends_nothing_else() -> None:
+    sources = Sources()
+    async with serving(sources.schema()) as (url, _, _hub), speaking(url) as client:
+        await client.introduce()
+        await client.subscribe("1", "subscription { fails_to_end }")
+        assert (await client.receive())["type"] == "next"
+        await client.send("complete", id="1")
+        while not sources.ended:
+            await asyncio.sleep(0)
+        await client.subscribe("1", "{ hello }")
+        assert [answer["type"] for answer in await answers_to(client, "1")] == ["next", "complete"]
 
 
 @pytest.mark.parametrize("query", ["{ stubborn }", "subscription { stubborn_source }"])
-def test_an_operation_that_survives_its_cancellation_sends_nothing_under_a_reused_id(run, query) -> None:
-    async def scenario() -> None:
-        sources = Sources()
-        async with serving(sources.schema()) as (url, _, _hub), speaking(url) as client:
-            await client.introduce()
-            await client.subscribe("1", query)
-            await sources.begun.wait()
-            await client.send("complete", id="1")
-            await client.subscribe("1", "subscription { steady }")
-            assert (await client.receive())["payload"] == {"data": {"steady": 0}}
-            sources.go_on.set()
-            for number in range(1, 20):
-                assert (await client.receive())["payload"] == {"data": {"steady": number}}
-
-    run(scenario())
+async def test_an_operation_that_survives_its_cancellation_sends_nothing_under_a_reused_id(query) -> None:
+    sources = Sources()
+    async with serving(sources.schema()) as (url, _, _hub), speaking(url) as client:
+        await client.introduce()
+        await client.subscribe("1", query)
+        await sources.begun.wait()
+        await client.send("complete", id="1")
+        await client.subscribe("1", "subscription { steady }")
+        assert (await client.receive())["payload"] == {"data": {"steady": 0}}
+        sources.go_on.set()
+        for number in range(1, 20):
+            assert (await client.receive())["payload"] == {"data": {"steady": number}}
 
 
 PAIR = "\\ud83d\\ude00"
@@ -457,36 +448,30 @@ LIMITS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("limit", LIMITS)
-def test_what_the_hub_itself_closes_for_is_4499(run, limit) -> None:
-    async def scenario() -> None:
-        async with serving(**LIMITS[limit]) as (url, _, hub):
-            async with speaking(url) as client:
-                text = json.dumps({"type": "connection_init", "payload": {"x": "x" * 2000}})
-                await client.connection.send([text[:-2], "", "}", "}"] if limit == "fragments" else text)
-                code, reason = await client.closed()
-                assert code == 4499
-                assert reason
-            while hub.connection_count:
-                await asyncio.sleep(0)
-            assert hub.stats()["closes"] == {4499: 1}
-
-    run(scenario())
+async def test_what_the_hub_itself_closes_for_is_4499(limit) -> None:
+    async with serving(**LIMITS[limit]) as (url, _, hub):
+        async with speaking(url) as client:
+            text = json.dumps({"type": "connection_init", "payload": {"x": "x" * 2000}})
+            await client.connection.send([text[:-2], "", "}", "}"] if limit == "fragments" else text)
+            code, reason = await client.closed()
+            assert code == 4499
+            assert reason
+        while hub.connection_count:
+            await asyncio.sleep(0)
+        assert hub.stats()["closes"] == {4499: 1}
 
 
 @pytest.mark.skipif("WSHUB_SANITIZED" in os.environ, reason="Node.js does not start with the sanitizers preloaded")
 @pytest.mark.parametrize("limit", ["size", "rate", "exception", "on_connect"])
-def test_the_reference_client_connects_again_after_a_limit_or_an_exception(run, limit) -> None:
+async def test_the_reference_client_connects_again_after_a_limit_or_an_exception(limit) -> None:
     def on_connect(connection, payload) -> None:
         if limit == "on_connect" and "x" in payload:
             raise RuntimeError("asked to fail")
 
-    async def scenario() -> None:
-        async with serving(**LIMITS.get(limit, {}), on_connect=on_connect) as (url, _, _hub):
-            lines = await reference_client(url, [{"x": "x" * 2000}, {}], "{ hello }")
-            assert lines[0] == {"closed": 4499}
-            assert lines[1:3] == [
-                {"index": 0, "next": {"data": {"hello": "hello you"}}},
-                {"index": 0, "complete": True},
-            ]
-
-    run(scenario())
+    async with serving(**LIMITS.get(limit, {}), on_connect=on_connect) as (url, _, _hub):
+        lines = await reference_client(url, [{"x": "x" * 2000}, {}], "{ hello }")
+        assert lines[0] == {"closed": 4499}
+        assert lines[1:3] == [
+            {"index": 0, "next": {"data": {"hello": "hello you"}}},
+            {"index": 0, "complete": True},
+        ]

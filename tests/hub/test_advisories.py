@@ -133,110 +133,98 @@ def test_a_message_in_segments_of_one_octet_costs_its_memory_and_no_object_for_e
     assert peak < 2 * MIB
 
 
-def test_a_hub_keeps_no_object_for_each_segment_it_reads(run, reactor) -> None:
+async def test_a_hub_keeps_no_object_for_each_segment_it_reads(reactor) -> None:
     size = 6000
 
-    async def scenario() -> None:
-        async with serving(echo(), use_reactor=reactor) as (hub, url):
-            with socket.create_connection(("127.0.0.1", port_of(url))) as peer:
-                peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                peer.sendall(REQUEST)
-                while not hub.connection_count:
-                    await asyncio.sleep(0)
-                frame = masked(Frame.binary(bytes(size)))
-                before = hub.stats()["bytes_received"]
+    async with serving(echo(), use_reactor=reactor) as (hub, url):
+        with socket.create_connection(("127.0.0.1", port_of(url))) as peer:
+            peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            peer.sendall(REQUEST)
+            while not hub.connection_count:
+                await asyncio.sleep(0)
+            frame = masked(Frame.binary(bytes(size)))
+            before = hub.stats()["bytes_received"]
 
-                async def send(start: int, end: int) -> None:
-                    for index in range(start, end):
-                        peer.send(frame[index : index + 1])
-                        while hub.stats()["bytes_received"] - before <= index:
-                            await asyncio.sleep(0)
+            async def send(start: int, end: int) -> None:
+                for index in range(start, end):
+                    peer.send(frame[index : index + 1])
+                    while hub.stats()["bytes_received"] - before <= index:
+                        await asyncio.sleep(0)
 
-                await send(0, 500)
-                gc.collect()
-                blocks = sys.getallocatedblocks()
-                await send(500, len(frame) - 1)
-                gc.collect()
-                assert sys.getallocatedblocks() - blocks < 500
-                await send(len(frame) - 1, len(frame))
-                assert hub.stats()["messages_received"] == 1
-
-    run(scenario())
+            await send(0, 500)
+            gc.collect()
+            blocks = sys.getallocatedblocks()
+            await send(500, len(frame) - 1)
+            gc.collect()
+            assert sys.getallocatedblocks() - blocks < 500
+            await send(len(frame) - 1, len(frame))
+            assert hub.stats()["messages_received"] == 1
 
 
 # Floods
 
 
-def test_endless_messages_of_one_byte_wait_in_the_kernel_while_nothing_is_received(run, reactor) -> None:
-    async def scenario() -> None:
-        ended = asyncio.Event()
+async def test_endless_messages_of_one_byte_wait_in_the_kernel_while_nothing_is_received(reactor) -> None:
+    ended = asyncio.Event()
 
-        async def endpoint(connection) -> None:
-            await ended.wait()
+    async def endpoint(connection) -> None:
+        await ended.wait()
 
-        async with serving(endpoint, close_timeout_ms=100, use_reactor=reactor) as (hub, url), raw_peer(url) as peer:
-            peer.write(masked(Frame.text("x")) * 1_000_000)
-            seen = -1
-            while hub.stats()["bytes_received"] != seen or not hub.stats()["messages_received"]:
-                seen = hub.stats()["bytes_received"]
-                for _ in range(50):
-                    await asyncio.sleep(0)
-            assert hub.stats()["messages_received"] <= 100
-            assert hub.stats()["bytes_received"] < MIB
-            ended.set()
-
-    run(scenario())
-
-
-def test_at_most_one_pong_waits_for_a_peer_that_does_not_read(run, reactor) -> None:
-    async def scenario() -> None:
-        opened = asyncio.get_running_loop().create_future()
-        handler = EventHandler(on_open=opened.set_result)
-        async with (
-            serving(handler, rates=NO_RATES, use_reactor=reactor) as (hub, url),
-            raw_peer(url, limit=1024) as peer,
-        ):
-            peer.writer.transport.pause_reading()
-            connection = await opened
-            # Pings only, until the kernel takes no more pongs.
-            waiting = -1
-            while not connection.buffered or connection.buffered != waiting:
-                waiting = connection.buffered
-                peer.write(masked(Frame.ping(b"p" * 125)) * 500)
-                await peer.writer.drain()
-                for _ in range(20):
-                    await asyncio.sleep(0)
-            assert waiting < 256 * 1024
-            before = hub.stats()["bytes_received"]
-            peer.write(masked(Frame.ping(b"q" * 125)) * 20_000 + masked(Frame.ping(b"the last")))
-            while hub.stats()["bytes_received"] - before < 20_000 * 131 + 14:
-                assert connection.buffered <= waiting
+    async with serving(endpoint, close_timeout_ms=100, use_reactor=reactor) as (hub, url), raw_peer(url) as peer:
+        peer.write(masked(Frame.text("x")) * 1_000_000)
+        seen = -1
+        while hub.stats()["bytes_received"] != seen or not hub.stats()["messages_received"]:
+            seen = hub.stats()["bytes_received"]
+            for _ in range(50):
                 await asyncio.sleep(0)
-            peer.writer.transport.resume_reading()
-            while (frame := await peer.frame()).payload == b"p" * 125:
-                pass
-            # Of those that came while the link was blocked, the last one alone is answered.
-            assert (frame.opcode, frame.payload) == (Opcode.PONG, b"the last")
-
-    run(scenario())
+        assert hub.stats()["messages_received"] <= 100
+        assert hub.stats()["bytes_received"] < MIB
+        ended.set()
 
 
-def test_pongs_that_nobody_asked_for_are_not_answered_and_have_a_rate(run, reactor) -> None:
-    async def scenario() -> None:
-        async with serving(echo(), close_timeout_ms=100, use_reactor=reactor) as (hub, url), raw_peer(url) as peer:
-            peer.send(Frame.text("before"))
-            peer.write(masked(Frame.pong(b"p" * 125)) * 1000)
-            peer.send(Frame.text("after"))
-            assert (await peer.frame()).payload == b"before"
-            while not hub.stats()["rates_exceeded"]:
+async def test_at_most_one_pong_waits_for_a_peer_that_does_not_read(reactor) -> None:
+    opened = asyncio.get_running_loop().create_future()
+    handler = EventHandler(on_open=opened.set_result)
+    async with (
+        serving(handler, rates=NO_RATES, use_reactor=reactor) as (hub, url),
+        raw_peer(url, limit=1024) as peer,
+    ):
+        peer.writer.transport.pause_reading()
+        connection = await opened
+        # Pings only, until the kernel takes no more pongs.
+        waiting = -1
+        while not connection.buffered or connection.buffered != waiting:
+            waiting = connection.buffered
+            peer.write(masked(Frame.ping(b"p" * 125)) * 500)
+            await peer.writer.drain()
+            for _ in range(20):
                 await asyncio.sleep(0)
-            assert hub.stats()["messages_received"] == 1
-        async with serving(echo(), rates=NO_RATES, use_reactor=reactor) as (hub, url), raw_peer(url) as peer:
-            peer.write(masked(Frame.pong(b"p" * 125)) * 1000)
-            peer.send(Frame.text("after"))
-            assert (await peer.frame()).payload == b"after"
+        assert waiting < 256 * 1024
+        before = hub.stats()["bytes_received"]
+        peer.write(masked(Frame.ping(b"q" * 125)) * 20_000 + masked(Frame.ping(b"the last")))
+        while hub.stats()["bytes_received"] - before < 20_000 * 131 + 14:
+            assert connection.buffered <= waiting
+            await asyncio.sleep(0)
+        peer.writer.transport.resume_reading()
+        while (frame := await peer.frame()).payload == b"p" * 125:
+            pass
+        # Of those that came while the link was blocked, the last one alone is answered.
+        assert (frame.opcode, frame.payload) == (Opcode.PONG, b"the last")
 
-    run(scenario())
+
+async def test_pongs_that_nobody_asked_for_are_not_answered_and_have_a_rate(reactor) -> None:
+    async with serving(echo(), close_timeout_ms=100, use_reactor=reactor) as (hub, url), raw_peer(url) as peer:
+        peer.send(Frame.text("before"))
+        peer.write(masked(Frame.pong(b"p" * 125)) * 1000)
+        peer.send(Frame.text("after"))
+        assert (await peer.frame()).payload == b"before"
+        while not hub.stats()["rates_exceeded"]:
+            await asyncio.sleep(0)
+        assert hub.stats()["messages_received"] == 1
+    async with serving(echo(), rates=NO_RATES, use_reactor=reactor) as (hub, url), raw_peer(url) as peer:
+        peer.write(masked(Frame.pong(b"p" * 125)) * 1000)
+        peer.send(Frame.text("after"))
+        assert (await peer.frame()).payload == b"after"
 
 
 # After a failure
@@ -401,107 +389,96 @@ async def expect(peer: RawPeer, octets: bytes) -> None:
     assert await peer.reader.readexactly(len(octets)) == octets
 
 
-def test_messages_pings_and_pongs_of_every_length_have_exactly_their_octets(run, reactor) -> None:
-    async def scenario() -> None:
-        opened = asyncio.get_running_loop().create_future()
-        handler = EventHandler(
-            on_open=opened.set_result, on_message=lambda connection, message: connection.send(message)
-        )
-        settings = {"max_message_size": MIB, "rates": NO_RATES, "use_reactor": reactor}
-        async with serving(handler, **settings) as (_, url), raw_peer(url) as peer:
-            connection = await opened
-            for length in LENGTHS:
-                payload = (bytes(range(1, 128)) * (length // 127 + 1))[:length]
-                peer.send(Frame(Opcode.TEXT, payload))
-                await expect(peer, framed(0x81, payload))
-                connection.send(payload)
-                await expect(peer, framed(0x82, payload))
-                if length <= 125:
-                    peer.send(Frame.ping(payload))
-                    await expect(peer, framed(0x8A, payload))
-                    connection.send_ping(payload)
-                    connection.send_pong(payload)
-                    await expect(peer, framed(0x89, payload) + framed(0x8A, payload))
-
-    run(scenario())
+async def test_messages_pings_and_pongs_of_every_length_have_exactly_their_octets(reactor) -> None:
+    opened = asyncio.get_running_loop().create_future()
+    handler = EventHandler(on_open=opened.set_result, on_message=lambda connection, message: connection.send(message))
+    settings = {"max_message_size": MIB, "rates": NO_RATES, "use_reactor": reactor}
+    async with serving(handler, **settings) as (_, url), raw_peer(url) as peer:
+        connection = await opened
+        for length in LENGTHS:
+            payload = (bytes(range(1, 128)) * (length // 127 + 1))[:length]
+            peer.send(Frame(Opcode.TEXT, payload))
+            await expect(peer, framed(0x81, payload))
+            connection.send(payload)
+            await expect(peer, framed(0x82, payload))
+            if length <= 125:
+                peer.send(Frame.ping(payload))
+                await expect(peer, framed(0x8A, payload))
+                connection.send_ping(payload)
+                connection.send_pong(payload)
+                await expect(peer, framed(0x89, payload) + framed(0x8A, payload))
 
 
-def test_closes_of_every_length_and_of_every_violation_have_exactly_their_octets(run, reactor) -> None:
-    async def scenario() -> None:
-        handler = EventHandler(on_message=lambda connection, message: connection.close(4001, message.data))
-        async with serving(handler, use_reactor=reactor) as (_, url):
-            for length in range(124):
-                async with raw_peer(url) as peer:
-                    peer.send(Frame.text("r" * length))
-                    await expect(peer, framed(0x88, b"\x0f\xa1" + b"r" * length))
-                    peer.send(Frame.close(4001))
-                    assert await peer.reader.read() == b""
-                # The answer to a close has its code and its reason.
-                async with raw_peer(url) as peer:
-                    peer.send(Frame.close(4002, "q" * length))
-                    assert await peer.reader.read() == framed(0x88, b"\x0f\xa2" + b"q" * length)
+async def test_closes_of_every_length_and_of_every_violation_have_exactly_their_octets(reactor) -> None:
+    handler = EventHandler(on_message=lambda connection, message: connection.close(4001, message.data))
+    async with serving(handler, use_reactor=reactor) as (_, url):
+        for length in range(124):
             async with raw_peer(url) as peer:
-                peer.send(Frame(Opcode.CLOSE))
-                assert await peer.reader.read() == b"\x88\x00"
-            for octets, code in VIOLATIONS.values():
-                async with raw_peer(url) as peer:
-                    peer.write(octets)
-                    answer = await peer.reader.read()
-                    assert answer == framed(0x88, answer[2:])
-                    assert answer[2:4] == code.to_bytes(2, "big")
-                    assert answer[4:].decode("ascii").isprintable()
-
-    run(scenario())
+                peer.send(Frame.text("r" * length))
+                await expect(peer, framed(0x88, b"\x0f\xa1" + b"r" * length))
+                peer.send(Frame.close(4001))
+                assert await peer.reader.read() == b""
+            # The answer to a close has its code and its reason.
+            async with raw_peer(url) as peer:
+                peer.send(Frame.close(4002, "q" * length))
+                assert await peer.reader.read() == framed(0x88, b"\x0f\xa2" + b"q" * length)
+        async with raw_peer(url) as peer:
+            peer.send(Frame(Opcode.CLOSE))
+            assert await peer.reader.read() == b"\x88\x00"
+        for octets, code in VIOLATIONS.values():
+            async with raw_peer(url) as peer:
+                peer.write(octets)
+                answer = await peer.reader.read()
+                assert answer == framed(0x88, answer[2:])
+                assert answer[2:4] == code.to_bytes(2, "big")
+                assert answer[4:].decode("ascii").isprintable()
 
 
 # Compression
 
 
-def test_a_send_that_raises_or_is_cancelled_leaves_the_window_of_its_peer_in_step(run, reactor) -> None:
-    async def scenario() -> None:
-        opened = asyncio.get_running_loop().create_future()
-        handler = EventHandler(on_open=opened.set_result)
-        compression = CompressionConfig(server_context_takeover=True, threshold=1)
-        hub = Hub(HubConfig(compression=compression, use_reactor=reactor))
-        async with hub.serve("127.0.0.1", 0, handler) as server:
-            url = f"ws://127.0.0.1:{server.port}/"
-            async with raw_peer(url, extensions=b"permessage-deflate") as peer:
-                connection = await opened
-                connection.join("room")
-                expected = []
+async def test_a_send_that_raises_or_is_cancelled_leaves_the_window_of_its_peer_in_step(reactor) -> None:
+    opened = asyncio.get_running_loop().create_future()
+    handler = EventHandler(on_open=opened.set_result)
+    compression = CompressionConfig(server_context_takeover=True, threshold=1)
+    hub = Hub(HubConfig(compression=compression, use_reactor=reactor))
+    async with hub.serve("127.0.0.1", 0, handler) as server:
+        url = f"ws://127.0.0.1:{server.port}/"
+        async with raw_peer(url, extensions=b"permessage-deflate") as peer:
+            connection = await opened
+            connection.join("room")
+            expected = []
 
-                async def send(text: str) -> None:
-                    connection.send(text)
-                    expected.append(text)
-                    await connection.drain()
-                    await asyncio.Event().wait()
+            async def send(text: str) -> None:
+                connection.send(text)
+                expected.append(text)
+                await connection.drain()
+                await asyncio.Event().wait()
 
-                for number in range(30):
-                    text = f"the same words again, number {number} " * 5
-                    tasks = [asyncio.create_task(send(f"{text} of {task}")) for task in range(3)]
-                    tasks[1].cancel()
-                    await asyncio.sleep(0)
-                    with pytest.raises(InvalidMessageError):
-                        connection.send(f"{text} \ud800")
-                    with pytest.raises(TypeError):
-                        connection.send([text])
-                    connection.send_ping(b"between")
-                    hub.broadcast(f"{text} for all", room="room")
-                    expected.append(f"{text} for all")
-                    connection.send(text)
-                    expected.append(text)
-                    for task in tasks:
-                        task.cancel()
-                    await asyncio.gather(*tasks, return_exceptions=True)
-                window = zlib.decompressobj(-15)
-                received, compressed = [], 0
-                while len(received) < len(expected):
-                    frame = await peer.frame()
-                    if frame.opcode is Opcode.TEXT:
-                        compressed += frame.rsv1
-                        plain = window.decompress(frame.payload + TAIL) if frame.rsv1 else frame.payload
-                        received.append(plain.decode())
-                assert received == expected
-                assert compressed > len(expected) // 2
-
-    run(scenario())
+            for number in range(30):
+                text = f"the same words again, number {number} " * 5
+                tasks = [asyncio.create_task(send(f"{text} of {task}")) for task in range(3)]
+                tasks[1].cancel()
+                await asyncio.sleep(0)
+                with pytest.raises(InvalidMessageError):
+                    connection.send(f"{text} \ud800")
+                with pytest.raises(TypeError):
+                    connection.send([text])
+                connection.send_ping(b"between")
+                hub.broadcast(f"{text} for all", room="room")
+                expected.append(f"{text} for all")
+                connection.send(text)
+                expected.append(text)
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+            window = zlib.decompressobj(-15)
+            received, compressed = [], 0
+            while len(received) < len(expected):
+                frame = await peer.frame()
+                if frame.opcode is Opcode.TEXT:
+                    compressed += frame.rsv1
+                    plain = window.decompress(frame.payload + TAIL) if frame.rsv1 else frame.payload
+                    received.append(plain.decode())
+            assert received == expected
+            assert compressed > len(expected) // 2

@@ -91,96 +91,84 @@ async def texts_of(peer: RawPeer) -> list[bytes]:
 
 @EACH_WAY
 @EACH_LINK
-def test_a_member_throughout_a_broadcast_gets_it_once_whoever_joins_or_leaves(
-    run, use_reactor: bool, when: Any
+async def test_a_member_throughout_a_broadcast_gets_it_once_whoever_joins_or_leaves(
+    use_reactor: bool, when: Any
 ) -> None:
-    async def scenario() -> None:
-        async with scene(use_reactor=use_reactor) as (hub, connections, peers):
-            changed: list[bool] = []
+    async with scene(use_reactor=use_reactor) as (hub, connections, peers):
+        changed: list[bool] = []
 
-            def change() -> None:
-                changed.append(True)
-                for connection in hub.room_members("room")[: MEMBERS - 2]:
-                    connection.leave("room")
-                for connection in connections[MEMBERS:]:
-                    connection.join("room")
+        def change() -> None:
+            changed.append(True)
+            for connection in hub.room_members("room")[: MEMBERS - 2]:
+                connection.leave("room")
+            for connection in connections[MEMBERS:]:
+                connection.join("room")
 
-            with when(change):
-                hub.broadcast("once", room="room")
-            hub.broadcast("end")
-            received = [await texts_of(peer) for peer in peers]
-            assert received[MEMBERS - 2 : MEMBERS] == [[b"once"]] * 2
-            assert all(texts in ([], [b"once"]) for texts in received)
-            # The room is as it was changed, if there was an occasion.
-            stayed = {connection.id for connection in connections[MEMBERS - 2 :]}
-            assert not changed or {connection.id for connection in hub.room_members("room")} == stayed
-
-    run(scenario())
+        with when(change):
+            hub.broadcast("once", room="room")
+        hub.broadcast("end")
+        received = [await texts_of(peer) for peer in peers]
+        assert received[MEMBERS - 2 : MEMBERS] == [[b"once"]] * 2
+        assert all(texts in ([], [b"once"]) for texts in received)
+        # The room is as it was changed, if there was an occasion.
+        stayed = {connection.id for connection in connections[MEMBERS - 2 :]}
+        assert not changed or {connection.id for connection in hub.room_members("room")} == stayed
 
 
 @EACH_WAY
 @EACH_LINK
-def test_a_connection_open_throughout_a_broadcast_gets_it_once_whoever_registers(
-    run, use_reactor: bool, when: Any
+async def test_a_connection_open_throughout_a_broadcast_gets_it_once_whoever_registers(
+    use_reactor: bool, when: Any
 ) -> None:
-    async def scenario() -> None:
-        async with scene(use_reactor=use_reactor) as (hub, _, peers):
-            registered: list[Connection] = []
+    async with scene(use_reactor=use_reactor) as (hub, _, peers):
+        registered: list[Connection] = []
 
-            table = table_of(EventHandler())
+        table = table_of(EventHandler())
 
-            def register_many() -> None:
-                registered.extend(hub.register_connection(table, None) for _ in range(200))
+        def register_many() -> None:
+            registered.extend(hub.register_connection(table, None) for _ in range(200))
 
-            with when(register_many):
-                assert hub.broadcast("once") == CLIENTS
-            hub.broadcast("end")
-            assert [await texts_of(peer) for peer in peers] == [[b"once"]] * CLIENTS
-            if registered:
-                assert hub.connection_count == CLIENTS + 200
-            for connection in registered:
-                hub.cancel_opening(connection)
-            assert hub.connection_count == CLIENTS
-
-    run(scenario())
+        with when(register_many):
+            assert hub.broadcast("once") == CLIENTS
+        hub.broadcast("end")
+        assert [await texts_of(peer) for peer in peers] == [[b"once"]] * CLIENTS
+        if registered:
+            assert hub.connection_count == CLIENTS + 200
+        for connection in registered:
+            hub.cancel_opening(connection)
+        assert hub.connection_count == CLIENTS
 
 
 @EACH_LINK
-def test_a_broadcast_within_another_to_the_same_room_does_not_break_what_they_share(run, use_reactor: bool) -> None:
+async def test_a_broadcast_within_another_to_the_same_room_does_not_break_what_they_share(use_reactor: bool) -> None:
     """Some members get the inner one first, and it must not refer to the outer one."""
 
-    async def scenario() -> None:
-        connections: list[Connection] = []
-        settings = {"compression": CompressionConfig(threshold=0), "use_reactor": use_reactor}
-        async with serving(EventHandler(on_open=connections.append), **settings) as (hub, url):
-            hub.configure_room("room", compression="shared")
-            async with contextlib.AsyncExitStack() as stack:
-                clients = [await stack.enter_async_context(connected(url, compression="deflate")) for _ in range(4)]
-                while len(connections) < 4:
-                    await asyncio.sleep(0)
-                for connection in connections:
-                    connection.join("room")
-                hub.broadcast("something that later messages refer to", room="room")
-                assert {await client.recv() for client in clients} == {"something that later messages refer to"}
-                with at_the_next_call_soon(
-                    lambda: hub.broadcast("something that later messages refer to: inner", room="room")
-                ):
-                    hub.broadcast("something that later messages refer to: outer", room="room")
-                hub.broadcast("something that later messages refer to: last", room="room")
-                for client in clients:
-                    texts = [(await client.recv()).rpartition(" ")[2] for _ in range(3)]
-                    assert {*texts[:2]} == {"inner", "outer"}
-                    assert texts[2] == "last"
-
-    run(scenario())
+    connections: list[Connection] = []
+    settings = {"compression": CompressionConfig(threshold=0), "use_reactor": use_reactor}
+    async with serving(EventHandler(on_open=connections.append), **settings) as (hub, url):
+        hub.configure_room("room", compression="shared")
+        async with contextlib.AsyncExitStack() as stack:
+            clients = [await stack.enter_async_context(connected(url, compression="deflate")) for _ in range(4)]
+            while len(connections) < 4:
+                await asyncio.sleep(0)
+            for connection in connections:
+                connection.join("room")
+            hub.broadcast("something that later messages refer to", room="room")
+            assert {await client.recv() for client in clients} == {"something that later messages refer to"}
+            with at_the_next_call_soon(
+                lambda: hub.broadcast("something that later messages refer to: inner", room="room")
+            ):
+                hub.broadcast("something that later messages refer to: outer", room="room")
+            hub.broadcast("something that later messages refer to: last", room="room")
+            for client in clients:
+                texts = [(await client.recv()).rpartition(" ")[2] for _ in range(3)]
+                assert {*texts[:2]} == {"inner", "outer"}
+                assert texts[2] == "last"
 
 
-def test_a_room_that_is_opened_while_it_is_opened_is_one_room(run) -> None:
-    async def scenario() -> None:
-        async with scene() as (hub, connections, _):
-            with at_the_next_collection(lambda: connections[1].join("new")):
-                connections[0].join("new")
-            connections[1].join("new")
-            assert {connection.id for connection in hub.room_members("new")} == {1, 2}
-
-    run(scenario())
+async def test_a_room_that_is_opened_while_it_is_opened_is_one_room() -> None:
+    async with scene() as (hub, connections, _):
+        with at_the_next_collection(lambda: connections[1].join("new")):
+            connections[0].join("new")
+        connections[1].join("new")
+        assert {connection.id for connection in hub.room_members("new")} == {1, 2}

@@ -54,58 +54,52 @@ def echo(connection: Connection, message: Any) -> None:
 
 @pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize("name", CLIENTS)
-def test_every_client_gets_back_what_it_sends(run, name, config) -> None:
+async def test_every_client_gets_back_what_it_sends(name, config) -> None:
     opening = opening_of(name)
     messages = samples(CONFIGS[config].threshold)
 
-    async def scenario() -> None:
-        async with (
-            serving(EventHandler(on_message=echo), compression=CONFIGS[config]) as (hub, url),
-            opening(url) as client,
-        ):
-            # One after the other, and then as many at once as there is room for.
-            for message in messages[:12]:
+    async with (
+        serving(EventHandler(on_message=echo), compression=CONFIGS[config]) as (hub, url),
+        opening(url) as client,
+    ):
+        # One after the other, and then as many at once as there is room for.
+        for message in messages[:12]:
+            await client.send(message)
+            assert await client.receive() == message
+
+        async def send() -> None:
+            for message in messages:
                 await client.send(message)
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(send())
+            for message in messages:
                 assert await client.receive() == message
 
-            async def send() -> None:
-                for message in messages:
-                    await client.send(message)
-
-            async with asyncio.TaskGroup() as group:
-                group.create_task(send())
-                for message in messages:
-                    assert await client.receive() == message
-
-            before = hub.stats()
-            await client.send("a" * 60_000)
-            assert await client.receive() == "a" * 60_000
-            for octets in ("bytes_received", "bytes_sent"):
-                assert hub.stats()[octets] - before[octets] < 1000, "it came or went plain"
-
-    run(scenario())
+        before = hub.stats()
+        await client.send("a" * 60_000)
+        assert await client.receive() == "a" * 60_000
+        for octets in ("bytes_received", "bytes_sent"):
+            assert hub.stats()[octets] - before[octets] < 1000, "it came or went plain"
 
 
 @pytest.mark.parametrize("config", ["defaults", "takeover"])
 @pytest.mark.parametrize("name", FRAGMENTING)
-def test_a_compressed_message_may_come_in_fragments_with_pings_between(run, name, config) -> None:
+async def test_a_compressed_message_may_come_in_fragments_with_pings_between(name, config) -> None:
     opening = opening_of(name)
     source = random.Random(7)
 
-    async def scenario() -> None:
-        async with (
-            serving(EventHandler(on_message=echo), compression=CONFIGS[config]) as (_, url),
-            opening(url) as client,
-        ):
-            for message in source.sample(samples(CONFIGS[config].threshold), 20):
-                octets = message.encode() if isinstance(message, str) else message
-                # Some fragments are empty, some end within a character.
-                cuts = sorted(source.choices(range(len(octets) + 1), k=source.randrange(6)))
-                fragments = [octets[a:b] for a, b in zip([0, *cuts], [*cuts, None], strict=True)]
-                await client.send_fragments(fragments, binary=isinstance(message, bytes))
-                assert await client.receive() == message
-
-    run(scenario())
+    async with (
+        serving(EventHandler(on_message=echo), compression=CONFIGS[config]) as (_, url),
+        opening(url) as client,
+    ):
+        for message in source.sample(samples(CONFIGS[config].threshold), 20):
+            octets = message.encode() if isinstance(message, str) else message
+            # Some fragments are empty, some end within a character.
+            cuts = sorted(source.choices(range(len(octets) + 1), k=source.randrange(6)))
+            fragments = [octets[a:b] for a, b in zip([0, *cuts], [*cuts, None], strict=True)]
+            await client.send_fragments(fragments, binary=isinstance(message, bytes))
+            assert await client.receive() == message
 
 
 def ticks() -> Iterable[str]:
@@ -206,35 +200,32 @@ class Party:
 
 
 @pytest.mark.parametrize(("compression", "side"), [("message", "shared"), ("shared", "message"), ("shared", "shared")])
-def test_clients_of_all_kinds_share_a_room(run, compression, side) -> None:
+async def test_clients_of_all_kinds_share_a_room(compression, side) -> None:
     """They come one after the other, and go again, and are told other things in between, alone or in another room."""
     openings = {name: opening for name, opening in (CLIENTS | PLAIN_CLIENTS).items() if not why_missing(name)}
     source = random.Random(compression + side)
 
-    async def scenario() -> None:
-        opened: asyncio.Queue[Connection] = asyncio.Queue()
-        async with serving(EventHandler(on_open=opened.put_nowait), compression=CompressionConfig(threshold=1)) as (
-            hub,
-            url,
-        ):
-            hub.configure_room("all", compression=compression, restart_interval=16)
-            hub.configure_room("side", compression=side, restart_interval=5)
-            party = Party(hub, url, opened, source)
-            try:
-                for name in source.sample(list(openings), len(openings)):
-                    await party.welcome(Participant(name, openings[name]))
-                    await party.some_steps(15)
-                before = hub.stats()["compression"]
-                for _ in range(64):
-                    await party.tick()
-                after = hub.stats()["compression"]
-                # The windows of all were in use, or else nothing was tested.
-                ratio = (after["bytes_out"] - before["bytes_out"]) / (after["bytes_in"] - before["bytes_in"])
-                assert ratio < 0.7 if compression == "shared" else ratio > 0.7
-                for participant in party.everybody:
-                    await participant.receive_all()
-            finally:
-                for participant in party.everybody:
-                    await participant.stack.aclose()
-
-    run(scenario())
+    opened: asyncio.Queue[Connection] = asyncio.Queue()
+    async with serving(EventHandler(on_open=opened.put_nowait), compression=CompressionConfig(threshold=1)) as (
+        hub,
+        url,
+    ):
+        hub.configure_room("all", compression=compression, restart_interval=16)
+        hub.configure_room("side", compression=side, restart_interval=5)
+        party = Party(hub, url, opened, source)
+        try:
+            for name in source.sample(list(openings), len(openings)):
+                await party.welcome(Participant(name, openings[name]))
+                await party.some_steps(15)
+            before = hub.stats()["compression"]
+            for _ in range(64):
+                await party.tick()
+            after = hub.stats()["compression"]
+            # The windows of all were in use, or else nothing was tested.
+            ratio = (after["bytes_out"] - before["bytes_out"]) / (after["bytes_in"] - before["bytes_in"])
+            assert ratio < 0.7 if compression == "shared" else ratio > 0.7
+            for participant in party.everybody:
+                await participant.receive_all()
+        finally:
+            for participant in party.everybody:
+                await participant.stack.aclose()

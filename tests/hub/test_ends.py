@@ -46,16 +46,13 @@ def native(request: pytest.FixtureRequest) -> bool:
     ],
     ids=["empty", "code", "reason", "longest", "longest UTF-8", "emoji"],
 )
-def test_a_close_is_answered_with_its_code_and_its_reason(run, native: bool, payload: bytes) -> None:
-    async def scenario() -> None:
-        async with serving(EventHandler(), use_reactor=native) as (_, url), raw_peer(url) as peer:
-            peer.send(Frame(Opcode.CLOSE, payload))
-            answer = await peer.frame()
-            assert (answer.opcode, answer.payload) == (Opcode.CLOSE, payload)
-            with pytest.raises(EOFError):
-                await peer.frame()
-
-    run(scenario())
+async def test_a_close_is_answered_with_its_code_and_its_reason(native: bool, payload: bytes) -> None:
+    async with serving(EventHandler(), use_reactor=native) as (_, url), raw_peer(url) as peer:
+        peer.send(Frame(Opcode.CLOSE, payload))
+        answer = await peer.frame()
+        assert (answer.opcode, answer.payload) == (Opcode.CLOSE, payload)
+        with pytest.raises(EOFError):
+            await peer.frame()
 
 
 @pytest.mark.skipif(chromium.PATH is None, reason="there is no chromium on this machine")
@@ -104,47 +101,41 @@ def futures() -> int:
 
 
 @pytest.mark.parametrize("name", ["wait_closed", "drain"])
-def test_cancelled_waits_leave_nothing_behind(run, native: bool, name: str) -> None:
-    async def scenario() -> None:
-        opened = asyncio.get_running_loop().create_future()
-        settings = {"max_send_buffer": 1 << 25, "use_reactor": native}
-        async with serving(EventHandler(on_open=opened.set_result), **settings) as (_, url), raw_peer(url) as peer:
-            connection = await opened
-            peer.writer.transport.pause_reading()
-            connection.send(bytes(16_000_000))
-            wait = getattr(connection, name)
-            before = futures()
-            # All at once, which a search through those that wait would take for ever for.
-            await cancel_all([asyncio.create_task(wait()) for _ in range(MANY)])
-            for _ in range(100):
-                await cancel_all([asyncio.create_task(wait())])
-            assert futures() - before < 10
-
-    run(scenario())
+async def test_cancelled_waits_leave_nothing_behind(native: bool, name: str) -> None:
+    opened = asyncio.get_running_loop().create_future()
+    settings = {"max_send_buffer": 1 << 25, "use_reactor": native}
+    async with serving(EventHandler(on_open=opened.set_result), **settings) as (_, url), raw_peer(url) as peer:
+        connection = await opened
+        peer.writer.transport.pause_reading()
+        connection.send(bytes(16_000_000))
+        wait = getattr(connection, name)
+        before = futures()
+        # All at once, which a search through those that wait would take for ever for.
+        await cancel_all([asyncio.create_task(wait()) for _ in range(MANY)])
+        for _ in range(100):
+            await cancel_all([asyncio.create_task(wait())])
+        assert futures() - before < 10
 
 
-def test_those_that_are_not_cancelled_go_on_to_wait(run, native: bool) -> None:
-    async def scenario() -> None:
-        opened = asyncio.get_running_loop().create_future()
-        settings = {"max_send_buffer": 1 << 25, "use_reactor": native}
-        async with serving(EventHandler(on_open=opened.set_result), **settings) as (_, url), raw_peer(url) as peer:
-            connection = await opened
-            peer.writer.transport.pause_reading()
-            connection.send(bytes(16_000_000))
-            drains = [asyncio.create_task(connection.drain()) for _ in range(3)]
-            ends = [asyncio.create_task(connection.wait_closed()) for _ in range(3)]
-            received = asyncio.create_task(connection.receive())
-            await cancel_all([drains[0], ends[1], received])
-            peer.writer.transport.resume_reading()
-            await peer.frame()
-            await asyncio.gather(*drains[1:])
-            last = asyncio.create_task(connection.receive())
-            peer.send(Frame.text("still heard"))
-            assert (await last).data == "still heard"
-            peer.reset()
-            await asyncio.gather(ends[0], ends[2])
-
-    run(scenario())
+async def test_those_that_are_not_cancelled_go_on_to_wait(native: bool) -> None:
+    opened = asyncio.get_running_loop().create_future()
+    settings = {"max_send_buffer": 1 << 25, "use_reactor": native}
+    async with serving(EventHandler(on_open=opened.set_result), **settings) as (_, url), raw_peer(url) as peer:
+        connection = await opened
+        peer.writer.transport.pause_reading()
+        connection.send(bytes(16_000_000))
+        drains = [asyncio.create_task(connection.drain()) for _ in range(3)]
+        ends = [asyncio.create_task(connection.wait_closed()) for _ in range(3)]
+        received = asyncio.create_task(connection.receive())
+        await cancel_all([drains[0], ends[1], received])
+        peer.writer.transport.resume_reading()
+        await peer.frame()
+        await asyncio.gather(*drains[1:])
+        last = asyncio.create_task(connection.receive())
+        peer.send(Frame.text("still heard"))
+        assert (await last).data == "still heard"
+        peer.reset()
+        await asyncio.gather(ends[0], ends[2])
 
 
 # Before the opening
@@ -156,62 +147,53 @@ def register(hub: Hub) -> Connection:
 
 
 @pytest.mark.parametrize("closed", [False, True], ids=["", "after close()"])
-def test_a_handshake_that_fails_ends_every_wait(run, closed: bool) -> None:
-    async def scenario() -> None:
-        async with Hub() as hub:
-            connection = register(hub)
-            connection.join("a room")
-            early = [asyncio.create_task(connection.wait_closed()), asyncio.create_task(connection.receive())]
-            await asyncio.sleep(0)
-            if closed:
-                connection.close(4000)
-                await asyncio.sleep(0)
-            assert not any(task.done() for task in early)
-            hub.cancel_opening(connection)
-            await early[0]
-            with pytest.raises(ConnectionLost):
-                await early[1]
-            await connection.wait_closed()
-            for late in (connection.receive, connection.drain):
-                with pytest.raises(ConnectionLost):
-                    await late()
-            connection.close()
-            assert (connection.state.name, connection.close_code) == ("CLOSED", 1006)
-            assert (hub.connection_count, hub.rooms) == (0, frozenset())
-
-    run(scenario())
-
-
-def test_a_hub_that_closes_ends_what_waits_for_a_handshake_that_is_never_answered(run) -> None:
-    async def scenario() -> None:
-        hub = Hub(HubConfig(close_timeout_ms=50))
+async def test_a_handshake_that_fails_ends_every_wait(closed: bool) -> None:
+    async with Hub() as hub:
         connection = register(hub)
-        wait = asyncio.create_task(connection.wait_closed())
-        await hub.close()
-        await wait
-        assert hub.connection_count == 0
+        connection.join("a room")
+        early = [asyncio.create_task(connection.wait_closed()), asyncio.create_task(connection.receive())]
+        await asyncio.sleep(0)
+        if closed:
+            connection.close(4000)
+            await asyncio.sleep(0)
+        assert not any(task.done() for task in early)
+        hub.cancel_opening(connection)
+        await early[0]
+        with pytest.raises(ConnectionLost):
+            await early[1]
+        await connection.wait_closed()
+        for late in (connection.receive, connection.drain):
+            with pytest.raises(ConnectionLost):
+                await late()
+        connection.close()
+        assert (connection.state.name, connection.close_code) == ("CLOSED", 1006)
+        assert (hub.connection_count, hub.rooms) == (0, frozenset())
 
-    run(scenario())
+
+async def test_a_hub_that_closes_ends_what_waits_for_a_handshake_that_is_never_answered() -> None:
+    hub = Hub(HubConfig(close_timeout_ms=50))
+    connection = register(hub)
+    wait = asyncio.create_task(connection.wait_closed())
+    await hub.close()
+    await wait
+    assert hub.connection_count == 0
 
 
-def test_a_handshake_that_was_given_up_is_not_answered_later(run) -> None:
-    async def scenario() -> None:
-        async with Hub() as hub:
-            connection = register(hub)
-            hub.cancel_opening(connection)
-            if not hub.can_adopt():
-                return
-            ours, theirs = socket.socketpair()
-            theirs.settimeout(10)
-            with theirs:
-                ours.setblocking(False)
-                with pytest.raises(Exception, match="shutting down"):
-                    hub.open_on_descriptor(connection, ours.detach(), b"101", b"")
-                await asyncio.sleep(0)
-                assert theirs.recv(10) == b""
-            assert connection.state.name == "CLOSED"
-
-    run(scenario())
+async def test_a_handshake_that_was_given_up_is_not_answered_later() -> None:
+    async with Hub() as hub:
+        connection = register(hub)
+        hub.cancel_opening(connection)
+        if not hub.can_adopt():
+            return
+        ours, theirs = socket.socketpair()
+        theirs.settimeout(10)
+        with theirs:
+            ours.setblocking(False)
+            with pytest.raises(Exception, match="shutting down"):
+                hub.open_on_descriptor(connection, ours.detach(), b"101", b"")
+            await asyncio.sleep(0)
+            assert theirs.recv(10) == b""
+        assert connection.state.name == "CLOSED"
 
 
 # After the end
@@ -233,8 +215,8 @@ async def serving_over(kind: str, handler: EventHandler, directory: Any, certifi
 @pytest.mark.parametrize("end", ["close", "reset", "hub"])
 @pytest.mark.parametrize("fast", [True, False], ids=["aiofastnet", "loop's transports"])
 @pytest.mark.parametrize("kind", ["native", "transports", "tls", "native unix", "transports unix", "tls unix"])
-def test_the_address_is_there_at_all_times_and_in_all_threads(
-    run, tmp_path, certificate, monkeypatch, kind: str, fast: bool, end: str
+async def test_the_address_is_there_at_all_times_and_in_all_threads(
+    tmp_path, certificate, monkeypatch, kind: str, fast: bool, end: str
 ) -> None:
     if not fast:
         monkeypatch.setitem(sys.modules, "aiofastnet", None)
@@ -246,39 +228,36 @@ def test_the_address_is_there_at_all_times_and_in_all_threads(
         thread.start()
         thread.join()
 
-    async def scenario() -> None:
-        loop = asyncio.get_running_loop()
-        opened, closed = loop.create_future(), loop.create_future()
+    loop = asyncio.get_running_loop()
+    opened, closed = loop.create_future(), loop.create_future()
 
-        def on_open(connection: Connection) -> None:
-            look(connection)
-            opened.set_result(connection)
-
-        def on_close(connection: Connection, code: int, reason: str) -> None:
-            look(connection)
-            closed.set_result(None)
-
-        handler = EventHandler(on_open=on_open, on_close=on_close)
-        async with serving_over(kind, handler, tmp_path, certificate) as (reader, writer):
-            expected = None if "unix" in kind else writer.get_extra_info("sockname")
-            writer.write(REQUEST)
-            await reader.readuntil(b"\r\n\r\n")
-            connection = await opened
-            if end == "reset":
-                writer.transport.abort()
-                await closed
-            elif end == "close":
-                connection.close()
-                await reader.readexactly(4)
-                writer.close()
-                await closed
+    def on_open(connection: Connection) -> None:
         look(connection)
-        writer.transport.abort()
-        await asyncio.sleep(0)
-        look(connection)
-        assert seen == [expected] * 8
+        opened.set_result(connection)
 
-    run(scenario())
+    def on_close(connection: Connection, code: int, reason: str) -> None:
+        look(connection)
+        closed.set_result(None)
+
+    handler = EventHandler(on_open=on_open, on_close=on_close)
+    async with serving_over(kind, handler, tmp_path, certificate) as (reader, writer):
+        expected = None if "unix" in kind else writer.get_extra_info("sockname")
+        writer.write(REQUEST)
+        await reader.readuntil(b"\r\n\r\n")
+        connection = await opened
+        if end == "reset":
+            writer.transport.abort()
+            await closed
+        elif end == "close":
+            connection.close()
+            await reader.readexactly(4)
+            writer.close()
+            await closed
+    look(connection)
+    writer.transport.abort()
+    await asyncio.sleep(0)
+    look(connection)
+    assert seen == [expected] * 8
 
 
 def leave_a_loop_behind(loop: asyncio.AbstractEventLoop, kind: str) -> None:
@@ -337,19 +316,16 @@ def test_a_loop_that_is_closed_in_the_middle_leaks_nothing(loop: str, kind: str)
     assert all(now <= then for now, then in zip(after, before, strict=True)), (before, after)
 
 
-def test_receive_after_a_close_of_the_client_ends_in_the_ordinary_way(run, native: bool) -> None:
-    async def scenario() -> None:
-        opened = asyncio.get_running_loop().create_future()
-        async with (
-            serving(EventHandler(on_open=opened.set_result), use_reactor=native) as (_, url),
-            connected(url) as client,
-        ):
-            connection = await opened
-            received = asyncio.create_task(connection.receive())
-            await client.close(4000, "so long")
-            with pytest.raises(ConnectionClosed) as caught:
-                await received
-            assert (caught.value.code, caught.value.reason) == (4000, "so long")
-            assert (client.close_code, client.close_reason) == (4000, "so long")
-
-    run(scenario())
+async def test_receive_after_a_close_of_the_client_ends_in_the_ordinary_way(native: bool) -> None:
+    opened = asyncio.get_running_loop().create_future()
+    async with (
+        serving(EventHandler(on_open=opened.set_result), use_reactor=native) as (_, url),
+        connected(url) as client,
+    ):
+        connection = await opened
+        received = asyncio.create_task(connection.receive())
+        await client.close(4000, "so long")
+        with pytest.raises(ConnectionClosed) as caught:
+            await received
+        assert (caught.value.code, caught.value.reason) == (4000, "so long")
+        assert (client.close_code, client.close_reason) == (4000, "so long")

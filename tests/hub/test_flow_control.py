@@ -20,92 +20,81 @@ def balanced(hub: Hub, room: str | None = None) -> bool:
     )
 
 
-def test_a_burst_within_one_turn_is_not_taken_for_a_slow_reader(run) -> None:
-    async def scenario() -> None:
-        def on_message(connection, message) -> None:
-            for index in range(1000):
-                connection.send(b"%4d" % index + b"h" * 1000)
-
-        handler = EventHandler(on_message=on_message)
-        async with serving(handler) as (hub, url), connected(url, max_size=None) as client:
-            receiving = asyncio.create_task(_receive(client, 1000))
-            await client.send("history, please")
-            assert [message[:4] for message in await receiving] == [b"%4d" % index for index in range(1000)]
-            assert balanced(hub)
-
+async def test_a_burst_within_one_turn_is_not_taken_for_a_slow_reader() -> None:
     async def _receive(client, count: int) -> list[bytes]:
         return [await client.recv() for _ in range(count)]
 
-    run(scenario())
+    def on_message(connection, message) -> None:
+        for index in range(1000):
+            connection.send(b"%4d" % index + b"h" * 1000)
+
+    handler = EventHandler(on_message=on_message)
+    async with serving(handler) as (hub, url), connected(url, max_size=None) as client:
+        receiving = asyncio.create_task(_receive(client, 1000))
+        await client.send("history, please")
+        assert [message[:4] for message in await receiving] == [b"%4d" % index for index in range(1000)]
+        assert balanced(hub)
 
 
-def test_drain_returns_when_the_peer_has_read_and_raises_when_it_is_gone(run) -> None:
-    async def scenario() -> None:
-        opened = asyncio.get_running_loop().create_future()
-        handler = EventHandler(on_open=opened.set_result)
-        async with serving(handler, max_send_buffer=1 << 26) as (hub, url):
-            async with raw_peer(url, limit=1024) as peer:
-                peer.writer.transport.pause_reading()
-                connection = await opened
-                await connection.drain()
-                for _ in range(64):
-                    connection.send(bytes(1 << 19))
-                draining = asyncio.create_task(connection.drain())
-                await asyncio.sleep(0)
-                await asyncio.sleep(0)
-                assert connection.buffered > 0
-                assert not draining.done()
-                assert balanced(hub)
-                peer.writer.transport.resume_reading()
-                received = 0
-                while received < 64:
-                    received += bool((await peer.frame()).payload)
-                await draining
-                assert connection.buffered == 0
-                peer.writer.transport.pause_reading()
-                for _ in range(64):
-                    connection.send(bytes(1 << 19))
-                draining = asyncio.create_task(connection.drain())
-                await asyncio.sleep(0)
-                peer.reset()
-                with pytest.raises(ConnectionClosed):
-                    await draining
-            assert hub.stats()["dropped"]["closed"] > 0
-            assert balanced(hub)
-
-    run(scenario())
-
-
-def test_a_peer_that_does_not_read_its_echoes_is_not_read_either(run) -> None:
-    """So the memory that an echo costs is bounded by max_send_buffer, without closing anybody."""
-
-    async def scenario() -> None:
-        opened = asyncio.get_running_loop().create_future()
-        handler = EventHandler(
-            on_open=opened.set_result, on_message=lambda connection, message: connection.send(message)
-        )
-        async with serving(handler) as (hub, url), raw_peer(url, limit=1024) as peer:
+async def test_drain_returns_when_the_peer_has_read_and_raises_when_it_is_gone() -> None:
+    opened = asyncio.get_running_loop().create_future()
+    handler = EventHandler(on_open=opened.set_result)
+    async with serving(handler, max_send_buffer=1 << 26) as (hub, url):
+        async with raw_peer(url, limit=1024) as peer:
             peer.writer.transport.pause_reading()
             connection = await opened
-            block = b"".join(
-                Frame.binary(b"%8d" % index + bytes(5000)).with_mask(b"abcd").encode() for index in range(2000)
-            )
-            peer.write(block)
-            seen = -1
-            while hub.stats()["messages_received"] != seen or not connection.buffered:
-                seen = hub.stats()["messages_received"]
-                for _ in range(50):
-                    await asyncio.sleep(0)
-                assert connection.buffered <= 256 * 1024 + 64 * 1024 + 5020
-                if seen == 2000:
-                    break
-            peer.writer.transport.resume_reading()
-            for index in range(2000):
-                assert (await peer.frame()).payload[:8] == b"%8d" % index
-            assert not any(hub.stats()["dropped"].values())
+            await connection.drain()
+            for _ in range(64):
+                connection.send(bytes(1 << 19))
+            draining = asyncio.create_task(connection.drain())
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            assert connection.buffered > 0
+            assert not draining.done()
             assert balanced(hub)
+            peer.writer.transport.resume_reading()
+            received = 0
+            while received < 64:
+                received += bool((await peer.frame()).payload)
+            await draining
+            assert connection.buffered == 0
+            peer.writer.transport.pause_reading()
+            for _ in range(64):
+                connection.send(bytes(1 << 19))
+            draining = asyncio.create_task(connection.drain())
+            await asyncio.sleep(0)
+            peer.reset()
+            with pytest.raises(ConnectionClosed):
+                await draining
+        assert hub.stats()["dropped"]["closed"] > 0
+        assert balanced(hub)
 
-    run(scenario())
+
+async def test_a_peer_that_does_not_read_its_echoes_is_not_read_either() -> None:
+    """So the memory that an echo costs is bounded by max_send_buffer, without closing anybody."""
+
+    opened = asyncio.get_running_loop().create_future()
+    handler = EventHandler(on_open=opened.set_result, on_message=lambda connection, message: connection.send(message))
+    async with serving(handler) as (hub, url), raw_peer(url, limit=1024) as peer:
+        peer.writer.transport.pause_reading()
+        connection = await opened
+        block = b"".join(
+            Frame.binary(b"%8d" % index + bytes(5000)).with_mask(b"abcd").encode() for index in range(2000)
+        )
+        peer.write(block)
+        seen = -1
+        while hub.stats()["messages_received"] != seen or not connection.buffered:
+            seen = hub.stats()["messages_received"]
+            for _ in range(50):
+                await asyncio.sleep(0)
+            assert connection.buffered <= 256 * 1024 + 64 * 1024 + 5020
+            if seen == 2000:
+                break
+        peer.writer.transport.resume_reading()
+        for index in range(2000):
+            assert (await peer.frame()).payload[:8] == b"%8d" % index
+        assert not any(hub.stats()["dropped"].values())
+        assert balanced(hub)
 
 
 ACTIONS = st.lists(
@@ -181,25 +170,22 @@ def test_every_client_gets_exactly_what_the_model_says_in_order(actions) -> None
 
 
 @pytest.mark.parametrize("use_reactor", [True, False])
-def test_drain_raises_when_what_it_waits_for_is_dropped_since_too_much_waits(run, use_reactor) -> None:
-    async def scenario() -> None:
-        opened = asyncio.get_running_loop().create_future()
-        handler = EventHandler(on_open=opened.set_result)
-        async with serving(handler, use_reactor=use_reactor) as (hub, url), raw_peer(url) as peer:
-            peer.writer.transport.pause_reading()
-            connection = await opened
-            while not connection.buffered:
-                connection.send(bytes(10_000))
-                await asyncio.sleep(0)
-            draining = asyncio.create_task(connection.drain())
+async def test_drain_raises_when_what_it_waits_for_is_dropped_since_too_much_waits(use_reactor) -> None:
+    opened = asyncio.get_running_loop().create_future()
+    handler = EventHandler(on_open=opened.set_result)
+    async with serving(handler, use_reactor=use_reactor) as (hub, url), raw_peer(url) as peer:
+        peer.writer.transport.pause_reading()
+        connection = await opened
+        while not connection.buffered:
+            connection.send(bytes(10_000))
             await asyncio.sleep(0)
-            while connection.close_code is None:
-                connection.send(bytes(10_000))
-            peer.writer.transport.resume_reading()
-            assert await peer.close_code() == 1013
-            with pytest.raises(ConnectionClosed, match="1013"):
-                await draining
-            assert hub.stats()["dropped"]["slow"] > 0
-            assert balanced(hub)
-
-    run(scenario())
+        draining = asyncio.create_task(connection.drain())
+        await asyncio.sleep(0)
+        while connection.close_code is None:
+            connection.send(bytes(10_000))
+        peer.writer.transport.resume_reading()
+        assert await peer.close_code() == 1013
+        with pytest.raises(ConnectionClosed, match="1013"):
+            await draining
+        assert hub.stats()["dropped"]["slow"] > 0
+        assert balanced(hub)

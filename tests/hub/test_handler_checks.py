@@ -283,7 +283,7 @@ def test_attributes_of_an_instance_are_checked_when_it_is_given_to_a_hub() -> No
 # Coroutine functions and hooks that a hub is given
 
 
-def test_the_life_of_a_connection_is_a_coroutine_function_that_takes_it(run) -> None:
+async def test_the_life_of_a_connection_is_a_coroutine_function_that_takes_it() -> None:
     async def without_argument() -> None: ...
 
     async def generates(connection):
@@ -291,19 +291,16 @@ def test_the_life_of_a_connection_is_a_coroutine_function_that_takes_it(run) -> 
 
     async def two(first, connection) -> None: ...
 
-    async def scenario() -> None:
-        hub = Hub()
-        for give in (hub.asgi, lambda handler: hub.serve(handler=handler)):
-            with pytest.raises(MisuseError, match=r"is called with \(connection\), and .*without_argument\(\)"):
-                give(without_argument)
-            with pytest.raises(MisuseError, match="has no yield"):
-                give(generates)
-            with pytest.raises(MisuseError, match=r"give EventHandler\(\), not the class"):
-                give(EventHandler)
-            give(functools.partial(two, 1))
-            give(mock.AsyncMock())
-
-    run(scenario())
+    hub = Hub()
+    for give in (hub.asgi, lambda handler: hub.serve(handler=handler)):
+        with pytest.raises(MisuseError, match=r"is called with \(connection\), and .*without_argument\(\)"):
+            give(without_argument)
+        with pytest.raises(MisuseError, match="has no yield"):
+            give(generates)
+        with pytest.raises(MisuseError, match=r"give EventHandler\(\), not the class"):
+            give(EventHandler)
+        give(functools.partial(two, 1))
+        give(mock.AsyncMock())
 
 
 def test_on_upgrade_is_a_function_of_the_request() -> None:
@@ -320,21 +317,18 @@ def test_on_upgrade_is_a_function_of_the_request() -> None:
 
 
 @pytest.mark.parametrize("function", [generator, async_generator])
-def test_a_generator_that_a_handler_returns_fails_as_any_error_does(run, caplog, function) -> None:
+async def test_a_generator_that_a_handler_returns_fails_as_any_error_does(caplog, function) -> None:
     """A wrapper does not tell what it wraps."""
 
-    async def scenario() -> None:
-        errors: list[BaseException] = []
-        handler = EventHandler(
-            on_message=lambda connection, message: function(connection, message),
-            on_error=lambda connection, error: errors.append(error),
-        )
-        with caplog.at_level(logging.CRITICAL, "wshub.server"):
-            async with serving(handler) as (_, url), connected(url) as client:
-                await client.send("x")
-                await client.wait_closed()
-                assert client.close_code == 1011
-        assert isinstance(errors[0], MisuseError)
-        assert "a handler has no yield" in str(errors[0])
-
-    run(scenario())
+    errors: list[BaseException] = []
+    handler = EventHandler(
+        on_message=lambda connection, message: function(connection, message),
+        on_error=lambda connection, error: errors.append(error),
+    )
+    with caplog.at_level(logging.CRITICAL, "wshub.server"):
+        async with serving(handler) as (_, url), connected(url) as client:
+            await client.send("x")
+            await client.wait_closed()
+            assert client.close_code == 1011
+    assert isinstance(errors[0], MisuseError)
+    assert "a handler has no yield" in str(errors[0])

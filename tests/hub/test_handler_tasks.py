@@ -124,29 +124,26 @@ async def played(play: Callable[[Stage, list[Actor]], Awaitable[list[Any]]], see
     "ignore:coroutine .* was never awaited:RuntimeWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
 )
 @pytest.mark.parametrize("kind", ["tasks", "eager tasks", "eager task factory"])
-def test_a_handler_cannot_be_told_from_a_task(run, kind, caplog) -> None:
+async def test_a_handler_cannot_be_told_from_a_task(kind, caplog) -> None:
     if kind != "tasks" and not HAS_EAGER_TASKS:
         pytest.skip("Python has eager tasks from 3.12 on")
     caplog.set_level(logging.CRITICAL, "wshub.server")
 
-    async def scenario() -> None:
-        factory = asyncio.eager_task_factory if kind == "eager task factory" else None
-        if factory is not None and not await works(factory):
-            pytest.skip("this loop cannot use asyncio.eager_task_factory on this Python")
-        reference = as_eager_tasks if kind == "eager tasks" else as_tasks
-        for seed in range(PROGRAMS):
-            for attempt in range(ATTEMPTS):
-                expected = await played(reference, seed, factory)
-                found = await played(as_handlers, seed, factory)
-                assert each_by_itself(found) == each_by_itself(expected), f"program {seed}"
-                # One that starts eagerly may be a step ahead of one that does not.
-                if found == expected or (kind == "tasks" and HAS_EAGER_TASKS):
-                    break
-                # anyio and task groups cancel the tasks of a set, in any order.
-                assert attempt < ATTEMPTS - 1, f"program {seed}: the order is another"
-        gc.collect()
-
-    run(scenario())
+    factory = asyncio.eager_task_factory if kind == "eager task factory" else None
+    if factory is not None and not await works(factory):
+        pytest.skip("this loop cannot use asyncio.eager_task_factory on this Python")
+    reference = as_eager_tasks if kind == "eager tasks" else as_tasks
+    for seed in range(PROGRAMS):
+        for attempt in range(ATTEMPTS):
+            expected = await played(reference, seed, factory)
+            found = await played(as_handlers, seed, factory)
+            assert each_by_itself(found) == each_by_itself(expected), f"program {seed}"
+            # One that starts eagerly may be a step ahead of one that does not.
+            if found == expected or (kind == "tasks" and HAS_EAGER_TASKS):
+                break
+            # anyio and task groups cancel the tasks of a set, in any order.
+            assert attempt < ATTEMPTS - 1, f"program {seed}: the order is another"
+    gc.collect()
 
 
 async def works(factory: Any) -> bool:
@@ -164,134 +161,119 @@ async def works(factory: Any) -> bool:
     return True
 
 
-def test_handlers_that_await_one_future_in_the_same_iteration_all_go_on(run) -> None:
-    async def scenario() -> None:
-        loop = asyncio.get_running_loop()
-        hub = Hub()
-        hub.bind()
-        ready = loop.create_future()
-        done: list[int] = []
+async def test_handlers_that_await_one_future_in_the_same_iteration_all_go_on() -> None:
+    loop = asyncio.get_running_loop()
+    hub = Hub()
+    hub.bind()
+    ready = loop.create_future()
+    done: list[int] = []
 
-        async def on_message(connection, message) -> None:
-            await ready
-            done.append(connection.id)
+    async def on_message(connection, message) -> None:
+        await ready
+        done.append(connection.id)
 
-        wires = [Wire(hub, EventHandler(on_message=on_message)) for _ in range(5)]
-        loop.call_soon(lambda: [wire.receive() for wire in wires])
+    wires = [Wire(hub, EventHandler(on_message=on_message)) for _ in range(5)]
+    loop.call_soon(lambda: [wire.receive() for wire in wires])
+    await asyncio.sleep(0)
+    ready.set_result(None)
+    while len(done) < 5:
         await asyncio.sleep(0)
-        ready.set_result(None)
-        while len(done) < 5:
+    assert done == [wire.connection.id for wire in wires]
+    await close(hub, wires)
+
+
+async def test_a_task_that_a_handler_has_kept_is_done_once_the_handler_has_returned() -> None:
+    loop = asyncio.get_running_loop()
+    hub = Hub()
+    hub.bind()
+    kept: list[asyncio.Task[Any]] = []
+
+    async def on_message(connection, message) -> None:
+        kept.append(asyncio.current_task())
+        if message.data == "wait":
             await asyncio.sleep(0)
-        assert done == [wire.connection.id for wire in wires]
-        await close(hub, wires)
 
-    run(scenario())
+    wires = [Wire(hub, EventHandler(on_message=on_message)) for _ in range(3)]
+
+    def arrive() -> None:
+        wires[0].receive()
+        assert kept[0].done()
+        assert kept[0].result() is None
+        assert not kept[0].cancel()
+        wires[1].receive("wait")
+        wires[2].receive("wait")
+        assert len(set(kept)) == 3
+        kept[1].cancel()
+
+    loop.call_soon(arrive)
+    await asyncio.sleep(0)
+    await asyncio.wait(kept[1:])
+    assert [task.cancelled() for task in kept] == [False, True, False]
+    await close(hub, wires)
 
 
-def test_a_task_that_a_handler_has_kept_is_done_once_the_handler_has_returned(run) -> None:
-    async def scenario() -> None:
-        loop = asyncio.get_running_loop()
-        hub = Hub()
-        hub.bind()
-        kept: list[asyncio.Task[Any]] = []
+async def test_what_is_kept_by_the_task_goes_with_it() -> None:
+    loop = asyncio.get_running_loop()
+    hub = Hub()
+    hub.bind()
+    sessions: weakref.WeakKeyDictionary[asyncio.Task[Any], str] = weakref.WeakKeyDictionary()
+    found: list[str | None] = []
 
-        async def on_message(connection, message) -> None:
-            kept.append(asyncio.current_task())
-            if message.data == "wait":
-                await asyncio.sleep(0)
+    async def on_message(connection, message) -> None:
+        task = asyncio.current_task()
+        found.append(sessions.get(task))
+        sessions[task] = message.data
 
-        wires = [Wire(hub, EventHandler(on_message=on_message)) for _ in range(3)]
+    wires = [Wire(hub, EventHandler(on_message=on_message)) for _ in range(2)]
+    loop.call_soon(lambda: [wire.receive() for wire in wires * 2])
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert found == [None] * 4
+    assert not sessions
+    await close(hub, wires)
 
-        def arrive() -> None:
-            wires[0].receive()
-            assert kept[0].done()
-            assert kept[0].result() is None
-            assert not kept[0].cancel()
-            wires[1].receive("wait")
-            wires[2].receive("wait")
-            assert len(set(kept)) == 3
-            kept[1].cancel()
 
-        loop.call_soon(arrive)
+async def test_a_task_factory_of_the_loop_makes_the_tasks_of_handlers() -> None:
+    loop = asyncio.get_running_loop()
+    hub = Hub()
+    hub.bind()
+    made: list[str] = []
+    seen: list[object] = []
+
+    def factory(loop, coroutine, **options):
+        made.append(coroutine.__name__)
+        return asyncio.Task(coroutine, loop=loop, **options)
+
+    async def on_message(connection, message) -> None:
+        seen.append(asyncio.current_task())
+
+    wire = Wire(hub, EventHandler(on_message=on_message))
+    loop.set_task_factory(factory)
+    loop.call_soon(wire.receive)
+    while not seen:
         await asyncio.sleep(0)
-        await asyncio.wait(kept[1:])
-        assert [task.cancelled() for task in kept] == [False, True, False]
-        await close(hub, wires)
-
-    run(scenario())
+    loop.set_task_factory(None)
+    assert made == ["on_message"]
+    await close(hub, [wire])
 
 
-def test_what_is_kept_by_the_task_goes_with_it(run) -> None:
-    async def scenario() -> None:
-        loop = asyncio.get_running_loop()
-        hub = Hub()
-        hub.bind()
-        sessions: weakref.WeakKeyDictionary[asyncio.Task[Any], str] = weakref.WeakKeyDictionary()
-        found: list[str | None] = []
+async def test_the_loop_is_as_it_was_after_a_handler_has_started() -> None:
+    loop = asyncio.get_running_loop()
+    hub = Hub()
+    hub.bind()
+    scheduled: list[str] = []
+    before = dict(vars(loop)).get("call_soon")
 
-        async def on_message(connection, message) -> None:
-            task = asyncio.current_task()
-            found.append(sessions.get(task))
-            sessions[task] = message.data
+    async def on_message(connection, message) -> None:
+        loop.call_soon(scheduled.append, message.data)
 
-        wires = [Wire(hub, EventHandler(on_message=on_message)) for _ in range(2)]
-        loop.call_soon(lambda: [wire.receive() for wire in wires * 2])
+    wire = Wire(hub, EventHandler(on_message=on_message))
+    loop.call_soon(lambda: [wire.receive(text) for text in "ab"])
+    while len(scheduled) < 2:
         await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        assert found == [None] * 4
-        assert not sessions
-        await close(hub, wires)
-
-    run(scenario())
-
-
-def test_a_task_factory_of_the_loop_makes_the_tasks_of_handlers(run) -> None:
-    async def scenario() -> None:
-        loop = asyncio.get_running_loop()
-        hub = Hub()
-        hub.bind()
-        made: list[str] = []
-        seen: list[object] = []
-
-        def factory(loop, coroutine, **options):
-            made.append(coroutine.__name__)
-            return asyncio.Task(coroutine, loop=loop, **options)
-
-        async def on_message(connection, message) -> None:
-            seen.append(asyncio.current_task())
-
-        wire = Wire(hub, EventHandler(on_message=on_message))
-        loop.set_task_factory(factory)
-        loop.call_soon(wire.receive)
-        while not seen:
-            await asyncio.sleep(0)
-        loop.set_task_factory(None)
-        assert made == ["on_message"]
-        await close(hub, [wire])
-
-    run(scenario())
-
-
-def test_the_loop_is_as_it_was_after_a_handler_has_started(run) -> None:
-    async def scenario() -> None:
-        loop = asyncio.get_running_loop()
-        hub = Hub()
-        hub.bind()
-        scheduled: list[str] = []
-        before = dict(vars(loop)).get("call_soon")
-
-        async def on_message(connection, message) -> None:
-            loop.call_soon(scheduled.append, message.data)
-
-        wire = Wire(hub, EventHandler(on_message=on_message))
-        loop.call_soon(lambda: [wire.receive(text) for text in "ab"])
-        while len(scheduled) < 2:
-            await asyncio.sleep(0)
-        assert scheduled == ["a", "b"]
-        assert dict(vars(loop)).get("call_soon") is before
-        await close(hub, [wire])
-
-    run(scenario())
+    assert scheduled == ["a", "b"]
+    assert dict(vars(loop)).get("call_soon") is before
+    await close(hub, [wire])
 
 
 def test_a_cancelled_handler_closes_with_1011_and_leaves_no_traceback(run, caplog) -> None:
@@ -326,31 +308,28 @@ async def close(hub: Hub, wires: list[Wire]) -> None:
     await hub.close()
 
 
-def test_a_call_soon_that_a_program_has_given_its_loop_stays(run: Callable[..., Any]) -> None:
-    async def scenario() -> None:
-        loop = asyncio.get_running_loop()
-        scheduled: list[Any] = []
-        of_the_class = loop.call_soon
+async def test_a_call_soon_that_a_program_has_given_its_loop_stays() -> None:
+    loop = asyncio.get_running_loop()
+    scheduled: list[Any] = []
+    of_the_class = loop.call_soon
 
-        def call_soon(*arguments: Any, **options: Any) -> Any:
-            scheduled.append(arguments[0])
-            return of_the_class(*arguments, **options)
+    def call_soon(*arguments: Any, **options: Any) -> Any:
+        scheduled.append(arguments[0])
+        return of_the_class(*arguments, **options)
 
-        async def handler(steps: list[str]) -> None:
-            steps.append("first")
-            await asyncio.sleep(0)
-            steps.append("second")
+    async def handler(steps: list[str]) -> None:
+        steps.append("first")
+        await asyncio.sleep(0)
+        steps.append("second")
 
-        for own in (None, call_soon):
-            if own is not None:
-                loop.call_soon = own  # type: ignore[assignment, method-assign]
-            steps: list[str] = []
-            task = start_eager_task(loop, handler(steps), contextvars.copy_context(), "a handler")
-            assert steps == ["first"]
-            assert loop.call_soon == (own or of_the_class)
-            assert ("call_soon" in vars(loop)) == (own is not None)
-            await task
-            assert steps == ["first", "second"]
-        assert scheduled
-
-    run(scenario())
+    for own in (None, call_soon):
+        if own is not None:
+            loop.call_soon = own  # type: ignore[assignment, method-assign]
+        steps: list[str] = []
+        task = start_eager_task(loop, handler(steps), contextvars.copy_context(), "a handler")
+        assert steps == ["first"]
+        assert loop.call_soon == (own or of_the_class)
+        assert ("call_soon" in vars(loop)) == (own is not None)
+        await task
+        assert steps == ["first", "second"]
+    assert scheduled

@@ -125,163 +125,148 @@ def test_very_many_fields_of_one_name_take_linear_time_from_an_asgi_server_too()
 # Memory before anybody is let in
 
 
-def test_who_is_refused_and_does_not_hang_up_is_one_of_a_bounded_number(run, reactor) -> None:
-    async def scenario() -> None:
-        settings = {"max_pending_handshakes": 10, "use_reactor": reactor}
-        async with serving(EventHandler(), **settings) as (hub, url):
-            peers = [raw_peer(url, handshake=False) for _ in range(50)]
-            for peer in peers:
-                entered = await peer.__aenter__()
-                entered.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-                assert (await entered.reader.readline()).startswith(b"HTTP/1.1 426 ")
-                for _ in range(5):
-                    await asyncio.sleep(0)
-                assert hub.bind().connection_count <= 12
-            for peer in peers:
-                await peer.__aexit__(None, None, None)
-
-    run(scenario())
-
-
-def test_nothing_is_read_of_who_has_not_been_let_in_yet(run, reactor) -> None:
-    async def scenario() -> None:
-        decision = asyncio.get_running_loop().create_future()
-        asked = asyncio.Event()
-
-        async def on_upgrade(request: RequestHead) -> None:
-            asked.set()
-            await decision
-
-        hub = Hub(HubConfig(use_reactor=reactor), on_upgrade=on_upgrade)
-        async with hub.serve("127.0.0.1", 0, EventHandler()) as server:
-            async with raw_peer(f"ws://127.0.0.1:{server.port}/", handshake=False) as peer:
-                peer.write(REQUEST)
-                await asked.wait()
-                peer.write(masked(Frame.binary(bytes(60_000))) * 300)
-                for _ in range(500):
-                    await asyncio.sleep(0)
-                assert hub.stats()["bytes_received"] < 1 << 19
-                decision.set_exception(HandshakeError(401, "Who are you?"))
-                assert (await peer.reader.readline()).startswith(b"HTTP/1.1 401 ")
-            while hub.bind().connection_count:
+async def test_who_is_refused_and_does_not_hang_up_is_one_of_a_bounded_number(reactor) -> None:
+    settings = {"max_pending_handshakes": 10, "use_reactor": reactor}
+    async with serving(EventHandler(), **settings) as (hub, url):
+        peers = [raw_peer(url, handshake=False) for _ in range(50)]
+        for peer in peers:
+            entered = await peer.__aenter__()
+            entered.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert (await entered.reader.readline()).startswith(b"HTTP/1.1 426 ")
+            for _ in range(5):
                 await asyncio.sleep(0)
-            assert hub.stats()["messages_received"] == 0
+            assert hub.bind().connection_count <= 12
+        for peer in peers:
+            await peer.__aexit__(None, None, None)
 
-    run(scenario())
+
+async def test_nothing_is_read_of_who_has_not_been_let_in_yet(reactor) -> None:
+    decision = asyncio.get_running_loop().create_future()
+    asked = asyncio.Event()
+
+    async def on_upgrade(request: RequestHead) -> None:
+        asked.set()
+        await decision
+
+    hub = Hub(HubConfig(use_reactor=reactor), on_upgrade=on_upgrade)
+    async with hub.serve("127.0.0.1", 0, EventHandler()) as server:
+        async with raw_peer(f"ws://127.0.0.1:{server.port}/", handshake=False) as peer:
+            peer.write(REQUEST)
+            await asked.wait()
+            peer.write(masked(Frame.binary(bytes(60_000))) * 300)
+            for _ in range(500):
+                await asyncio.sleep(0)
+            assert hub.stats()["bytes_received"] < 1 << 19
+            decision.set_exception(HandshakeError(401, "Who are you?"))
+            assert (await peer.reader.readline()).startswith(b"HTTP/1.1 401 ")
+        while hub.bind().connection_count:
+            await asyncio.sleep(0)
+        assert hub.stats()["messages_received"] == 0
 
 
 # One client and another
 
 
 @pytest.mark.parametrize("waits", [False, True], ids=["at once", "on_upgrade waits"])
-def test_handshakes_in_parallel_never_get_anything_of_each_other(run, reactor, waits) -> None:
+async def test_handshakes_in_parallel_never_get_anything_of_each_other(reactor, waits) -> None:
     """Daphne and Channels gave the scope of one client to another."""
     count = 60
 
-    async def scenario() -> None:
-        loop = asyncio.get_running_loop()
-        told: dict[int, tuple[Any, ...]] = {}
-        ids: list[int] = []
+    loop = asyncio.get_running_loop()
+    told: dict[int, tuple[Any, ...]] = {}
+    ids: list[int] = []
 
-        async def on_upgrade(request: RequestHead) -> dict[str, Any]:
-            # The later it has come, the sooner it is decided.
-            number = int(request.query_params["number"])
-            decided = loop.create_future()
-            loop.call_later((count - number) / 10_000, decided.set_result, None)
-            await decided
-            return {"number": number}
+    async def on_upgrade(request: RequestHead) -> dict[str, Any]:
+        # The later it has come, the sooner it is decided.
+        number = int(request.query_params["number"])
+        decided = loop.create_future()
+        loop.call_later((count - number) / 10_000, decided.set_result, None)
+        await decided
+        return {"number": number}
 
-        def on_open(connection: Connection) -> None:
-            ids.append(connection.id)
-            connection.send(f"open {connection.path}")
+    def on_open(connection: Connection) -> None:
+        ids.append(connection.id)
+        connection.send(f"open {connection.path}")
 
-        def on_message(connection: Connection, message: Any) -> None:
-            name = connection.headers["x-name"]
-            told[int(message.data)] = (connection.path, name, connection.metadata.get("number"))
-            connection.send(message)
+    def on_message(connection: Connection, message: Any) -> None:
+        name = connection.headers["x-name"]
+        told[int(message.data)] = (connection.path, name, connection.metadata.get("number"))
+        connection.send(message)
 
-        config = HubConfig(use_reactor=reactor)
-        hub = Hub(config, on_upgrade=on_upgrade if waits else None)
-        handler = EventHandler(on_open=on_open, on_message=on_message)
-        async with hub.serve("127.0.0.1", 0, handler) as server:
+    config = HubConfig(use_reactor=reactor)
+    hub = Hub(config, on_upgrade=on_upgrade if waits else None)
+    handler = EventHandler(on_open=on_open, on_message=on_message)
+    async with hub.serve("127.0.0.1", 0, handler) as server:
 
-            async def one(number: int) -> None:
-                key = base64.b64encode(number.to_bytes(16, "big")).decode()
-                request = request_for(f"/path-{number}?number={number}", f"X-Name: name-{number}", key=key)
-                async with raw_peer(f"ws://127.0.0.1:{server.port}/", handshake=False) as peer:
-                    octets = request + masked(Frame.text(str(number)))
-                    for start in range(0, len(octets), 11 + number):
-                        peer.write(octets[start : start + 11 + number])
-                        await asyncio.sleep(0)
-                    head = await peer.reader.readuntil(b"\r\n\r\n")
-                    assert f"Sec-WebSocket-Accept: {Handshake.generate_accept_key(key)}\r\n".encode() in head
-                    assert (await peer.frame()).payload == f"open /path-{number}".encode()
-                    assert (await peer.frame()).payload == str(number).encode()
+        async def one(number: int) -> None:
+            key = base64.b64encode(number.to_bytes(16, "big")).decode()
+            request = request_for(f"/path-{number}?number={number}", f"X-Name: name-{number}", key=key)
+            async with raw_peer(f"ws://127.0.0.1:{server.port}/", handshake=False) as peer:
+                octets = request + masked(Frame.text(str(number)))
+                for start in range(0, len(octets), 11 + number):
+                    peer.write(octets[start : start + 11 + number])
+                    await asyncio.sleep(0)
+                head = await peer.reader.readuntil(b"\r\n\r\n")
+                assert f"Sec-WebSocket-Accept: {Handshake.generate_accept_key(key)}\r\n".encode() in head
+                assert (await peer.frame()).payload == f"open /path-{number}".encode()
+                assert (await peer.frame()).payload == str(number).encode()
 
-            await asyncio.gather(*map(one, range(count)))
-            assert told == {
-                number: (f"/path-{number}", f"name-{number}", number if waits else None) for number in range(count)
-            }
-            assert len(set(ids)) == count
-            # Ids are not reused, also not by those who come when the others have gone.
-            await asyncio.gather(*map(one, range(count)))
-            assert len(set(ids)) == 2 * count
-            assert ids[count:] == sorted(ids[count:]) or waits
-            assert min(ids[count:]) > max(ids[:count])
-
-    run(scenario())
+        await asyncio.gather(*map(one, range(count)))
+        assert told == {
+            number: (f"/path-{number}", f"name-{number}", number if waits else None) for number in range(count)
+        }
+        assert len(set(ids)) == count
+        # Ids are not reused, also not by those who come when the others have gone.
+        await asyncio.gather(*map(one, range(count)))
+        assert len(set(ids)) == 2 * count
+        assert ids[count:] == sorted(ids[count:]) or waits
+        assert min(ids[count:]) > max(ids[:count])
 
 
-def test_a_second_request_behind_the_first_is_no_request(run, reactor) -> None:
-    async def scenario() -> None:
-        opened: list[str] = []
-        handler = EventHandler(on_open=lambda connection: opened.append(connection.path))
-        async with serving(handler, use_reactor=reactor) as (_, url), raw_peer(url, handshake=False) as peer:
-            peer.write(request_for("/first") + request_for("/second", "Cookie: session=1"))
-            answer = await peer.reader.read()
-            assert answer.startswith(b"HTTP/1.1 101 ")
-            _, _, rest = answer.partition(b"\r\n\r\n")
-            assert rest[:1] == b"\x88"
-            assert rest[2:4] == (1002).to_bytes(2, "big")
-            assert answer.count(b"HTTP/1.1") == 1
-            assert opened == ["/first"]
-
-    run(scenario())
+async def test_a_second_request_behind_the_first_is_no_request(reactor) -> None:
+    opened: list[str] = []
+    handler = EventHandler(on_open=lambda connection: opened.append(connection.path))
+    async with serving(handler, use_reactor=reactor) as (_, url), raw_peer(url, handshake=False) as peer:
+        peer.write(request_for("/first") + request_for("/second", "Cookie: session=1"))
+        answer = await peer.reader.read()
+        assert answer.startswith(b"HTTP/1.1 101 ")
+        _, _, rest = answer.partition(b"\r\n\r\n")
+        assert rest[:1] == b"\x88"
+        assert rest[2:4] == (1002).to_bytes(2, "big")
+        assert answer.count(b"HTTP/1.1") == 1
+        assert opened == ["/first"]
 
 
-def test_no_field_says_where_a_request_goes_but_its_target(run, reactor) -> None:
+async def test_no_field_says_where_a_request_goes_but_its_target(reactor) -> None:
     """Starlette took the path of a URL that it had made with ``Host``."""
 
-    async def scenario() -> None:
-        opened: list[str] = []
-        handler = EventHandler(on_open=lambda connection: opened.append(connection.path))
-        others = [
-            "X-Forwarded-Host",
-            "Forwarded",
-            "X-Original-URL",
-            "X-Rewrite-URL",
-            "X-HTTP-Method-Override",
-            "Referer",
-        ]
-        async with serving(handler, path="/ws", use_reactor=reactor) as (_, url):
+    opened: list[str] = []
+    handler = EventHandler(on_open=lambda connection: opened.append(connection.path))
+    others = [
+        "X-Forwarded-Host",
+        "Forwarded",
+        "X-Original-URL",
+        "X-Rewrite-URL",
+        "X-HTTP-Method-Override",
+        "Referer",
+    ]
+    async with serving(handler, path="/ws", use_reactor=reactor) as (_, url):
 
-            async def status(request: bytes) -> int:
-                async with raw_peer(url, handshake=False) as peer:
-                    peer.write(request)
-                    return int((await peer.reader.readline()).split(b" ")[1])
+        async def status(request: bytes) -> int:
+            async with raw_peer(url, handshake=False) as peer:
+                peer.write(request)
+                return int((await peer.reader.readline()).split(b" ")[1])
 
-            for host in ("a", "ws", "a:80", "[::1]:8080", "other.example", "a%2Fother", "a%3F", "..", "localhost"):
-                fields = [f"{name}: /other" for name in others]
-                assert await status(request_for("/ws", *fields, host=host)) == 101
-                fields = [f"{name}: /ws" for name in others]
-                for target in ("/other", "/", "//ws", "/ws/", "/%2Fws", "/other?/ws", "/other/..%2Fws"):
-                    assert await status(request_for(target, *fields, host=host)) == 404
-            for host in ("a/ws", "a/ws?", "a#", "/ws", "user@a", "a\\ws", "a ws", "http://a/ws"):
-                assert await status(request_for("/other", host=host)) == 400
-                assert await status(request_for("/ws", host=host)) == 400
-            assert set(opened) == {"/ws"}
-
-    run(scenario())
+        for host in ("a", "ws", "a:80", "[::1]:8080", "other.example", "a%2Fother", "a%3F", "..", "localhost"):
+            fields = [f"{name}: /other" for name in others]
+            assert await status(request_for("/ws", *fields, host=host)) == 101
+            fields = [f"{name}: /ws" for name in others]
+            for target in ("/other", "/", "//ws", "/ws/", "/%2Fws", "/other?/ws", "/other/..%2Fws"):
+                assert await status(request_for(target, *fields, host=host)) == 404
+        for host in ("a/ws", "a/ws?", "a#", "/ws", "user@a", "a\\ws", "a ws", "http://a/ws"):
+            assert await status(request_for("/other", host=host)) == 400
+            assert await status(request_for("/ws", host=host)) == 400
+        assert set(opened) == {"/ws"}
 
 
 # The log
@@ -361,92 +346,89 @@ CASES += [(event, act) for event in ("on_open", "on_message", "on_ping", "on_pon
 
 @pytest.mark.parametrize(("event", "act"), CASES)
 @pytest.mark.parametrize("suspends", [False, True], ids=["function", "coroutine"])
-def test_a_callback_may_end_anything(run, reactor, event, act, suspends) -> None:
+async def test_a_callback_may_end_anything(reactor, event, act, suspends) -> None:
     """libwebsockets, nchan and uWebSockets used what a callback had freed: scripts/sanitize would see it."""
 
-    async def scenario() -> None:
-        opened: list[Connection] = []
-        closed: list[Connection] = []
-        background: list[asyncio.Task[None]] = []
-        acted = asyncio.Event()
+    opened: list[Connection] = []
+    closed: list[Connection] = []
+    background: list[asyncio.Task[None]] = []
+    acted = asyncio.Event()
 
-        def work(connection: Connection | None) -> None:
-            if act == "close":
-                for one in opened[-1:] if connection is None else [connection]:
-                    one.close(4000)
-            elif act == "close the others":
-                for one in opened:
-                    if one is not connection:
-                        one.close(4002)
-            elif act == "close the hub":
-                background.append(asyncio.ensure_future(hub.close()))
-            elif act == "stop listening":
-                server.stop_listening()
-            elif act == "abort all":
-                hub._abort_all()
-            elif act == "cancel itself" and suspends:
-                task = asyncio.current_task()
-                assert task is not None
-                task.cancel()
-            elif act == "raise":
-                raise HandshakeError(403, "No.") if connection is None else LookupError("asked to fail")
+    def work(connection: Connection | None) -> None:
+        if act == "close":
+            for one in opened[-1:] if connection is None else [connection]:
+                one.close(4000)
+        elif act == "close the others":
+            for one in opened:
+                if one is not connection:
+                    one.close(4002)
+        elif act == "close the hub":
+            background.append(asyncio.ensure_future(hub.close()))
+        elif act == "stop listening":
+            server.stop_listening()
+        elif act == "abort all":
+            hub._abort_all()
+        elif act == "cancel itself" and suspends:
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+        elif act == "raise":
+            raise HandshakeError(403, "No.") if connection is None else LookupError("asked to fail")
 
-        def is_first(subject: Any) -> bool:
-            """Whether this is the first time, and of the client that is to act."""
-            return subject.path == "/actor" and not acted.is_set()
+    def is_first(subject: Any) -> bool:
+        """Whether this is the first time, and of the client that is to act."""
+        return subject.path == "/actor" and not acted.is_set()
 
-        def handle(subject: Any, *_: Any) -> Any:
-            if is_first(subject):
-                acted.set()
-                work(subject if isinstance(subject, Connection) else None)
+    def handle(subject: Any, *_: Any) -> Any:
+        if is_first(subject):
+            acted.set()
+            work(subject if isinstance(subject, Connection) else None)
 
-        async def handle_later(subject: Any, *_: Any) -> Any:
-            if is_first(subject):
-                acted.set()
+    async def handle_later(subject: Any, *_: Any) -> Any:
+        if is_first(subject):
+            acted.set()
+            await asyncio.sleep(0)
+            work(subject if isinstance(subject, Connection) else None)
+            await asyncio.sleep(0)
+
+    def on_open(connection: Connection) -> Any:
+        opened.append(connection)
+        connection.join("room")
+        if event == "on_drain" and connection.path == "/actor":
+            # More than the kernel takes at once.
+            connection.send(bytes(16_000_000))
+        return (handle_later if suspends else handle)(connection) if event == "on_open" else None
+
+    def on_close(connection: Connection, code: int, reason: str) -> Any:
+        closed.append(connection)
+        return (handle_later if suspends else handle)(connection) if event == "on_close" else None
+
+    handlers: dict[str, Any] = {"on_open": on_open, "on_close": on_close}
+    if event not in ("on_open", "on_close", "on_upgrade"):
+        handlers[event] = handle_later if suspends else handle
+    if event == "on_error":
+        handlers["on_message"] = lambda connection, message: 1 / 0
+    hook = (handle_later if suspends else handle) if event == "on_upgrade" else None
+    hub = Hub(HubConfig(close_timeout_ms=100, use_reactor=reactor), on_upgrade=hook)
+    async with hub.serve("127.0.0.1", 0, EventHandler(**handlers)) as server:
+        url = f"ws://127.0.0.1:{server.port}/"
+        async with raw_peer(url), raw_peer(url), raw_peer(url, handshake=False) as actor:
+            actor.write(request_for("/actor"))
+            for frame in (Frame.text("a"), Frame.ping(), Frame.pong(), Frame.text("b")):
+                actor.send(frame)
+            if event == "on_close":
+                actor.send(Frame.close(4003))
+            reading = asyncio.create_task(actor.reader.read())
+            while not acted.is_set():
                 await asyncio.sleep(0)
-                work(subject if isinstance(subject, Connection) else None)
+            await asyncio.gather(*background)
+            for _ in range(20):
                 await asyncio.sleep(0)
-
-        def on_open(connection: Connection) -> Any:
-            opened.append(connection)
-            connection.join("room")
-            if event == "on_drain" and connection.path == "/actor":
-                # More than the kernel takes at once.
-                connection.send(bytes(16_000_000))
-            return (handle_later if suspends else handle)(connection) if event == "on_open" else None
-
-        def on_close(connection: Connection, code: int, reason: str) -> Any:
-            closed.append(connection)
-            return (handle_later if suspends else handle)(connection) if event == "on_close" else None
-
-        handlers: dict[str, Any] = {"on_open": on_open, "on_close": on_close}
-        if event not in ("on_open", "on_close", "on_upgrade"):
-            handlers[event] = handle_later if suspends else handle
-        if event == "on_error":
-            handlers["on_message"] = lambda connection, message: 1 / 0
-        hook = (handle_later if suspends else handle) if event == "on_upgrade" else None
-        hub = Hub(HubConfig(close_timeout_ms=100, use_reactor=reactor), on_upgrade=hook)
-        async with hub.serve("127.0.0.1", 0, EventHandler(**handlers)) as server:
-            url = f"ws://127.0.0.1:{server.port}/"
-            async with raw_peer(url), raw_peer(url), raw_peer(url, handshake=False) as actor:
-                actor.write(request_for("/actor"))
-                for frame in (Frame.text("a"), Frame.ping(), Frame.pong(), Frame.text("b")):
-                    actor.send(frame)
-                if event == "on_close":
-                    actor.send(Frame.close(4003))
-                reading = asyncio.create_task(actor.reader.read())
-                while not acted.is_set():
-                    await asyncio.sleep(0)
-                await asyncio.gather(*background)
-                for _ in range(20):
-                    await asyncio.sleep(0)
-                reading.cancel()
-            while hub.connection_count or len(closed) < len(opened):
-                await asyncio.sleep(0)
-            assert sorted(one.id for one in closed) == sorted(one.id for one in opened)
-            assert hub.rooms == frozenset()
-
-    run(scenario())
+            reading.cancel()
+        while hub.connection_count or len(closed) < len(opened):
+            await asyncio.sleep(0)
+        assert sorted(one.id for one in closed) == sorted(one.id for one in opened)
+        assert hub.rooms == frozenset()
 
 
 def test_the_reason_of_a_client_writes_no_line_into_the_log(run, caplog) -> None:

@@ -72,23 +72,20 @@ def test_a_hub_is_as_new_on_the_next_loop(run, closes) -> None:
     assert asked == ["/"] * 3
 
 
-def test_a_hub_serves_again_after_its_server_has_stopped(run) -> None:
-    async def scenario() -> None:
-        hub = Hub()
-        for _ in range(3):
-            async with (
-                hub.serve("127.0.0.1", 0, EventHandler(on_message=echo)) as server,
-                connected(f"ws://127.0.0.1:{server.port}/") as client,
-            ):
-                await client.send("hello")
-                assert await client.recv() == "hello"
-                assert hub.rooms == {"room"}
-                assert hub.stats()["messages_received"] == 1
-            assert not hub.rooms
-            assert hub.broadcast("to nobody") == 0
-            await hub.close()
-
-    run(scenario())
+async def test_a_hub_serves_again_after_its_server_has_stopped() -> None:
+    hub = Hub()
+    for _ in range(3):
+        async with (
+            hub.serve("127.0.0.1", 0, EventHandler(on_message=echo)) as server,
+            connected(f"ws://127.0.0.1:{server.port}/") as client,
+        ):
+            await client.send("hello")
+            assert await client.recv() == "hello"
+            assert hub.rooms == {"room"}
+            assert hub.stats()["messages_received"] == 1
+        assert not hub.rooms
+        assert hub.broadcast("to nobody") == 0
+        await hub.close()
 
 
 def test_two_loops_at_a_time_are_an_error_that_says_so(run) -> None:

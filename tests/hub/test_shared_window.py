@@ -185,44 +185,38 @@ class Model:
             member.expected.append(message)
 
 
-def test_a_broadcast_that_is_refused_leaves_a_shared_window_as_it_was(run) -> None:
-    async def scenario() -> None:
-        model = Model(CompressionConfig(threshold=0), restart_interval=100)
-        for _ in range(2):
-            model.connect(OFFERS[0])
-            model.join(model.members[-1], ROOMS[0])
-        model.ticks(3)
-        for exclude in ([model.members[0].connection], {}, "1", 1.0):
-            with pytest.raises(MisuseError, match="exclude"):
-                model.hub.broadcast("never sent", room=ROOMS[0], exclude=exclude)  # type: ignore[arg-type]
-            model.broadcast(ROOMS[0], "never sent", None, None)
-        await asyncio.sleep(0)
-        for member in model.members:
-            assert member.received() == member.expected
-            member.link.cut(0)
-            deliver_all(member.link)
-        await model.hub.close()
-
-    run(scenario())
+async def test_a_broadcast_that_is_refused_leaves_a_shared_window_as_it_was() -> None:
+    model = Model(CompressionConfig(threshold=0), restart_interval=100)
+    for _ in range(2):
+        model.connect(OFFERS[0])
+        model.join(model.members[-1], ROOMS[0])
+    model.ticks(3)
+    for exclude in ([model.members[0].connection], {}, "1", 1.0):
+        with pytest.raises(MisuseError, match="exclude"):
+            model.hub.broadcast("never sent", room=ROOMS[0], exclude=exclude)  # type: ignore[arg-type]
+        model.broadcast(ROOMS[0], "never sent", None, None)
+    await asyncio.sleep(0)
+    for member in model.members:
+        assert member.received() == member.expected
+        member.link.cut(0)
+        deliver_all(member.link)
+    await model.hub.close()
 
 
-def test_a_connection_of_another_hub_is_nobody_to_exclude(run) -> None:
+async def test_a_connection_of_another_hub_is_nobody_to_exclude() -> None:
     """Though it may have the id of one of this hub's."""
 
-    async def scenario() -> None:
-        one, other = (Model(CompressionConfig(), restart_interval=1) for _ in range(2))
-        for model in (one, other):
-            model.connect(b"")
-        stranger = other.members[0].connection
-        assert one.members[0].connection.id == stranger.id
-        assert one.hub.broadcast("hello", exclude=stranger) == 1
-        assert one.hub.broadcast("hello", exclude=stranger.id) == 0
-        for model in (one, other):
-            model.members[0].link.cut(0)
-            deliver_all(model.members[0].link)
-            await model.hub.close()
-
-    run(scenario())
+    one, other = (Model(CompressionConfig(), restart_interval=1) for _ in range(2))
+    for model in (one, other):
+        model.connect(b"")
+    stranger = other.members[0].connection
+    assert one.members[0].connection.id == stranger.id
+    assert one.hub.broadcast("hello", exclude=stranger) == 1
+    assert one.hub.broadcast("hello", exclude=stranger.id) == 0
+    for model in (one, other):
+        model.members[0].link.cut(0)
+        deliver_all(model.members[0].link)
+        await model.hub.close()
 
 
 @functools.cache

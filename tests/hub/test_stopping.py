@@ -65,29 +65,26 @@ def test_handlers_that_run_have_their_time_when_the_hub_closes(run) -> None:
     run(scenario(endpoint, events, ["finally begins", "finally ends"]))
 
 
-def test_a_handler_that_never_ends_is_cancelled_and_on_close_follows(run) -> None:
-    async def scenario() -> None:
-        events: list[str] = []
+async def test_a_handler_that_never_ends_is_cancelled_and_on_close_follows() -> None:
+    events: list[str] = []
 
-        async def on_message(connection, message) -> None:
-            try:
-                await asyncio.Event().wait()
-            except asyncio.CancelledError:
-                events.append("cancelled")
-                raise
+    async def on_message(connection, message) -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            events.append("cancelled")
+            raise
 
-        async def on_close(connection, code, reason) -> None:
-            await slowly(events, "on_close")
+    async def on_close(connection, code, reason) -> None:
+        await slowly(events, "on_close")
 
-        handler = EventHandler(on_message=on_message, on_close=on_close)
-        async with serving(handler, close_timeout_ms=100) as (hub, url), raw_peer(url) as peer:
-            peer.send(Frame.text("a"))
-            while not hub.stats()["messages_received"]:
-                await asyncio.sleep(0)
-            await hub.close()
-            assert events == ["cancelled", "on_close begins", "on_close ends"]
-
-    run(scenario())
+    handler = EventHandler(on_message=on_message, on_close=on_close)
+    async with serving(handler, close_timeout_ms=100) as (hub, url), raw_peer(url) as peer:
+        peer.send(Frame.text("a"))
+        while not hub.stats()["messages_received"]:
+            await asyncio.sleep(0)
+        await hub.close()
+        assert events == ["cancelled", "on_close begins", "on_close ends"]
 
 
 async def in_a_task_group(close: Any) -> None:
@@ -107,70 +104,61 @@ WAYS_TO_AWAIT = {
 
 @pytest.mark.parametrize("way", WAYS_TO_AWAIT)
 @pytest.mark.parametrize("event", ["on_open", "on_message", "endpoint"])
-def test_a_handler_may_await_the_end_of_its_hub(run, event, way) -> None:
-    async def scenario() -> None:
-        closed = asyncio.Event()
+async def test_a_handler_may_await_the_end_of_its_hub(event, way) -> None:
+    closed = asyncio.Event()
 
-        async def close_all(connection, *_) -> None:
+    async def close_all(connection, *_) -> None:
+        await asyncio.sleep(0)
+        await WAYS_TO_AWAIT[way](hub.close)
+        assert not hub.connection_count
+        closed.set()
+
+    handler = close_all if event == "endpoint" else EventHandler(**{event: close_all})
+    # A handler that were waited for would be for the whole of this time.
+    async with serving(handler, close_timeout_ms=3_600_000) as (hub, url):
+        async with connected(url) as client:
+            if event == "on_message":
+                await client.send("close")
+            await client.wait_closed()
+            assert client.close_code == 1001
+        await closed.wait()
+
+
+async def test_a_handler_may_close_its_hub_while_that_waits_for_the_handler() -> None:
+    closing, done = asyncio.Event(), asyncio.Event()
+
+    async def on_message(connection, message) -> None:
+        await closing.wait()
+        await connection.wait_closed()
+        for _ in range(10):
             await asyncio.sleep(0)
-            await WAYS_TO_AWAIT[way](hub.close)
-            assert not hub.connection_count
-            closed.set()
+        await hub.close()
+        done.set()
 
-        handler = close_all if event == "endpoint" else EventHandler(**{event: close_all})
-        # A handler that were waited for would be for the whole of this time.
-        async with serving(handler, close_timeout_ms=3_600_000) as (hub, url):
-            async with connected(url) as client:
-                if event == "on_message":
-                    await client.send("close")
-                await client.wait_closed()
-                assert client.close_code == 1001
-            await closed.wait()
-
-    run(scenario())
-
-
-def test_a_handler_may_close_its_hub_while_that_waits_for_the_handler(run) -> None:
-    async def scenario() -> None:
-        closing, done = asyncio.Event(), asyncio.Event()
-
-        async def on_message(connection, message) -> None:
-            await closing.wait()
-            await connection.wait_closed()
-            for _ in range(10):
+    async with serving(EventHandler(on_message=on_message), close_timeout_ms=3_600_000) as (hub, url):
+        async with connected(url) as client:
+            await client.send("x")
+            while not hub.stats()["messages_received"]:
                 await asyncio.sleep(0)
+            closing.set()
             await hub.close()
-            done.set()
-
-        async with serving(EventHandler(on_message=on_message), close_timeout_ms=3_600_000) as (hub, url):
-            async with connected(url) as client:
-                await client.send("x")
-                while not hub.stats()["messages_received"]:
-                    await asyncio.sleep(0)
-                closing.set()
-                await hub.close()
-            await done.wait()
-
-    run(scenario())
+        await done.wait()
 
 
-def test_serve_forever_ends_when_its_server_is_closed_and_needs_an_entered_server(run) -> None:
-    async def scenario() -> None:
-        hub = Hub()
-        with pytest.raises(MisuseError, match="async with"):
-            await hub.serve("127.0.0.1", 0, EventHandler()).serve_forever()
-        for handle_signals in (True, False):
-            before = [signal.getsignal(number) for number in STOP_SIGNALS]
-            async with hub.serve("127.0.0.1", 0, EventHandler()) as server:
-                serving_forever = asyncio.create_task(server.serve_forever(handle_signals=handle_signals))
-                await asyncio.sleep(0)
-                handled = [signal.getsignal(number) for number in STOP_SIGNALS] != before
-                assert handled == handle_signals
-                await server.close()
-                await serving_forever
-            assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
-
-    run(scenario())
+async def test_serve_forever_ends_when_its_server_is_closed_and_needs_an_entered_server() -> None:
+    hub = Hub()
+    with pytest.raises(MisuseError, match="async with"):
+        await hub.serve("127.0.0.1", 0, EventHandler()).serve_forever()
+    for handle_signals in (True, False):
+        before = [signal.getsignal(number) for number in STOP_SIGNALS]
+        async with hub.serve("127.0.0.1", 0, EventHandler()) as server:
+            serving_forever = asyncio.create_task(server.serve_forever(handle_signals=handle_signals))
+            await asyncio.sleep(0)
+            handled = [signal.getsignal(number) for number in STOP_SIGNALS] != before
+            assert handled == handle_signals
+            await server.close()
+            await serving_forever
+        assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
 
 
 def test_serve_forever_works_in_a_thread_where_there_are_no_signals() -> None:
@@ -347,23 +335,20 @@ def test_a_second_ctrl_c_ends_what_the_first_waits_for(loop) -> None:
     asyncio.run(scenario())
 
 
-def test_requests_that_come_while_a_hub_closes_are_refused(run) -> None:
-    async def scenario() -> None:
-        hub = Hub(HubConfig(close_timeout_ms=3_600_000))
-        async with hub.serve("127.0.0.1", 0, EventHandler()) as server:
-            url = f"ws://127.0.0.1:{server.port}/"
-            async with raw_peer(url) as peer, raw_peer(url, handshake=False) as late:
-                closing = asyncio.create_task(hub.close())
-                assert await peer.close_code() == 1001
-                late.write(REQUEST)
-                assert (await late.reader.readline()).startswith(b"HTTP/1.1 503 ")
-                with pytest.raises(MisuseError, match="is closing"):
-                    await hub.serve("127.0.0.1", 0, EventHandler()).__aenter__()
-                peer.send(Frame.close(1001))
-                peer.writer.write_eof()
-                await closing
-
-    run(scenario())
+async def test_requests_that_come_while_a_hub_closes_are_refused() -> None:
+    hub = Hub(HubConfig(close_timeout_ms=3_600_000))
+    async with hub.serve("127.0.0.1", 0, EventHandler()) as server:
+        url = f"ws://127.0.0.1:{server.port}/"
+        async with raw_peer(url) as peer, raw_peer(url, handshake=False) as late:
+            closing = asyncio.create_task(hub.close())
+            assert await peer.close_code() == 1001
+            late.write(REQUEST)
+            assert (await late.reader.readline()).startswith(b"HTTP/1.1 503 ")
+            with pytest.raises(MisuseError, match="is closing"):
+                await hub.serve("127.0.0.1", 0, EventHandler()).__aenter__()
+            peer.send(Frame.close(1001))
+            peer.writer.write_eof()
+            await closing
 
 
 @pytest.mark.parametrize("reactor", [pytest.param(True, marks=needs_reactor), False], ids=["reactor", "transports"])
@@ -453,44 +438,38 @@ def test_exits_out_of_several_handlers_are_raised_once(loop, event, wait) -> Non
 
 @pytest.mark.parametrize("stop", STOP_SIGNALS, ids=["SIGTERM", "Ctrl-C"])
 @pytest.mark.parametrize("hubs", [1, 2], ids=["one hub", "two hubs"])
-def test_a_signal_stops_every_server_of_the_program_and_restores_the_handlers(run, stop, hubs) -> None:
+async def test_a_signal_stops_every_server_of_the_program_and_restores_the_handlers(stop, hubs) -> None:
     async def serve(hub: Hub, entered: asyncio.Semaphore) -> None:
         async with hub.serve("127.0.0.1", 0, EventHandler()) as server:
             entered.release()
             await server.serve_forever()
 
-    async def scenario() -> None:
-        before = [signal.getsignal(number) for number in STOP_SIGNALS]
-        entered = asyncio.Semaphore(0)
-        first = Hub()
-        second = first if hubs == 1 else Hub()
-        for _ in range(2):
-            async with asyncio.TaskGroup() as group:
-                for hub in (first, second):
-                    group.create_task(serve(hub, entered))
-                for _ in range(2):
-                    await entered.acquire()
-                signal.raise_signal(stop)
-            assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
-
-    run(scenario())
+    before = [signal.getsignal(number) for number in STOP_SIGNALS]
+    entered = asyncio.Semaphore(0)
+    first = Hub()
+    second = first if hubs == 1 else Hub()
+    for _ in range(2):
+        async with asyncio.TaskGroup() as group:
+            for hub in (first, second):
+                group.create_task(serve(hub, entered))
+            for _ in range(2):
+                await entered.acquire()
+            signal.raise_signal(stop)
+        assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
 
 
-def test_a_server_that_ends_leaves_the_signals_to_the_others(run) -> None:
-    async def scenario() -> None:
-        async with (
-            Hub().serve("127.0.0.1", 0, EventHandler()) as first,
-            Hub().serve("127.0.0.1", 0, EventHandler()) as second,
-        ):
-            tasks = [asyncio.create_task(server.serve_forever()) for server in (first, second)]
-            await asyncio.sleep(0)
-            await first.close()
-            await tasks[0]
-            assert not tasks[1].done()
-            signal.raise_signal(signal.SIGTERM)
-            await tasks[1]
-
-    run(scenario())
+async def test_a_server_that_ends_leaves_the_signals_to_the_others() -> None:
+    async with (
+        Hub().serve("127.0.0.1", 0, EventHandler()) as first,
+        Hub().serve("127.0.0.1", 0, EventHandler()) as second,
+    ):
+        tasks = [asyncio.create_task(server.serve_forever()) for server in (first, second)]
+        await asyncio.sleep(0)
+        await first.close()
+        await tasks[0]
+        assert not tasks[1].done()
+        signal.raise_signal(signal.SIGTERM)
+        await tasks[1]
 
 
 @pytest.mark.parametrize(
@@ -515,63 +494,54 @@ def test_no_signal_is_swallowed_after_a_server_has_taken_it_over_from_the_loop(r
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
 @pytest.mark.parametrize("closes", ["hub", "another server"])
-def test_every_server_of_a_hub_ends_when_the_hub_closes(run, certificate, closes, tls) -> None:
-    async def scenario() -> None:
-        hub = Hub(HubConfig(close_timeout_ms=100))
-        context = certificate.server_context() if tls else None
-        async with hub.serve("127.0.0.1", 0, EventHandler(), ssl=context) as server:
-            waiting = [asyncio.create_task(wait()) for wait in (server.serve_forever, server.wait_closed)]
-            await asyncio.sleep(0)
-            if closes == "hub":
-                await hub.close()
-            else:
-                async with hub.serve("127.0.0.1", 0, EventHandler()):
-                    pass
-            await asyncio.gather(*waiting)
-            with pytest.raises(ConnectionRefusedError):
-                await asyncio.open_connection("127.0.0.1", server.port)
-            # The end of a server that has ended already is nothing to the next life of the hub.
-            async with hub.serve("127.0.0.1", 0, EventHandler()) as second:
-                await server.close()
-                async with connected(f"ws://127.0.0.1:{second.port}/"):
-                    assert hub.connection_count == 1
-
-    run(scenario())
-
-
-def test_handshakes_that_are_not_complete_when_the_hub_closes_are_refused(run) -> None:
-    async def scenario() -> None:
-        asked = asyncio.Event()
-
-        async def on_upgrade(request) -> None:
-            asked.set()
-            await asyncio.Event().wait()
-
-        hub = Hub(on_upgrade=on_upgrade)
-        async with hub.serve("127.0.0.1", 0, EventHandler()) as server:
-            url = f"ws://127.0.0.1:{server.port}/"
-            async with raw_peer(url, handshake=False) as incomplete, raw_peer(url, handshake=False) as undecided:
-                incomplete.write(b"GET /")
-                undecided.write(REQUEST)
-                await asked.wait()
-                await hub.close()
-                for peer in (incomplete, undecided):
-                    assert (await peer.reader.readline()).startswith(b"HTTP/1.1 503 ")
-
-    run(scenario())
-
-
-def test_a_server_cannot_be_entered_while_its_hub_closes(run) -> None:
-    async def scenario() -> None:
-        hub = Hub()
-        await hub.__aenter__()
-        server = hub.serve("localhost", 0, EventHandler())
-        entering = asyncio.create_task(server.__aenter__())
+async def test_every_server_of_a_hub_ends_when_the_hub_closes(certificate, closes, tls) -> None:
+    hub = Hub(HubConfig(close_timeout_ms=100))
+    context = certificate.server_context() if tls else None
+    async with hub.serve("127.0.0.1", 0, EventHandler(), ssl=context) as server:
+        waiting = [asyncio.create_task(wait()) for wait in (server.serve_forever, server.wait_closed)]
         await asyncio.sleep(0)
-        await hub.close()
-        with pytest.raises(MisuseError, match="closed while"):
-            await entering
-        async with server:
-            pass
+        if closes == "hub":
+            await hub.close()
+        else:
+            async with hub.serve("127.0.0.1", 0, EventHandler()):
+                pass
+        await asyncio.gather(*waiting)
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection("127.0.0.1", server.port)
+        # The end of a server that has ended already is nothing to the next life of the hub.
+        async with hub.serve("127.0.0.1", 0, EventHandler()) as second:
+            await server.close()
+            async with connected(f"ws://127.0.0.1:{second.port}/"):
+                assert hub.connection_count == 1
 
-    run(scenario())
+
+async def test_handshakes_that_are_not_complete_when_the_hub_closes_are_refused() -> None:
+    asked = asyncio.Event()
+
+    async def on_upgrade(request) -> None:
+        asked.set()
+        await asyncio.Event().wait()
+
+    hub = Hub(on_upgrade=on_upgrade)
+    async with hub.serve("127.0.0.1", 0, EventHandler()) as server:
+        url = f"ws://127.0.0.1:{server.port}/"
+        async with raw_peer(url, handshake=False) as incomplete, raw_peer(url, handshake=False) as undecided:
+            incomplete.write(b"GET /")
+            undecided.write(REQUEST)
+            await asked.wait()
+            await hub.close()
+            for peer in (incomplete, undecided):
+                assert (await peer.reader.readline()).startswith(b"HTTP/1.1 503 ")
+
+
+async def test_a_server_cannot_be_entered_while_its_hub_closes() -> None:
+    hub = Hub()
+    await hub.__aenter__()
+    server = hub.serve("localhost", 0, EventHandler())
+    entering = asyncio.create_task(server.__aenter__())
+    await asyncio.sleep(0)
+    await hub.close()
+    with pytest.raises(MisuseError, match="closed while"):
+        await entering
+    async with server:
+        pass

@@ -71,95 +71,86 @@ def test_two_loops_in_two_threads_have_a_hub_each() -> None:
     assert all(hub.stats()["messages_received"] == 400 for hub in hubs)
 
 
-def test_a_handler_may_close_everybody_in_the_middle_of_a_broadcast(run) -> None:
-    async def scenario() -> None:
-        closed: list[int] = []
+async def test_a_handler_may_close_everybody_in_the_middle_of_a_broadcast() -> None:
+    closed: list[int] = []
 
-        def on_message(connection: Connection, message: Message) -> None:
-            hub = connection.hub
-            assert hub.broadcast("before") == 5
-            for member in hub.room_members("all"):
-                member.close(4000)
-                assert hub.broadcast("between", room="all") == hub.room_size("all")
-            assert hub.broadcast("after") == 0
+    def on_message(connection: Connection, message: Message) -> None:
+        hub = connection.hub
+        assert hub.broadcast("before") == 5
+        for member in hub.room_members("all"):
+            member.close(4000)
+            assert hub.broadcast("between", room="all") == hub.room_size("all")
+        assert hub.broadcast("after") == 0
 
-        handler = EventHandler(
-            on_open=lambda connection: connection.join("all"),
-            on_message=on_message,
-            on_close=lambda connection, code, reason: closed.append(code),
-        )
-        async with serving(handler) as (hub, url):
-            managers = [raw_peer(url) for _ in range(5)]
-            peers = [await manager.__aenter__() for manager in managers]
-            while hub.room_size("all") < 5:
-                await asyncio.sleep(0)
-            peers[0].send(Frame.text("go"))
-            received = []
-            for peer in peers:
-                frames = []
-                while (frame := await peer.frame()).opcode.name == "TEXT":
-                    frames.append(frame.payload)
-                assert frames[0] == b"before"
-                received.append(len(frames))
-                peer.send(Frame.close(4000))
-                peer.writer.close()
-            assert sorted(received) == [1, 2, 3, 4, 5]
-            while hub.connection_count:
-                await asyncio.sleep(0)
-            assert closed == [4000] * 5
-            counts = hub.stats()
-            assert counts["messages_accepted"] == counts["messages_delivered"] == sum(received)
-
-    run(scenario())
+    handler = EventHandler(
+        on_open=lambda connection: connection.join("all"),
+        on_message=on_message,
+        on_close=lambda connection, code, reason: closed.append(code),
+    )
+    async with serving(handler) as (hub, url):
+        managers = [raw_peer(url) for _ in range(5)]
+        peers = [await manager.__aenter__() for manager in managers]
+        while hub.room_size("all") < 5:
+            await asyncio.sleep(0)
+        peers[0].send(Frame.text("go"))
+        received = []
+        for peer in peers:
+            frames = []
+            while (frame := await peer.frame()).opcode.name == "TEXT":
+                frames.append(frame.payload)
+            assert frames[0] == b"before"
+            received.append(len(frames))
+            peer.send(Frame.close(4000))
+            peer.writer.close()
+        assert sorted(received) == [1, 2, 3, 4, 5]
+        while hub.connection_count:
+            await asyncio.sleep(0)
+        assert closed == [4000] * 5
+        counts = hub.stats()
+        assert counts["messages_accepted"] == counts["messages_delivered"] == sum(received)
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
-def test_a_handler_that_forks_leaves_the_connections_with_the_parent(run) -> None:
-    async def scenario() -> None:
-        def on_message(connection: Connection, message: Message) -> None:
-            child = os.fork()
-            if child == 0:
-                os._exit(0)
-            os.waitpid(child, 0)
-            connection.send(message)
+async def test_a_handler_that_forks_leaves_the_connections_with_the_parent() -> None:
+    def on_message(connection: Connection, message: Message) -> None:
+        child = os.fork()
+        if child == 0:
+            os._exit(0)
+        os.waitpid(child, 0)
+        connection.send(message)
 
-        async with serving(EventHandler(on_message=on_message)) as (hub, url):
-            async with connected(url) as client:
-                for number in range(3):
-                    await client.send(f"{number}")
-                    assert await client.recv() == f"{number}"
-            while hub.connection_count:
-                await asyncio.sleep(0)
-            assert hub.stats()["closes"] == {1000: 1}
-
-    run(scenario())
+    async with serving(EventHandler(on_message=on_message)) as (hub, url):
+        async with connected(url) as client:
+            for number in range(3):
+                await client.send(f"{number}")
+                assert await client.recv() == f"{number}"
+        while hub.connection_count:
+            await asyncio.sleep(0)
+        assert hub.stats()["closes"] == {1000: 1}
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
-def test_a_child_that_outlives_its_parents_connections_keeps_none_of_them_open(run) -> None:
+async def test_a_child_that_outlives_its_parents_connections_keeps_none_of_them_open() -> None:
     """A forked process has the sockets too: the peer sees the end of a connection all the same."""
 
-    async def scenario() -> None:
-        opened: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
-        async with serving(EventHandler(on_open=opened.set_result)) as (_, url), raw_peer(url) as peer:
-            connection = await opened
-            reading, writing = os.pipe()
-            child = os.fork()
-            if child == 0:
-                os.close(writing)
-                os.read(reading, 1)
-                os._exit(0)
-            os.close(reading)
-            try:
-                connection.close(1000)
-                assert await peer.close_code() == 1000
-                peer.send(Frame.close(1000))
-                assert await peer.reader.read() == b""
-            finally:
-                os.close(writing)
-                await asyncio.to_thread(os.waitpid, child, 0)
-
-    run(scenario())
+    opened: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
+    async with serving(EventHandler(on_open=opened.set_result)) as (_, url), raw_peer(url) as peer:
+        connection = await opened
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(writing)
+            os.read(reading, 1)
+            os._exit(0)
+        os.close(reading)
+        try:
+            connection.close(1000)
+            assert await peer.close_code() == 1000
+            peer.send(Frame.close(1000))
+            assert await peer.reader.read() == b""
+        finally:
+            os.close(writing)
+            await asyncio.to_thread(os.waitpid, child, 0)
 
 
 STATES = {

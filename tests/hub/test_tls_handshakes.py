@@ -52,101 +52,83 @@ async def is_served(server: Server, certificate: Any) -> None:
 
 
 @pytest.mark.parametrize("start", STARTS)
-def test_of_too_many_unfinished_tls_handshakes_the_oldest_is_ended(run, tls, certificate, start) -> None:
-    async def scenario() -> None:
-        async with serving(tls, max_pending_handshakes=4) as server:
-            context = certificate.client_context()
-            peers = []
-            for count in range(1, 13):
-                peers.append(HalfTls(server.port, context, start))
-                await until_pending(server, min(count, 4))
-            await asyncio.gather(*(peer.ended() for peer in peers[:8]))
-            assert all(peer.is_open() for peer in peers[8:])
-            await is_served(server, certificate)
-            # One that was in time can still finish.
-            await peers[-1].finish()
-            await peers[-1].send(REQUEST)
-            assert b" 101 " in await peers[-1].receive()
-            for peer in peers[8:]:
-                peer.close()
-
-    run(scenario())
-
-
-@pytest.mark.parametrize("start", STARTS)
-def test_an_unfinished_tls_handshake_is_ended_when_its_time_is_over(run, tls, clock, certificate, start) -> None:
-    async def scenario() -> None:
-        async with serving(tls, clock, handshake_timeout_ms=10_000) as server:
-            peer = HalfTls(server.port, certificate.client_context(), start)
-            await until_pending(server, 1)
-            pass_for(clock, 9, server)
-            await asyncio.sleep(0)
-            assert peer.is_open()
-            pass_for(clock, 2, server)
-            await peer.ended()
-            await until_pending(server, 0)
-
-    run(scenario())
-
-
-def test_the_tls_handshake_and_the_request_have_one_deadline(run, tls, clock, certificate) -> None:
-    async def scenario() -> None:
-        async with serving(tls, clock, handshake_timeout_ms=10_000) as server:
-            peer = HalfTls(server.port, certificate.client_context(), "a byte")
-            await until_pending(server, 1)
-            pass_for(clock, 6, server)
-            await peer.finish()
-            await peer.send(REQUEST[:-2])
-            # The server has read it when it answers this.
-            await is_served(server, certificate)
-            pass_for(clock, 6, server)
-            assert b" 408 " in await peer.receive()
+async def test_of_too_many_unfinished_tls_handshakes_the_oldest_is_ended(tls, certificate, start) -> None:
+    async with serving(tls, max_pending_handshakes=4) as server:
+        context = certificate.client_context()
+        peers = []
+        for count in range(1, 13):
+            peers.append(HalfTls(server.port, context, start))
+            await until_pending(server, min(count, 4))
+        await asyncio.gather(*(peer.ended() for peer in peers[:8]))
+        assert all(peer.is_open() for peer in peers[8:])
+        await is_served(server, certificate)
+        # One that was in time can still finish.
+        await peers[-1].finish()
+        await peers[-1].send(REQUEST)
+        assert b" 101 " in await peers[-1].receive()
+        for peer in peers[8:]:
             peer.close()
 
-    run(scenario())
+
+@pytest.mark.parametrize("start", STARTS)
+async def test_an_unfinished_tls_handshake_is_ended_when_its_time_is_over(tls, clock, certificate, start) -> None:
+    async with serving(tls, clock, handshake_timeout_ms=10_000) as server:
+        peer = HalfTls(server.port, certificate.client_context(), start)
+        await until_pending(server, 1)
+        pass_for(clock, 9, server)
+        await asyncio.sleep(0)
+        assert peer.is_open()
+        pass_for(clock, 2, server)
+        await peer.ended()
+        await until_pending(server, 0)
+
+
+async def test_the_tls_handshake_and_the_request_have_one_deadline(tls, clock, certificate) -> None:
+    async with serving(tls, clock, handshake_timeout_ms=10_000) as server:
+        peer = HalfTls(server.port, certificate.client_context(), "a byte")
+        await until_pending(server, 1)
+        pass_for(clock, 6, server)
+        await peer.finish()
+        await peer.send(REQUEST[:-2])
+        # The server has read it when it answers this.
+        await is_served(server, certificate)
+        pass_for(clock, 6, server)
+        assert b" 408 " in await peer.receive()
+        peer.close()
 
 
 @pytest.mark.parametrize("start", STARTS)
-def test_of_one_address_as_many_may_be_unfinished_as_it_may_have_connections(run, tls, certificate, start) -> None:
-    async def scenario() -> None:
-        async with serving(tls, max_connections_per_address=2) as server:
-            context = certificate.client_context()
-            peers = []
-            for count in range(1, 7):
-                peers.append(HalfTls(server.port, context, start))
-                await until_pending(server, min(count, 2))
-            await asyncio.gather(*(peer.ended() for peer in peers[:4]))
-            await is_served(server, certificate)
-            for peer in peers[4:]:
-                peer.close()
-
-    run(scenario())
+async def test_of_one_address_as_many_may_be_unfinished_as_it_may_have_connections(tls, certificate, start) -> None:
+    async with serving(tls, max_connections_per_address=2) as server:
+        context = certificate.client_context()
+        peers = []
+        for count in range(1, 7):
+            peers.append(HalfTls(server.port, context, start))
+            await until_pending(server, min(count, 2))
+        await asyncio.gather(*(peer.ended() for peer in peers[:4]))
+        await is_served(server, certificate)
+        for peer in peers[4:]:
+            peer.close()
 
 
-def test_an_address_at_its_limit_is_told_so_over_tls(run, tls, certificate) -> None:
-    async def scenario() -> None:
-        async with serving(tls, max_connections_per_address=1) as server:
-            url = f"wss://localhost:{server.port}/"
-            async with connected(url, ssl=certificate.client_context()):
-                with pytest.raises(websockets.InvalidStatus) as refused:
-                    async with connected(url, ssl=certificate.client_context()):
-                        pass
-                assert refused.value.response.status_code == 429
-
-    run(scenario())
+async def test_an_address_at_its_limit_is_told_so_over_tls(tls, certificate) -> None:
+    async with serving(tls, max_connections_per_address=1) as server:
+        url = f"wss://localhost:{server.port}/"
+        async with connected(url, ssl=certificate.client_context()):
+            with pytest.raises(websockets.InvalidStatus) as refused:
+                async with connected(url, ssl=certificate.client_context()):
+                    pass
+            assert refused.value.response.status_code == 429
 
 
-def test_a_trusted_proxy_has_no_limit_per_address_before_its_requests(run, tls, certificate) -> None:
-    async def scenario() -> None:
-        settings = {"max_connections_per_address": 2, "max_connection_rate_per_address": 2}
-        async with serving(tls, trusted_proxies=("127.0.0.0/8",), **settings) as server:
-            peers = [HalfTls(server.port, certificate.client_context(), "a byte") for _ in range(6)]
-            await until_pending(server, 6)
-            assert all(peer.is_open() for peer in peers)
-            for peer in peers:
-                peer.close()
-
-    run(scenario())
+async def test_a_trusted_proxy_has_no_limit_per_address_before_its_requests(tls, certificate) -> None:
+    settings = {"max_connections_per_address": 2, "max_connection_rate_per_address": 2}
+    async with serving(tls, trusted_proxies=("127.0.0.0/8",), **settings) as server:
+        peers = [HalfTls(server.port, certificate.client_context(), "a byte") for _ in range(6)]
+        await until_pending(server, 6)
+        assert all(peer.is_open() for peer in peers)
+        for peer in peers:
+            peer.close()
 
 
 def test_the_rate_of_an_address_bounds_its_tls_handshakes(run, tls, clock, certificate, caplog) -> None:
@@ -168,15 +150,12 @@ def test_the_rate_of_an_address_bounds_its_tls_handshakes(run, tls, clock, certi
 
 
 @pytest.mark.parametrize("start", STARTS)
-def test_a_server_that_stops_ends_unfinished_tls_handshakes(run, tls, certificate, start) -> None:
-    async def scenario() -> None:
-        async with serving(tls) as server:
-            peers = [HalfTls(server.port, certificate.client_context(), start) for _ in range(3)]
-            await until_pending(server, 3)
-        for peer in peers:
-            await peer.ended()
-
-    run(scenario())
+async def test_a_server_that_stops_ends_unfinished_tls_handshakes(tls, certificate, start) -> None:
+    async with serving(tls) as server:
+        peers = [HalfTls(server.port, certificate.client_context(), start) for _ in range(3)]
+        await until_pending(server, 3)
+    for peer in peers:
+        await peer.ended()
 
 
 def test_a_client_that_leaves_during_its_tls_handshake_is_forgotten(run, tls, certificate, caplog) -> None:
@@ -220,20 +199,17 @@ class ClosingTransport:
         return self.closes > 0
 
 
-def test_a_tls_transport_is_closed_once_when_the_client_ends_its_side_too(run) -> None:
-    async def scenario() -> None:
-        hub = Hub()
-        transport = ClosingTransport()
-        link = AsyncioLink(transport, asyncio.get_running_loop())
-        connection = hub.register_connection(table_of(EventHandler()), None)
-        hub.open_on_link(connection, link, b"", b"")
-        connection.close()
-        link.data_received(masked(Frame.close()))
-        await asyncio.sleep(0)
-        assert transport.closes == 1
-        link.eof_received()
-        await asyncio.sleep(0)
-        assert transport.closes == 1
-        link.connection_lost(None)
-
-    run(scenario())
+async def test_a_tls_transport_is_closed_once_when_the_client_ends_its_side_too() -> None:
+    hub = Hub()
+    transport = ClosingTransport()
+    link = AsyncioLink(transport, asyncio.get_running_loop())
+    connection = hub.register_connection(table_of(EventHandler()), None)
+    hub.open_on_link(connection, link, b"", b"")
+    connection.close()
+    link.data_received(masked(Frame.close()))
+    await asyncio.sleep(0)
+    assert transport.closes == 1
+    link.eof_received()
+    await asyncio.sleep(0)
+    assert transport.closes == 1
+    link.connection_lost(None)

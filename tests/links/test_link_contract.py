@@ -252,13 +252,9 @@ LINKS: list[Any] = [
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
 @pytest.mark.parametrize("connect", LINKS)
-def test_a_link_keeps_the_contract(
-    run,
+async def test_a_link_keeps_the_contract(
     connect: Callable[[], AbstractAsyncContextManager[LinkHarness]],
     check: Callable[[LinkHarness], Awaitable[None]],
 ) -> None:
-    async def scenario() -> None:
-        async with connect() as harness:
-            await check(harness)
-
-    run(scenario())
+    async with connect() as harness:
+        await check(harness)
