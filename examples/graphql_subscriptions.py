@@ -9,9 +9,6 @@ from collections import defaultdict
 from collections.abc import AsyncIterator
 from typing import Any
 
-from starlette.applications import Starlette
-from starlette.routing import WebSocketRoute
-
 from graphql import (
     GraphQLArgument,
     GraphQLField,
@@ -21,6 +18,9 @@ from graphql import (
     GraphQLSchema,
     GraphQLString,
 )
+from starlette.applications import Starlette
+from starlette.routing import WebSocketRoute
+
 from wshub import Hub
 from wshub.graphql import SUBPROTOCOL, GraphQLHandler
 from wshub.uvicorn import run

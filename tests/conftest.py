@@ -11,7 +11,8 @@ import pytest
 import uvloop
 from hypothesis import HealthCheck, settings
 
-from tests.certificate import Certificate
+from tests.support.certificate import Certificate
+from tests.support.serving_hub import Clock
 
 # Seconds that a test on a loop may take: far more than any needs, on a machine busy with other things.
 TIMEOUT = 60
@@ -24,6 +25,17 @@ settings.load_profile("wshub")
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
     return Certificate(tmp_path_factory.mktemp("certificate"))
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture(params=["httptools", "h11"])
+def http(request: pytest.FixtureRequest) -> str:
+    """uvicorn's two readers of HTTP."""
+    return request.param
 
 
 @pytest.fixture(params=["asyncio", "uvloop"])

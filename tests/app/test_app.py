@@ -11,9 +11,9 @@ import pytest
 import websockets
 from uvicorn.protocols.utils import ClientDisconnected
 
-from tests.app.conftest import listening
-from tests.hub.conftest import connected
-from tests.reactor import needs_reactor
+from tests.support.reactor import needs_reactor
+from tests.support.serving_hub import connected
+from tests.support.uvicorn_server import listening
 from wshub import EventHandler, Handshake, MisuseError
 from wshub.app import App, Context
 

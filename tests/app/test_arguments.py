@@ -10,9 +10,9 @@ import pytest
 import uvicorn
 from click.testing import CliRunner
 
-from tests.app.conftest import listening
-from tests.hub.conftest import connected
-from tests.odd_strings import STRINGS, Lobby, Odd
+from tests.support.odd_strings import STRINGS, Lobby, Odd
+from tests.support.serving_hub import connected
+from tests.support.uvicorn_server import listening
 from wshub import ConfigurationError, MisuseError
 from wshub.app import App, Context
 from wshub.cli.command_line import main

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.app.conftest import listening
-from tests.hub.peers import REQUEST, raw_peer
+from tests.support.raw_peers import REQUEST, raw_peer
+from tests.support.uvicorn_server import listening
 from wshub import Connection, ConnectionLost, EventHandler, Frame, Hub, Opcode
 from wshub.app import App, Context
 from wshub.asgi.handshake import open_connection, register_scope

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from starlette.middleware import Middleware
 
-from tests.app.conftest import listening
-from tests.hub.peers import REQUEST
-from tests.reactor import needs_reactor
+from tests.support.raw_peers import REQUEST
+from tests.support.reactor import needs_reactor
+from tests.support.uvicorn_server import listening
 from wshub import Connection, Hub, HubConfig
 from wshub.app import App
 from wshub.uvicorn.event_loop import accept_natively

@@ -18,9 +18,9 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from tests.asgi.servers import COMMANDS, Server, serving
+from tests.support.asgi_servers import COMMANDS, Server, serving
 
-APPLICATION = "tests.asgi.ends:app"
+APPLICATION = "tests.asgi.ending_application:app"
 ORIGIN: Any = "http://ok.example"
 
 UVICORN = ("uvicorn, websockets", "uvicorn, sansio", "uvicorn, wsproto")

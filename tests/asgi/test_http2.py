@@ -9,7 +9,7 @@ import h2.connection
 import h2.events
 import h2.settings
 
-from tests.asgi.servers import serving
+from tests.support.asgi_servers import serving
 from wshub import Frame, Opcode
 
 MASK = b"\1\2\3\4"

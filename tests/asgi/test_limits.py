@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import uvicorn
 
-from tests.hub.peers import REQUEST, RawPeer, masked
-from tests.reactor import needs_reactor
+from tests.support.raw_peers import REQUEST, RawPeer, masked
+from tests.support.reactor import needs_reactor
 from wshub import Connection, EventHandler, Frame, Hub, HubConfig, Opcode, RateLimits
 from wshub.uvicorn.running import PROTOCOL_CLASS
 

@@ -13,7 +13,7 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from tests.asgi.servers import COMMANDS, serving
+from tests.support.asgi_servers import COMMANDS, serving
 
 ORIGIN: Any = "http://ok.example"
 

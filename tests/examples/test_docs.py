@@ -11,7 +11,7 @@ import httpx
 import pytest
 import websockets
 
-from tests.app.command import serving
+from tests.support.wshub_serve import serving
 from wshub import HubConfig, RateLimits
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -78,3 +78,12 @@ def test_every_link_of_the_documentation_leads_somewhere() -> None:
     for path in [*DOCS.glob("*.md"), DOCS.parent / "README.md"]:
         for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", path.read_text()):
             assert (path.parent / link).exists(), f"{path.name}: {link}"
+
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/deployment.md"])
+def test_several_workers_reach_a_part_of_the_users_and_the_docs_say_so(page: str) -> None:
+    plain = " ".join((ROOT / page).read_text().replace("*", "").split())
+    assert re.search(r"A hub is per process: a broadcast reaches the connections of its (own )?process", plain)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import websockets
 
-from tests import chromium
+from tests.support import chromium
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 

@@ -14,8 +14,8 @@ import jwt
 import pytest
 import websockets
 
-from tests import chromium
 from tests.examples.test_examples import running
+from tests.support import chromium
 
 SECRET = "a secret of at least thirty-two octets"
 

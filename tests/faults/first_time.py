@@ -21,10 +21,10 @@ import websockets
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from tests.app.conftest import listening
-from tests.certificate import Certificate
 from tests.faults.scenarios import Client, fail, failed, run
-from tests.hub.peers import REQUEST
+from tests.support.certificate import Certificate
+from tests.support.raw_peers import REQUEST
+from tests.support.uvicorn_server import listening
 from wshub import EventHandler, HandshakeError, Hub, HubConfig
 from wshub.core.binding import bind_for_request
 from wshub.links import accepting

@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import uvloop
 
-from tests.hub.peers import REQUEST, masked
+from tests.support.raw_peers import REQUEST, masked
 from wshub import Connection, EventHandler, Frame, Hub, HubConfig, Message, Opcode
 
 PRELOADED = ctypes.CDLL(None)

@@ -12,7 +12,7 @@ import pytest
 
 from tests.faults.first_time import FIRST_TIME
 from tests.faults.scenarios import SCENARIOS
-from tests.reactor import needs_reactor
+from tests.support.reactor import needs_reactor
 
 HERE = Path(__file__).parent
 

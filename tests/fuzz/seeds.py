@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.deflated import deflated
 from tests.fuzz.targets import compressed_frame
+from tests.support.deflated import deflated
 from wshub.protocol.frame import Frame, Opcode
 
 CORPUS = Path(__file__).parent / "corpus"

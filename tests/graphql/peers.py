@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import websockets
-
 from graphql import (
     GraphQLArgument,
     GraphQLField,
@@ -22,8 +21,9 @@ from graphql import (
     GraphQLSchema,
     GraphQLString,
 )
-from tests.hub.conftest import connected
-from tests.node_packages import node_modules
+
+from tests.support.node_packages import node_modules
+from tests.support.serving_hub import connected
 from wshub import Hub, HubConfig
 from wshub.graphql import SUBPROTOCOL, GraphQLHandler
 

@@ -10,10 +10,10 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-
 from graphql import GraphQLArgument, GraphQLField, GraphQLObjectType, GraphQLSchema, GraphQLString
+
 from tests.graphql.peers import Client, Source, make_schema, serving, speaking
-from tests.hub.peers import masked
+from tests.support.raw_peers import masked
 from wshub import Frame, Message
 from wshub.graphql import GraphQLHandler
 from wshub.graphql.messages import SubscribePayload

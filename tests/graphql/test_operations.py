@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-
 from graphql import (
     GraphQLError,
     GraphQLField,
@@ -21,8 +20,9 @@ from graphql import (
     GraphQLSchema,
     GraphQLString,
 )
+
 from tests.graphql.peers import Client, reference_client, serving, speaking
-from tests.hub.peers import masked
+from tests.support.raw_peers import masked
 from wshub import ConnectionClosed, Frame, HubConfig, Message, RateLimits
 from wshub.graphql import GraphQLHandler
 

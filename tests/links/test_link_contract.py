@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.links.link_contract import CHECKS, FrameStream, LinkHarness
-from tests.reactor import HAS_REACTOR
+from tests.support.reactor import HAS_REACTOR
 from wshub import Frame
 from wshub.links.asgi_link import AsgiLink
 from wshub.links.asyncio_reactor import AsyncioReactor

@@ -15,8 +15,8 @@ from collections import Counter
 
 import uvloop
 
-from tests.deflated import deflated
 from tests.memory.wire import BINARY, CLOSE, CONTINUATION, OFFERING, PING, REQUEST, TEXT, frame
+from tests.support.deflated import deflated
 from wshub import CompressionConfig, ConnectionClosed, EventHandler, Hub, HubConfig
 
 OURS = ("Connection", "EpollLink", "AsyncioLink", "OpeningHandshake", "Room", "RequestHead", "Headers")

@@ -17,7 +17,6 @@ from _testcapi import remove_mem_hooks, set_nomemory
 from array import array
 from collections.abc import Callable
 
-from tests.deflated import deflated
 from tests.memory.wire import (
     BINARY,
     CLOSE,
@@ -29,6 +28,7 @@ from tests.memory.wire import (
     frame,
     messages_in,
 )
+from tests.support.deflated import deflated
 from wshub import CompressionConfig, ConnectionState, EventHandler, Frame, Hub, HubConfig, Message
 from wshub.core.event_handler import table_of
 from wshub.links.link_probe import LinkProbe

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.reactor import needs_reactor
+from tests.support.reactor import needs_reactor
 
 try:
     import _testcapi  # noqa: F401

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.memory.conftest import ROOT, TIMEOUT
-from tests.reactor import needs_reactor
+from tests.support.reactor import needs_reactor
 
 # Whatever memcheck itself and the C library put on top of the stack of whoever has called them.
 ABOVE = ("vgpreload", "libc.so", "libc-", "ld-linux")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 
-from tests.deflated import TAIL
+from tests.support.deflated import TAIL
 from wshub import Frame
 from wshub.protocol.writer import encode_frame
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.deflated import TAIL, deflated, deflated_on, dynamic_blocks
+from tests.support.deflated import TAIL, deflated, deflated_on, dynamic_blocks
 from wshub.errors import ConfigurationError, ProtocolError
 from wshub.protocol.compression.config import CompressionConfig
 from wshub.protocol.compression.deflate import DeflatePool

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.deflated import deflated_on
+from tests.support.deflated import deflated_on
 from wshub.errors import ConfigurationError, ProtocolError
 from wshub.protocol.close_code import is_valid_on_wire
 from wshub.protocol.compression.negotiation import PermessageDeflate

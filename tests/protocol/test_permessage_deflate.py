@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.clocked import least_seconds
+from tests.support.cpu_time import least_seconds
 from wshub.errors import ConfigurationError
 from wshub.protocol.compression.config import CompressionConfig
 from wshub.protocol.compression.negotiation import PermessageDeflate, negotiate

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.clocked import least_seconds
+from tests.support.cpu_time import least_seconds
 from wshub.errors import HandshakeError, MisuseError
 from wshub.protocol.http.headers import TOKEN_CHARACTERS, Headers
 from wshub.protocol.http.request import MAX_HEADERS, RequestHead, RequestReader, parse_request_head

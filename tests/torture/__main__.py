@@ -26,7 +26,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from tests.certificate import Certificate
+from tests.support.certificate import Certificate
 from tests.torture.chaos import FAULTS
 from tests.torture.plan import draw_plan
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.node_packages import node_modules
+from tests.support.node_packages import node_modules
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]

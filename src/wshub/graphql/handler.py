@@ -9,9 +9,8 @@ from types import MappingProxyType
 from typing import Any
 
 try:
-    from graphql.validation import ASTValidationRule
-
     from graphql import GraphQLSchema
+    from graphql.validation import ASTValidationRule
 except ImportError as error:
     raise ImportError("wshub.graphql needs graphql-core: pip install wshub[graphql]") from error
 

@@ -21,6 +21,7 @@ from graphql import (
     subscribe,
     validate,
 )
+
 from wshub.errors import ConnectionClosed
 from wshub.graphql.client import Client
 from wshub.graphql.messages import SubscribePayload

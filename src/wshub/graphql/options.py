@@ -6,9 +6,9 @@ from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from graphql import GraphQLSchema
 from graphql.validation import ASTValidationRule
 
-from graphql import GraphQLSchema
 from wshub.core.connection import Connection
 
 __all__ = ["Connect", "CreateContext", "Options"]

@@ -7,6 +7,7 @@ import logging
 from typing import Any
 
 from graphql import GraphQLError
+
 from wshub.core.connection import Connection
 from wshub.errors import ConnectionClosed
 from wshub.graphql.client import Client

@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from graphql import GraphQLSchema, build_schema
 from starlette.routing import WebSocketRoute
 
-from graphql import GraphQLSchema, build_schema
 from wshub import Connection, Hub
 from wshub.graphql import SUBPROTOCOL, GraphQLCloseCode, GraphQLHandler
 

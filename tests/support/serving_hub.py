@@ -1,0 +1,42 @@
+"""A hub that serves, its clock, and a client of the websockets package."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import websockets
+
+from wshub import Hub, HubConfig
+
+
+class Clock:
+    """Seconds that pass only when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def pass_for(self, seconds: float, hub: Hub) -> None:
+        """Let time pass, and the hub notice."""
+        self.now += seconds
+        hub._sweep()
+
+
+@contextlib.asynccontextmanager
+async def serving(handler: Any, *, path: str | None = None, subprotocols: tuple[str, ...] = (), clock=None, **settings):
+    """A hub that serves on a free port of the loopback, as a pair of the hub and the URL."""
+    hub = Hub(HubConfig(**settings), **({"clock": clock} if clock else {}))
+    async with hub.serve("127.0.0.1", 0, handler, path=path, subprotocols=subprotocols) as server:
+        yield hub, f"ws://127.0.0.1:{server.port}{path or '/'}"
+
+
+@contextlib.asynccontextmanager
+async def connected(url: str, **options: Any) -> AsyncIterator[websockets.ClientConnection]:
+    """A client of the websockets package, without compression, and without pings of its own."""
+    options = {"compression": None, "ping_interval": None, "proxy": None, **options}
+    async with websockets.connect(url, **options) as client:
+        yield client

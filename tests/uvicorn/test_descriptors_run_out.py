@@ -1,0 +1,146 @@
+"""A server whose descriptors have run out: 503 meanwhile, service afterwards, and one line in the log."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import resource
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.raw_peers import REQUEST
+from tests.support.reactor import needs_reactor
+from tests.support.serving_hub import connected
+from tests.support.wshub_serve import ROOT, serving
+
+SHORTAGE = "Too many open files"
+CLASS = "wshub.uvicorn.protocol:WebSocketProtocol"
+
+
+def descriptors(process: int) -> set[int]:
+    return {int(name) for name in os.listdir(f"/proc/{process}/fd")}
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def no_descriptors(process: int) -> Iterator[None]:
+    """Keep the process from opening any more descriptors."""
+    limits = resource.prlimit(process, resource.RLIMIT_NOFILE)
+    used = descriptors(process)
+    lowest = next(number for number in range(len(used) + 1) if number not in used)
+    resource.prlimit(process, resource.RLIMIT_NOFILE, (lowest, limits[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(process, resource.RLIMIT_NOFILE, limits)
+
+
+@contextlib.contextmanager
+def uvicorn(app: str) -> Iterator[tuple[int, int, Callable[[], str]]]:
+    """uvicorn with the protocol class alone, on a loop of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "uvicorn", app, "--port", str(port), "--ws", CLASS, "--log-level", "warning"]
+    path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))
+    options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path}, **options) as process:
+        try:
+            until(lambda: process.poll() is not None or is_listening(port))
+
+            def end() -> str:
+                process.terminate()
+                return process.communicate(timeout=30)[0]
+
+            yield process.pid, port, end
+        finally:
+            process.kill()
+
+
+def is_listening(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+        return True
+    return False
+
+
+@contextlib.contextmanager
+def wshub(app: str) -> Iterator[tuple[int, int, Callable[[], str]]]:
+    with serving(app, "--log-level", "warning") as server:
+        yield server.process.pid, server.port, server.end
+
+
+def first_connection(process: int, port: int) -> socket.socket:
+    """A connection that the server has accepted."""
+    until(lambda: not sockets_in_use(process, port))
+    before = descriptors(process)
+    first = socket.create_connection(("127.0.0.1", port), timeout=30)
+    until(lambda: len(descriptors(process)) > len(before))
+    return first
+
+
+def sockets_in_use(process: int, port: int) -> bool:
+    """Whether a connection to the port is left that the process has not closed yet."""
+    lines = [line.split() for line in Path(f"/proc/{process}/net/tcp").read_text().splitlines()[1:]]
+    return any(line[1].endswith(f":{port:04X}") and line[3] in ("01", "08") for line in lines)
+
+
+async def is_echoed(port: int, path: str) -> None:
+    async with connected(f"ws://127.0.0.1:{port}{path}") as client:
+        await client.send("back again")
+        assert await client.recv() == "back again"
+
+
+@needs_reactor
+@pytest.mark.parametrize("server", [wshub, uvicorn])
+@pytest.mark.parametrize("path", ["/plain", "/accept", "/hub/"])
+def test_without_descriptors_the_first_websocket_is_refused_and_later_ones_are_served(server, path) -> None:
+    app = f"tests.uvicorn.short_of_descriptors:{path.strip('/')}"
+    with server(app) as (process, port, end):
+        first = first_connection(process, port)
+        with no_descriptors(process):
+            waiting = [socket.create_connection(("127.0.0.1", port)) for _ in range(20)]
+            first.sendall(REQUEST.replace(b"GET / ", f"GET {path} ".encode()))
+            assert first.recv(12) == b"HTTP/1.1 503"
+        for client in (first, *waiting):
+            client.close()
+        for _ in range(3):
+            asyncio.run(is_echoed(port, path))
+        output = end()
+    lines = output.splitlines()
+    assert "Traceback" not in output, output
+    assert len([line for line in lines if "a hub cannot take its first connection" in line]) == 1, output
+    if server is wshub:
+        assert len([line for line in lines if SHORTAGE in line]) == 2, output
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+@pytest.mark.parametrize("app", ["plain", pytest.param("native", marks=needs_reactor)])
+def test_descriptors_that_run_out_while_accepting_are_logged_once(app, tls, certificate) -> None:
+    arguments = ["--ssl-certfile", certificate.chain, "--ssl-keyfile", certificate.key] if tls else []
+    with serving(f"tests.uvicorn.short_of_descriptors:{app}", "--log-level", "warning", *arguments) as server:
+        process = server.process.pid
+        first = first_connection(process, server.port)
+        with no_descriptors(process):
+            waiting = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(50)]
+            # It is tried again more than once.
+            time.sleep(2.5)
+        until(lambda: len(descriptors(process)) > 50)
+        for client in (first, *waiting):
+            client.close()
+        output = server.end()
+    assert output.count(SHORTAGE) == 1, output
+    assert "Traceback" not in output, output

@@ -1,0 +1,127 @@
+"""Under uvicorn a TLS connection counts, and has its time, from accept on: also before its handshake is finished."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Mount, Route
+
+from tests.support.half_tls import STARTS, HalfTls
+from tests.support.serving_hub import Clock, connected
+from tests.support.uvicorn_server import listening
+from wshub import EventHandler, Hub, HubConfig
+from wshub.uvicorn import first_requests
+from wshub.uvicorn.event_loop import accept_natively
+from wshub.uvicorn.running import create_own_ssl_context
+
+PAGE = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connections whose time is over are looked for often."""
+    monkeypatch.setattr(first_requests, "SWEEP_PERIOD", 0.02)
+
+
+@pytest.fixture(params=["uvicorn's context", "wshub's context"])
+def tls(request: pytest.FixtureRequest, certificate: Any) -> dict[str, Any]:
+    files = {"ssl_certfile": certificate.chain, "ssl_keyfile": certificate.key}
+    return files if request.param == "uvicorn's context" else files | {"ssl_context_factory": create_own_ssl_context}
+
+
+async def page(request: Any) -> PlainTextResponse:
+    return PlainTextResponse("hello")
+
+
+@contextlib.asynccontextmanager
+async def served(
+    tls: dict[str, Any], clock: Callable[[], float] = time.monotonic, **settings: Any
+) -> AsyncIterator[int]:
+    """The port of an application whose hub has this clock and these settings."""
+    handler = EventHandler(on_message=lambda connection, message: connection.send(message))
+    app = Starlette(routes=[Route("/", page), Mount("/ws", Hub(HubConfig(**settings), clock=clock).asgi(handler))])
+    accept_natively(asyncio.get_running_loop())
+    async with listening(app, log_config=None, **tls) as address:
+        yield int(address.rpartition(":")[2])
+
+
+async def is_served(port: int, certificate: Any) -> None:
+    peer = HalfTls(port, certificate.client_context(), "nothing")
+    await peer.finish()
+    await peer.send(PAGE)
+    received = b""
+    while b"hello" not in received:
+        received += await peer.receive()
+    peer.close()
+    async with connected(f"wss://localhost:{port}/ws/", ssl=certificate.client_context()) as client:
+        await client.send("served")
+        assert await client.recv() == "served"
+
+
+@pytest.mark.parametrize("start", STARTS)
+async def test_of_too_many_unfinished_tls_handshakes_the_oldest_is_ended(tls, certificate, start) -> None:
+    async with served(tls, max_pending_handshakes=4) as port:
+        peers = [HalfTls(port, certificate.client_context(), start) for _ in range(12)]
+        await asyncio.gather(*(peer.ended() for peer in peers[:8]))
+        assert all(peer.is_open() for peer in peers[8:])
+        await is_served(port, certificate)
+        for peer in peers[8:]:
+            peer.close()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """The seconds that the hub of the application goes by."""
+    return Clock()
+
+
+@pytest.mark.parametrize("start", STARTS)
+async def test_an_unfinished_tls_handshake_is_ended_when_its_time_is_over(tls, clock, certificate, start) -> None:
+    async with served(tls, clock, handshake_timeout_ms=10_000) as port:
+        peers = [HalfTls(port, certificate.client_context(), start) for _ in range(3)]
+        # By then they have been accepted.
+        await is_served(port, certificate)
+        assert all(peer.is_open() for peer in peers)
+        clock.now += 11
+        await asyncio.gather(*(peer.ended() for peer in peers))
+
+
+async def test_the_tls_handshake_and_the_request_have_one_deadline(tls, clock, certificate) -> None:
+    async with served(tls, clock, handshake_timeout_ms=10_000) as port:
+        peer = HalfTls(port, certificate.client_context(), "a byte")
+        await is_served(port, certificate)
+        clock.now += 6
+        await peer.finish()
+        await peer.send(PAGE[:-2])
+        await is_served(port, certificate)
+        assert peer.is_open()
+        clock.now += 6
+        while await peer.receive():
+            pass
+        peer.close()
+
+
+@pytest.mark.parametrize("start", STARTS)
+async def test_a_server_that_stops_ends_unfinished_tls_handshakes(tls, certificate, start) -> None:
+    async with served(tls) as port:
+        peers = [HalfTls(port, certificate.client_context(), start) for _ in range(3)]
+        await is_served(port, certificate)
+    await asyncio.gather(*(peer.ended() for peer in peers))
+
+
+def test_a_client_that_leaves_during_its_tls_handshake_disturbs_nobody(run, tls, certificate, caplog) -> None:
+    async def scenario() -> None:
+        async with served(tls) as port:
+            for start in STARTS:
+                HalfTls(port, certificate.client_context(), start).close()
+            await is_served(port, certificate)
+
+    run(scenario())
+    assert [record.getMessage() for record in caplog.records if record.levelno >= 40] == []
