@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.routing import WebSocketRoute
 
+from tests.support.middleware import RebuildsAccept
 from wshub import Connection, ConnectionClosed, EventHandler, Hub, HubConfig, Message
 from wshub.app import App
 
@@ -212,22 +213,6 @@ async def depends(websocket: WebSocket, value: Annotated[str, Depends(teardown)]
     await finish(end.replace("_", " "), await hub.accept(websocket), websocket)
 
 
-class Rebuilds:
-    """Middleware that makes each accept message anew."""
-
-    def __init__(self, app: Any) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        async def rebuild(message: Any) -> None:
-            if message["type"] == "websocket.accept":
-                headers = [*message.get("headers", ()), (b"x-request-id", b"1")]
-                message = {"type": "websocket.accept", "subprotocol": message.get("subprotocol"), "headers": headers}
-            await send(message)
-
-        await self.app(scope, receive, rebuild)
-
-
 class Answers:
     """Middleware that answers itself."""
 
@@ -258,7 +243,7 @@ for name, endpoint in ENDPOINTS.items():
     app.add_api_websocket_route(f"/fastapi/{name}/{{end}}", endpoint)
 app.add_api_websocket_route("/fastapi/dependency/{end}", depends)
 app.mount("/starlette", Starlette(routes=ROUTES))
-app.mount("/rebuilt", Starlette(routes=ROUTES, middleware=[Middleware(Rebuilds)]))
+app.mount("/rebuilt", Starlette(routes=ROUTES, middleware=[Middleware(RebuildsAccept)]))
 app.mount("/guarded", Starlette(routes=ROUTES, middleware=[Middleware(Answers)]))
 
 own = App()

@@ -13,8 +13,9 @@ import httpx
 import pytest
 import websockets
 
+from tests.support.programs import ROOT
 from tests.support.serving_hub import connected
-from tests.support.wshub_serve import ROOT, Serving, serving
+from tests.support.wshub_serve import Serving, serving
 
 ORIGIN = "http://ok.example"
 
@@ -176,11 +177,11 @@ def test_an_exit_out_of_a_handler_closes_everybody_with_1001_and_ends_the_proces
         url = f"ws://{server.address}/events/"
         async with connected(url) as client, connected(url) as other:
             await client.send("3")
-            output = await asyncio.to_thread(server.process.communicate, timeout=30)
+            output = await asyncio.to_thread(server.program.wait)
             for each in (client, other):
                 await each.wait_closed()
                 assert each.close_code == 1001
-        return output[0]
+        return output
 
     with serving("tests.cli.slow_cleanup:api", "--loop", loop) as server:
         output = within(scenario(server))

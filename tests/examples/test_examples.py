@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,29 +12,17 @@ import pytest
 import websockets
 
 from tests.support import chromium
+from tests.support.programs import free_port, running_program
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
 @contextlib.contextmanager
 def running(name: str, *arguments: str) -> Iterator[int]:
-    """The port of an example that listens, stopped at the end by its process id."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, str(EXAMPLES / name), "--port", str(port), *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        try:
-            deadline = time.monotonic() + 20
-            while True:
-                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                    break
-                if process.poll() is not None or time.monotonic() > deadline:
-                    pytest.fail(f"{name} does not listen: {process.stdout.read() if process.stdout else ''}")
-            yield port
-        finally:
-            process.terminate()
-            process.wait(20)
+    """The port of an example that listens; it is stopped at the end."""
+    port = free_port()
+    with running_program([sys.executable, str(EXAMPLES / name), "--port", str(port), *arguments], port=port):
+        yield port
 
 
 def test_echo_sends_back_what_it_gets() -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import subprocess
-import sys
 import textwrap
 from typing import Any
 
 import pytest
 
+from tests.support.programs import running_source
 from tests.support.raw_peers import REQUEST, masked, raw_peer
 from tests.support.reactor import needs_reactor
 from tests.support.serving_hub import connected, serving
@@ -206,25 +205,15 @@ else:
 async def stopped(loop: str, *, wait: str, on_message: str = "pass", stop: signal.Signals | None = None) -> Any:
     """Run a server with one client until it stops. Returns its exit code, its output, its errors and the close code."""
     source = textwrap.dedent(SERVER).format(wait=wait, on_message=on_message)
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", source, loop), stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    assert process.stdout is not None
-    try:
-        port = int(await process.stdout.readline())
-        async with raw_peer(f"ws://127.0.0.1:{port}/") as peer:
-            if stop is not None:
-                process.send_signal(stop)
-            else:
-                peer.write(masked(Frame.text("stop")))
-            code = await peer.close_code()
-            peer.write(masked(Frame.close(code)))
-            peer.writer.write_eof()
-            output, errors = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+    async with running_source(source, loop) as (process, port), raw_peer(f"ws://127.0.0.1:{port}/") as peer:
+        if stop is not None:
+            process.send_signal(stop)
+        else:
+            peer.write(masked(Frame.text("stop")))
+        code = await peer.close_code()
+        peer.write(masked(Frame.close(code)))
+        peer.writer.write_eof()
+        output, errors = await process.communicate()
     return process.returncode, output.decode().split("\n")[:-1], errors.decode(), code
 
 
@@ -287,21 +276,11 @@ except BaseException as error:
 def test_an_exit_out_of_on_upgrade_refuses_and_ends_the_program_once_and_in_order(loop, error, hook, reactor) -> None:
     async def scenario() -> None:
         source = UPGRADING.format(hook=hook.format(error=error), reactor=reactor)
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", source, loop), stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        assert process.stdout is not None
-        try:
-            async with asyncio.timeout(20):
-                port = int(await process.stdout.readline())
-                async with raw_peer(f"ws://127.0.0.1:{port}/", handshake=False) as peer:
-                    peer.write(REQUEST)
-                    answer = await peer.reader.read()
-                output, errors = await process.communicate()
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
+        async with asyncio.timeout(20), running_source(source, loop) as (process, port):
+            async with raw_peer(f"ws://127.0.0.1:{port}/", handshake=False) as peer:
+                peer.write(REQUEST)
+                answer = await peer.reader.read()
+            output, errors = await process.communicate()
         assert answer.startswith(b"HTTP/1.1 503 ")
         assert output.decode().splitlines() == ["finally", "finally has ended", error]
         assert errors == b""
@@ -317,12 +296,7 @@ def test_a_second_ctrl_c_ends_what_the_first_waits_for(loop) -> None:
         source = source.replace("Hub()", "Hub(HubConfig(close_timeout_ms=3_600_000))").replace(
             "Hub\n", "Hub, HubConfig\n"
         )
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", source, loop), stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        assert process.stdout is not None
-        port = int(await process.stdout.readline())
-        async with raw_peer(f"ws://127.0.0.1:{port}/") as peer:
+        async with running_source(source, loop) as (process, port), raw_peer(f"ws://127.0.0.1:{port}/") as peer:
             peer.send(Frame.text("hang"))
             peer.send(Frame.ping(b""))
             process.send_signal(signal.SIGINT)
@@ -410,12 +384,7 @@ else:
 def test_exits_out_of_several_handlers_are_raised_once(loop, event, wait) -> None:
     async def scenario() -> None:
         source = TWO_EXITS.format(error="SystemExit(3)", wait=wait)
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", source, loop, event), stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        assert process.stdout is not None
-        try:
-            port = int(await process.stdout.readline())
+        async with running_source(source, loop, event) as (process, port):
             url = f"ws://127.0.0.1:{port}/"
             async with raw_peer(url) as first, raw_peer(url) as second:
                 # For on_close, the first client ends its connection, and the hub ends the other one.
@@ -427,10 +396,6 @@ def test_exits_out_of_several_handlers_are_raised_once(loop, event, wait) -> Non
                     peer.send(Frame.close(code))
                     peer.writer.write_eof()
                 output, errors = await process.communicate()
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
         assert (process.returncode, output, errors) == (3, b"finally begins\nfinally ends\n", b"")
 
     asyncio.run(scenario())

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import ssl
 import subprocess
 import sys
 
 import pytest
 
+from tests.support.programs import environment
 from tests.support.serving_hub import connected
-from tests.support.wshub_serve import ROOT, serving
+from tests.support.wshub_serve import serving
 from wshub import EventHandler, Hub
 from wshub.links.tls import create_own_context, suits_aiofastnet
 
@@ -31,11 +31,6 @@ asyncio.run(main())
 
 def echo() -> EventHandler:
     return EventHandler(on_message=lambda connection, message: connection.send(message))
-
-
-def environment(**further: str) -> dict[str, str]:
-    path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))
-    return {**os.environ, "PYTHONPATH": path, **further}
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])

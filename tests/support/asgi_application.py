@@ -1,4 +1,4 @@
-"""What the tests serve on each ASGI server: one hub under Starlette, FastAPI and on its own path."""
+"""The application that tests serve on each ASGI server: one hub under Starlette, FastAPI and on its own path."""
 
 from __future__ import annotations
 

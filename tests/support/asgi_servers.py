@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import socket
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Iterator
-from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.programs import ROOT, environment, free_port, running_program
+
 APPLICATION = "tests.support.asgi_application:api"
 
 WSHUB = "wshub.uvicorn.protocol:WebSocketProtocol"
@@ -35,40 +31,13 @@ class Server(NamedTuple):
 
     name: str
     address: str
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[str]
 
 
 @contextlib.contextmanager
 def serving(name: str, application: str = APPLICATION) -> Iterator[Server]:
     """That server; it is stopped at the end."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, *(part.format(port=port, application=application) for part in COMMANDS[name])]
-    path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))
-    environment = os.environ | {"PYTHONPATH": path}
-    # A pipe that nobody reads would stop a server that has much to log.
-    with tempfile.TemporaryFile("w+") as output:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
-        try:
-            _wait_until_it_listens(process, port, output)
-            yield Server(name, f"127.0.0.1:{port}", process)
-        finally:
-            process.terminate()
-            try:
-                process.wait(timeout=15)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-def _wait_until_it_listens(process: subprocess.Popen[bytes], port: int, output: IO[str]) -> None:
-    deadline = time.monotonic() + 30
-    while True:
-        with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port), 1):
-            return
-        if process.poll() is not None or time.monotonic() > deadline:
-            process.kill()
-            output.seek(0)
-            raise RuntimeError(f"the server does not listen: {output.read()}")
-        time.sleep(0.02)
+    with running_program(command, port=port, env=environment(), cwd=ROOT) as program:
+        yield Server(name, f"127.0.0.1:{port}", program.process)

@@ -14,7 +14,7 @@ def deflated(data: bytes, *, level: int = 6, bits: int = 15, strategy: int = 0, 
 
 
 def dynamic_blocks(count: int, literals: int = 0) -> bytes:
-    """The payload of blocks with codes of their own (RFC 1951 section 3.2.7), each of so many octets of zero."""
+    """The payload of ``count`` blocks of ``literals`` zero bytes, each with its own codes (RFC 1951 section 3.2.7)."""
 
     def number(value: int, bits: int) -> str:
         return f"{value:0{bits}b}"[::-1]

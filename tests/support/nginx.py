@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import socket
-import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from tests.support.programs import free_port, running_program
 
 PATH = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
 
@@ -37,23 +36,9 @@ http {{
 def proxying(location: str, prefix: Path) -> Iterator[str]:
     """The address, ``127.0.0.1:port``, of an nginx with that location; its files are below ``prefix``."""
     assert PATH is not None
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     prefix.mkdir()
     file = prefix / "nginx.conf"
     file.write_text(CONFIGURATION.format(prefix=prefix, port=port, location=location))
-    process = subprocess.Popen([PATH, "-p", str(prefix), "-c", str(file)], stderr=subprocess.PIPE, text=True)
-    try:
-        deadline = time.monotonic() + 30
-        while True:
-            with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port), 1):
-                break
-            if process.poll() is not None or time.monotonic() > deadline:
-                process.kill()
-                raise RuntimeError(f"nginx does not listen: {process.communicate()[1]}")
-            time.sleep(0.02)
+    with running_program([PATH, "-p", str(prefix), "-c", str(file)], port=port):
         yield f"127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.communicate()

@@ -16,7 +16,7 @@ REQUEST = (
     b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
 )
 MASK = b"\x01\x02\x03\x04"
-# What ends a line or moves a cursor somewhere, and so must be in no line of a log.
+# Characters that end a line or move a cursor. A line of a log must contain none of them.
 CONTROLS = {*range(0x20), 0x7F, *range(0x80, 0xA0), 0x2028, 0x2029}
 
 
@@ -29,7 +29,7 @@ def masked(frame: Frame) -> bytes:
 
 
 class RawPeer:
-    """The client's end of a connection, whose octets the test chooses."""
+    """The client's end of a connection. The test chooses the bytes that it sends."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
@@ -100,10 +100,10 @@ async def read_slowly(peer: RawPeer, hub: Any, clock: Any, *, seconds: int) -> N
         assert hub.connection_count == 1
 
 
-async def code_that_ends(url: str, request: bytes, octets: bytes) -> int:
-    """The code of the close frame that a server answers octets with, behind a request that it takes."""
+async def code_that_ends(url: str, request: bytes, data: bytes) -> int:
+    """Send these bytes behind a request that the server accepts. Returns the code of its close frame."""
     async with raw_peer(url, handshake=False) as peer:
         peer.write(request)
         assert b" 101 " in await peer.reader.readuntil(b"\r\n\r\n")
-        peer.write(octets)
+        peer.write(data)
         return await peer.close_code()

@@ -1,4 +1,4 @@
-"""Which tests are of the native reactor alone: ``WSHUB_USE_REACTOR=0`` runs all others over asyncio's transports."""
+"""Marks tests of the native reactor. ``WSHUB_USE_REACTOR=0`` runs all others over asyncio's transports."""
 
 from __future__ import annotations
 

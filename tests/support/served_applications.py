@@ -1,4 +1,4 @@
-"""What the tests of ``wshub serve`` serve, in processes of their own."""
+"""Applications for the tests of ``wshub serve``, served in processes of their own."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def handled(ctx: Context) -> None:
 
 
 class Guard:
-    """Middleware that lets nobody in who has no token."""
+    """Middleware that refuses requests without a token."""
 
     def __init__(self, app) -> None:
         self.app = app

@@ -7,19 +7,18 @@ import contextlib
 import os
 import resource
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.support.programs import environment, free_port, running_program
 from tests.support.raw_peers import REQUEST
 from tests.support.reactor import needs_reactor
 from tests.support.serving_hub import connected
-from tests.support.wshub_serve import ROOT, serving
+from tests.support.wshub_serve import serving
 
 SHORTAGE = "Too many open files"
 CLASS = "wshub.uvicorn.protocol:WebSocketProtocol"
@@ -52,29 +51,10 @@ def no_descriptors(process: int) -> Iterator[None]:
 @contextlib.contextmanager
 def uvicorn(app: str) -> Iterator[tuple[int, int, Callable[[], str]]]:
     """uvicorn with the protocol class alone, on a loop of its own."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "uvicorn", app, "--port", str(port), "--ws", CLASS, "--log-level", "warning"]
-    path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))
-    options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path}, **options) as process:
-        try:
-            until(lambda: process.poll() is not None or is_listening(port))
-
-            def end() -> str:
-                process.terminate()
-                return process.communicate(timeout=30)[0]
-
-            yield process.pid, port, end
-        finally:
-            process.kill()
-
-
-def is_listening(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-        return True
-    return False
+    with running_program(command, port=port, env=environment()) as program:
+        yield program.process.pid, port, program.end
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocketDisconnect
 
+from tests.support.middleware import RebuildsAccept
 from tests.support.raw_peers import REQUEST, raw_peer
 from tests.support.serving_hub import connected
 from tests.support.uvicorn_server import listening
@@ -284,22 +285,6 @@ async def test_a_lost_client_of_a_plain_asgi_endpoint_is_no_error(lines) -> None
     assert lines() == []
 
 
-class Rebuilds:
-    """Middleware that makes each accept message anew, with its own choice of a subprotocol."""
-
-    def __init__(self, app: Any) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        async def rebuild(message: Any) -> None:
-            if message["type"] == "websocket.accept":
-                headers = [*message.get("headers", ()), (b"x-request-id", b"1")]
-                message = {"type": "websocket.accept", "subprotocol": "b", "headers": headers}
-            await send(message)
-
-        await self.app(scope, receive, rebuild)
-
-
 class Refuses:
     """Middleware that refuses what the application would accept."""
 
@@ -336,7 +321,7 @@ async def test_an_accept_message_that_middleware_has_made_anew_is_served_over_as
         await hub.accept(websocket, echo, subprotocols=["a"])
 
     endpoint = {"accept": accepted, "asgi": hub.asgi(echo, subprotocols=["a"]), "handler": handled}[way]
-    app = Starlette(routes=[WebSocketRoute("/", endpoint)], middleware=[Middleware(Rebuilds)])
+    app = Starlette(routes=[WebSocketRoute("/", endpoint)], middleware=[Middleware(RebuildsAccept, subprotocol="b")])
     async with listening(app, log_config=None) as address:
         async with connected(
             f"ws://{address}/", subprotocols=["a", "b"], compression="deflate" if compression else None
@@ -367,7 +352,7 @@ async def test_what_an_endpoint_over_asgi_sends_last_arrives_before_its_close(ra
         if raises is not None:
             raise raises
 
-    app = served("starlette", endpoint, middleware=[Middleware(Rebuilds)])
+    app = served("starlette", endpoint, middleware=[Middleware(RebuildsAccept, subprotocol="b")])
     async with (
         listening(app, log_config=None) as address,
         connected(f"ws://{address}/", subprotocols=["b"]) as client,

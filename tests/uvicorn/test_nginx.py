@@ -11,8 +11,9 @@ import pytest
 import websockets
 
 from tests.support.nginx import PATH, proxying
+from tests.support.programs import ROOT
 from tests.support.serving_hub import connected
-from tests.support.wshub_serve import ROOT, serving
+from tests.support.wshub_serve import serving
 from wshub import Connection, EventHandler, Hub, HubConfig
 
 pytestmark = pytest.mark.skipif(PATH is None, reason="there is no nginx")
