@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from tests.support.raw_peers import REQUEST, TransportInMemory
+from tests.support.raw_peers import REQUEST
 from wshub import Connection, ConnectionState, EventHandler, HandshakeError, Hub, HubConfig
 from wshub.core.event_handler import table_of
 from wshub.core.opening import Opening, refuse
-from wshub.links.asyncio_link import AsyncioLink
+from wshub.links.link_probe import LinkProbe
+from wshub.links.memory_link import create_memory_links, deliver_all
 from wshub.protocol.http.request import RequestHead, parse_request_head
 
 TABLE = table_of(EventHandler())
@@ -20,11 +21,6 @@ PEER = ("192.0.2.1", 5)
 
 class Source:
     peer = PEER
-
-
-class Transport(TransportInMemory):
-    def get_write_buffer_size(self) -> int:
-        return 0
 
 
 def opening_of(hub: Hub, request: bytes = REQUEST, **options: Any) -> Opening:
@@ -41,13 +37,14 @@ async def test_a_handshake_is_checked_accepted_and_opened() -> None:
         assert b"X-A: b\r\n" in response
         assert opening.connection.state is ConnectionState.CONNECTING
         assert opening.connection.path_params == {"name": "x"}
-        transport: Any = Transport()
-        link = AsyncioLink(transport, asyncio.get_running_loop())
+        link, other = create_memory_links()
+        client = LinkProbe(other)
         opening.open_on(link, response, b"")
-        await asyncio.sleep(0)
-        assert transport.written == response
+        deliver_all(link)
+        assert client.received == response
         assert opening.connection.state is ConnectionState.OPEN
-        link.connection_lost(None)
+        link.cut()
+        deliver_all(link)
 
 
 async def test_only_a_hub_that_needs_the_address_asks_for_it() -> None:
