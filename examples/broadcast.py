@@ -19,7 +19,7 @@ async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8080)
-    parser.add_argument("--max-message-size", type=int, default=64 * 1024, help="in octets")
+    parser.add_argument("--max-message-size", type=int, default=64 * 1024, help="in bytes")
     arguments = parser.parse_args()
 
     hub = Hub(HubConfig(max_message_size=arguments.max_message_size))

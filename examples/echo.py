@@ -18,7 +18,7 @@ async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8080)
-    parser.add_argument("--max-message-size", type=int, default=64 * 1024, help="in octets")
+    parser.add_argument("--max-message-size", type=int, default=64 * 1024, help="in bytes")
     parser.add_argument("--compression", action="store_true", help="compress for clients that offer it")
     arguments = parser.parse_args()
 

@@ -113,7 +113,7 @@ def fragments(*sizes: int) -> bytes:
 @pytest.mark.parametrize(
     "sizes",
     [(1001,), (60_000,), (500, 500, 1), (1000, 0, 1), (1,) * 1001],
-    ids=["one more", "many more", "sum", "empty between", "octets"],
+    ids=["one more", "many more", "sum", "empty between", "bytes"],
 )
 async def test_the_size_of_a_message(serving, sizes) -> None:
     async with serving(max_message_size=1000) as scene, scene.peer() as peer:
@@ -157,9 +157,9 @@ async def test_the_fragments_of_a_message(serving, link) -> None:
             assert await scene.closed == 1008
 
 
-@pytest.mark.parametrize("kind", ["messages", "octets", "control_frames"])
+@pytest.mark.parametrize("kind", ["messages", "bytes", "control_frames"])
 async def test_the_rates_of_a_connection(serving, link, kind) -> None:
-    allowed = 100_000 if kind == "octets" else 10
+    allowed = 100_000 if kind == "bytes" else 10
     rates = RateLimits(**{"control_frames": 0, kind: allowed}, burst_ms=1000, excess="close")
     async with serving(rates=rates) as scene, scene.peer() as peer:
         for _ in range(200):

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 __all__ = ["MAX_SEND_BUFFER", "Frame", "HubModel", "Ledger", "Queue", "RoomModel", "wire_length"]
 
 MAX_SEND_BUFFER = 20_000
-LEAST_CHARGE = 64  # octets that a shorter frame counts for against that bound
+LEAST_CHARGE = 64  # bytes that a shorter frame counts for against that bound
 REASONS = ("closed", "slow", "newest", "oldest", "replaced")
 
 
 def wire_length(payload: int) -> int:
-    """Octets of a server's frame with that much payload (RFC 6455 section 5.2)."""
+    """Bytes of a server's frame with that much payload (RFC 6455 section 5.2)."""
     return payload + (2 if payload < 126 else 4)
 
 
@@ -44,7 +44,7 @@ class Frame:
     """A frame that is queued; ``number`` is None for one that is no message."""
 
     number: int | None
-    octets: int
+    raw: int
     key: object = None
     dispensable: bool = False
     ledgers: tuple[Ledger, ...] = ()
@@ -52,7 +52,7 @@ class Frame:
     @property
     def charge(self) -> int:
         """What it counts for against the bound."""
-        return max(self.octets, LEAST_CHARGE)
+        return max(self.raw, LEAST_CHARGE)
 
     def is_accepted(self) -> None:
         if self.number is not None:
@@ -78,7 +78,7 @@ class Queue:
 
     def __init__(self) -> None:
         self.frames: list[Frame] = []
-        self.begun = 0  # octets of the first frame that have left
+        self.begun = 0  # bytes of the first frame that have left
         self.blocked = False  # the kernel takes nothing more until the client reads
         self.taken: list[int] = []  # the numbers of the messages that have left whole
         self.lost: list[Frame] = []  # what was queued when the connection was given up
@@ -97,7 +97,7 @@ class Queue:
         """The kernel has taken what comes first, until so much is left."""
         while self.charge > charge:
             frame = self.frames[0]
-            rest = frame.octets - self.begun
+            rest = frame.raw - self.begun
             if self.charge - rest < charge:
                 # No more than a part of it.
                 self.begun += self.charge - charge

@@ -41,13 +41,13 @@ class Inbox:
     def __init__(self, peer: RawPeer) -> None:
         self.peer = peer
         self.window = zlib.decompressobj(-15)
-        self.octets = 0
+        self.raw = 0
 
     async def next(self) -> tuple[str, bool]:
         """The next text, and whether it came compressed."""
         frame = await self.peer.frame()
         assert frame.opcode is Opcode.TEXT, frame
-        self.octets += len(frame.payload)
+        self.raw += len(frame.payload)
         payload = self.window.decompress(frame.payload + TAIL) if frame.rsv1 else frame.payload
         return payload.decode(), frame.rsv1
 
@@ -201,12 +201,12 @@ async def test_a_history_of_its_own_makes_repeated_messages_small() -> None:
             connection.send(TEXT)
         for inbox in (one, two):
             assert await inbox.next() == (TEXT, True)
-        before = one.octets, two.octets
+        before = one.raw, two.raw
         for inbox in (one, two):
             assert await inbox.next() == (TEXT, True)
-        assert one.octets - before[0] < 40
+        assert one.raw - before[0] < 40
         # This one was promised that the hub refers to nothing.
-        assert two.octets == 2 * before[1]
+        assert two.raw == 2 * before[1]
 
 
 async def test_clients_may_refer_to_earlier_messages_where_it_was_agreed() -> None:
@@ -264,7 +264,7 @@ async def test_many_small_bombs_do_not_keep_others_waiting() -> None:
 async def test_messages_of_empty_blocks_do_not_keep_others_waiting() -> None:
     order = []
     handler = EventHandler(on_message=lambda connection, message: order.append(len(message)))
-    # Each is within the bound for blocks, and takes as long as 400,000 octets.
+    # Each is within the bound for blocks, and takes as long as 400,000 bytes.
     frame = Frame(Opcode.BINARY, dynamic_blocks(200), rsv1=True)
     async with (
         serving(handler, enable_compression=True) as (_, url),
@@ -349,12 +349,12 @@ async def test_a_shared_window_makes_messages_of_a_room_much_smaller() -> None:
         sizes = []
         for compression in ("message", "shared"):
             hub.configure_room("all", compression=compression)
-            before = receivers[0].octets
+            before = receivers[0].raw
             for tick in ticks(300):
                 assert hub.broadcast(tick, room="all") == 3
                 for receiver in receivers:
                     assert await receiver.next() == (tick, True)
-            sizes.append(receivers[0].octets - before)
+            sizes.append(receivers[0].raw - before)
         assert sizes[1] <= 0.35 * sizes[0]
         # Nobody came in between, so that no message was compressed in a second form.
         assert hub.stats()["compression"]["compressions"] == 600
@@ -500,7 +500,7 @@ async def test_an_interrupted_send_does_not_break_the_window() -> None:
 
 
 async def test_broadcast_frames_a_message_once_for_all() -> None:
-    """Each receiver's queue refers to the same frame: the octets queued are many times the memory."""
+    """Each receiver's queue refers to the same frame: the bytes queued are many times the memory."""
 
     async with serving(EventHandler(), max_send_buffer=1 << 30) as (hub, url):
         stalled = []

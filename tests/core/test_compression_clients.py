@@ -1,4 +1,4 @@
-"""permessage-deflate with clients that others have written: what one sends another receives, octet for octet."""
+"""permessage-deflate with clients that others have written: what one sends another receives, byte for byte."""
 
 from __future__ import annotations
 
@@ -79,8 +79,8 @@ async def test_every_client_gets_back_what_it_sends(name, config) -> None:
         before = hub.stats()
         await client.send("a" * 60_000)
         assert await client.receive() == "a" * 60_000
-        for octets in ("bytes_received", "bytes_sent"):
-            assert hub.stats()[octets] - before[octets] < 1000, "it came or went plain"
+        for raw in ("bytes_received", "bytes_sent"):
+            assert hub.stats()[raw] - before[raw] < 1000, "it came or went plain"
 
 
 @pytest.mark.parametrize("config", ["defaults", "takeover"])
@@ -94,10 +94,10 @@ async def test_a_compressed_message_may_come_in_fragments_with_pings_between(nam
         opening(url) as client,
     ):
         for message in source.sample(samples(CONFIGS[config].threshold), 20):
-            octets = message.encode() if isinstance(message, str) else message
+            raw = message.encode() if isinstance(message, str) else message
             # Some fragments are empty, some end within a character.
-            cuts = sorted(source.choices(range(len(octets) + 1), k=source.randrange(6)))
-            fragments = [octets[a:b] for a, b in zip([0, *cuts], [*cuts, None], strict=True)]
+            cuts = sorted(source.choices(range(len(raw) + 1), k=source.randrange(6)))
+            fragments = [raw[a:b] for a, b in zip([0, *cuts], [*cuts, None], strict=True)]
             await client.send_fragments(fragments, binary=isinstance(message, bytes))
             assert await client.receive() == message
 

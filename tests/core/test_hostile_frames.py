@@ -44,7 +44,7 @@ async def until_empty(hub: Hub) -> None:
 
 
 def header(first: int, length: int) -> bytes:
-    """The header of a client's frame that declares so many octets, in their longest form."""
+    """The header of a client's frame that declares so many bytes, in their longest form."""
     return bytes([first, 0xFF]) + length.to_bytes(8, "big") + MASK
 
 
@@ -90,9 +90,9 @@ def test_a_length_that_would_overflow_the_sum_of_the_fragments_allocates_nothing
     assert peak < 10_000
 
 
-@pytest.mark.parametrize("octet", [b"", b"x"], ids=["empty", "one octet"])
-def test_more_than_a_million_fragments_are_bounded_in_memory_and_linear_in_time(octet: bytes) -> None:
-    many = masked(Frame(Opcode.CONTINUATION, octet, fin=False)) * 100_000
+@pytest.mark.parametrize("byte", [b"", b"x"], ids=["empty", "one byte"])
+def test_more_than_a_million_fragments_are_bounded_in_memory_and_linear_in_time(byte: bytes) -> None:
+    many = masked(Frame(Opcode.CONTINUATION, byte, fin=False)) * 100_000
     parser = FrameParser(1 << 30)
     took = []
     tracemalloc.start()
@@ -108,13 +108,13 @@ def test_more_than_a_million_fragments_are_bounded_in_memory_and_linear_in_time(
     finally:
         tracemalloc.stop()
     # Room for twice the message at the most.
-    assert peak < 2 * 1_100_000 * len(octet) + 10_000
+    assert peak < 2 * 1_100_000 * len(byte) + 10_000
     assert min(took[5:]) < 10 * max(min(took[:5]), 0.001)
     ((_, message),) = parser.feed(masked(Frame(Opcode.CONTINUATION, b"")))
-    assert len(message.data) == 1_100_000 * len(octet)
+    assert len(message.data) == 1_100_000 * len(byte)
 
 
-def test_a_message_in_segments_of_one_octet_costs_its_memory_and_no_object_for_each() -> None:
+def test_a_message_in_segments_of_one_byte_costs_its_memory_and_no_object_for_each() -> None:
     parser = FrameParser(MIB)
     frame = masked(Frame.binary(bytes(MIB)))
     gc.collect()
@@ -256,15 +256,15 @@ MORE = [
     masked(Frame.close(1000, "more")),
     bytes(100_000),
     b"\xff" * 100_000,
-    *(bytes([octet]) for octet in masked(Frame.text("an octet at a time"))),
+    *(bytes([byte]) for byte in masked(Frame.text("a byte at a time"))),
 ]
 
 
 @pytest.mark.parametrize("kind", [*VIOLATIONS, "close"])
 def test_a_parser_does_nothing_more_after_any_end(kind: str) -> None:
-    octets = masked(Frame.close(1000)) if kind == "close" else VIOLATIONS[kind][0]
+    raw = masked(Frame.close(1000)) if kind == "close" else VIOLATIONS[kind][0]
     parser = FrameParser(100_000)
-    assert len(parser.feed(octets)) == 1
+    assert len(parser.feed(raw)) == 1
     blocks = sys.getallocatedblocks()
     tracemalloc.start()
     try:
@@ -281,9 +281,9 @@ def test_a_parser_does_nothing_more_after_any_end(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", [*VIOLATIONS, "close", "application closes", "handler fails", "rate"])
 def test_a_hub_does_nothing_more_after_any_end(run, reactor, kind, caplog) -> None:
-    octets, code = VIOLATIONS.get(kind, (masked(Frame.close(4000)), 4000))
+    raw, code = VIOLATIONS.get(kind, (masked(Frame.close(4000)), 4000))
     if kind not in VIOLATIONS and kind != "close":
-        octets = masked(Frame.text(kind)) * 20
+        raw = masked(Frame.text(kind)) * 20
         code = {"application closes": 4001, "handler fails": 1011, "rate": 1008}[kind]
 
     async def scenario() -> None:
@@ -307,7 +307,7 @@ def test_a_hub_does_nothing_more_after_any_end(run, reactor, kind, caplog) -> No
         handler = EventHandler(on_message=on_message, on_close=on_close, on_ping=on_control, on_pong=on_control)
         rates = RateLimits(messages=1, excess="close") if kind == "rate" else NO_RATES
         async with serving(handler, rates=rates, use_reactor=reactor) as (hub, url), raw_peer(url) as peer:
-            peer.write(octets)
+            peer.write(raw)
             assert await peer.close_code() == code
             if kind in VIOLATIONS or kind in ("close", "rate"):
                 # A close that is this side's waits for the peer's.
@@ -335,7 +335,7 @@ FIRST = masked(Frame.text("hé")) + masked(Frame.ping(b"p")) + masked(Frame(Opco
 
 
 @pytest.mark.parametrize("damage", ["reserved bits", "garbage", "end", "reset"])
-def test_no_damage_to_the_first_octets_is_worth_a_line_in_the_log(run, reactor, damage, caplog) -> None:
+def test_no_damage_to_the_first_bytes_is_worth_a_line_in_the_log(run, reactor, damage, caplog) -> None:
     """Engine.io failed before it had a handler for errors: here nothing is logged, and everything is let go."""
     stream = REQUEST + FIRST
 
@@ -343,17 +343,17 @@ def test_no_damage_to_the_first_octets_is_worth_a_line_in_the_log(run, reactor, 
         messages: list[object] = []
         handler = EventHandler(on_message=lambda connection, message: messages.append(message.data))
         async with serving(handler, use_reactor=reactor) as (hub, url):
-            # Every octet of the frames, and some of the request.
+            # Every byte of the frames, and some of the request.
             for index in [*range(0, len(REQUEST), 9), *range(len(REQUEST), len(stream))]:
-                octets = bytearray(stream)
+                raw = bytearray(stream)
                 if damage == "reserved bits":
-                    octets[index] ^= 0x70
+                    raw[index] ^= 0x70
                 elif damage == "garbage":
-                    octets[index:] = bytes(range(255, 127, -1))
+                    raw[index:] = bytes(range(255, 127, -1))
                 else:
-                    del octets[index:]
+                    del raw[index:]
                 async with raw_peer(url, handshake=False) as peer:
-                    peer.write(bytes(octets))
+                    peer.write(bytes(raw))
                     if damage == "reset":
                         peer.reset()
                         continue
@@ -371,7 +371,7 @@ def test_no_damage_to_the_first_octets_is_worth_a_line_in_the_log(run, reactor, 
     assert logged(caplog) == []
 
 
-# Octets on the wire
+# Bytes on the wire
 
 LENGTHS = [*range(131), *range(65_530, 65_541)]
 
@@ -385,11 +385,11 @@ def framed(first: int, payload: bytes) -> bytes:
     return bytes([first, 127]) + len(payload).to_bytes(8, "big") + payload
 
 
-async def expect(peer: RawPeer, octets: bytes) -> None:
-    assert await peer.reader.readexactly(len(octets)) == octets
+async def expect(peer: RawPeer, raw: bytes) -> None:
+    assert await peer.reader.readexactly(len(raw)) == raw
 
 
-async def test_messages_pings_and_pongs_of_every_length_have_exactly_their_octets(reactor) -> None:
+async def test_messages_pings_and_pongs_of_every_length_have_exactly_their_bytes(reactor) -> None:
     opened = asyncio.get_running_loop().create_future()
     handler = EventHandler(on_open=opened.set_result, on_message=lambda connection, message: connection.send(message))
     settings = {"max_message_size": MIB, "rates": NO_RATES, "use_reactor": reactor}
@@ -409,7 +409,7 @@ async def test_messages_pings_and_pongs_of_every_length_have_exactly_their_octet
                 await expect(peer, framed(0x89, payload) + framed(0x8A, payload))
 
 
-async def test_closes_of_every_length_and_of_every_violation_have_exactly_their_octets(reactor) -> None:
+async def test_closes_of_every_length_and_of_every_violation_have_exactly_their_bytes(reactor) -> None:
     handler = EventHandler(on_message=lambda connection, message: connection.close(4001, message.data))
     async with serving(handler, use_reactor=reactor) as (_, url):
         for length in range(124):
@@ -425,9 +425,9 @@ async def test_closes_of_every_length_and_of_every_violation_have_exactly_their_
         async with raw_peer(url) as peer:
             peer.send(Frame(Opcode.CLOSE))
             assert await peer.reader.read() == b"\x88\x00"
-        for octets, code in VIOLATIONS.values():
+        for raw, code in VIOLATIONS.values():
             async with raw_peer(url) as peer:
-                peer.write(octets)
+                peer.write(raw)
                 answer = await peer.reader.read()
                 assert answer == framed(0x88, answer[2:])
                 assert answer[2:4] == code.to_bytes(2, "big")

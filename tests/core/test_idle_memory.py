@@ -35,7 +35,7 @@ DEFLATE = b"permessage-deflate"
 def test_an_idle_connection_keeps_no_deflate_state(run) -> None:
     """What each connection that has echoed a compressed message keeps, its client's buffers included."""
 
-    async def octets_of_each(compression: CompressionConfig) -> float:
+    async def bytes_of_each(compression: CompressionConfig) -> float:
         handler = EventHandler(on_message=lambda connection, message: connection.send(message))
         async with serving(handler, compression=compression) as (_, url), contextlib.AsyncExitStack() as stack:
             kept = []
@@ -50,7 +50,7 @@ def test_an_idle_connection_keeps_no_deflate_state(run) -> None:
     try:
         # That the measurement would see it is shown by connections that are to keep their state.
         asked_for = CompressionConfig(server_context_takeover=True, client_context_takeover=True)
-        assert run(octets_of_each(asked_for)) > 40_000
-        assert run(octets_of_each(CompressionConfig())) < 16_000
+        assert run(bytes_of_each(asked_for)) > 40_000
+        assert run(bytes_of_each(CompressionConfig())) < 16_000
     finally:
         tracemalloc.stop()

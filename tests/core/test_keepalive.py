@@ -193,7 +193,7 @@ async def test_a_peer_that_never_reads_is_ended_although_something_is_sent_to_it
 
 @pytest.mark.parametrize("use_reactor", [True, False])
 async def test_a_peer_that_takes_all_it_is_sent_must_answer_all_the_same(clock, tmp_path, use_reactor) -> None:
-    """Over a Unix socket too, where the kernel counts more than the octets that are not read yet."""
+    """Over a Unix socket too, where the kernel counts more than the bytes that are not read yet."""
 
     closed, handler = told_of_the_end()
     hub = Hub(HubConfig(use_reactor=use_reactor), clock=clock)

@@ -44,7 +44,7 @@ async def until_empty(hub) -> None:
         await asyncio.sleep(0)
 
 
-async def test_a_peer_that_resets_at_any_octet_leaves_nothing_behind() -> None:
+async def test_a_peer_that_resets_at_any_byte_leaves_nothing_behind() -> None:
     stream = REQUEST + masked(Frame.text("hello")) + masked(Frame(Opcode.BINARY, b"x" * 200, fin=False))
 
     handler = Recorder()
@@ -63,10 +63,10 @@ async def test_a_peer_that_resets_at_any_octet_leaves_nothing_behind() -> None:
         assert hub.bind().connection_count == 0
 
 
-async def test_one_octet_at_a_time_is_a_conversation_too() -> None:
+async def test_one_byte_at_a_time_is_a_conversation_too() -> None:
     async with serving(Recorder()) as (_, url), raw_peer(url, handshake=False) as peer:
-        for octet in REQUEST + masked(Frame.text("héllo")) + masked(Frame.close(1000)):
-            peer.write(bytes([octet]))
+        for byte in REQUEST + masked(Frame.text("héllo")) + masked(Frame.close(1000)):
+            peer.write(bytes([byte]))
             await peer.writer.drain()
             await asyncio.sleep(0)
         assert (await peer.reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
@@ -75,7 +75,7 @@ async def test_one_octet_at_a_time_is_a_conversation_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("octets", "code"),
+    ("bytes", "code"),
     [
         pytest.param(b"\x81\x02hi", 1002, id="no mask"),
         pytest.param(b"\xf1\x80" + MASK, 1002, id="reserved bits"),
@@ -87,10 +87,10 @@ async def test_one_octet_at_a_time_is_a_conversation_too() -> None:
         pytest.param(masked(Frame(Opcode.CLOSE, b"\x03\xed")), 1002, id="close code 1005"),
     ],
 )
-async def test_a_violation_is_answered_with_its_code_and_the_earlier_echo_still_arrives(octets, code) -> None:
+async def test_a_violation_is_answered_with_its_code_and_the_earlier_echo_still_arrives(raw, code) -> None:
     handler = Recorder()
     async with serving(handler) as (hub, url), raw_peer(url) as peer:
-        peer.write(masked(Frame.text("before")) + octets)
+        peer.write(masked(Frame.text("before")) + raw)
         # What follows a failure is read and ignored, so that the close frame is not lost to a reset.
         peer.write(masked(Frame.text("after")) * 1000)
         assert (await peer.frame()).payload == b"before"
@@ -215,7 +215,7 @@ async def test_a_fragmented_message_and_a_large_one_survive_any_chunking() -> No
 
 
 @pytest.mark.parametrize(
-    ("octets", "status"),
+    ("bytes", "status"),
     [
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),
         (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", 426),
@@ -228,9 +228,9 @@ async def test_a_fragmented_message_and_a_large_one_survive_any_chunking() -> No
         (REQUEST.replace(b"HTTP/1.1", b"HTTP/1.0"), 400),
     ],
 )
-async def test_what_is_no_handshake_is_answered_with_its_status_and_hung_up_on(octets, status) -> None:
+async def test_what_is_no_handshake_is_answered_with_its_status_and_hung_up_on(raw, status) -> None:
     async with serving(Recorder()) as (hub, url), raw_peer(url, handshake=False) as peer:
-        peer.write(octets)
+        peer.write(raw)
         answer = await peer.reader.read()
         assert answer.startswith(b"HTTP/1.1 %d " % status), answer
         peer.writer.write_eof()

@@ -1,7 +1,7 @@
 """A hub against its model: joins, leaves, sends, broadcasts, closes and ends in any order, from outside and from
 handlers, under each policy, for clients that read and clients that do not.
 
-The clients are sockets, whose every octet is looked at. After each step the ledger of the hub, and that of each room,
+The clients are sockets, whose every byte is looked at. After each step the ledger of the hub, and that of each room,
 must be the model's to the message; and each client must have received what the model says, in order.
 """
 
@@ -82,7 +82,7 @@ class Client:
                 assert self.socket.send(data) == len(data)
 
     def read(self, most: int) -> int:
-        """Read at most so many octets, and note the messages in them; return how many came."""
+        """Read at most so many bytes, and note the messages in them; return how many came."""
         try:
             data = self.socket.recv(most)
         except (BlockingIOError, ConnectionResetError):

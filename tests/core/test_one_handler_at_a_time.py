@@ -211,7 +211,7 @@ async def play(*, native: bool, receives: bool, rates: RateLimits, suspends: lis
 )
 @settings(max_examples=150)
 @given(
-    rates=st.sampled_from([RateLimits(control_frames=0), RateLimits(messages=5, octets=100_000, burst_ms=100)]),
+    rates=st.sampled_from([RateLimits(control_frames=0), RateLimits(messages=5, bytes=100_000, burst_ms=100)]),
     suspends=st.lists(st.booleans(), max_size=30),
     story=st.lists(steps, max_size=60),
 )

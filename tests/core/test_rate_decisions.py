@@ -6,7 +6,7 @@ import pytest
 
 from wshub.core._testing import refilled, response_for
 
-KINDS = ("octets", "messages", "control_frames", "handler_time")
+KINDS = ("bytes", "messages", "control_frames", "handler_time")
 UNBOUNDED = (1e30, 1e30)
 
 
@@ -49,7 +49,7 @@ def test_an_open_connection_is_delayed_or_failed(kind: str) -> None:
 @pytest.mark.parametrize("closes_at_rate", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_closing_connection_is_aborted_for_bytes_alone(kind: str, closes_at_rate: bool) -> None:
-    expected = "abort_at_once" if kind == "octets" else "go_on"
+    expected = "abort_at_once" if kind == "bytes" else "go_on"
     assert response_for("closing", kind, closes_at_rate) == expected
 
 

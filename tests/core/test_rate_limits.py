@@ -67,8 +67,8 @@ async def test_who_sends_too_many_messages_is_closed_where_that_is_configured(cl
         assert "secret" not in caplog.text
 
 
-async def test_octets_are_bounded_within_a_large_message_too(clock: Clock) -> None:
-    rates = RateLimits(octets=1_000_000, burst_ms=1000)
+async def test_bytes_are_bounded_within_a_large_message_too(clock: Clock) -> None:
+    rates = RateLimits(bytes=1_000_000, burst_ms=1000)
     async with (
         serving(EventHandler(), clock=clock, rates=rates, max_message_size=2**24) as (hub, url),
         raw_peer(url) as peer,
@@ -142,7 +142,7 @@ async def test_a_message_in_more_fragments_than_allowed_is_1008_and_empty_ones_c
     ("name", "value"),
     [
         ("messages", -1),
-        ("octets", 1.5),
+        ("bytes", 1.5),
         ("control_frames", None),
         ("handler_ms", 1001),
         ("burst_ms", 0),
@@ -206,7 +206,7 @@ async def test_who_goes_on_sending_when_it_is_closed_is_not_read_without_end(clo
     opened = asyncio.get_running_loop().create_future()
     closed = asyncio.get_running_loop().create_future()
     handler = EventHandler(on_open=opened.set_result, on_close=lambda connection, code, reason: closed.set_result(code))
-    rates = RateLimits(messages=10, octets=10_000, excess=excess)
+    rates = RateLimits(messages=10, bytes=10_000, excess=excess)
     async with serving(handler, clock=clock, rates=rates) as (hub, url), raw_peer(url) as peer:
         (await opened).close(4000)
         assert await peer.close_code() == 4000

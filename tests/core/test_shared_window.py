@@ -35,12 +35,12 @@ TABLE = table_of(EventHandler())
 
 
 class Window:
-    """A decompressor that refuses what is further back than 2**bits octets."""
+    """A decompressor that refuses what is further back than 2**bits bytes."""
 
     def __init__(self, bits: int) -> None:
         self.size = 1 << bits
         self.kept = 0
-        # zlib takes what is in its output buffer for part of the window, so that only octet by octet it notices all
+        # zlib takes what is in its output buffer for part of the window, so that only byte by byte it notices all
         # that is too far back. There is no need before the window is full, nor where deflate reaches no further.
         self.step_when_full = 1 if bits < 15 else 4096
         self.inflater = zlib.decompressobj(-bits)
@@ -61,9 +61,9 @@ class Window:
         return bytes(found)
 
 
-def test_the_window_of_the_model_refuses_what_is_one_octet_too_far_back() -> None:
-    # One block with the fixed codes of RFC 1951 section 3.2.6: literals, then three octets copied from `distance`
-    # octets back; and the beginning of an empty block, whose rest is the tail.
+def test_the_window_of_the_model_refuses_what_is_one_byte_too_far_back() -> None:
+    # One block with the fixed codes of RFC 1951 section 3.2.6: literals, then three bytes copied from `distance`
+    # bytes back; and the beginning of an empty block, whose rest is the tail.
     def message(literals: int, distance: int) -> bytes:
         bits = "010" + format(0x30 + ord("x"), "08b") * literals + "0000001"  # written from the left, as the codes are
         code = max(code for code in range(4, 30) if 1 + ((2 + code % 2) << (code // 2 - 1)) <= distance)
@@ -95,11 +95,11 @@ class Member:
         agreed = self.connection.compression
         deliver_all(self.link)
         assert self.peer.count("eof") == 0, "the hub ends no connection here"
-        octets, messages = self.peer.received, []
+        raw, messages = self.peer.received, []
         window = None
-        while (decoded := Frame.decode(octets)) is not None:
+        while (decoded := Frame.decode(raw)) is not None:
             frame, length = decoded
-            octets = octets[length:]
+            raw = raw[length:]
             payload = frame.payload
             if frame.rsv1:
                 assert agreed is not None
@@ -108,7 +108,7 @@ class Member:
                 payload = window.decompress(payload)
             assert frame.opcode in (Opcode.TEXT, Opcode.BINARY)
             messages.append(payload.decode() if frame.opcode is Opcode.TEXT else payload)
-        assert not octets
+        assert not raw
         return messages
 
 

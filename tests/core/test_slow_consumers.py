@@ -401,7 +401,7 @@ def test_a_policy_or_a_key_that_cannot_be_is_refused() -> None:
 
 @pytest.mark.parametrize("window", ["own", "shared"])
 async def test_no_compressed_message_comes_between_another_and_one_that_refers_to_it(window) -> None:
-    """In the place of a plain one it would: what refers back counts octets that are not there."""
+    """In the place of a plain one it would: what refers back counts bytes that are not there."""
 
     compression = CompressionConfig(server_context_takeover=window == "own")
     opened: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()

@@ -17,7 +17,7 @@ import websockets
 from tests.examples.test_examples import running
 from tests.support import chromium
 
-SECRET = "a secret of at least thirty-two octets"
+SECRET = "a secret of at least thirty-two bytes"
 
 
 def within(coroutine: Coroutine[Any, Any, Any]) -> Any:
@@ -111,7 +111,7 @@ def test_a_token_opens_the_rooms_that_it_names_and_no_other(monkeypatch) -> None
         assert await status_of(url) == 401
         assert await status_of(f"{url}?token=nonsense") == 401
         assert (
-            await status_of(url, subprotocols=["bearer", token("another secret of thirty-two octets", rooms=["red"])])
+            await status_of(url, subprotocols=["bearer", token("another secret of thirty-two bytes", rooms=["red"])])
             == 401
         )
         assert await status_of(url, subprotocols=["bearer", token(lifetime=-60, rooms=["red"])]) == 401

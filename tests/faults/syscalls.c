@@ -19,7 +19,7 @@ static const char *const names[CALLS] = {
 };
 
 static struct {
-    int error; /* the errno to fail with; 0: 'limit' octets are taken instead of all */
+    int error; /* the errno to fail with; 0: 'limit' bytes are taken instead of all */
     int skip;  /* calls that succeed before the first that fails */
     int times; /* calls that still fail */
     int seen;  /* calls that have failed, ever */

@@ -441,7 +441,7 @@ class FailsOnce(GraphQLHandler):
 
 LIMITS: dict[str, dict[str, Any]] = {
     "size": {"config": HubConfig(max_message_size=1000)},
-    "rate": {"config": HubConfig(rates=RateLimits(octets=1000, burst_ms=1000, excess="close"))},
+    "rate": {"config": HubConfig(rates=RateLimits(bytes=1000, burst_ms=1000, excess="close"))},
     "fragments": {"config": HubConfig(max_fragments=2)},
     "exception": {"kind": FailsOnce},
 }

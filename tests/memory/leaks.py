@@ -171,8 +171,8 @@ async def main(count: int) -> None:
     assert before[1] == after[1], "descriptors are left"
     grown = after[2] - before[2]
     connections = count * (ROUNDS - WARM_UP)
-    print(f"{grown} octets after {connections} connections")
-    # Tables of the interpreter grow by a few hundred octets; the smallest thing of a connection has 50.
+    print(f"{grown} bytes after {connections} connections")
+    # Tables of the interpreter grow by a few hundred bytes; the smallest thing of a connection has 50.
     assert grown < 4096 + 4 * connections, "memory is left"
 
 

@@ -258,9 +258,9 @@ class Client:
         self.received = bytearray()
         self.ended = False
 
-    def send(self, octets: bytes) -> None:
+    def send(self, raw: bytes) -> None:
         with contextlib.suppress(OSError):
-            self.socket.sendall(octets)
+            self.socket.sendall(raw)
 
     def reset(self) -> None:
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -270,20 +270,20 @@ class Client:
     def receive(self) -> None:
         while not self.ended:
             try:
-                octets = self.socket.recv(1 << 16, socket.MSG_DONTWAIT)
+                raw = self.socket.recv(1 << 16, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return
             except OSError:
-                octets = b""
-            self.ended = not octets
-            self.received += octets
+                raw = b""
+            self.ended = not raw
+            self.received += raw
 
     async def until(self, *wanted: bytes) -> bool:
         """Waits until each of these has come, True, or the end has, False."""
         deadline = time.monotonic() + 1
         while True:
             self.receive()
-            if wanted and all(octets in self.received for octets in wanted):
+            if wanted and all(raw in self.received for raw in wanted):
                 return True
             if self.ended:
                 return False
@@ -320,7 +320,7 @@ async def in_a_callback(loop: Loop, function: Callable[[], object]) -> None:
 
 async def hub_survives(loop: Loop, phase: str, number: int) -> bool:
     """Whether the client got what it would have with memory enough, rather than the end of its connection."""
-    octets, wanted = PHASES[phase]
+    raw, wanted = PHASES[phase]
     compression = CompressionConfig(threshold=100, client_context_takeover=True, server_context_takeover=True)
     hub = Hub(HubConfig(close_timeout_ms=300, handshake_timeout_ms=300, compression=compression))
     hub.configure_room("room", compression="shared")
@@ -332,8 +332,8 @@ async def hub_survives(loop: Loop, phase: str, number: int) -> bool:
         if phase != "open":
             client.send(OFFERING if phase == "compressed" else REQUEST)
             assert await client.until(b"\x81\x07welcome")
-        if octets:
-            client.send(octets)
+        if raw:
+            client.send(raw)
         else:
             client.reset()
         await in_a_callback(loop, lambda: starve(number, loop.turn))

@@ -1,4 +1,4 @@
-"""No octet of memory that nobody has written leaves for a client, whatever is sent: valgrind's memcheck watches."""
+"""No byte of memory that nobody has written leaves for a client, whatever is sent: valgrind's memcheck watches."""
 
 from __future__ import annotations
 

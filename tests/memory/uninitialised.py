@@ -18,12 +18,12 @@ BAD = [
 ]
 
 
-async def exchange(port: int, octets: bytes, size: int | None = None, request: bytes = REQUEST) -> bytes:
-    """Send the octets behind a request; return what comes back, of so many octets or until the end."""
+async def exchange(port: int, raw: bytes, size: int | None = None, request: bytes = REQUEST) -> bytes:
+    """Send the bytes behind a request; return what comes back, of so many bytes or until the end."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(request)
     head = await reader.readuntil(b"\r\n\r\n")
-    writer.write(octets)
+    writer.write(raw)
     answer = await (reader.read() if size is None or b" 101 " not in head else reader.readexactly(size))
     writer.close()
     return answer
@@ -63,11 +63,11 @@ async def main() -> None:
             await exchange(port, frame(TEXT, b"close" + b"r" * length) + frame(CLOSE))
             await exchange(port, frame(CLOSE, b"\x0f\xa0" + b"q" * length))
             await exchange(port, b"", request=REQUEST.replace(b"GET /", b"GET /?refuse=%d" % length))
-        for octets in BAD:
-            await exchange(port, octets)
+        for raw in BAD:
+            await exchange(port, raw)
         for length in (0, 1, 100, 70_000):
-            octets = frame(TEXT, b"compressed " * (length // 11)) + frame(CLOSE)
-            assert await exchange(port, octets, request=OFFERING)
+            raw = frame(TEXT, b"compressed " * (length // 11)) + frame(CLOSE)
+            assert await exchange(port, raw, request=OFFERING)
         # A peer that does not read gets the rest of what waits in pieces, and the last of many pongs.
         with socket.create_connection(("127.0.0.1", port)) as peer:
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

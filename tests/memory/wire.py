@@ -1,4 +1,4 @@
-"""What a client sends, as octets."""
+"""What a client sends, as bytes."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ OFFERING = REQUEST[:-2] + b"Sec-WebSocket-Extensions: permessage-deflate\r\n\r\n
 TEXT, BINARY, CONTINUATION, CLOSE, PING, PONG = 0x1, 0x2, 0x0, 0x8, 0x9, 0xA
 
 
-def messages_in(octets: bytes) -> list[bytes]:
+def messages_in(raw: bytes) -> list[bytes]:
     """The messages in what a server has sent, decompressed with a window that lasts; what is cut off is left out."""
     window = zlib.decompressobj(-15)
     found = []
-    while (decoded := Frame.decode(octets)) is not None:
+    while (decoded := Frame.decode(raw)) is not None:
         received, length = decoded
-        octets = octets[length:]
+        raw = raw[length:]
         if received.opcode in (TEXT, BINARY):
             found.append(window.decompress(received.payload + TAIL) if received.rsv1 else received.payload)
     return found

@@ -57,7 +57,7 @@ def test_every_code_is_accepted_from_a_peer_exactly_if_it_may_be_sent():
 
 
 @pytest.mark.parametrize("code", [-1, 1 << 16, 1 << 64])
-def test_a_code_that_two_octets_cannot_hold_is_refused(code):
+def test_a_code_that_two_bytes_cannot_hold_is_refused(code):
     with pytest.raises(InvalidMessageError):
         encode_close_payload(code, "")
 
@@ -86,7 +86,7 @@ def test_a_reason_with_a_surrogate_is_refused():
         encode_close_payload(1000, "\ud800")
 
 
-def test_a_reason_is_bounded_in_octets_and_not_in_characters():
+def test_a_reason_is_bounded_in_bytes_and_not_in_characters():
     assert len(encode_close_payload(1000, "x" * MAX_REASON_LENGTH)) == 125
     assert len(encode_close_payload(1000, "€" * 41)) == 125
     for reason in ("x" * 124, "€" * 42, b"x" * 124):

@@ -33,19 +33,19 @@ REMEMBERS = PermessageDeflate()
 
 def frames(payload: bytes, opcode: Opcode = Opcode.BINARY, sizes: tuple[int, ...] = ()) -> bytes:
     """The masked frames of a compressed message, cut into fragments of these sizes and the rest."""
-    octets = b""
+    raw = b""
     first = True
     for size in sizes:
         piece, payload = payload[:size], payload[size:]
         frame = Frame(opcode if first else Opcode.CONTINUATION, piece, fin=False, rsv1=first)
-        octets += frame.with_mask(MASK).encode()
+        raw += frame.with_mask(MASK).encode()
         first = False
     last = Frame(opcode if first else Opcode.CONTINUATION, payload, rsv1=first)
-    return octets + last.with_mask(MASK).encode()
+    return raw + last.with_mask(MASK).encode()
 
 
-def received(octets: bytes, limit: int = 1 << 20, compression: PermessageDeflate | None = FORGETS) -> list:
-    events = FrameParser(limit, compression).feed(octets)
+def received(raw: bytes, limit: int = 1 << 20, compression: PermessageDeflate | None = FORGETS) -> list:
+    events = FrameParser(limit, compression).feed(raw)
     return [value.code if isinstance(value, ProtocolError) else getattr(value, "data", value) for _, value in events]
 
 
@@ -61,26 +61,26 @@ def ticks(count: int) -> list[bytes]:
 def test_whatever_zlib_makes_of_a_message_gives_the_message_however_it_is_split(data, level, bits, strategy, draw):
     payload = deflated(data, level=level, bits=bits, strategy=strategy)
     sizes = tuple(draw.draw(st.lists(st.integers(0, 40), max_size=4)))
-    octets = frames(payload, sizes=sizes)
-    cut = draw.draw(st.integers(0, len(octets)))
+    raw = frames(payload, sizes=sizes)
+    cut = draw.draw(st.integers(0, len(raw)))
     parser = FrameParser(1 << 20, FORGETS)
-    events = parser.feed(octets[:cut]) + parser.feed(octets[cut:])
+    events = parser.feed(raw[:cut]) + parser.feed(raw[cut:])
     assert [(name, value.data) for name, value in events] == [("message", data)]
 
 
 @given(st.lists(st.tuples(st.binary(max_size=300), st.booleans()), max_size=8), st.booleans())
 def test_compressed_and_plain_messages_follow_one_another(messages, remembers) -> None:
     compressor = zlib.compressobj(6, zlib.DEFLATED, -15)
-    octets = b""
+    raw = b""
     for data, compressed in messages:
         if not compressed:
-            octets += Frame(Opcode.BINARY, data).with_mask(MASK).encode()
+            raw += Frame(Opcode.BINARY, data).with_mask(MASK).encode()
         elif remembers:
-            octets += frames(deflated_on(compressor, data))
+            raw += frames(deflated_on(compressor, data))
         else:
-            octets += frames(deflated(data))
-        octets += Frame.ping(b"between").with_mask(MASK).encode()
-    found = received(octets, compression=REMEMBERS if remembers else FORGETS)
+            raw += frames(deflated(data))
+        raw += Frame.ping(b"between").with_mask(MASK).encode()
+    found = received(raw, compression=REMEMBERS if remembers else FORGETS)
     assert found == [value for data, _ in messages for value in (data, b"between")]
 
 
@@ -94,10 +94,10 @@ def test_a_control_frame_between_the_fragments_of_a_compressed_message_is_plain(
 def test_a_message_may_refer_to_the_one_before_only_where_that_was_agreed() -> None:
     compressor = zlib.compressobj(6, zlib.DEFLATED, -15)
     message = bytes(random.Random(1).randbytes(500))
-    octets = b"".join(frames(deflated_on(compressor, message)) for _ in range(3))
-    assert received(octets, compression=REMEMBERS) == [message] * 3
+    raw = b"".join(frames(deflated_on(compressor, message)) for _ in range(3))
+    assert received(raw, compression=REMEMBERS) == [message] * 3
     # Otherwise it might refer to what another client has sent.
-    assert received(octets, compression=FORGETS) == [message, 1007]
+    assert received(raw, compression=FORGETS) == [message, 1007]
 
 
 @pytest.mark.parametrize("payload", [bytes.fromhex("f348cdc9c9070000"), bytes.fromhex("f248cdc9c90700")])
@@ -135,7 +135,7 @@ def test_data_that_deflate_does_not_make_fails_with_1007(payload: bytes) -> None
 
 
 @given(st.binary(min_size=1, max_size=200))
-def test_any_octets_are_judged_as_zlib_judges_them(payload: bytes) -> None:
+def test_any_bytes_are_judged_as_zlib_judges_them(payload: bytes) -> None:
     reference = zlib.decompressobj(-15)
     try:
         expected = reference.decompress(payload + TAIL)
@@ -167,8 +167,8 @@ def test_rsv1_without_negotiation_fails_with_1002() -> None:
 
 @pytest.mark.parametrize("opcode", [Opcode.PING, Opcode.PONG, Opcode.CLOSE])
 def test_rsv1_on_a_control_frame_fails_with_1002(opcode: Opcode) -> None:
-    octets = bytes([0xC0 | opcode.value, 0x80]) + MASK
-    assert received(octets) == [1002]
+    raw = bytes([0xC0 | opcode.value, 0x80]) + MASK
+    assert received(raw) == [1002]
 
 
 def test_rsv1_on_a_continuation_fails_with_1002() -> None:
@@ -180,7 +180,7 @@ def test_rsv1_on_a_continuation_fails_with_1002() -> None:
 # Bombs
 
 
-def test_a_message_of_exactly_the_limit_is_taken_and_one_more_octet_is_1009() -> None:
+def test_a_message_of_exactly_the_limit_is_taken_and_one_more_byte_is_1009() -> None:
     for data in (bytes(5000), random.Random(2).randbytes(5000)):
         assert received(frames(deflated(data)), limit=5000) == [data]
         assert received(frames(deflated(data)), limit=4999) == [1009]
@@ -211,7 +211,7 @@ def test_a_compressed_message_too_large_in_any_case_is_refused_from_its_header()
     ("payload", "limit"),
     [
         pytest.param(dynamic_blocks(2500), 1 << 16, id="codes"),
-        pytest.param(dynamic_blocks(2300, literals=1), 1 << 16, id="codes for one octet"),
+        pytest.param(dynamic_blocks(2300, literals=1), 1 << 16, id="codes for one byte"),
         pytest.param(b"\x00\x00\x00\xff\xff" * 200_000, 1 << 20, id="stored"),
         pytest.param(b"\x02\x08\x20\x80\x00" * 200_000, 1 << 20, id="fixed"),
     ],
@@ -323,7 +323,7 @@ def test_what_gains_nothing_is_tried_once_and_goes_plain(engine) -> None:
     pool = DeflatePool(CompressionConfig(engine=engine))
     message = Message(random.Random(4).randbytes(2000))
     assert [pool.compress_message(message, bits) for bits in (15, 15, 9)] == [None] * 3
-    assert (pool.compressions, pool.octets_in, pool.octets_out) == (1, 2000, 2000)
+    assert (pool.compressions, pool.bytes_in, pool.bytes_out) == (1, 2000, 2000)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -332,7 +332,7 @@ def test_a_pool_counts_what_it_does(engine) -> None:
     message = Message(b"0" * 10_000)
     payload = pool.compress_message(message)
     assert payload is not None
-    assert (pool.compressions, pool.octets_in, pool.octets_out) == (1, 10_000, len(payload))
+    assert (pool.compressions, pool.bytes_in, pool.bytes_out) == (1, 10_000, len(payload))
 
 
 def test_a_pool_is_made_with_a_config() -> None:

@@ -44,9 +44,9 @@ def frames(draw):
     )
 
 
-@pytest.mark.parametrize(("octets", "frame"), RFC_EXAMPLES, ids=range(len(RFC_EXAMPLES)))
-def test_the_examples_of_the_rfc_encode_and_decode(octets, frame):
-    encoded = bytes.fromhex(octets)
+@pytest.mark.parametrize(("bytes", "frame"), RFC_EXAMPLES, ids=range(len(RFC_EXAMPLES)))
+def test_the_examples_of_the_rfc_encode_and_decode(raw, frame):
+    encoded = bytes.fromhex(raw)
     assert frame.encode() == encoded
     assert Frame.decode(encoded) == (frame, len(encoded))
 
@@ -65,7 +65,7 @@ def test_every_prefix_of_a_frame_needs_more(frame):
 
 
 @given(st.binary(max_size=40))
-def test_any_octets_decode_need_more_or_are_a_protocol_error(data):
+def test_any_bytes_decode_need_more_or_are_a_protocol_error(data):
     try:
         decoded = Frame.decode(data)
     except ProtocolError as error:
@@ -111,14 +111,14 @@ def test_a_huge_length_only_needs_more(length):
 
 
 @pytest.mark.parametrize("opcode", [3, 4, 5, 6, 7, 11, 12, 13, 14, 15])
-def test_a_reserved_opcode_is_a_protocol_error_at_its_first_octet(opcode):
+def test_a_reserved_opcode_is_a_protocol_error_at_its_first_byte(opcode):
     assert failure_code(bytes([0x80 | opcode])) == 1002
     with pytest.raises(InvalidMessageError):
         Frame(opcode)
 
 
 @pytest.mark.parametrize("opcode", [Opcode.CLOSE, Opcode.PING, Opcode.PONG])
-def test_a_control_frame_is_not_fragmented_and_at_most_125_octets(opcode):
+def test_a_control_frame_is_not_fragmented_and_at_most_125_bytes(opcode):
     assert opcode.is_control
     assert failure_code(bytes([opcode])) == 1002
     assert failure_code(bytes([0x80 | opcode, 126])) == 1002
@@ -141,7 +141,7 @@ def test_data_frames_are_not_control_frames():
 @pytest.mark.parametrize(
     ("field", "bit"), [("fin", 0x80), ("rsv1", 0x40), ("rsv2", 0x20), ("rsv3", 0x10)], ids=lambda value: str(value)
 )
-def test_each_bit_of_the_first_octet_has_its_field(field, bit):
+def test_each_bit_of_the_first_byte_has_its_field(field, bit):
     bits = {"fin": False, field: True}
     encoded = Frame(Opcode.BINARY, **bits).encode()
     assert encoded == bytes([bit | 2, 0])

@@ -177,39 +177,39 @@ def test_another_version_is_told_the_one_that_is_spoken(version):
         "A" * 4096,
     ],
 )
-def test_a_key_that_is_not_16_octets_in_base64_is_refused(key):
+def test_a_key_that_is_not_16_bytes_in_base64_is_refused(key):
     assert refusal(headers_of({"Sec-WebSocket-Key": key})).status == 400
 
 
 @pytest.mark.parametrize("position", [0, 11, 21, 22, 23])
-def test_every_octet_in_a_key_is_an_octet_of_base64_or_refused(position):
+def test_every_byte_in_a_key_is_an_byte_of_base64_or_refused(position):
     alphabet = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
-    for octet in range(256):
+    for byte in range(256):
         key = bytearray(KEY.encode())
-        key[position] = octet
+        key[position] = byte
         headers = headers_of({"Sec-WebSocket-Key": b"x" + bytes(key)})
         assert refusal(headers).status == 400
         headers = headers_of({"Sec-WebSocket-Key": bytes(key)})
-        if octet in (b"=" if position >= 22 else alphabet):
+        if byte in (b"=" if position >= 22 else alphabet):
             assert Handshake.check_request("GET", "1.1", headers) == key.decode()
         else:
             assert refusal(headers).status == 400
 
 
 @pytest.mark.parametrize("name", ["Upgrade", "Connection", "Sec-WebSocket-Version"])
-def test_every_octet_beside_a_token_makes_it_another_or_is_white_space_or_a_comma(name):
-    for octet in range(256):
-        headers = headers_of({name: GOOD[name].encode() + bytes([octet])})
-        if octet in b" \t" or (octet in b"," and name != "Sec-WebSocket-Version"):
+def test_every_byte_beside_a_token_makes_it_another_or_is_white_space_or_a_comma(name):
+    for byte in range(256):
+        headers = headers_of({name: GOOD[name].encode() + bytes([byte])})
+        if byte in b" \t" or (byte in b"," and name != "Sec-WebSocket-Version"):
             assert Handshake.check_request("GET", "1.1", headers) == KEY
         else:
             assert refusal(headers).status in (400, 426)
 
 
 @pytest.mark.parametrize("name", ["Sec-WebSocket-Protocol", "Sec-WebSocket-Extensions", "Sec-WebSocket-Accept"])
-def test_other_fields_of_any_octets_do_not_disturb_the_check(name):
-    for octet in range(256):
-        assert Handshake.check_request("GET", "1.1", headers_of({name: bytes([octet])})) == KEY
+def test_other_fields_of_any_bytes_do_not_disturb_the_check(name):
+    for byte in range(256):
+        assert Handshake.check_request("GET", "1.1", headers_of({name: bytes([byte])})) == KEY
     assert Handshake.check_request("GET", "1.1", headers_of({name: b"\xe9," * 5000})) == KEY
 
 
@@ -273,17 +273,17 @@ def test_a_response_has_all_that_it_is_given_in_order():
     )
 
 
-def test_no_octet_in_a_response_can_split_it():
-    for octet in range(256):
-        value = "a" + chr(octet) + "b"
-        control = octet < 0x20 or octet == 0x7F
+def test_no_byte_in_a_response_can_split_it():
+    for byte in range(256):
+        value = "a" + chr(byte) + "b"
+        control = byte < 0x20 or byte == 0x7F
         attempts = [
-            ({"subprotocol": value}, octet not in TOKEN_CHARACTERS),
+            ({"subprotocol": value}, byte not in TOKEN_CHARACTERS),
             ({"extensions": value}, control),
             ({"headers": [("X", value)]}, control),
             ({"headers": [("X", value.encode("latin-1"))]}, control),
-            ({"headers": [(value, "x")]}, octet not in TOKEN_CHARACTERS),
-            ({"headers": [(value.encode("latin-1"), b"x")]}, octet not in TOKEN_CHARACTERS),
+            ({"headers": [(value, "x")]}, byte not in TOKEN_CHARACTERS),
+            ({"headers": [(value.encode("latin-1"), b"x")]}, byte not in TOKEN_CHARACTERS),
         ]
         for arguments, refused in attempts:
             if refused:
@@ -361,12 +361,12 @@ def test_a_malformed_list_of_subprotocols_is_refused(value, supported):
     assert caught.value.status == 400
 
 
-def test_every_octet_in_a_subprotocol_is_of_a_token_or_refused():
-    for octet in range(256):
-        value = b"a" + bytes([octet]) + b"b"
-        if octet in TOKEN_CHARACTERS:
+def test_every_byte_in_a_subprotocol_is_of_a_token_or_refused():
+    for byte in range(256):
+        value = b"a" + bytes([byte]) + b"b"
+        if byte in TOKEN_CHARACTERS:
             assert subprotocol_of(value, supported=[value.decode()]) == value.decode()
-        elif octet == ord(","):
+        elif byte == ord(","):
             assert subprotocol_of(value, supported=["b"]) == "b"
         else:
             with pytest.raises(HandshakeError):

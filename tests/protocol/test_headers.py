@@ -109,7 +109,7 @@ def test_it_cannot_be_changed():
         headers.other = 1
 
 
-def test_compacted_headers_hold_only_the_octets():
+def test_compacted_headers_hold_only_the_bytes():
     headers = Headers.from_block(BLOCK)
     assert headers["host"] == "example.com"
     headers.compact()
@@ -139,9 +139,9 @@ def test_a_block_and_its_pairs_are_the_same(pairs):
 def test_a_token_is_one_or_more_of_its_77_characters():
     assert len(set(TOKEN_CHARACTERS)) == 77
     assert not is_token(b"")
-    for octet in range(256):
-        assert is_token(bytes([octet])) == (octet in TOKEN_CHARACTERS)
-        assert is_token(b"a" + bytes([octet]) + b"b") == (octet in TOKEN_CHARACTERS)
+    for byte in range(256):
+        assert is_token(bytes([byte])) == (byte in TOKEN_CHARACTERS)
+        assert is_token(b"a" + bytes([byte]) + b"b") == (byte in TOKEN_CHARACTERS)
 
 
 def test_a_list_is_split_at_commas_over_all_its_fields():

@@ -81,7 +81,7 @@ def test_a_target_without_a_query_has_an_empty_one():
     assert (request.query_string, request.raw_query_string, dict(request.query_params)) == ("", b"", {})
 
 
-def test_octets_of_a_path_that_are_not_utf_8_become_replacement_characters():
+def test_bytes_of_a_path_that_are_not_utf_8_become_replacement_characters():
     assert parse_request_head(head_of(line=b"GET /%FF%zz HTTP/1.1")).path == "/\ufffd%zz"
 
 
@@ -226,9 +226,9 @@ def test_a_field_that_is_malformed_is_refused(field):
 
 
 def test_exactly_the_characters_of_tokens_are_taken_in_names():
-    for octet in range(256):
-        head = head_of(b"x" + bytes([octet]) + b"y: 1")
-        if octet in TOKEN_CHARACTERS or octet == ord(":"):
+    for byte in range(256):
+        head = head_of(b"x" + bytes([byte]) + b"y: 1")
+        if byte in TOKEN_CHARACTERS or byte == ord(":"):
             parse_request_head(head)
         else:
             assert status_of(head) == 400
@@ -237,11 +237,11 @@ def test_exactly_the_characters_of_tokens_are_taken_in_names():
 @pytest.mark.parametrize(
     "name", [b"Sec-WebSocket-Key", b"Sec-WebSocket-Protocol", b"Sec-WebSocket-Extensions", b"Sec-Other", b"Cookie"]
 )
-def test_every_octet_in_a_value_is_kept_or_refused_and_splits_nothing(name):
-    for octet in range(256):
-        value = b"a" + bytes([octet]) + b"b"
+def test_every_byte_in_a_value_is_kept_or_refused_and_splits_nothing(name):
+    for byte in range(256):
+        value = b"a" + bytes([byte]) + b"b"
         head = head_of(name + b": " + value, b"x-last: 1")
-        if (octet < 0x20 and octet != 9) or octet == 0x7F:
+        if (byte < 0x20 and byte != 9) or byte == 0x7F:
             assert status_of(head) == 400
         else:
             assert list(parse_request_head(head).headers.raw) == [
@@ -329,7 +329,7 @@ def test_no_error_repeats_what_was_sent():
 
 
 @given(st.binary(max_size=60), st.integers(0, 200))
-def test_any_octets_in_a_head_are_parsed_or_refused(junk, position):
+def test_any_bytes_in_a_head_are_parsed_or_refused(junk, position):
     head = head_of(*FIELDS, host=None)
     for data in (junk, junk + b"\r\n\r\n", head[:position] + junk + head[position:]):
         try:
@@ -369,19 +369,19 @@ def test_a_head_is_read_in_pieces_of_any_size(rest):
 
 @given(st.data())
 def test_a_head_is_read_whatever_the_pieces(data):
-    octets = head_of(*FIELDS, host=None) + b"rest"
-    cuts = sorted(data.draw(st.lists(st.integers(0, len(octets)), max_size=8)))
+    raw = head_of(*FIELDS, host=None) + b"rest"
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(raw)), max_size=8)))
     reader = RequestReader()
     fed = 0
     result = None
-    for cut in [*cuts, len(octets)]:
-        result = reader.feed(octets[fed:cut])
+    for cut in [*cuts, len(raw)]:
+        result = reader.feed(raw[fed:cut])
         fed = cut
         if result is not None:
             break
     assert result is not None
-    assert result[0] + result[1] == octets[:fed]
-    assert result[0] == octets[:-4]
+    assert result[0] + result[1] == raw[:fed]
+    assert result[0] == raw[:-4]
 
 
 def test_a_head_may_have_exactly_the_maximal_size():
@@ -396,12 +396,12 @@ def test_a_head_may_have_exactly_the_maximal_size():
 @pytest.mark.parametrize("size", [1, 1000, 1 << 20])
 def test_a_head_without_an_end_is_refused_at_the_bound(size):
     reader = RequestReader()
-    octets = (b"GET / HTTP/1.1\r\n" + b"X: 1\r\n" * 200_000)[: 1 << 20]
+    raw = (b"GET / HTTP/1.1\r\n" + b"X: 1\r\n" * 200_000)[: 1 << 20]
     full = (16 * 1024 - 1) // size * size
     for start in range(0, full, size):
-        assert reader.feed(octets[start : start + size]) is None
+        assert reader.feed(raw[start : start + size]) is None
     with pytest.raises(HandshakeError) as caught:
-        reader.feed(octets[full : full + size])
+        reader.feed(raw[full : full + size])
     assert caught.value.status == 431
 
 
@@ -423,7 +423,7 @@ def test_a_head_without_an_end_is_refused_at_the_bound(size):
     ],
 )
 @pytest.mark.parametrize("size", [1, 100])
-def test_what_is_not_http_is_refused_at_its_first_octets(start, size):
+def test_what_is_not_http_is_refused_at_its_first_bytes(start, size):
     with pytest.raises(HandshakeError) as caught:
         read(start, size)
     assert caught.value.status == 400
@@ -456,8 +456,8 @@ def test_a_reader_reads_one_head(size):
         reader.feed(b"")
 
 
-def test_reading_is_linear_when_fed_an_octet_at_a_time():
-    def octets(factor):
+def test_reading_is_linear_when_fed_an_byte_at_a_time():
+    def raw(factor):
         data = b"GET / HTTP/1.1\r\nX: " + b"\r" * 50_000 * factor
         return lambda: read(data, 1, max_size=1 << 20)
 
@@ -465,5 +465,5 @@ def test_reading_is_linear_when_fed_an_octet_at_a_time():
         data = b"GET / HTTP/1.1\r\n" + b"X: 1\r\n" * 20_000 * factor
         return lambda: read(data, 6, max_size=1 << 20)
 
-    for work in (octets, pieces):
+    for work in (raw, pieces):
         assert_linear(work)

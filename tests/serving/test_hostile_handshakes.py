@@ -61,7 +61,7 @@ def request_for(target: str, *fields: str, host: str = "a", key: str = "dGhlIHNh
 
 
 def test_no_module_has_a_regular_expression_or_splits_where_only_python_does() -> None:
-    """``splitlines``, and ``split`` without an argument, split on octets that HTTP does not split on."""
+    """``splitlines``, and ``split`` without an argument, split on bytes that HTTP does not split on."""
     assert len(MODULES) > 50
     wrong = re.compile(r"^\s*(?:from|c?import) +(?:re|regex|fnmatch|glob)\b|\.r?split\(\)|\.splitlines\(", re.MULTILINE)
     assert {path.name: found for path in MODULES if (found := wrong.findall(path.read_text()))} == {}
@@ -101,12 +101,12 @@ def judge(value: bytes) -> None:
     ids=repr,
 )
 def test_no_value_of_a_field_takes_more_than_linear_time(unit: bytes, start: bytes) -> None:
-    def seconds(octets: int) -> float:
+    def seconds(raw: int) -> float:
         # What was asked before is known.
-        values = [b"%s%d%sx" % (start, attempt, unit * (octets // len(unit))) for attempt in range(2)]
+        values = [b"%s%d%sx" % (start, attempt, unit * (raw // len(unit))) for attempt in range(2)]
         return least_seconds(judge, values)
 
-    # Of 32 times the octets, quadratic work takes 1,024 times as long.
+    # Of 32 times the bytes, quadratic work takes 1,024 times as long.
     assert seconds(256_000) < 160 * max(seconds(8_000), 0.0005)
 
 
@@ -202,9 +202,9 @@ async def test_handshakes_in_parallel_never_get_anything_of_each_other(reactor, 
             key = base64.b64encode(number.to_bytes(16, "big")).decode()
             request = request_for(f"/path-{number}?number={number}", f"X-Name: name-{number}", key=key)
             async with raw_peer(f"ws://127.0.0.1:{server.port}/", handshake=False) as peer:
-                octets = request + masked(Frame.text(str(number)))
-                for start in range(0, len(octets), 11 + number):
-                    peer.write(octets[start : start + 11 + number])
+                raw = request + masked(Frame.text(str(number)))
+                for start in range(0, len(raw), 11 + number):
+                    peer.write(raw[start : start + 11 + number])
                     await asyncio.sleep(0)
                 head = await peer.reader.readuntil(b"\r\n\r\n")
                 assert f"Sec-WebSocket-Accept: {Handshake.generate_accept_key(key)}\r\n".encode() in head
@@ -318,8 +318,8 @@ def test_nothing_that_a_client_sends_is_in_the_log(run, reactor, caplog) -> None
                 b"\xff\xff" + HOSTILE.encode(),
                 b"\x81\xff" + b"\xff" * 8 + MASK,
             ]
-            for octets in ends:
-                assert await code_that_ends(url, good, octets) > 0
+            for raw in ends:
+                assert await code_that_ends(url, good, raw) > 0
             async with raw_peer(url) as peer:
                 peer.reset()
             while hub.connection_count:

@@ -22,7 +22,7 @@ def echo() -> EventHandler:
 
 
 async def echoes(client: websockets.ClientConnection) -> None:
-    for message in ("text", b"octets", "y" * 300_000):
+    for message in ("text", b"bytes", "y" * 300_000):
         await client.send(message)
         assert await client.recv() == message
 

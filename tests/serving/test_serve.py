@@ -370,10 +370,10 @@ def test_a_port_probe_or_a_health_check_logs_nothing_above_debug(run, caplog) ->
 
     async def scenario() -> None:
         async with serving(EventHandler()) as (hub, url):
-            for octets in (b"", b"\0", b"HEAD / HTTP/1.0\r\n\r\n", b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"):
+            for raw in (b"", b"\0", b"HEAD / HTTP/1.0\r\n\r\n", b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"):
                 async with raw_peer(url, handshake=False) as peer:
-                    peer.write(octets)
-                    if len(octets) > 1:
+                    peer.write(raw)
+                    if len(raw) > 1:
                         await peer.reader.read()
             async with raw_peer(url) as peer:
                 peer.send(Frame.text("x"))

@@ -30,7 +30,7 @@ ORDERLY_CODES = (1000, 1001, 1013)
 
 
 def resident() -> int:
-    """Octets of this process that are in memory."""
+    """Bytes of this process that are in memory."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
@@ -59,7 +59,7 @@ class Service:
                 handshake_timeout_ms=2_000,
                 max_pending_handshakes=64,
                 compression=CompressionConfig(threshold=64),
-                rates=RateLimits(messages=200, octets=1 << 20),
+                rates=RateLimits(messages=200, bytes=1 << 20),
             )
         )
         self.numbers = [0] * ROOMS

@@ -1,6 +1,6 @@
 """What the server and the clients of the soak say to each other.
 
-Every message begins with an octet that says its kind, and a room's number where it is about a room.
+Every message begins with a byte that says its kind, and a room's number where it is about a room.
 """
 
 from __future__ import annotations

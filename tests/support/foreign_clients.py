@@ -107,8 +107,8 @@ class Node:
         self.process = process
 
     async def send(self, message: str | bytes) -> None:
-        octets = message.encode() if isinstance(message, str) else message
-        await self.send_fragments([octets], binary=isinstance(message, bytes))
+        raw = message.encode() if isinstance(message, str) else message
+        await self.send_fragments([raw], binary=isinstance(message, bytes))
 
     async def send_fragments(self, fragments: Sequence[bytes], *, binary: bool) -> None:
         line = {"fragments": [base64.b64encode(fragment).decode() for fragment in fragments], "binary": binary}
@@ -121,8 +121,8 @@ class Node:
         line = await self.process.stdout.readline()
         assert line, "the process has ended"
         found = json.loads(line)
-        octets = base64.b64decode(found["data"])
-        return octets if found["binary"] else octets.decode()
+        raw = base64.b64decode(found["data"])
+        return raw if found["binary"] else raw.decode()
 
 
 @contextlib.asynccontextmanager
@@ -157,7 +157,7 @@ class Chromium:
         if isinstance(message, str):
             await self.page.evaluate("message => socket.send(message)", message)
         else:
-            await self.page.evaluate("base64 => socket.send(octets(base64))", base64.b64encode(message).decode())
+            await self.page.evaluate("base64 => socket.send(bytes(base64))", base64.b64encode(message).decode())
 
     async def receive(self) -> str | bytes:
         while not self.received:
@@ -169,7 +169,7 @@ class Chromium:
 PAGE = """
 (url) => new Promise((opened, failed) => {
     let received = [], match = () => {};
-    window.octets = base64 => Uint8Array.from(atob(base64), character => character.charCodeAt(0));
+    window.bytes = base64 => Uint8Array.from(atob(base64), character => character.charCodeAt(0));
     // All that has come since the last call, as soon as there is something.
     window.next = () => new Promise(found => {
         match = () => { if (received.length) { found(received); received = []; match = () => {}; } };
@@ -177,7 +177,7 @@ PAGE = """
     });
     function base64(buffer) {
         let characters = "";
-        for (const octet of new Uint8Array(buffer)) characters += String.fromCharCode(octet);
+        for (const byte of new Uint8Array(buffer)) characters += String.fromCharCode(byte);
         return btoa(characters);
     }
     window.socket = new WebSocket(url);

@@ -23,7 +23,7 @@ def home(ctx: Context) -> None:
 
 @app.post("/items")
 async def items(ctx: Context) -> None:
-    ctx.response.send_json({"octets": len(await ctx.request.body()), "process": os.getpid()})
+    ctx.response.send_json({"bytes": len(await ctx.request.body()), "process": os.getpid()})
 
 
 @app.websocket("/echo/{name}")

@@ -49,7 +49,7 @@ def make_app(**settings: Any) -> App:
 
     @app.post("/items")
     async def items(ctx: Context) -> None:
-        ctx.response.send_json({"octets": len(await ctx.request.body())})
+        ctx.response.send_json({"bytes": len(await ctx.request.body())})
 
     @app.websocket("/echo/{name}")
     async def echo(connection) -> None:
@@ -105,7 +105,7 @@ async def test_everything_else_is_handed_to_uvicorn(http, protocols) -> None:
         async with httpx.AsyncClient(base_url=f"http://{address}", trust_env=False) as client:
             for _ in range(3):
                 assert (await client.get("/")).text == "hello"
-            assert (await client.post("/items", content=bytes(300_000))).json() == {"octets": 300_000}
+            assert (await client.post("/items", content=bytes(300_000))).json() == {"bytes": 300_000}
             assert (await client.get("/nothing")).status_code == 404
         async with connected(f"ws://{address}/handled") as client:
             await client.send("through the handler")
@@ -202,9 +202,9 @@ async def test_who_asks_for_nothing_in_time_is_let_go() -> None:
 
 async def test_what_is_no_http_gets_the_answer_of_uvicorn(http) -> None:
     async with accepting(make_app(), http) as address:
-        for octets in (b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03", b"GET\0 / HTTP/1.1\r\n\r\n"):
+        for raw in (b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03", b"GET\0 / HTTP/1.1\r\n\r\n"):
             reader, writer = await asyncio.open_connection("127.0.0.1", int(address.rpartition(":")[2]))
-            writer.write(octets)
+            writer.write(raw)
             writer.write_eof()
             answer = await reader.read()
             assert answer == b"" or answer.startswith(b"HTTP/1.1 400")

@@ -161,7 +161,7 @@ async def test_who_does_not_read_why_it_is_refused_is_ended(http, more_body, mon
         (b"x-bad name: injected", b"a"),
         (b"", b"a"),
         (b"x-a\r\nx-b", b"a"),
-        *((b"x-a", b"a" + bytes([octet]) + b"b") for octet in (0, 0x0A, 0x0B, 0x0D, 0x1B, 0x7F)),
+        *((b"x-a", b"a" + bytes([byte]) + b"b") for byte in (0, 0x0A, 0x0B, 0x0D, 0x1B, 0x7F)),
     ],
 )
 async def test_no_field_of_a_denial_is_more_than_a_field(http, name, value, errors) -> None:

@@ -66,12 +66,12 @@ def number_of(headers: Any) -> int:
 @pytest.mark.parametrize(
     "name", [b"Sec-WebSocket-Key", b"Sec-WebSocket-Version", b"Sec-WebSocket-Extensions", b"Sec-Other", b"Cookie"]
 )
-async def test_every_octet_in_a_field_is_the_same_to_both_or_400_to_both(http, name) -> None:
+async def test_every_byte_in_a_field_is_the_same_to_both_or_400_to_both(http, name) -> None:
     """Daphne split fields where only Python does, at \\x0b, \\x0c, \\x1c to \\x1e and \\x85."""
     good = {b"Sec-WebSocket-Key": KEY, b"Sec-WebSocket-Version": VERSION}.get(name, name + b": ab").split(b": ")[1]
-    values = [good[:1] + bytes([octet]) + good[1:] for octet in range(256)]
+    values = [good[:1] + bytes([byte]) + good[1:] for byte in range(256)]
     # RFC 9112 section 2.2 lets a reader take a bare LF for the end of a line, and h11 does.
-    values += [good + bytes([octet]) for octet in range(256) if octet != 0x0A]
+    values += [good + bytes([byte]) for byte in range(256) if byte != 0x0A]
 
     native: dict[int, Any] = {}
     asgi: dict[int, Any] = {}
@@ -135,7 +135,7 @@ REFUSED = LEFT_OUT | {
     "an upgrade to a version": REQUEST.replace(b"Upgrade: websocket", b"Upgrade: websocket/13"),
     "another connection": REQUEST.replace(b"Connection: Upgrade", b"Connection: keep-alive"),
     "200 fields": request_for(b"/", *(b"X-%d: 1" % number for number in range(200))),
-    "a path of 9,000 octets": request_for(b"/" + b"a" * 9000),
+    "a path of 9,000 bytes": request_for(b"/" + b"a" * 9000),
 }
 
 
@@ -259,9 +259,9 @@ async def test_clients_in_parallel_never_get_anything_of_each_other(http, accept
             # Every other one has its first request be the handshake: that is what an acceptor serves natively.
             requests = upgrade.replace(b"dGhlIHNhbXBsZSBub25jZQ==", key)
             pages = number // 2 % 2
-            octets = plain * pages + requests
-            for start in range(0, len(octets), 17 + number):
-                peer.write(octets[start : start + 17 + number])
+            raw = plain * pages + requests
+            for start in range(0, len(raw), 17 + number):
+                peer.write(raw[start : start + 17 + number])
                 await asyncio.sleep(0)
             for _ in range(pages):
                 answer = await peer.reader.readuntil(b"\r\n\r\n")
@@ -327,8 +327,8 @@ def test_no_line_of_the_log_has_a_control_character_of_a_client(run, http, serve
                 masked(Frame(Opcode.CLOSE, b"\x0f\xa0secret\xff\r\n")),
                 b"\xff\xff\r\nforged\x1b",
             ]
-            for octets in ends:
-                assert await code_that_ends(url, good, octets) > 0
+            for raw in ends:
+                assert await code_that_ends(url, good, raw) > 0
             bad = [
                 good.replace(b"%0D", b"%0D%0A", 1),
                 good.replace(KEY, KEY + b"\x85"),

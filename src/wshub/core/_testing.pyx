@@ -2,7 +2,7 @@
 """The decisions of keepalive.pyx and rates.pyx as Python functions, for tests. Structures are dicts of their fields."""
 
 from wshub.core.connection_state cimport IS_CLOSED, IS_CLOSING, IS_CONNECTING, IS_OPEN, Liveness
-from wshub.core.hub_state cimport CONTROL_FRAMES, HANDLER_TIME, MESSAGES, OCTETS, RATES, Rate
+from wshub.core.hub_state cimport CONTROL_FRAMES, HANDLER_TIME, MESSAGES, BYTES, RATES, Rate
 from wshub.core.keepalive cimport (
     IS_IDLE,
     LIFETIME_OVER,
@@ -33,7 +33,7 @@ cdef dict VERDICTS = {
 cdef dict STATES = {"connecting": IS_CONNECTING, "open": IS_OPEN, "closing": IS_CLOSING, "closed": IS_CLOSED}
 
 cdef dict KINDS = {
-    "octets": OCTETS, "messages": MESSAGES, "control_frames": CONTROL_FRAMES, "handler_time": HANDLER_TIME
+    "bytes": BYTES, "messages": MESSAGES, "control_frames": CONTROL_FRAMES, "handler_time": HANDLER_TIME
 }
 
 cdef dict RESPONSES = {GO_ON: "go_on", DELAY: "delay", FAIL_1008: "fail_1008", ABORT_AT_ONCE: "abort_at_once"}

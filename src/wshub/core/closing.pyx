@@ -26,7 +26,7 @@ answer within close_timeout is aborted. on_close is called if on_open was. The l
 wait_closed() and drain(); fail() ends receive() at once.
 """
 
-from wshub.core.hub_state cimport OCTETS
+from wshub.core.hub_state cimport BYTES
 from wshub.core.rooms cimport leave_all_rooms
 from wshub.core.connection_state cimport (
     ANY_HANDLER_RUNS,
@@ -88,7 +88,7 @@ cdef void begin_closing(ConnectionCore connection, bytes payload) noexcept:
     leave_all_rooms(connection)
     connection.status = IS_CLOSING
     if connection.hub.limits_input:
-        connection.left[OCTETS] = CLOSING_ALLOWANCE
+        connection.left[BYTES] = CLOSING_ALLOWANCE
     connection.liveness.lifetime_end = connection.hub.clock() + connection.hub.close_timeout
     if payload is not None:
         try:

@@ -26,7 +26,7 @@ from wshub.core.hub_state cimport (
     CONTROL_FRAMES,
     HANDLER_TIME,
     MESSAGES,
-    OCTETS,
+    BYTES,
     HubBase,
     Rate,
 )
@@ -37,7 +37,7 @@ from wshub.protocol.compression.deflate cimport DeflatePool
 from wshub.protocol.frame_buffer cimport RAW, FrameBuffer, Tally, frame_release
 from wshub.protocol.message cimport (
     Message,
-    frame_from_octets,
+    frame_from_bytes,
     labelled_frame_from_data,
 )
 from wshub.protocol.opcodes cimport PING_OPCODE
@@ -146,12 +146,12 @@ cdef class HubCore(HubBase):
         """Set the rates from a RateLimits."""
         # A full bucket holds at least what one sweep adds. Otherwise some of it would be lost.
         cdef double burst = max(config.burst_ms / 1000, config.sweep_period)
-        self.rates[OCTETS] = rate_of(config.octets, burst, 0)
+        self.rates[BYTES] = rate_of(config.bytes, burst, 0)
         self.rates[MESSAGES] = rate_of(config.messages, burst, 1)
         self.rates[CONTROL_FRAMES] = rate_of(config.control_frames, burst, 1)
         self.rates[HANDLER_TIME] = rate_of(config.handler_ms / 1000, burst, 0)
         self.times_handlers = config.handler_ms > 0
-        self.limits_input = config.octets > 0 or config.messages > 0
+        self.limits_input = config.bytes > 0 or config.messages > 0
         self.closes_at_rate = config.excess == "close"
 
     cdef object forget(self, object key, object address_key):
@@ -274,7 +274,7 @@ cdef class HubCore(HubBase):
         link.ledger = self.ledger
         if response:
             try:
-                frame = frame_from_octets(<const char *>response, len(response), RAW)
+                frame = frame_from_bytes(<const char *>response, len(response), RAW)
             except MemoryError:
                 cancel_opening(connection)
                 raise
@@ -422,7 +422,7 @@ cdef class HubCore(HubBase):
     def _sweep(self):
         """Send the pings that are due, and end the connections whose time is over."""
         cdef double now = self.clock()
-        cdef FrameBuffer *ping = frame_from_octets(b"", 0, PING_OPCODE)
+        cdef FrameBuffer *ping = frame_from_bytes(b"", 0, PING_OPCODE)
         cdef Connection connection
         for connection in list(self.connections.values()):
             sweep(connection, now, ping)
@@ -512,8 +512,8 @@ cdef class HubCore(HubBase):
             "rates_exceeded": self.rates_exceeded,
             "compression": {
                 "compressions": self.pool.compressions if self.pool is not None else 0,
-                "bytes_in": self.pool.octets_in if self.pool is not None else 0,
-                "bytes_out": self.pool.octets_out if self.pool is not None else 0,
+                "bytes_in": self.pool.bytes_in if self.pool is not None else 0,
+                "bytes_out": self.pool.bytes_out if self.pool is not None else 0,
             },
             "closes": dict(self.closes),
             "refused": dict(self.refused),

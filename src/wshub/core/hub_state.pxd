@@ -10,7 +10,7 @@ from wshub.protocol.compression.deflate cimport DeflatePool
 
 # The rates: indices of HubBase.rates and ConnectionCore.left.
 cdef enum:
-    OCTETS
+    BYTES
     MESSAGES
     CONTROL_FRAMES
     HANDLER_TIME

@@ -173,7 +173,7 @@ cdef bint needs_progress(ConnectionCore connection) noexcept:
     """Whether the verdict depends on acknowledgements. To ask the kernel for every connection would be expensive."""
     if connection.link.blocked or (connection.liveness.pong_deadline > 0 and not connection.liveness.is_alive):
         return True
-    return connection.link.hides_octets and not connection.is_active
+    return connection.link.hides_bytes and not connection.is_active
 
 
 cdef void send_ping(ConnectionCore connection, double now, FrameBuffer *ping) noexcept:
@@ -183,6 +183,6 @@ cdef void send_ping(ConnectionCore connection, double now, FrameBuffer *ping) no
     if connection.liveness.pong_deadline == 0:
         connection.liveness.pong_deadline = now + connection.hub.pong_timeout
         connection.link.look()
-        connection.liveness.before_ping = connection.link.given + connection.link.queue.octets
+        connection.liveness.before_ping = connection.link.given + connection.link.queue.queued_bytes
     connection.link.write(ping)
     connection.last_ping_time = now

@@ -21,7 +21,7 @@ class RateLimits:
     messages: int = 0
     """Text and binary messages received per second."""
 
-    octets: int = 0
+    bytes: int = 0
     """Bytes received per second, in frames of all kinds, including their headers."""
 
     control_frames: int = 100
@@ -39,7 +39,7 @@ class RateLimits:
     it with 1008."""
 
     def __post_init__(self) -> None:
-        for name, largest in (("messages", 2**24), ("octets", 2**40), ("control_frames", 2**24), ("handler_ms", 1000)):
+        for name, largest in (("messages", 2**24), ("bytes", 2**40), ("control_frames", 2**24), ("handler_ms", 1000)):
             object.__setattr__(self, name, check_integer(name, getattr(self, name), 0, largest))
         object.__setattr__(self, "burst_ms", check_integer("burst_ms", self.burst_ms, 1, 3_600_000))
         object.__setattr__(self, "excess", check_choice("excess", self.excess, ("delay", "close")))
@@ -47,4 +47,4 @@ class RateLimits:
     @property
     def sweep_period(self) -> float:
         """Maximum seconds from one sweep to the next. It is short if a connection may have to wait for a sweep."""
-        return 0.1 if self.messages or self.octets or self.handler_ms else 1.0
+        return 0.1 if self.messages or self.bytes or self.handler_ms else 1.0

@@ -11,7 +11,7 @@ response_to() and refill_buckets() decide. They depend on their arguments alone.
 
 from wshub.core.closing cimport fail, wake_receiver
 from wshub.core.connection_state cimport IS_CLOSING, IS_OPEN, RATE_SPENT, unblock_later
-from wshub.core.hub_state cimport OCTETS, RATES
+from wshub.core.hub_state cimport BYTES, RATES
 
 import logging
 
@@ -25,7 +25,7 @@ cdef Response response_to(uint8_t status, int kind, bint closes_at_rate) noexcep
     """Decide about a connection in this state whose bucket of this kind is empty."""
     if status == IS_OPEN:
         return FAIL_1008 if closes_at_rate else DELAY
-    if status == IS_CLOSING and kind == OCTETS:
+    if status == IS_CLOSING and kind == BYTES:
         # The client goes on as if it had not been told to close.
         return ABORT_AT_ONCE
     return GO_ON

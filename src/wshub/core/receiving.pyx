@@ -24,7 +24,7 @@ from wshub.core.connection_state cimport (
     wait_for_next_iteration,
 )
 from wshub.core.handlers cimport call_handler, call_on_close, call_on_drain, handler_failed, run_awaitable
-from wshub.core.hub_state cimport CONTROL_FRAMES, HANDLER_TIME, MESSAGES, OCTETS
+from wshub.core.hub_state cimport CONTROL_FRAMES, HANDLER_TIME, MESSAGES, BYTES
 from wshub.core.queued cimport QUEUED
 from wshub.core.rates cimport spend
 from wshub.core.sending cimport queue_pong, wake_drain_waiters
@@ -88,7 +88,7 @@ cdef class ReceivingConnection(ConnectionCore):
         self.liveness.is_alive = True
         if self.input_ended:
             return
-        spend(self, OCTETS, length)
+        spend(self, BYTES, length)
         if self.unread is not None:
             # The link had read these bytes before it was paused.
             try:
@@ -118,7 +118,7 @@ cdef class ReceivingConnection(ConnectionCore):
         cdef const uint8_t *nothing = NULL
         cdef uint64_t work_before = self.parser.inflating_work
         self.liveness.is_alive = True
-        spend(self, OCTETS, length)
+        spend(self, BYTES, length)
         if self.input_ended:
             return
         event = parser_buffer_updated(&self.parser, length)

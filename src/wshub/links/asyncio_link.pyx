@@ -34,7 +34,7 @@ cdef class AsyncioLink(Link):
 
     def __init__(self, transport, loop):
         self.loop = loop
-        self.hides_octets = True
+        self.hides_bytes = True
         if transport is not None:
             self.use(transport)
 

@@ -58,7 +58,7 @@ typedef struct {
     wshub_chunk *head;   /* owned, and through it all others */
     wshub_chunk *tail;   /* borrowed: the last of them */
     wshub_spares *spares; /* owned, or NULL */
-    size_t octets;       /* still to be sent, of all frames */
+    size_t queued_bytes;       /* still to be sent, of all frames */
     size_t sent;         /* of the first frame, already */
     size_t padding;      /* the bytes by which frames are shorter than WSHUB_LEAST_CHARGE */
     uint32_t messages;   /* queued data frames; memory ends before this overflows */
@@ -85,7 +85,7 @@ wshub_frame_padding(const wshub_frame *frame)
 static inline size_t
 wshub_queue_charge(const wshub_queue *queue)
 {
-    return queue->octets + queue->padding;
+    return queue->queued_bytes + queue->padding;
 }
 
 /* The tag of spare messages with that key. Some keys share a tag. */
@@ -239,7 +239,7 @@ wshub_queue_append(wshub_queue *queue, wshub_frame *frame)
     /* Without tags, a fan-out writes one cache line less for each receiver. */
     if (frame->dispensable || queue->tagged)
         wshub_queue_tag_last(queue);
-    queue->octets += wshub_frame_wire_length(frame);
+    queue->queued_bytes += wshub_frame_wire_length(frame);
     queue->padding += wshub_frame_padding(frame);
     queue->messages += wshub_frame_is_message(frame);
     return 0;
@@ -299,7 +299,7 @@ wshub_queue_take(wshub_queue *queue)
 
     if (queue->spares != NULL)
         wshub_spares_discard(queue->spares, queue->head, queue->first);
-    queue->octets -= wshub_frame_wire_length(frame) - queue->sent;
+    queue->queued_bytes -= wshub_frame_wire_length(frame) - queue->sent;
     queue->padding -= wshub_frame_padding(frame);
     queue->messages -= wshub_frame_is_message(frame);
     queue->sent = 0;
@@ -354,7 +354,7 @@ wshub_queue_discard_unsent(wshub_queue *queue, wshub_outcome outcome)
          * cut it too. */
         if (wshub_queue_append(queue, partial) == 0) {
             queue->sent = sent;
-            queue->octets -= sent;
+            queue->queued_bytes -= sent;
             wshub_queue_pin_first(queue);
         }
         else {
@@ -419,7 +419,7 @@ wshub_queue_advance(wshub_queue *queue, size_t length)
         size_t rest = wshub_frame_wire_length(queue->head->frames[queue->first]) - queue->sent;
         if (length < rest) {
             queue->sent += length;
-            queue->octets -= length;
+            queue->queued_bytes -= length;
             wshub_queue_pin_first(queue);
             break;
         }

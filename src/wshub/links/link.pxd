@@ -11,7 +11,7 @@ from wshub.protocol.frame_buffer cimport FrameBuffer, Outcome, Tally
 
 cdef extern from "frame_queue.h" nogil:
     ctypedef struct FrameQueue "wshub_queue":
-        size_t octets
+        size_t queued_bytes
         size_t sent
         size_t messages
 
@@ -73,7 +73,7 @@ cdef class Link:
     cdef uint8_t without_pings   # it cannot carry pings or pongs: the ASGI server finds dead peers
     cdef uint8_t notify_drained  # drained() is to be called once, when the queue is empty
     cdef uint8_t tells_drained   # drained() is to be called again each time that the link was blocked
-    cdef uint8_t hides_octets    # bytes that it has sent may wait in a transport although it is not blocked
+    cdef uint8_t hides_bytes    # bytes that it has sent may wait in a transport although it is not blocked
     cdef uint8_t fell_behind     # it was blocked since drained() was last called with an empty queue
     cdef uint8_t finishing       # it queues no more, and ends once all has left and the peer has ended its side
     cdef int64_t given           # bytes that have left the queue, ever: for the kernel, a transport or a server

@@ -140,7 +140,7 @@ cdef class Link:
 
     cdef int64_t end_of_queue(self) noexcept:
         """Return how many bytes will have left, ever, once the present queue has: fewer if some of it is dropped."""
-        return self.given + self.queue.octets
+        return self.given + self.queue.queued_bytes
 
     cdef void notify_when_left(self, int64_t length) noexcept:
         """Have drained() called once: when so many bytes have left the queue, ever, or the queue is empty."""

@@ -167,7 +167,7 @@ cdef class LinkProbe(Receiver):
     @property
     def queued(self):
         """Bytes in the queue."""
-        return self.link.queue.octets
+        return self.link.queue.queued_bytes
 
     @property
     def charge(self):

@@ -150,7 +150,7 @@ cdef class QueueProbe:
     @property
     def length(self):
         """Bytes still to be sent."""
-        return self.queue.octets
+        return self.queue.queued_bytes
 
     @property
     def sent(self):

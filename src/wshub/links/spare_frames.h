@@ -151,7 +151,7 @@ wshub_queue_remove(wshub_queue *queue, wshub_spot spot)
     size_t first = queue->first, before = spot.place - first;
 
     wshub_spares_discard(queue->spares, chunk, spot.place);
-    queue->octets -= wshub_frame_wire_length(removed);
+    queue->queued_bytes -= wshub_frame_wire_length(removed);
     queue->padding -= wshub_frame_padding(removed);
     queue->messages--;
     if (chunk == queue->head) {
@@ -187,7 +187,7 @@ wshub_queue_put(wshub_queue *queue, wshub_spot spot, wshub_frame *frame)
 {
     wshub_frame *former = spot.chunk->frames[spot.place];
 
-    queue->octets += wshub_frame_wire_length(frame) - wshub_frame_wire_length(former);
+    queue->queued_bytes += wshub_frame_wire_length(frame) - wshub_frame_wire_length(former);
     queue->padding += wshub_frame_padding(frame) - wshub_frame_padding(former);
     queue->spares->charge += wshub_frame_charge(frame) - wshub_frame_charge(former);
     spot.chunk->frames[spot.place] = frame;

@@ -42,7 +42,7 @@ cdef object TEXT_TYPE = MessageType.TEXT
 cdef object BINARY_TYPE = MessageType.BINARY
 
 
-cdef FrameBuffer *frame_from_octets(const void *source, size_t length, uint8_t opcode) except NULL:
+cdef FrameBuffer *frame_from_bytes(const void *source, size_t length, uint8_t opcode) except NULL:
     """Returns a sealed frame with a copy of the payload; RAW bytes get no header. The caller owns it.
 
     Raises MemoryError.
@@ -64,7 +64,7 @@ cdef FrameBuffer *frame_from_text(object text, uint8_t opcode) except NULL:
         source = PyUnicode_AsUTF8AndSize(text, &length)
     except UnicodeEncodeError as error:
         raise InvalidMessageError(f"text with a lone surrogate cannot be sent as UTF-8: {error}") from None
-    return frame_from_octets(source, length, opcode)
+    return frame_from_bytes(source, length, opcode)
 
 
 cdef int check_contiguous(object data) except -1:
@@ -86,7 +86,7 @@ cdef FrameBuffer *frame_from_payload(object data, uint8_t opcode) except NULL:
     cdef FrameBuffer *frame
 
     if isinstance(data, bytes):
-        return frame_from_octets(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), opcode)
+        return frame_from_bytes(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), opcode)
     if isinstance(data, str):
         return frame_from_text(data, opcode)
     try:
@@ -99,7 +99,7 @@ cdef FrameBuffer *frame_from_payload(object data, uint8_t opcode) except NULL:
         check_contiguous(data)
         raise
     try:
-        frame = frame_from_octets(buffer.buf, buffer.len, opcode)
+        frame = frame_from_bytes(buffer.buf, buffer.len, opcode)
     finally:
         PyBuffer_Release(&buffer)
     return frame

@@ -6,7 +6,7 @@ from libc.stdint cimport uint8_t
 
 from wshub.links.link cimport Ledger, Link, Receiver
 from wshub.protocol.frame_buffer cimport RAW, FrameBuffer, frame_release
-from wshub.protocol.message cimport frame_from_octets
+from wshub.protocol.message cimport frame_from_bytes
 
 import asyncio
 import logging
@@ -101,7 +101,7 @@ cdef class OpeningHandshake(Receiver):
         cdef FrameBuffer *frame
         self.answered = True
         response = refuse(self.hub if self.hub is not None else self.server.hub, error)
-        frame = frame_from_octets(<const char *><bytes>response, len(response), RAW)
+        frame = frame_from_bytes(<const char *><bytes>response, len(response), RAW)
         self.link.write(frame)
         frame_release(frame)
         self.link.abort(True)

@@ -69,8 +69,8 @@ cdef class DeflatePool:
     cdef readonly object config
     cdef uint8_t window_bits             # the config's, for the server
     cdef readonly uint64_t compressions  # number of messages compressed
-    cdef readonly uint64_t octets_in     # bytes of these messages
-    cdef readonly uint64_t octets_out    # bytes of their forms
+    cdef readonly uint64_t bytes_in     # bytes of these messages
+    cdef readonly uint64_t bytes_out    # bytes of their forms
 
     cdef FrameBuffer *form(self, FrameBuffer *frame, uint8_t window_bits) noexcept
     cdef FrameBuffer *make_form(self, FrameBuffer *frame, uint8_t window_bits) noexcept

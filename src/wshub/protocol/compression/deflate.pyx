@@ -69,7 +69,7 @@ cdef enum:
     CODES_WORK = 2000
     # The blocks of a message may cost this much for each byte of it, and this much in addition. With the least memory,
     # zlib begins new codes after 127 bytes, and sooner after a flush: two blocks, if that is after each byte.
-    WORK_PER_OCTET = 20
+    WORK_PER_BYTE = 20
     SPARE_WORK = 512 * CODES_WORK
     # A flush needs more than six bytes of space, or it may be written twice.
     FLUSH_SPACE = 16
@@ -168,7 +168,7 @@ cdef InflateResult inflate_bytes(
             length -= stream.avail_in
         if begins:
             inflater.work += work_of_block(stream, held)
-            if inflater.work > SPARE_WORK + plain[0].length * WORK_PER_OCTET:
+            if inflater.work > SPARE_WORK + plain[0].length * WORK_PER_BYTE:
                 return WASTEFUL
         space = min(plain[0].capacity - plain[0].length, LARGEST_PIECE)
         stream.next_out = frame_payload(plain[0]) + plain[0].length
@@ -448,8 +448,8 @@ cdef class DeflatePool:
 
     cdef void count(self, FrameBuffer *frame, FrameBuffer *form) noexcept:
         self.compressions += 1
-        self.octets_in += frame.length
-        self.octets_out += form.length if form != NULL else frame.length
+        self.bytes_in += frame.length
+        self.bytes_out += form.length if form != NULL else frame.length
 
     def compress_message(self, Message message not None, int window_bits=15):
         """Returns the payload of the form without history, or None if the message goes plain."""
