@@ -136,7 +136,7 @@ cdef class HubCore(HubBase):
         self._admission = Admission(self.config, self.clock)
         self.swept_at = self.clock()
         self.rates_exceeded = 0
-        self.had_no_room = False
+        self.had_no_space = False
         self.logged_full_queue = False
         self.farewell = None
         self.emptied = None
@@ -430,7 +430,7 @@ cdef class HubCore(HubBase):
         self.swept_at = now
         if self.reactor is not None:
             self.reactor.resume_accepting()
-        if self.had_no_room and not self.logged_full_queue:
+        if self.had_no_space and not self.logged_full_queue:
             self.logged_full_queue = True
             logger.warning(
                 "a client is not reading: %d bytes are queued (max_send_buffer); applying the slow_consumer policy. "

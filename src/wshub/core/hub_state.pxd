@@ -59,6 +59,6 @@ cdef class HubBase:
     cdef double ping_interval, pong_timeout, close_timeout, send_timeout, idle_timeout, max_lifetime
     cdef double swept_at         # the time of the last sweep
     cdef uint64_t rates_exceeded
-    cdef bint had_no_room        # some connection's send queue has been full
+    cdef bint had_no_space        # some connection's send queue has been full
 
     cdef object forget(self, object key, object address_key)

@@ -36,7 +36,7 @@ cdef extern from "frame_queue.h":
 
 
 cdef extern from "spare_frames.h":
-    size_t queue_make_room "wshub_queue_make_room"(FrameQueue *queue, size_t bound) noexcept
+    size_t queue_make_space "wshub_queue_make_space"(FrameQueue *queue, size_t bound) noexcept
     bint queue_replace "wshub_queue_replace"(FrameQueue *queue, FrameBuffer *frame) noexcept
 
 
@@ -89,7 +89,7 @@ cdef class Link:
     cdef void flush_now(self) noexcept
     cdef void send_from_task(self) noexcept
     cdef void drop_unsent(self) noexcept
-    cdef bint make_room(self, size_t bound) noexcept
+    cdef bint make_space(self, size_t bound) noexcept
     cdef bint has_drained(self) noexcept
     cdef int64_t end_of_queue(self) noexcept
     cdef void notify_when_left(self, int64_t length) noexcept

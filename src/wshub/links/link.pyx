@@ -176,12 +176,12 @@ cdef class Link:
         """Return how many of the bytes that have left the queue the peer is not known to have."""
         return 0
 
-    cdef bint make_room(self, size_t bound) noexcept:
+    cdef bint make_space(self, size_t bound) noexcept:
         """Drop the oldest of the queued messages that may be dropped, until less than `bound` bytes wait.
 
         Return False, and drop none, if dropping all of them is not enough.
         """
-        cdef size_t dropped = queue_make_room(&self.queue, bound)
+        cdef size_t dropped = queue_make_space(&self.queue, bound)
         self.ledger.messages.outcomes[DROPPED_OLDEST] += dropped
         return dropped > 0
 

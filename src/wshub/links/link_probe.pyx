@@ -139,7 +139,7 @@ cdef class LinkProbe(Receiver):
         self.link.drop_unsent()
 
     def make_space(self, size_t bound):
-        return self.link.make_room(bound)
+        return self.link.make_space(bound)
 
     def end_of_queue(self):
         return self.link.end_of_queue()

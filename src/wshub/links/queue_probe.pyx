@@ -15,7 +15,7 @@ from wshub.links.link cimport (
     queue_discard_unsent,
     queue_gather,
     queue_is_empty,
-    queue_make_room,
+    queue_make_space,
     queue_pop,
     queue_push,
     queue_replace,
@@ -107,7 +107,7 @@ cdef class QueueProbe:
         return queue_replace(&self.queue, frame.frame)
 
     def make_space(self, size_t bound):
-        return queue_make_room(&self.queue, bound)
+        return queue_make_space(&self.queue, bound)
 
     def advance(self, size_t length):
         return queue_advance(&self.queue, length)

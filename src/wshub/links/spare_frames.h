@@ -167,7 +167,7 @@ wshub_queue_remove(wshub_queue *queue, wshub_spot spot)
 /* Drops the oldest spare messages until the queue counts for less than `bound`. Drops none if dropping all is not
  * enough. Returns the number of dropped messages. */
 static inline size_t
-wshub_queue_make_room(wshub_queue *queue, size_t bound)
+wshub_queue_make_space(wshub_queue *queue, size_t bound)
 {
     size_t dropped = 0;
 
