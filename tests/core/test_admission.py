@@ -17,7 +17,7 @@ from tests.support.raw_peers import REQUEST, port_of, raw_peer
 from tests.support.reactor import HAS_REACTOR, needs_reactor
 from tests.support.serving_hub import Clock, connected, serving
 from wshub import ConfigurationError, EventHandler, HandshakeError, Hub, HubConfig, MisuseError
-from wshub.core.admission import AddressRates, address_key, client_address
+from wshub.core.admission import AddressRates, address_bucket, client_address
 from wshub.protocol.http.headers import Headers
 
 
@@ -85,7 +85,7 @@ def test_a_bucket_gives_as_many_in_a_second_as_it_says() -> None:
     ],
 )
 def test_an_address_is_counted_by_what_a_customer_of_a_network_has(address: object, key: str | None) -> None:
-    assert address_key(address) == key
+    assert address_bucket(address) == key
 
 
 @pytest.mark.parametrize(

@@ -273,9 +273,9 @@ def pushed(queue: QueueProbe, *frames: FrameProbe) -> None:
 
 def test_a_compressed_message_goes_behind_one_in_context_rather_than_in_front_of_it() -> None:
     queue = QueueProbe()
-    plain = FrameProbe(b"plain", key=1, droppable=True)
+    plain = FrameProbe(b"plain", conflation_key=1, droppable=True)
     in_context = FrameProbe(b"in context", droppable=True, uses_context=True, window_bits=15)
-    compressed = FrameProbe(b"compressed", key=1, droppable=True, window_bits=15)
+    compressed = FrameProbe(b"compressed", conflation_key=1, droppable=True, window_bits=15)
     pushed(queue, plain, in_context)
     assert queue.replace(compressed)
     assert [queue.pop(), queue.pop()] == [in_context.wire, compressed.wire]
@@ -283,8 +283,8 @@ def test_a_compressed_message_goes_behind_one_in_context_rather_than_in_front_of
 
 def test_a_compressed_message_takes_the_place_of_a_plain_one_if_none_is_in_context() -> None:
     queue = QueueProbe()
-    plain, other = FrameProbe(b"plain", key=1, droppable=True), FrameProbe(b"other", droppable=True)
-    compressed = FrameProbe(b"compressed", key=1, droppable=True, window_bits=15)
+    plain, other = FrameProbe(b"plain", conflation_key=1, droppable=True), FrameProbe(b"other", droppable=True)
+    compressed = FrameProbe(b"compressed", conflation_key=1, droppable=True, window_bits=15)
     pushed(queue, plain, other)
     assert queue.replace(compressed)
     assert [queue.pop(), queue.pop()] == [compressed.wire, other.wire]
@@ -295,7 +295,7 @@ def test_a_frame_that_has_begun_to_leave_is_neither_dropped_nor_replaced() -> No
     first = FrameProbe(bytes(100), key=1, droppable=True)
     pushed(queue, first, FrameProbe(bytes(100), key=2, droppable=True))
     queue.advance(1)
-    assert not queue.replace(FrameProbe(b"newer", key=1, droppable=True))
+    assert not queue.replace(FrameProbe(b"newer", conflation_key=1, droppable=True))
     assert queue.make_space(102) == 1
     assert queue.discard_unsent() == 0
     assert queue.length == len(first.wire) - 1

@@ -60,7 +60,7 @@ class Admission:
             self._warn_about_origins(headers)
         self.check_capacity(address, connections)
         if config.max_connection_rate_per_address:
-            key = address_key(address)
+            key = address_bucket(address)
             if key is not None and not self._each.take(key, self._clock()):
                 raise HandshakeError(*TOO_MANY_NEW_FROM_ADDRESS)
         if config.max_connection_rate and not self._all.take("", self._clock()):
@@ -75,13 +75,13 @@ class Admission:
         if connections >= config.max_connections:
             raise HandshakeError(*TOO_MANY_CONNECTIONS)
         if config.max_connections_per_address:
-            key = address_key(address)
+            key = address_bucket(address)
             if key is not None and self._connections.get(key, 0) >= config.max_connections_per_address:
                 raise HandshakeError(*TOO_MANY_FROM_ADDRESS)
 
     def enter(self, address: object) -> str | None:
         """Count a connection from that address. Returns the key for ``leave``; None if the address is not counted."""
-        key = address_key(address)
+        key = address_bucket(address)
         if key is not None:
             self._connections[key] = self._connections.get(key, 0) + 1
         return key
@@ -143,7 +143,7 @@ class AddressRates:
             self._full_at = {key: full_at for key, full_at in self._full_at.items() if full_at > now}
 
 
-def address_key(address: object) -> str | None:
+def address_bucket(address: object) -> str | None:
     """Return the key under which the connections from a pair of host and port are counted; None if they are not."""
     if not isinstance(address, tuple) or not address or not isinstance(address[0], str):
         return None

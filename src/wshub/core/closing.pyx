@@ -185,7 +185,7 @@ cdef object cancel_opening(ConnectionCore connection):
     connection.status = IS_CLOSED
     connection.code = 1006
     connection.reason = ""
-    connection.hub.forget(connection.key, connection.address_key)
+    connection.hub.forget(connection.connection_id, connection.address_bucket)
     wake_all(connection)
 
 
@@ -214,7 +214,7 @@ cdef bint finish_closing(ConnectionCore connection) noexcept:
     parser_clear(&connection.parser)
     if not connection.code:
         connection.code = 1006
-    connection.hub.forget(connection.key, connection.address_key)
+    connection.hub.forget(connection.connection_id, connection.address_bucket)
     closes = connection.hub.closes
     try:
         closes[connection.code] = closes.get(connection.code, 0) + 1

@@ -17,7 +17,7 @@ cdef class ConflationKeys:
     cdef object clear(self)
 
 
-cdef int check_key(object key) except -1
+cdef int check_conflation_key(object key) except -1
 
 
 cdef inline uint64_t intern_key(ConflationKeys keys, uint64_t namespace, object name) except? 0xFFFFFFFFFFFFFFFF:

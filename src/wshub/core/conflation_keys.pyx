@@ -17,7 +17,7 @@ cdef enum:
     MAX_CHARACTERS = 1 << 22
 
 
-cdef int check_key(object key) except -1:
+cdef int check_conflation_key(object key) except -1:
     """Raise MisuseError if a value cannot be the key of a message."""
     if key is not None and not isinstance(key, str):
         raise MisuseError(f"the key of a message is a str, not {type(key).__name__}")

@@ -6,7 +6,7 @@ from libc.stdint cimport uint8_t
 
 from wshub.core.backpressure cimport CLOSE_CONNECTION, INHERITED, Delivery, resolve_delivery_options
 from wshub.core.closing cimport begin_closing, check_open, close_before_opening, closed_error
-from wshub.core.conflation_keys cimport PRIVATE_KEYS, check_key, intern_key
+from wshub.core.conflation_keys cimport PRIVATE_KEYS, check_conflation_key, intern_key
 from wshub.core.connection_state cimport (
     INBOX_FULL,
     INBOX_KIBIBYTES,
@@ -231,7 +231,7 @@ cdef class Connection(ReceivingConnection):
         """
         cdef FrameBuffer *frame
         cdef Delivery delivery
-        check_key(key)
+        check_conflation_key(key)
         resolve_delivery_options(&delivery, &self.hub.delivery_defaults, compress, slow_consumer, INHERITED)
         if is_other_thread(self):
             check_open(self)

@@ -68,12 +68,12 @@ cdef class ConnectionCore(Receiver):
 
     # Identity
     cdef readonly uint64_t id
-    cdef object key              # the id as an object, the key of every dict of connections
+    cdef object connection_id  # the id as an object, the key of every dict of connections
     cdef HandlerTable handlers
     cdef readonly object request       # RequestHead, or None
     cdef public object subprotocol     # str, or None; set before the handshake is answered
     cdef public object forwarded_address  # the client's address as a trusted proxy reports it, or None
-    cdef object address_key      # the address bucket in which the connection is counted, or None
+    cdef object address_bucket      # the address bucket in which the connection is counted, or None
     cdef public object path_params     # dict of the parameters in the path, or None
 
     # The application

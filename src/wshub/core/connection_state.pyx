@@ -35,7 +35,7 @@ cdef class ConnectionCore(Receiver):
         self.parser.max_fragments = hub.max_fragments
         self.hub = hub
         self.id = id
-        self.key = id
+        self.connection_id = id
         self.handlers = handlers
         self.request = request
         self.subprotocol = subprotocol

@@ -99,7 +99,7 @@ cdef int run_awaitable(ConnectionCore connection, object awaitable, uint8_t bloc
             return 0
         awaitable = await_it(awaitable)
     if not connection.is_named:
-        connection.hub.handling.set(connection.key)
+        connection.hub.handling.set(connection.connection_id)
         connection.is_named = True
     # The task enters the context itself, and a context cannot be entered twice.
     PyContext_Exit(connection.context)
@@ -109,7 +109,7 @@ cdef int run_awaitable(ConnectionCore connection, object awaitable, uint8_t bloc
         PyContext_Enter(connection.context)
     if not task.done():
         connection.blocks |= block
-        connection.hub.handler_tasks[task] = connection.key
+        connection.hub.handler_tasks[task] = connection.connection_id
         task.add_done_callback(partial(task_done, connection, block))
         return 0
     error = error_of(task)

@@ -16,7 +16,7 @@ from wshub.core.backpressure cimport (
     resolve_delivery_options,
 )
 from wshub.core.closing cimport cancel_opening, close_if_open, close_without_loop, fail
-from wshub.core.conflation_keys cimport HUB_KEYS, ConflationKeys, check_key, intern_key
+from wshub.core.conflation_keys cimport HUB_KEYS, ConflationKeys, check_conflation_key, intern_key
 from wshub.core.connection cimport Connection
 from wshub.core.connection_state cimport IS_OPEN, drop_compression, take_negotiated
 from wshub.core.fan_out cimport send_to_all, send_to_room
@@ -154,10 +154,10 @@ cdef class HubCore(HubBase):
         self.limits_input = config.bytes > 0 or config.messages > 0
         self.closes_at_rate = config.excess == "close"
 
-    cdef object forget(self, object key, object address_key):
-        self.connections.pop(key, None)
-        if address_key is not None:
-            self._admission.leave(address_key)
+    cdef object forget(self, object connection_id, object address_bucket):
+        self.connections.pop(connection_id, None)
+        if address_bucket is not None:
+            self._admission.leave(address_bucket)
         if self.emptied is not None and not self.connections and not self.emptied.done():
             self.emptied.set_result(None)
 
@@ -224,10 +224,10 @@ cdef class HubCore(HubBase):
                 connection, negotiate(self.pool.config, request.headers.get_all_raw(b"sec-websocket-extensions"))
             )
         if self.counts_addresses and request is not None:
-            connection.address_key = self._admission.enter(request.remote_address)
+            connection.address_bucket = self._admission.enter(request.remote_address)
         if self.connections is self.walked:
             self.connections = dict(self.connections)
-        self.connections[connection.key] = connection
+        self.connections[connection.connection_id] = connection
         return connection
 
     def drop_compression(self, Connection connection):
@@ -267,7 +267,7 @@ cdef class HubCore(HubBase):
         An empty response says that another server has answered. Raises HandshakeError if the hub has closed.
         """
         cdef FrameBuffer *frame
-        if self.closed or self.connections.get(connection.key) is not connection:
+        if self.closed or self.connections.get(connection.connection_id) is not connection:
             # The hub has closed since the request was admitted, or the handshake has been given up.
             cancel_opening(connection)
             raise HandshakeError(*SHUTTING_DOWN)
@@ -326,7 +326,7 @@ cdef class HubCore(HubBase):
         cdef uint64_t number
         if room is not None:
             room = room_name(room)
-        check_key(key)
+        check_conflation_key(key)
         resolve_delivery_options(&delivery, &self.delivery_defaults, compress, slow_consumer, INHERITED)
         if self.loop is None or self.closed:
             Message(message)

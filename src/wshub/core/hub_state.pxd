@@ -61,4 +61,4 @@ cdef class HubBase:
     cdef uint64_t rates_exceeded
     cdef bint had_no_space        # some connection's send queue has been full
 
-    cdef object forget(self, object key, object address_key)
+    cdef object forget(self, object connection_id, object address_bucket)

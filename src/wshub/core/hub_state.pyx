@@ -4,5 +4,5 @@
 cdef class HubBase:
     """The state of a hub that its connections use."""
 
-    cdef object forget(self, object key, object address_key):
+    cdef object forget(self, object connection_id, object address_bucket):
         """Remove the connection with that id, which is closed, from the hub."""

@@ -51,7 +51,7 @@ class Opening:
         client: the client's address that a trusted proxy tells; None if none does.
     """
 
-    __slots__ = ("client", "connection", "hub", "key", "request", "source", "table", "waits")
+    __slots__ = ("client", "connection", "handshake_key", "hub", "request", "source", "table", "waits")
 
     connection: Connection
     """The registered connection, once the request is accepted or registered."""
@@ -69,7 +69,7 @@ class Opening:
         self.request = request
         self.source = source
         self.client = client
-        self.key = ""
+        self.handshake_key = ""
         """The ``Sec-WebSocket-Key``. A server that has checked the handshake by itself sets it."""
         self.waits = False
         """Whether the application takes its time: ``decide`` has returned an awaitable."""
@@ -77,7 +77,7 @@ class Opening:
     def check(self) -> None:
         """Check the key, the version and whether the hub takes a connection. Raises ``HandshakeError`` if not."""
         request = self.request
-        self.key = Handshake.check_request(request.method, request.http_version, request.headers)
+        self.handshake_key = Handshake.check_request(request.method, request.http_version, request.headers)
         self.admit()
 
     def admit(self) -> None:
@@ -175,7 +175,7 @@ class Opening:
         compression = connection.compression
         try:
             return Handshake.create_response(
-                self.key,
+                self.handshake_key,
                 subprotocol=connection.subprotocol,
                 extensions=compression.response if compression is not None else None,
                 headers=headers,

@@ -63,7 +63,7 @@ cdef bint join_room(ConnectionCore connection, str name) except -1:
         # The garbage collector has run code that closed the connection.
         drop_if_empty(hub, room)
         return False
-    room.members[connection.key] = connection
+    room.members[connection.connection_id] = connection
     hub.window_changes += room.window is not None
     connection.room_table[name] = room
     return True
@@ -92,7 +92,7 @@ cdef void leave_all_rooms(ConnectionCore connection) noexcept:
 
 
 cdef object remove_member(ConnectionCore connection, Room room):
-    room.members.pop(connection.key, None)
+    room.members.pop(connection.connection_id, None)
     connection.hub.window_changes += room.window is not None
     drop_if_empty(connection.hub, room)
 

@@ -49,7 +49,7 @@ cdef int queue(ConnectionCore connection, FrameBuffer *frame, uint8_t policy) no
 
 cdef int queue_at_limit(ConnectionCore connection, FrameBuffer *frame, uint8_t policy) noexcept:
     """queue() for a connection that takes fewer bytes than it is sent."""
-    if policy == LATEST and frame.key != 0 and connection.link.blocked and connection.link.replace(frame):
+    if policy == LATEST and frame.conflation_key != 0 and connection.link.blocked and connection.link.replace(frame):
         return 1
     if is_full(connection):
         # The kernel may take a burst of this loop iteration. Only bytes that it refuses count as too many.

@@ -43,7 +43,7 @@ enum {
     WSHUB_TAG_NEEDED = 0, /* it stays in its place */
     WSHUB_TAG_CHAINED,    /* so does this one, which refers back to bytes of frames before it */
     WSHUB_TAG_SPARE,
-    WSHUB_TAG_KEYS
+    WSHUB_TAG_CONFLATION_KEYS
 };
 
 /* An index of the spare messages: those that may be dropped or replaced. A queue has it from the first search until
@@ -90,9 +90,9 @@ wshub_queue_charge(const wshub_queue *queue)
 
 /* The tag of spare messages with that key. Some keys share a tag. */
 static inline uint16_t
-wshub_tag_of_key(uint64_t key)
+wshub_tag_of_conflation_key(uint64_t conflation_key)
 {
-    return (uint16_t)(WSHUB_TAG_KEYS + key % (UINT16_MAX - WSHUB_TAG_KEYS));
+    return (uint16_t)(WSHUB_TAG_CONFLATION_KEYS + conflation_key % (UINT16_MAX - WSHUB_TAG_CONFLATION_KEYS));
 }
 
 /* The tag that a queue keeps for a frame. A dispensable frame is spare unless later frames refer to it. */
@@ -103,7 +103,7 @@ wshub_tag_of(const wshub_frame *frame)
         return WSHUB_TAG_CHAINED;
     if (!frame->dispensable)
         return WSHUB_TAG_NEEDED;
-    return frame->key == 0 ? WSHUB_TAG_SPARE : wshub_tag_of_key(frame->key);
+    return frame->conflation_key == 0 ? WSHUB_TAG_SPARE : wshub_tag_of_conflation_key(frame->conflation_key);
 }
 
 /* The bytes of a frame that count against a bound, before any of it was sent. */

@@ -6,7 +6,7 @@ class FrameProbe:
     Args:
         payload: its payload.
         opcode: its opcode.
-        key: the conflation key, or 0 for none.
+        conflation_key: the conflation key, or 0 for none.
         droppable: the message may be dropped while it waits.
         uses_context: the message is compressed, and later ones refer to it.
         window_bits: of a compressed message: it refers to the last ``2**window_bits`` bytes; 0 if it is not compressed.
@@ -16,7 +16,7 @@ class FrameProbe:
         cls,
         payload: bytes,
         opcode: int = 2,
-        key: int = 0,
+        conflation_key: int = 0,
         *,
         droppable: bool = False,
         uses_context: bool = False,

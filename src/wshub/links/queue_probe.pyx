@@ -47,7 +47,7 @@ cdef class FrameProbe:
     Args:
         payload: its payload.
         opcode: its opcode.
-        key: the conflation key, or 0 for none.
+        conflation_key: the conflation key, or 0 for none.
         droppable: the message may be dropped while it waits.
         uses_context: the message is compressed, and later ones refer to it.
         window_bits: of a compressed message: it refers to the last ``2**window_bits`` bytes; 0 if it is not compressed.
@@ -57,7 +57,7 @@ cdef class FrameProbe:
     cdef Tally *tally
 
     def __cinit__(
-        self, bytes payload, int opcode=2, uint64_t key=0, *, bint droppable=False, bint uses_context=False,
+        self, bytes payload, int opcode=2, uint64_t conflation_key=0, *, bint droppable=False, bint uses_context=False,
         int window_bits=0
     ):
         self.tally = tally_new()
@@ -69,7 +69,7 @@ cdef class FrameProbe:
         self.frame.window_bits = <uint8_t>window_bits
         self.frame.chained = uses_context
         frame_seal(self.frame, <uint8_t>opcode)
-        frame_label(self.frame, key, self.tally, droppable)
+        frame_label(self.frame, conflation_key, self.tally, droppable)
 
     def __dealloc__(self):
         frame_release(self.frame)

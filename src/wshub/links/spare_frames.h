@@ -63,9 +63,9 @@ wshub_tags_include(const uint16_t *tags, size_t count, uint16_t tag)
 
 /* The last spare message with that key. */
 static inline wshub_spot
-wshub_queue_find_latest(const wshub_queue *queue, uint64_t key)
+wshub_queue_find_latest(const wshub_queue *queue, uint64_t conflation_key)
 {
-    uint16_t tag = wshub_tag_of_key(key);
+    uint16_t tag = wshub_tag_of_conflation_key(conflation_key);
     wshub_chunk *chunk = queue->spares->last;
 
     for (int searched = 0; chunk != NULL && searched < WSHUB_CHUNKS_SEARCHED; searched++) {
@@ -73,7 +73,7 @@ wshub_queue_find_latest(const wshub_queue *queue, uint64_t key)
         size_t place = wshub_queue_end_of(queue, chunk);
         if (wshub_tags_include(chunk->tags + start, place - start, tag))
             while (place-- > start)
-                if (chunk->tags[place] == tag && chunk->frames[place]->key == key)
+                if (chunk->tags[place] == tag && chunk->frames[place]->conflation_key == conflation_key)
                     return (wshub_spot){chunk, place};
         if (chunk == queue->spares->last->next_spare)
             break;
@@ -206,7 +206,7 @@ wshub_queue_replace(wshub_queue *queue, wshub_frame *frame)
 
     if (!wshub_queue_index(queue))
         return 0;
-    spot = wshub_queue_find_latest(queue, frame->key);
+    spot = wshub_queue_find_latest(queue, frame->conflation_key);
     if (spot.chunk == NULL)
         return 0;
     former = spot.chunk->frames[spot.place];

@@ -43,7 +43,7 @@ typedef struct wshub_frame {
     uint8_t dispensable : 1; /* a message that its policy may drop while it waits */
     struct wshub_frame *next_form; /* owned: the next compressed form; the plain frame is the head of the chain */
     wshub_tally *tally; /* a reference: counts the outcome of the message; or NULL */
-    uint64_t key;    /* a newer message with the same key replaces this one; 0: none */
+    uint64_t conflation_key;    /* a newer message with the same key replaces this one; 0: none */
     size_t length;   /* bytes of payload so far */
     size_t capacity; /* bytes of payload that fit */
     uint8_t storage[];
@@ -94,7 +94,7 @@ wshub_frame_new(uint8_t opcode, size_t capacity)
     frame->dispensable = 0;
     frame->next_form = NULL;
     frame->tally = NULL;
-    frame->key = 0;
+    frame->conflation_key = 0;
     frame->length = 0;
     frame->capacity = capacity;
     return frame;
@@ -134,11 +134,11 @@ wshub_frame_release(wshub_frame *frame)
 }
 
 static inline void
-wshub_frame_label(wshub_frame *frame, uint64_t key, wshub_tally *tally, int dispensable)
+wshub_frame_label(wshub_frame *frame, uint64_t conflation_key, wshub_tally *tally, int dispensable)
 {
     wshub_tally *former = frame->tally;
 
-    frame->key = key;
+    frame->conflation_key = conflation_key;
     frame->dispensable = dispensable != 0;
     frame->tally = wshub_tally_retain(tally);
     wshub_tally_release(former);
@@ -185,9 +185,9 @@ wshub_frame_copy(const wshub_frame *frame)
  * labelled and takes the place of the caller's reference, because a queued frame never changes. Returns the frame or the
  * copy. Returns NULL if there is no memory; the caller still owns its reference then. */
 static inline wshub_frame *
-wshub_frame_labelled(wshub_frame *frame, uint32_t holders, uint64_t key, wshub_tally *tally, int dispensable)
+wshub_frame_labelled(wshub_frame *frame, uint32_t holders, uint64_t conflation_key, wshub_tally *tally, int dispensable)
 {
-    if (frame->key == key && frame->tally == tally && frame->dispensable == dispensable)
+    if (frame->conflation_key == conflation_key && frame->tally == tally && frame->dispensable == dispensable)
         return frame;
     if (!wshub_frame_is_private(frame, holders)) {
         wshub_frame *copy = wshub_frame_copy(frame);
@@ -197,7 +197,7 @@ wshub_frame_labelled(wshub_frame *frame, uint32_t holders, uint64_t key, wshub_t
         frame = copy;
     }
     for (wshub_frame *form = frame; form != NULL; form = form->next_form)
-        wshub_frame_label(form, key, tally, dispensable);
+        wshub_frame_label(form, conflation_key, tally, dispensable);
     return frame;
 }
 
@@ -227,7 +227,7 @@ wshub_frame_masked(const wshub_frame *frame, const uint8_t key[WSHUB_MASK_KEY_SI
     masked = wshub_frame_new(frame->opcode, frame->length + WSHUB_MASK_KEY_SIZE);
     if (masked == NULL)
         return NULL;
-    wshub_frame_label(masked, frame->key, frame->tally, frame->dispensable);
+    wshub_frame_label(masked, frame->conflation_key, frame->tally, frame->dispensable);
     masked->window_bits = frame->window_bits;
     masked->length = frame->length + WSHUB_MASK_KEY_SIZE;
     payload = wshub_frame_payload(masked);

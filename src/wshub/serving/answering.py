@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from wshub.core.admission import AddressRates, address_key, client_address, parse_address
+from wshub.core.admission import AddressRates, address_bucket, client_address, parse_address
 from wshub.core.opening import Opening, count_refusal
 from wshub.core.refusals import NOTHING_AT_PATH, TOO_MANY_NEW_FROM_ADDRESS, TOO_MUCH_EARLY_DATA
 from wshub.errors import HandshakeError
@@ -48,7 +48,7 @@ class Handshakes:
         self._rate: AddressRates | None = None
         if over_tls and config.max_connections_per_address:
             self.pending = PendingByAddress(
-                config.max_pending_handshakes, config.max_connections_per_address, self._address_key
+                config.max_pending_handshakes, config.max_connections_per_address, self._address_bucket
             )
         if over_tls and config.max_connection_rate_per_address:
             self._rate = AddressRates(config.max_connection_rate_per_address)
@@ -58,7 +58,7 @@ class Handshakes:
         now = self.hub.now()
         handshake = OpeningHandshake(link, self, now + self._timeout)
         if self._rate is not None:
-            key = self._address_key(handshake)
+            key = self._address_bucket(handshake)
             if key is not None and not self._rate.take(key, now):
                 # Without TLS yet, the client cannot be answered.
                 count_refusal(self.hub, HandshakeError(*TOO_MANY_NEW_FROM_ADDRESS))
@@ -94,11 +94,11 @@ class Handshakes:
         self.pending.discard(handshake)
         opening.open_on(link, response, rest)
 
-    def _address_key(self, handshake: OpeningHandshake) -> str | None:
+    def _address_bucket(self, handshake: OpeningHandshake) -> str | None:
         """The address that a connection counts for before its request; None for that of a trusted proxy."""
         peer = handshake.peer
         if peer is not None and self._trusted:
             address = parse_address(peer[0])
             if address is None or any(address in network for network in self._trusted):
                 return None
-        return address_key(peer)
+        return address_bucket(peer)
