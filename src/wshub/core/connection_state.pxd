@@ -61,7 +61,7 @@ cdef class ConnectionCore(Receiver):
     cdef uint8_t status          # a Status
     cdef uint8_t window_bits     # window of the peer's decompressor, 8 to 15; 0: the peer does not decompress
     cdef uint8_t is_active       # a message was sent or received since the last sweep
-    cdef uint8_t keeps_window    # the peer's decompressor keeps its window from message to message
+    cdef uint8_t server_context_takeover    # the peer's decompressor keeps its window from message to message
     cdef uint8_t context_stale   # the peer was sent compressed bytes that are not in the history of `deflater`
     cdef uint64_t generation     # of the shared window that the peer has too, or 0
     cdef Deflater *deflater      # owned: its history is what was sent to this connection alone; or NULL

@@ -98,7 +98,7 @@ cdef object take_negotiated(ConnectionCore connection, object compression):
     config = connection.hub.pool.config
     connection.compression = compression
     connection.window_bits = compression.server_max_window_bits
-    connection.keeps_window = not compression.server_no_context_takeover
+    connection.server_context_takeover = not compression.server_no_context_takeover
     connection.parser.inflater = &connection.hub.pool.inflater
     if not compression.client_no_context_takeover:
         connection.inflater = <Inflater *>PyMem_RawMalloc(sizeof(Inflater))
@@ -106,7 +106,7 @@ cdef object take_negotiated(ConnectionCore connection, object compression):
             raise MemoryError
         inflater_init(connection.inflater, compression.client_max_window_bits, True)
         connection.parser.inflater = connection.inflater
-    if config.server_context_takeover and connection.keeps_window:
+    if config.server_context_takeover and connection.server_context_takeover:
         connection.deflater = <Deflater *>PyMem_RawMalloc(sizeof(Deflater))
         if connection.deflater == NULL:
             raise MemoryError
@@ -117,7 +117,7 @@ cdef void drop_compression(ConnectionCore connection) noexcept:
     """Forget what was negotiated: another server answers the handshake, and it compresses."""
     connection.compression = None
     connection.window_bits = 0
-    connection.keeps_window = False
+    connection.server_context_takeover = False
     connection.parser.inflater = NULL
     free_compressors(connection)
 

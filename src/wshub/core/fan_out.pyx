@@ -131,7 +131,7 @@ cdef void count_members(dict members, SharedWindow window) noexcept:
 cdef bint can_share(ConnectionCore connection, SharedWindow window) noexcept:
     """Whether the negotiated parameters let the client decompress with a shared window."""
     return (
-        connection.keeps_window and connection.window_bits >= window.window_bits and connection.status == IS_OPEN
+        connection.server_context_takeover and connection.window_bits >= window.window_bits and connection.status == IS_OPEN
     )
 
 

@@ -130,7 +130,7 @@ cdef int queue_alone(ConnectionCore connection, FrameBuffer *frame, const Delive
         frame_release(form)
         connection.context_stale = True
         return queue(connection, frame, delivery.policy)
-    form.chained = True
+    form.uses_context = True
     queued = queue_compressed(connection, form, 0, delivery.policy)
     connection.context_stale = queued <= 0
     frame_release(form)

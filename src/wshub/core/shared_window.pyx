@@ -61,5 +61,5 @@ cdef class SharedWindow:
         self.messages += 1
         form = self.pool.compress(&self.deflater, frame, False)
         if form != NULL:
-            form.chained = True
+            form.uses_context = True
         return form

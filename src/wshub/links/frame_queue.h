@@ -41,7 +41,7 @@ typedef struct wshub_chunk {
 /* The tags of frames without a key. The tags of frames with a key are higher. */
 enum {
     WSHUB_TAG_NEEDED = 0, /* it stays in its place */
-    WSHUB_TAG_CHAINED,    /* so does this one, which refers back to bytes of frames before it */
+    WSHUB_TAG_USES_CONTEXT,    /* so does this one, which refers back to bytes of frames before it */
     WSHUB_TAG_SPARE,
     WSHUB_TAG_CONFLATION_KEYS
 };
@@ -51,7 +51,7 @@ enum {
 typedef struct {
     wshub_chunk *last; /* borrowed: the last chunk with spare messages, whose next_spare is the first; or NULL */
     size_t charge;     /* of all of them, against a bound */
-    size_t chained;    /* frames with the tag of one that is chained */
+    size_t uses_context;    /* frames with the tag of one that is uses_context */
 } wshub_spares;
 
 typedef struct {
@@ -99,8 +99,8 @@ wshub_tag_of_conflation_key(uint64_t conflation_key)
 static inline uint16_t
 wshub_tag_of(const wshub_frame *frame)
 {
-    if (frame->chained)
-        return WSHUB_TAG_CHAINED;
+    if (frame->uses_context)
+        return WSHUB_TAG_USES_CONTEXT;
     if (!frame->dispensable)
         return WSHUB_TAG_NEEDED;
     return frame->conflation_key == 0 ? WSHUB_TAG_SPARE : wshub_tag_of_conflation_key(frame->conflation_key);
@@ -162,7 +162,7 @@ wshub_spares_add(wshub_spares *spares, wshub_chunk *chunk, size_t place)
 {
     uint16_t tag = chunk->tags[place];
 
-    spares->chained += tag == WSHUB_TAG_CHAINED;
+    spares->uses_context += tag == WSHUB_TAG_USES_CONTEXT;
     if (tag < WSHUB_TAG_SPARE)
         return;
     spares->charge += wshub_frame_charge(chunk->frames[place]);
@@ -176,7 +176,7 @@ wshub_spares_discard(wshub_spares *spares, wshub_chunk *chunk, size_t place)
 {
     uint16_t tag = chunk->tags[place];
 
-    spares->chained -= tag == WSHUB_TAG_CHAINED;
+    spares->uses_context -= tag == WSHUB_TAG_USES_CONTEXT;
     if (tag < WSHUB_TAG_SPARE)
         return;
     spares->charge -= wshub_frame_charge(chunk->frames[place]);

@@ -67,7 +67,7 @@ cdef class FrameProbe:
         memcpy(frame_payload(self.frame), <const char *>payload, len(payload))
         self.frame.length = len(payload)
         self.frame.window_bits = <uint8_t>window_bits
-        self.frame.chained = uses_context
+        self.frame.uses_context = uses_context
         frame_seal(self.frame, <uint8_t>opcode)
         frame_label(self.frame, conflation_key, self.tally, droppable)
 

@@ -210,7 +210,7 @@ wshub_queue_replace(wshub_queue *queue, wshub_frame *frame)
     if (spot.chunk == NULL)
         return 0;
     former = spot.chunk->frames[spot.place];
-    if (frame->chained || (frame->window_bits != 0 && former->window_bits == 0 && queue->spares->chained > 0)) {
+    if (frame->uses_context || (frame->window_bits != 0 && former->window_bits == 0 && queue->spares->uses_context > 0)) {
         if (wshub_queue_append(queue, frame) < 0)
             return 0;
         wshub_queue_remove(queue, spot);

@@ -39,7 +39,7 @@ typedef struct wshub_frame {
     uint8_t header_length;
     uint8_t window_bits;    /* of a compressed form: its receiver must keep 2**window_bits bytes; 0: not compressed */
     uint8_t incompressible : 1; /* no compressed form is shorter */
-    uint8_t chained : 1; /* a compressed form that later ones refer to: their receivers need it too */
+    uint8_t uses_context : 1; /* a compressed form that later ones refer to: their receivers need it too */
     uint8_t dispensable : 1; /* a message that its policy may drop while it waits */
     struct wshub_frame *next_form; /* owned: the next compressed form; the plain frame is the head of the chain */
     wshub_tally *tally; /* a reference: counts the outcome of the message; or NULL */
@@ -90,7 +90,7 @@ wshub_frame_new(uint8_t opcode, size_t capacity)
     frame->header_length = 0;
     frame->window_bits = 0;
     frame->incompressible = 0;
-    frame->chained = 0;
+    frame->uses_context = 0;
     frame->dispensable = 0;
     frame->next_form = NULL;
     frame->tally = NULL;

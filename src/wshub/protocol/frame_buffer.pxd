@@ -28,7 +28,7 @@ cdef extern from "frame_buffer.h" nogil:
         uint8_t header_length
         uint8_t window_bits
         uint8_t incompressible
-        uint8_t chained
+        uint8_t uses_context
         uint8_t dispensable
         FrameBuffer *next_form
         Tally *tally

@@ -459,10 +459,10 @@ cdef class FrameParser:
         if compression is not None:
             if is_client:
                 self.inflater.window_bits = compression.server_max_window_bits
-                self.inflater.keeps_history = not compression.server_no_context_takeover
+                self.inflater.keeps_context = not compression.server_no_context_takeover
             else:
                 self.inflater.window_bits = compression.client_max_window_bits
-                self.inflater.keeps_history = not compression.client_no_context_takeover
+                self.inflater.keeps_context = not compression.client_no_context_takeover
             self.parser.inflater = &self.inflater
         if not isinstance(max_message_size, int) or not 0 <= max_message_size < 1 << 62:
             raise ConfigurationError("max_message_size must be an integer from 0 to 2**62 - 1")

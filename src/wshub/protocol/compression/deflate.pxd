@@ -35,7 +35,7 @@ cdef enum:
 cdef struct Inflater:
     z_stream stream         # owns a state if started
     bint started
-    bint keeps_history      # a message may refer to earlier ones
+    bint keeps_context      # a message may refer to earlier ones
     uint8_t window_bits
     uint64_t work           # cost of the last message's blocks, in decompressed bytes
 
@@ -49,7 +49,7 @@ cdef struct Deflater:
     uint8_t window_bits
 
 
-cdef void inflater_init(Inflater *inflater, uint8_t window_bits, bint keeps_history) noexcept nogil
+cdef void inflater_init(Inflater *inflater, uint8_t window_bits, bint keeps_context) noexcept nogil
 cdef void inflater_clear(Inflater *inflater) noexcept nogil
 cdef InflateResult inflate_message(
     Inflater *inflater, FrameBuffer *compressed, uint64_t limit, FrameBuffer **plain

@@ -101,10 +101,10 @@ cdef void stream_init(z_stream *stream) noexcept nogil:
 # Decompressing
 
 
-cdef void inflater_init(Inflater *inflater, uint8_t window_bits, bint keeps_history) noexcept nogil:
+cdef void inflater_init(Inflater *inflater, uint8_t window_bits, bint keeps_context) noexcept nogil:
     stream_init(&inflater.stream)
     inflater.started = False
-    inflater.keeps_history = keeps_history
+    inflater.keeps_context = keeps_context
     inflater.window_bits = window_bits
 
 
@@ -118,7 +118,7 @@ cdef bint inflater_start(Inflater *inflater) noexcept nogil:
     """Makes the inflater ready for a message. Returns False if there is no memory."""
     if not inflater.started:
         inflater.started = inflateInit2(&inflater.stream, -<int>inflater.window_bits) == Z_OK
-    elif not inflater.keeps_history:
+    elif not inflater.keeps_context:
         inflateReset(&inflater.stream)
     return inflater.started
 
