@@ -46,7 +46,7 @@ class Frame:
     number: int | None
     raw: int
     key: object = None
-    dispensable: bool = False
+    droppable: bool = False
     ledgers: tuple[Ledger, ...] = ()
 
     @property
@@ -116,7 +116,7 @@ class Queue:
     def spared(self) -> list[int]:
         """The places of the messages that may be dropped: nothing of them has left."""
         first = 1 if self.begun else 0
-        return [place for place in range(first, len(self.frames)) if self.frames[place].dispensable]
+        return [place for place in range(first, len(self.frames)) if self.frames[place].droppable]
 
     def drop_all(self, reason: str, *, but_begun: bool = False) -> None:
         kept = self.frames[:1] if but_begun and self.begun else []

@@ -30,10 +30,10 @@ struct iovec {
 typedef struct wshub_chunk {
     struct wshub_chunk *next;
     struct wshub_chunk *previous;
-    struct wshub_chunk *next_spare;     /* a ring of the chunks with spare messages, if this is one */
-    struct wshub_chunk *previous_spare; /* ... and the one before it */
+    struct wshub_chunk *next_droppable;     /* a ring of the chunks with droppable messages, if this is one */
+    struct wshub_chunk *previous_droppable; /* ... and the one before it */
     uint8_t end;    /* the place after the last frame; for the tail, queue.end has it */
-    uint8_t spares; /* the number of spare messages, if the queue has an index */
+    uint8_t droppables; /* the number of droppable messages, if the queue has an index */
     uint16_t tags[WSHUB_CHUNK_FRAMES]; /* wshub_tag_of() each frame, so that a search need not read the frames */
     wshub_frame *frames[WSHUB_CHUNK_FRAMES];
 } wshub_chunk;
@@ -42,29 +42,29 @@ typedef struct wshub_chunk {
 enum {
     WSHUB_TAG_NEEDED = 0, /* it stays in its place */
     WSHUB_TAG_USES_CONTEXT,    /* so does this one, which refers back to bytes of frames before it */
-    WSHUB_TAG_SPARE,
+    WSHUB_TAG_DROPPABLE,
     WSHUB_TAG_CONFLATION_KEYS
 };
 
-/* An index of the spare messages: those that may be dropped or replaced. A queue has it from the first search until
+/* An index of the droppable messages: those that may be dropped or replaced. A queue has it from the first search until
  * it is empty. A client that keeps up never needs it. */
 typedef struct {
-    wshub_chunk *last; /* borrowed: the last chunk with spare messages, whose next_spare is the first; or NULL */
+    wshub_chunk *last; /* borrowed: the last chunk with droppable messages, whose next_droppable is the first; or NULL */
     size_t charge;     /* of all of them, against a bound */
     size_t uses_context;    /* frames with the tag of one that is uses_context */
-} wshub_spares;
+} wshub_droppables;
 
 typedef struct {
     wshub_chunk *head;   /* owned, and through it all others */
     wshub_chunk *tail;   /* borrowed: the last of them */
-    wshub_spares *spares; /* owned, or NULL */
+    wshub_droppables *droppables; /* owned, or NULL */
     size_t queued_bytes;       /* still to be sent, of all frames */
     size_t sent;         /* of the first frame, already */
     size_t padding;      /* the bytes by which frames are shorter than WSHUB_LEAST_CHARGE */
     uint32_t messages;   /* queued data frames; memory ends before this overflows */
     uint8_t first;       /* the place of the first frame in head */
     uint8_t end;         /* the place behind the last frame in tail */
-    uint8_t tagged;      /* the tags are set; without them, no frame is dispensable */
+    uint8_t tagged;      /* the tags are set; without them, no frame is droppable */
 } wshub_queue;
 
 static inline int
@@ -88,22 +88,22 @@ wshub_queue_charge(const wshub_queue *queue)
     return queue->queued_bytes + queue->padding;
 }
 
-/* The tag of spare messages with that key. Some keys share a tag. */
+/* The tag of droppable messages with that key. Some keys share a tag. */
 static inline uint16_t
 wshub_tag_of_conflation_key(uint64_t conflation_key)
 {
     return (uint16_t)(WSHUB_TAG_CONFLATION_KEYS + conflation_key % (UINT16_MAX - WSHUB_TAG_CONFLATION_KEYS));
 }
 
-/* The tag that a queue keeps for a frame. A dispensable frame is spare unless later frames refer to it. */
+/* The tag that a queue keeps for a frame. A droppable frame is spare unless later frames refer to it. */
 static inline uint16_t
 wshub_tag_of(const wshub_frame *frame)
 {
     if (frame->uses_context)
         return WSHUB_TAG_USES_CONTEXT;
-    if (!frame->dispensable)
+    if (!frame->droppable)
         return WSHUB_TAG_NEEDED;
-    return frame->conflation_key == 0 ? WSHUB_TAG_SPARE : wshub_tag_of_conflation_key(frame->conflation_key);
+    return frame->conflation_key == 0 ? WSHUB_TAG_DROPPABLE : wshub_tag_of_conflation_key(frame->conflation_key);
 }
 
 /* The bytes of a frame that count against a bound, before any of it was sent. */
@@ -127,61 +127,61 @@ wshub_queue_end_of(const wshub_queue *queue, const wshub_chunk *chunk)
     return chunk == queue->tail ? queue->end : chunk->end;
 }
 
-/* Appends a chunk to the ring. It comes after all others with spare messages. */
+/* Appends a chunk to the ring. It comes after all others with droppable messages. */
 static inline void
-wshub_spares_append_chunk(wshub_spares *spares, wshub_chunk *chunk)
+wshub_droppables_append_chunk(wshub_droppables *droppables, wshub_chunk *chunk)
 {
-    if (spares->last == NULL)
-        chunk->next_spare = chunk->previous_spare = chunk;
+    if (droppables->last == NULL)
+        chunk->next_droppable = chunk->previous_droppable = chunk;
     else {
-        chunk->previous_spare = spares->last;
-        chunk->next_spare = spares->last->next_spare;
-        chunk->next_spare->previous_spare = chunk;
-        spares->last->next_spare = chunk;
+        chunk->previous_droppable = droppables->last;
+        chunk->next_droppable = droppables->last->next_droppable;
+        chunk->next_droppable->previous_droppable = chunk;
+        droppables->last->next_droppable = chunk;
     }
-    spares->last = chunk;
+    droppables->last = chunk;
 }
 
-/* Removes a chunk from the ring: it has no spare message any more. */
+/* Removes a chunk from the ring: it has no droppable message any more. */
 static inline void
-wshub_spares_remove_chunk(wshub_spares *spares, wshub_chunk *chunk)
+wshub_droppables_remove_chunk(wshub_droppables *droppables, wshub_chunk *chunk)
 {
-    if (chunk->next_spare == chunk) {
-        spares->last = NULL;
+    if (chunk->next_droppable == chunk) {
+        droppables->last = NULL;
         return;
     }
-    chunk->previous_spare->next_spare = chunk->next_spare;
-    chunk->next_spare->previous_spare = chunk->previous_spare;
-    if (spares->last == chunk)
-        spares->last = chunk->previous_spare;
+    chunk->previous_droppable->next_droppable = chunk->next_droppable;
+    chunk->next_droppable->previous_droppable = chunk->previous_droppable;
+    if (droppables->last == chunk)
+        droppables->last = chunk->previous_droppable;
 }
 
 /* Adds a frame to the index, after all others. */
 static inline void
-wshub_spares_add(wshub_spares *spares, wshub_chunk *chunk, size_t place)
+wshub_droppables_add(wshub_droppables *droppables, wshub_chunk *chunk, size_t place)
 {
     uint16_t tag = chunk->tags[place];
 
-    spares->uses_context += tag == WSHUB_TAG_USES_CONTEXT;
-    if (tag < WSHUB_TAG_SPARE)
+    droppables->uses_context += tag == WSHUB_TAG_USES_CONTEXT;
+    if (tag < WSHUB_TAG_DROPPABLE)
         return;
-    spares->charge += wshub_frame_charge(chunk->frames[place]);
-    if (chunk->spares++ == 0)
-        wshub_spares_append_chunk(spares, chunk);
+    droppables->charge += wshub_frame_charge(chunk->frames[place]);
+    if (chunk->droppables++ == 0)
+        wshub_droppables_append_chunk(droppables, chunk);
 }
 
 /* Removes a frame from the index. It is about to leave its place. */
 static inline void
-wshub_spares_discard(wshub_spares *spares, wshub_chunk *chunk, size_t place)
+wshub_droppables_discard(wshub_droppables *droppables, wshub_chunk *chunk, size_t place)
 {
     uint16_t tag = chunk->tags[place];
 
-    spares->uses_context -= tag == WSHUB_TAG_USES_CONTEXT;
-    if (tag < WSHUB_TAG_SPARE)
+    droppables->uses_context -= tag == WSHUB_TAG_USES_CONTEXT;
+    if (tag < WSHUB_TAG_DROPPABLE)
         return;
-    spares->charge -= wshub_frame_charge(chunk->frames[place]);
-    if (--chunk->spares == 0)
-        wshub_spares_remove_chunk(spares, chunk);
+    droppables->charge -= wshub_frame_charge(chunk->frames[place]);
+    if (--chunk->droppables == 0)
+        wshub_droppables_remove_chunk(droppables, chunk);
 }
 
 /* Sets the tag of the last frame. Frames before it that have no tag yet stay in their places. */
@@ -195,8 +195,8 @@ wshub_queue_tag_last(wshub_queue *queue)
             memset(chunk->tags, WSHUB_TAG_NEEDED, sizeof(chunk->tags));
     queue->tagged = 1;
     queue->tail->tags[place] = wshub_tag_of(queue->tail->frames[place]);
-    if (queue->spares != NULL)
-        wshub_spares_add(queue->spares, queue->tail, place);
+    if (queue->droppables != NULL)
+        wshub_droppables_add(queue->droppables, queue->tail, place);
 }
 
 /* Keeps the first frame in its place: some of it was sent, and the rest must follow. */
@@ -205,8 +205,8 @@ wshub_queue_pin_first(wshub_queue *queue)
 {
     if (!queue->tagged)
         return;
-    if (queue->spares != NULL)
-        wshub_spares_discard(queue->spares, queue->head, queue->first);
+    if (queue->droppables != NULL)
+        wshub_droppables_discard(queue->droppables, queue->head, queue->first);
     queue->head->tags[queue->first] = WSHUB_TAG_NEEDED;
 }
 
@@ -220,7 +220,7 @@ wshub_queue_append(wshub_queue *queue, wshub_frame *frame)
         if (chunk == NULL)
             return -1;
         chunk->next = NULL;
-        chunk->spares = 0;
+        chunk->droppables = 0;
         if (queue->head == NULL) {
             chunk->previous = NULL;
             queue->head = chunk;
@@ -237,7 +237,7 @@ wshub_queue_append(wshub_queue *queue, wshub_frame *frame)
     }
     queue->tail->frames[queue->end++] = frame;
     /* Without tags, a fan-out writes one cache line less for each receiver. */
-    if (frame->dispensable || queue->tagged)
+    if (frame->droppable || queue->tagged)
         wshub_queue_tag_last(queue);
     queue->queued_bytes += wshub_frame_wire_length(frame);
     queue->padding += wshub_frame_padding(frame);
@@ -284,9 +284,9 @@ wshub_queue_skip_first_place(wshub_queue *queue)
     queue->first = 0;
     if (queue->head != NULL)
         queue->head->previous = NULL;
-    else if (queue->spares != NULL) {
-        PyMem_Free(queue->spares);
-        queue->spares = NULL;
+    else if (queue->droppables != NULL) {
+        PyMem_Free(queue->droppables);
+        queue->droppables = NULL;
     }
     PyMem_Free(chunk);
 }
@@ -297,8 +297,8 @@ wshub_queue_take(wshub_queue *queue)
 {
     wshub_frame *frame = wshub_queue_first(queue);
 
-    if (queue->spares != NULL)
-        wshub_spares_discard(queue->spares, queue->head, queue->first);
+    if (queue->droppables != NULL)
+        wshub_droppables_discard(queue->droppables, queue->head, queue->first);
     queue->queued_bytes -= wshub_frame_wire_length(frame) - queue->sent;
     queue->padding -= wshub_frame_padding(frame);
     queue->messages -= wshub_frame_is_message(frame);

@@ -35,7 +35,7 @@ cdef extern from "frame_queue.h":
     size_t queue_advance "wshub_queue_advance"(FrameQueue *queue, size_t length) noexcept
 
 
-cdef extern from "spare_frames.h":
+cdef extern from "droppable_frames.h":
     size_t queue_make_space "wshub_queue_make_space"(FrameQueue *queue, size_t bound) noexcept
     bint queue_replace "wshub_queue_replace"(FrameQueue *queue, FrameBuffer *frame) noexcept
 

@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""The functions of frame_queue.h and spare_frames.h as methods: for a test that compares a queue with a list."""
+"""The functions of frame_queue.h and droppable_frames.h as methods: for a test that compares a queue with a list."""
 
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint64_t

@@ -40,7 +40,7 @@ typedef struct wshub_frame {
     uint8_t window_bits;    /* of a compressed form: its receiver must keep 2**window_bits bytes; 0: not compressed */
     uint8_t incompressible : 1; /* no compressed form is shorter */
     uint8_t uses_context : 1; /* a compressed form that later ones refer to: their receivers need it too */
-    uint8_t dispensable : 1; /* a message that its policy may drop while it waits */
+    uint8_t droppable : 1; /* a message that its policy may drop while it waits */
     struct wshub_frame *next_form; /* owned: the next compressed form; the plain frame is the head of the chain */
     wshub_tally *tally; /* a reference: counts the outcome of the message; or NULL */
     uint64_t conflation_key;    /* a newer message with the same key replaces this one; 0: none */
@@ -91,7 +91,7 @@ wshub_frame_new(uint8_t opcode, size_t capacity)
     frame->window_bits = 0;
     frame->incompressible = 0;
     frame->uses_context = 0;
-    frame->dispensable = 0;
+    frame->droppable = 0;
     frame->next_form = NULL;
     frame->tally = NULL;
     frame->conflation_key = 0;
@@ -134,12 +134,12 @@ wshub_frame_release(wshub_frame *frame)
 }
 
 static inline void
-wshub_frame_label(wshub_frame *frame, uint64_t conflation_key, wshub_tally *tally, int dispensable)
+wshub_frame_label(wshub_frame *frame, uint64_t conflation_key, wshub_tally *tally, int droppable)
 {
     wshub_tally *former = frame->tally;
 
     frame->conflation_key = conflation_key;
-    frame->dispensable = dispensable != 0;
+    frame->droppable = droppable != 0;
     frame->tally = wshub_tally_retain(tally);
     wshub_tally_release(former);
 }
@@ -180,14 +180,14 @@ wshub_frame_copy(const wshub_frame *frame)
     return first;
 }
 
-/* Gives a frame and its forms what a queue must know of a message: its key, its tally, and whether it is dispensable.
+/* Gives a frame and its forms what a queue must know of a message: its key, its tally, and whether it is droppable.
  * The caller owns one reference. Up to `holders` references are known to be in no queue. If there are more, a copy is
  * labelled and takes the place of the caller's reference, because a queued frame never changes. Returns the frame or the
  * copy. Returns NULL if there is no memory; the caller still owns its reference then. */
 static inline wshub_frame *
-wshub_frame_labelled(wshub_frame *frame, uint32_t holders, uint64_t conflation_key, wshub_tally *tally, int dispensable)
+wshub_frame_labelled(wshub_frame *frame, uint32_t holders, uint64_t conflation_key, wshub_tally *tally, int droppable)
 {
-    if (frame->conflation_key == conflation_key && frame->tally == tally && frame->dispensable == dispensable)
+    if (frame->conflation_key == conflation_key && frame->tally == tally && frame->droppable == droppable)
         return frame;
     if (!wshub_frame_is_private(frame, holders)) {
         wshub_frame *copy = wshub_frame_copy(frame);
@@ -197,7 +197,7 @@ wshub_frame_labelled(wshub_frame *frame, uint32_t holders, uint64_t conflation_k
         frame = copy;
     }
     for (wshub_frame *form = frame; form != NULL; form = form->next_form)
-        wshub_frame_label(form, conflation_key, tally, dispensable);
+        wshub_frame_label(form, conflation_key, tally, droppable);
     return frame;
 }
 
@@ -227,7 +227,7 @@ wshub_frame_masked(const wshub_frame *frame, const uint8_t key[WSHUB_MASK_KEY_SI
     masked = wshub_frame_new(frame->opcode, frame->length + WSHUB_MASK_KEY_SIZE);
     if (masked == NULL)
         return NULL;
-    wshub_frame_label(masked, frame->conflation_key, frame->tally, frame->dispensable);
+    wshub_frame_label(masked, frame->conflation_key, frame->tally, frame->droppable);
     masked->window_bits = frame->window_bits;
     masked->length = frame->length + WSHUB_MASK_KEY_SIZE;
     payload = wshub_frame_payload(masked);

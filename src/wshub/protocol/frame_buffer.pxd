@@ -29,7 +29,7 @@ cdef extern from "frame_buffer.h" nogil:
         uint8_t window_bits
         uint8_t incompressible
         uint8_t uses_context
-        uint8_t dispensable
+        uint8_t droppable
         FrameBuffer *next_form
         Tally *tally
         uint64_t conflation_key
@@ -43,7 +43,7 @@ cdef extern from "frame_buffer.h" nogil:
     size_t frame_wire_length "wshub_frame_wire_length"(const FrameBuffer *frame) noexcept
     bint frame_is_message "wshub_frame_is_message"(const FrameBuffer *frame) noexcept
     FrameBuffer *frame_retain "wshub_frame_retain"(FrameBuffer *frame) noexcept
-    void frame_label "wshub_frame_label"(FrameBuffer *frame, uint64_t conflation_key, Tally *tally, bint dispensable) noexcept
+    void frame_label "wshub_frame_label"(FrameBuffer *frame, uint64_t conflation_key, Tally *tally, bint droppable) noexcept
     void frame_seal "wshub_frame_seal"(FrameBuffer *frame, uint8_t opcode) noexcept
 
 
@@ -54,4 +54,4 @@ cdef extern from "frame_buffer.h":
     void frame_release "wshub_frame_release"(FrameBuffer *frame) noexcept
     FrameBuffer *frame_masked "wshub_frame_masked"(const FrameBuffer *frame, const uint8_t *key) noexcept
     FrameBuffer *frame_labelled "wshub_frame_labelled"(FrameBuffer *frame, uint32_t holders, uint64_t conflation_key, Tally *tally,
-                                                       bint dispensable) noexcept
+                                                       bint droppable) noexcept

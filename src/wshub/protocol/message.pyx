@@ -118,10 +118,10 @@ cdef FrameBuffer *frame_from_data(object data) except NULL:
     return frame_from_payload(data, BINARY_OPCODE)
 
 
-cdef FrameBuffer *labelled_frame_from_data(object data, uint64_t conflation_key, Tally *tally, bint dispensable) except NULL:
+cdef FrameBuffer *labelled_frame_from_data(object data, uint64_t conflation_key, Tally *tally, bint droppable) except NULL:
     """Returns frame_from_data() with what a queue must know. A Message's frame keeps it if no queue has the frame."""
     cdef FrameBuffer *frame = frame_from_data(data)
-    cdef FrameBuffer *labelled = frame_labelled(frame, 2 if isinstance(data, Message) else 1, conflation_key, tally, dispensable)
+    cdef FrameBuffer *labelled = frame_labelled(frame, 2 if isinstance(data, Message) else 1, conflation_key, tally, droppable)
     if labelled == NULL:
         frame_release(frame)
         raise MemoryError

@@ -310,7 +310,7 @@ cdef FrameBuffer *finished(FrameBuffer *form, FrameBuffer *plain, uint8_t window
         return NULL
     form.window_bits = window_bits
     form = trimmed(form)
-    frame_label(form, plain.key, plain.tally, plain.dispensable)
+    frame_label(form, plain.key, plain.tally, plain.droppable)
     frame_seal(form, plain.opcode)
     return form
 

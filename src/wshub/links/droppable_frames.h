@@ -1,10 +1,10 @@
-/* How spare messages leave a queue early: dropped, or replaced by newer ones.
+/* How droppable messages leave a queue early: dropped, or replaced by newer ones.
  *
  * The time of a function does not depend on the number of queued frames: a slow reader must not cost more when more
  * waits for it. Only making the index reads all frames, once until the queue is empty. */
 
-#ifndef WSHUB_SPARE_FRAMES_H
-#define WSHUB_SPARE_FRAMES_H
+#ifndef WSHUB_DROPPABLE_FRAMES_H
+#define WSHUB_DROPPABLE_FRAMES_H
 
 #include "frame_queue.h"
 
@@ -20,32 +20,32 @@ typedef struct {
     size_t place;
 } wshub_spot;
 
-/* Makes the index, if there is none yet and there may be a spare message. Returns whether there is an index. */
+/* Makes the index, if there is none yet and there may be a droppable message. Returns whether there is an index. */
 static inline int
 wshub_queue_index(wshub_queue *queue)
 {
-    if (queue->spares != NULL || !queue->tagged)
-        return queue->spares != NULL;
-    queue->spares = PyMem_Calloc(1, sizeof(wshub_spares));
-    if (queue->spares == NULL)
+    if (queue->droppables != NULL || !queue->tagged)
+        return queue->droppables != NULL;
+    queue->droppables = PyMem_Calloc(1, sizeof(wshub_droppables));
+    if (queue->droppables == NULL)
         return 0;
     for (wshub_chunk *chunk = queue->head; chunk != NULL; chunk = chunk->next) {
         size_t end = wshub_queue_end_of(queue, chunk);
-        chunk->spares = 0;
+        chunk->droppables = 0;
         for (size_t place = wshub_queue_start_of(queue, chunk); place < end; place++)
-            wshub_spares_add(queue->spares, chunk, place);
+            wshub_droppables_add(queue->droppables, chunk, place);
     }
     return 1;
 }
 
-/* The first spare message. There must be one. */
+/* The first droppable message. There must be one. */
 static inline wshub_spot
 wshub_queue_find_oldest(const wshub_queue *queue)
 {
-    wshub_chunk *chunk = queue->spares->last->next_spare;
+    wshub_chunk *chunk = queue->droppables->last->next_droppable;
     size_t place = wshub_queue_start_of(queue, chunk);
 
-    while (chunk->tags[place] < WSHUB_TAG_SPARE)
+    while (chunk->tags[place] < WSHUB_TAG_DROPPABLE)
         place++;
     return (wshub_spot){chunk, place};
 }
@@ -61,12 +61,12 @@ wshub_tags_include(const uint16_t *tags, size_t count, uint16_t tag)
     return found;
 }
 
-/* The last spare message with that key. */
+/* The last droppable message with that key. */
 static inline wshub_spot
 wshub_queue_find_latest(const wshub_queue *queue, uint64_t conflation_key)
 {
     uint16_t tag = wshub_tag_of_conflation_key(conflation_key);
-    wshub_chunk *chunk = queue->spares->last;
+    wshub_chunk *chunk = queue->droppables->last;
 
     for (int searched = 0; chunk != NULL && searched < WSHUB_CHUNKS_SEARCHED; searched++) {
         size_t start = wshub_queue_start_of(queue, chunk);
@@ -75,9 +75,9 @@ wshub_queue_find_latest(const wshub_queue *queue, uint64_t conflation_key)
             while (place-- > start)
                 if (chunk->tags[place] == tag && chunk->frames[place]->conflation_key == conflation_key)
                     return (wshub_spot){chunk, place};
-        if (chunk == queue->spares->last->next_spare)
+        if (chunk == queue->droppables->last->next_droppable)
             break;
-        chunk = chunk->previous_spare;
+        chunk = chunk->previous_droppable;
     }
     return (wshub_spot){NULL, 0};
 }
@@ -105,20 +105,20 @@ wshub_queue_join_chunks(wshub_queue *queue, wshub_chunk *chunk)
     memcpy(former->tags + former->end, chunk->tags, chunk->end * sizeof(chunk->tags[0]));
     memcpy(former->frames + former->end, chunk->frames, chunk->end * sizeof(chunk->frames[0]));
     former->end += chunk->end;
-    if (chunk->spares > 0) {
-        if (former->spares == 0) {
+    if (chunk->droppables > 0) {
+        if (former->droppables == 0) {
             /* The former takes the place of the chunk in the ring. */
-            int alone = chunk->next_spare == chunk;
-            former->next_spare = alone ? former : chunk->next_spare;
-            former->previous_spare = alone ? former : chunk->previous_spare;
-            former->next_spare->previous_spare = former;
-            former->previous_spare->next_spare = former;
-            if (queue->spares->last == chunk)
-                queue->spares->last = former;
+            int alone = chunk->next_droppable == chunk;
+            former->next_droppable = alone ? former : chunk->next_droppable;
+            former->previous_droppable = alone ? former : chunk->previous_droppable;
+            former->next_droppable->previous_droppable = former;
+            former->previous_droppable->next_droppable = former;
+            if (queue->droppables->last == chunk)
+                queue->droppables->last = former;
         }
         else
-            wshub_spares_remove_chunk(queue->spares, chunk);
-        former->spares += chunk->spares;
+            wshub_droppables_remove_chunk(queue->droppables, chunk);
+        former->droppables += chunk->droppables;
     }
     wshub_queue_remove_chunk(queue, chunk);
 }
@@ -142,7 +142,7 @@ wshub_queue_close_gap(wshub_queue *queue, wshub_spot spot)
         wshub_queue_join_chunks(queue, chunk);
 }
 
-/* Removes a spare message and returns it with the queue's reference. Only frames of its chunk move, by one place. */
+/* Removes a droppable message and returns it with the queue's reference. Only frames of its chunk move, by one place. */
 static inline wshub_frame *
 wshub_queue_remove(wshub_queue *queue, wshub_spot spot)
 {
@@ -150,7 +150,7 @@ wshub_queue_remove(wshub_queue *queue, wshub_spot spot)
     wshub_frame *removed = chunk->frames[spot.place];
     size_t first = queue->first, before = spot.place - first;
 
-    wshub_spares_discard(queue->spares, chunk, spot.place);
+    wshub_droppables_discard(queue->droppables, chunk, spot.place);
     queue->queued_bytes -= wshub_frame_wire_length(removed);
     queue->padding -= wshub_frame_padding(removed);
     queue->messages--;
@@ -164,14 +164,14 @@ wshub_queue_remove(wshub_queue *queue, wshub_spot spot)
     return removed;
 }
 
-/* Drops the oldest spare messages until the queue counts for less than `bound`. Drops none if dropping all is not
+/* Drops the oldest droppable messages until the queue counts for less than `bound`. Drops none if dropping all is not
  * enough. Returns the number of dropped messages. */
 static inline size_t
 wshub_queue_make_space(wshub_queue *queue, size_t bound)
 {
     size_t dropped = 0;
 
-    if (!wshub_queue_index(queue) || wshub_queue_charge(queue) - queue->spares->charge >= bound)
+    if (!wshub_queue_index(queue) || wshub_queue_charge(queue) - queue->droppables->charge >= bound)
         return 0;
     for (; wshub_queue_charge(queue) >= bound; dropped++) {
         wshub_frame *frame = wshub_queue_remove(queue, wshub_queue_find_oldest(queue));
@@ -189,12 +189,12 @@ wshub_queue_put(wshub_queue *queue, wshub_spot spot, wshub_frame *frame)
 
     queue->queued_bytes += wshub_frame_wire_length(frame) - wshub_frame_wire_length(former);
     queue->padding += wshub_frame_padding(frame) - wshub_frame_padding(former);
-    queue->spares->charge += wshub_frame_charge(frame) - wshub_frame_charge(former);
+    queue->droppables->charge += wshub_frame_charge(frame) - wshub_frame_charge(former);
     spot.chunk->frames[spot.place] = frame;
     spot.chunk->tags[spot.place] = wshub_tag_of(frame);
 }
 
-/* Replaces the last spare message with the same key. Returns whether there was one.
+/* Replaces the last droppable message with the same key. Returns whether there was one.
  *
  * The new message takes the old one's place, or goes to the end of the queue in two cases. It refers back to earlier
  * frames itself; or it is compressed, the old one is not, and another frame may refer back over that place. */
@@ -210,7 +210,7 @@ wshub_queue_replace(wshub_queue *queue, wshub_frame *frame)
     if (spot.chunk == NULL)
         return 0;
     former = spot.chunk->frames[spot.place];
-    if (frame->uses_context || (frame->window_bits != 0 && former->window_bits == 0 && queue->spares->uses_context > 0)) {
+    if (frame->uses_context || (frame->window_bits != 0 && former->window_bits == 0 && queue->droppables->uses_context > 0)) {
         if (wshub_queue_append(queue, frame) < 0)
             return 0;
         wshub_queue_remove(queue, spot);
