@@ -1,4 +1,4 @@
-"""What a hub owes to its clients, as plain Python: queues, policies, rooms and the ledger of what became of messages.
+"""What a hub owes to its clients, as plain Python: queues, policies, rooms and the counters of what became of messages.
 
 What the kernel takes of a queue is not for the model to know: ``Queue.take_down_to`` is told. All else follows from the
 calls.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-__all__ = ["MAX_SEND_BUFFER", "Frame", "HubModel", "Ledger", "Queue", "RoomModel", "wire_length"]
+__all__ = ["MAX_SEND_BUFFER", "Frame", "HubModel", "LinkCounters", "Queue", "RoomModel", "wire_length"]
 
 MAX_SEND_BUFFER = 20_000
 LEAST_CHARGE = 64  # bytes that a shorter frame counts for against that bound
@@ -22,7 +22,7 @@ def wire_length(payload: int) -> int:
 
 
 @dataclass
-class Ledger:
+class LinkCounters:
     """What became of messages."""
 
     accepted: int = 0
@@ -47,7 +47,7 @@ class Frame:
     raw: int
     key: object = None
     droppable: bool = False
-    ledgers: tuple[Ledger, ...] = ()
+    ledgers: tuple[LinkCounters, ...] = ()
 
     @property
     def charge(self) -> int:
@@ -56,21 +56,21 @@ class Frame:
 
     def is_accepted(self) -> None:
         if self.number is not None:
-            for ledger in self.ledgers:
-                ledger.accepted += 1
-                ledger.pending += 1
+            for counters in self.ledgers:
+                counters.accepted += 1
+                counters.pending += 1
 
     def is_delivered(self) -> None:
         if self.number is not None:
-            for ledger in self.ledgers:
-                ledger.pending -= 1
-                ledger.delivered += 1
+            for counters in self.ledgers:
+                counters.pending -= 1
+                counters.delivered += 1
 
     def is_dropped(self, reason: str) -> None:
         if self.number is not None:
-            for ledger in self.ledgers:
-                ledger.pending -= 1
-                ledger.dropped[reason] += 1
+            for counters in self.ledgers:
+                counters.pending -= 1
+                counters.dropped[reason] += 1
 
 
 class Queue:
@@ -160,13 +160,13 @@ class RoomModel:
 
     def __init__(self, policy: str | None) -> None:
         self.members: set[int] = set()
-        self.ledger = Ledger()
+        self.counters = LinkCounters()
         self.policy = policy
         self.key = object()
 
 
 class HubModel:
-    """Clients by number, rooms by name, and the ledger of all."""
+    """Clients by number, rooms by name, and the counters of all."""
 
     def __init__(self, policy: str, room_policies: dict[str, str | None]) -> None:
         self.policy = policy
@@ -174,7 +174,7 @@ class HubModel:
         self.rooms: dict[str, RoomModel] = {}
         self.queues: dict[int, Queue] = {}
         self.open: set[int] = set()
-        self.ledger = Ledger()
+        self.counters = LinkCounters()
 
     def add_client(self, client: int) -> None:
         self.queues[client] = Queue()
@@ -212,7 +212,7 @@ class HubModel:
     def send(self, client: int, number: int, size: int, policy: str | None, key: str | None) -> bool:
         policy = policy or self.policy
         frame_key = None if key is None else ("private", key)
-        return self.add(client, Frame(number, wire_length(size), frame_key, policy != "close", (self.ledger,)), policy)
+        return self.add(client, Frame(number, wire_length(size), frame_key, policy != "close", (self.counters,)), policy)
 
     def ping(self, client: int, size: int) -> bool:
         return self.add(client, Frame(None, wire_length(size)), self.policy)
@@ -227,7 +227,7 @@ class HubModel:
         """Queue a message for everybody, or for a room: for how many it was."""
         room = self.rooms.get(name) if name is not None else None
         policy = policy or (room.policy if room is not None else None) or self.policy
-        ledgers = (self.ledger,) if room is None else (self.ledger, room.ledger)
+        ledgers = (self.counters,) if room is None else (self.counters, room.counters)
         keyed = key is not None or (room is not None and policy == "latest")
         frame_key = ("everybody" if room is None else room.key, key) if keyed else None
         frame = Frame(number, wire_length(size), frame_key, policy != "close", ledgers)

@@ -1,4 +1,4 @@
-"""Bounds on what may wait: queues, drain, the ledger, and exact delivery in any order of events."""
+"""Bounds on what may wait: queues, drain, the counters, and exact delivery in any order of events."""
 
 from __future__ import annotations
 

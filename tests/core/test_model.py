@@ -1,7 +1,7 @@
 """A hub against its model: joins, leaves, sends, broadcasts, closes and ends in any order, from outside and from
 handlers, under each policy, for clients that read and clients that do not.
 
-The clients are sockets, whose every byte is looked at. After each step the ledger of the hub, and that of each room,
+The clients are sockets, whose every byte is looked at. After each step the counters of the hub, and that of each room,
 must be the model's to the message; and each client must have received what the model says, in order.
 """
 
@@ -414,14 +414,14 @@ class HubMachine(RuleBasedStateMachine):
     @invariant()
     def the_hub_and_its_model_agree(self) -> None:
         stats = self.hub.stats()
-        for name, value in self.model.ledger.as_stats().items():
+        for name, value in self.model.counters.as_stats().items():
             assert stats[name] == value, (name, stats[name], value)
         assert self.hub.rooms == self.model.rooms.keys()
         for name, room in self.model.rooms.items():
             members = {number for number, client in self.clients.items() if client.connection.in_room(name)}
             assert {self.clients[number].connection for number in room.members} == set(self.hub.room_members(name))
             assert members >= room.members
-            assert self.hub.stats(room=name) == {"connections": len(room.members), **room.ledger.as_stats()}
+            assert self.hub.stats(room=name) == {"connections": len(room.members), **room.counters.as_stats()}
         for number, client in self.clients.items():
             taken = self.model.queues[number].taken
             assert client.received == taken[: len(client.received)]

@@ -1,6 +1,6 @@
 """A hub whose system calls fail: ``python -m tests.faults.scenarios NAME LOOP``, with syscalls.c loaded first of all.
 
-Clients read and write with ``os.read`` and ``os.write``, which never fail here. Every scenario ends with the ledger
+Clients read and write with ``os.read`` and ``os.write``, which never fail here. Every scenario ends with the counters
 balanced, ``on_close`` called once for each ``on_open``, and a bystander that was served all the while.
 """
 

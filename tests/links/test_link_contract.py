@@ -17,7 +17,7 @@ from tests.support.reactor import HAS_REACTOR
 from wshub import Frame
 from wshub.links.asgi_link import AsgiLink
 from wshub.links.asyncio_reactor import AsyncioReactor
-from wshub.links.link import Ledger
+from wshub.links.link import LinkCounters
 from wshub.links.link_probe import LinkProbe
 from wshub.links.memory_link import create_memory_links
 from wshub.links.reactor_api import Reactor
@@ -83,8 +83,8 @@ class SocketHarness:
 
 
 @contextlib.asynccontextmanager
-async def over_sockets(create_reactor: Callable[[asyncio.AbstractEventLoop, Ledger], Reactor]) -> AsyncIterator[Any]:
-    reactor = create_reactor(asyncio.get_running_loop(), Ledger())
+async def over_sockets(create_reactor: Callable[[asyncio.AbstractEventLoop, LinkCounters], Reactor]) -> AsyncIterator[Any]:
+    reactor = create_reactor(asyncio.get_running_loop(), LinkCounters())
     probe = LinkProbe()
 
     def accepted(link: Any) -> LinkProbe:

@@ -16,7 +16,7 @@ from wshub import Connection, EventHandler, Hub, Message
 from wshub.links.epoll_link import EpollLink, EpollLinks
 from wshub.links.epoll_listeners import EpollListeners
 from wshub.links.epoll_reactor import EpollReactor
-from wshub.links.link import Ledger
+from wshub.links.link import LinkCounters
 
 
 def client(port: int) -> socket.socket:
@@ -109,7 +109,7 @@ async def a_new_connection_without_a_receiver() -> None:
         raise Anything
 
     for accepted in (raises, lambda link: None):
-        reactor = EpollReactor(asyncio.get_running_loop(), Ledger())
+        reactor = EpollReactor(asyncio.get_running_loop(), LinkCounters())
         with socket.create_server(("127.0.0.1", 0)) as listening:
             await reactor.listen(listening, accepted)
             peer = client(listening.getsockname()[1])

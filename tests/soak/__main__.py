@@ -2,7 +2,7 @@
 
 Ends with "soak: pass" or "soak: FAIL", and exit code 0 or 1. A server and its clients have a process and a core each.
 Connections and rooms come and go, under every policy at once. It holds that nothing is lost or out of order for readers
-that keep up, that the ledger adds up whenever it is looked at and agrees with what the clients have received, and that
+that keep up, that the counters adds up whenever it is looked at and agrees with what the clients have received, and that
 neither memory nor descriptors grow.
 """
 

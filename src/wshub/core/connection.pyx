@@ -28,7 +28,7 @@ from wshub.protocol.frame_buffer cimport FrameBuffer, frame_release
 from wshub.protocol.message cimport (
     Message,
     frame_from_payload,
-    labelled_frame_from_data,
+    frame_with_metadata_from_data,
 )
 from wshub.protocol.opcodes cimport (
     MAX_CONTROL_PAYLOAD,
@@ -240,7 +240,7 @@ cdef class Connection(ReceivingConnection):
             return QUEUED
         if self.status != IS_OPEN:
             check_open(self)
-        frame = labelled_frame_from_data(
+        frame = frame_with_metadata_from_data(
             message, intern_key(self.hub.conflation_keys, PRIVATE_KEYS, key), NULL, delivery.policy != CLOSE_CONNECTION
         )
         if queue_alone(self, frame, &delivery) < 0:

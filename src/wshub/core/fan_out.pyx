@@ -89,7 +89,7 @@ cdef int fan_out(
     if full is not None:
         for connection in full:
             fail_slow_consumer(connection)
-    hub.ledger.bytes_fanned_out += <uint64_t>count * frame.length
+    hub.counters.bytes_fanned_out += <uint64_t>count * frame.length
     return count
 
 

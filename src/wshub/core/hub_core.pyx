@@ -32,13 +32,13 @@ from wshub.core.hub_state cimport (
 )
 from wshub.core.keepalive cimport sweep
 from wshub.core.rooms cimport Room, configure_room, find_room, room_name
-from wshub.links.link cimport Ledger, Link, counts_of
+from wshub.links.link cimport LinkCounters, Link, counts_of
 from wshub.protocol.compression.deflate cimport DeflatePool
-from wshub.protocol.frame_buffer cimport RAW, FrameBuffer, Tally, frame_release
+from wshub.protocol.frame_buffer cimport RAW, FrameBuffer, DeliveryCounters, frame_release
 from wshub.protocol.message cimport (
     Message,
     frame_from_bytes,
-    labelled_frame_from_data,
+    frame_with_metadata_from_data,
 )
 from wshub.protocol.opcodes cimport PING_OPCODE
 
@@ -124,7 +124,7 @@ cdef class HubCore(HubBase):
         """Reset all but settings and ids: the hub has no loop, no connections and no counts."""
         self.loop = None
         self.reactor = None
-        self.ledger = Ledger()
+        self.counters = LinkCounters()
         self.backlog = Backlog(self.clock)
         self.connections = {}
         self.room_table = {}
@@ -180,7 +180,7 @@ cdef class HubCore(HubBase):
             self._begin_anew()
         if self.loop is None:
             # First what may fail: a hub without a reactor belongs to no loop.
-            self.reactor = create_reactor(loop, self.ledger, native=self.config.use_reactor, clock=self.clock)
+            self.reactor = create_reactor(loop, self.counters, native=self.config.use_reactor, clock=self.clock)
             self.loop = loop
             self.thread_id = PyThread_get_thread_ident()
         elif self.loop is not loop:
@@ -203,7 +203,7 @@ cdef class HubCore(HubBase):
         reactor = self.bind()
         if ssl is None:
             return reactor
-        return AsyncioReactor(self.loop, self.ledger, ssl, self.config.handshake_timeout_ms / 1000)
+        return AsyncioReactor(self.loop, self.counters, ssl, self.config.handshake_timeout_ms / 1000)
 
     def register_connection(
         self, HandlerTable handlers, request, subprotocol=None, path_params=None, *, bint extensions=True, metadata=None
@@ -271,7 +271,7 @@ cdef class HubCore(HubBase):
             # The hub has closed since the request was admitted, or the handshake has been given up.
             cancel_opening(connection)
             raise HandshakeError(*SHUTTING_DOWN)
-        link.ledger = self.ledger
+        link.counters = self.counters
         if response:
             try:
                 frame = frame_from_bytes(<const char *>response, len(response), RAW)
@@ -355,8 +355,8 @@ cdef class HubCore(HubBase):
                 number = found.conflation_key
             else:
                 number = intern_key(self.conflation_keys, found.conflation_key, key)
-        frame = labelled_frame_from_data(
-            message, number, found.tally if found is not None else NULL, delivery.policy != CLOSE_CONNECTION
+        frame = frame_with_metadata_from_data(
+            message, number, found.delivery_counters if found is not None else NULL, delivery.policy != CLOSE_CONNECTION
         )
         if room is None:
             count = send_to_all(self, frame, excluded, &delivery)
@@ -489,9 +489,9 @@ cdef class HubCore(HubBase):
     def _room_counts(self, name):
         """Return the RoomStats of a room."""
         cdef Room room = find_room(self, name)
-        cdef Tally nothing
+        cdef DeliveryCounters nothing
         if room is not None:
-            return {"connections": len(room.members), **counts_of(room.tally, room.tally.pending)}
+            return {"connections": len(room.members), **counts_of(room.delivery_counters, room.delivery_counters.pending)}
         memset(&nothing, 0, sizeof(nothing))
         return {"connections": 0, **counts_of(&nothing, 0)}
 
@@ -505,10 +505,10 @@ cdef class HubCore(HubBase):
         return {
             "connections": len(self.connections),
             "rooms": len(self.room_table),
-            "messages_received": self.ledger.messages_received,
-            "bytes_received": self.ledger.bytes_received,
-            "bytes_sent": self.ledger.bytes_sent,
-            **counts_of(&self.ledger.messages, pending),
+            "messages_received": self.counters.messages_received,
+            "bytes_received": self.counters.bytes_received,
+            "bytes_sent": self.counters.bytes_sent,
+            **counts_of(&self.counters.messages, pending),
             "rates_exceeded": self.rates_exceeded,
             "compression": {
                 "compressions": self.pool.compressions if self.pool is not None else 0,

@@ -4,7 +4,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from wshub.core.backlog cimport Backlog
 from wshub.core.backpressure cimport Delivery
 from wshub.core.conflation_keys cimport ConflationKeys
-from wshub.links.link cimport Ledger
+from wshub.links.link cimport LinkCounters
 from wshub.protocol.compression.deflate cimport DeflatePool
 
 
@@ -30,7 +30,7 @@ cdef class HubBase:
     cdef unsigned long thread_id
     cdef bint clock_is_monotonic  # it is time.monotonic
     cdef object clock            # a function without arguments that returns seconds and never goes back
-    cdef Ledger ledger
+    cdef LinkCounters counters
     cdef Backlog backlog         # connections whose input waits for a later loop iteration
     cdef dict connections        # id: Connection, of all that are not closed
     cdef dict walked             # connections that a message is being queued for: do not add to that dict; or None

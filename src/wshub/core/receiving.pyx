@@ -213,7 +213,7 @@ cdef void process(
     cdef Budget budget
     budget.events = 0
     budget.look_at = EVENTS_BEFORE_FIRST_LOOK
-    budget.look_at_queued = connection.hub.ledger.messages.accepted + QUEUED_BETWEEN_LOOKS
+    budget.look_at_queued = connection.hub.counters.messages.accepted + QUEUED_BETWEEN_LOOKS
     budget.is_timed = False
     budget.began = 0
     while not connection.input_ended:
@@ -230,7 +230,7 @@ cdef void process(
             return
         dispatch(connection, event)
         budget.events += 1
-        if budget.events < budget.look_at and connection.hub.ledger.messages.accepted < budget.look_at_queued:
+        if budget.events < budget.look_at and connection.hub.counters.messages.accepted < budget.look_at_queued:
             continue
         if cursor[0] < end and is_spent(connection, &budget):
             wait_for_next_iteration(connection)
@@ -240,7 +240,7 @@ cdef bint is_spent(ConnectionCore connection, Budget *budget) noexcept:
     """Read the clock. Returns whether the connection has used its share of this loop iteration."""
     cdef double now = read_clock(connection.hub.clock, connection.hub.clock_is_monotonic)
     budget.look_at = budget.events - budget.events % EVENTS_BETWEEN_LOOKS + EVENTS_BETWEEN_LOOKS
-    budget.look_at_queued = connection.hub.ledger.messages.accepted + QUEUED_BETWEEN_LOOKS
+    budget.look_at_queued = connection.hub.counters.messages.accepted + QUEUED_BETWEEN_LOOKS
     if not budget.is_timed:
         budget.is_timed = True
         budget.began = now
@@ -270,7 +270,7 @@ cdef int handle_message(ConnectionCore connection) except -1:
     cdef Message message = message_from_frame(parser_take_message(&connection.parser))
     cdef object result
     cdef double started = 0
-    connection.hub.ledger.messages_received += 1
+    connection.hub.counters.messages_received += 1
     connection.is_active = True
     spend(connection, MESSAGES, 1)
     if connection.status != IS_OPEN:

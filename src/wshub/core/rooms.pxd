@@ -4,7 +4,7 @@ from libc.stdint cimport uint8_t, uint64_t
 from wshub.core.connection_state cimport ConnectionCore
 from wshub.core.hub_state cimport HubBase
 from wshub.core.shared_window cimport SharedWindow
-from wshub.protocol.frame_buffer cimport Tally
+from wshub.protocol.frame_buffer cimport DeliveryCounters
 
 
 cdef class Room:
@@ -12,7 +12,7 @@ cdef class Room:
     cdef dict members              # id: Connection
     cdef dict walked               # the members that a message is being queued for: do not add to that dict; or None
     cdef SharedWindow window       # or None
-    cdef Tally *tally              # owns a reference; counts what is sent to the room
+    cdef DeliveryCounters *delivery_counters              # owns a reference; counts what is sent to the room
     cdef uint64_t conflation_key   # of its messages without a key; also the namespace of the keys of the others
     cdef uint8_t policy            # for slow consumers; may be INHERITED
 

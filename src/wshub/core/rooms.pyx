@@ -12,7 +12,7 @@ from wshub.core.backpressure cimport INHERITED, policy_from_name
 from wshub.core.connection_state cimport IS_CLOSING, ConnectionCore
 from wshub.core.hub_state cimport HubBase
 from wshub.core.shared_window cimport SharedWindow
-from wshub.protocol.frame_buffer cimport tally_new, tally_release
+from wshub.protocol.frame_buffer cimport delivery_counters_new, delivery_counters_release
 
 
 cdef str room_name_from(object name):
@@ -29,12 +29,12 @@ cdef class Room:
         self.name = name
         self.members = {}
         self.policy = INHERITED
-        self.tally = tally_new()
-        if self.tally == NULL:
+        self.delivery_counters = delivery_counters_new()
+        if self.delivery_counters == NULL:
             raise MemoryError
 
     def __dealloc__(self):
-        tally_release(self.tally)
+        delivery_counters_release(self.delivery_counters)
 
 
 cdef Room find_room(HubBase hub, object name):

@@ -208,7 +208,7 @@ cdef class AsgiLink(Link):
             try:
                 message = message_of(frame)
             finally:
-                self.ledger.bytes_sent += frame.length
+                self.counters.bytes_sent += frame.length
                 frame_release(frame)
             if message is not None and message["type"] == "websocket.close":
                 await self._send_close(message)
@@ -302,7 +302,7 @@ cdef class AsgiLink(Link):
         if self.closed or self.finishing or self.receiver is None:
             return
         header = encode_header(FIN_BIT | opcode, MASK_BIT, len(payload)) + NO_MASK
-        self.ledger.bytes_received += len(payload)
+        self.counters.bytes_received += len(payload)
         self.receiver.data_received(<const uint8_t *><const char *>header, len(header))
         if payload and not self.closed and self.receiver is not None:
             self.receiver.data_received(<const uint8_t *><const char *>payload, len(payload))

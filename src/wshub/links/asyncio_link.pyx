@@ -54,8 +54,8 @@ cdef class AsyncioLink(Link):
 
     def data_received(self, bytes data):
         cdef const uint8_t *start = <const uint8_t *><const char *>data
-        if self.ledger is not None:
-            self.ledger.bytes_received += len(data)
+        if self.counters is not None:
+            self.counters.bytes_received += len(data)
         if not self.closed and not self.finishing and self.receiver is not None:
             self.receiver.data_received(start, len(data))
 
@@ -131,8 +131,8 @@ cdef class AsyncioLink(Link):
                 # The stream cannot go on with a gap.
                 self.abort(False)
                 return
-            self.ledger.messages.outcomes[DELIVERED] += queue_advance(&self.queue, total)
-            self.ledger.bytes_sent += total
+            self.counters.messages.outcomes[DELIVERED] += queue_advance(&self.queue, total)
+            self.counters.bytes_sent += total
             self.given += total
             # write() may call pause_writing() before it returns, which ends this loop.
             self.transport.write(data)

@@ -1,5 +1,5 @@
 from wshub.links.asyncio_link cimport AsyncioLink
-from wshub.links.link cimport Ledger
+from wshub.links.link cimport LinkCounters
 
 
 cdef class AcceptedLink(AsyncioLink):
@@ -10,7 +10,7 @@ cdef class AcceptedLink(AsyncioLink):
 cdef class AsyncioReactor:
     cdef object loop
     cdef int users       # the objects that release() it; the last one closes it
-    cdef Ledger ledger
+    cdef LinkCounters counters
     cdef object ssl      # SSLContext, or None
     cdef double timeout  # seconds
     cdef dict listeners  # descriptor: SocketListener

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from wshub.links.asyncio_link import AsyncioLink
-from wshub.links.link import Ledger, Link, Receiver
+from wshub.links.link import LinkCounters, Link, Receiver
 
 class AcceptedLink(AsyncioLink):
     """The link of an accepted connection, and the protocol of its transport. It sends nothing before it has one."""
@@ -19,7 +19,7 @@ class AsyncioReactor:
 
     Args:
         loop: any asyncio event loop. Use the reactor only on the thread of that loop.
-        ledger: where bytes and messages are counted.
+        counters: where bytes and messages are counted.
         ssl: an ssl.SSLContext, or None for plain connections.
         timeout: seconds that a TLS handshake may take, and its shutdown too.
     """
@@ -27,7 +27,7 @@ class AsyncioReactor:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        ledger: Ledger,
+        counters: LinkCounters,
         ssl: ssl_module.SSLContext | None = None,
         timeout: float = 10,
     ) -> None: ...

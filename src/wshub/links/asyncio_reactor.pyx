@@ -4,7 +4,7 @@
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 
 from wshub.links.asyncio_link cimport AsyncioLink
-from wshub.links.link cimport Ledger, Receiver
+from wshub.links.link cimport LinkCounters, Receiver
 from wshub.protocol.frame_buffer cimport FrameBuffer
 
 from functools import partial
@@ -76,7 +76,7 @@ cdef class AsyncioReactor:
 
     Args:
         loop: any asyncio event loop. Use the reactor only on the thread of that loop.
-        ledger: where bytes and messages are counted.
+        counters: where bytes and messages are counted.
         ssl: an ssl.SSLContext, or None for plain connections.
         timeout: seconds that a TLS handshake may take, and its shutdown too.
     """
@@ -84,10 +84,10 @@ cdef class AsyncioReactor:
     # Whether a connected socket can become a link by adopt().
     adopts = False
 
-    def __init__(self, loop, Ledger ledger not None, ssl=None, double timeout=10):
+    def __init__(self, loop, LinkCounters counters not None, ssl=None, double timeout=10):
         self.loop = loop
         self.users = 1
-        self.ledger = ledger
+        self.counters = counters
         self.ssl = ssl
         self.timeout = timeout
         self.listeners = {}
@@ -110,7 +110,7 @@ cdef class AsyncioReactor:
 
     def _accept(self, accepted, connected):
         cdef AcceptedLink link = AcceptedLink(None, self.loop)
-        link.ledger = self.ledger
+        link.counters = self.counters
         link.reactor = self
         link.setup = TransportSetup(
             self.loop, connected, lambda: link, ssl=self.ssl, timeout=self.timeout, failed=link.setup_failed

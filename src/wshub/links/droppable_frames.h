@@ -175,7 +175,7 @@ wshub_queue_make_space(wshub_queue *queue, size_t bound)
         return 0;
     for (; wshub_queue_charge(queue) >= bound; dropped++) {
         wshub_frame *frame = wshub_queue_remove(queue, wshub_queue_find_oldest(queue));
-        wshub_frame_settle(frame, WSHUB_DROPPED_OLDEST);
+        wshub_frame_count_outcome(frame, WSHUB_DROPPED_OLDEST);
         wshub_frame_release(frame);
     }
     return dropped;
@@ -218,7 +218,7 @@ wshub_queue_replace(wshub_queue *queue, wshub_frame *frame)
     else
         wshub_queue_put(queue, spot, frame);
     wshub_frame_accept(wshub_frame_retain(frame));
-    wshub_frame_settle(former, WSHUB_REPLACED);
+    wshub_frame_count_outcome(former, WSHUB_REPLACED);
     wshub_frame_release(former);
     return 1;
 }

@@ -1,7 +1,7 @@
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint32_t
 
-from wshub.links.link cimport Ledger, Link
+from wshub.links.link cimport LinkCounters, Link
 
 
 cdef enum:
@@ -16,7 +16,7 @@ cdef class EpollLinks:
     """
 
     cdef object loop
-    cdef Ledger ledger           # where a new link counts
+    cdef LinkCounters counters           # where a new link counts
     cdef int epoll_fd            # owned; -1 once closed
     cdef set opened              # every open link: the only references that keep them alive
     cdef list readable           # links with more to read than one round takes

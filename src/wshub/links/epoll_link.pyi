@@ -1,7 +1,7 @@
 import asyncio
 from typing import Self
 
-from wshub.links.link import Ledger, Link
+from wshub.links.link import LinkCounters, Link
 
 class EpollLink(Link):
     """One connection of an epoll reactor."""
@@ -11,7 +11,7 @@ class EpollLinks:
 
     Args:
         loop: the event loop that calls the reactor.
-        ledger: where the bytes and messages of a new link are counted.
+        counters: where the bytes and messages of a new link are counted.
     """
 
-    def __new__(cls, loop: asyncio.AbstractEventLoop, ledger: Ledger) -> Self: ...
+    def __new__(cls, loop: asyncio.AbstractEventLoop, counters: LinkCounters) -> Self: ...

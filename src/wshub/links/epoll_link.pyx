@@ -15,7 +15,7 @@ from libc.stdint cimport int64_t, uint8_t
 from libc.string cimport memset
 
 from wshub.links.link cimport (
-    Ledger,
+    LinkCounters,
     Link,
     iovec,
     queue_advance,
@@ -79,7 +79,7 @@ cdef class EpollLink(Link):
         # The same as push(), without the call.
         if queue_push(&self.queue, frame) < 0:
             return -1
-        self.ledger.messages.accepted += frame_is_message(frame)
+        self.counters.messages.accepted += frame_is_message(frame)
         if not self.dirty and not self.blocked:
             self.links.mark_dirty(self)
         return 0
@@ -149,13 +149,13 @@ cdef class EpollLinks:
 
     Args:
         loop: the event loop that calls the reactor.
-        ledger: where the bytes and messages of a new link are counted.
+        counters: where the bytes and messages of a new link are counted.
     """
 
-    def __cinit__(self, loop, Ledger ledger not None):
+    def __cinit__(self, loop, LinkCounters counters not None):
         self.epoll_fd = -1
         self.loop = loop
-        self.ledger = ledger
+        self.counters = counters
         self.opened = set()
         self.readable = []
         self.send_retries = []
@@ -191,7 +191,7 @@ cdef class EpollLinks:
             raise
         link.descriptor = descriptor
         link.links = self
-        link.ledger = self.ledger
+        link.counters = self.counters
         event.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET
         event.data.ptr = <void *><PyObject *>link
         # The step that may fail comes first: epoll must not know a link that nothing keeps alive.
@@ -322,8 +322,8 @@ cdef class EpollLinks:
                 return
             link.given += sent
             self.bytes_sent += sent
-            link.ledger.bytes_sent += sent
-            link.ledger.messages.outcomes[DELIVERED] += queue_advance(&link.queue, sent)
+            link.counters.bytes_sent += sent
+            link.counters.messages.outcomes[DELIVERED] += queue_advance(&link.queue, sent)
             if <size_t>sent < total:
                 self.on_would_block(link)
                 return

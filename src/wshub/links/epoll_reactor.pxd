@@ -3,7 +3,7 @@ from libc.stdint cimport uint8_t, uint64_t
 
 from wshub.links.epoll_link cimport EpollLink, EpollLinks
 from wshub.links.epoll_listeners cimport EpollListeners
-from wshub.links.link cimport Ledger
+from wshub.links.link cimport LinkCounters
 
 
 cdef class EpollReactor:
@@ -29,9 +29,9 @@ cdef class EpollReactor:
     cdef bint has_unsent         # the run before left links with output
     cdef double began            # when the clock was first read in this run
     cdef uint64_t reads          # ever
-    cdef uint64_t work           # of a ledger, when the clock was last read
-    cdef Ledger counting         # of the link that was read last
-    cdef uint64_t fanned_out     # by that ledger, when it last ended a run
+    cdef uint64_t work           # of a counters, when the clock was last read
+    cdef LinkCounters counting         # of the link that was read last
+    cdef uint64_t fanned_out     # by that counters, when it last ended a run
     cdef object continue_method  # _continue(), bound once
 
     cdef object run(self)

@@ -3,18 +3,18 @@ import socket
 from collections.abc import Callable
 from typing import Self
 
-from wshub.links.link import Ledger, Link, Receiver
+from wshub.links.link import LinkCounters, Link, Receiver
 
 class EpollReactor:
     """Serves connections from an asyncio loop.
 
     Args:
         loop: any asyncio event loop with ``add_reader``. Use the reactor only on the thread of that loop.
-        ledger: where the bytes and messages of a link are counted, as long as it has no other.
+        counters: where the bytes and messages of a link are counted, as long as it has no other.
         clock: a function without arguments that returns seconds and never goes back.
     """
 
-    def __new__(cls, loop: asyncio.AbstractEventLoop, ledger: Ledger, clock: Callable[[], float] = ...) -> Self: ...
+    def __new__(cls, loop: asyncio.AbstractEventLoop, counters: LinkCounters, clock: Callable[[], float] = ...) -> Self: ...
     @property
     def connection_count(self) -> int:
         """The number of open links."""

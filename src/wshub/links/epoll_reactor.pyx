@@ -16,7 +16,7 @@ from libc.stdint cimport uint8_t, uint64_t, uintptr_t
 from wshub.links.clock cimport read_clock
 from wshub.links.epoll_link cimport RUN_BYTES, EpollLink, EpollLinks
 from wshub.links.epoll_listeners cimport LISTENER_BIT, EpollListeners
-from wshub.links.link cimport Ledger, Receiver
+from wshub.links.link cimport LinkCounters, Receiver
 from wshub.links.linux_sockets cimport (
     EPOLLERR,
     EPOLLHUP,
@@ -61,18 +61,18 @@ cdef class EpollReactor:
 
     Args:
         loop: any asyncio event loop with ``add_reader``. Use the reactor only on the thread of that loop.
-        ledger: where the bytes and messages of a link are counted, as long as it has no other.
+        counters: where the bytes and messages of a link are counted, as long as it has no other.
         clock: a function without arguments that returns seconds and never goes back.
     """
 
     # Whether a connected socket can become a link by adopt().
     adopts = True
 
-    def __cinit__(self, loop, Ledger ledger not None, clock=time.monotonic):
+    def __cinit__(self, loop, LinkCounters counters not None, clock=time.monotonic):
         self.users = 1
         self.clock = clock
         self.clock_is_monotonic = clock is time.monotonic
-        self.links = EpollLinks(loop, ledger)
+        self.links = EpollLinks(loop, counters)
         self.listeners = EpollListeners(self.links)
         self.buffer = <uint8_t *>PyMem_RawMalloc(RECEIVE_SIZE)
         if self.buffer == NULL:
@@ -316,7 +316,7 @@ cdef class EpollReactor:
             return
         # A stream that gave less than was asked for is empty, unless its end or an error is still to be read.
         link.has_data = <size_t>received == space or link.hung_up
-        link.ledger.bytes_received += received
+        link.counters.bytes_received += received
         if link.finishing:
             pass
         elif direct:
@@ -329,14 +329,14 @@ cdef class EpollReactor:
 
     cdef void check_time(self, EpollLink link, size_t received) noexcept:
         """Set time_is_up once the run has had its time. The clock is not read after every read."""
-        cdef uint64_t work = link.ledger.messages_received * MESSAGE_WORK + link.ledger.messages.accepted
+        cdef uint64_t work = link.counters.messages_received * MESSAGE_WORK + link.counters.messages.accepted
         cdef double now
         self.reads += 1
-        if link.ledger is not self.counting:
-            self.counting = link.ledger
-            self.fanned_out = link.ledger.bytes_fanned_out
-        if link.ledger.bytes_fanned_out - self.fanned_out >= RUN_BYTES:
-            self.fanned_out = link.ledger.bytes_fanned_out
+        if link.counters is not self.counting:
+            self.counting = link.counters
+            self.fanned_out = link.counters.bytes_fanned_out
+        if link.counters.bytes_fanned_out - self.fanned_out >= RUN_BYTES:
+            self.fanned_out = link.counters.bytes_fanned_out
             self.time_is_up = True
         if (
             self.reads % READS_BETWEEN_LOOKS and work - self.work < WORK_BETWEEN_LOOKS

@@ -248,9 +248,9 @@ wshub_queue_append(wshub_queue *queue, wshub_frame *frame)
 static inline void
 wshub_frame_accept(wshub_frame *frame)
 {
-    if (frame->tally != NULL) {
-        frame->tally->accepted++;
-        frame->tally->pending++;
+    if (frame->delivery_counters != NULL) {
+        frame->delivery_counters->accepted++;
+        frame->delivery_counters->pending++;
     }
 }
 
@@ -309,11 +309,11 @@ wshub_queue_take(wshub_queue *queue)
 
 /* Counts what became of a frame that has left a queue. */
 static inline void
-wshub_frame_settle(wshub_frame *frame, wshub_outcome outcome)
+wshub_frame_count_outcome(wshub_frame *frame, wshub_outcome outcome)
 {
-    if (frame->tally != NULL) {
-        frame->tally->pending--;
-        frame->tally->outcomes[outcome]++;
+    if (frame->delivery_counters != NULL) {
+        frame->delivery_counters->pending--;
+        frame->delivery_counters->outcomes[outcome]++;
     }
 }
 
@@ -324,7 +324,7 @@ wshub_queue_pop(wshub_queue *queue, wshub_outcome outcome)
 {
     wshub_frame *frame = wshub_queue_take(queue);
 
-    wshub_frame_settle(frame, outcome);
+    wshub_frame_count_outcome(frame, outcome);
     return frame;
 }
 
@@ -358,7 +358,7 @@ wshub_queue_discard_unsent(wshub_queue *queue, wshub_outcome outcome)
             wshub_queue_pin_first(queue);
         }
         else {
-            wshub_frame_settle(partial, outcome);
+            wshub_frame_count_outcome(partial, outcome);
             wshub_frame_release(partial);
         }
     }

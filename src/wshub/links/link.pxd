@@ -6,7 +6,7 @@ The docstrings in link.pyx say what each method promises. Everything happens on 
 from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
-from wshub.protocol.frame_buffer cimport FrameBuffer, Outcome, Tally
+from wshub.protocol.frame_buffer cimport FrameBuffer, Outcome, DeliveryCounters
 
 
 cdef extern from "frame_queue.h" nogil:
@@ -40,12 +40,12 @@ cdef extern from "droppable_frames.h":
     bint queue_replace "wshub_queue_replace"(FrameQueue *queue, FrameBuffer *frame) noexcept
 
 
-cdef class Ledger:
+cdef class LinkCounters:
     cdef uint64_t bytes_received
     cdef uint64_t messages_received
     cdef uint64_t bytes_sent
     cdef uint64_t bytes_fanned_out  # queued by messages to many, for all receivers together
-    cdef Tally messages  # its `pending` is not kept: each queue counts its own
+    cdef DeliveryCounters messages  # its `pending` is not kept: each queue counts its own
 
 
 cdef class Receiver:
@@ -79,7 +79,7 @@ cdef class Link:
     cdef int64_t given           # bytes that have left the queue, ever: for the kernel, a transport or a server
     cdef int64_t acknowledged    # of these, how many the peer had at the last look()
     cdef int64_t notify_at       # 0, or drained() is to be called once more when so many were given
-    cdef Ledger ledger
+    cdef LinkCounters counters
     cdef Receiver receiver
 
     cdef int write(self, FrameBuffer *frame) noexcept
@@ -108,4 +108,4 @@ cdef class Link:
     cdef void tell_lost(self, int error) noexcept
 
 
-cdef dict counts_of(const Tally *tally, uint64_t pending)
+cdef dict counts_of(const DeliveryCounters *delivery_counters, uint64_t pending)

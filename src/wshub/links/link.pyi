@@ -1,4 +1,4 @@
-class Ledger:
+class LinkCounters:
     """Counts of bytes and messages, which the links of a hub keep."""
 
 class Receiver:
@@ -38,6 +38,6 @@ class Link:
     - ``look()`` says whether the peer goes on to take what was sent.
     - ``detach()`` gives up the descriptor, if there is one. It does not call the receiver.
 
-    ``queue`` holds what waits. ``blocked`` is set while the other side takes no more. ``ledger`` counts each byte and
+    ``queue`` holds what waits. ``blocked`` is set while the other side takes no more. ``counters`` counts each byte and
     each message once: a message that was accepted is pending, delivered or dropped.
     """

@@ -12,28 +12,28 @@ from wshub.protocol.frame_buffer cimport (
     REPLACED,
     FrameBuffer,
     Outcome,
-    Tally,
+    DeliveryCounters,
     frame_is_message,
 )
 
 
-cdef dict counts_of(const Tally *tally, uint64_t pending):
+cdef dict counts_of(const DeliveryCounters *delivery_counters, uint64_t pending):
     """Return what became of messages, by name."""
     return {
-        "messages_accepted": tally.accepted,
-        "messages_delivered": tally.outcomes[DELIVERED],
+        "messages_accepted": delivery_counters.accepted,
+        "messages_delivered": delivery_counters.outcomes[DELIVERED],
         "messages_pending": pending,
         "dropped": {
-            "closed": tally.outcomes[DROPPED_CLOSED],
-            "slow": tally.outcomes[DROPPED_SLOW],
-            "newest": tally.outcomes[DROPPED_NEWEST],
-            "oldest": tally.outcomes[DROPPED_OLDEST],
-            "replaced": tally.outcomes[REPLACED],
+            "closed": delivery_counters.outcomes[DROPPED_CLOSED],
+            "slow": delivery_counters.outcomes[DROPPED_SLOW],
+            "newest": delivery_counters.outcomes[DROPPED_NEWEST],
+            "oldest": delivery_counters.outcomes[DROPPED_OLDEST],
+            "replaced": delivery_counters.outcomes[REPLACED],
         },
     }
 
 
-cdef class Ledger:
+cdef class LinkCounters:
     """Counts of bytes and messages, which the links of a hub keep."""
 
 
@@ -97,7 +97,7 @@ cdef class Link:
     - ``look()`` says whether the peer goes on to take what was sent.
     - ``detach()`` gives up the descriptor, if there is one. It does not call the receiver.
 
-    ``queue`` holds what waits. ``blocked`` is set while the other side takes no more. ``ledger`` counts each byte and
+    ``queue`` holds what waits. ``blocked`` is set while the other side takes no more. ``counters`` counts each byte and
     each message once: a message that was accepted is pending, delivered or dropped.
     """
 
@@ -132,7 +132,7 @@ cdef class Link:
 
     cdef void drop_unsent(self) noexcept:
         """Drop every queued frame of which nothing has left yet, and count it as dropped for slowness."""
-        self.ledger.messages.outcomes[DROPPED_SLOW] += queue_discard_unsent(&self.queue, DROPPED_SLOW)
+        self.counters.messages.outcomes[DROPPED_SLOW] += queue_discard_unsent(&self.queue, DROPPED_SLOW)
 
     cdef bint has_drained(self) noexcept:
         """Return whether nothing is queued and more would be taken. A transport may have a queue of its own."""
@@ -182,26 +182,26 @@ cdef class Link:
         Return False, and drop none, if dropping all of them is not enough.
         """
         cdef size_t dropped = queue_make_space(&self.queue, bound)
-        self.ledger.messages.outcomes[DROPPED_OLDEST] += dropped
+        self.counters.messages.outcomes[DROPPED_OLDEST] += dropped
         return dropped > 0
 
     cdef bint replace(self, FrameBuffer *frame) noexcept:
         """Put a message in the place of the queued one with the same key. Return whether there was one."""
         if not queue_replace(&self.queue, frame):
             return False
-        self.ledger.messages.accepted += 1
-        self.ledger.messages.outcomes[REPLACED] += 1
+        self.counters.messages.accepted += 1
+        self.counters.messages.outcomes[REPLACED] += 1
         return True
 
     cdef void turn_away(self, FrameBuffer *frame, Outcome outcome) noexcept:
         """Count a message that is dropped instead of queued."""
         if not frame_is_message(frame):
             return
-        self.ledger.messages.accepted += 1
-        self.ledger.messages.outcomes[outcome] += 1
-        if frame.tally != NULL:
-            frame.tally.accepted += 1
-            frame.tally.outcomes[outcome] += 1
+        self.counters.messages.accepted += 1
+        self.counters.messages.outcomes[outcome] += 1
+        if frame.delivery_counters != NULL:
+            frame.delivery_counters.accepted += 1
+            frame.delivery_counters.outcomes[outcome] += 1
 
     cdef int detach(self) noexcept:
         """Give the descriptor to the caller. The link ends, without a call of its receiver.
@@ -219,13 +219,13 @@ cdef class Link:
         cdef size_t messages = self.queue.messages
         if queue_push(&self.queue, frame) < 0:
             return -1
-        self.ledger.messages.accepted += self.queue.messages - messages
+        self.counters.messages.accepted += self.queue.messages - messages
         return 0
 
     cdef FrameBuffer *pop_delivered(self) noexcept:
         """Remove the first frame of the queue, count it as delivered, and return it. The caller owns it from now on."""
         cdef FrameBuffer *frame = queue_pop(&self.queue, DELIVERED)
-        self.ledger.messages.outcomes[DELIVERED] += frame_is_message(frame)
+        self.counters.messages.outcomes[DELIVERED] += frame_is_message(frame)
         return frame
 
     cdef void fall_behind(self) noexcept:
@@ -238,7 +238,7 @@ cdef class Link:
         """Drop everything queued, and count it as dropped by the end of the connection."""
         cdef size_t dropped = queue_clear(&self.queue, DROPPED_CLOSED)
         if dropped:
-            self.ledger.messages.outcomes[DROPPED_CLOSED] += dropped
+            self.counters.messages.outcomes[DROPPED_CLOSED] += dropped
 
     cdef void tell_lost(self, int error) noexcept:
         """End the link: drop what is queued, and call connection_lost() once."""

@@ -1,7 +1,7 @@
 from collections.abc import Callable
 from typing import Any, Literal
 
-from wshub.links.link import Ledger, Link, Receiver
+from wshub.links.link import LinkCounters, Link, Receiver
 
 class LinkProbe(Receiver):
     """Records what a link calls it with, in order, in ``events``.
@@ -19,15 +19,15 @@ class LinkProbe(Receiver):
     @property
     def link(self) -> Link | None: ...
     @property
-    def ledger(self) -> Ledger | None: ...
+    def counters(self) -> LinkCounters | None: ...
     @property
     def nested(self) -> int: ...
     def __init__(self, link: Link | None = None, *, buffer_size: int = 0) -> None: ...
     def attach(self, link: Link) -> None:
-        """Become the receiver of a link. Give it a ledger if it has none."""
+        """Become the receiver of a link. Give it a counters if it has none."""
 
     def start_anew(self) -> None:
-        """Forget the events, and count in a new ledger."""
+        """Forget the events, and count in a new counters."""
 
     @property
     def received(self) -> bytes:
@@ -72,4 +72,4 @@ class LinkProbe(Receiver):
     def peer_name(self) -> tuple[str, int] | None: ...
     @property
     def counts(self) -> dict[str, Any]:
-        """The counters of the link's ledger. Messages in the queue are ``messages_pending``."""
+        """The counters of the link's counters. Messages in the queue are ``messages_pending``."""

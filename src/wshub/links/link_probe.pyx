@@ -5,11 +5,11 @@ from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint8_t
 from libc.string cimport memcpy
 
-from wshub.links.link cimport AT_REST, TAKING, Ledger, Link, Progress, Receiver, counts_of, queue_charge
+from wshub.links.link cimport AT_REST, TAKING, LinkCounters, Link, Progress, Receiver, counts_of, queue_charge
 from wshub.protocol.frame_buffer cimport (
     RAW,
     FrameBuffer,
-    frame_label,
+    frame_set_metadata,
     frame_new,
     frame_payload,
     frame_release,
@@ -32,7 +32,7 @@ cdef class LinkProbe(Receiver):
 
     cdef readonly list events
     cdef readonly Link link
-    cdef readonly Ledger ledger
+    cdef readonly LinkCounters counters
     cdef readonly int nested     # calls that came while another had not returned
     cdef public object on_event  # called with each event before the link's call returns, or None
     cdef bytearray buffer
@@ -45,18 +45,18 @@ cdef class LinkProbe(Receiver):
             self.attach(link)
 
     def attach(self, Link link not None):
-        """Become the receiver of a link. Give it a ledger if it has none."""
-        if link.ledger is None:
-            link.ledger = Ledger()
+        """Become the receiver of a link. Give it a counters if it has none."""
+        if link.counters is None:
+            link.counters = LinkCounters()
         self.link = link
-        self.ledger = link.ledger
+        self.counters = link.counters
         link.receiver = self
 
     def start_anew(self):
-        """Forget the events, and count in a new ledger."""
+        """Forget the events, and count in a new counters."""
         self.events.clear()
         self.nested = 0
-        self.ledger = self.link.ledger = Ledger()
+        self.counters = self.link.counters = LinkCounters()
 
     # What the link calls
 
@@ -117,7 +117,7 @@ cdef class LinkProbe(Receiver):
         frame.length = len(data)
         if opcode != RAW:
             frame_seal(frame, opcode)
-        frame_label(frame, 0, NULL, droppable)
+        frame_set_metadata(frame, 0, NULL, droppable)
         outcome = self.link.write(frame)
         frame_release(frame)
         if outcome < 0:
@@ -180,6 +180,6 @@ cdef class LinkProbe(Receiver):
 
     @property
     def counts(self):
-        """The counters of the link's ledger. Messages in the queue are ``messages_pending``."""
-        found = counts_of(&self.ledger.messages, self.link.queue.messages)
-        return {"bytes_received": self.ledger.bytes_received, "bytes_sent": self.ledger.bytes_sent, **found}
+        """The counters of the link's counters. Messages in the queue are ``messages_pending``."""
+        found = counts_of(&self.counters.messages, self.link.queue.messages)
+        return {"bytes_received": self.counters.bytes_received, "bytes_sent": self.counters.bytes_sent, **found}

@@ -10,7 +10,7 @@ from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint8_t
 from libc.string cimport memcpy
 
-from wshub.links.link cimport Ledger, Link, Receiver, iovec, queue_advance, queue_gather, queue_is_empty
+from wshub.links.link cimport LinkCounters, Link, Receiver, iovec, queue_advance, queue_gather, queue_is_empty
 from wshub.protocol.frame_buffer cimport DELIVERED, FrameBuffer
 
 import errno
@@ -136,8 +136,8 @@ cdef class MemoryLink(Link):
                 # The next step tries again.
                 break
             self.given += total
-            self.ledger.bytes_sent += total
-            self.ledger.messages.outcomes[DELIVERED] += queue_advance(&self.queue, total)
+            self.counters.bytes_sent += total
+            self.counters.messages.outcomes[DELIVERED] += queue_advance(&self.queue, total)
             self.other.schedule()
         if (self.finishing or self.output_ends) and queue_is_empty(&self.queue):
             if self.finishing and self.ended:
@@ -171,7 +171,7 @@ cdef class MemoryLink(Link):
         del other.outgoing[:length]
         if other.blocked:
             other.schedule()
-        self.ledger.bytes_received += length
+        self.counters.bytes_received += length
         if receiver is None or self.finishing:
             pass
         elif space:
@@ -239,7 +239,7 @@ def create_memory_links(*, loop=None, Py_ssize_t capacity=65536):
         end.loop = loop
         end.capacity = capacity
         end.outgoing = bytearray()
-        end.ledger = Ledger()
+        end.counters = LinkCounters()
     first.other = second
     second.other = first
     return first, second

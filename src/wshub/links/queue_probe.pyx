@@ -25,16 +25,16 @@ from wshub.protocol.frame_buffer cimport (
     DROPPED_CLOSED,
     DROPPED_SLOW,
     FrameBuffer,
-    Tally,
-    frame_label,
+    DeliveryCounters,
+    frame_set_metadata,
     frame_new,
     frame_payload,
     frame_release,
     frame_seal,
     frame_wire,
     frame_wire_length,
-    tally_new,
-    tally_release,
+    delivery_counters_new,
+    delivery_counters_release,
 )
 
 cdef enum:
@@ -54,26 +54,26 @@ cdef class FrameProbe:
     """
 
     cdef FrameBuffer *frame
-    cdef Tally *tally
+    cdef DeliveryCounters *delivery_counters
 
     def __cinit__(
         self, bytes payload, int opcode=2, uint64_t conflation_key=0, *, bint droppable=False, bint uses_context=False,
         int window_bits=0
     ):
-        self.tally = tally_new()
+        self.delivery_counters = delivery_counters_new()
         self.frame = frame_new(<uint8_t>opcode, len(payload))
-        if self.frame == NULL or self.tally == NULL:
+        if self.frame == NULL or self.delivery_counters == NULL:
             raise MemoryError
         memcpy(frame_payload(self.frame), <const char *>payload, len(payload))
         self.frame.length = len(payload)
         self.frame.window_bits = <uint8_t>window_bits
         self.frame.uses_context = uses_context
         frame_seal(self.frame, <uint8_t>opcode)
-        frame_label(self.frame, conflation_key, self.tally, droppable)
+        frame_set_metadata(self.frame, conflation_key, self.delivery_counters, droppable)
 
     def __dealloc__(self):
         frame_release(self.frame)
-        tally_release(self.tally)
+        delivery_counters_release(self.delivery_counters)
 
     @property
     def wire(self):
@@ -88,7 +88,7 @@ cdef class FrameProbe:
     @property
     def counts(self):
         """The outcome of the message, as counters."""
-        return counts_of(self.tally, self.tally.pending)
+        return counts_of(self.delivery_counters, self.delivery_counters.pending)
 
 
 cdef class QueueProbe:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 
 from wshub.links.asyncio_reactor import AsyncioReactor
-from wshub.links.link import Ledger
+from wshub.links.link import LinkCounters
 from wshub.links.reactor_api import Reactor
 
 try:
@@ -25,9 +25,9 @@ def has_native_reactor() -> bool:
 
 
 def create_reactor(
-    loop: asyncio.AbstractEventLoop, ledger: Ledger, *, native: bool, clock: Callable[[], float]
+    loop: asyncio.AbstractEventLoop, counters: LinkCounters, *, native: bool, clock: Callable[[], float]
 ) -> Reactor:
-    """Create a reactor whose links count in the ledger: the native one if it is wanted and was built."""
+    """Create a reactor whose links count in the counters: the native one if it is wanted and was built."""
     if native and has_native_reactor():
-        return EpollReactor(loop, ledger, clock)
-    return AsyncioReactor(loop, ledger)
+        return EpollReactor(loop, counters, clock)
+    return AsyncioReactor(loop, counters)

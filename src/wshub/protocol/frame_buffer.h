@@ -25,7 +25,7 @@
 #include "frame_header.h"
 #include "masking.h"
 #include "opcodes.h"
-#include "tally.h"
+#include "delivery_counters.h"
 
 /* Space for two bytes, and eight for a 64-bit length (RFC 6455 section 5.2). A masking key has no place of its own. */
 #define WSHUB_HEADER_SPACE 10
@@ -42,7 +42,7 @@ typedef struct wshub_frame {
     uint8_t uses_context : 1; /* a compressed form that later ones refer to: their receivers need it too */
     uint8_t droppable : 1; /* a message that its policy may drop while it waits */
     struct wshub_frame *next_form; /* owned: the next compressed form; the plain frame is the head of the chain */
-    wshub_tally *tally; /* a reference: counts the outcome of the message; or NULL */
+    wshub_delivery_counters *delivery_counters; /* a reference: counts the outcome of the message; or NULL */
     uint64_t conflation_key;    /* a newer message with the same key replaces this one; 0: none */
     size_t length;   /* bytes of payload so far */
     size_t capacity; /* bytes of payload that fit */
@@ -93,7 +93,7 @@ wshub_frame_new(uint8_t opcode, size_t capacity)
     frame->uses_context = 0;
     frame->droppable = 0;
     frame->next_form = NULL;
-    frame->tally = NULL;
+    frame->delivery_counters = NULL;
     frame->conflation_key = 0;
     frame->length = 0;
     frame->capacity = capacity;
@@ -127,21 +127,21 @@ wshub_frame_release(wshub_frame *frame)
 {
     while (frame != NULL && --frame->references == 0) {
         wshub_frame *form = frame->next_form;
-        wshub_tally_release(frame->tally);
+        wshub_delivery_counters_release(frame->delivery_counters);
         PyMem_Free(frame);
         frame = form;
     }
 }
 
 static inline void
-wshub_frame_label(wshub_frame *frame, uint64_t conflation_key, wshub_tally *tally, int droppable)
+wshub_frame_set_metadata(wshub_frame *frame, uint64_t conflation_key, wshub_delivery_counters *delivery_counters, int droppable)
 {
-    wshub_tally *former = frame->tally;
+    wshub_delivery_counters *former = frame->delivery_counters;
 
     frame->conflation_key = conflation_key;
     frame->droppable = droppable != 0;
-    frame->tally = wshub_tally_retain(tally);
-    wshub_tally_release(former);
+    frame->delivery_counters = wshub_delivery_counters_retain(delivery_counters);
+    wshub_delivery_counters_release(former);
 }
 
 /* Whether the frame has no more than `holders` holders, and its compressed forms have no holder but the chain. */
@@ -173,21 +173,21 @@ wshub_frame_copy(const wshub_frame *frame)
         copy->references = 1;
         copy->capacity = frame->length;
         copy->next_form = NULL;
-        wshub_tally_retain(copy->tally);
+        wshub_delivery_counters_retain(copy->delivery_counters);
         *next = copy;
         next = &copy->next_form;
     }
     return first;
 }
 
-/* Gives a frame and its forms what a queue must know of a message: its key, its tally, and whether it is droppable.
+/* Gives a frame and its forms what a queue must know of a message: its key, its delivery_counters, and whether it is droppable.
  * The caller owns one reference. Up to `holders` references are known to be in no queue. If there are more, a copy is
- * labelled and takes the place of the caller's reference, because a queued frame never changes. Returns the frame or the
+ * with_metadata and takes the place of the caller's reference, because a queued frame never changes. Returns the frame or the
  * copy. Returns NULL if there is no memory; the caller still owns its reference then. */
 static inline wshub_frame *
-wshub_frame_labelled(wshub_frame *frame, uint32_t holders, uint64_t conflation_key, wshub_tally *tally, int droppable)
+wshub_frame_with_metadata(wshub_frame *frame, uint32_t holders, uint64_t conflation_key, wshub_delivery_counters *delivery_counters, int droppable)
 {
-    if (frame->conflation_key == conflation_key && frame->tally == tally && frame->droppable == droppable)
+    if (frame->conflation_key == conflation_key && frame->delivery_counters == delivery_counters && frame->droppable == droppable)
         return frame;
     if (!wshub_frame_is_private(frame, holders)) {
         wshub_frame *copy = wshub_frame_copy(frame);
@@ -197,7 +197,7 @@ wshub_frame_labelled(wshub_frame *frame, uint32_t holders, uint64_t conflation_k
         frame = copy;
     }
     for (wshub_frame *form = frame; form != NULL; form = form->next_form)
-        wshub_frame_label(form, conflation_key, tally, droppable);
+        wshub_frame_set_metadata(form, conflation_key, delivery_counters, droppable);
     return frame;
 }
 
@@ -227,7 +227,7 @@ wshub_frame_masked(const wshub_frame *frame, const uint8_t key[WSHUB_MASK_KEY_SI
     masked = wshub_frame_new(frame->opcode, frame->length + WSHUB_MASK_KEY_SIZE);
     if (masked == NULL)
         return NULL;
-    wshub_frame_label(masked, frame->conflation_key, frame->tally, frame->droppable);
+    wshub_frame_set_metadata(masked, frame->conflation_key, frame->delivery_counters, frame->droppable);
     masked->window_bits = frame->window_bits;
     masked->length = frame->length + WSHUB_MASK_KEY_SIZE;
     payload = wshub_frame_payload(masked);

@@ -1,7 +1,7 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 
-cdef extern from "tally.h" nogil:
+cdef extern from "delivery_counters.h" nogil:
     ctypedef int Outcome "wshub_outcome"
 
     cdef enum:
@@ -12,13 +12,13 @@ cdef extern from "tally.h" nogil:
         DROPPED_OLDEST "WSHUB_DROPPED_OLDEST"
         REPLACED "WSHUB_REPLACED"
 
-    ctypedef struct Tally "wshub_tally":
+    ctypedef struct DeliveryCounters "wshub_delivery_counters":
         uint64_t accepted
         uint64_t pending
         uint64_t outcomes[6]
 
-    Tally *tally_new "wshub_tally_new"() noexcept
-    void tally_release "wshub_tally_release"(Tally *tally) noexcept
+    DeliveryCounters *delivery_counters_new "wshub_delivery_counters_new"() noexcept
+    void delivery_counters_release "wshub_delivery_counters_release"(DeliveryCounters *delivery_counters) noexcept
 
 
 cdef extern from "frame_buffer.h" nogil:
@@ -31,7 +31,7 @@ cdef extern from "frame_buffer.h" nogil:
         uint8_t uses_context
         uint8_t droppable
         FrameBuffer *next_form
-        Tally *tally
+        DeliveryCounters *delivery_counters
         uint64_t conflation_key
         size_t length
         size_t capacity
@@ -43,7 +43,7 @@ cdef extern from "frame_buffer.h" nogil:
     size_t frame_wire_length "wshub_frame_wire_length"(const FrameBuffer *frame) noexcept
     bint frame_is_message "wshub_frame_is_message"(const FrameBuffer *frame) noexcept
     FrameBuffer *frame_retain "wshub_frame_retain"(FrameBuffer *frame) noexcept
-    void frame_label "wshub_frame_label"(FrameBuffer *frame, uint64_t conflation_key, Tally *tally, bint droppable) noexcept
+    void frame_set_metadata "wshub_frame_set_metadata"(FrameBuffer *frame, uint64_t conflation_key, DeliveryCounters *delivery_counters, bint droppable) noexcept
     void frame_seal "wshub_frame_seal"(FrameBuffer *frame, uint8_t opcode) noexcept
 
 
@@ -53,5 +53,5 @@ cdef extern from "frame_buffer.h":
     FrameBuffer *frame_resize "wshub_frame_resize"(FrameBuffer *frame, size_t capacity) noexcept
     void frame_release "wshub_frame_release"(FrameBuffer *frame) noexcept
     FrameBuffer *frame_masked "wshub_frame_masked"(const FrameBuffer *frame, const uint8_t *key) noexcept
-    FrameBuffer *frame_labelled "wshub_frame_labelled"(FrameBuffer *frame, uint32_t holders, uint64_t conflation_key, Tally *tally,
+    FrameBuffer *frame_with_metadata "wshub_frame_with_metadata"(FrameBuffer *frame, uint32_t holders, uint64_t conflation_key, DeliveryCounters *delivery_counters,
                                                        bint droppable) noexcept

@@ -11,8 +11,8 @@ cimport cython
 from wshub.protocol.frame_buffer cimport (
     RAW,
     FrameBuffer,
-    Tally,
-    frame_labelled,
+    DeliveryCounters,
+    frame_with_metadata,
     frame_new,
     frame_payload,
     frame_release,
@@ -118,14 +118,14 @@ cdef FrameBuffer *frame_from_data(object data) except NULL:
     return frame_from_payload(data, BINARY_OPCODE)
 
 
-cdef FrameBuffer *labelled_frame_from_data(object data, uint64_t conflation_key, Tally *tally, bint droppable) except NULL:
+cdef FrameBuffer *frame_with_metadata_from_data(object data, uint64_t conflation_key, DeliveryCounters *delivery_counters, bint droppable) except NULL:
     """Returns frame_from_data() with what a queue must know. A Message's frame keeps it if no queue has the frame."""
     cdef FrameBuffer *frame = frame_from_data(data)
-    cdef FrameBuffer *labelled = frame_labelled(frame, 2 if isinstance(data, Message) else 1, conflation_key, tally, droppable)
-    if labelled == NULL:
+    cdef FrameBuffer *with_metadata = frame_with_metadata(frame, 2 if isinstance(data, Message) else 1, conflation_key, delivery_counters, droppable)
+    if with_metadata == NULL:
         frame_release(frame)
         raise MemoryError
-    return labelled
+    return with_metadata
 
 
 cdef Message message_from_frame(FrameBuffer *frame):

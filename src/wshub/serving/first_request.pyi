@@ -4,7 +4,7 @@ from typing import Any, Protocol
 
 from wshub.core.lifecycle import HubLifecycle
 from wshub.errors import HandshakeError
-from wshub.links.link import Ledger, Link, Receiver
+from wshub.links.link import LinkCounters, Link, Receiver
 from wshub.serving.pending import PendingHandshakes
 
 class OpeningHandshake(Receiver):
@@ -36,6 +36,6 @@ class FirstRequestServer(Protocol):
 
 class FirstRequest(OpeningHandshake):
     def __init__(self, link: Link, server: FirstRequestServer, deadline: float) -> None: ...
-    def count_in(self, ledger: Ledger) -> None: ...
+    def count_in(self, counters: LinkCounters) -> None: ...
     def take(self) -> Any: ...
     def detach(self) -> int: ...

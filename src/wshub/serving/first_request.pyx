@@ -4,7 +4,7 @@
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t
 
-from wshub.links.link cimport Ledger, Link, Receiver
+from wshub.links.link cimport LinkCounters, Link, Receiver
 from wshub.protocol.frame_buffer cimport RAW, FrameBuffer, frame_release
 from wshub.protocol.message cimport frame_from_bytes
 
@@ -173,9 +173,9 @@ cdef class FirstRequest(OpeningHandshake):
             if self.answered:
                 self.received = None
 
-    def count_in(self, Ledger ledger not None):
-        """Count what arrives in that ledger, until the connection is a hub's."""
-        self.link.ledger = ledger
+    def count_in(self, LinkCounters counters not None):
+        """Count what arrives in that counters, until the connection is a hub's."""
+        self.link.counters = counters
 
     def take(self):
         """Return the link, which the caller owns from now on; None if it has ended."""

@@ -24,7 +24,7 @@ from wshub.core.binding import bind_for_request
 from wshub.core.lifecycle import HubLifecycle
 from wshub.core.opening import Opening
 from wshub.errors import HandshakeError
-from wshub.links.link import Ledger, Link
+from wshub.links.link import LinkCounters, Link
 from wshub.protocol.handshake.server import Handshake
 from wshub.protocol.http.request import RequestHead, parse_request_head
 from wshub.serving.first_request import FirstRequest
@@ -65,7 +65,7 @@ class Acceptor:
         self._app = application_of(config)
         self._trusted = trusted_hosts_of(config)
         self._loop = asyncio.get_running_loop()
-        self._ledger = Ledger()
+        self._counters = LinkCounters()
         # A connection for this hub stays in its reactor. A connection for another hub moves to the reactor of that one.
         self._reactor = hub.bind()
         self._reactor.retain()
@@ -112,7 +112,7 @@ class Acceptor:
 
     def _accepted(self, link: Link) -> FirstRequest:
         first = FirstRequest(link, self, self.hub.now() + self._timeout)
-        first.count_in(self._ledger)
+        first.count_in(self._counters)
         self.pending.add(first)
         return first
 

@@ -18,7 +18,7 @@ from libc.string cimport memset
 from wshub.protocol.compression.deflate_engine cimport ENGINE_NAME, DeflateEngine
 from wshub.protocol.frame_buffer cimport (
     FrameBuffer,
-    frame_label,
+    frame_set_metadata,
     frame_new,
     frame_payload,
     frame_release,
@@ -310,7 +310,7 @@ cdef FrameBuffer *finished(FrameBuffer *form, FrameBuffer *plain, uint8_t window
         return NULL
     form.window_bits = window_bits
     form = trimmed(form)
-    frame_label(form, plain.key, plain.tally, plain.droppable)
+    frame_set_metadata(form, plain.key, plain.delivery_counters, plain.droppable)
     frame_seal(form, plain.opcode)
     return form
 
