@@ -138,7 +138,7 @@ cdef class HubCore(HubBase):
         self.rates_exceeded = 0
         self.had_no_space = False
         self.logged_full_queue = False
-        self.farewell = None
+        self.shutdown_close_payload = None
         self.emptied = None
         self.closed = False
 
@@ -284,8 +284,8 @@ cdef class HubCore(HubBase):
         start(connection, link)
         if rest:
             connection.data_received(<const unsigned char *><const char *>rest, len(rest))
-        if self.farewell is not None:
-            close_if_open(connection, self.farewell)
+        if self.shutdown_close_payload is not None:
+            close_if_open(connection, self.shutdown_close_payload)
 
     cdef Connection resolve_connection(self, object exclude):
         """Return the connection of this hub for a Connection or an id, or None."""
@@ -439,7 +439,7 @@ cdef class HubCore(HubBase):
 
     def _close_all(self, bytes payload):
         cdef Connection connection
-        self.farewell = payload
+        self.shutdown_close_payload = payload
         for connection in list(self.connections.values()):
             close_if_open(connection, payload)
 
