@@ -132,7 +132,7 @@ cdef void sweep(ConnectionCore connection, double now, FrameBuffer *ping) noexce
         connection.is_dropping = connection.link.blocked
         if connection.blocks & OUTPUT_FULL:
             unblock_later(connection, OUTPUT_FULL)
-    facts.progress = connection.link.look() if needs_progress(connection) else AT_REST
+    facts.progress = connection.link.poll_progress() if needs_progress(connection) else AT_REST
     if connection.status != IS_OPEN:
         return
     facts.is_active = connection.is_active
@@ -154,7 +154,7 @@ cdef void sweep(ConnectionCore connection, double now, FrameBuffer *ping) noexce
     else:
         if verdict == PING_DUE:
             send_ping(connection, now, ping)
-        if connection.link.acknowledged >= connection.liveness.before_ping:
+        if connection.link.bytes_acked >= connection.liveness.before_ping:
             connection.liveness.before_ping = 0
 
 
@@ -164,7 +164,7 @@ cdef void sweep_closing(ConnectionCore connection, double now) noexcept:
         return
     if (
         now >= connection.liveness.lifetime_end
-        or is_stalled(&connection.liveness, connection.link.look(), now, connection.hub.send_timeout)
+        or is_stalled(&connection.liveness, connection.link.poll_progress(), now, connection.hub.send_timeout)
     ):
         connection.link.abort(False)
 
@@ -182,7 +182,7 @@ cdef void send_ping(ConnectionCore connection, double now, FrameBuffer *ping) no
         return
     if connection.liveness.pong_deadline == 0:
         connection.liveness.pong_deadline = now + connection.hub.pong_timeout
-        connection.link.look()
-        connection.liveness.before_ping = connection.link.given + connection.link.queue.queued_bytes
+        connection.link.poll_progress()
+        connection.liveness.before_ping = connection.link.bytes_written + connection.link.queue.queued_bytes
     connection.link.write(ping)
     connection.last_ping_time = now

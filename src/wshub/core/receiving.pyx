@@ -146,9 +146,9 @@ cdef class ReceivingConnection(ConnectionCore):
             if self.status == IS_OPEN:
                 queue_pong(self, pong)
             frame_release(pong)
-        if all_left and self.link.fell_behind:
+        if all_left and self.link.was_blocked:
             # The handlers of unread messages may fill the queue again. Then on_drain is called once more.
-            self.link.fell_behind = False
+            self.link.was_blocked = False
             self.drain_pending = True
         if self.blocks & OUTPUT_FULL:
             if is_full(self):

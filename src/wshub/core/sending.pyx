@@ -158,7 +158,7 @@ cdef void queue_pong(ConnectionCore connection, FrameBuffer *pong) noexcept:
     connection.pending_pong = NULL
     if is_full(connection):
         connection.link.flush_now()
-    if connection.link.blocked and connection.link.given < connection.pong_end:
+    if connection.link.blocked and connection.link.bytes_written < connection.pong_end:
         connection.pending_pong = frame_retain(pong)
         connection.link.notify_when_left(connection.pong_end)
     elif connection.link.write(pong) < 0:
@@ -173,7 +173,7 @@ cdef void wake_drain_waiters(ConnectionCore connection, bint all_left) noexcept:
     """Wake each drain() whose bytes have left the queue."""
     while connection.drain_waiters:
         future, end = connection.drain_waiters.popitem(False)
-        if not all_left and end > connection.link.given:
+        if not all_left and end > connection.link.bytes_written:
             connection.drain_waiters[future] = end
             connection.drain_waiters.move_to_end(future, False)
             connection.link.notify_when_left(end)

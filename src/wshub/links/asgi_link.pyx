@@ -104,7 +104,7 @@ cdef class AsgiLink(Link):
         if self.push(frame) < 0:
             return -1
         if self.blocked:
-            self.fall_behind()
+            self.mark_blocked()
         self.wake_sender()
         if frame.opcode == CLOSE_OPCODE:
             self.send_from_task()
@@ -141,9 +141,9 @@ cdef class AsgiLink(Link):
 
     cdef bint should_notify_drained(self) noexcept:
         # The message that the server has in hand may not be taken yet.
-        return Link.should_notify_drained(self) and (self.in_hand == 0 or self.notify_at <= self.given - self.in_hand)
+        return Link.should_notify_drained(self) and (self.in_hand == 0 or self.notify_at <= self.bytes_written - self.in_hand)
 
-    cdef int64_t unacknowledged(self) noexcept:
+    cdef int64_t bytes_unacked(self) noexcept:
         return self.in_hand
 
     cdef object peer_name(self):
@@ -204,7 +204,7 @@ cdef class AsgiLink(Link):
             self.blocked = True
             frame = self.pop_delivered()
             self.in_hand = frame_wire_length(frame)
-            self.given += self.in_hand
+            self.bytes_written += self.in_hand
             try:
                 message = message_of(frame)
             finally:

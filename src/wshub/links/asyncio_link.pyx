@@ -18,7 +18,7 @@ from wshub.protocol.frame_buffer cimport DELIVERED, FrameBuffer
 
 import errno
 
-from wshub.links.transports import unacknowledged_bytes
+from wshub.links.transports import unacked_bytes
 
 cdef enum:
     # Short frames are given to the transport side by side, up to this many bytes. One call of a transport costs as
@@ -73,7 +73,7 @@ cdef class AsyncioLink(Link):
 
     def pause_writing(self):
         self.blocked = True
-        self.fall_behind()
+        self.mark_blocked()
 
     def resume_writing(self):
         self.blocked = False
@@ -133,7 +133,7 @@ cdef class AsyncioLink(Link):
                 return
             self.counters.messages.outcomes[DELIVERED] += queue_advance(&self.queue, total)
             self.counters.bytes_sent += total
-            self.given += total
+            self.bytes_written += total
             # write() may call pause_writing() before it returns, which ends this loop.
             self.transport.write(data)
 
@@ -141,15 +141,15 @@ cdef class AsyncioLink(Link):
         # A transport that asks for a pause holds too much that was queued.
         return not self.blocked and Link.should_notify_drained(self)
 
-    cdef Progress look(self) noexcept:
-        cdef Progress found = Link.look(self)
+    cdef Progress poll_progress(self) noexcept:
+        cdef Progress found = Link.poll_progress(self)
         # A transport with TLS may hide what it has encrypted already; the kernel does not.
-        if found == AT_REST and not self.closed and self.acknowledged < self.given:
+        if found == AT_REST and not self.closed and self.bytes_acked < self.bytes_written:
             return STALLED
         return found
 
-    cdef int64_t unacknowledged(self) noexcept:
-        return <int64_t>self.transport.get_write_buffer_size() + <int64_t>unacknowledged_bytes(self.transport)
+    cdef int64_t bytes_unacked(self) noexcept:
+        return <int64_t>self.transport.get_write_buffer_size() + <int64_t>unacked_bytes(self.transport)
 
     cdef object peer_name(self):
         return self.peer

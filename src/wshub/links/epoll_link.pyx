@@ -110,7 +110,7 @@ cdef class EpollLink(Link):
         if not self.closed and not self.blocked:
             self.links.flush_link(self)
 
-    cdef int64_t unacknowledged(self) noexcept:
+    cdef int64_t bytes_unacked(self) noexcept:
         # Epoll reports a writable socket only once a third of the kernel's buffer is free. A slow reader takes a while.
         cdef int length = 0
         ioctl(self.descriptor, TIOCOUTQ, &length)
@@ -320,7 +320,7 @@ cdef class EpollLinks:
                 else:
                     self.lose(link, errno)
                 return
-            link.given += sent
+            link.bytes_written += sent
             self.bytes_sent += sent
             link.counters.bytes_sent += sent
             link.counters.messages.outcomes[DELIVERED] += queue_advance(&link.queue, sent)
@@ -340,7 +340,7 @@ cdef class EpollLinks:
     cdef void on_would_block(self, EpollLink link) noexcept:
         """The kernel takes no more for now: epoll reports when it does."""
         link.blocked = True
-        link.fall_behind()
+        link.mark_blocked()
         if link.should_notify_drained():
             self.enqueue(self.pending_notifications, link)
 

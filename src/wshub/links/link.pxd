@@ -74,10 +74,10 @@ cdef class Link:
     cdef uint8_t notify_drained  # drained() is to be called once, when the queue is empty
     cdef uint8_t tells_drained   # drained() is to be called again each time that the link was blocked
     cdef uint8_t hides_bytes    # bytes that it has sent may wait in a transport although it is not blocked
-    cdef uint8_t fell_behind     # it was blocked since drained() was last called with an empty queue
+    cdef uint8_t was_blocked     # it was blocked since drained() was last called with an empty queue
     cdef uint8_t finishing       # it queues no more, and ends once all has left and the peer has ended its side
-    cdef int64_t given           # bytes that have left the queue, ever: for the kernel, a transport or a server
-    cdef int64_t acknowledged    # of these, how many the peer had at the last look()
+    cdef int64_t bytes_written # bytes that have left the queue, ever: for the kernel, a transport or a server
+    cdef int64_t bytes_acked    # of these, how many the peer had at the last look()
     cdef int64_t notify_at       # 0, or drained() is to be called once more when so many were given
     cdef LinkCounters counters
     cdef Receiver receiver
@@ -95,15 +95,15 @@ cdef class Link:
     cdef void notify_when_left(self, int64_t length) noexcept
     cdef bint should_notify_drained(self) noexcept
     cdef void tell_drained(self) noexcept
-    cdef Progress look(self) noexcept
-    cdef int64_t unacknowledged(self) noexcept
+    cdef Progress poll_progress(self) noexcept
+    cdef int64_t bytes_unacked(self) noexcept
     cdef bint replace(self, FrameBuffer *frame) noexcept
     cdef void turn_away(self, FrameBuffer *frame, Outcome outcome) noexcept
     cdef int detach(self) noexcept
     cdef object peer_name(self)
     cdef int push(self, FrameBuffer *frame) noexcept
     cdef FrameBuffer *pop_delivered(self) noexcept
-    cdef void fall_behind(self) noexcept
+    cdef void mark_blocked(self) noexcept
     cdef void drop_queue(self) noexcept
     cdef void tell_lost(self, int error) noexcept
 

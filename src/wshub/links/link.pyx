@@ -140,7 +140,7 @@ cdef class Link:
 
     cdef int64_t end_of_queue(self) noexcept:
         """Return how many bytes will have left, ever, once the present queue has: fewer if some of it is dropped."""
-        return self.given + self.queue.queued_bytes
+        return self.bytes_written + self.queue.queued_bytes
 
     cdef void notify_when_left(self, int64_t length) noexcept:
         """Have drained() called once: when so many bytes have left the queue, ever, or the queue is empty."""
@@ -150,7 +150,7 @@ cdef class Link:
 
     cdef bint should_notify_drained(self) noexcept:
         """Return whether what notify_when_left() asked for has left."""
-        return self.notify_drained and (self.has_drained() or 0 < self.notify_at <= self.given)
+        return self.notify_drained and (self.has_drained() or 0 < self.notify_at <= self.bytes_written)
 
     cdef void tell_drained(self) noexcept:
         """Call drained() if what notify_when_left() asked for has left. If not, it is still to be called."""
@@ -161,18 +161,18 @@ cdef class Link:
             self.notify_drained = False
         self.receiver.drained()
 
-    cdef Progress look(self) noexcept:
+    cdef Progress poll_progress(self) noexcept:
         """Ask the kernel how much the peer has acknowledged. Return how that has changed since the last call."""
-        cdef int64_t before = self.acknowledged
+        cdef int64_t before = self.bytes_acked
         if self.closed:
             return AT_REST
-        if before < self.given:
-            self.acknowledged = self.given - self.unacknowledged()
-            if self.acknowledged > before:
+        if before < self.bytes_written:
+            self.bytes_acked = self.bytes_written - self.bytes_unacked()
+            if self.bytes_acked > before:
                 return TAKING
         return STALLED if self.blocked else AT_REST
 
-    cdef int64_t unacknowledged(self) noexcept:
+    cdef int64_t bytes_unacked(self) noexcept:
         """Return how many of the bytes that have left the queue the peer is not known to have."""
         return 0
 
@@ -228,10 +228,10 @@ cdef class Link:
         self.counters.messages.outcomes[DELIVERED] += frame_is_message(frame)
         return frame
 
-    cdef void fall_behind(self) noexcept:
+    cdef void mark_blocked(self) noexcept:
         """Note that the other side takes no more for now: a receiver may have asked for drained() after that."""
         if self.tells_drained:
-            self.fell_behind = True
+            self.was_blocked = True
             self.notify_drained = True
 
     cdef void drop_queue(self) noexcept:

@@ -153,7 +153,7 @@ cdef class LinkProbe(Receiver):
 
     def poll_progress(self):
         """Return "at rest", "taking" or "stalled"."""
-        cdef Progress found = self.link.look()
+        cdef Progress found = self.link.poll_progress()
         return "at rest" if found == AT_REST else "taking" if found == TAKING else "stalled"
 
     @property

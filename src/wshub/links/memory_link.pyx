@@ -108,7 +108,7 @@ cdef class MemoryLink(Link):
             self.flush()
             self.schedule()
 
-    cdef int64_t unacknowledged(self) noexcept:
+    cdef int64_t bytes_unacked(self) noexcept:
         return len(self.outgoing)
 
     cdef void flush(self) noexcept:
@@ -126,7 +126,7 @@ cdef class MemoryLink(Link):
             space = self.capacity - len(self.outgoing)
             if space == 0:
                 self.blocked = True
-                self.fall_behind()
+                self.mark_blocked()
                 break
             queue_gather(&self.queue, &piece, 1, scratch, SCRATCH_SIZE, &total)
             total = min(total, space)
@@ -135,7 +135,7 @@ cdef class MemoryLink(Link):
             except MemoryError:
                 # The next step tries again.
                 break
-            self.given += total
+            self.bytes_written += total
             self.counters.bytes_sent += total
             self.counters.messages.outcomes[DELIVERED] += queue_advance(&self.queue, total)
             self.other.schedule()

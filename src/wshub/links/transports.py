@@ -20,7 +20,7 @@ except ImportError:
 else:
     HAS_IOCTL = True
 
-__all__ = ["connect_accepted_socket", "unacknowledged_bytes"]
+__all__ = ["connect_accepted_socket", "unacked_bytes"]
 
 
 async def connect_accepted_socket(
@@ -49,7 +49,7 @@ async def connect_accepted_socket(
     return await connect(ssl=ssl, ssl_handshake_timeout=timeout, ssl_shutdown_timeout=timeout)
 
 
-def unacknowledged_bytes(transport: asyncio.Transport) -> int:
+def unacked_bytes(transport: asyncio.Transport) -> int:
     """Return the sent bytes that the kernel still holds for the peer; 0 if it cannot be asked."""
     connected = transport.get_extra_info("socket")
     if not HAS_IOCTL or connected is None:
