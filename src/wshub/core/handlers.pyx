@@ -59,7 +59,7 @@ cdef int start(ConnectionCore connection, Link link) except -1:
         connection.reason = ""
         begin_closing(connection, payload)
         return 0
-    link.tells_drained = connection.handlers.on_drain is not None
+    link.notifies_drained = connection.handlers.on_drain is not None
     connection.opened = True
     PyContext_Enter(connection.context)
     try:
@@ -186,7 +186,7 @@ cdef int call_on_drain(ConnectionCore connection) except -1:
         return 0
     if not connection.link.has_drained():
         # More was queued since. The handler is called when that has left.
-        connection.link.notify_drained = True
+        connection.link.drain_requested = True
         return 0
     connection.drain_pending = False
     return call_handler(connection, connection.handlers.on_drain, (connection,), HANDLER_RUNS)

@@ -57,11 +57,11 @@ cdef int queue_at_limit(ConnectionCore connection, FrameBuffer *frame, uint8_t p
     if is_full(connection):
         connection.hub.had_no_space = True
         if policy == CLOSE_CONNECTION:
-            connection.link.turn_away(frame, DROPPED_SLOW)
+            connection.link.reject(frame, DROPPED_SLOW)
             return -1
         connection.is_dropping = True
         if policy == DROP_NEWEST or not connection.link.make_space(connection.hub.max_send_buffer):
-            connection.link.turn_away(frame, DROPPED_NEWEST)
+            connection.link.reject(frame, DROPPED_NEWEST)
             # No later message may refer to one that the peer does not get.
             connection.context_stale = True
             sync_to(connection, 0)

@@ -275,7 +275,7 @@ cdef class AsgiLink(Link):
         self.closed_by_peer(code, reason)
 
     def _drained(self):
-        self.tell_drained()
+        self.notify_drained()
 
     def _lose(self):
         for task in (self.receiving, self.sending):
@@ -285,7 +285,7 @@ cdef class AsgiLink(Link):
         if self.suspended is not None:
             self.suspended.cancel()
             self.suspended = None
-        self.tell_lost(0)
+        self.notify_lost(0)
 
     cdef object closed_by_peer(self, int code, object reason):
         """Give the receiver the close frame of the peer. Code 1005 is a close without a code."""

@@ -69,7 +69,7 @@ cdef class AsyncioLink(Link):
         return not self.closed and self.transport.can_write_eof()
 
     def connection_lost(self, error):
-        self.lose(error.errno or errno.ECONNRESET if isinstance(error, OSError) else 0)
+        self.on_lost(error.errno or errno.ECONNRESET if isinstance(error, OSError) else 0)
 
     def pause_writing(self):
         self.blocked = True
@@ -107,7 +107,7 @@ cdef class AsyncioLink(Link):
             return
         self.transport.abort()
         # The transport reports the loss in a later iteration of the loop; so does this.
-        self.loop.call_soon(self.lose, 0)
+        self.loop.call_soon(self.on_lost, 0)
 
     cdef void flush_now(self) noexcept:
         # The garbage collector may run code while the transport takes a frame. That must not send the next one first.
@@ -170,11 +170,11 @@ cdef class AsyncioLink(Link):
         if self.closed:
             return
         # Before the transport is given more than notify_when_left() asked for.
-        self.tell_drained()
+        self.notify_drained()
         self.flush_now()
         if not queue_is_empty(&self.queue):
             return
-        self.tell_drained()
+        self.notify_drained()
         if self.finishing and not self.closing_transport and queue_is_empty(&self.queue):
             if self.ended or not self.transport.can_write_eof():
                 self.closing_transport = True
@@ -190,5 +190,5 @@ cdef class AsyncioLink(Link):
             # A TLS transport of Python 3.11 that is closed twice cannot be asked what it holds any more.
             self.transport.close()
 
-    def lose(self, int error):
-        self.tell_lost(error)
+    def on_lost(self, int error):
+        self.notify_lost(error)

@@ -40,7 +40,7 @@ cdef class AcceptedLink(AsyncioLink):
     def setup_failed(self):
         """End the link: there will be no transport."""
         self.setup = None
-        self.lose(0)
+        self.on_lost(0)
 
     cdef int write(self, FrameBuffer *frame) noexcept:
         return 0 if self.transport is None else AsyncioLink.write(self, frame)
@@ -51,14 +51,14 @@ cdef class AcceptedLink(AsyncioLink):
         elif self.setup is not None and not self.closed:
             self.setup.abort()
             # A transport reports the loss in a later iteration of the loop; so does this.
-            self.loop.call_soon(self.lose, 0)
+            self.loop.call_soon(self.on_lost, 0)
 
     cdef object peer_name(self):
         return peer_of(self.setup.socket) if self.setup is not None else self.peer
 
-    cdef void tell_lost(self, int error) noexcept:
+    cdef void notify_lost(self, int error) noexcept:
         self.reactor.links.discard(self)
-        AsyncioLink.tell_lost(self, error)
+        AsyncioLink.notify_lost(self, error)
 
 
 cdef object peer_of(connected):
@@ -163,4 +163,4 @@ cdef class AsyncioReactor:
                 link.transport.abort()
             elif link.setup is not None:
                 link.setup.abort()
-            link.lose(0)
+            link.on_lost(0)

@@ -99,7 +99,7 @@ cdef class EpollLink(Link):
         if self.closed:
             return
         if not after_flush:
-            self.links.lose(self, 0)
+            self.links.on_lost(self, 0)
         elif not self.finishing:
             self.finishing = True
             self.resume()
@@ -318,7 +318,7 @@ cdef class EpollLinks:
                     # Nothing reports when there is memory again: the next run tries, at the latest that of the sweep.
                     self.enqueue(self.send_retries, link)
                 else:
-                    self.lose(link, errno)
+                    self.on_lost(link, errno)
                 return
             link.bytes_written += sent
             self.bytes_sent += sent
@@ -329,12 +329,12 @@ cdef class EpollLinks:
                 return
         if link.finishing:
             if link.ended:
-                self.lose(link, 0)
+                self.on_lost(link, 0)
                 return
             if not link.shut_down:
                 link.shut_down = True
                 shutdown(link.descriptor, SHUT_WR)
-        if link.notify_drained:
+        if link.drain_requested:
             self.enqueue(self.pending_notifications, link)
 
     cdef void on_would_block(self, EpollLink link) noexcept:
@@ -346,7 +346,7 @@ cdef class EpollLinks:
 
     # The ends of links, and what receivers are called with
 
-    cdef void lose(self, EpollLink link, int error) noexcept:
+    cdef void on_lost(self, EpollLink link, int error) noexcept:
         """Close the descriptor and drop the queue. The receiver is called at the end of this round."""
         if link.closed:
             return
@@ -385,4 +385,4 @@ cdef class EpollLinks:
                     link.receiver = None
             else:
                 # A receiver that was called before may have queued more for it.
-                link.tell_drained()
+                link.notify_drained()

@@ -130,7 +130,7 @@ cdef class EpollListeners:
                     raise TypeError("accepted() returned None")
             except BaseException as error:
                 # This comes first: a link without a receiver must not be read.
-                self.links.lose(link, 0)
+                self.links.on_lost(link, 0)
                 accept_failed(self.links.loop, error)
 
     cdef void pause(self, Listener listener, int error) noexcept:

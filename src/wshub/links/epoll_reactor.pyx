@@ -303,7 +303,7 @@ cdef class EpollReactor:
         if received < 0:
             link.has_data = False
             if errno != EAGAIN:
-                self.links.lose(link, errno)
+                self.links.on_lost(link, errno)
             return
         if received == 0:
             link.has_data = False

@@ -71,8 +71,8 @@ cdef class Link:
     cdef uint8_t blocked      # the other side took less than it was given, or asked for a pause
     cdef uint8_t closed       # it has ended: connection_lost() has been called, or will be soon
     cdef uint8_t without_pings   # it cannot carry pings or pongs: the ASGI server finds dead peers
-    cdef uint8_t notify_drained  # drained() is to be called once, when the queue is empty
-    cdef uint8_t tells_drained   # drained() is to be called again each time that the link was blocked
+    cdef uint8_t drain_requested  # drained() is to be called once, when the queue is empty
+    cdef uint8_t notifies_drained   # drained() is to be called again each time that the link was blocked
     cdef uint8_t hides_bytes    # bytes that it has sent may wait in a transport although it is not blocked
     cdef uint8_t was_blocked     # it was blocked since drained() was last called with an empty queue
     cdef uint8_t finishing       # it queues no more, and ends once all has left and the peer has ended its side
@@ -94,18 +94,18 @@ cdef class Link:
     cdef int64_t end_of_queue(self) noexcept
     cdef void notify_when_left(self, int64_t length) noexcept
     cdef bint should_notify_drained(self) noexcept
-    cdef void tell_drained(self) noexcept
+    cdef void notify_drained(self) noexcept
     cdef Progress poll_progress(self) noexcept
     cdef int64_t bytes_unacked(self) noexcept
     cdef bint replace(self, FrameBuffer *frame) noexcept
-    cdef void turn_away(self, FrameBuffer *frame, Outcome outcome) noexcept
+    cdef void reject(self, FrameBuffer *frame, Outcome outcome) noexcept
     cdef int detach(self) noexcept
     cdef object peer_name(self)
     cdef int push(self, FrameBuffer *frame) noexcept
     cdef FrameBuffer *pop_delivered(self) noexcept
     cdef void mark_blocked(self) noexcept
     cdef void drop_queue(self) noexcept
-    cdef void tell_lost(self, int error) noexcept
+    cdef void notify_lost(self, int error) noexcept
 
 
 cdef dict counts_of(const DeliveryCounters *delivery_counters, uint64_t pending)

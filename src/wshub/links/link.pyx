@@ -92,7 +92,7 @@ cdef class Link:
       abort at once may follow one after the flush.
     - ``flush_now()`` sends what can be sent before it returns. Otherwise the queue leaves soon.
     - ``notify_when_left(n)`` has the receiver's ``drained()`` called once: when ``n`` bytes have left, or the queue is
-      empty. If ``tells_drained`` is set, ``drained()`` is also called each time that the link was blocked and the queue
+      empty. If ``notifies_drained`` is set, ``drained()`` is also called each time that the link was blocked and the queue
       is empty again.
     - ``look()`` says whether the peer goes on to take what was sent.
     - ``detach()`` gives up the descriptor, if there is one. It does not call the receiver.
@@ -144,21 +144,21 @@ cdef class Link:
 
     cdef void notify_when_left(self, int64_t length) noexcept:
         """Have drained() called once: when so many bytes have left the queue, ever, or the queue is empty."""
-        self.notify_drained = True
+        self.drain_requested = True
         if self.notify_at == 0 or length < self.notify_at:
             self.notify_at = length
 
     cdef bint should_notify_drained(self) noexcept:
         """Return whether what notify_when_left() asked for has left."""
-        return self.notify_drained and (self.has_drained() or 0 < self.notify_at <= self.bytes_written)
+        return self.drain_requested and (self.has_drained() or 0 < self.notify_at <= self.bytes_written)
 
-    cdef void tell_drained(self) noexcept:
+    cdef void notify_drained(self) noexcept:
         """Call drained() if what notify_when_left() asked for has left. If not, it is still to be called."""
         if self.closed or self.receiver is None or not self.should_notify_drained():
             return
         self.notify_at = 0
         if self.has_drained():
-            self.notify_drained = False
+            self.drain_requested = False
         self.receiver.drained()
 
     cdef Progress poll_progress(self) noexcept:
@@ -193,7 +193,7 @@ cdef class Link:
         self.counters.messages.outcomes[REPLACED] += 1
         return True
 
-    cdef void turn_away(self, FrameBuffer *frame, Outcome outcome) noexcept:
+    cdef void reject(self, FrameBuffer *frame, Outcome outcome) noexcept:
         """Count a message that is dropped instead of queued."""
         if not frame_is_message(frame):
             return
@@ -230,9 +230,9 @@ cdef class Link:
 
     cdef void mark_blocked(self) noexcept:
         """Note that the other side takes no more for now: a receiver may have asked for drained() after that."""
-        if self.tells_drained:
+        if self.notifies_drained:
             self.was_blocked = True
-            self.notify_drained = True
+            self.drain_requested = True
 
     cdef void drop_queue(self) noexcept:
         """Drop everything queued, and count it as dropped by the end of the connection."""
@@ -240,7 +240,7 @@ cdef class Link:
         if dropped:
             self.counters.messages.outcomes[DROPPED_CLOSED] += dropped
 
-    cdef void tell_lost(self, int error) noexcept:
+    cdef void notify_lost(self, int error) noexcept:
         """End the link: drop what is queued, and call connection_lost() once."""
         cdef Receiver receiver = self.receiver
         if self.closed:

@@ -149,7 +149,7 @@ cdef class LinkProbe(Receiver):
 
     def notify_whenever_drained(self):
         """Have ``drained()`` called each time that the link was blocked and its queue is empty again."""
-        self.link.tells_drained = True
+        self.link.notifies_drained = True
 
     def poll_progress(self):
         """Return "at rest", "taking" or "stalled"."""

@@ -22,4 +22,4 @@ cdef class MemoryLink(Link):
     cdef bint receive(self, Py_ssize_t limit) except -1
     cdef bint has_work(self) noexcept
     cdef void schedule(self) noexcept
-    cdef void lose(self, int error) noexcept
+    cdef void on_lost(self, int error) noexcept

@@ -45,7 +45,7 @@ cdef class MemoryLink(Link):
                 self.flush()
             if not self.closed and self.should_notify_drained():
                 busy = True
-                self.tell_drained()
+                self.notify_drained()
                 self.flush()
             if self.lost_pending:
                 busy = True
@@ -70,7 +70,7 @@ cdef class MemoryLink(Link):
         cdef MemoryLink end
         for end in (self, self.other):
             end.outgoing.clear()
-            end.lose(error)
+            end.on_lost(error)
 
     @property
     def bytes_on_the_way(self):
@@ -101,7 +101,7 @@ cdef class MemoryLink(Link):
             self.paused = False
             self.schedule()
         else:
-            self.lose(0)
+            self.on_lost(0)
 
     cdef void flush_now(self) noexcept:
         if not self.closed:
@@ -121,7 +121,7 @@ cdef class MemoryLink(Link):
         self.blocked = False
         while not queue_is_empty(&self.queue):
             if self.other.closed:
-                self.lose(errno.EPIPE)
+                self.on_lost(errno.EPIPE)
                 return
             space = self.capacity - len(self.outgoing)
             if space == 0:
@@ -141,7 +141,7 @@ cdef class MemoryLink(Link):
             self.other.schedule()
         if (self.finishing or self.output_ends) and queue_is_empty(&self.queue):
             if self.finishing and self.ended:
-                self.lose(0)
+                self.on_lost(0)
             elif not self.shut_down:
                 self.shut_down = True
                 self.other.schedule()
@@ -211,7 +211,7 @@ cdef class MemoryLink(Link):
         self.scheduled = False
         self.deliver()
 
-    cdef void lose(self, int error) noexcept:
+    cdef void on_lost(self, int error) noexcept:
         """End the link. The receiver is called in the next step. Bytes on the way still arrive at the other end."""
         if self.closed:
             return
