@@ -12,7 +12,7 @@ from tests.support.uvicorn_server import listening
 from wshub import Connection, ConnectionLost, EventHandler, Frame, Hub, Opcode
 from wshub.app import App, Context
 from wshub.asgi.handshake import open_connection, register_scope
-from wshub.core.event_handler import table_of
+from wshub.core.event_handler import handler_table_of
 
 
 def fail(ctx: Context, connection: Connection) -> None:
@@ -122,7 +122,7 @@ async def test_close_before_the_opening_is_honoured_where_the_server_keeps_the_c
 
     scope = {"type": "websocket", "path": "/", "headers": [(b"host", b"a")], "client": ("192.0.2.1", 5)}
     async with Hub() as hub:
-        opening = register_scope(hub, table_of(EventHandler(on_open=lambda _: sent.append("open"))), scope)
+        opening = register_scope(hub, handler_table_of(EventHandler(on_open=lambda _: sent.append("open"))), scope)
         connection = opening.connection
         connection.close(4000, "no")
         await open_connection(opening, scope, receive, send, ())

@@ -13,7 +13,7 @@ import pytest
 from tests.support.raw_peers import RawPeer, raw_peer
 from tests.support.serving_hub import connected, serving
 from wshub import CompressionConfig, Connection, EventHandler, Opcode
-from wshub.core.event_handler import table_of
+from wshub.core.event_handler import handler_table_of
 
 EACH_LINK = pytest.mark.parametrize("use_reactor", [True, False])
 CLIENTS = 40
@@ -123,7 +123,7 @@ async def test_a_connection_open_throughout_a_broadcast_gets_it_once_whoever_reg
     async with scene(use_reactor=use_reactor) as (hub, _, peers):
         registered: list[Connection] = []
 
-        table = table_of(EventHandler())
+        table = handler_table_of(EventHandler())
 
         def register_many() -> None:
             registered.extend(hub.register_connection(table, None) for _ in range(200))

@@ -20,7 +20,7 @@ from tests.support.certificate import Certificate
 from tests.support.raw_peers import REQUEST, raw_peer
 from tests.support.serving_hub import connected, serving
 from wshub import Connection, ConnectionClosed, ConnectionLost, EventHandler, Frame, Hub, HubConfig, Opcode
-from wshub.core.event_handler import table_that_receives
+from wshub.core.event_handler import receiving_handler_table
 
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 MANY = 5_000
@@ -143,7 +143,7 @@ async def test_those_that_are_not_cancelled_go_on_to_wait(native: bool) -> None:
 
 def register(hub: Hub) -> Connection:
     hub.bind()
-    return hub.register_connection(table_that_receives(), None)
+    return hub.register_connection(receiving_handler_table(), None)
 
 
 @pytest.mark.parametrize("closed", [False, True], ids=["", "after close()"])

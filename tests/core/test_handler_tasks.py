@@ -16,7 +16,7 @@ import pytest
 from tests.core.handler_programs import VARIABLE, Actor, Stage, program
 from tests.support.raw_peers import masked
 from wshub import EventHandler, Frame, Hub
-from wshub.core.event_handler import table_of
+from wshub.core.event_handler import handler_table_of
 from wshub.links.eager_task import start_eager_task
 from wshub.links.link_probe import LinkProbe
 from wshub.links.memory_link import create_memory_links
@@ -30,7 +30,7 @@ class Wire:
     """A connection in memory, whose messages arrive when the test says so."""
 
     def __init__(self, hub: Hub, handler: EventHandler) -> None:
-        self.connection = hub.register_connection(table_of(handler), None)
+        self.connection = hub.register_connection(handler_table_of(handler), None)
         self._link, other = create_memory_links(loop=asyncio.get_running_loop())
         self.peer = LinkProbe(other)
         hub.open_on_link(self.connection, self._link, b"", b"")

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from tests.support.deflated import TAIL
 from wshub import CompressionConfig, Connection, EventHandler, Frame, Hub, HubConfig, MisuseError, Opcode
-from wshub.core.event_handler import table_of
+from wshub.core.event_handler import handler_table_of
 from wshub.links.link_probe import LinkProbe
 from wshub.links.memory_link import MemoryLink, create_memory_links, deliver_all
 from wshub.protocol.http.headers import Headers
@@ -31,7 +31,7 @@ OFFERS = [
     *(b"permessage-deflate; server_no_context_takeover; server_max_window_bits=%d" % bits for bits in (8, 10, 13)),
 ]
 ROOMS = ["shared", "also shared", "ordinary"]
-TABLE = table_of(EventHandler())
+TABLE = handler_table_of(EventHandler())
 
 
 class Window:

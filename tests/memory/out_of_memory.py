@@ -30,7 +30,7 @@ from tests.memory.wire import (
 )
 from tests.support.deflated import deflated
 from wshub import CompressionConfig, ConnectionState, EventHandler, Frame, Hub, HubConfig, Message
-from wshub.core.event_handler import table_of
+from wshub.core.event_handler import handler_table_of
 from wshub.links.link_probe import LinkProbe
 from wshub.links.memory_link import create_memory_links, deliver_all
 from wshub.protocol.http.headers import Headers
@@ -164,7 +164,7 @@ async def broadcast_to_a_shared_window(number: int) -> object:
     members = []
     for _ in range(3):
         offer = Headers([(b"sec-websocket-extensions", b"permessage-deflate")])
-        connection = hub.register_connection(table_of(EventHandler()), RequestHead("GET", "/", "1.1", offer))
+        connection = hub.register_connection(handler_table_of(EventHandler()), RequestHead("GET", "/", "1.1", offer))
         link, other = create_memory_links(capacity=CAPACITY)
         peer = LinkProbe(other)
         hub.open_on_link(connection, link, b"", b"")

@@ -14,7 +14,7 @@ from tests.support.half_tls import STARTS, HalfTls
 from tests.support.raw_peers import REQUEST, masked
 from tests.support.serving_hub import Clock, connected
 from wshub import EventHandler, Frame, Hub, HubConfig
-from wshub.core.event_handler import table_of
+from wshub.core.event_handler import handler_table_of
 from wshub.links.asyncio_link import AsyncioLink
 from wshub.serving.server import Server
 
@@ -203,7 +203,7 @@ async def test_a_tls_transport_is_closed_once_when_the_client_ends_its_side_too(
     hub = Hub()
     transport = ClosingTransport()
     link = AsyncioLink(transport, asyncio.get_running_loop())
-    connection = hub.register_connection(table_of(EventHandler()), None)
+    connection = hub.register_connection(handler_table_of(EventHandler()), None)
     hub.open_on_link(connection, link, b"", b"")
     connection.close()
     link.data_received(masked(Frame.close()))

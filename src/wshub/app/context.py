@@ -13,7 +13,7 @@ import starlette.responses
 from starlette.types import Scope
 
 from wshub.asgi.handshake import register_scope, register_scope_when_decided
-from wshub.core.event_handler import EventHandler, Handlers, table_of
+from wshub.core.event_handler import EventHandler, Handlers, handler_table_of
 from wshub.core.handler_table import HandlerTable
 from wshub.core.opening import count_refusal
 from wshub.core.refusals import NOT_HANDED_OVER
@@ -164,7 +164,7 @@ class Context:
         """Do what ``hub.register()`` does within a handler of this request."""
         request = self._check_registration(hub)
         with _without_upgrade():
-            self.opening = register_scope(hub, table_of(handler), request.scope)
+            self.opening = register_scope(hub, handler_table_of(handler), request.scope)
         return self.opening.connection
 
     async def register_when_decided(self, hub: HubLifecycle, table: HandlerTable) -> None:

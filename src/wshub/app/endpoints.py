@@ -10,9 +10,9 @@ import starlette.responses
 from starlette.types import Receive, Scope, Send
 
 from wshub.app.context import Context, HasHub, Request
-from wshub.asgi.handshake import hold, open_connection, respond
+from wshub.asgi.handshake import wait_until_released, open_connection, respond
 from wshub.asgi.native import NativeRoute
-from wshub.core.event_handler import table_of
+from wshub.core.event_handler import handler_table_of
 from wshub.core.upgrade import current_upgrade
 from wshub.errors import HandshakeError, MisuseError
 
@@ -78,7 +78,7 @@ class WebSocketEndpoint:
             await self._deny(response.to_starlette(), scope, send)
             return
         link = await open_connection(opening, scope, receive, send, response.headers)
-        await hold(opening.connection, link)
+        await wait_until_released(opening.connection, link)
 
     @staticmethod
     async def _deny(response: starlette.responses.Response, scope: Scope, send: Send) -> None:
@@ -94,7 +94,7 @@ class ConnectionEndpoint(WebSocketEndpoint):
 
     def __init__(self, app: HasHub, endpoint: Callable[[Connection], Any]) -> None:
         super().__init__(app, self._register)
-        self.table = table_of(endpoint)
+        self.table = handler_table_of(endpoint)
 
     def native_route(self, path_params: dict[str, Any]) -> NativeRoute | None:
         """Return how the application's hub serves a request without uvicorn; None if there is no hub by now."""

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from wshub.asgi import endings
-from wshub.asgi.handshake import accept_or_refuse, check_not_accepted, expect_connect, hold
+from wshub.asgi.handshake import accept_or_refuse, check_not_accepted, expect_connect, wait_until_released
 from wshub.asgi.scope import Scope, encode_fields, takeover_of
-from wshub.core.event_handler import EventHandler, table_of, table_that_receives
+from wshub.core.event_handler import EventHandler, handler_table_of, receiving_handler_table
 from wshub.errors import HandshakeError, MisuseError
 from wshub.protocol.http.fields import HeaderField
 from wshub.protocol.validation import check_strings
@@ -50,7 +50,7 @@ async def accept_websocket(
     scope: Scope = websocket.scope
     if handler is not None and not isinstance(handler, EventHandler):
         raise MisuseError(f"accept() takes an EventHandler, not {handler!r}: a coroutine goes on after it by itself")
-    table = table_of(handler) if handler is not None else table_that_receives()
+    table = handler_table_of(handler) if handler is not None else receiving_handler_table()
     subprotocols = check_strings("subprotocols", subprotocols)
     fields = encode_fields(headers)
     check_not_accepted(scope, websocket)
@@ -70,7 +70,7 @@ async def accept_websocket(
             _close_with_endpoint(connection, link, scope)
         return connection
     try:
-        await hold(connection, link)
+        await wait_until_released(connection, link)
         await connection.wait_closed()
     except asyncio.CancelledError:
         connection.close(1011)

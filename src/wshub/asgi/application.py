@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from wshub.asgi.handshake import accept_or_refuse, check_not_accepted, expect_connect, hold, refuse_with
+from wshub.asgi.handshake import accept_or_refuse, check_not_accepted, expect_connect, wait_until_released, refuse_with
 from wshub.asgi.native import NativeRoute
 from wshub.asgi.scope import Receive, Scope, Send
-from wshub.core.event_handler import table_of
+from wshub.core.event_handler import handler_table_of
 from wshub.core.opening import count_refusal
 from wshub.core.refusals import NOT_A_HANDSHAKE
 from wshub.errors import HandshakeError, MisuseError
@@ -25,7 +25,7 @@ class HubApplication:
 
     def __init__(self, hub: HubLifecycle, handler: Any, subprotocols: Sequence[str]) -> None:
         self.hub = hub
-        self.table = table_of(handler)
+        self.table = handler_table_of(handler)
         self.subprotocols = check_strings("subprotocols", subprotocols)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -37,7 +37,7 @@ class HubApplication:
                 accepted = await accept_or_refuse(self.hub, self.table, scope, receive, send, self.subprotocols)
             except HandshakeError:
                 return
-            await hold(*accepted)
+            await wait_until_released(*accepted)
         elif scope["type"] == "http":
             error = HandshakeError(*NOT_A_HANDSHAKE)
             count_refusal(self.hub, error)

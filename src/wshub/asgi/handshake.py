@@ -41,7 +41,7 @@ __all__ = [
     "accept_or_refuse",
     "check_not_accepted",
     "expect_connect",
-    "hold",
+    "wait_until_released",
     "open_connection",
     "refuse_with",
     "register_scope",
@@ -201,7 +201,7 @@ def _become_guest(opening: Opening, takeover: Mapping[str, Any]) -> None:
     opening.drop_compression()
 
 
-async def hold(connection: Connection, link: AsgiLink | None) -> None:
+async def wait_until_released(connection: Connection, link: AsgiLink | None) -> None:
     """Return when the server has no part in the connection any more: when it has ended, if the server keeps it."""
     if link is not None:
         try:

@@ -13,7 +13,7 @@ cdef class ConflationKeys:
     cdef Py_ssize_t characters  # of all these names
 
     cdef uint64_t next_number(self) noexcept
-    cdef uint64_t number_of(self, uint64_t namespace, object name) except? 0xFFFFFFFFFFFFFFFF
+    cdef uint64_t number_of_name(self, uint64_t namespace, object name) except? 0xFFFFFFFFFFFFFFFF
     cdef object clear(self)
 
 
@@ -24,4 +24,4 @@ cdef inline uint64_t intern_key(ConflationKeys keys, uint64_t namespace, object 
     """Return the number that stands for a conflation key; 0 if there is no key."""
     if name is None:
         return 0
-    return keys.number_of(namespace, name)
+    return keys.number_of_name(namespace, name)

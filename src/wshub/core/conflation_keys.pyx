@@ -36,7 +36,7 @@ cdef class ConflationKeys:
         self.last += 1
         return self.last
 
-    cdef uint64_t number_of(self, uint64_t namespace, object name) except? 0xFFFFFFFFFFFFFFFF:
+    cdef uint64_t number_of_name(self, uint64_t namespace, object name) except? 0xFFFFFFFFFFFFFFFF:
         """Return the number of a key, the same each time until the names are forgotten."""
         # An exact str: an object of a subclass may hold more than the name.
         cdef str exact = PyUnicode_FromObject(name)

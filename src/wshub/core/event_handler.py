@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from wshub.core.connection import Connection
     from wshub.protocol.message import Message
 
-__all__ = ["EventHandler", "Handlers", "table_of", "table_that_receives"]
+__all__ = ["EventHandler", "Handlers", "handler_table_of", "receiving_handler_table"]
 
 
 class Handlers(TypedDict, total=False):
@@ -107,7 +107,7 @@ class EventHandler:
         check_class(cls, EventHandler)
 
 
-def table_of(handler: Any) -> HandlerTable:
+def handler_table_of(handler: Any) -> HandlerTable:
     """Return the HandlerTable of an EventHandler, or of a coroutine function whose end closes the connection."""
     if isinstance(handler, EventHandler):
         check_instance(handler)
@@ -122,6 +122,6 @@ def table_of(handler: Any) -> HandlerTable:
     )
 
 
-def table_that_receives() -> HandlerTable:
+def receiving_handler_table() -> HandlerTable:
     """Return the HandlerTable of a connection whose application only calls ``receive()``."""
     return HandlerTable(EventHandler(), receives=True)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from wshub.core.event_handler import table_of
+from wshub.core.event_handler import handler_table_of
 from wshub.errors import ConfigurationError, MisuseError
 from wshub.protocol.validation import check_integer, check_port, check_str, check_strings
 from wshub.serving.answering import Handshakes
@@ -44,7 +44,7 @@ class Server:
         self.hub = hub
         self.sockets: tuple[socket.socket, ...] = ()
         self._first_name: Any = ()
-        table = table_of(handler)
+        table = handler_table_of(handler)
         self._address = (check_str("host", host) if host is not None else None, check_port(port))
         path = _check_path(path) if path is not None else None
         subprotocols = check_strings("subprotocols", subprotocols)

@@ -34,7 +34,7 @@ from wshub.asgi.endings import code_of, is_end_of
 from wshub.asgi.scope import ENDS_WITH_APPLICATION, TAKEOVER
 from wshub.core.admission import is_address
 from wshub.core.connection import Connection
-from wshub.core.event_handler import table_that_receives
+from wshub.core.event_handler import receiving_handler_table
 from wshub.core.hub_core import HubCore
 from wshub.core.opening import Opening, count_refusal, refuse
 from wshub.core.refusals import OUT_OF_RESOURCES, SHUTTING_DOWN
@@ -401,7 +401,7 @@ class WebSocketProtocol(asyncio.Protocol):
             except HandshakeError as error:
                 self._refuse(self._primary_hub(), error)
                 raise ClientDisconnected from error
-            opening = Opening(hub, table_that_receives(), self._request)
+            opening = Opening(hub, receiving_handler_table(), self._request)
             opening.register()
         else:
             self._taken_over = True
