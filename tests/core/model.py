@@ -212,7 +212,9 @@ class HubModel:
     def send(self, client: int, number: int, size: int, policy: str | None, key: str | None) -> bool:
         policy = policy or self.policy
         frame_key = None if key is None else ("private", key)
-        return self.add(client, Frame(number, wire_length(size), frame_key, policy != "close", (self.counters,)), policy)
+        return self.add(
+            client, Frame(number, wire_length(size), frame_key, policy != "close", (self.counters,)), policy
+        )
 
     def ping(self, client: int, size: int) -> bool:
         return self.add(client, Frame(None, wire_length(size)), self.policy)

@@ -83,7 +83,9 @@ class SocketHarness:
 
 
 @contextlib.asynccontextmanager
-async def over_sockets(create_reactor: Callable[[asyncio.AbstractEventLoop, LinkCounters], Reactor]) -> AsyncIterator[Any]:
+async def over_sockets(
+    create_reactor: Callable[[asyncio.AbstractEventLoop, LinkCounters], Reactor],
+) -> AsyncIterator[Any]:
     reactor = create_reactor(asyncio.get_running_loop(), LinkCounters())
     probe = LinkProbe()
 

@@ -278,7 +278,7 @@ ENCODED = "%0B%0C%1C%1D%1E%C2%85%C2%9B%E2%80%A8%0D%0ACRITICAL%20forged%1B[2J"
 def test_nothing_that_a_client_sends_is_in_the_log(run, reactor, caplog) -> None:
     """No control character, which would begin a line or steer a terminal, and no secret: at debug too."""
     caplog.set_level(logging.DEBUG)
-    raw = HOSTILE.encode("utf-8").decode("latin-1")
+    hostile = HOSTILE.encode("utf-8").decode("latin-1")
     obs_text = "\x85\x9bsecret"
 
     async def scenario() -> None:
@@ -297,7 +297,7 @@ def test_nothing_that_a_client_sends_is_in_the_log(run, reactor, caplog) -> None
                 good.replace(b"13\r\n", b"13" + obs_text.encode("latin-1") + b"\r\n"),
                 good.replace(b"GET ", b"secret "),
                 good.replace(b"Host: a", b"Host: secret/" + obs_text.encode("latin-1")),
-                *(request_for(f"/secret{raw}", f"X-Secret: {raw}", host=host) for host in ("a", raw)),
+                *(request_for(f"/secret{hostile}", f"X-Secret: {hostile}", host=host) for host in ("a", hostile)),
                 request_for("/", f"Sec-WebSocket-Protocol: {obs_text}"),
                 *(good[:length] + HOSTILE.encode() for length in (1, 4, 30, 100)),
             ]

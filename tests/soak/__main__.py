@@ -1,9 +1,9 @@
 """The soak: ``python -m tests.soak [--minutes 30] [--loop uvloop]``.
 
 Ends with "soak: pass" or "soak: FAIL", and exit code 0 or 1. A server and its clients have a process and a core each.
-Connections and rooms come and go, under every policy at once. It holds that nothing is lost or out of order for readers
-that keep up, that the counters adds up whenever it is looked at and agrees with what the clients have received, and that
-neither memory nor descriptors grow.
+Connections and rooms come and go, under every policy at once. Nothing may be lost or out of order for
+readers that keep up. The counters must add up at each look, and agree with the messages that the clients have received.
+Neither memory nor descriptors may grow.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def descriptors() -> int:
 def check(stats: dict[str, Any]) -> None:
     dropped = sum(stats["dropped"].values())
     if stats["messages_accepted"] != stats["messages_delivered"] + dropped + stats["messages_pending"]:
-        raise AssertionError(f"the counters does not add up: {stats}")
+        raise AssertionError(f"the counters do not add up: {stats}")
 
 
 class Service:

@@ -10,7 +10,7 @@ import starlette.responses
 from starlette.types import Receive, Scope, Send
 
 from wshub.app.context import Context, HasHub, Request
-from wshub.asgi.handshake import wait_until_released, open_connection, respond
+from wshub.asgi.handshake import open_connection, respond, wait_until_released
 from wshub.asgi.native import NativeRoute
 from wshub.core.event_handler import handler_table_of
 from wshub.core.upgrade import current_upgrade

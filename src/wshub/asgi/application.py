@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from wshub.asgi.handshake import accept_or_refuse, check_not_accepted, expect_connect, wait_until_released, refuse_with
+from wshub.asgi.handshake import accept_or_refuse, check_not_accepted, expect_connect, refuse_with, wait_until_released
 from wshub.asgi.native import NativeRoute
 from wshub.asgi.scope import Receive, Scope, Send
 from wshub.core.event_handler import handler_table_of

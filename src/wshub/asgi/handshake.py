@@ -41,12 +41,12 @@ __all__ = [
     "accept_or_refuse",
     "check_not_accepted",
     "expect_connect",
-    "wait_until_released",
     "open_connection",
     "refuse_with",
     "register_scope",
     "register_scope_when_decided",
     "respond",
+    "wait_until_released",
 ]
 
 NOT_NEW = "the WebSocket has been accepted, or has ended, already: a hub accepts it itself"

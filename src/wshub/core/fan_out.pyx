@@ -130,9 +130,9 @@ cdef void count_members(dict members, SharedWindow window) noexcept:
 
 cdef bint can_share(ConnectionCore connection, SharedWindow window) noexcept:
     """Whether the negotiated parameters let the client decompress with a shared window."""
-    return (
-        connection.server_context_takeover and connection.window_bits >= window.window_bits and connection.status == IS_OPEN
-    )
+    if not connection.server_context_takeover or connection.window_bits < window.window_bits:
+        return False
+    return connection.status == IS_OPEN
 
 
 cdef int queue_shared(

@@ -491,7 +491,8 @@ cdef class HubCore(HubBase):
         cdef Room room = find_room(self, name)
         cdef DeliveryCounters nothing
         if room is not None:
-            return {"connections": len(room.members), **counts_of(room.delivery_counters, room.delivery_counters.pending)}
+            counts = counts_of(room.delivery_counters, room.delivery_counters.pending)
+            return {"connections": len(room.members), **counts}
         memset(&nothing, 0, sizeof(nothing))
         return {"connections": 0, **counts_of(&nothing, 0)}
 

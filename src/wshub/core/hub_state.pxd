@@ -38,7 +38,7 @@ cdef class HubBase:
     cdef readonly object _admission  # Admission
     cdef bint counts_addresses   # the connections of each address are counted
     cdef dict closes             # close code: number of connections
-    cdef bytes shutdown_close_payload          # payload of the close frame that all connections were sent; None before that
+    cdef bytes shutdown_close_payload  # of the close frame that all connections were sent; None before that
     cdef bint closed             # no connection may open
     cdef dict handler_tasks      # Task of a suspended handler: id of its connection
     cdef object handling         # ContextVar: the id of the connection in whose handler, or its child task, code runs

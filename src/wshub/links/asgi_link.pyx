@@ -141,7 +141,8 @@ cdef class AsgiLink(Link):
 
     cdef bint should_notify_drained(self) noexcept:
         # The message that the server has in hand may not be taken yet.
-        return Link.should_notify_drained(self) and (self.in_hand == 0 or self.notify_at <= self.bytes_written - self.in_hand)
+        cdef bint has_left = self.in_hand == 0 or self.notify_at <= self.bytes_written - self.in_hand
+        return has_left and Link.should_notify_drained(self)
 
     cdef int64_t bytes_unacked(self) noexcept:
         return self.in_hand

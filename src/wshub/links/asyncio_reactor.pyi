@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from wshub.links.asyncio_link import AsyncioLink
-from wshub.links.link import LinkCounters, Link, Receiver
+from wshub.links.link import Link, LinkCounters, Receiver
 
 class AcceptedLink(AsyncioLink):
     """The link of an accepted connection, and the protocol of its transport. It sends nothing before it has one."""

@@ -1,7 +1,7 @@
 import asyncio
 from typing import Self
 
-from wshub.links.link import LinkCounters, Link
+from wshub.links.link import Link, LinkCounters
 
 class EpollLink(Link):
     """One connection of an epoll reactor."""

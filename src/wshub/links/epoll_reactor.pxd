@@ -29,7 +29,7 @@ cdef class EpollReactor:
     cdef bint has_unsent         # the run before left links with output
     cdef double began            # when the clock was first read in this run
     cdef uint64_t reads          # ever
-    cdef uint64_t work           # of a counters, when the clock was last read
+    cdef uint64_t work           # of the counters, when the clock was last read
     cdef LinkCounters counting         # of the link that was read last
     cdef uint64_t fanned_out     # by that counters, when it last ended a run
     cdef object continue_method  # _continue(), bound once

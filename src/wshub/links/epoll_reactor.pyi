@@ -3,7 +3,7 @@ import socket
 from collections.abc import Callable
 from typing import Self
 
-from wshub.links.link import LinkCounters, Link, Receiver
+from wshub.links.link import Link, LinkCounters, Receiver
 
 class EpollReactor:
     """Serves connections from an asyncio loop.
@@ -14,7 +14,9 @@ class EpollReactor:
         clock: a function without arguments that returns seconds and never goes back.
     """
 
-    def __new__(cls, loop: asyncio.AbstractEventLoop, counters: LinkCounters, clock: Callable[[], float] = ...) -> Self: ...
+    def __new__(
+        cls, loop: asyncio.AbstractEventLoop, counters: LinkCounters, clock: Callable[[], float] = ...
+    ) -> Self: ...
     @property
     def connection_count(self) -> int:
         """The number of open links."""

@@ -73,12 +73,12 @@ cdef class Link:
     cdef uint8_t without_pings   # it cannot carry pings or pongs: the ASGI server finds dead peers
     cdef uint8_t drain_requested  # drained() is to be called once, when the queue is empty
     cdef uint8_t notifies_drained   # drained() is to be called again each time that the link was blocked
-    cdef uint8_t hides_bytes    # bytes that it has sent may wait in a transport although it is not blocked
+    cdef uint8_t hides_bytes     # bytes that it has sent may wait in a transport although it is not blocked
     cdef uint8_t was_blocked     # it was blocked since drained() was last called with an empty queue
     cdef uint8_t finishing       # it queues no more, and ends once all has left and the peer has ended its side
-    cdef int64_t bytes_written # bytes that have left the queue, ever: for the kernel, a transport or a server
-    cdef int64_t bytes_acked    # of these, how many the peer had at the last look()
-    cdef int64_t notify_at       # 0, or drained() is to be called once more when so many were given
+    cdef int64_t bytes_written   # bytes that have left the queue, ever: for the kernel, a transport or a server
+    cdef int64_t bytes_acked     # of these, how many the peer had acknowledged at the last poll_progress()
+    cdef int64_t notify_at       # 0, or drained() is to be called once more when so many bytes were written
     cdef LinkCounters counters
     cdef Receiver receiver
 

@@ -33,9 +33,9 @@ class Link:
       abort at once may follow one after the flush.
     - ``flush_now()`` sends what can be sent before it returns. Otherwise the queue leaves soon.
     - ``notify_when_left(n)`` has the receiver's ``drained()`` called once: when ``n`` bytes have left, or the queue is
-      empty. If ``notifies_drained`` is set, ``drained()`` is also called each time that the link was blocked and the queue
-      is empty again.
-    - ``look()`` says whether the peer goes on to take what was sent.
+      empty. If ``notifies_drained`` is set, ``drained()`` is also called each time that the queue is empty again after
+      the link was blocked.
+    - ``poll_progress()`` says whether the peer goes on to take what was sent.
     - ``detach()`` gives up the descriptor, if there is one. It does not call the receiver.
 
     ``queue`` holds what waits. ``blocked`` is set while the other side takes no more. ``counters`` counts each byte and

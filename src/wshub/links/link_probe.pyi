@@ -1,7 +1,7 @@
 from collections.abc import Callable
 from typing import Any, Literal
 
-from wshub.links.link import LinkCounters, Link, Receiver
+from wshub.links.link import Link, LinkCounters, Receiver
 
 class LinkProbe(Receiver):
     """Records what a link calls it with, in order, in ``events``.
@@ -24,7 +24,7 @@ class LinkProbe(Receiver):
     def nested(self) -> int: ...
     def __init__(self, link: Link | None = None, *, buffer_size: int = 0) -> None: ...
     def attach(self, link: Link) -> None:
-        """Become the receiver of a link. Give it a counters if it has none."""
+        """Become the receiver of a link. Give it counters if it has none."""
 
     def start_anew(self) -> None:
         """Forget the events, and count in a new counters."""

@@ -45,7 +45,7 @@ cdef class LinkProbe(Receiver):
             self.attach(link)
 
     def attach(self, Link link not None):
-        """Become the receiver of a link. Give it a counters if it has none."""
+        """Become the receiver of a link. Give it counters if it has none."""
         if link.counters is None:
             link.counters = LinkCounters()
         self.link = link

@@ -27,7 +27,7 @@ typedef struct {
     uint64_t outcomes[WSHUB_OUTCOMES];
 } wshub_delivery_counters;
 
-/* Returns a delivery_counters with one reference, which the caller owns; NULL if there is no memory. */
+/* Returns delivery counters with one reference, which the caller owns; NULL if there is no memory. */
 static inline wshub_delivery_counters *
 wshub_delivery_counters_new(void)
 {

@@ -43,7 +43,9 @@ cdef extern from "frame_buffer.h" nogil:
     size_t frame_wire_length "wshub_frame_wire_length"(const FrameBuffer *frame) noexcept
     bint frame_is_message "wshub_frame_is_message"(const FrameBuffer *frame) noexcept
     FrameBuffer *frame_retain "wshub_frame_retain"(FrameBuffer *frame) noexcept
-    void frame_set_metadata "wshub_frame_set_metadata"(FrameBuffer *frame, uint64_t conflation_key, DeliveryCounters *delivery_counters, bint droppable) noexcept
+    void frame_set_metadata "wshub_frame_set_metadata"(
+        FrameBuffer *frame, uint64_t conflation_key, DeliveryCounters *counters, bint droppable
+    ) noexcept
     void frame_seal "wshub_frame_seal"(FrameBuffer *frame, uint8_t opcode) noexcept
 
 
@@ -53,5 +55,6 @@ cdef extern from "frame_buffer.h":
     FrameBuffer *frame_resize "wshub_frame_resize"(FrameBuffer *frame, size_t capacity) noexcept
     void frame_release "wshub_frame_release"(FrameBuffer *frame) noexcept
     FrameBuffer *frame_masked "wshub_frame_masked"(const FrameBuffer *frame, const uint8_t *key) noexcept
-    FrameBuffer *frame_with_metadata "wshub_frame_with_metadata"(FrameBuffer *frame, uint32_t holders, uint64_t conflation_key, DeliveryCounters *delivery_counters,
-                                                       bint droppable) noexcept
+    FrameBuffer *frame_with_metadata "wshub_frame_with_metadata"(
+        FrameBuffer *frame, uint32_t holders, uint64_t conflation_key, DeliveryCounters *counters, bint droppable
+    ) noexcept

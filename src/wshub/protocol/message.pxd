@@ -12,5 +12,7 @@ cdef class Message:
 cdef Message message_from_frame(FrameBuffer *frame)
 cdef FrameBuffer *frame_from_bytes(const void *source, size_t length, uint8_t opcode) except NULL
 cdef FrameBuffer *frame_from_data(object data) except NULL
-cdef FrameBuffer *frame_with_metadata_from_data(object data, uint64_t conflation_key, DeliveryCounters *delivery_counters, bint droppable) except NULL
+cdef FrameBuffer *frame_with_metadata_from_data(
+    object data, uint64_t conflation_key, DeliveryCounters *counters, bint droppable
+) except NULL
 cdef FrameBuffer *frame_from_payload(object data, uint8_t opcode) except NULL

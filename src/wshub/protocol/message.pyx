@@ -4,7 +4,7 @@
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE, PyBytes_FromStringAndSize
 from cpython.unicode cimport PyUnicode_DecodeUTF8
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 cimport cython
 
@@ -118,14 +118,17 @@ cdef FrameBuffer *frame_from_data(object data) except NULL:
     return frame_from_payload(data, BINARY_OPCODE)
 
 
-cdef FrameBuffer *frame_with_metadata_from_data(object data, uint64_t conflation_key, DeliveryCounters *delivery_counters, bint droppable) except NULL:
+cdef FrameBuffer *frame_with_metadata_from_data(
+    object data, uint64_t conflation_key, DeliveryCounters *counters, bint droppable
+) except NULL:
     """Returns frame_from_data() with what a queue must know. A Message's frame keeps it if no queue has the frame."""
     cdef FrameBuffer *frame = frame_from_data(data)
-    cdef FrameBuffer *with_metadata = frame_with_metadata(frame, 2 if isinstance(data, Message) else 1, conflation_key, delivery_counters, droppable)
-    if with_metadata == NULL:
+    cdef uint32_t holders = 2 if isinstance(data, Message) else 1
+    cdef FrameBuffer *result = frame_with_metadata(frame, holders, conflation_key, counters, droppable)
+    if result == NULL:
         frame_release(frame)
         raise MemoryError
-    return with_metadata
+    return result
 
 
 cdef Message message_from_frame(FrameBuffer *frame):

@@ -4,7 +4,7 @@ from typing import Any, Protocol
 
 from wshub.core.lifecycle import HubLifecycle
 from wshub.errors import HandshakeError
-from wshub.links.link import LinkCounters, Link, Receiver
+from wshub.links.link import Link, LinkCounters, Receiver
 from wshub.serving.pending import PendingHandshakes
 
 class OpeningHandshake(Receiver):

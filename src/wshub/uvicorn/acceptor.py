@@ -24,7 +24,7 @@ from wshub.core.binding import bind_for_request
 from wshub.core.lifecycle import HubLifecycle
 from wshub.core.opening import Opening
 from wshub.errors import HandshakeError
-from wshub.links.link import LinkCounters, Link
+from wshub.links.link import Link, LinkCounters
 from wshub.protocol.handshake.server import Handshake
 from wshub.protocol.http.request import RequestHead, parse_request_head
 from wshub.serving.first_request import FirstRequest

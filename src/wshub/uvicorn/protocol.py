@@ -413,7 +413,7 @@ class WebSocketProtocol(asyncio.Protocol):
         if client and client != self._peer:
             connection.forwarded_address = tuple(client[:2])
         headers = [*self._state.default_headers, *message.get("headers", ())]
-        opening.key = self._key
+        opening.handshake_key = self._key
         response = opening.respond(headers)
         hubs.add(opening.hub)
         self._connection = connection

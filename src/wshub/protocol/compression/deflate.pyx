@@ -264,8 +264,8 @@ cdef void deflater_clear(Deflater *deflater) noexcept nogil:
 cdef bint deflater_start(Deflater *deflater) noexcept nogil:
     """Makes a state if there is none. Returns False if there is no memory."""
     if not deflater.started:
-        # zlib has no window of 256 bytes. But it never refers further back than its window less 262 bytes: with a
-        # window of 512 that is 250, and a receiver with a window of 256 can read it.
+        # zlib has no window of 256 bytes. It refers back at most its window less 262 bytes, which is 250 with a
+        # window of 512. A receiver with a window of 256 can read that.
         deflater.started = deflateInit2(
             &deflater.stream, deflater.level, Z_DEFLATED, -max(<int>deflater.window_bits, 9), deflater.memory_level,
             Z_DEFAULT_STRATEGY
@@ -310,7 +310,7 @@ cdef FrameBuffer *finished(FrameBuffer *form, FrameBuffer *plain, uint8_t window
         return NULL
     form.window_bits = window_bits
     form = trimmed(form)
-    frame_set_metadata(form, plain.key, plain.delivery_counters, plain.droppable)
+    frame_set_metadata(form, plain.conflation_key, plain.delivery_counters, plain.droppable)
     frame_seal(form, plain.opcode)
     return form
 
