@@ -4,6 +4,7 @@ from wshub.core.config import DeliveryOptions, HubConfig, HubSettings, RoomConfi
 from wshub.core.connection import Connection, ConnectionState
 from wshub.core.event_handler import EventHandler
 from wshub.core.rate_limits import RateLimits
+from wshub.core.stats import HubStats, RoomStats
 from wshub.errors import (
     ConfigurationError,
     ConnectionClosed,
@@ -41,6 +42,7 @@ __all__ = [
     "Hub",
     "HubConfig",
     "HubSettings",
+    "HubStats",
     "InvalidMessageError",
     "Message",
     "MessageType",
@@ -50,6 +52,7 @@ __all__ = [
     "RateLimits",
     "RequestHead",
     "RoomConfig",
+    "RoomStats",
     "Server",
     "SlowConsumer",
     "UpgradeHook",

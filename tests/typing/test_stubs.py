@@ -56,7 +56,7 @@ def undocumented(name: str, class_name: str) -> Iterator[str]:
         ("wshub.core.connection", "Connection"),
         ("wshub.core.connection", "ConnectionState"),
         ("wshub.core.hub_core", "HubCore"),
-        ("wshub.core.hub_state", "Queued"),
+        ("wshub.core.queued", "Queued"),
         ("wshub.protocol.message", "Message"),
         ("wshub.protocol.message", "MessageType"),
         ("wshub.protocol.parser", "FrameParser"),

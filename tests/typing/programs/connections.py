@@ -10,9 +10,11 @@ from wshub import (
     DeliveryOptions,
     Headers,
     Hub,
+    HubStats,
     Message,
     MessageType,
     RequestHead,
+    RoomStats,
 )
 
 
@@ -63,7 +65,8 @@ def broadcast(hub: Hub, connection: Connection, options: DeliveryOptions) -> Non
     assert_type(hub.broadcast_to_room("room", Message("text"), key="price of X"), int)
     assert_type(hub.room_members("room"), list[Connection])
     assert_type(hub.get_connection(1), Connection | None)
-    assert_type(hub.stats(), dict[str, Any])
+    assert_type(hub.stats(), HubStats)
+    assert_type(hub.stats(room="room"), RoomStats)
 
 
 def mistakes(connection: Connection, hub: Hub) -> None:
