@@ -29,9 +29,8 @@ class Hub(HubLifecycle):
 
     A hub belongs to one event loop at a time, from its first use there until ``close()`` has returned or the loop has
     closed. Its next use begins anew, on any loop: the configuration, ``on_upgrade`` and the settings of rooms stay;
-    connections, rooms, counts and the state of limits do not. A loop that closes before the hub leaves no loop to call
-    handlers in, so none is called for the connections that it leaves. ``async with Hub(...) as hub`` closes the hub at
-    the end.
+    connections, rooms, counts and the state of limits do not. If the loop closes before the hub does, no handler is
+    called for the connections that are left. ``async with Hub(...) as hub`` closes the hub at the end.
 
     Args:
         config: a HubConfig; None is all defaults.

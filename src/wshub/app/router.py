@@ -74,9 +74,9 @@ class Router:
         return self._route("DELETE", path, handler)
 
     def websocket(self, path: str) -> Callable[[Endpoint], Endpoint]:
-        """Route WebSocket requests to a coroutine function that takes the connection; its end closes it.
+        """Route WebSocket requests to a coroutine function that takes the connection.
 
-        Raises ``MisuseError`` for any other handler.
+        The connection is closed when the function returns or raises. Raises ``MisuseError`` for any other handler.
         """
         path = check_str("path", path)
 

@@ -29,7 +29,7 @@ class HubApplication:
         self.subprotocols = check_strings("subprotocols", subprotocols)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request; returns when its connection has ended, or is the hub's alone."""
+        """Answer one request. Return when its connection has ended, or once the server has given it to the hub."""
         if scope["type"] == "websocket":
             check_not_accepted(scope)
             await expect_connect(receive)

@@ -24,7 +24,7 @@ class NativeRoute(NamedTuple):
 class NativeEndpoint(Protocol):
     """An ASGI application whose WebSocket requests a hub can answer by itself.
 
-    A class that overrides ``__call__`` and inherits ``native_route`` is none: its ``__call__`` may be a guard.
+    A class that inherits ``native_route`` and overrides ``__call__`` does not count: its ``__call__`` may check access.
     """
 
     def native_route(self, path_params: dict[str, Any]) -> NativeRoute | None:

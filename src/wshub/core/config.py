@@ -99,9 +99,9 @@ class HubConfig:
     ``Hub.serve``, connections count instead, and further ones are closed at once."""
 
     max_pending_handshakes: int = 1024
-    """Maximum number of accepted connections whose request has not fully arrived; one more drops the oldest. The same
-    limit applies separately to requests that wait for ``on_upgrade``. With TLS, a connection counts before its TLS
-    handshake too."""
+    """Maximum number of accepted connections whose request has not fully arrived. If one more arrives, the oldest is
+    dropped. The same limit applies separately to requests that wait for ``on_upgrade``. With TLS, a connection counts
+    from accept(2) on, also during its TLS handshake."""
 
     trusted_proxies: tuple[str, ...] = ()
     """Addresses and networks, such as ``10.0.0.0/8``, of the proxies whose ``X-Forwarded-For`` ``Hub.serve`` trusts. If

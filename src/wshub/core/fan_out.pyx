@@ -96,9 +96,10 @@ cdef int fan_out(
 # Rooms with a shared window
 
 cdef FrameBuffer *shared_form(HubBase hub, Room room, FrameBuffer *frame) noexcept:
-    """Return the form for the members that are in sync with the room's window, or can be from now on.
+    """Return the message compressed with the room's shared window, for members that are in sync or can get in sync.
 
-    The caller owns it. NULL means that there are no such members, or no memory: send the message as to any room.
+    The caller owns it. NULL if no member can share the window, the message is empty or longer than LONGEST_DEFLATED, or
+    there is no memory. Then send the message as to any room.
     """
     cdef SharedWindow window = room.window
     cdef FrameBuffer *shared

@@ -88,9 +88,9 @@ cdef int call_handler(ConnectionCore connection, object handler, tuple arguments
 
 
 cdef int run_awaitable(ConnectionCore connection, object awaitable, uint8_t block) except -1:
-    """Run what a handler returned in a task, whose first step runs now. Other values than awaitables are ignored.
+    """Run the awaitable that a handler returned, in a task whose first step runs now.
 
-    The block is set while the task is suspended.
+    Raise MisuseError for a generator. Any other value is ignored. The block is set while the task is suspended.
     """
     if not iscoroutine(awaitable):
         if not isawaitable(awaitable):

@@ -310,8 +310,8 @@ cdef class HubCore(HubBase):
             key: as in ``Connection.send``. All messages to a room that have no key share one.
 
         Returns:
-            The number of connections that it was queued for. In another thread, the number of connections that are
-            there.
+            The number of connections that it was queued for. If called from another thread: the number of connections
+            of the hub, or of members of the room, at that moment.
 
         Raises:
             TypeError, InvalidMessageError, MisuseError: as ``Connection.send``.

@@ -31,8 +31,7 @@ class RateLimits:
     """Milliseconds per second that ``on_message`` may take of the event loop, up to its first ``await``."""
 
     burst_ms: int = 2_000
-    """How much a connection can save up: what it may do in that many milliseconds. It is at least what it may do from
-    one sweep to the next."""
+    """Milliseconds of unused allowance that a connection can save up; at least the time between two sweeps."""
 
     excess: Literal["delay", "close"] = "delay"
     """``"delay"`` stops reading from a connection that exceeds a limit until enough time has passed. ``"close"`` closes

@@ -28,14 +28,14 @@ cdef inline str room_name(object name):
 
 
 cdef inline void sync_to(ConnectionCore connection, uint64_t generation) noexcept:
-    """Note that the peer now has the shared window of that generation, or none if it is 0."""
+    """Record that the peer is in sync with the shared window of this generation. Generation 0 means with none."""
     if connection.generation != generation:
         connection.generation = generation
         connection.hub.window_changes += 1
 
 
 cdef inline void desync(ConnectionCore connection, SharedWindow window) noexcept:
-    """Note that the peer misses a message which was compressed with that window."""
+    """Record that the peer misses a message that was compressed with this window."""
     if connection.generation == window.generation:
         sync_to(connection, 0)
 

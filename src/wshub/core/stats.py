@@ -15,7 +15,7 @@ class DroppedMessages(TypedDict):
     """Messages that were accepted and not delivered, by reason."""
 
     closed: int
-    """The connection ended before."""
+    """The connection ended before they were delivered."""
 
     slow: int
     """The connection was closed by the policy ``"close"`` of ``slow_consumer``."""
@@ -37,7 +37,8 @@ class MessageStats(TypedDict):
     """Messages that were sent to an open connection."""
 
     messages_delivered: int
-    """Messages that the kernel has taken whole. A transport takes them in its place, as for ``Connection.buffered``."""
+    """Messages that the kernel has taken whole, or the transport or ASGI server in its place. See
+    ``Connection.buffered``."""
 
     messages_pending: int
     """Messages that are queued now."""
@@ -60,10 +61,10 @@ class CompressionStats(TypedDict):
     """Messages that were compressed."""
 
     bytes_in: int
-    """Bytes of these messages before."""
+    """Bytes of these messages before compression."""
 
     bytes_out: int
-    """Bytes of these messages after."""
+    """Bytes of these messages after compression."""
 
 
 class HubStats(MessageStats):
@@ -82,7 +83,7 @@ class HubStats(MessageStats):
     """Bytes received from clients."""
 
     bytes_sent: int
-    """Bytes that the kernel has taken, or a transport in its place."""
+    """Bytes that were taken from the send queues: by the kernel, or by the transport or ASGI server in its place."""
 
     rates_exceeded: int
     """How often a connection exceeded one of its ``RateLimits``."""
