@@ -1,7 +1,7 @@
 """Accepts connections on any asyncio loop, and gives each one a transport of the loop's or of aiofastnet's.
 
-The loop's own ``create_server`` tells nobody of a connection before its TLS handshake is done. Here a connection is
-known from accept(2) on, so it counts and can be ended while the handshake is under way.
+The loop's own ``create_server`` reports a connection only once its TLS handshake is done. Here a connection is known
+from accept(2) on, so it counts and can be ended while the handshake is under way.
 """
 
 from __future__ import annotations

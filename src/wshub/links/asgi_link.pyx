@@ -195,7 +195,8 @@ cdef class AsgiLink(Link):
                 await self.work
                 self.work = None
         except Exception:
-            # An OSError if the client has left, says ASGI; servers raise other things too.
+            # By the ASGI specification, send() raises OSError once the client has left. Some servers raise other
+            # exceptions.
             logger.debug("the ASGI server has failed to send", exc_info=True)
             self.lose_later()
 

@@ -143,7 +143,8 @@ cdef class AsyncioLink(Link):
 
     cdef Progress poll_progress(self) noexcept:
         cdef Progress found = Link.poll_progress(self)
-        # A transport with TLS may hide what it has encrypted already; the kernel does not.
+        # A TLS transport may not report bytes that it has encrypted and still holds. Then the kernel holds bytes that
+        # the peer has not acknowledged.
         if found == AT_REST and not self.closed and self.bytes_acked < self.bytes_written:
             return STALLED
         return found
@@ -187,7 +188,7 @@ cdef class AsyncioLink(Link):
                     # The peer has gone, and the transport has not seen it yet.
                     self.abort(False)
         elif self.finishing and self.ended and not self.transport.is_closing():
-            # A TLS transport of Python 3.11 that is closed twice cannot be asked what it holds any more.
+            # Do not close it twice: on Python 3.11 a TLS transport can then no longer report its buffer size.
             self.transport.close()
 
     def on_lost(self, int error):

@@ -13,7 +13,7 @@ from wshub.links.accepting import SocketListener, TransportSetup
 from wshub.links.failures import accept_failed
 
 cdef enum:
-    # Bytes. One iteration of the loop may free twice as many.
+    # Size in bytes of the block that keep_heap() frees once. glibc then keeps up to twice as much free memory.
     HEAP_HYSTERESIS = 1 << 19
 
 

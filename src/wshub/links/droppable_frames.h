@@ -164,8 +164,8 @@ wshub_queue_remove(wshub_queue *queue, wshub_spot spot)
     return removed;
 }
 
-/* Drops the oldest droppable messages until the queue counts for less than `bound`. Drops none if dropping all is not
- * enough. Returns the number of dropped messages. */
+/* Drops the oldest droppable messages until the charge of the queue is below `bound`. Drops none if that cannot be
+ * reached, or if there is no memory for the index. Returns the number dropped. */
 static inline size_t
 wshub_queue_make_space(wshub_queue *queue, size_t bound)
 {
@@ -181,7 +181,7 @@ wshub_queue_make_space(wshub_queue *queue, size_t bound)
     return dropped;
 }
 
-/* Puts a message in the place of a spare one, which the caller owns from now on. */
+/* Puts a message in the place of a droppable one, which the caller owns from now on. */
 static inline void
 wshub_queue_put(wshub_queue *queue, wshub_spot spot, wshub_frame *frame)
 {

@@ -123,7 +123,7 @@ cdef class EpollLink(Link):
             self.descriptor = -1
             self.receiver = None
             epoll_ctl(self.links.epoll_fd, EPOLL_CTL_DEL, descriptor, NULL)
-            # pending_notifications keeps it alive until this run has no more events of it.
+            # pending_notifications keeps the link alive: events that this run has fetched may still point to it.
             self.links.enqueue_loss(self)
         return descriptor
 

@@ -31,7 +31,7 @@ cdef class EpollReactor:
     cdef uint64_t reads          # ever
     cdef uint64_t work           # of the counters, when the clock was last read
     cdef LinkCounters counting         # of the link that was read last
-    cdef uint64_t fanned_out     # by that counters, when it last ended a run
+    cdef uint64_t fanned_out     # of those counters, when it last ended a run
     cdef object continue_method  # _continue(), bound once
 
     cdef object run(self)

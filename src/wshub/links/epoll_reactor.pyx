@@ -42,8 +42,8 @@ cdef enum:
     EVENTS = 512
     # Rounds in one run while something is ready. Each saves an iteration of the loop.
     ROUNDS = 4
-    # How much is done between two looks at the clock: a message that has arrived counts for MESSAGE_WORK, one that has
-    # been queued for 1.
+    # The clock is read again after WORK_BETWEEN_LOOKS units of work, or after READS_BETWEEN_LOOKS reads. A message that
+    # arrived is MESSAGE_WORK units, and a queued message is 1 unit.
     MESSAGE_WORK = 16
     WORK_BETWEEN_LOOKS = 2048
     READS_BETWEEN_LOOKS = 8
@@ -258,7 +258,8 @@ cdef class EpollReactor:
             if pointer & LISTENER_BIT:
                 self.listeners.accept(pointer)
                 continue
-            # Alive even if it was lost earlier in this loop: pending_notifications holds it until notify().
+            # The pointer is valid even if an earlier event in `events` ended the link: pending_notifications holds it
+            # until notify().
             link = <EpollLink><PyObject *>pointer
             if link.closed:
                 continue

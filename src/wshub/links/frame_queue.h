@@ -95,7 +95,8 @@ wshub_tag_of_conflation_key(uint64_t conflation_key)
     return (uint16_t)(WSHUB_TAG_CONFLATION_KEYS + conflation_key % (UINT16_MAX - WSHUB_TAG_CONFLATION_KEYS));
 }
 
-/* The tag that a queue keeps for a frame. A droppable frame is spare unless later frames refer to it. */
+/* The tag that a queue keeps for a frame. A frame with the flag `droppable` gets a droppable tag, unless it uses the
+ * context: later frames may refer to it. */
 static inline uint16_t
 wshub_tag_of(const wshub_frame *frame)
 {

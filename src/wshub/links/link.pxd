@@ -1,4 +1,4 @@
-"""The contract between a link, which carries the bytes of one connection, and its receiver.
+"""The interface between a link, which carries the bytes of a connection, and its receiver, which handles them.
 
 The docstrings in link.pyx say what each method promises. Everything happens on the thread of the event loop.
 """

@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""The contract between the two sides of a connection: a link carries its bytes, a receiver gets them."""
+"""The interface between a link, which carries the bytes of a connection, and its receiver, which handles them."""
 
 from libc.stdint cimport int64_t
 

@@ -72,4 +72,4 @@ class LinkProbe(Receiver):
     def peer_name(self) -> tuple[str, int] | None: ...
     @property
     def counts(self) -> dict[str, Any]:
-        """The counters of the link's counters. Messages in the queue are ``messages_pending``."""
+        """The values of the link's counters. Messages in the queue are ``messages_pending``."""

@@ -180,6 +180,6 @@ cdef class LinkProbe(Receiver):
 
     @property
     def counts(self):
-        """The counters of the link's counters. Messages in the queue are ``messages_pending``."""
+        """The values of the link's counters. Messages in the queue are ``messages_pending``."""
         found = counts_of(&self.counters.messages, self.link.queue.messages)
         return {"bytes_received": self.counters.bytes_received, "bytes_sent": self.counters.bytes_sent, **found}

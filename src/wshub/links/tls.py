@@ -3,7 +3,7 @@
 aiofastnet makes SSL objects of its own from the context's native pointer. CPython's callbacks look for a Python object
 in them, which is not there: with a callback in the context, a ClientHello ends the process. An application can set a
 callback at any time, also while a handshake is under way, and some callbacks cannot be read back. So aiofastnet carries
-only contexts that nobody but wshub has.
+only contexts that only wshub has.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def create_own_context(
 
 
 def mark_as_own(context: ssl.SSLContext) -> ssl.SSLContext:
-    """Record that nobody but wshub has the context, and return it."""
+    """Record that only wshub has the context, and return it."""
     _own_contexts.add(context)
     # Not with the first connection: an import needs descriptors, and there may be none left by then.
     load_aiofastnet()
@@ -59,7 +59,7 @@ def _has_no_class_for_an_error(record: logging.LogRecord) -> bool:
 def suits_aiofastnet(context: ssl.SSLContext) -> bool:
     """Whether aiofastnet can carry connections of the context: it is wshub's own, and has no callback.
 
-    A default context has one if the environment has SSLKEYLOGFILE.
+    ssl.create_default_context() sets a key log callback if SSLKEYLOGFILE is in the environment.
     """
     return (
         context in _own_contexts
