@@ -63,7 +63,7 @@ cdef class OpeningHandshake(Receiver):
     def _decided(self, accept, future):
         cdef Link link = self.link
         if self.decision is not future or link is None or link.closed:
-            # The client has left or been refused, so an error has no one to be reported to.
+            # The client has left or been refused, so an error cannot be reported to it.
             self.decision = None
             if not future.cancelled():
                 future.exception()
@@ -174,7 +174,7 @@ cdef class FirstRequest(OpeningHandshake):
                 self.received = None
 
     def count_in(self, LinkCounters counters not None):
-        """Count what arrives in that counters, until the connection is a hub's."""
+        """Count the bytes that arrive in `counters`, until the connection is a hub's."""
         self.link.counters = counters
 
     def take(self):
@@ -206,5 +206,5 @@ cdef class FirstRequest(OpeningHandshake):
             OpeningHandshake.shut_down(self)
 
     cdef bint is_silent(self) noexcept:
-        """Whether nothing has arrived: a browser has connected in advance, and no one reads an answer."""
+        """Whether nothing has arrived. A browser that connects in advance does not read an answer."""
         return not self.answered and self.received is None

@@ -66,7 +66,7 @@ class Acceptor:
         self._trusted = trusted_hosts_of(config)
         self._loop = asyncio.get_running_loop()
         self._counters = LinkCounters()
-        # A connection for this hub stays in its reactor. A connection for another hub moves to the reactor of that one.
+        # A connection for self.hub stays in this reactor. A connection for another hub moves to that hub's reactor.
         self._reactor = hub.bind()
         self._reactor.retain()
         self._timeout = hub.config.handshake_timeout_ms / 1000
@@ -154,7 +154,7 @@ class Acceptor:
         try:
             request = parse_request_head(head)
         except HandshakeError:
-            # No handshake that a hub would take: uvicorn has an answer to it.
+            # A hub would refuse this request too. uvicorn answers it.
             return None
         # Routes look at no field but this one.
         hosts = [(b"host", host) for host in request.headers.get_all_raw(b"host")]

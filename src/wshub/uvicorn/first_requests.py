@@ -33,12 +33,13 @@ class FirstRequests:
     """The connections of a uvicorn server whose first request has not come, in the order in which they came.
 
     A connection is one of them until uvicorn has the head of its first request, or another protocol has the
-    connection. A client that takes longer than ``handshake_timeout_ms`` is ended. A client that sends more than
-    ``MAX_FIRST_HEAD`` bytes is refused with 431. One more than ``max_pending_handshakes`` ends the oldest.
+    connection. A connection whose request takes longer than ``handshake_timeout_ms`` is dropped. A client that sends
+    more than ``MAX_FIRST_HEAD`` bytes is refused with 431. If there are more than ``max_pending_handshakes``, the
+    oldest is dropped.
 
     Args:
         create_protocol: makes uvicorn's HTTP protocol for a connection.
-        hub: whose settings hold; None is the defaults.
+        hub: the hub whose settings apply; None means the default settings.
         find_hub: returns the hub that a refusal counts for, if there is one.
     """
 

@@ -190,7 +190,7 @@ class WebSocketProtocol(asyncio.Protocol):
                 raise HandshakeError(*HEAD_TOO_LARGE)
             self._request = request = parse_request_head(data)
             self._key = Handshake.check_request(request.method, _http_version(former, request), request.headers)
-            # Raises for a list that is malformed.
+            # This call raises HandshakeError if Sec-WebSocket-Protocol is malformed.
             Handshake.choose_subprotocol(request.headers, ())
             offered = split_list(request.headers.get_all_raw(b"sec-websocket-protocol"))
         except HandshakeError as error:
@@ -334,7 +334,7 @@ class WebSocketProtocol(asyncio.Protocol):
     def _start_denial(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         if not 200 <= status < 600:
             raise RuntimeError(f"a handshake cannot be refused with the status {status}: use 200 to 599")
-        # Raises for a field that cannot be sent.
+        # Called only for its check: it raises if a field cannot be sent.
         Handshake.encode_fields(headers)
         self._denial = (status, headers)
 

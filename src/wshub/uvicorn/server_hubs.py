@@ -60,7 +60,7 @@ class Hubs:
                 HubConfig(
                     max_connections=2**31,
                     max_message_size=config.ws_max_size,
-                    # ASGI's send waits instead.
+                    # Practically unlimited: the ASGI application's send() waits instead of a full queue.
                     max_send_buffer=2**40,
                     send_timeout_ms=0,
                     ping_interval_ms=int((config.ws_ping_interval or 1_000_000) * 1000),

@@ -25,7 +25,7 @@ class Headers(Mapping[str, str]):
 
     __slots__ = ("_index", "_source")
 
-    # A block of field lines as received, or pairs that came without one.
+    # The field lines as one block of bytes, as received; or pairs of name and value, if there is no block.
     _source: bytes | tuple[tuple[bytes, bytes], ...]
     # A repeated name has a list. That is rare, so most values need no container. Values are as they came, with the
     # white space around them: most are never used.
