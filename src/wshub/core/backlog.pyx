@@ -9,7 +9,7 @@ from wshub.links.link cimport Receiver
 
 from collections import deque
 
-# Seconds of one loop iteration after which no further connection is taken. To send the messages that they lead to takes
+# Seconds of one loop iteration after which no further connection is taken. Sending the messages that result takes
 # several times as long.
 cdef double MAX_SECONDS = 0.001
 

@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""How a connection ends, and the waits that its end ends.
+"""How a connection ends, and how the application's waits end with it.
 
     Cause                                  Function                  Close frame               Passed to on_close:
     The application calls close()          begin_closing             its code and reason       the code of the answer.
@@ -21,9 +21,9 @@
 
 handler_failed() is in handlers.pyx, fail_slow_consumer() in sending.pyx. keepalive.pyx calls abort().
 
-EventHandler.close_codes may replace 1002, 1007, 1008, 1009, 1011 and 1013 in a close frame. A client that does not
-answer within close_timeout is aborted. on_close is called if on_open was. The loss of the link ends receive(),
-wait_closed() and drain(); fail() ends receive() at once.
+EventHandler.close_codes may replace 1002, 1007, 1008, 1009, 1011 and 1013 in a close frame. If the client does not
+answer within close_timeout, its connection is aborted. on_close is called if on_open was. The loss of the link ends
+receive(), wait_closed() and drain(); fail() ends receive() at once.
 """
 
 from wshub.core.hub_state cimport BYTES
@@ -62,7 +62,7 @@ cdef bint is_normal(int code):
 
 
 cdef object closed_error(ConnectionCore connection):
-    """The exception for a call that needs an open connection."""
+    """Return the exception for a call that needs an open connection."""
     cdef int code = connection.code if connection.code else 1006
     if connection.status == IS_CLOSING and not connection.code:
         return ConnectionClosed(1000, "it is closing")
@@ -82,7 +82,7 @@ cdef object check_open(ConnectionCore connection):
 cdef void begin_closing(ConnectionCore connection, bytes payload) noexcept:
     """Leave all rooms and queue a close frame. With None as the payload, no frame is sent.
 
-    Nothing can be sent after it.
+    Nothing can be sent after this call.
     """
     cdef FrameBuffer *frame
     leave_all_rooms(connection)
@@ -115,7 +115,7 @@ cdef object close_before_opening(ConnectionCore connection, bytes payload):
 
 
 cdef void close_if_open(ConnectionCore connection, bytes payload) noexcept:
-    """Close with this payload, unless the connection is not open."""
+    """Close with this payload if the connection is open."""
     if connection.status == IS_OPEN:
         begin_closing(connection, payload)
 
@@ -153,7 +153,7 @@ cdef void fail(ConnectionCore connection, uint16_t code, str reason) noexcept:
 
 
 cdef uint16_t code_to_send(ConnectionCore connection, uint16_t code) noexcept:
-    """The code that the handler's close_codes gives for this one, or the same code."""
+    """Return the code that the handler's close_codes gives for this code, or the same code."""
     if connection.handlers.close_codes is None:
         return code
     try:
@@ -202,7 +202,7 @@ cdef void close_without_loop(ConnectionCore connection) noexcept:
 cdef bint finish_closing(ConnectionCore connection) noexcept:
     """Become CLOSED, since the link is gone. Returns whether on_close can be called now.
 
-    A suspended handler ends first; its end calls on_close.
+    If a handler is suspended, on_close is called when that handler has ended.
     """
     if connection.status == IS_CLOSED:
         return False
@@ -253,7 +253,7 @@ cdef void wake_all(ConnectionCore connection) noexcept:
 
 
 cdef void fail_drain_waiters(ConnectionCore connection) noexcept:
-    """Raise closed_error() in drain(): the bytes that it waits for are lost."""
+    """Raise closed_error() in each pending drain(): the bytes that it waits for are lost."""
     waiters, connection.drain_waiters = connection.drain_waiters, None
     for future in waiters or ():
         if future.done():

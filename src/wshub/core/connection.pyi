@@ -14,7 +14,7 @@ from wshub.protocol.http.request import RequestHead
 from wshub.protocol.message import Message
 
 class ConnectionState(enum.Enum):
-    """Where a connection is in its life (RFC 6455 sections 4.1 and 7.1)."""
+    """The state of a connection (RFC 6455 sections 4.1 and 7.1)."""
 
     CONNECTING = 0
     OPEN = 1

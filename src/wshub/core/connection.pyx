@@ -56,7 +56,7 @@ logger = logging.getLogger("wshub.server")
 
 
 class ConnectionState(enum.Enum):
-    """Where a connection is in its life (RFC 6455 sections 4.1 and 7.1)."""
+    """The state of a connection (RFC 6455 sections 4.1 and 7.1)."""
 
     CONNECTING = 0
     OPEN = 1

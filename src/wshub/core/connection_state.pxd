@@ -93,7 +93,7 @@ cdef class ConnectionCore(Receiver):
     # Output
     cdef readonly object compression   # PermessageDeflate, or None
     cdef object drain_waiters    # OrderedDict of drain(): Future: bytes that must have left the link's queue; or None
-    cdef int64_t pong_end        # bytes that will have left the link's queue, ever, when the last pong has left
+    cdef int64_t pong_end        # the link's bytes_written when the last pong will have left
     cdef FrameBuffer *pending_pong  # owned: the answer to a later ping, until the queued pong has left; or NULL
 
     # Time

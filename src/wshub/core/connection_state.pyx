@@ -51,7 +51,7 @@ cdef class ConnectionCore(Receiver):
     cdef void resume_input(self, uint8_t block) noexcept:
         """Clear a block. Handle unread bytes and read the link again, unless another block is set.
 
-        The class in receiving.pyx implements it. It is a method so that the files below that one can call it.
+        The class in receiving.pyx implements it. It is a method so that files that receiving.pyx imports can call it.
         """
 
     def _unblock(self, block):
@@ -92,7 +92,7 @@ cdef void unblock_later(ConnectionCore connection, uint8_t block) noexcept:
 
 
 cdef object take_negotiated(ConnectionCore connection, object compression):
-    """Set up what was negotiated, a PermessageDeflate or None, before the first message in either direction."""
+    """Set up the negotiated compression, a PermessageDeflate or None, before the first message in either direction."""
     if compression is None:
         return
     config = connection.hub.pool.config
@@ -114,7 +114,7 @@ cdef object take_negotiated(ConnectionCore connection, object compression):
 
 
 cdef void drop_compression(ConnectionCore connection) noexcept:
-    """Forget what was negotiated: another server answers the handshake, and it compresses."""
+    """Forget the negotiated compression: another server answers the handshake."""
     connection.compression = None
     connection.window_bits = 0
     connection.server_context_takeover = False

@@ -21,7 +21,7 @@ from wshub.protocol.frame_buffer cimport FrameBuffer, frame_release
 
 
 cdef int send_to_all(HubBase hub, FrameBuffer *frame, ConnectionCore excluded, const Delivery *delivery) noexcept:
-    """Queue a frame for every connection of a hub but one. Return for how many it was queued."""
+    """Queue a frame for every connection of a hub but one. Return the number of connections that it was queued for."""
     cdef dict walked = hub.walked
     cdef int count
     hub.walked = hub.connections
@@ -33,15 +33,15 @@ cdef int send_to_all(HubBase hub, FrameBuffer *frame, ConnectionCore excluded, c
 cdef int send_to_room(
     HubBase hub, Room room, FrameBuffer *frame, ConnectionCore excluded, const Delivery *delivery
 ) noexcept:
-    """Queue a frame for every member of a room but one. Return for how many it was queued."""
+    """Queue a frame for every member of a room but one. Return the number of members that it was queued for."""
     cdef FrameBuffer *shared = NULL
     cdef dict walked = room.walked
     cdef int count
-    # While another message to the room is fanned out, some members do not have that one yet. So nothing may be
-    # compressed now that refers to it.
+    # While another message to the room is fanned out, some members do not have that message yet. So no message that is
+    # compressed now may refer to it.
     if room.window is not None and delivery.threshold != SIZE_MAX and walked is None:
         if excluded is not None:
-            # First: once the window has restarted, the generation does not tell which members were in sync.
+            # Desync before shared_form(): if that restarts the window, its generation changes.
             desync(excluded, room.window)
         shared = shared_form(hub, room, frame)
     room.walked = room.members
@@ -117,7 +117,7 @@ cdef FrameBuffer *shared_form(HubBase hub, Room room, FrameBuffer *frame) noexce
 
 
 cdef void count_members(dict members, SharedWindow window) noexcept:
-    """Count the members that can be in sync with a window, and those that are."""
+    """Count the members that can be in sync with a window, and the members that are in sync."""
     cdef PyObject *key
     cdef PyObject *value
     cdef Py_ssize_t position = 0

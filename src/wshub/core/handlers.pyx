@@ -3,7 +3,7 @@
 
 A coroutine handler runs in an asyncio task of its own, as if ``asyncio.eager_task_factory`` had made it: its first step
 runs before the hub goes on. A handler that does not suspend costs no loop iteration. While it is suspended, a block of
-the connection is set. If the loop has a task factory, that makes the tasks, which start when it says.
+the connection is set. If the loop has a task factory, the factory makes the tasks and decides when they start.
 """
 
 from wshub.core.closing cimport begin_closing, close_returned_endpoint, close_going_away, code_to_send
@@ -132,7 +132,7 @@ def task_done(ConnectionCore connection, uint8_t block, task):
     PyContext_Enter(connection.context)
     try:
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
-            # The task has raised it out of the loop already.
+            # The task has raised the error out of the loop already.
             close_going_away(connection, "")
         elif error is not None:
             handler_failed(connection, error, block)
@@ -161,7 +161,7 @@ cdef void handler_failed(ConnectionCore connection, object error, uint8_t block)
         logger.error("on_error of %r has failed itself", connection, exc_info=error)
         return
     if isinstance(error, asyncio.CancelledError):
-        # The application cancelled it and needs no traceback.
+        # The application cancelled the handler and needs no traceback.
         logger.warning("a handler of %r was cancelled: the connection is closed with 1011", connection)
     else:
         logger.error("a handler of %r has failed", connection, exc_info=error)
@@ -177,15 +177,15 @@ cdef void handler_failed(ConnectionCore connection, object error, uint8_t block)
 cdef int call_on_drain(ConnectionCore connection) except -1:
     """Call on_drain if it is due.
 
-    It waits for a suspended handler, unless that is an on_open which receives: such an on_open may run as long as the
-    connection.
+    It waits for a suspended handler. It does not wait for on_open if the connection receives: on_open may then run as
+    long as the connection.
     """
     if not connection.drain_pending or connection.status != IS_OPEN:
         return 0
     if connection.blocks & HANDLER_RUNS or (connection.blocks & ON_OPEN_RUNS and not connection.receiving):
         return 0
     if not connection.link.has_drained():
-        # More was queued since. The handler is called when that has left.
+        # More was queued since. on_drain is called when all of it has left.
         connection.link.drain_requested = True
         return 0
     connection.drain_pending = False
@@ -203,7 +203,7 @@ cdef int call_on_close(ConnectionCore connection) except -1:
 
 
 cdef object error_of(object task):
-    """The exception that ended a task, asyncio.CancelledError included, or None. The task must be done."""
+    """Return the exception that ended a task, asyncio.CancelledError included, or None. The task must be done."""
     try:
         return task.exception()
     except asyncio.CancelledError as cancelled:
@@ -211,7 +211,7 @@ cdef object error_of(object task):
 
 
 cdef bint is_end_of_connection(object error):
-    """Whether the error, or every error of a group, is one that a handler gets because its connection ends."""
+    """Whether a handler gets this error, or every error of this group, because its connection ends."""
     if isinstance(error, BaseExceptionGroup):
         return all([is_end_of_connection(each) for each in error.exceptions])
     return isinstance(error, (ConnectionClosed, asyncio.CancelledError))

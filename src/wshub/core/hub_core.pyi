@@ -101,7 +101,7 @@ class HubCore:
     def get_connection(self, id: int) -> Connection | None:
         """Return the connection with that id, or None. Raise MisuseError if ``id`` is a bool or not an int."""
     def unregister(self, connection: Connection, code: int = 1000, reason: str | Buffer = "") -> Queued:
-        """Closes the connection, which leaves its rooms at once: ``connection.close``."""
+        """Call ``connection.close(code, reason)``. The connection leaves its rooms at once."""
     @property
     def _admission(self) -> Admission: ...
     @property
@@ -110,12 +110,12 @@ class HubCore:
     def now(self) -> float:
         """Return the time by the hub's clock, in seconds."""
     def bind(self) -> Reactor:
-        """Take the running loop for the hub's, and return the hub's reactor.
+        """Bind the hub to the running loop, and return the hub's reactor.
 
-        A hub that has closed, or whose loop has closed, begins anew.
+        If the hub or its loop has closed, the hub begins anew.
         """
     def reactor_for(self, ssl: ssl_module.SSLContext | None) -> Reactor:
-        """Return the hub's reactor; for an SSLContext a new one, which the caller releases."""
+        """Return the hub's reactor. For an SSLContext, return a new reactor, which the caller releases."""
     def register_connection(
         self,
         handlers: HandlerTable,
@@ -132,7 +132,7 @@ class HubCore:
         None, since another server gives the answer.
         """
     def drop_compression(self, connection: Connection) -> None:
-        """Drop what a registered connection has negotiated: the server that answers its handshake compresses."""
+        """Drop the negotiated compression of a registered connection: another server answers its handshake."""
     def fail_connection(self, connection: Connection, code: int, reason: str) -> None:
         """Fail an open connection (RFC 6455 section 7.1.7): the peer need not answer the close frame."""
     def cancel_opening(self, connection: Connection) -> None:
@@ -142,9 +142,9 @@ class HubCore:
     def open_on_descriptor(self, connection: Connection, descriptor: int, response: bytes, rest: bytes) -> None:
         """Answer the handshake on a connected socket, which the hub's reactor owns from now on, and open it."""
     def open_on_link(self, connection: Connection, link: Any, response: bytes, rest: bytes) -> None:
-        """Answer the handshake on a link, and open the connection; ``rest`` came behind the request.
+        """Answer the handshake on a link, and open the connection. ``rest`` is the bytes that came after the request.
 
-        An empty response says that another server has answered. Raises HandshakeError if the hub has closed.
+        An empty response means that another server has answered. Raises HandshakeError if the hub has closed.
         """
     def _sweep(self) -> None: ...
     def _close_all(self, payload: bytes) -> None: ...

@@ -83,7 +83,7 @@ cdef Rate rate_of(double per_second, double burst, double least) noexcept:
 
 
 cdef class HubCore(HubBase):
-    """Connections, rooms and what is sent to them. See :class:`wshub.Hub`.
+    """Connections, rooms and broadcasts. See :class:`wshub.Hub`.
 
     Methods that the reference does not list are for wshub's own packages.
     """
@@ -171,15 +171,15 @@ cdef class HubCore(HubBase):
         return self.clock()
 
     def bind(self):
-        """Take the running loop for the hub's, and return the hub's reactor.
+        """Bind the hub to the running loop, and return the hub's reactor.
 
-        A hub that has closed, or whose loop has closed, begins anew.
+        If the hub or its loop has closed, the hub begins anew.
         """
         loop = asyncio.get_running_loop()
         if self.loop is not None and (self.closed or self.loop.is_closed()):
             self._begin_anew()
         if self.loop is None:
-            # First what may fail: a hub without a reactor belongs to no loop.
+            # Create the reactor first: if that fails, the hub still belongs to no loop.
             self.reactor = create_reactor(loop, self.counters, native=self.config.use_reactor, clock=self.clock)
             self.loop = loop
             self.thread_id = PyThread_get_thread_ident()
@@ -190,7 +190,7 @@ cdef class HubCore(HubBase):
         return self.reactor
 
     def _begin_anew(self):
-        """End what the last loop has left behind, and forget all of it except the settings."""
+        """Close the connections that the last loop has left, and reset all but settings and ids."""
         cdef Connection connection
         for connection in list(self.connections.values()):
             close_without_loop(connection)
@@ -199,7 +199,7 @@ cdef class HubCore(HubBase):
         self.begin_anew()
 
     def reactor_for(self, ssl):
-        """Return the hub's reactor; for an SSLContext a new one, which the caller releases."""
+        """Return the hub's reactor. For an SSLContext, return a new reactor, which the caller releases."""
         reactor = self.bind()
         if ssl is None:
             return reactor
@@ -231,7 +231,7 @@ cdef class HubCore(HubBase):
         return connection
 
     def drop_compression(self, Connection connection):
-        """Drop what a registered connection has negotiated: the server that answers its handshake compresses."""
+        """Drop the negotiated compression of a registered connection: another server answers its handshake."""
         drop_compression(connection)
 
     def fail_connection(self, Connection connection, int code, str reason):
@@ -262,13 +262,13 @@ cdef class HubCore(HubBase):
             raise
 
     def open_on_link(self, Connection connection, Link link not None, bytes response, bytes rest):
-        """Answer the handshake on a link, and open the connection; ``rest`` came behind the request.
+        """Answer the handshake on a link, and open the connection. ``rest`` is the bytes that came after the request.
 
-        An empty response says that another server has answered. Raises HandshakeError if the hub has closed.
+        An empty response means that another server has answered. Raises HandshakeError if the hub has closed.
         """
         cdef FrameBuffer *frame
         if self.closed or self.connections.get(connection.connection_id) is not connection:
-            # The hub has closed since the request was admitted, or the handshake has been given up.
+            # The hub has closed since the request was admitted, or the opening was cancelled.
             cancel_opening(connection)
             raise HandshakeError(*SHUTTING_DOWN)
         link.counters = self.counters
@@ -416,7 +416,7 @@ cdef class HubCore(HubBase):
         return len(self.connections)
 
     def unregister(self, connection, code=1000, reason=""):
-        """Closes the connection, which leaves its rooms at once: ``connection.close``."""
+        """Call ``connection.close(code, reason)``. The connection leaves its rooms at once."""
         return connection.close(code, reason)
 
     def _sweep(self):
@@ -444,11 +444,11 @@ cdef class HubCore(HubBase):
             close_if_open(connection, payload)
 
     def _end(self):
-        """End what is left of all connections. None can open any more, not even one that has been accepted."""
+        """Abort all connections. After that no connection can open, not even one that is registered."""
         self.closed = True
         self._abort_all()
         if self.reactor is not None and not self.loop.is_closed():
-            # From within the loop, where handlers are called.
+            # The loop makes the call: release() may call handlers, and only the loop calls them.
             self.loop.call_soon(self.reactor.release)
 
     def _close_share(self, int steps, bytes payload):
@@ -466,7 +466,7 @@ cdef class HubCore(HubBase):
             if connection.link is not None:
                 connection.link.abort(False)
             else:
-                # Its request has had its time, and is not answered any more.
+                # Its handshake has not been answered, and will not be.
                 cancel_opening(connection)
 
     def _when_empty(self):

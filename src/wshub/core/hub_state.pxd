@@ -54,7 +54,7 @@ cdef class HubBase:
     cdef DeflatePool pool        # None if compression is not enabled
     cdef dict room_configs       # name: RoomConfig, of the rooms that have one
     cdef uint64_t last_generation  # of the shared windows
-    cdef uint64_t window_changes  # count of changes: who is in a room with a shared window, or in sync with one
+    cdef uint64_t window_changes  # count of changes to rooms with a shared window: members, syncs, restarts
     cdef bint ends_stalled       # a send_timeout is set: a peer that takes no bytes needs no ping
     cdef double ping_interval, pong_timeout, close_timeout, send_timeout, idle_timeout, max_lifetime
     cdef double swept_at         # the time of the last sweep

@@ -2,7 +2,7 @@
 """The sweep of one connection: pings, and the end of peers that are silent, stalled, idle or too old.
 
 first_deadlines(), is_stalled() and judge() decide. They depend on their arguments alone: the state, the time, the
-timeouts and what was seen. sweep() finds out what they need, and does what they say.
+timeouts and the facts. sweep() collects the facts and acts on the verdict.
 
     Verdict         Condition                           Action of sweep():
     PEER_STALLED    send_timeout is over, found twice   abort with 1006.
@@ -11,8 +11,8 @@ timeouts and what was seen. sweep() finds out what they need, and does what they
     PEER_SILENT     pong_timeout is over, found twice   abort with 1006.
     PING_DUE        ping_interval is over               send a ping.
 
-Two sweeps in a row must find a peer stalled or silent. If the loop itself stood still, only the first sweep after that
-sees what the peer did in time.
+Two sweeps in a row must find a peer stalled or silent. If the loop itself stood still, the first sweep after that may
+run before the loop has handled what the peer did in time.
 """
 
 from wshub.core.closing cimport abort, close_going_away
@@ -24,10 +24,10 @@ from wshub.links.link cimport AT_REST, STALLED, TAKING
 # Decisions
 
 cdef Liveness first_deadlines(double now, double spread, const Timeouts *timeouts) noexcept:
-    """The deadlines of a connection that opens now.
+    """Return the deadlines of a connection that opens now.
 
-    `spread` is from 0 to 1, and differs from connection to connection. Connections that opened together are not pinged
-    together, which would take one long loop iteration, nor closed together.
+    `spread` is from 0 to 1, and differs from connection to connection. It spreads pings and closes over time: to ping
+    all connections that opened together would take one long loop iteration.
     """
     cdef Liveness state
     state.next_ping = now + timeouts.ping_interval * (1 - spread / 2)
@@ -99,7 +99,7 @@ cdef Verdict judge(Liveness *state, const Facts *facts, double now, const Timeou
     return NOTHING_DUE
 
 
-# Doing
+# Actions
 
 cdef Timeouts timeouts_of(HubBase hub) noexcept:
     cdef Timeouts timeouts
@@ -170,14 +170,14 @@ cdef void sweep_closing(ConnectionCore connection, double now) noexcept:
 
 
 cdef bint needs_progress(ConnectionCore connection) noexcept:
-    """Whether the verdict depends on acknowledgements. To ask the kernel for every connection would be expensive."""
+    """Whether the verdict depends on acknowledgements. It would be expensive to ask the kernel for every connection."""
     if connection.link.blocked or (connection.liveness.pong_deadline > 0 and not connection.liveness.is_alive):
         return True
     return connection.link.hides_bytes and not connection.is_active
 
 
 cdef void send_ping(ConnectionCore connection, double now, FrameBuffer *ping) noexcept:
-    """Ping the peer, unless send_timeout already watches how it takes the bytes that wait for it."""
+    """Ping the peer, unless bytes wait for it and a send_timeout is set: then send_timeout finds a dead peer."""
     if connection.link.blocked and connection.hub.ends_stalled:
         return
     if connection.liveness.pong_deadline == 0:

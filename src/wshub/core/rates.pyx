@@ -26,7 +26,7 @@ cdef Response response_to(uint8_t status, int kind, bint closes_at_rate) noexcep
     if status == IS_OPEN:
         return FAIL_1008 if closes_at_rate else DELAY
     if status == IS_CLOSING and kind == BYTES:
-        # The client goes on as if it had not been told to close.
+        # The client goes on sending although the close frame was sent.
         return ABORT_AT_ONCE
     return GO_ON
 

@@ -1,8 +1,8 @@
 # cython: language_level=3
-"""What arrives on a link: bytes become events of the parser, and these become calls of handlers.
+"""The input of a connection: bytes from the link become events of the parser, and events become calls of handlers.
 
-One connection gets a share of a loop iteration, a Budget of messages, time and decompressed bytes. When it is spent, or
-input is blocked for another reason, the bytes not parsed yet wait in `unread`, and the link is paused.
+One connection gets a share of a loop iteration, a Budget of messages, time and decompressed bytes. When the budget is
+spent, or input is blocked for another reason, the bytes not parsed yet wait in `unread`, and the link is paused.
 """
 
 from libc.stddef cimport size_t

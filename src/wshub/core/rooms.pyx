@@ -131,7 +131,7 @@ cdef object configure_room(HubBase hub, str name, object config):
 
 
 cdef object apply_settings(HubBase hub, Room room, object config):
-    """Take the settings from a RoomConfig. No member may be in sync with the window that the room has had."""
+    """Take the settings from a RoomConfig. No member may be in sync with the room's former window."""
     room.policy = policy_from_name(config.slow_consumer)
     room.window = new_window(hub, config)
 

@@ -2,7 +2,7 @@
 """What a connection sends: queueing under a policy, compression, pongs, and the waits of drain().
 
 queue() calls no handler and changes no room, so a broadcast may call it for each member of a room. fail_slow_consumer()
-changes rooms. A broadcast calls it at the end.
+changes rooms, so a broadcast calls it at the end.
 """
 
 from wshub.core.closing cimport abort_out_of_memory, fail, fail_drain_waiters, wake
@@ -36,7 +36,7 @@ cdef int queue(ConnectionCore connection, FrameBuffer *frame, uint8_t policy) no
     """
     if connection.status != IS_OPEN:
         return 0
-    # It is tested first: a fan-out writes to the cache line of each receiver only if it must.
+    # The flag is tested before it is set: a fan-out writes to the cache line of each receiver only if it must.
     if not connection.is_active and frame_is_message(frame):
         connection.is_active = True
     if is_full(connection) or (policy == LATEST and connection.link.blocked):
@@ -48,7 +48,7 @@ cdef int queue(ConnectionCore connection, FrameBuffer *frame, uint8_t policy) no
 
 
 cdef int queue_at_limit(ConnectionCore connection, FrameBuffer *frame, uint8_t policy) noexcept:
-    """queue() for a connection that takes fewer bytes than it is sent."""
+    """queue() for a connection whose queue is full, or whose link is blocked under the policy "latest"."""
     if policy == LATEST and frame.conflation_key != 0 and connection.link.blocked and connection.link.replace(frame):
         return 1
     if is_full(connection):
@@ -121,8 +121,8 @@ cdef int queue_alone(ConnectionCore connection, FrameBuffer *frame, const Delive
         deflater_forget(connection.deflater)
         connection.context_stale = False
     if is_full(connection):
-        # A transport may run code that sends another message. It must not come between this message and the later ones
-        # that refer to it.
+        # A transport may run code that sends another message. That message must not come between this one and later
+        # messages that refer to this one.
         connection.link.flush_now()
     form = connection.hub.pool.compress(connection.deflater, frame, False)
     if form == NULL or form.length >= frame.length:
@@ -140,7 +140,7 @@ cdef int queue_alone(ConnectionCore connection, FrameBuffer *frame, const Delive
 cdef int queue_compressed(
     ConnectionCore connection, FrameBuffer *form, uint64_t generation, uint8_t policy
 ) noexcept:
-    """queue() for a compressed frame, after which the peer has the shared window of that generation, or none for 0."""
+    """queue() for a compressed frame. The peer is then in sync with the window of that generation; with none for 0."""
     sync_to(connection, generation)
     connection.context_stale = True
     return queue(connection, form, policy)

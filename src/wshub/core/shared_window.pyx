@@ -5,9 +5,9 @@ A client can decompress the output if its decompressor has the same history as t
 got every compressed message of the room since the history began, and no other compressed message after them.
 
 - A client gets in sync with the first message of a history, whatever it received before.
-- A client in sync gets the room's messages compressed and all others plain. A compressed one of another origin desyncs
-  it.
-- A client that is not in sync gets each message in a form that refers to no other.
+- A client in sync gets the room's messages compressed and all others plain. A compressed message from elsewhere desyncs
+  the client.
+- A client that is not in sync gets each message in a form that does not refer to other messages.
 
 Each history has a number, its generation. A connection remembers the generation that its client is in sync with.
 """
@@ -42,9 +42,9 @@ cdef class SharedWindow:
     cdef bint is_due(self) noexcept:
         """Whether to begin a new history with the next message.
 
-        This is so after `restart_interval` messages, and whenever no member is in sync. It is also so when the members
-        that are not in sync missed as many deliveries as there are able members. Then the cost is at most twice that of
-        the best choice.
+        True after `restart_interval` messages, and if no member is in sync. Also true if the members that are not in
+        sync have missed as many deliveries as there are able members. Then the cost is at most twice that of the best
+        choice.
         """
         return self.in_sync == 0 or self.messages >= self.restart_interval or self.missed >= self.able
 
