@@ -89,7 +89,8 @@ class HubConfig:
     max_connections_per_address: int = 0
     """Maximum number of connections at one time from one IP address, or from one /64 network of IPv6. Further
     handshakes get 429. 0 means no limit. Behind a proxy that is not trusted, all connections have the proxy's address.
-    With TLS of ``Hub.serve``, the same number may wait for their requests in addition; one more drops the oldest."""
+    With TLS of ``Hub.serve``, the same number may wait for their requests in addition. If one more arrives, the oldest
+    is dropped."""
 
     max_connection_rate: int = 0
     """Maximum number of handshakes per second. Further ones get 503. 0 means no limit."""

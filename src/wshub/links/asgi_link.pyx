@@ -1,8 +1,8 @@
 # cython: language_level=3
-"""A link over the ``receive`` and ``send`` of an ASGI server, for connections that the server does not give away.
+"""A link over the ``receive`` and ``send`` of an ASGI server, for connections whose socket the server keeps.
 
-ASGI passes whole messages, and a link carries bytes. So the receiver gets each message as the frame that it may have
-come in, and all rules and limits of frames hold for it. ASGI knows no pings. Handlers are called from the loop, never
+ASGI passes whole messages, and a link carries bytes. So the receiver gets each message in a frame, and all rules and
+limits of frames apply to it. ASGI has no messages for pings. Handlers are called from the loop, never
 from within a task, so the loop passes on what the tasks here receive.
 """
 
@@ -42,7 +42,7 @@ cdef enum:
     # Added to a close code, this gives one for private use (RFC 6455 section 7.4.2): 4011 for 1011.
     PRIVATE_CODES = 3000
 
-# A client's frame is masked. Under this key the payload is as it is.
+# A client's frame is masked. This masking key leaves the payload unchanged.
 cdef bytes NO_MASK = b"\0\0\0\0"
 
 
@@ -50,10 +50,10 @@ cdef class AsgiLink(Link):
     """Carries a connection that an ASGI application has accepted, once ``start()`` is called.
 
     A message that ``send`` was given counts as delivered. A call of ``receive`` is always pending, unless reading is
-    paused: some servers report in no other way that the client has left.
+    paused: only then do some servers report that the client has left.
 
     Most servers end the connection as soon as the application returns. So the messages and the close of a task are sent
-    before the task goes on, in an eagerly started task. The sending task waits for that one if the server is busy.
+    before the task goes on, in an eagerly started task. The sending task waits for that task if the server is busy.
     """
 
     cdef object receive_message  # the server's receive()
@@ -62,13 +62,13 @@ cdef class AsgiLink(Link):
     cdef object loop
     cdef object receiving        # the task that receives, once started
     cdef object sending          # the task that sends, once started
-    cdef object context          # the context of that task
-    cdef object suspended        # a task that sends what another task has queued, which that task waits for, or None
+    cdef object context          # the context of the sending task
+    cdef object suspended        # the task of send_at_once(), for which the sending task waits, or None
     cdef object work             # Future that the sending task waits for, or None while it is busy
     cdef object resumed          # Future that the receiving task waits for while reading is paused, or None
     cdef int64_t in_hand         # bytes of the message that the server is taking
     cdef bint private_codes      # the server refuses the codes that RFC 6455 defines, except 1000
-    cdef bint sends_at_once      # such a task makes its first step
+    cdef bint sends_at_once      # the task of send_at_once() makes its first step
     cdef bint paused
     cdef bint disconnected       # the server has reported the end: it takes nothing more
 
@@ -111,7 +111,7 @@ cdef class AsgiLink(Link):
         return 0
 
     cdef void send_from_task(self) noexcept:
-        # Only while the sending task waits for work can another send in its place.
+        # Another task can send only while the sending task waits for work.
         if self.work is None or self.suspended is not None or self.sends_at_once or self.closed:
             return
         try:
@@ -140,7 +140,7 @@ cdef class AsgiLink(Link):
             self.lose_later()
 
     cdef bint should_notify_drained(self) noexcept:
-        # The message that the server has in hand may not be taken yet.
+        # The server may still be taking the message in hand.
         cdef bint has_left = self.in_hand == 0 or self.notify_at <= self.bytes_written - self.in_hand
         return has_left and Link.should_notify_drained(self)
 
@@ -155,7 +155,7 @@ cdef class AsgiLink(Link):
             self.work.set_result(None)
 
     cdef void lose_later(self) noexcept:
-        """End the link in an iteration of the loop of its own."""
+        """End the link in a later loop iteration."""
         try:
             self.loop.call_soon(self._lose)
         except RuntimeError:
@@ -228,14 +228,14 @@ cdef class AsgiLink(Link):
         finally:
             self.sends_at_once = False
         if not task.done():
-            # The sending task waits for it.
+            # The sending task waits for this task.
             self.suspended = task
             return
         self.blocked = False
         task.result()
 
     async def _send_close(self, message):
-        """Close. If the application has returned and this fails, the connection has still ended as intended."""
+        """Send the close message. If that fails once the application has returned, the connection ended as intended."""
         code = message["code"]
         self.stop_receiving()
         self.loop.call_soon(self._close_sent, code, message["reason"])
@@ -244,7 +244,7 @@ cdef class AsgiLink(Link):
         await self.send_message(message)
 
     cdef object stop_receiving(self):
-        """End the pending call of receive(): granian does not close while there is one."""
+        """End the pending call of receive(): granian does not close the connection during such a call."""
         if self.receiving is not None:
             self.receiving.cancel()
 

@@ -5,7 +5,7 @@ from wshub.links.link import Link
 class AsyncioLink(Link):
     """Carries a connection over a transport whose protocol passes its callbacks on to the methods here.
 
-    Bytes that the transport was given count as delivered. It is given no more while it asks for a pause.
+    Bytes that the transport was given count as delivered. While the transport asks for a pause, it gets no more bytes.
     """
 
     def __init__(self, transport: asyncio.Transport | None, loop: asyncio.AbstractEventLoop) -> None: ...

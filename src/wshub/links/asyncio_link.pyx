@@ -29,7 +29,7 @@ cdef enum:
 cdef class AsyncioLink(Link):
     """Carries a connection over a transport whose protocol passes its callbacks on to the methods here.
 
-    Bytes that the transport was given count as delivered. It is given no more while it asks for a pause.
+    Bytes that the transport was given count as delivered. While the transport asks for a pause, it gets no more bytes.
     """
 
     def __init__(self, transport, loop):
@@ -106,11 +106,11 @@ cdef class AsyncioLink(Link):
             self.schedule()
             return
         self.transport.abort()
-        # The transport reports the loss in a later iteration of the loop; so does this.
+        # The transport reports the loss in a later iteration of the loop, and so does the link.
         self.loop.call_soon(self.on_lost, 0)
 
     cdef void flush_now(self) noexcept:
-        # The garbage collector may run code while the transport takes a frame. That must not send the next one first.
+        # The garbage collector may run code while the transport takes a frame. That code must not send the next frame.
         if self.closed or self.flushing or self.transport.is_closing():
             return
         self.flushing = True
@@ -170,7 +170,7 @@ cdef class AsyncioLink(Link):
         self.scheduled = False
         if self.closed:
             return
-        # Before the transport is given more than notify_when_left() asked for.
+        # Notify before the transport gets more bytes than notify_when_left() named.
         self.notify_drained()
         self.flush_now()
         if not queue_is_empty(&self.queue):

@@ -8,7 +8,7 @@ from wshub.links.asyncio_link import AsyncioLink
 from wshub.links.link import Link, LinkCounters, Receiver
 
 class AcceptedLink(AsyncioLink):
-    """The link of an accepted connection, and the protocol of its transport. It sends nothing before it has one."""
+    """The link of an accepted connection, and the protocol of its transport. It sends once it has the transport."""
 
     def connection_made(self, transport: asyncio.Transport) -> None: ...
     def setup_failed(self) -> None:

@@ -28,7 +28,7 @@ cdef void keep_heap() noexcept:
 
 
 cdef class AcceptedLink(AsyncioLink):
-    """The link of an accepted connection, and the protocol of its transport. It sends nothing before it has one."""
+    """The link of an accepted connection, and the protocol of its transport. It sends once it has the transport."""
 
     def connection_made(self, transport):
         if self.closed:
@@ -50,7 +50,7 @@ cdef class AcceptedLink(AsyncioLink):
             AsyncioLink.abort(self, after_flush)
         elif self.setup is not None and not self.closed:
             self.setup.abort()
-            # A transport reports the loss in a later iteration of the loop; so does this.
+            # A transport reports the loss in a later iteration of the loop, and so does the link.
             self.loop.call_soon(self.on_lost, 0)
 
     cdef object peer_name(self):

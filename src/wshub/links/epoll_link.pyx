@@ -76,7 +76,7 @@ cdef class EpollLink(Link):
     cdef int write(self, FrameBuffer *frame) noexcept:
         if self.closed or self.finishing:
             return 0
-        # The same as push(), without the call.
+        # This does the same as push(), without the call.
         if queue_push(&self.queue, frame) < 0:
             return -1
         self.counters.messages.accepted += frame_is_message(frame)
@@ -338,13 +338,13 @@ cdef class EpollLinks:
             self.enqueue(self.pending_notifications, link)
 
     cdef void on_would_block(self, EpollLink link) noexcept:
-        """The kernel takes no more for now: epoll reports when it does."""
+        """Mark the link as blocked. epoll reports when the kernel takes bytes again."""
         link.blocked = True
         link.mark_blocked()
         if link.should_notify_drained():
             self.enqueue(self.pending_notifications, link)
 
-    # The ends of links, and what receivers are called with
+    # The ends of links, and calls of receivers
 
     cdef void on_lost(self, EpollLink link, int error) noexcept:
         """Close the descriptor and drop the queue. The receiver is called at the end of this round."""
@@ -384,5 +384,5 @@ cdef class EpollLinks:
                     link.receiver.connection_lost(link.error)
                     link.receiver = None
             else:
-                # A receiver that was called before may have queued more for it.
+                # An earlier receiver in this loop may have queued more for this link.
                 link.notify_drained()

@@ -86,7 +86,7 @@ cdef class EpollListeners:
         listener.paused = False
 
     cdef void accept(self, uintptr_t tagged) noexcept:
-        """Accept what waits at the listening socket that an event of epoll names."""
+        """Accept the connections that wait at the listening socket that an event of epoll names."""
         cdef int listening = <int>(tagged >> 1)
         cdef int _accepted, descriptor
         cdef uint32_t address[7]
@@ -108,8 +108,8 @@ cdef class EpollListeners:
                     # descriptor.
                     self.exhausted = False
                 else:
-                    # EMFILE, ENFILE, ENOBUFS or ENOMEM. The connections wait in the backlog. To ask again at once would
-                    # keep the loop busy for nothing.
+                    # EMFILE, ENFILE, ENOBUFS or ENOMEM. The connections wait in the backlog. A retry at once would fail
+                    # again.
                     self.pause(listener, errno)
                 return
             try:

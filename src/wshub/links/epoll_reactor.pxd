@@ -11,7 +11,7 @@ cdef class EpollReactor:
 
     Its epoll descriptor is a reader of the asyncio loop. A run is one call of _run(), in up to ROUNDS rounds. A round
     reads each link that is ready once, and its receiver parses and handles the bytes. Then it sends the output of all
-    links. At last it calls the receivers of links that were lost or have drained. Only receivers run Python code, never
+    links. Finally it calls the receivers of links that were lost or have drained. Only receivers run Python code, never
     while sending.
     """
 

@@ -40,7 +40,7 @@ logger = logging.getLogger("wshub.server")
 cdef enum:
     RECEIVE_SIZE = 65536
     EVENTS = 512
-    # Rounds in one run while something is ready. Each saves an iteration of the loop.
+    # Maximum number of rounds in one run. Each further round saves an iteration of the loop.
     ROUNDS = 4
     # The clock is read again after WORK_BETWEEN_LOOKS units of work, or after READS_BETWEEN_LOOKS reads. A message that
     # arrived is MESSAGE_WORK units, and a queued message is 1 unit.
@@ -286,7 +286,7 @@ cdef class EpollReactor:
         cdef size_t space = 0
         cdef bint direct
         cdef ssize_t received
-        # The receiver of a handshake puts another in its place. It must live until it returns.
+        # The receiver of a handshake may replace itself in the link. This reference keeps it alive until it returns.
         cdef Receiver receiver = link.receiver
 
         if not link.finishing:

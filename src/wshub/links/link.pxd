@@ -58,7 +58,7 @@ cdef class Receiver:
     cdef void connection_lost(self, int error) noexcept
 
 
-# The peer's progress since the last look().
+# The peer's progress since the last poll_progress().
 cdef enum Progress:
     AT_REST  # it has acknowledged no more, and nothing waits for it
     TAKING   # it has acknowledged some
@@ -78,7 +78,7 @@ cdef class Link:
     cdef uint8_t finishing       # it queues no more, and ends once all has left and the peer has ended its side
     cdef int64_t bytes_written   # bytes that have left the queue, ever: for the kernel, a transport or a server
     cdef int64_t bytes_acked     # of these, how many the peer had acknowledged at the last poll_progress()
-    cdef int64_t notify_at       # 0, or drained() is to be called once more when so many bytes were written
+    cdef int64_t notify_at       # drained() is to be called when bytes_written reaches this; 0: no such call
     cdef LinkCounters counters
     cdef Receiver receiver
 

@@ -4,18 +4,18 @@ class LinkCounters:
 class Receiver:
     """Gets what arrives on a link. Each method here does nothing; a receiver overrides those that it needs.
 
-    The link calls them on the thread of the event loop, from the loop and never from within a task or a method of the
-    link. A receiver may write to the link, pause and abort it in each of them. It raises nothing.
+    The link calls the methods on the thread of the event loop, from the loop and never from within a task or a method
+    of the link. A receiver may write to the link, pause and abort it in each of them. It raises nothing.
 
     - ``data_received(data, length)`` is called with bytes in the order in which the peer sent them. The memory is valid
       until it returns.
-    - ``get_buffer(buffer)`` and ``buffer_updated(length)`` replace it in links that can read into memory of the
-      receiver.
+    - ``get_buffer(buffer)`` and ``buffer_updated(length)`` replace ``data_received()`` in links that can read into
+      memory of the receiver.
     - ``eof_received()``: the peer has ended its side. It is called at most once. The link stays open for output until
       it is aborted.
-    - ``drained()``: what ``notify_when_left()`` asked for has left.
-    - ``connection_lost(error)`` is called exactly once, after the end of the link, and nothing after it. It is called
-      at no time from within ``abort()``. A link that was detached does not call it.
+    - ``drained()``: the bytes that ``notify_when_left()`` named have left.
+    - ``connection_lost(error)`` is called exactly once, after the end of the link. No method is called after it.
+      ``abort()`` never calls it before it returns. A link that was detached does not call it.
     """
 
 class Link:
@@ -35,7 +35,7 @@ class Link:
     - ``notify_when_left(n)`` has the receiver's ``drained()`` called once: when ``n`` bytes have left, or the queue is
       empty. If ``notifies_drained`` is set, ``drained()`` is also called each time that the queue is empty again after
       the link was blocked.
-    - ``poll_progress()`` says whether the peer goes on to take what was sent.
+    - ``poll_progress()`` says whether the peer still acknowledges bytes.
     - ``detach()`` gives up the descriptor, if there is one. It does not call the receiver.
 
     ``queue`` holds what waits. ``blocked`` is set while the other side takes no more. ``counters`` counts each byte and

@@ -18,7 +18,7 @@ from wshub.protocol.frame_buffer cimport (
 
 
 cdef dict counts_of(const DeliveryCounters *delivery_counters, uint64_t pending):
-    """Return what became of messages, by name."""
+    """Return the outcomes of messages as a dict, by name."""
     return {
         "messages_accepted": delivery_counters.accepted,
         "messages_delivered": delivery_counters.outcomes[DELIVERED],
@@ -40,22 +40,22 @@ cdef class LinkCounters:
 cdef class Receiver:
     """Gets what arrives on a link. Each method here does nothing; a receiver overrides those that it needs.
 
-    The link calls them on the thread of the event loop, from the loop and never from within a task or a method of the
-    link. A receiver may write to the link, pause and abort it in each of them. It raises nothing.
+    The link calls the methods on the thread of the event loop, from the loop and never from within a task or a method
+    of the link. A receiver may write to the link, pause and abort it in each of them. It raises nothing.
 
     - ``data_received(data, length)`` is called with bytes in the order in which the peer sent them. The memory is valid
       until it returns.
-    - ``get_buffer(buffer)`` and ``buffer_updated(length)`` replace it in links that can read into memory of the
-      receiver.
+    - ``get_buffer(buffer)`` and ``buffer_updated(length)`` replace ``data_received()`` in links that can read into
+      memory of the receiver.
     - ``eof_received()``: the peer has ended its side. It is called at most once. The link stays open for output until
       it is aborted.
-    - ``drained()``: what ``notify_when_left()`` asked for has left.
-    - ``connection_lost(error)`` is called exactly once, after the end of the link, and nothing after it. It is called
-      at no time from within ``abort()``. A link that was detached does not call it.
+    - ``drained()``: the bytes that ``notify_when_left()`` named have left.
+    - ``connection_lost(error)`` is called exactly once, after the end of the link. No method is called after it.
+      ``abort()`` never calls it before it returns. A link that was detached does not call it.
     """
 
     cdef void data_received(self, const uint8_t *data, size_t length) noexcept:
-        """Take `length` bytes that have arrived. They are gone when this returns."""
+        """Take `length` bytes that have arrived. `data` is valid until this returns."""
 
     cdef size_t get_buffer(self, uint8_t **buffer) noexcept:
         """Return how many of the next bytes may be read into `*buffer`; 0 for data_received()."""
@@ -65,16 +65,16 @@ cdef class Receiver:
         """Take `length` bytes that were read into the memory that get_buffer() named."""
 
     cdef void eof_received(self) noexcept:
-        """The peer sends nothing more. The link stays open until it is aborted."""
+        """Called when the peer has ended its side. The link stays open until it is aborted."""
 
     cdef void drained(self) noexcept:
-        """All of the queue has left, or as many bytes as notify_when_left() named."""
+        """Called when the queue is empty, or when the bytes that notify_when_left() named have left."""
 
     cdef void continue_input(self) noexcept:
         """Go on with input that the receiver has left unread. Its hub calls this, not the link."""
 
     cdef void connection_lost(self, int error) noexcept:
-        """The link is gone, with all that was queued. `error` is an errno, or 0."""
+        """Called when the link is gone, with all that was queued. `error` is an errno, or 0."""
 
 
 cdef class Link:
@@ -94,7 +94,7 @@ cdef class Link:
     - ``notify_when_left(n)`` has the receiver's ``drained()`` called once: when ``n`` bytes have left, or the queue is
       empty. If ``notifies_drained`` is set, ``drained()`` is also called each time that the queue is empty again after
       the link was blocked.
-    - ``poll_progress()`` says whether the peer goes on to take what was sent.
+    - ``poll_progress()`` says whether the peer still acknowledges bytes.
     - ``detach()`` gives up the descriptor, if there is one. It does not call the receiver.
 
     ``queue`` holds what waits. ``blocked`` is set while the other side takes no more. ``counters`` counts each byte and
@@ -131,7 +131,7 @@ cdef class Link:
         """
 
     cdef void drop_unsent(self) noexcept:
-        """Drop every queued frame of which nothing has left yet, and count it as dropped for slowness."""
+        """Drop every queued frame of which no byte has left yet, and count it as dropped for slowness."""
         self.counters.messages.outcomes[DROPPED_SLOW] += queue_discard_unsent(&self.queue, DROPPED_SLOW)
 
     cdef bint has_drained(self) noexcept:
@@ -139,21 +139,21 @@ cdef class Link:
         return queue_is_empty(&self.queue) and not self.blocked
 
     cdef int64_t end_of_queue(self) noexcept:
-        """Return how many bytes will have left, ever, once the present queue has: fewer if some of it is dropped."""
+        """Return the `bytes_written` at which all bytes that are queued now have left, if none of them is dropped."""
         return self.bytes_written + self.queue.queued_bytes
 
     cdef void notify_when_left(self, int64_t length) noexcept:
-        """Have drained() called once: when so many bytes have left the queue, ever, or the queue is empty."""
+        """Have drained() called once: when `bytes_written` has reached `length`, or the queue is empty."""
         self.drain_requested = True
         if self.notify_at == 0 or length < self.notify_at:
             self.notify_at = length
 
     cdef bint should_notify_drained(self) noexcept:
-        """Return whether what notify_when_left() asked for has left."""
+        """Return whether the bytes that notify_when_left() named have left."""
         return self.drain_requested and (self.has_drained() or 0 < self.notify_at <= self.bytes_written)
 
     cdef void notify_drained(self) noexcept:
-        """Call drained() if what notify_when_left() asked for has left. If not, it is still to be called."""
+        """Call drained() if the bytes that notify_when_left() named have left. If not, it is called later."""
         if self.closed or self.receiver is None or not self.should_notify_drained():
             return
         self.notify_at = 0
@@ -162,7 +162,7 @@ cdef class Link:
         self.receiver.drained()
 
     cdef Progress poll_progress(self) noexcept:
-        """Ask the kernel how much the peer has acknowledged. Return how that has changed since the last call."""
+        """Ask the kernel how many bytes the peer has acknowledged. Return the progress since the last call."""
         cdef int64_t before = self.bytes_acked
         if self.closed:
             return AT_REST
@@ -173,7 +173,7 @@ cdef class Link:
         return STALLED if self.blocked else AT_REST
 
     cdef int64_t bytes_unacked(self) noexcept:
-        """Return how many of the bytes that have left the queue the peer is not known to have."""
+        """Return how many of the bytes that have left the queue the peer has not acknowledged."""
         return 0
 
     cdef bint make_space(self, size_t bound) noexcept:
@@ -229,7 +229,7 @@ cdef class Link:
         return frame
 
     cdef void mark_blocked(self) noexcept:
-        """Note that the other side takes no more for now: a receiver may have asked for drained() after that."""
+        """Record that the other side takes no more for now, for a receiver that asked for drained() after that."""
         if self.notifies_drained:
             self.was_blocked = True
             self.drain_requested = True

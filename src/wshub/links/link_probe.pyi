@@ -9,8 +9,8 @@ class LinkProbe(Receiver):
     An event is a tuple: ``("data", bytes)``, ``("eof",)``, ``("drained",)`` or ``("lost", error)``.
 
     Args:
-        link: the link, of which this becomes the receiver, or None for ``attach()`` later.
-        buffer_size: bytes of a buffer of its own that it has the link read into; 0 for none.
+        link: the link whose receiver the probe becomes, or None for ``attach()`` later.
+        buffer_size: size of the probe's own buffer, into which the link reads; 0 for none.
     """
 
     on_event: Callable[[tuple[Any, ...]], object] | None
@@ -27,7 +27,7 @@ class LinkProbe(Receiver):
         """Become the receiver of a link. Give it counters if it has none."""
 
     def start_anew(self) -> None:
-        """Forget the events, and count in a new counters."""
+        """Forget the events, and count in new counters."""
 
     @property
     def received(self) -> bytes:

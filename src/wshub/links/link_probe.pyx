@@ -26,8 +26,8 @@ cdef class LinkProbe(Receiver):
     An event is a tuple: ``("data", bytes)``, ``("eof",)``, ``("drained",)`` or ``("lost", error)``.
 
     Args:
-        link: the link, of which this becomes the receiver, or None for ``attach()`` later.
-        buffer_size: bytes of a buffer of its own that it has the link read into; 0 for none.
+        link: the link whose receiver the probe becomes, or None for ``attach()`` later.
+        buffer_size: size of the probe's own buffer, into which the link reads; 0 for none.
     """
 
     cdef readonly list events
@@ -53,7 +53,7 @@ cdef class LinkProbe(Receiver):
         link.receiver = self
 
     def start_anew(self):
-        """Forget the events, and count in a new counters."""
+        """Forget the events, and count in new counters."""
         self.events.clear()
         self.nested = 0
         self.counters = self.link.counters = LinkCounters()

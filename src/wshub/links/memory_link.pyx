@@ -2,8 +2,8 @@
 """A pair of links in memory: what is written to one end arrives at the other.
 
 No descriptor is needed. Between the two ends each direction holds a bounded number of bytes, as the kernel's buffers
-do, so a receiver that does not read blocks its writer. Without an event loop nothing moves but by ``deliver()``: a test
-or a simulation decides what happens next.
+do, so a receiver that does not read blocks its writer. Without an event loop, bytes move only when ``deliver()`` is
+called: a test or a simulation decides what happens next.
 """
 
 from libc.stddef cimport size_t
@@ -16,7 +16,7 @@ from wshub.protocol.frame_buffer cimport DELIVERED, FrameBuffer
 import errno
 
 cdef enum:
-    # The most that one step receives, as one read of a socket does.
+    # Maximum number of bytes that one step receives, as with one read of a socket.
     RECEIVE_SIZE = 65536
     SCRATCH_SIZE = 4096
 

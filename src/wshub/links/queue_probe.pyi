@@ -1,7 +1,7 @@
 from typing import Any, Self
 
 class FrameProbe:
-    """A frame, of which this holds one reference.
+    """A frame. The probe holds one reference to it.
 
     Args:
         payload: its payload.

@@ -42,7 +42,7 @@ cdef enum:
 
 
 cdef class FrameProbe:
-    """A frame, of which this holds one reference.
+    """A frame. The probe holds one reference to it.
 
     Args:
         payload: its payload.

@@ -78,7 +78,7 @@ class PendingHandshakes(Generic[Waiting]):
 
 
 class PendingByAddress(PendingHandshakes[Waiting]):
-    """``PendingHandshakes`` with a limit for each address as well: one more drops the oldest of its address.
+    """``PendingHandshakes`` with a limit for each address as well: one more than that drops the oldest of the address.
 
     Args:
         at_most: incomplete requests altogether.
