@@ -1,8 +1,8 @@
 """Accepts connections in front of uvicorn: a hub's own routes are served at once, everything else is uvicorn's.
 
-The reactor accepts and reads the first request. If that is for a native route, the hub takes the connection, and no
-transport, task or scope is made for it. Otherwise the socket goes to uvicorn's HTTP protocol, with the bytes that have
-been read.
+The reactor accepts and reads the first request. If the request is for a native route, the hub takes the connection, and
+no transport, task or scope is made for it. Otherwise the socket goes to uvicorn's HTTP protocol, with the bytes that
+have been read.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Acceptor:
         self.hub = hub
         self.pending: PendingHandshakes[FirstRequest] = PendingHandshakes(hub.config.max_pending_handshakes)
         self._state = state
-        # None until there is a connection for one of them: for uvicorn it is a connection itself.
+        # None until one of the hubs has a connection, because uvicorn counts the Hubs object as a connection.
         self._hubs: Hubs | None = None
         self._unix: UnixAddress | None = None
         self._default_headers: list[tuple[bytes, bytes]] | None = None
@@ -96,14 +96,14 @@ class Acceptor:
             self._unix.remove()
         self.pending.shut_down()
         self._first_requests.close()
-        # Not from within an iteration of the reactor, which may have called this.
+        # Release the reactor later: one of its runs may have called this method.
         self._loop.call_soon(self._reactor.release)
 
     async def wait_closed(self) -> None:
         """Return at once: uvicorn waits for its connections itself."""
 
     def _sweep(self) -> None:
-        # A timer of its own: the server outlives the hub, whose sweep ends when the application closes it.
+        # The server has its own timer because it outlives the hub: the hub's sweep ends when the application closes it.
         self.pending.expire(self.hub.now())
         if not self._closed:
             self._reactor.resume_accepting()
@@ -117,9 +117,12 @@ class Acceptor:
         return first
 
     def request_received(self, first: FirstRequest, data: bytes, end: int) -> None:
-        """Answer a first request, whose head ends there, or let uvicorn do it. Raises ``HandshakeError`` to refuse."""
+        """Answer a first request, whose head is ``data[:end]``, or let uvicorn answer it.
+
+        Raises ``HandshakeError`` to refuse the request.
+        """
         head = data[:end]
-        # The word alone tells nearly every other request apart.
+        # Nearly all other requests do not contain this word.
         found = self._find_route(first, head) if b"websocket" in head.lower() else None
         if found is None:
             self._hand_over(first.detach(), data, first.deadline)
@@ -135,7 +138,7 @@ class Acceptor:
             )
         except HandshakeError as error:
             if not Handshake.is_upgrade(request.headers):
-                # A page whose path or referrer has the word.
+                # This is no handshake: another part of the request, such as its path, contains "websocket".
                 self._hand_over(first.detach(), data, first.deadline)
                 return
             first.hub = hub
@@ -156,16 +159,16 @@ class Acceptor:
         except HandshakeError:
             # A hub would refuse this request too. uvicorn answers it.
             return None
-        # Routes look at no field but this one.
+        # Routes look at the Host field only.
         hosts = [(b"host", host) for host in request.headers.get_all_raw(b"host")]
         scope: dict[str, Any] = {"type": "websocket", "path": request.path, "root_path": "", "headers": hosts}
         try:
             route = find_native_route(self._app, scope)
         except Exception:
-            # A number of more digits than Python converts, for one. The application answers.
+            # For example, a number in the path has more digits than Python converts. The application answers.
             return None
         if route is None or route.hub.on_upgrade is not None or not self._can_adopt(first, route.hub, request):
-            # ``on_upgrade`` may take its time, as an ASGI application can.
+            # ``on_upgrade`` may be a coroutine function: an ASGI application can wait for it.
             return None
         return route, request
 
@@ -178,13 +181,13 @@ class Acceptor:
             if Handshake.is_upgrade(request.headers):
                 first.hub = hub
                 raise
-            # A page whose path or referrer has the word.
+            # This is no handshake: another part of the request, such as its path, contains "websocket".
             return False
         return hub.can_adopt()
 
     def _client_of(self, first: FirstRequest, request: RequestHead) -> tuple[str, int] | None:
-        """Return the client's address that a proxy tells, if uvicorn trusts the proxy; else None."""
-        # Without the field the peer's address need not be made.
+        """Return the client's address that a proxy reports, if uvicorn trusts the proxy; else None."""
+        # Without the field, the peer's address is not needed.
         if not request.headers.get_all_raw(b"x-forwarded-for"):
             return None
         return client_of(self._trusted, first.peer, request.headers)
@@ -198,13 +201,13 @@ class Acceptor:
         return self._encoded_headers
 
     def _hand_over(self, descriptor: int, data: bytes, deadline: float) -> None:
-        """Let uvicorn serve the connection, of which ``data`` has been read."""
+        """Let uvicorn serve the connection. ``data`` is the bytes that have been read from it."""
         if descriptor >= 0:
             self._first_requests.serve(socket.socket(fileno=descriptor), data=data, deadline=deadline)
 
     def _log(self, first: FirstRequest, client: tuple[str, int] | None, request: RequestHead, outcome: str) -> None:
         if logger.isEnabledFor(logging.INFO):
-            # Without the query, which may have a token.
+            # Log the path without the query, which may contain a token.
             peer = client if client is not None and client is not UNKNOWN_ADDRESS else first.peer
             scope: Any = {"client": peer}
             address = get_client_addr(scope)

@@ -2,8 +2,9 @@
 
 ``uvicorn main:app --loop wshub.uvicorn.event_loop:new_event_loop --ws wshub.uvicorn.protocol:WebSocketProtocol``
 
-uvicorn listens with ``loop.create_server`` and ``loop.create_unix_server``. On these loops both are as ever, except for
-a server of uvicorn's that has wshub's protocol class. There a connection counts, and has its time, from accept(2) on.
+uvicorn listens with ``loop.create_server`` and ``loop.create_unix_server``. On these loops both do the same as on any
+loop, except for a uvicorn server that has wshub's protocol class. There the limits on connections and on time apply
+from accept(2) on.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ __all__ = ["accept_natively", "new_asyncio_loop", "new_event_loop", "new_uvloop_
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
-    """uvloop's, where it is installed; else the standard library's."""
+    """Return uvloop's loop if it is installed, else the standard library's."""
     try:
         return new_uvloop_loop()
     except ImportError:
@@ -39,19 +40,19 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
 
 
 def new_uvloop_loop() -> asyncio.AbstractEventLoop:
-    """uvloop's. Raises ``ImportError`` where it is not installed."""
+    """Return uvloop's loop. Raises ``ImportError`` if it is not installed."""
     import uvloop
 
     return accept_natively(uvloop.new_event_loop())
 
 
 def new_asyncio_loop() -> asyncio.AbstractEventLoop:
-    """The standard library's."""
+    """Return the standard library's loop."""
     return accept_natively(asyncio.new_event_loop())
 
 
 def accept_natively(loop: asyncio.AbstractEventLoop) -> asyncio.AbstractEventLoop:
-    """Give a loop the methods that listen for uvicorn here, and return it."""
+    """Replace the loop's ``create_server`` and ``create_unix_server`` with the functions below, and return the loop."""
     patched: Any = loop
     patched.create_server = partial(_create_server, loop.create_server)
     if hasattr(socket, "AF_UNIX"):
@@ -94,7 +95,7 @@ async def _create_unix_server(
 
 
 class _Served:
-    """A server of uvicorn's that has wshub's protocol class."""
+    """A uvicorn server that has wshub's protocol class."""
 
     def __init__(self, config: Config, state: ServerState, protocol_factory: Callable[[], Any]) -> None:
         from wshub.uvicorn.native_routes import native_hubs
@@ -110,12 +111,12 @@ class _Served:
 
     @classmethod
     def of(cls, protocol_factory: Callable[[], Any]) -> _Served | None:
-        """The server whose protocols come from there, if it is such a one."""
+        """Return the server that the factory belongs to, if it is a uvicorn server with wshub's protocol class."""
         if getattr(protocol_factory, "__module__", None) != "uvicorn.server":
             return None
         from wshub.uvicorn.protocol import WebSocketProtocol
 
-        # Only a protocol tells whose it is: the factory is a function without arguments.
+        # Create a protocol to find its server: the factory itself does not name it.
         protocol = protocol_factory()
         config = getattr(protocol, "config", None)
         state = getattr(protocol, "server_state", None)
@@ -126,7 +127,7 @@ class _Served:
     async def listen(
         self, sockets: Sequence[socket.socket], backlog: int, ssl: Any, unix: UnixAddress | None = None
     ) -> Acceptor | TransportServer:
-        """Accept the connections of bound sockets, natively if the application has routes for that."""
+        """Accept the connections of bound sockets, natively if the application has native routes."""
         try:
             acceptor = self._create_acceptor() if ssl is None else None
         except BaseException:
@@ -143,7 +144,7 @@ class _Served:
         return server
 
     def _create_acceptor(self) -> Acceptor | None:
-        """Return an acceptor if the application has routes for it, else None."""
+        """Return an acceptor if the application has native routes, else None."""
         if not has_native_reactor() or self._config.root_path:
             return None
         from wshub.uvicorn.acceptor import Acceptor

@@ -1,4 +1,4 @@
-"""Bounds on what uvicorn reads of a connection before its first request: uvicorn itself has none."""
+"""Limits on time and bytes until uvicorn has the first request of a connection. uvicorn itself has no such limits."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ __all__ = ["MAX_FIRST_HEAD", "FirstRequests", "protocol_of"]
 logger = logging.getLogger("uvicorn.error")
 
 MAX_FIRST_HEAD = 64 * 1024
-"""Bytes that the head of a first request may have, as in uvicorn's h11: more than a handshake may."""
+"""Maximum size in bytes of the head of a first request, as with uvicorn's h11. A handshake may have less."""
 
 SWEEP_PERIOD = 1.0
 """Seconds between two searches for connections whose time is over."""
 
 
 class FirstRequests:
-    """The connections of a uvicorn server whose first request has not come, in the order in which they came.
+    """The connections of a uvicorn server whose first request is not complete, the oldest first.
 
     A connection is one of them until uvicorn has the head of its first request, or another protocol has the
     connection. A connection whose request takes longer than ``handshake_timeout_ms`` is dropped. A client that sends
@@ -66,15 +66,15 @@ class FirstRequests:
         data: bytes = b"",
         deadline: float | None = None,
     ) -> None:
-        """Serve an accepted socket, which is owned by this object from here on.
+        """Serve an accepted socket, which this object owns from now on.
 
-        The connection is one of those that wait from now on, also during its TLS handshake.
+        The connection counts as waiting from now on, also during its TLS handshake.
 
         Args:
             connected: a non-blocking socket.
             ssl: for TLS, the context.
-            data: what has been read of a request.
-            deadline: when the request has to be complete; None is ``timeout`` from now.
+            data: the bytes of the request that have been read.
+            deadline: when the request has to be complete; None means ``handshake_timeout_ms`` from now.
         """
         if deadline is None:
             deadline = self._now() + self._timeout
@@ -105,19 +105,19 @@ class FirstRequests:
         try:
             self._waiting.expire(self._now())
         finally:
-            # None is left waiting for the loop's end when there is nothing to look at.
+            # Without waiting connections, no timer is left when the loop ends.
             if self._waiting:
                 self._sweeper = self._loop.call_later(SWEEP_PERIOD, self._sweep)
 
 
 def protocol_of(transport: asyncio.Transport) -> Any:
-    """The protocol of a transport: uvicorn's own also as long as it has not had its first request."""
+    """Return the protocol of a transport: uvicorn's own, also while a _FirstRequest stands in front of it."""
     protocol = transport.get_protocol()
     return protocol.protocol if isinstance(protocol, _FirstRequest) else protocol
 
 
 class _FirstRequest(asyncio.Protocol):
-    """Stands before a protocol of uvicorn's until that has its first request."""
+    """Stands in front of a protocol of uvicorn's until that protocol has its first request."""
 
     __slots__ = ("_discard", "_early", "_find_hub", "_received", "_transport", "deadline", "protocol", "setup")
 
@@ -140,7 +140,7 @@ class _FirstRequest(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         if self.setup is not None and self.setup.aborted:
-            # uvicorn has never heard of it.
+            # uvicorn does not know this connection.
             transport.abort()  # type: ignore[attr-defined]
             return
         self.setup = None
@@ -157,7 +157,7 @@ class _FirstRequest(asyncio.Protocol):
             # uvicorn has handed the connection on.
             self._discard(self)
         elif getattr(self.protocol, "cycle", True) is not None:
-            # A protocol that is not uvicorn's own does not tell of its requests.
+            # uvicorn's protocol has a request; or it is not uvicorn's own, and its requests cannot be seen.
             self._discard(self)
             self._transport.set_protocol(self.protocol)
         elif self._received > MAX_FIRST_HEAD and not self._transport.is_closing():
@@ -179,14 +179,14 @@ class _FirstRequest(asyncio.Protocol):
             self.protocol.connection_lost(error)
 
     def drop(self) -> None:
-        """End the connection, which has sent no request in time, or has not read why it is refused."""
+        """Abort a connection that has sent no request in time, or has not read its refusal."""
         if self._transport is not None:
             self._transport.abort()
         elif self.setup is not None:
             self.setup.abort()
 
     def expire(self) -> None:
-        """Drop the connection, and wait for it no longer."""
+        """Drop the connection, and count it as waiting no longer."""
         self._discard(self)
         self.drop()
 

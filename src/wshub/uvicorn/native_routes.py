@@ -1,4 +1,4 @@
-"""Finds the native routes: those that a request reaches with nothing in between, so that a hub answers it by itself.
+"""Finds the native routes: routes that a request reaches with nothing in between. A hub answers these by itself.
 
 Anything in between could be an access check, so we do not try to recognise checks. We descend only through a fixed list
 of exact classes that are known to pass WebSocket requests on unchanged.
@@ -17,7 +17,7 @@ from wshub.core.lifecycle import HubLifecycle
 
 __all__ = ["find_native_route", "native_hubs"]
 
-# By their names, since FastAPI need not be installed.
+# Classes are compared by name, since FastAPI may not be installed.
 _APPLICATIONS = frozenset(("starlette.applications.Starlette", "fastapi.applications.FastAPI"))
 _ROUTERS = frozenset(("starlette.routing.Router", "fastapi.routing.APIRouter"))
 _ROUTES = frozenset(("starlette.routing.Mount", "starlette.routing.WebSocketRoute", "starlette.routing.Host"))
@@ -29,12 +29,13 @@ _ERROR_HANDLING = frozenset(("starlette.middleware.errors", "starlette.middlewar
 def find_native_route(app: Any, scope: dict[str, Any]) -> NativeRoute | None:
     """Return the native route of a WebSocket request, or None if the application has to be called.
 
-    It has to be called if there is middleware, an earlier route that matches too, or code that may do anything else.
-    Raises what a route raises that cannot convert a part of the path.
+    It has to be called if there is middleware, an earlier route that matches too, or code that may do anything else. If
+    a route cannot convert a part of the path, its exception is raised.
 
     Args:
         app: an ASGI application.
-        scope: of ASGI's, ``type``, ``path``, ``root_path`` and, of ``headers``, ``host``. It is changed.
+        scope: an ASGI scope. ``type``, ``path``, ``root_path`` and the field ``host`` of ``headers`` are enough. The
+            function changes it.
     """
     while app is not None:
         endpoint = native_endpoint(app)
@@ -73,7 +74,7 @@ def _only_routes(app: Any) -> bool:
     """Return whether only error handling is around the router of an application."""
     if app.user_middleware or "build_middleware_stack" in vars(app) or getattr(app, "root_path", ""):
         return False
-    # The stack that was built when the application was first called, or another that has been put there.
+    # The application builds the stack at its first call. Other code may have replaced it.
     layer = app.middleware_stack
     while layer is not None and layer is not app.router:
         module = type(layer).__module__

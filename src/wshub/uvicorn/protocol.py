@@ -3,8 +3,8 @@
 ``uvicorn main:app --ws wshub.uvicorn.protocol:WebSocketProtocol``
 
 The application answers the handshake as ASGI, so its middleware and access checks apply. Its scope has the extension
-``wshub.takeover``. If its accept message names an opening handshake there, the descriptor goes to the hub of that. Then
-neither uvicorn nor the application has a part in the connection.
+``wshub.takeover``. If its accept message names an opening handshake there, the hub of that handshake takes the
+descriptor. Then neither uvicorn nor the application has a part in the connection.
 
 uvicorn drops the bytes that it has read together with a request. A client must not send any before it has the response
 (RFC 6455 section 4.1).
@@ -67,7 +67,7 @@ MOST_BUFFERED = 64 * 1024
 """Bytes that may be queued before ``send`` waits, as in asyncio's transports."""
 
 REFUSAL_TIMEOUT = 10.0
-"""Seconds that a client may read nothing of a refusal before its connection is ended, as with ``send_timeout_ms``."""
+"""Seconds after which a connection is aborted if its client does not read the refusal."""
 
 
 class WebSocketProtocol(asyncio.Protocol):
@@ -102,7 +102,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self._denial: tuple[int, list[tuple[bytes, bytes]]] | None = None
         self._denial_begun = False
         self._denial_complete = False
-        # The part of the scope in which the application finds out about a takeover, and the hub leaves a guest.
+        # The extension in the scope: it tells the application about the takeover, and a hub stores the guest in it.
         self._takeover: dict[str, Any] = {}
         self._taken_over = False
         self._ends_with_application = True
@@ -153,9 +153,9 @@ class WebSocketProtocol(asyncio.Protocol):
         self._writable.set()
 
     def shutdown(self) -> None:
-        """The server shuts down before the application has answered."""
+        """Refuse the handshake if it is not answered yet: the server shuts down."""
         if self._behind is not None:
-            # The connection ends with the response that is under way.
+            # The connection ends after the response to the earlier request.
             self._behind.keep_alive = False
         elif not self._answered:
             self._refuse(self._primary_hub(), HandshakeError(*SHUTTING_DOWN))
@@ -163,7 +163,7 @@ class WebSocketProtocol(asyncio.Protocol):
     # The handshake
 
     def _follow(self, former: Any, data: bytes) -> None:
-        """Start as soon as ``former``, the protocol that has read the request, has answered those before it."""
+        """Start once ``former``, the protocol that has read the request, has answered the earlier request."""
         behind = getattr(former, "cycle", None)
         if behind is None or behind.response_complete:
             self._start(former, data)
@@ -183,7 +183,7 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def _start(self, former: Any, data: bytes) -> None:
         if hasattr(former, "_unset_keepalive_if_required"):
-            # Time that a request before this one has left to the next.
+            # Cancel the keep-alive timeout that an earlier request may have started.
             former._unset_keepalive_if_required()
         try:
             if len(data) > MAX_HEAD_SIZE:
@@ -224,7 +224,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self._state.tasks.add(task)
 
     async def _run(self) -> None:
-        """Run the application, and end what it leaves open."""
+        """Run the application. Then end a connection that it leaves open."""
         app: Callable[..., Awaitable[None]] = application_of(self._config)
         try:
             await app(self._scope, self._receive, self._send)
@@ -244,7 +244,7 @@ class WebSocketProtocol(asyncio.Protocol):
                 self._answer_for_application()
 
     def _answer_for_application(self) -> None:
-        """Answer the handshake of an application that has ended without an answer, or with no more than its start."""
+        """Answer the handshake of an application that ended without an answer, or after only the start of one."""
         if self._denial is None:
             self._respond(500, [], b"Internal Server Error")
             return
@@ -253,12 +253,15 @@ class WebSocketProtocol(asyncio.Protocol):
 
     @staticmethod
     def _is_cancelled() -> bool:
-        """Whether the server has cancelled the application, which otherwise has raised CancelledError by itself."""
+        """Whether the server has cancelled the application. If not, the application itself raised CancelledError."""
         task = asyncio.current_task()
         return task is not None and task.cancelling() > 0
 
     async def _end_failed(self, error: BaseException) -> None:
-        """End the connection of an application that has raised, with the code that its exception asks for, or 1011."""
+        """End the connection of an application that has raised, with the exception's close code if it has one.
+
+        Without one, the code is 1000 if the error is expected, and 1011 if not.
+        """
         closing = code_of(error)
         if closing is not None:
             if not self._answered:
@@ -272,7 +275,7 @@ class WebSocketProtocol(asyncio.Protocol):
             await self._end_connection(1011)
 
     def _is_expected(self, error: BaseException) -> bool:
-        """Whether there is nothing wrong: the client has left, or has been told why a hub has refused it."""
+        """Whether the error is expected: the connection has ended, or a hub has refused its handshake."""
         if isinstance(error, ClientDisconnected):
             return True
         if self._connection is None:
@@ -292,7 +295,7 @@ class WebSocketProtocol(asyncio.Protocol):
             self._connection.close(code, reason)
 
     def _guest(self) -> Connection | None:
-        """The hub's connection over ASGI, if middleware has kept it from taking this one over."""
+        """Return the hub's connection over ASGI, if middleware has kept the hub from taking over this connection."""
         return self._takeover.get("guest")
 
     async def _receive(self) -> dict[str, Any]:
@@ -339,7 +342,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self._denial = (status, headers)
 
     async def _continue_denial(self, kind: str, message: dict[str, Any]) -> None:
-        """Send what follows the start of the response that refuses the handshake, which is its body alone."""
+        """Send a body message of the response that refuses the handshake. No other message may follow its start."""
         if kind != "websocket.http.response.body":
             raise RuntimeError(f"Expected ASGI message 'websocket.http.response.body' but got {kind!r}.")
         if self._denial_complete:
@@ -351,7 +354,7 @@ class WebSocketProtocol(asyncio.Protocol):
         await self._send_denial(message.get("body", b""), more_body)
 
     async def _send_denial(self, body: bytes, more_body: bool) -> None:
-        """Send a piece of the response that refuses the handshake; its end is that of the connection."""
+        """Send a part of the response that refuses the handshake. The connection ends after the last part."""
         assert self._denial is not None
         status, headers = self._denial
         if not self._denial_begun and not more_body:
@@ -378,7 +381,7 @@ class WebSocketProtocol(asyncio.Protocol):
             if kind == "websocket.send":
                 text = message.get("text")
                 data: Any = text if text is not None else message.get("bytes")
-                # Before it too: several tasks of the application may send.
+                # Wait before the send too: several tasks of the application may send.
                 while connection.buffered > MOST_BUFFERED:
                     await connection.drain()
                 connection.send(data)
@@ -407,7 +410,7 @@ class WebSocketProtocol(asyncio.Protocol):
             self._taken_over = True
             self._ends_with_application = message.get(ENDS_WITH_APPLICATION, False)
         connection = opening.connection
-        # Middleware may have changed what the connection was registered with, and where it comes from.
+        # Middleware may have changed the subprotocol and the client's address since the registration.
         connection.subprotocol = message.get("subprotocol")
         client = self._client()
         if client and client != self._peer:
@@ -425,22 +428,22 @@ class WebSocketProtocol(asyncio.Protocol):
         await opening.open_from_loop(partial(self._open, opening, response), self._answer_for_cancelled)
 
     def _client(self) -> Any:
-        """The client's address, which middleware may have changed to what a proxy tells of: if that is an address."""
+        """Return the client's address from the scope, which middleware may have changed; if invalid, the peer's."""
         client = self._scope["client"]
         return client if client and client != self._peer and is_address(client[0]) else self._peer
 
     def _answer_for_cancelled(self) -> None:
-        """Answer the handshake of an application that was cancelled before its answer has left."""
+        """Answer the handshake with 500 if the application was cancelled before its answer was sent."""
         self._early = b""
         self._respond(500, [], b"Internal Server Error")
 
     def _open(self, opening: Opening, response: bytes) -> None:
-        """Open the connection on a descriptor of its own, or over the transport. Raises if neither can be."""
+        """Open the connection on a descriptor of its own, or over the transport. Raises if neither is possible."""
         early, self._early = self._early, b""
         try:
             descriptor = self._duplicate() if opening.hub.can_adopt() and self._can_be_taken() else -1
             if descriptor >= 0:
-                # First what may fail: without it the client is still to be answered here.
+                # This call may fail. The transport stays open until then, to answer the client.
                 opening.open_on_descriptor(descriptor, response, early)
                 self._transport.close()
             else:
@@ -454,7 +457,7 @@ class WebSocketProtocol(asyncio.Protocol):
             raise
 
     def _duplicate(self) -> int:
-        """A descriptor of the connection for the hub alone; -1 where there are no more of them."""
+        """Return a duplicate of the descriptor for the hub; -1 if there are no descriptors or no memory."""
         try:
             descriptor = int(self._transport.get_extra_info("socket").dup().detach())
         except (OSError, MemoryError) as error:
@@ -470,17 +473,17 @@ class WebSocketProtocol(asyncio.Protocol):
             self._link.connection_lost(None)
 
     def _can_be_taken(self) -> bool:
-        """Whether the descriptor is all there is to the connection.
+        """Whether the connection needs its descriptor only.
 
-        TLS needs its transport, and so does an earlier response of a kept-alive connection that is still leaving.
+        TLS needs the transport, and so does an earlier response that the transport has not sent yet.
         """
         transport = self._transport
         return not (transport.is_closing() or is_ssl(transport) or transport.get_write_buffer_size())
 
     def _respond(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
-        """Refuse the handshake with a response, after which the transport is closed."""
+        """Refuse the handshake with a response, then close the transport."""
         if self._denial_begun:
-            # Half a response has been sent, and nothing can follow it.
+            # A part of another response has been sent, so this one cannot be.
             self._answered = True
             self._end()
             return
@@ -505,19 +508,19 @@ class WebSocketProtocol(asyncio.Protocol):
         self._respond(error.status, fields, error.reason.encode())
 
     def _write(self, data: bytes) -> None:
-        """Give the transport bytes, unless the client has left: then uvloop's raises."""
+        """Write to the transport, unless the client has left: then uvloop's transport would raise."""
         if not self._transport.is_closing():
             self._transport.write(data)
 
     def _end(self) -> None:
-        """Close the transport when all has left, or at last when too much time has passed."""
+        """Close the transport once all bytes have left. Abort it after ``REFUSAL_TIMEOUT``."""
         if self._lost.done():
             return
         self._transport.close()
         self._ending = self._loop.call_later(REFUSAL_TIMEOUT, self._transport.abort)
 
     def _response_head(self, status: int, headers: list[tuple[bytes, bytes]]) -> bytes:
-        """The head of a response whose end is that of the connection, if it does not say its length."""
+        """Return the head of a response. If it has no Content-Length, the end of the connection ends the response."""
         try:
             phrase = HTTPStatus(status).phrase
         except ValueError:
@@ -528,7 +531,7 @@ class WebSocketProtocol(asyncio.Protocol):
     def _log(self, outcome: str) -> None:
         if not logger.isEnabledFor(logging.INFO):
             return
-        # Without the query, which may have a token.
+        # Log the path without the query, which may contain a token.
         scope: Any = {"client": self._client()}
         address = get_client_addr(scope)
         logger.info('%s - "WebSocket %s" %s', address, quote(self._scope["path"]), outcome)
@@ -538,6 +541,6 @@ recognise_lists_of_upgrades(WebSocketProtocol)
 
 
 def _http_version(former: Any, request: RequestHead) -> str:
-    """The version of the client's request: in what it hands over, uvicorn always writes 1.1."""
+    """Return the HTTP version of the client's request. The head that uvicorn hands over always says 1.1."""
     scope = getattr(former, "scope", None)
     return str(scope["http_version"]) if scope else request.http_version

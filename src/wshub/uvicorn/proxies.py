@@ -1,8 +1,8 @@
 """The headers of proxies that uvicorn's ``--forwarded-allow-ips`` trusts.
 
-uvicorn takes the first entry of ``X-Forwarded-For`` with ``"*"``, and the client itself may have written that one. So
-WebSockets do not go through uvicorn's middleware. The functions here have its rules with one exception: the last entry
-counts that is not a trusted proxy's.
+With ``"*"``, uvicorn takes the first entry of ``X-Forwarded-For``, which the client itself may have written. So
+WebSockets do not go through uvicorn's middleware. The functions here have its rules with one exception: they take the
+last entry that is not a trusted proxy's.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _SCHEMES = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}
 
 
 def application_of(config: Config) -> Any:
-    """The application of a loaded configuration, without uvicorn's middleware that trusts proxies."""
+    """Return the application of a loaded configuration, without uvicorn's middleware for proxies."""
     app: Any = config.loaded_app
     return app.app if trusted_hosts_of(config) is not None else app
 
 
 def trusted_hosts_of(config: Config) -> Container[Any] | None:
-    """The proxies that a loaded configuration trusts; ``None`` with ``--no-proxy-headers``."""
+    """Return the proxies that a loaded configuration trusts; ``None`` with ``--no-proxy-headers``."""
     app: Any = config.loaded_app
     if not config.proxy_headers or type(app) is not ProxyHeadersMiddleware:
         return None
@@ -36,14 +36,14 @@ def trusted_hosts_of(config: Config) -> Container[Any] | None:
 
 
 def client_of(trusted: Container[Any] | None, peer: tuple[str, int] | None, headers: Headers) -> tuple[str, int] | None:
-    """The client's address as ``forwarded_address`` finds it; ``None`` if the peer is not trusted."""
+    """Return the client's address as ``forwarded_address`` finds it; ``None`` if the peer is not trusted."""
     if trusted is None or _host_of(peer) not in trusted:
         return None
     return forwarded_address(peer, headers, trusted.__contains__)
 
 
 def scheme_of(trusted: Container[Any] | None, peer: tuple[str, int] | None, headers: Headers) -> str | None:
-    """``ws`` or ``wss`` as the peer says in ``X-Forwarded-Proto``; ``None`` if it does not, or is not trusted."""
+    """Return ``ws`` or ``wss`` by the peer's ``X-Forwarded-Proto``; ``None`` without one, or from an untrusted peer."""
     values = headers.get_all_raw(b"x-forwarded-proto")
     if not values or trusted is None or _host_of(peer) not in trusted:
         return None

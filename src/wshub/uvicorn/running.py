@@ -1,4 +1,4 @@
-"""Serves an ASGI application with uvicorn, whose WebSockets are wshub's."""
+"""Serves an ASGI application with uvicorn. wshub serves the WebSockets."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ LOOPS = {
 }
 
 GRACEFUL_SHUTDOWN = 60
-"""Seconds that connections and requests have to end, unless told otherwise: a shutdown takes a bounded time."""
+"""Default of ``timeout_graceful_shutdown``: seconds that connections and requests have to end at shutdown."""
 
 
 def check_address(options: dict[str, Any]) -> None:
-    """Raise ``ConfigurationError`` for a port or a backlog among the options that cannot be."""
+    """Raise ``ConfigurationError`` for an invalid port or backlog among the options."""
     if options.get("port") is not None:
         options["port"] = check_port(options["port"])
     if options.get("backlog") is not None:
@@ -34,7 +34,7 @@ def check_address(options: dict[str, Any]) -> None:
 
 
 def create_own_ssl_context(_config: Any, default: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
-    """uvicorn's context for the certificate that it was given, which no application gets hold of."""
+    """Return the context that uvicorn creates for its certificate, marked as one that no application has."""
     return mark_as_own(default())
 
 
@@ -42,12 +42,12 @@ def run(app: Any, *, loop: str = "auto", **options: Any) -> None:
     """Serve an application until SIGINT or SIGTERM, which closes every connection of its hubs with 1001.
 
     Args:
-        app: an ASGI application, or, for ``workers`` and ``reload``, where to import it from: ``"main:app"``.
-        loop: ``"auto"``, ``"asyncio"``, ``"uvloop"``, or where to import a function from that makes one.
+        app: an ASGI application. ``workers`` and ``reload`` need an import string instead: ``"main:app"``.
+        loop: ``"auto"``, ``"asyncio"``, ``"uvloop"``, or the import string of a function that creates a loop.
         options: all others of ``uvicorn.run()``, such as ``host``, ``port``, ``uds``, ``workers``, ``ssl_certfile``.
 
     Raises:
-        ConfigurationError: a port or a backlog that cannot be.
+        ConfigurationError: the port or the backlog is invalid.
     """
     check_address(options)
     options.setdefault("ws", PROTOCOL_CLASS)

@@ -21,7 +21,7 @@ __all__ = ["Hubs", "primary_hub"]
 
 
 class Hubs:
-    """The hubs that have connections of a server, which closes them when it shuts down.
+    """The hubs that have connections of a server. The server closes them when it shuts down.
 
     uvicorn calls ``shutdown()`` of each of its connections once, and waits until none is left.
     """
@@ -37,13 +37,13 @@ class Hubs:
 
     @classmethod
     def of(cls, state: ServerState) -> Hubs:
-        """The one of a server."""
+        """Return the Hubs of a server. Create it if there is none."""
         if state not in _of_servers:
             _of_servers[state] = cls(state.connections)
         return _of_servers[state]
 
     def add(self, hub: HubLifecycle) -> None:
-        """Close that hub at shutdown, or now if that has begun: an application may accept a request that late."""
+        """Close the hub at shutdown, or now if that has begun: an application may still accept a request then."""
         self.hubs[hub] = None
         if self._task is not None:
             closing = asyncio.get_running_loop().create_task(hub.close())
@@ -51,7 +51,7 @@ class Hubs:
             closing.add_done_callback(self._late.discard)
 
     def default(self, config: Config) -> Hub:
-        """The hub of applications that know of none, with the settings that uvicorn was given.
+        """Return the hub for applications that do not use a hub, with the settings that uvicorn was given.
 
         Raises ``HandshakeError`` (503) if there are no descriptors or no memory for it.
         """
@@ -68,14 +68,14 @@ class Hubs:
                     enable_compression=config.ws_per_message_deflate,
                 )
             )
-            # First what may fail: a hub that belongs to no loop must not be kept.
+            # Bind the hub first: if that fails, the hub must not be kept.
             bind_for_request(hub)
             self.add(hub)
             self._default = hub
         return self._default
 
     def shutdown(self) -> None:
-        """Close all hubs, and then be no connection of the server's any more."""
+        """Close all hubs, then leave the connections of the server."""
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._close())
 
@@ -87,7 +87,7 @@ class Hubs:
             self._guard.cancel()
 
     async def _close_when_cancelled(self) -> None:
-        """Close the hubs also where no ``shutdown()`` comes.
+        """Close the hubs even if ``shutdown()`` is not called.
 
         After a SystemExit out of a handler, the program only cancels its tasks and waits for them.
         """
@@ -102,7 +102,7 @@ def primary_hub(config: Config, state: ServerState) -> HubLifecycle | None:
     """Return the hub that a refusal counts for when no application has been called.
 
     It is the hub of an ``App``, or of the application's first native route, or else the first hub that has had a
-    connection of the server. None if there is none of these.
+    connection of the server. If there is none of these, return None.
     """
     hub = _primary_hubs.get(state)
     if hub is None:

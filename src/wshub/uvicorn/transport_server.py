@@ -1,4 +1,4 @@
-"""Listens for a uvicorn server where no native reactor can: with TLS, or without native routes."""
+"""Listens for a uvicorn server where no native reactor is used: with TLS, or without native routes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class TransportServer:
     """Accepts connections for transports, in place of an ``asyncio.Server``.
 
     Args:
-        first_requests: serves each connection from its acceptance on.
+        first_requests: serves each connection from accept(2) on.
         ssl: for TLS, the context.
     """
 
@@ -31,7 +31,7 @@ class TransportServer:
         self._unix: UnixAddress | None = None
 
     def listen(self, sockets: Sequence[socket.socket], backlog: int, *, unix: UnixAddress | None = None) -> None:
-        """Accept the connections of bound sockets. ``close`` closes them, and removes the path of one."""
+        """Accept the connections of bound sockets. ``close`` closes them, and removes the path of a Unix socket."""
         self.sockets = tuple(sockets)
         self._unix = unix
         loop = asyncio.get_running_loop()
@@ -45,7 +45,7 @@ class TransportServer:
             raise
 
     def close(self) -> None:
-        """Accept no more. A connection that has no transport yet is ended."""
+        """Accept no more connections. Drop those that have no transport yet."""
         for listener in self._listeners:
             listener.close()
         self._listeners.clear()

@@ -10,7 +10,7 @@ from wshub.protocol.http.headers import Headers
 
 __all__ = ["recognise_lists_of_upgrades"]
 
-# uvicorn's two readers of HTTP, of which httptools may be missing.
+# uvicorn's two HTTP protocols. httptools may not be installed.
 _READERS = (
     ("uvicorn.protocols.http.httptools_impl", "HttpToolsProtocol"),
     ("uvicorn.protocols.http.h11_impl", "H11Protocol"),
@@ -33,7 +33,7 @@ def recognise_lists_of_upgrades(websocket_class: type) -> None:
 
 def _get_upgrade_of(original: Any, websocket_class: type) -> Any:
     def _get_upgrade(self: Any) -> bytes | None:
-        # uvicorn calls it for every HTTP request, and few have the field: the rest is for those alone.
+        # uvicorn calls this for every HTTP request. Few requests have the field, so the others return early.
         for name, _ in self.headers:
             if name == b"upgrade":
                 break
@@ -48,7 +48,7 @@ def _get_upgrade_of(original: Any, websocket_class: type) -> Any:
 
 
 def _is_ours(reader: Any, websocket_class: type) -> bool:
-    """Whether the request of a reader is a WebSocket request, and one for that class."""
+    """Whether the request of a reader is a WebSocket request that this class serves."""
     served_by = reader.ws_protocol_class
     if served_by is None or not issubclass(served_by, websocket_class):
         return False
