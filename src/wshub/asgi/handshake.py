@@ -202,7 +202,7 @@ def _become_guest(opening: Opening, takeover: Mapping[str, Any]) -> None:
 
 
 async def wait_until_released(connection: Connection, link: AsgiLink | None) -> None:
-    """Return when the server has no part in the connection any more: when it has ended, if the server keeps it."""
+    """Return once the server has no part in the connection. If the server keeps it, wait until it is closed."""
     if link is not None:
         try:
             await connection.wait_closed()

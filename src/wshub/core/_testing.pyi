@@ -3,20 +3,20 @@
 from collections.abc import Mapping, Sequence
 
 def first_deadlines_of(now: float, spread: float, timeouts: Mapping[str, float]) -> dict[str, float]:
-    """The state that first_deadlines() gives."""
+    """Return the state that first_deadlines() returns."""
 
 def stalled(
     state: Mapping[str, float], progress: str, now: float, send_timeout: float
 ) -> tuple[bool, dict[str, float]]:
-    """The result of is_stalled(), and the state after it."""
+    """Return the result of is_stalled(), and the state after it."""
 
 def verdict_of(
     state: Mapping[str, float], facts: Mapping[str, object], now: float, timeouts: Mapping[str, float]
 ) -> tuple[str, dict[str, float]]:
-    """The name of the verdict of judge(), and the state after it."""
+    """Return the name of the verdict of judge(), and the state after it."""
 
 def refilled(left: Sequence[float], rates: Sequence[tuple[float, float]], elapsed: float) -> tuple[list[float], bool]:
-    """The buckets after refill_buckets(), and what it returns. Each rate is a pair: per second, at most."""
+    """Return the buckets after refill_buckets(), and its result. Each rate is a pair: per second, at most."""
 
 def response_for(state: str, kind: str, closes_at_rate: bool) -> str:
-    """The name of the response of response_to()."""
+    """Return the name of the response of response_to()."""

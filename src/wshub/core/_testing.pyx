@@ -40,20 +40,20 @@ cdef dict RESPONSES = {GO_ON: "go_on", DELAY: "delay", FAIL_1008: "fail_1008", A
 
 
 def first_deadlines_of(double now, double spread, timeouts):
-    """The state that first_deadlines() gives."""
+    """Return the state that first_deadlines() returns."""
     cdef Timeouts seconds = timeouts
     return first_deadlines(now, spread, &seconds)
 
 
 def stalled(state, str progress, double now, double send_timeout):
-    """The result of is_stalled(), and the state after it."""
+    """Return the result of is_stalled(), and the state after it."""
     cdef Liveness liveness = state
     found = is_stalled(&liveness, PROGRESS[progress], now, send_timeout)
     return bool(found), liveness
 
 
 def verdict_of(state, facts, double now, timeouts):
-    """The name of the verdict of judge(), and the state after it."""
+    """Return the name of the verdict of judge(), and the state after it."""
     cdef Liveness liveness = state
     cdef Facts seen = {**facts, "progress": PROGRESS[facts["progress"]]}
     cdef Timeouts seconds = timeouts
@@ -62,7 +62,7 @@ def verdict_of(state, facts, double now, timeouts):
 
 
 def refilled(left, rates, double elapsed):
-    """The buckets after refill_buckets(), and what it returns. Each rate is a pair: per second, at most."""
+    """Return the buckets after refill_buckets(), and its result. Each rate is a pair: per second, at most."""
     cdef double[RATES] buckets
     cdef Rate[RATES] each
     cdef int kind
@@ -74,5 +74,5 @@ def refilled(left, rates, double elapsed):
 
 
 def response_for(str state, str kind, bint closes_at_rate):
-    """The name of the response of response_to()."""
+    """Return the name of the response of response_to()."""
     return RESPONSES[response_to(STATES[state], KINDS[kind], closes_at_rate)]

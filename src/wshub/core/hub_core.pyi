@@ -18,7 +18,7 @@ from wshub.protocol.http.request import RequestHead
 from wshub.protocol.message import Message
 
 class HubCore:
-    """Connections, rooms and what is sent to them. See :class:`wshub.Hub`.
+    """Connections, rooms and broadcasts. See :class:`wshub.Hub`.
 
     Methods that the reference does not list are for wshub's own packages.
     """

@@ -17,7 +17,7 @@ import logging
 
 logger = logging.getLogger("wshub.server")
 
-# How the log and the close reason name an excess of each rate, in the order of the rates.
+# The words for an excess of each rate in the log and in the close reason, in the order of the rates.
 cdef tuple EXCESSES = ("more bytes", "more messages", "more pings or pongs", "what takes longer to handle")
 
 

@@ -16,14 +16,14 @@ cdef class EpollLinks:
     """
 
     cdef object loop
-    cdef LinkCounters counters           # where a new link counts
+    cdef LinkCounters counters           # the counters of new links
     cdef int epoll_fd            # owned; -1 once closed
     cdef set opened              # every open link: the only references that keep them alive
     cdef list readable           # links with more to read than one round takes
     cdef list send_retries       # links that the kernel had no memory for
-    cdef list pending_notifications  # links that were lost or have drained, and whose receivers do not know yet
+    cdef list pending_notifications  # links that were lost or have drained, and whose receivers were not called yet
     cdef EpollLink dirty_head    # a chain through EpollLink.next_dirty of links with output to send; or None
-    cdef EpollLink dirty_tail    # the last link of the chain; anything if the chain is empty
+    cdef EpollLink dirty_tail    # the last link of the chain; undefined if the chain is empty
     cdef uint8_t *scratch        # owned: short frames are copied together here before they are sent
     cdef size_t bytes_sent       # in this run
     cdef object run_method       # the reactor's method for one run; None once closed
@@ -48,7 +48,7 @@ cdef class EpollLinks:
 
 
 cdef class EpollLink(Link):
-    cdef EpollLinks links        # the links that this is one of
+    cdef EpollLinks links        # all links of the reactor
     cdef EpollLink next_dirty    # the garbage collector sees the chain: a closed loop leaves it as it is
     cdef int descriptor          # owned; -1 once closed
     cdef int error               # why the link was lost: an errno, or 0
@@ -56,9 +56,9 @@ cdef class EpollLink(Link):
     cdef uint8_t paused
     cdef uint8_t has_data        # there may be more to read: epoll reports new data only
     cdef uint8_t reads_later     # in the list of links to be read in the next round
-    cdef uint8_t hung_up         # the peer has ended its side, or the connection has failed: read until that shows
+    cdef uint8_t hung_up         # the peer has ended its side, or the connection has failed: read until recv(2) says so
     cdef uint8_t ended           # the end of the peer's side has been read
     cdef uint8_t shut_down       # the end of this side has been sent
     cdef uint8_t lost_pending    # in pending_notifications, because it is lost
-    cdef uint32_t peer[7]        # the peer's sockaddr_in or sockaddr_in6, whose alignment this has
+    cdef uint32_t peer[7]        # the peer's sockaddr_in or sockaddr_in6, aligned like these
     cdef uint8_t peer_length

@@ -19,7 +19,7 @@ cdef class EpollReactor:
     cdef EpollListeners listeners
     cdef object clock
     cdef bint clock_is_monotonic  # it is time.monotonic
-    cdef uint8_t *buffer         # owned: what is read goes here
+    cdef uint8_t *buffer         # owned: received bytes, unless the receiver has a buffer for them
     cdef int users               # the objects that release() it; the last one closes it
     cdef bint closed
     cdef bint clock_was_read     # in this run

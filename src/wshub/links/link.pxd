@@ -60,9 +60,9 @@ cdef class Receiver:
 
 # The peer's progress since the last poll_progress().
 cdef enum Progress:
-    AT_REST  # it has acknowledged no more, and nothing waits for it
-    TAKING   # it has acknowledged some
-    STALLED  # it has acknowledged no more, and bytes wait for it
+    AT_REST  # the peer has acknowledged no more bytes, and none wait for it
+    TAKING   # the peer has acknowledged more bytes
+    STALLED  # the peer has acknowledged no more bytes, and some wait for it
 
 
 cdef class Link:

@@ -6,7 +6,7 @@ from wshub.links.link cimport Link
 
 cdef class MemoryLink(Link):
     cdef MemoryLink other        # the other end of the pair
-    cdef object loop             # delivers by itself; or None: only deliver() does
+    cdef object loop             # calls deliver(); None leaves that to the caller
     cdef bytearray outgoing      # bytes that have left the queue, and that the other end has not received
     cdef size_t capacity         # the most that `outgoing` holds
     cdef int error               # why the link was lost: an errno, or 0

@@ -9,30 +9,30 @@ __all__ = ["PendingByAddress", "PendingHandshakes"]
 
 
 class Pending(Protocol):
-    """A connection that has not been answered."""
+    """A connection whose handshake has not been answered."""
 
     @property
     def deadline(self) -> float:
-        """When its time is over, in seconds."""
+        """The time when the connection expires, in seconds."""
 
     def drop(self) -> None:
-        """End it without an answer."""
+        """End the connection without an answer."""
 
     def expire(self) -> None:
-        """End it since its time is over."""
+        """End the connection because its time is over."""
 
     def shut_down(self) -> None:
-        """End it since its server ends."""
+        """End the connection because the server shuts down."""
 
 
 Waiting = TypeVar("Waiting", bound=Pending)
 
 
 class PendingHandshakes(Generic[Waiting]):
-    """The pending handshakes of a server, in the order in which they came.
+    """The pending handshakes of a server, the oldest first.
 
-    Two limits of the same size hold separately: for requests that have not fully arrived, and for those that wait for
-    ``on_upgrade``. One more ends the oldest.
+    The limit applies separately to requests that have not fully arrived, and to requests that wait for ``on_upgrade``.
+    If one more arrives, the oldest is ended.
     """
 
     def __init__(self, at_most: int) -> None:
@@ -41,32 +41,32 @@ class PendingHandshakes(Generic[Waiting]):
         self._asked: dict[Waiting, None] = {}
 
     def add(self, waiting: Waiting) -> None:
-        """Add one; if there are too many, the oldest is dropped."""
+        """Add a connection. If there are too many, drop the oldest."""
         if len(self._incomplete) >= self._at_most:
             # A client that sends its request at once has come and gone in less time than this one has had.
             _remove_oldest(self._incomplete).drop()
         self._incomplete[waiting] = None
 
     def ask(self, waiting: Waiting) -> None:
-        """Note that a request is complete, and that ``on_upgrade`` has been called and has not decided."""
+        """Record that a request is complete, and waits for the result of ``on_upgrade``."""
         self.discard(waiting)
         if len(self._asked) >= self._at_most:
             _remove_oldest(self._asked).expire()
         self._asked[waiting] = None
 
     def discard(self, waiting: Waiting) -> None:
-        """Remove one that has ended or been answered."""
+        """Remove a connection that has ended or been answered."""
         if self._incomplete.pop(waiting, self) is self:
             self._asked.pop(waiting, None)
 
     def expire(self, now: float) -> None:
-        """End those whose time is over."""
+        """End the connections whose time is over."""
         for waiting in self:
             if waiting.deadline <= now:
                 waiting.expire()
 
     def shut_down(self) -> None:
-        """End all of them since their server ends."""
+        """End all connections because the server shuts down."""
         for waiting in self:
             waiting.shut_down()
 
@@ -78,7 +78,7 @@ class PendingHandshakes(Generic[Waiting]):
 
 
 class PendingByAddress(PendingHandshakes[Waiting]):
-    """``PendingHandshakes`` with a limit for each address as well: one more than that drops the oldest of the address.
+    """``PendingHandshakes`` with a second limit, for each address. One more drops the oldest of the same address.
 
     Args:
         at_most: incomplete requests altogether.
