@@ -60,9 +60,9 @@ cdef class Receiver:
 
 # The peer's progress since the last poll_progress().
 cdef enum Progress:
-    AT_REST  # the peer has acknowledged no more bytes, and none wait for it
-    TAKING   # the peer has acknowledged more bytes
-    STALLED  # the peer has acknowledged no more bytes, and some wait for it
+    AT_REST  # no more bytes acknowledged, and none wait
+    TAKING   # more bytes acknowledged
+    STALLED  # no more bytes acknowledged, and some wait
 
 
 cdef class Link:
