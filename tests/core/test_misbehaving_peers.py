@@ -75,7 +75,7 @@ async def test_one_byte_at_a_time_is_a_conversation_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("bytes", "code"),
+    ("raw", "code"),
     [
         pytest.param(b"\x81\x02hi", 1002, id="no mask"),
         pytest.param(b"\xf1\x80" + MASK, 1002, id="reserved bits"),
@@ -215,7 +215,7 @@ async def test_a_fragmented_message_and_a_large_one_survive_any_chunking() -> No
 
 
 @pytest.mark.parametrize(
-    ("bytes", "status"),
+    ("raw", "status"),
     [
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),
         (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", 426),

@@ -292,8 +292,8 @@ def test_a_compressed_message_takes_the_place_of_a_plain_one_if_none_is_in_conte
 
 def test_a_frame_that_has_begun_to_leave_is_neither_dropped_nor_replaced() -> None:
     queue = QueueProbe()
-    first = FrameProbe(bytes(100), key=1, droppable=True)
-    pushed(queue, first, FrameProbe(bytes(100), key=2, droppable=True))
+    first = FrameProbe(bytes(100), conflation_key=1, droppable=True)
+    pushed(queue, first, FrameProbe(bytes(100), conflation_key=2, droppable=True))
     queue.advance(1)
     assert not queue.replace(FrameProbe(b"newer", conflation_key=1, droppable=True))
     assert queue.make_space(102) == 1

@@ -44,7 +44,7 @@ def frames(draw):
     )
 
 
-@pytest.mark.parametrize(("bytes", "frame"), RFC_EXAMPLES, ids=range(len(RFC_EXAMPLES)))
+@pytest.mark.parametrize(("raw", "frame"), RFC_EXAMPLES, ids=range(len(RFC_EXAMPLES)))
 def test_the_examples_of_the_rfc_encode_and_decode(raw, frame):
     encoded = bytes.fromhex(raw)
     assert frame.encode() == encoded

@@ -182,7 +182,7 @@ def test_a_key_that_is_not_16_bytes_in_base64_is_refused(key):
 
 
 @pytest.mark.parametrize("position", [0, 11, 21, 22, 23])
-def test_every_byte_in_a_key_is_an_byte_of_base64_or_refused(position):
+def test_every_byte_in_a_key_is_a_byte_of_base64_or_refused(position):
     alphabet = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
     for byte in range(256):
         key = bytearray(KEY.encode())

@@ -456,7 +456,7 @@ def test_a_reader_reads_one_head(size):
         reader.feed(b"")
 
 
-def test_reading_is_linear_when_fed_an_byte_at_a_time():
+def test_reading_is_linear_when_fed_a_byte_at_a_time():
     def raw(factor):
         data = b"GET / HTTP/1.1\r\nX: " + b"\r" * 50_000 * factor
         return lambda: read(data, 1, max_size=1 << 20)

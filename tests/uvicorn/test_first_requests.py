@@ -73,7 +73,7 @@ async def is_served(kind: str, url: str, certificate: Any) -> None:
     writer.transport.abort()
 
 
-@pytest.mark.parametrize("bytes", [b"", b"P", b"\r\n", b"POST / HT", b"GET / HTTP/1.1\r\nX-Long: " + b"y" * 17_000])
+@pytest.mark.parametrize("raw", [b"", b"P", b"\r\n", b"POST / HT", b"GET / HTTP/1.1\r\nX-Long: " + b"y" * 17_000])
 async def test_who_does_not_finish_its_first_request_in_time_is_ended(http, kind, certificate, raw) -> None:
     async with served(kind, http, certificate, handshake_timeout_ms=100) as url:
         reader, writer = await connect(kind, url, certificate)
@@ -126,7 +126,7 @@ async def test_a_head_within_the_bound_is_served(kind, certificate) -> None:
         writer.transport.abort()
 
 
-@pytest.mark.parametrize("bytes", [b"P", b"GET / HT", b""])
+@pytest.mark.parametrize("raw", [b"P", b"GET / HT", b""])
 async def test_of_too_many_that_have_not_asked_the_oldest_is_ended(http, kind, certificate, raw) -> None:
     async with served(kind, http, certificate, max_pending_handshakes=4) as url:
         peers = []
