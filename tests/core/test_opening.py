@@ -10,7 +10,8 @@ import pytest
 from tests.support.raw_peers import REQUEST
 from wshub import Connection, ConnectionState, EventHandler, HandshakeError, Hub, HubConfig
 from wshub.core.event_handler import handler_table_of
-from wshub.core.opening import Opening, refuse
+from wshub.core.opening import Opening
+from wshub.core.refusals import refuse
 from wshub.links.link_probe import LinkProbe
 from wshub.links.memory_link import create_memory_links, deliver_all
 from wshub.protocol.http.request import RequestHead, parse_request_head

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from wshub.errors import HandshakeError, InvalidMessageError, ProtocolError
 from wshub.protocol.close_code import is_valid_on_wire
+from wshub.protocol.compression.compressed_once import DeflatePool
 from wshub.protocol.compression.config import CompressionConfig
-from wshub.protocol.compression.deflate import DeflatePool
 from wshub.protocol.compression.negotiation import PermessageDeflate, negotiate
 from wshub.protocol.frame import Frame, Opcode
 from wshub.protocol.handshake.origin import check_origin

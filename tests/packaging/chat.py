@@ -17,7 +17,7 @@ from pathlib import Path
 
 import wshub
 from wshub import CompressionConfig, Connection, EventHandler, Hub, HubConfig, Message
-from wshub.protocol.compression import deflate
+from wshub.protocol.compression import compressed_once
 
 REQUEST = (
     "GET /chat HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -135,7 +135,7 @@ async def chat_with_command() -> None:
 
 def check_engine(wanted: str) -> None:
     """The right library compresses, and ISA-L comes from the wheel."""
-    found = "zlib" if deflate.ENGINE is None else "isal"
+    found = "zlib" if compressed_once.ENGINE is None else "isal"
     assert found == wanted, f"{found} compresses, not {wanted}"
     mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "libisal" in line}
     assert bool(mapped) == (wanted == "isal"), mapped

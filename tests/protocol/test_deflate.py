@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from tests.support.deflated import TAIL, deflated, deflated_on, dynamic_blocks
 from wshub.errors import ConfigurationError, ProtocolError
+from wshub.protocol.compression.compressed_once import DeflatePool
 from wshub.protocol.compression.config import CompressionConfig
-from wshub.protocol.compression.deflate import DeflatePool
 from wshub.protocol.compression.negotiation import PermessageDeflate
 from wshub.protocol.frame import Frame, Opcode
 from wshub.protocol.message import Message
