@@ -137,7 +137,7 @@ class Queue:
                 self.frames[places[-1]] = frame
                 return "queued"
         if self.is_full:
-            assert self.blocked, "the kernel has not been asked yet"
+            assert self.blocked, "the queue is full before a write was tried"
             if policy == "close":
                 frame.is_accepted()
                 frame.is_dropped("slow")

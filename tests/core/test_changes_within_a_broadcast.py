@@ -44,7 +44,7 @@ def at_the_next_call_soon(change: Callable[[], None]) -> Iterator[None]:
     """Call it when the event loop is asked to schedule a call, as the hub does for the first member."""
     loop: Any = asyncio.get_running_loop()
     if not isinstance(loop, asyncio.BaseEventLoop):
-        pytest.skip("a method of uvloop's cannot be replaced")
+        pytest.skip("uvloop's methods cannot be replaced")
     original = loop.call_soon
     armed = [change]
 

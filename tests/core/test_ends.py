@@ -303,7 +303,7 @@ def descriptors_and_objects() -> tuple[int, int]:
     return len(os.listdir("/proc/self/fd")), ours
 
 
-@pytest.mark.skipif(os.environ.get("WSHUB_USE_REACTOR") == "0", reason="a loop warns of transports left open")
+@pytest.mark.skipif(os.environ.get("WSHUB_USE_REACTOR") == "0", reason="asyncio warns about open transports")
 @pytest.mark.parametrize("kind", ["", "queued", "queued later", "aborted", "closing", "blocked", "waiting"])
 @pytest.mark.parametrize("loop", LOOPS)
 def test_a_loop_that_is_closed_in_the_middle_leaks_nothing(loop: str, kind: str) -> None:

@@ -173,8 +173,8 @@ async def test_a_large_message_that_arrives_while_on_drain_is_suspended_waits_fo
         if len(message) == 1:
             done.set()
 
-    async def received(hub, raw: int) -> None:
-        while hub.stats()["bytes_received"] < raw:
+    async def received(hub, count: int) -> None:
+        while hub.stats()["bytes_received"] < count:
             await asyncio.sleep(0)
 
     handler = EventHandler(on_open=opened.set_result, on_message=on_message, on_drain=on_drain)

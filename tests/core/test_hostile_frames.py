@@ -262,9 +262,9 @@ MORE = [
 
 @pytest.mark.parametrize("kind", [*VIOLATIONS, "close"])
 def test_a_parser_does_nothing_more_after_any_end(kind: str) -> None:
-    raw = masked(Frame.close(1000)) if kind == "close" else VIOLATIONS[kind][0]
+    ending = masked(Frame.close(1000)) if kind == "close" else VIOLATIONS[kind][0]
     parser = FrameParser(100_000)
-    assert len(parser.feed(raw)) == 1
+    assert len(parser.feed(ending)) == 1
     blocks = sys.getallocatedblocks()
     tracemalloc.start()
     try:
@@ -281,9 +281,9 @@ def test_a_parser_does_nothing_more_after_any_end(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", [*VIOLATIONS, "close", "application closes", "handler fails", "rate"])
 def test_a_hub_does_nothing_more_after_any_end(run, reactor, kind, caplog) -> None:
-    raw, code = VIOLATIONS.get(kind, (masked(Frame.close(4000)), 4000))
+    ending, code = VIOLATIONS.get(kind, (masked(Frame.close(4000)), 4000))
     if kind not in VIOLATIONS and kind != "close":
-        raw = masked(Frame.text(kind)) * 20
+        ending = masked(Frame.text(kind)) * 20
         code = {"application closes": 4001, "handler fails": 1011, "rate": 1008}[kind]
 
     async def scenario() -> None:
@@ -307,7 +307,7 @@ def test_a_hub_does_nothing_more_after_any_end(run, reactor, kind, caplog) -> No
         handler = EventHandler(on_message=on_message, on_close=on_close, on_ping=on_control, on_pong=on_control)
         rates = RateLimits(messages=1, excess="close") if kind == "rate" else NO_RATES
         async with serving(handler, rates=rates, use_reactor=reactor) as (hub, url), raw_peer(url) as peer:
-            peer.write(raw)
+            peer.write(ending)
             assert await peer.close_code() == code
             if kind in VIOLATIONS or kind in ("close", "rate"):
                 # If the hub closes first, it waits for the peer's close frame.
@@ -345,15 +345,15 @@ def test_no_damage_to_the_first_bytes_is_worth_a_line_in_the_log(run, reactor, d
         async with serving(handler, use_reactor=reactor) as (hub, url):
             # Damage every byte of the frames, and some bytes of the request.
             for index in [*range(0, len(REQUEST), 9), *range(len(REQUEST), len(stream))]:
-                raw = bytearray(stream)
+                damaged = bytearray(stream)
                 if damage == "reserved bits":
-                    raw[index] ^= 0x70
+                    damaged[index] ^= 0x70
                 elif damage == "garbage":
-                    raw[index:] = bytes(range(255, 127, -1))
+                    damaged[index:] = bytes(range(255, 127, -1))
                 else:
-                    del raw[index:]
+                    del damaged[index:]
                 async with raw_peer(url, handshake=False) as peer:
-                    peer.write(bytes(raw))
+                    peer.write(bytes(damaged))
                     if damage == "reset":
                         peer.reset()
                         continue
@@ -385,8 +385,8 @@ def framed(first: int, payload: bytes) -> bytes:
     return bytes([first, 127]) + len(payload).to_bytes(8, "big") + payload
 
 
-async def expect(peer: RawPeer, raw: bytes) -> None:
-    assert await peer.reader.readexactly(len(raw)) == raw
+async def expect(peer: RawPeer, expected: bytes) -> None:
+    assert await peer.reader.readexactly(len(expected)) == expected
 
 
 async def test_messages_pings_and_pongs_of_every_length_have_exactly_their_bytes(reactor) -> None:
@@ -425,9 +425,9 @@ async def test_closes_of_every_length_and_of_every_violation_have_exactly_their_
         async with raw_peer(url) as peer:
             peer.send(Frame(Opcode.CLOSE))
             assert await peer.reader.read() == b"\x88\x00"
-        for raw, code in VIOLATIONS.values():
+        for violation, code in VIOLATIONS.values():
             async with raw_peer(url) as peer:
-                peer.write(raw)
+                peer.write(violation)
                 answer = await peer.reader.read()
                 assert answer == framed(0x88, answer[2:])
                 assert answer[2:4] == code.to_bytes(2, "big")

@@ -1,4 +1,4 @@
-"""What a sweep decides about a connection, as functions of state and time: no hub, no socket, no clock."""
+"""Decisions of a sweep about a connection, as functions of state and time: no hub, no socket, no clock."""
 
 from __future__ import annotations
 

@@ -95,12 +95,12 @@ class Member:
         """Decompress everything that was written, with a window of the agreed size."""
         agreed = self.connection.compression
         deliver_all(self.link)
-        assert self.peer.count("eof") == 0, "the hub ends no connection here"
-        raw, messages = self.peer.received, []
+        assert self.peer.count("eof") == 0, "the hub closed a connection"
+        data, messages = self.peer.received, []
         window = None
-        while (decoded := Frame.decode(raw)) is not None:
+        while (decoded := Frame.decode(data)) is not None:
             frame, length = decoded
-            raw = raw[length:]
+            data = data[length:]
             payload = frame.payload
             if frame.rsv1:
                 assert agreed is not None
@@ -109,7 +109,7 @@ class Member:
                 payload = window.decompress(payload)
             assert frame.opcode in (Opcode.TEXT, Opcode.BINARY)
             messages.append(payload.decode() if frame.opcode is Opcode.TEXT else payload)
-        assert not raw
+        assert not data
         return messages
 
 
