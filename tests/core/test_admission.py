@@ -423,7 +423,7 @@ async def test_a_refusal_that_cannot_be_sent_is_a_500(error, waits) -> None:
 
 
 class OwnError(BaseException):
-    """An exception that derives from neither ``Exception`` nor a class of Python's own."""
+    """An exception of an application that derives directly from ``BaseException``."""
 
 
 @pytest.mark.parametrize(

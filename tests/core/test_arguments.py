@@ -45,7 +45,7 @@ class Number(enum.IntEnum):
 
 
 class Index:
-    """An integer in the way of NumPy: it does not derive from int."""
+    """An integer like NumPy's, which does not derive from int."""
 
     def __init__(self, value: int) -> None:
         self.value = value

@@ -89,7 +89,7 @@ async def test_what_a_client_has_handled_in_one_iteration_is_bounded_in_messages
 
 @needs_reactor
 async def test_large_messages_to_many_members_leave_over_several_iterations(clock: Clock) -> None:
-    """The clock stands still, so only the number of bytes sent ends an iteration."""
+    """The clock stands still, so only the number of bytes that were sent or broadcast ends an iteration."""
 
     members, messages, size = 100, 24, 60_000
     iterations = Iterations()

@@ -374,7 +374,7 @@ async def test_who_comes_later_is_in_step_after_a_restart() -> None:
             assert [text for text, _ in found] == [f"tick {i}" for i in range(1, 12)]
             compressed = [is_compressed for _, is_compressed in found]
             assert compressed == sorted(compressed)
-            # A restart waits for one message per member that it desyncs, and never longer than the interval.
+            # The window restarts after one missed message for each member that can be in sync; here there are two.
             assert compressed.count(False) == 2
             for receiver in later[1:]:
                 assert [await receiver.next() for _ in range(11)] == [(f"tick {i}", False) for i in range(1, 12)]
@@ -439,7 +439,7 @@ async def test_the_settings_of_a_room_last_while_nobody_is_in_it_and_can_be_chan
 
 
 async def test_what_is_sent_after_a_room_has_given_up_its_window_is_compressed_as_ever() -> None:
-    """The members were in sync with a window that is gone; that must not keep their messages uncompressed."""
+    """Messages are compressed although their members were last in sync with a window that is gone."""
 
     for compression in ("message", "shared"):
         async with serving(joining(), enable_compression=True) as (hub, url), inboxes(url, OFFER) as (inbox,):

@@ -37,7 +37,7 @@ def opening_of(name: str) -> Opening:
 
 
 def samples(threshold: int) -> list[str | bytes]:
-    """Return messages of every size at which behaviour changes: one letter, rows of text, and incompressible ones."""
+    """Return messages around every size where behaviour changes: one letter, rows of text, and incompressible ones."""
     source = random.Random(15)
     rows = json.dumps([{"id": i, "name": f"row {i}"} for i in range(3000)])
     found: list[str | bytes] = []
@@ -221,7 +221,7 @@ async def test_clients_of_all_kinds_share_a_room(compression, side) -> None:
             for _ in range(64):
                 await party.tick()
             after = hub.stats()["compression"]
-            # Check that every client's window was in use.
+            # The ratio shows that the clients' windows were in use.
             ratio = (after["bytes_out"] - before["bytes_out"]) / (after["bytes_in"] - before["bytes_in"])
             assert ratio < 0.7 if compression == "shared" else ratio > 0.7
             for participant in party.everybody:

@@ -110,7 +110,7 @@ async def test_cancelled_waits_leave_nothing_behind(native: bool, name: str) -> 
         connection.send(bytes(16_000_000))
         wait = getattr(connection, name)
         before = futures()
-        # Cancel all of them at once; a linear search through the waiters would take minutes.
+        # Cancel all of them at once; a linear search through the waiters would take too long.
         await cancel_all([asyncio.create_task(wait()) for _ in range(MANY)])
         for _ in range(100):
             await cancel_all([asyncio.create_task(wait())])

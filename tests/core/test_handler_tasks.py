@@ -147,7 +147,7 @@ async def test_a_handler_cannot_be_told_from_a_task(kind, caplog) -> None:
 
 
 async def works(factory: Any) -> bool:
-    """Return True if the loop works with the factory: uvloop 0.23 lacks an argument of Python 3.13.0."""
+    """Return True if the loop works with the factory; uvloop 0.23 passes an argument that Python 3.13.0 refuses."""
     loop = asyncio.get_running_loop()
     loop.set_task_factory(factory)
     coroutine = asyncio.sleep(0)

@@ -310,7 +310,7 @@ def test_a_hub_does_nothing_more_after_any_end(run, reactor, kind, caplog) -> No
             peer.write(ending)
             assert await peer.close_code() == code
             if kind in VIOLATIONS or kind in ("close", "rate"):
-                # If the hub closes first, it waits for the peer's close frame.
+                # In the other cases the hub waits for the peer's close frame.
                 with pytest.raises(EOFError):
                     await peer.frame()
             before = list(calls)

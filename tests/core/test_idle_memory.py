@@ -33,7 +33,7 @@ DEFLATE = b"permessage-deflate"
 
 
 def test_an_idle_connection_keeps_no_deflate_state(run) -> None:
-    """Return the bytes per connection after one compressed echo, including the client's buffers."""
+    """Measure the memory per connection after a compressed echo, including the client's buffers."""
 
     async def bytes_of_each(compression: CompressionConfig) -> float:
         handler = EventHandler(on_message=lambda connection, message: connection.send(message))

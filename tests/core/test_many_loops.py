@@ -150,7 +150,7 @@ def test_a_loop_that_goes_with_connections_open_leaves_nothing_behind(run) -> No
 
 
 def outcomes(calls: dict[str, Callable[[], Any]]) -> dict[str, Any]:
-    """Call each function; return its result, or the type of its exception."""
+    """Return the result of each call, or the type of its exception."""
     results: dict[str, Any] = {}
     for name, call in calls.items():
         try:

@@ -134,7 +134,7 @@ async def test_a_peer_that_never_hangs_up_after_the_closing_handshake_is_hung_up
 
 
 async def test_one_flooding_connection_does_not_starve_the_rest() -> None:
-    """The hub handles at most 1,024 messages of a connection before it serves every other ready connection."""
+    """The hub handles at most 1,024 messages of a connection before it serves the other ready connections."""
     most = 1024
     flood = masked(Frame.binary(bytes(50)))
 

@@ -132,7 +132,7 @@ async def test_on_drain_is_not_called_for_what_another_connection_has_queued_mea
 
 @pytest.mark.parametrize("use_reactor", [True, False])
 async def test_on_drain_does_not_wait_for_a_handler_that_receives(use_reactor) -> None:
-    """As with on_ping: the handler may last as long as the connection, and wait for what on_drain does."""
+    """The handler may last as long as the connection, and wait for on_drain. on_ping follows the same rule."""
 
     drained = asyncio.Event()
 

@@ -43,7 +43,7 @@ async def test_a_second_reader_is_told_which_task_is_the_first() -> None:
 
 
 async def test_no_wait_is_without_a_bound_and_a_failing_handler_is_reported() -> None:
-    """Cover the existing waits. The test client, with a timeout for each wait, does not exist yet."""
+    """Every wait of an application accepts a timeout, and ``on_error`` receives the exception of a handler."""
 
     opened: asyncio.Queue[Any] = asyncio.Queue()
     failed = asyncio.get_running_loop().create_future()

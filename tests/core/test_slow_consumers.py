@@ -40,7 +40,7 @@ def check(counts: dict) -> None:
 
 
 class Stalled:
-    """A peer that does not read, and its connection with a full queue."""
+    """A peer that does not read, and its connection, which has queued messages."""
 
     def __init__(self, hub: Hub, peer: RawPeer, connection: Connection) -> None:
         self.hub = hub
@@ -401,7 +401,7 @@ def test_a_policy_or_a_key_that_cannot_be_is_refused() -> None:
 
 @pytest.mark.parametrize("window", ["own", "shared"])
 async def test_no_compressed_message_comes_between_another_and_one_that_refers_to_it(window) -> None:
-    """In the position of a plain message it would shift the distances that a later frame refers back by."""
+    """In the position of a plain message it would shift the back-references of the later message."""
 
     compression = CompressionConfig(server_context_takeover=window == "own")
     opened: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
