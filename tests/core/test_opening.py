@@ -95,7 +95,7 @@ async def test_a_refusal_is_counted_with_the_status_of_its_response(caplog) -> N
         with pytest.raises(HandshakeError) as caught:
             opening_of(hub, REQUEST.replace(b"Version: 13", b"Version: 8")).check()
         assert refuse(hub, caught.value).startswith(b"HTTP/1.1 426 ")
-        # It cannot be written, and is answered with another status.
+        # A 204 cannot have a body, so the hub answers with another status.
         assert refuse(hub, HandshakeError(204, "nothing")).startswith(b"HTTP/1.1 500 ")
         assert refuse(None, HandshakeError(403, "no")).startswith(b"HTTP/1.1 403 ")
         assert hub.stats()["refused"] == {426: 1, 500: 1}
