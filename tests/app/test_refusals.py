@@ -62,9 +62,9 @@ async def served(way: str, *, on_upgrade: Any = None, **settings: Any) -> AsyncI
         yield hub, int(address.rpartition(":")[2])
 
 
-async def send(port: int, raw: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def send(port: int, data: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(raw)
+    writer.write(data)
     return reader, writer
 
 

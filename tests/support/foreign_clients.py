@@ -107,8 +107,8 @@ class Node:
         self.process = process
 
     async def send(self, message: str | bytes) -> None:
-        raw = message.encode() if isinstance(message, str) else message
-        await self.send_fragments([raw], binary=isinstance(message, bytes))
+        payload = message.encode() if isinstance(message, str) else message
+        await self.send_fragments([payload], binary=isinstance(message, bytes))
 
     async def send_fragments(self, fragments: Sequence[bytes], *, binary: bool) -> None:
         line = {"fragments": [base64.b64encode(fragment).decode() for fragment in fragments], "binary": binary}
@@ -121,8 +121,8 @@ class Node:
         line = await self.process.stdout.readline()
         assert line, "the process has ended"
         found = json.loads(line)
-        raw = base64.b64decode(found["data"])
-        return raw if found["binary"] else raw.decode()
+        payload = base64.b64decode(found["data"])
+        return payload if found["binary"] else payload.decode()
 
 
 @contextlib.asynccontextmanager

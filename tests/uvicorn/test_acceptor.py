@@ -202,9 +202,9 @@ async def test_who_asks_for_nothing_in_time_is_let_go() -> None:
 
 async def test_what_is_no_http_gets_the_answer_of_uvicorn(http) -> None:
     async with accepting(make_app(), http) as address:
-        for raw in (b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03", b"GET\0 / HTTP/1.1\r\n\r\n"):
+        for data in (b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03", b"GET\0 / HTTP/1.1\r\n\r\n"):
             reader, writer = await asyncio.open_connection("127.0.0.1", int(address.rpartition(":")[2]))
-            writer.write(raw)
+            writer.write(data)
             writer.write_eof()
             answer = await reader.read()
             assert answer == b"" or answer.startswith(b"HTTP/1.1 400")

@@ -73,11 +73,11 @@ async def is_served(kind: str, url: str, certificate: Any) -> None:
     writer.transport.abort()
 
 
-@pytest.mark.parametrize("raw", [b"", b"P", b"\r\n", b"POST / HT", b"GET / HTTP/1.1\r\nX-Long: " + b"y" * 17_000])
-async def test_who_does_not_finish_its_first_request_in_time_is_ended(http, kind, certificate, raw) -> None:
+@pytest.mark.parametrize("data", [b"", b"P", b"\r\n", b"POST / HT", b"GET / HTTP/1.1\r\nX-Long: " + b"y" * 17_000])
+async def test_who_does_not_finish_its_first_request_in_time_is_ended(http, kind, certificate, data) -> None:
     async with served(kind, http, certificate, handshake_timeout_ms=100) as url:
         reader, writer = await connect(kind, url, certificate)
-        writer.write(raw)
+        writer.write(data)
         assert b" 200 " not in await rest(reader)
         writer.transport.abort()
 
@@ -126,13 +126,13 @@ async def test_a_head_within_the_bound_is_served(kind, certificate) -> None:
         writer.transport.abort()
 
 
-@pytest.mark.parametrize("raw", [b"P", b"GET / HT", b""])
-async def test_of_too_many_that_have_not_asked_the_oldest_is_ended(http, kind, certificate, raw) -> None:
+@pytest.mark.parametrize("data", [b"P", b"GET / HT", b""])
+async def test_of_too_many_that_have_not_asked_the_oldest_is_ended(http, kind, certificate, data) -> None:
     async with served(kind, http, certificate, max_pending_handshakes=4) as url:
         peers = []
         for _ in range(12):
             peers.append(await connect(kind, url, certificate))
-            peers[-1][1].write(raw)
+            peers[-1][1].write(data)
         # What the acceptor has not handed over and what uvicorn has are bounded each.
         for reader, _ in peers[: 12 - 2 * 4]:
             assert await rest(reader) == b""
