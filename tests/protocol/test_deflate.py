@@ -1,4 +1,4 @@
-"""Compressed messages: what the native parser makes of them, and what the pool makes, judged by Python's zlib."""
+"""Compressed messages: the native parser and the pool, compared with Python's zlib."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ REMEMBERS = PermessageDeflate()
 
 
 def frames(payload: bytes, opcode: Opcode = Opcode.BINARY, sizes: tuple[int, ...] = ()) -> bytes:
-    """The masked frames of a compressed message, cut into fragments of these sizes and the rest."""
+    """Return the masked frames of a compressed message: fragments of these sizes, and the rest."""
     sent = b""
     first = True
     for size in sizes:
@@ -54,7 +54,7 @@ def ticks(count: int) -> list[bytes]:
     return [json.dumps({"symbol": "ABC", "bid": source.random(), "seq": i}).encode() for i in range(count)]
 
 
-# What arrives
+# Received messages
 
 
 @given(st.binary(max_size=3000), st.integers(0, 9), st.integers(9, 15), st.sampled_from([0, 2, 3, 4]), st.data())
@@ -96,7 +96,7 @@ def test_a_message_may_refer_to_the_one_before_only_where_that_was_agreed() -> N
     message = bytes(random.Random(1).randbytes(500))
     sent = b"".join(frames(deflated_on(compressor, message)) for _ in range(3))
     assert received(sent, compression=REMEMBERS) == [message] * 3
-    # Otherwise it might refer to what another client has sent.
+    # Otherwise it might refer to another client's messages.
     assert received(sent, compression=FORGETS) == [message, 1007]
 
 
@@ -143,7 +143,7 @@ def test_any_bytes_are_judged_as_zlib_judges_them(payload: bytes) -> None:
         expected = None
     found = received(frames(payload))
     if expected is None and found != [1007]:
-        # A final block in the middle is where zlib's object stops, and a message does not.
+        # zlib's object stops at a final block. A message may go on after one.
         assert reference.eof
     if found != [1007] and not reference.eof:
         assert found == [expected]
@@ -242,14 +242,14 @@ def test_a_message_in_as_many_blocks_as_a_compressor_makes_is_taken(strategy, me
     assert received(frames(payload), limit=1 << 20) == [data]
 
 
-# What is sent
+# Sent messages
 
 without_isal = pytest.mark.skipif(not has_isal, reason="wshub was built without ISA-L: libisal-dev was not there")
 ENGINES = [pytest.param("zlib"), pytest.param("isal", marks=without_isal)]
 
 
 def inflated(payload: bytes, bits: int = 15, step: int = 64) -> bytes:
-    """Decompress in steps of that many bytes: zlib notices references beyond the window and the step."""
+    """Decompress in steps of ``step`` bytes. zlib then detects references beyond the window and the step."""
     inflater = zlib.decompressobj(-bits)
     pieces, rest = [], payload + TAIL
     while True:
@@ -280,7 +280,7 @@ def test_a_form_is_shorter_and_within_the_window_of_its_receiver(engine, data, b
 @pytest.mark.parametrize("level", [1, 3, 4, 9])
 @pytest.mark.parametrize("bits", range(8, 15))
 def test_no_form_refers_further_back_than_its_receiver_keeps(engine, bits: int, level: int) -> None:
-    # Every byte comes again at each distance around the window's size.
+    # The data repeats at each distance around the window's size.
     source = random.Random(bits)
     data = b"".join(source.randbytes(max(0, (1 << bits) + step)) * 2 for step in (-300, -264, -8, -1, 0, 1, 7))
     data += b"so that there is a form at all " * 20

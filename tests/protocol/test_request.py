@@ -1,4 +1,4 @@
-"""The head of a request: read, parsed, refused."""
+"""Reading, parsing and refusing the head of a request."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def status_of(head: bytes) -> int:
 
 
 def read(data: bytes, size: int, **options: int) -> tuple[bytes, bytes] | None:
-    """Feed ``data`` to a reader ``size`` bytes at a time, and add what was not fed to the rest."""
+    """Feed ``data`` to a reader, ``size`` bytes at a time. Add bytes that were not fed to the rest."""
     reader = RequestReader(**options)
     for start in range(0, len(data), size):
         result = reader.feed(data[start : start + size])
@@ -44,12 +44,12 @@ def read(data: bytes, size: int, **options: int) -> tuple[bytes, bytes] | None:
 
 
 def seconds(work) -> float:
-    """The least of three runs."""
+    """Return the shortest time of three runs."""
     return least_seconds(lambda _: work(), range(3))
 
 
 def assert_linear(make_work) -> None:
-    """Four times the input takes less than ten times as long; quadratic work would take sixteen times."""
+    """Check that four times the input takes less than ten times as long. Quadratic work takes sixteen times as long."""
     small = max(seconds(make_work(1)), 0.0005)
     assert seconds(make_work(4)) < 10 * small
 
