@@ -46,7 +46,7 @@ def check(reports: list[dict[str, Any]], load: dict[str, Any], descriptors: int)
         failures.append(f"{load['counts']['missing']} messages are missing, {dropped} were dropped")
     for stats in (orderly, reset):
         if stats["opened"] != stats["closed"] or stats["connections"] or stats["rooms"] or stats["messages_pending"]:
-            failures.append(f"the hub has not ended cleanly: {stats}")
+            failures.append(f"not all has ended: {stats}")
         if sum(stats["closes"].values()) != stats["opened"]:
             failures.append(f"{stats['opened']} opened, but closes are {stats['closes']}")
     if orderly["opened"] + reset["opened"] != load["counts"]["connections"]:

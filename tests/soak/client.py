@@ -36,7 +36,7 @@ class Client(asyncio.Protocol):
         self.address: tuple[str, int] = ("", 0)
         self.closing = False
         self.rooms: dict[int, int] = {}  # room: number of the last message
-        self.asked: set[int] = set()  # rooms whose answer is on its way
+        self.asked: set[int] = set()  # rooms whose answer is pending
         self.last_of_all = -1
         self.echoes_sent = 0
         self.echoes_received = 0

@@ -113,7 +113,7 @@ class Application:
         left = {repr(connection): state for connection, state in self._states.items() if state != "closed"}
         if stats["connections"] or stats["messages_pending"] or self.hub.rooms or self._endpoints or left:
             self.findings.add(
-                f"the hub has not ended cleanly: {self._endpoints} endpoints, connections {left}, rooms {self.hub.rooms}, {stats}"
+                f"not all has ended: {self._endpoints} endpoints, connections {left}, rooms {self.hub.rooms}, {stats}"
             )
         if self._opened != self._closed:
             self.findings.add(f"{self._opened} have opened, and {self._closed} have closed")

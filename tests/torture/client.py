@@ -63,7 +63,7 @@ class Client(SoakClient):
         self.status = 0
         self.close_reason = ""
         self.entered: set[int] = set()
-        self.awaited: set[int] = set()  # rooms whose answer is on its way
+        self.awaited: set[int] = set()  # rooms whose answer is pending
         self.sent: dict[tuple[int, int, int], int] = {}  # stream: messages sent
         self._serial = 0
         self._last_serial: dict[int, int] = {}  # sender: serial of its last message

@@ -20,7 +20,7 @@ from wshub import Connection, EventHandler, Hub, HubConfig
 from wshub.uvicorn.event_loop import accept_natively
 
 SERVERS = ["serve", "uvicorn", pytest.param("acceptor", marks=needs_reactor), "guarded"]
-EVERYBODY = ("0.0.0.0/0", "::/0")
+ALL_ADDRESSES = ("0.0.0.0/0", "::/0")
 
 
 class Guard:
@@ -102,7 +102,7 @@ FORGED = [
 @pytest.mark.parametrize("over", ["tcp", "unix"])
 @pytest.mark.parametrize("server", SERVERS)
 async def test_a_client_cannot_choose_its_address_where_everybody_is_trusted(server, over, tmp_path) -> None:
-    served = Served(trusted_proxies=EVERYBODY)
+    served = Served(trusted_proxies=ALL_ADDRESSES)
     where = {"uds": str(tmp_path / "hub.sock")} if over == "unix" else {}
     async with served.on(server, asks=server != "acceptor", trusted="*", **where) as address:
         for forwarded, expected in FORGED:
@@ -132,7 +132,7 @@ async def test_the_last_address_that_is_no_trusted_proxy_counts(server) -> None:
 
 @pytest.mark.parametrize("server", SERVERS)
 async def test_a_bound_on_connections_holds_for_those_who_forge_their_address(server, tmp_path) -> None:
-    served = Served(trusted_proxies=EVERYBODY, max_connections_per_address=2)
+    served = Served(trusted_proxies=ALL_ADDRESSES, max_connections_per_address=2)
     async with (
         served.on(server, trusted="*", uds=str(tmp_path / "hub.sock")) as address,
         contextlib.AsyncExitStack() as stack,

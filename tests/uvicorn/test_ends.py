@@ -348,7 +348,7 @@ async def test_what_an_endpoint_over_asgi_sends_last_arrives_before_its_close(ra
         connection, _ = await asyncio.gather(hub.accept(websocket), asyncio.sleep(0))
         for number in range(100):
             connection.send(str(number))
-        hub.broadcast("to everybody")
+        hub.broadcast("to all")
         if raises is not None:
             raise raises
 
@@ -358,7 +358,7 @@ async def test_what_an_endpoint_over_asgi_sends_last_arrives_before_its_close(ra
         connected(f"ws://{address}/", subprotocols=["b"]) as client,
     ):
         assert [await client.recv() for _ in range(100)] == [str(number) for number in range(100)]
-        assert await client.recv() == "to everybody"
+        assert await client.recv() == "to all"
         assert await end_of(client) == (code, "")
     assert hub.connection_count == 0
 
