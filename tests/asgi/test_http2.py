@@ -1,4 +1,4 @@
-"""WebSockets over HTTP/2 (RFC 8441). To the application, hypercorn makes them like all others."""
+"""WebSockets over HTTP/2 (RFC 8441). hypercorn presents them to the application like any others."""
 
 from __future__ import annotations
 

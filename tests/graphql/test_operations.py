@@ -262,7 +262,7 @@ async def send_in_one_segment(client: Client, *messages: dict[str, Any]) -> None
 
 
 def test_a_complete_right_behind_its_subscribe_leaves_nothing_behind(run, caplog) -> None:
-    """A task may be cancelled before it begins. A client that leaves at once also does that."""
+    """A task may be cancelled before it begins. A client that leaves at once also causes that."""
 
     async def scenario() -> None:
         sources = Sources()

@@ -60,7 +60,7 @@ class LinkHarness(Protocol):
         """Have the peer end its side. If the link half closes, the peer goes on reading."""
 
     def peer_vanishes(self) -> None:
-        """Have the peer end the connection at once, with an error if the link has one."""
+        """Have the peer end the connection at once, with an error if the transport has one."""
 
     def peer_payloads(self) -> list[bytes]:
         """Return the payloads of the messages that the peer has received."""

@@ -401,7 +401,7 @@ MOUNTED = [Mount("/", served.alone)]
 )
 def test_no_route_is_native_behind_what_may_guard_it(app) -> None:
     assert find_native_route(app, scope_of("/echo/x")) is None
-    # An access check may be anywhere, for example in a route's subclass.
+    # Hubs of routes that may be native for some request can be listed, but not this one.
     for hub in native_hubs(app):
         assert hub is not served.alone.hub
 

@@ -389,7 +389,7 @@ async def test_what_a_client_sends_before_the_accept_is_kept_up_to_a_bound(http)
             peer.write(REQUEST.replace(b"GET / ", b"GET /waits "))
             await asyncio.sleep(0.05)
             peer.write(bytes(2 * MAX_EARLY_SIZE))
-            # The application cannot get this data any more, so it gets a disconnect message.
+            # The early data exceeds the limit, so the application gets a disconnect message.
             while not ends:
                 await asyncio.sleep(0)
             assert ends == ["websocket.disconnect"]
