@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""Fixtures and settings that all tests share."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, settings
 from tests.support.certificate import Certificate
 from tests.support.serving_hub import Clock
 
-# Seconds that a test on a loop may take: far more than any needs, on a machine busy with other things.
+# Maximum seconds for a test on a loop. It is far more than any test needs, for the sake of busy machines.
 TIMEOUT = 60
 
-# A shared machine stalls now and then: neither a slow draw nor a slow example is a fault of the code.
+# A shared machine stalls now and then, so Hypothesis must not report slow draws or examples.
 settings.register_profile("wshub", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("wshub")
 
@@ -34,15 +34,15 @@ def clock() -> Clock:
 
 @pytest.fixture(params=["httptools", "h11"])
 def http(request: pytest.FixtureRequest) -> str:
-    """uvicorn's two readers of HTTP."""
+    """One of uvicorn's two HTTP parsers."""
     return request.param
 
 
 @pytest.fixture(params=["asyncio", "uvloop"])
 def run(request: pytest.FixtureRequest) -> Callable[[Coroutine[Any, Any, Any]], Any]:
-    """Run a coroutine on one of the loops, for a bounded time.
+    """Run a coroutine on one of the loops, with a time limit.
 
-    Tests that are coroutines are run with it. A test asks for it by itself to look at what is left after the loop.
+    It runs every test that is a coroutine. A test uses it directly to check what is left after the loop.
     """
     factory = uvloop.new_event_loop if request.param == "uvloop" else None
 
@@ -58,7 +58,7 @@ def run(request: pytest.FixtureRequest) -> Callable[[Coroutine[Any, Any, Any]], 
 
 
 def pytest_pycollect_makeitem(collector: pytest.Module, name: str, obj: object) -> None:
-    """Have each ``async def test_...`` use ``run``, and so be there once for each loop."""
+    """Have each ``async def test_...`` use ``run``, so that it runs once on each loop."""
     if inspect.iscoroutinefunction(obj) and collector.istestfunction(obj, name):
         pytest.mark.usefixtures("run")(obj)
 

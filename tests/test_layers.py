@@ -1,4 +1,4 @@
-"""Modules import in one direction: each package only those that it may, and no module itself in a circle."""
+"""Modules import in one direction. Each package imports only allowed packages, and there are no import cycles."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 
-# What the modules of each package, or a module at the top, may import of wshub. Imports for types count too.
+# The parts of wshub that each package, or each module at the top, may import. Imports for types count too.
 ALLOWED = {
     "errors": set(),
     "protocol": {"errors"},
@@ -35,7 +35,7 @@ CYTHON_IMPORT = re.compile(r"^\s*(?:from +([\w.]+) +c?import +(\([^)]*\)|[^\n]*)
 
 
 def module_of(path: Path) -> str:
-    """The dotted name of a module, which its stub and its declarations share."""
+    """Return the dotted name of a module. Its stub and its declarations have the same name."""
     parts = path.relative_to(SOURCE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -45,14 +45,14 @@ MODULES = {module_of(path) for path in FILES}
 
 
 def imported_names(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """Each import of a file: a module, and the names that are taken from it."""
+    """Yield each import of a file: the module, and the names from it."""
     text = path.read_text()
     if path.suffix in {".py", ".pyi"}:
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.Import):
                 yield from ((alias.name, []) for alias in node.names)
             elif isinstance(node, ast.ImportFrom):
-                assert node.level == 0, f"{path}: imports are absolute"
+                assert node.level == 0, f"{path}: imports must be absolute"
                 yield node.module or "", [alias.name for alias in node.names]
     else:
         for match in CYTHON_IMPORT.finditer(re.sub(r'"""[\s\S]*?"""', "", text)):
@@ -63,7 +63,7 @@ def imported_names(path: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def imports_of(path: Path) -> set[str]:
-    """The modules of wshub that a file imports."""
+    """Return the modules of wshub that a file imports."""
     found = set()
     for module, names in imported_names(path):
         if module.split(".")[0] == "wshub":
@@ -96,7 +96,7 @@ def test_a_package_imports_only_what_is_below_it(package: str) -> None:
 
 
 def circles() -> list[list[str]]:
-    """The strongly connected parts of the graph that have more than one module (Tarjan's algorithm)."""
+    """Return the strongly connected components with more than one module (Tarjan's algorithm)."""
     index: dict[str, int] = {}
     low: dict[str, int] = {}
     stack: list[str] = []
@@ -136,5 +136,5 @@ def test_nothing_of_the_core_needs_an_optional_dependency() -> None:
 
 
 def is_tried(path: Path, module: str) -> bool:
-    """Whether the import is within a function or a `try`, for what is used where it is installed."""
+    """Return whether the import is in a function or a `try`, as it must be for an optional package."""
     return bool(re.search(rf"^ +(?:from|import) +{re.escape(module)}\b", path.read_text(), re.MULTILINE))

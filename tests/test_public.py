@@ -1,4 +1,4 @@
-"""The public surface: every name of the description that wshub follows, and nothing by accident."""
+"""The public names: exactly the documented ones."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from wshub import (
 from wshub.core.event_handler import Handlers
 from wshub.core.handler_checks import EVENTS
 
-# Types of arguments, which cannot have a docstring at run time.
+# Types of arguments. They cannot have a docstring at run time.
 ALIASES = {"SlowConsumer", "UpgradeHook"}
 
 
@@ -87,7 +87,7 @@ def test_handlers_by_keyword_are_the_events() -> None:
     assert all(parameter.kind is parameter.KEYWORD_ONLY for parameter in named)
     for parameter in named:
         assert parameter.annotation == Handlers.__annotations__[parameter.name].__forward_arg__
-    # A wrong name raises MisuseError, with the right one.
+    # A wrong name raises MisuseError, and the message has the right name.
     assert rest.kind is rest.VAR_KEYWORD
 
 

@@ -1,4 +1,4 @@
-"""SECURITY.md names tests: they are there."""
+"""The tests that SECURITY.md names exist."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MENTION = re.compile(r"`([^`]+)`|\*([^*]+)\*")
 
 
 def cells() -> Iterator[str]:
-    """The last cell of each row of a table whose last column names tests."""
+    """Yield the last cell of each row, for tables whose last column names tests."""
     names_tests = False
     for line in TEXT.splitlines():
         if not line.startswith("|"):

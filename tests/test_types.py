@@ -1,4 +1,4 @@
-"""The types that wshub ships are those that a strict program expects."""
+"""The shipped types fit a strictly checked program."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The words that were replaced stay away: each has one that the field uses."""
+"""The source and the documentation use the field's words."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# A retired word, and the one to use. Each is a regular expression for whole words, names in code included.
+# Words to avoid, each with the words to use. The key is a regular expression that matches whole words, also in names.
 RETIRED = {
     r"octets?": "bytes",
     r"\w*_octets?|octets?_\w*": "bytes",
@@ -37,7 +37,7 @@ SOURCE = (".py", ".pyx", ".pxd", ".pyi", ".h")
 
 
 def texts() -> Iterator[tuple[Path, str]]:
-    """The source of the package, and the pages that are for its readers."""
+    """Yield the source files of the package, and the documentation pages, with their text."""
     for path in sorted((ROOT / "src").rglob("*")):
         if path.suffix in SOURCE:
             yield path, path.read_text()

@@ -1,10 +1,9 @@
 """wshub: a WebSocket hub for Python."""
 
-from wshub.core.config import DeliveryOptions, HubConfig, HubSettings, RoomConfig, SlowConsumer
+from wshub.core.config import DeliveryOptions, HubConfig, HubSettings, RateLimits, RoomConfig, SlowConsumer
 from wshub.core.connection import Connection, ConnectionState
 from wshub.core.event_handler import EventHandler
-from wshub.core.rate_limits import RateLimits
-from wshub.core.stats import HubStats, RoomStats
+from wshub.core.stats_types import HubStats, RoomStats
 from wshub.errors import (
     ConfigurationError,
     ConnectionClosed,

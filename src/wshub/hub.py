@@ -14,7 +14,7 @@ from wshub.core.config import RoomConfig, SlowConsumer
 from wshub.core.connection import Connection
 from wshub.core.event_handler import EventHandler
 from wshub.core.lifecycle import HubLifecycle, UpgradeHook
-from wshub.core.stats import HubStats, RoomStats
+from wshub.core.stats_types import HubStats, RoomStats
 from wshub.core.upgrade import current_upgrade
 from wshub.errors import MisuseError
 from wshub.links.tls import create_own_context
@@ -210,7 +210,7 @@ class Hub(HubLifecycle):
         A message counts once for each of its receivers. It is delivered when the kernel has taken all of it, or a
         transport in the kernel's place, as for ``Connection.buffered``. The keys of ``dropped`` are reasons:
         ``closed``, the connection ended; ``slow``, ``slow_consumer`` closed the connection; ``newest``, ``oldest`` and
-        ``replaced``, the other policies dropped it. ``wshub.core.stats`` describes every counter.
+        ``replaced``, the other policies dropped it. ``wshub.core.stats_types`` describes every counter.
 
         Args:
             room: the name of a room; None means the whole hub.

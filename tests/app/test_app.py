@@ -1,4 +1,4 @@
-"""An App on uvicorn: HTTP by Starlette, WebSockets taken over by the hub."""
+"""An App on uvicorn: Starlette serves HTTP, and the hub takes over WebSockets."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ async def test_a_kept_alive_connection_becomes_a_websocket_after_an_ordinary_req
 
     async with listening(app, http) as address:
         reader, writer = await asyncio.open_connection(*address.split(":"))
-        # The second request is there before the first has been answered, so its response is still leaving.
+        # The second request arrives while the first response is still being sent.
         writer.write(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n")
         head = await reader.readuntil(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 200 ")
@@ -234,7 +234,7 @@ async def test_shutting_uvicorn_down_closes_everybody_with_1001(http) -> None:
 
 
 async def test_an_earlier_response_that_still_leaves_keeps_the_transport(http, monkeypatch) -> None:
-    """Then the connection is served over the transport, and nothing is lost."""
+    """The transport then serves the connection, and no data is lost."""
     from wshub.uvicorn import protocol as uvicorn_protocol
 
     monkeypatch.setattr(uvicorn_protocol.WebSocketProtocol, "_can_be_taken", lambda self: False)

@@ -1,4 +1,4 @@
-"""Arguments of an App and ASGI's messages: any str is a str, and a value that cannot work is refused."""
+"""Arguments of an App and of ASGI messages: subclasses of str are accepted, and invalid values are refused."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from wshub.uvicorn.running import run as serve
 
 @pytest.fixture
 def uvicorn_run(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """The options of each call of ``uvicorn.run``, which does nothing."""
+    """Replace ``uvicorn.run`` with a function that only records its options."""
     calls: list[dict[str, Any]] = []
     monkeypatch.setattr(uvicorn, "run", lambda app, **options: calls.append(options))
     return calls

@@ -1,4 +1,4 @@
-"""A connection that ``hub.register()`` has returned, and whose handshake has not been answered yet."""
+"""A connection that ``hub.register()`` has returned, before the handshake is answered."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every way of serving refuses the same handshakes, and counts them the same."""
+"""Every way to serve a hub refuses the same handshakes, and counts them in the same way."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BAD = {
 
 
 class Passing:
-    """Middleware that passes everything on, so that no route is native."""
+    """Middleware that passes every request on. Behind it no route is native."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
@@ -47,7 +47,7 @@ async def live(connection: Connection) -> None:
 
 @contextlib.asynccontextmanager
 async def served(way: str, *, on_upgrade: Any = None, **settings: Any) -> AsyncIterator[tuple[Hub, int]]:
-    """A hub that is served in one of the ways, and its port."""
+    """Serve a hub in one of the ways. Yields the hub and its port."""
     if way == "Hub.serve":
         hub = Hub(HubConfig(**settings), on_upgrade=on_upgrade)
         async with hub.serve("127.0.0.1", 0, live) as server:
@@ -62,14 +62,14 @@ async def served(way: str, *, on_upgrade: Any = None, **settings: Any) -> AsyncI
         yield hub, int(address.rpartition(":")[2])
 
 
-async def send(port: int, raw: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def send(port: int, data: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(raw)
+    writer.write(data)
     return reader, writer
 
 
 async def status_of(port: int, request: bytes) -> int:
-    """The status that a request is answered with."""
+    """Return the status of the response to a request."""
     reader, writer = await send(port, request)
     line = await reader.readline()
     writer.transport.abort()
@@ -148,7 +148,7 @@ async def test_a_request_that_is_not_complete_in_time_counts_as_408(way: str) ->
 async def test_a_request_that_is_not_complete_when_the_server_ends_counts_as_503(way: str) -> None:
     async with served(way) as (hub, port):
         reader, writer = await send(port, PARTIAL)
-        # By its answer the server has read what came before.
+        # The server answers it after it has read all that came before.
         await status_of(port, BAD["no key"][0])
         assert hub.stats()["refused"] == {400: 1}
     assert (await reader.readline()).startswith(b"HTTP/1.1 503")

@@ -1,4 +1,4 @@
-"""The application for the tests of ends: it serves connections in each way, and each of them can end in each way."""
+"""The application for the tests of ends. It serves connections in every way, and can end them in every way."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ logged: list[str] = []
 
 
 class Lines(logging.Handler):
-    """Keeps what is logged above DEBUG."""
+    """Keeps log records above INFO."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno > logging.INFO:
@@ -35,7 +35,7 @@ LINES = Lines()
 
 
 def listen_to_loggers() -> None:
-    """Servers set up their loggers before the first request."""
+    """Add the handler to the loggers. Servers set up theirs before the first request."""
     for name in ("uvicorn.error", "hypercorn.error", "daphne.server", "_granian", "wshub", "asyncio", "litestar"):
         logger = logging.getLogger(name)
         if LINES not in logger.handlers:
@@ -54,7 +54,7 @@ async def fail_with_a_child() -> None:
 
 
 async def finish(end: str, connection: Connection, websocket: WebSocket | None = None) -> None:
-    """End the connection's endpoint in that way."""
+    """End the connection's endpoint in the given way."""
     if end == "returns":
         connection.send("last words")
     elif end == "raises":
@@ -137,7 +137,7 @@ async def grouped(websocket: WebSocket) -> None:
 
 
 async def handled(websocket: WebSocket) -> None:
-    """An endpoint that leaves its connection to a handler."""
+    """An endpoint that passes its connection to a handler."""
     await hub.accept(websocket, handler)
     tell(websocket.url.path, "accept() returns")
 
@@ -172,7 +172,7 @@ async def plain(websocket: WebSocket) -> None:
 
 
 async def before(websocket: WebSocket) -> None:
-    """An endpoint that ends before it has answered the handshake."""
+    """An endpoint that ends before it answers the handshake."""
     end = end_of(websocket.url.path)
     if end == "raises HTTPException":
         raise HTTPException(401, "no", headers={"X-Why": "no"})
@@ -202,7 +202,7 @@ async def whole_life(connection: Connection) -> None:
 
 
 async def teardown() -> Any:
-    """A dependency with a part behind the endpoint."""
+    """A dependency with code that runs after the endpoint."""
     try:
         yield "value"
     finally:
@@ -214,7 +214,7 @@ async def depends(websocket: WebSocket, value: Annotated[str, Depends(teardown)]
 
 
 class Answers:
-    """Middleware that answers itself."""
+    """Middleware that answers in place of the application."""
 
     def __init__(self, app: Any) -> None:
         self.app = app

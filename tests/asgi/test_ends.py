@@ -1,6 +1,6 @@
-"""How connections end on each ASGI server: what the client sees, what the application is told, how much is logged.
+"""The ends of connections on each ASGI server: the client's view, the application's view, and the log.
 
-``docs/ends.md`` has the same as tables. Where servers differ from wshub's, the case says how.
+``docs/ends.md`` shows the same cases as tables. A case also has the ends that differ on other servers.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ DROPPED = "1006"
 
 @dataclass(frozen=True)
 class End:
-    """The expected end. ``None`` stands for anything: the server leaves it to chance, or to a timeout."""
+    """The expected end. ``None`` allows anything: with that server it depends on chance, or on a timeout."""
 
     client: str | None
     told: tuple[str, ...] | None = ()
@@ -39,7 +39,7 @@ class End:
 
 @dataclass(frozen=True)
 class Case:
-    """A way of serving and a way to end, with the ends that differ from the first one by the server."""
+    """A way to serve a connection and a way to end it. ``others`` has the servers on which the end differs."""
 
     path: str
     end: End
@@ -61,11 +61,11 @@ def each(servers: tuple[str, ...], end: End) -> dict[str, End]:
 
 
 def without_reason(code: int, *, told: tuple[str, ...] = (), errors: int = 0) -> dict[str, End]:
-    """Daphne sends no reasons."""
+    """Return the end on daphne, which does not send the reason."""
     return {"daphne": End(f"{code}", told, errors)}
 
 
-# In FastAPI hub.accept() knows when the endpoint ends, on every server.
+# In FastAPI, hub.accept() learns of the endpoint's end on every server.
 FASTAPI = [
     Case("/fastapi/accept/returns", End("1000"), messages=LAST),
     Case("/fastapi/accept/raises", End("1011", errors=1), {"daphne": End("4011", errors=1)}, messages=LAST),
@@ -89,7 +89,7 @@ FASTAPI = [
     Case("/fastapi/accept/fails_in_a_group", End(DROPPED), client="vanishes"),
 ]
 
-# In Starlette it is the server that ends the connection when the endpoint does.
+# In Starlette, the server ends the connection when the endpoint ends.
 STARLETTE = [
     Case(
         "/starlette/accept/returns",
@@ -135,7 +135,7 @@ STARLETTE = [
     ),
 ]
 
-# A task of the endpoint has accepted the connection, which ends with the endpoint all the same.
+# A task of the endpoint has accepted the connection. The connection still ends with the endpoint.
 TASKS = [
     Case("/fastapi/gather/returns", End("1000"), messages=LAST),
     Case("/fastapi/group/raises", End("1011", errors=1), {"daphne": End("4011", errors=1)}, messages=LAST),
@@ -151,7 +151,7 @@ TASKS = [
     ),
 ]
 
-# Middleware makes the accept message anew: then wshub serves over ASGI, as on other servers, and still knows the end.
+# Middleware replaces the accept message. wshub then serves over ASGI, as on other servers, and still learns of the end.
 REBUILT = [
     Case(
         f"/rebuilt/accept/{end}",
@@ -171,7 +171,7 @@ REBUILT = [
 
 FAILS = End("1011 internal error", errors=1)
 
-# The hub runs these endpoints itself, so it knows their end on every server.
+# The hub runs these endpoints, so it learns of their end on every server.
 LIVES = [
     case
     for way in ("/starlette/life", "/own/life", "/rebuilt/life")
@@ -320,7 +320,7 @@ BEFORE = [
 CASES = FASTAPI + STARLETTE + TASKS + REBUILT + LIVES + HANDLERS + PLAIN + CLIENTS + BEFORE
 
 PATIENCE = 1.0
-"""Seconds after which what stays open, or is not answered, is taken to stay so."""
+"""Seconds to wait before a connection counts as open, or a request as unanswered."""
 
 
 @pytest.fixture(scope="module", params=list(COMMANDS))
@@ -335,7 +335,7 @@ def asked(server: Server, path: str) -> Any:
 
 
 async def end_of(server: Server, case: Case, received: list[str]) -> str:
-    """How a connection ends, as its client sees it."""
+    """Return how a connection ends, as its client sees it."""
     origin: Any = "http://evil.example" if case.path.endswith("is_refused") else ORIGIN
     patient = "open" not in str(case.on(server.name).client) and case.on(server.name).client != "no answer"
     try:
@@ -379,7 +379,7 @@ def test_a_connection_ends_as_the_table_says(server, case) -> None:
     async def scenario() -> None:
         expected = case.on(server.name)
         if expected.client is None:
-            pytest.skip(f"{server.name} leaves this end to chance")
+            pytest.skip(f"on {server.name} this end depends on chance")
         asked(server, "/begin")
         received: list[str] = []
         client = await end_of(server, case, received)
@@ -392,7 +392,7 @@ def test_a_connection_ends_as_the_table_says(server, case) -> None:
 
 
 async def settled(server: Server, expected: End) -> None:
-    """Wait until everything that is expected is told and logged, and no connection is left."""
+    """Wait until the application has all expected events, the log all errors, and no connection is left."""
     state: Any = None
     for _ in range(300):
         state = asked(server, "/state")
@@ -407,7 +407,7 @@ async def settled(server: Server, expected: End) -> None:
 
 @pytest.mark.parametrize("name", list(COMMANDS))
 def test_a_server_that_stops_closes_with_its_code(name) -> None:
-    """wshub says 1001, on each way. Granian and daphne say nothing."""
+    """wshub sends 1001 in every way to serve. Granian and daphne send no close frame."""
     code = {"hypercorn": 1011, "granian": 1006, "daphne": 1006} | dict.fromkeys(UVICORN, 1012)
     paths = ("/fastapi/accept/receives", "/starlette/asgi/x", "/starlette/life/receives", "/fastapi/plain/receives")
 

@@ -1,4 +1,4 @@
-"""WebSockets over HTTP/2 (RFC 8441), of which hypercorn makes what every ASGI server does."""
+"""WebSockets over HTTP/2 (RFC 8441). hypercorn presents them to the application like any others."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ORIGIN = "http://ok.example"
 
 
 class Client:
-    """One connection of HTTP/2, with any number of WebSockets as its streams."""
+    """One HTTP/2 connection. Each of its streams is a WebSocket."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -33,7 +33,7 @@ class Client:
             await self._step()
 
     async def open(self, authority: str, path: str, *fields: tuple[str, str]) -> tuple[int, str]:
-        """The number of a new stream, and the status that it is answered with."""
+        """Open a stream. Return its number, and the status of the response."""
         stream = self._http.get_next_available_stream_id()
         headers = [
             (":method", "CONNECT"),

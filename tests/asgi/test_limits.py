@@ -1,4 +1,4 @@
-"""Each limit of a hub on each of its links. Limits were lost between layers in daphne, and uvicorn has its own."""
+"""Each limit of a hub on each of its links. Daphne has lost limits between layers, and uvicorn has its own."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LINKS = [
 
 
 class Scene:
-    """A hub, how to connect to it, and what it told its handler."""
+    """A hub, its address, and the events of its handler."""
 
     def __init__(self, hub: Hub, port: int, tls: Any) -> None:
         self.hub = hub
@@ -54,7 +54,7 @@ class Scene:
 
 @contextlib.asynccontextmanager
 async def on_uvicorn(app: Any, ws: str, **options: Any) -> AsyncIterator[int]:
-    """The port of a uvicorn with that protocol for WebSockets."""
+    """Run a uvicorn with that WebSocket protocol. Yields its port."""
     server = uvicorn.Server(uvicorn.Config(app, ws=ws, lifespan="off", log_level="critical", **options))  # type: ignore[arg-type]
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign]
     with socket.socket() as listener:
@@ -76,7 +76,7 @@ def link(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def serving(link, certificate):
-    """Serves a hub with settings on one of the links."""
+    """Serve a hub with settings on one of the links."""
 
     @contextlib.asynccontextmanager
     async def serve(*, options: dict[str, Any] | None = None, **settings: Any) -> AsyncIterator[Scene]:
@@ -127,7 +127,7 @@ async def test_the_size_of_a_message(serving, sizes) -> None:
 
 @pytest.mark.parametrize("pieces", [1, 5])
 async def test_the_size_of_a_message_once_decompressed(serving, pieces) -> None:
-    """A mebibyte of zeros, in a kibibyte. An ASGI server decompresses it itself, for the hub to judge."""
+    """A mebibyte of zeros, compressed to a kibibyte. An ASGI server decompresses it, and the hub checks its size."""
     deflate = zlib.compressobj(wbits=-15)
     bomb = (deflate.compress(bytes(1 << 20)) + deflate.flush(zlib.Z_SYNC_FLUSH))[:-4]
     assert len(bomb) < 2000
@@ -150,7 +150,7 @@ async def test_the_fragments_of_a_message(serving, link) -> None:
         assert len((await peer.frame()).payload) == 11
         peer.write(fragments(*(1,) * 12))
         if link == "asgi":
-            # The server has put it together: what a hub sees is one message, which has its size.
+            # The server has joined the fragments: the hub gets one message.
             assert len((await peer.frame()).payload) == 12
         else:
             assert await peer.close_code() == 1008
@@ -165,7 +165,7 @@ async def test_the_rates_of_a_connection(serving, link, kind) -> None:
         for _ in range(200):
             peer.send(Frame.ping(b"p") if kind == "control_frames" else Frame.text("x" * 1000))
         if link == "asgi" and kind == "control_frames":
-            # The server answers pings itself, and the hub does not see them.
+            # The server answers pings. The hub does not see them.
             assert [(await peer.frame()).opcode for _ in range(200)] == [Opcode.PONG] * 200
             return
         assert await peer.close_code() == 1008

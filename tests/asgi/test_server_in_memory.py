@@ -1,4 +1,4 @@
-"""A hub behind an ASGI server that stalls, fails or goes away: one in memory, whose every step the test takes."""
+"""A hub behind an ASGI server that stalls, fails or disappears. The server is in memory: the test takes each step."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class ServerInMemory:
 
 
 class Scene:
-    """A hub, a connection of such a server, and what the connection's handler was told."""
+    """A hub, a connection of such a server, and the events of the connection's handler."""
 
     def __init__(self, **settings: Any) -> None:
         self.hub = Hub(HubConfig(**settings))
@@ -64,7 +64,7 @@ class Scene:
     async def connection(self) -> Any:
         return await self.opened
 
-    def check_ledger(self) -> None:
+    def check_counters(self) -> None:
         stats = self.hub.stats()
         assert stats["connections"] == 0
         assert stats["messages_accepted"] == stats["messages_delivered"] + sum(stats["dropped"].values())
@@ -77,7 +77,7 @@ async def test_a_send_that_fails_ends_the_connection_with_1006() -> None:
     connection.send("lost")
     await scene.server.task
     assert scene.closes == [(1006, "")]
-    scene.check_ledger()
+    scene.check_counters()
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ async def test_a_server_that_cancels_the_application_ends_the_connection() -> No
     scene.server.task.cancel()
     await connection.wait_closed()
     assert scene.closes == [(1006, "")]
-    scene.check_ledger()
+    scene.check_counters()
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ async def test_drain_waits_until_the_server_has_taken_everything() -> None:
     for number in range(3):
         connection.send(str(number))
     draining = asyncio.create_task(connection.drain())
-    # One of them is with the server.
+    # The server has one of them.
     while connection.buffered > 2 * 64:
         await asyncio.sleep(0)
     assert not draining.done()
@@ -139,7 +139,7 @@ async def test_drain_waits_until_the_server_has_taken_everything() -> None:
 
 
 class Guest(ServerInMemory):
-    """A WebSocket whose endpoint is the test itself, as with hub.accept()."""
+    """A WebSocket whose endpoint is the test, as with hub.accept()."""
 
     def __init__(self) -> None:
         super().__init__(Hub(), EventHandler())
@@ -165,7 +165,7 @@ async def test_what_a_task_sends_is_with_the_server_before_the_task_goes_on() ->
 
 
 async def test_a_server_takes_each_message_within_one_task_whether_it_is_busy_or_not() -> None:
-    """Timeouts and task groups of a server count on it."""
+    """The server's timeouts and task groups depend on it."""
 
     class Slow(Guest):
         async def send(self, message: dict[str, Any]) -> None:
@@ -246,11 +246,11 @@ async def test_a_server_that_does_not_take_what_is_sent_costs_bounded_memory() -
             connection.send("x" * 100)
             await asyncio.sleep(0)
     assert connection.buffered <= 1100
-    # The server never takes the close either: the sweep ends it.
+    # The server does not take the close frame either. The sweep ends the connection.
     await scene.server.task
     assert scene.closes == [(1013, "too much is waiting to be sent")]
     assert scene.hub.stats()["dropped"]["slow"] > 0
-    scene.check_ledger()
+    scene.check_counters()
 
 
 async def test_no_ping_is_missed_where_there_are_none() -> None:
@@ -371,7 +371,7 @@ async def test_who_is_being_accepted_when_the_hub_closes_is_told_so() -> None:
     assert scene.opened.done()
     assert scene.closes == [(1012, "restart")]
     assert scene.server.sent[-1] == {"type": "websocket.close", "code": 1012, "reason": "restart"}
-    scene.check_ledger()
+    scene.check_counters()
 
 
 async def test_who_is_accepted_when_the_hub_has_closed_has_no_connection() -> None:
@@ -384,11 +384,11 @@ async def test_who_is_accepted_when_the_hub_has_closed_has_no_connection() -> No
     await scene.server.task
     assert not scene.opened.done()
     assert scene.closes == []
-    scene.check_ledger()
+    scene.check_counters()
 
 
 class AcceptedByFramework(ServerInMemory):
-    """Such a WebSocket as frameworks give it to an endpoint, of which nothing may be received."""
+    """A WebSocket as a framework passes it to an endpoint. The hub must not receive from it."""
 
     def __init__(self, scope: dict[str, Any], **states: Any) -> None:
         self.sent = []

@@ -1,4 +1,4 @@
-"""A hub under FastAPI on the ASGI servers that there are: the same connections, handlers and limits on each."""
+"""A hub under FastAPI on every ASGI server: connections, handlers and limits are the same on each."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def asked(address: str, path: str) -> Any:
 
 
 async def until(address: str, path: str, condition: Callable[[Any], bool]) -> Any:
-    """Ask until the answer is what it is to be; the test's own time limit ends it."""
+    """Ask until the answer is the expected one. The test's time limit ends the loop."""
     while not condition(answer := asked(address, path)):
         await asyncio.sleep(0.01)
     return answer
@@ -73,7 +73,7 @@ async def test_a_subprotocol_is_chosen(address) -> None:
 
 async def test_header_fields_of_the_answer_reach_the_client(address, server) -> None:
     if server in ("daphne", "granian"):
-        pytest.skip(f"{server} drops the header fields of an accept")
+        pytest.skip(f"{server} drops the header fields of an accept message")
 
     async with lobby(address, "/accepted/me") as client:
         assert client.response.headers.get("X-Extra") == "yes"
@@ -153,7 +153,7 @@ async def test_nothing_is_left_and_every_message_is_accounted_for(address) -> No
     for _ in range(20):
         async with lobby(address) as client:
             await client.recv()
-    # One whose client vanishes without a word.
+    # The client of this connection disappears without a close frame.
     vanishing = await connect(f"ws://{address}/feed", origin=ORIGIN, proxy=None)
     vanishing.transport.abort()
     await until(address, "/count", lambda count: count == {"connections": 0, "unaccounted": 0})

@@ -1,4 +1,4 @@
-"""An application whose handlers need more than one iteration of the loop to clean up."""
+"""An application whose handlers need several loop iterations to clean up."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ hub = Hub()
 
 
 async def clean_up(name: str) -> None:
-    """Say how far it has come: a cancelled one says nothing."""
+    """Clean up slowly, and print a line at the end. A cancelled handler prints nothing."""
     await asyncio.sleep(0.02)
     print(f"{name} has cleaned up", flush=True)
 

@@ -1,4 +1,4 @@
-"""``wshub serve``, run as it is typed, with everything that it serves in processes of its own."""
+"""``wshub serve``, run as a command. Everything that it serves is in separate processes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_an_app_is_served_on_each_loop(loop) -> None:
 def test_several_processes_share_a_port() -> None:
     async def scenario(address: str) -> set[str]:
         processes: set[str] = set()
-        # Whichever process is free takes a connection: many at a time reach both.
+        # Any free process accepts a connection. Many connections at once reach both.
         for _ in range(50):
             processes |= {
                 greeting.split()[2] for greeting in await asyncio.gather(*(greeted(address) for _ in range(16)))
@@ -205,7 +205,7 @@ def test_reload_starts_the_application_anew_when_its_source_changes(tmp_path) ->
     async def until_new(address: str) -> None:
         assert await greeting(address) == "one"
         while True:
-            # More than once: the first time may be before the reloader has looked at the file at all.
+            # Write it more than once: the reloader may not have looked at the file before the first time.
             source.write_text(text.replace("VERSION", "another"))
             with contextlib.suppress(OSError, websockets.WebSocketException):
                 if await greeting(address) == "another":

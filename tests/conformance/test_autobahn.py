@@ -1,4 +1,4 @@
-"""The Autobahn test suite against the echo example, in a selection quick enough for every test run."""
+"""The Autobahn test suite against the echo example. The selection is quick enough for every test run."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 EXIT_NO_PYTHON27 = 77
 
-# The runner bounds itself, its one-time set-up included; the margin is for it to stop what it started.
+# The runner limits its own time, set-up included. The margin lets it stop the processes that it started.
 TIMEOUT = 300
 MARGIN = 60
 
 
 def test_autobahn_quick() -> None:
-    """Every case gives what tests/conformance/autobahn-expected.json allows.
+    """The result of every case is one that tests/conformance/autobahn-expected.json allows.
 
-    The suite needs a Python 2.7, which few machines have: without one the runner says so and this is skipped.
+    The suite needs Python 2.7, which few machines have. Without it the runner says so, and this test is skipped.
     """
     command = [sys.executable, str(ROOT / "scripts" / "autobahn"), "--quick", "--timeout", str(TIMEOUT)]
     with subprocess.Popen(
@@ -28,7 +28,7 @@ def test_autobahn_quick() -> None:
         try:
             output, _ = runner.communicate(timeout=TIMEOUT + MARGIN)
         except subprocess.TimeoutExpired:
-            runner.terminate()  # not kill: on SIGTERM it stops its server
+            runner.terminate()  # not kill(): on SIGTERM it stops its server
             output, _ = runner.communicate(timeout=MARGIN)
         finally:
             runner.kill()

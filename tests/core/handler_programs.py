@@ -1,7 +1,8 @@
-"""Random coroutines for handlers, and what can be observed of them: the same wherever they run as tasks.
+"""Random coroutines for handlers, and a record of all that can be observed of them.
 
-A program is a handful of actors, each a list of steps that await, cancel, time out and look at tasks. They share
-futures, tasks and a record of everything that happens, in the order in which it happens.
+The same program runs as asyncio tasks and as handlers. It consists of a few actors. Each actor is a list of steps that
+await, cancel, time out and inspect tasks. The actors share futures, tasks and one record of everything that happens, in
+order.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ Step = Callable[["Stage", "Actor"], Awaitable[None]]
 
 
 class Stage:
-    """The things that the actors of one run share."""
+    """The objects that the actors of one run share."""
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
@@ -38,19 +39,19 @@ class Stage:
         self.ended = self.loop.create_future()
 
     async def load_once(self) -> str:
-        """One piece of work that several wait for."""
+        """Run one piece of work that several actors wait for."""
         if self.load is None or self.load.done():
             self.load = self.loop.create_task(_work(), name="load")
         return await self.load
 
     def leave(self) -> None:
-        """One more actor has ended."""
+        """Count one more actor that has ended."""
         self.left -= 1
         if not self.left:
             self.ended.set_result(None)
 
     async def settle(self) -> None:
-        """Wait until every actor has ended; complete what they wait for in the meantime."""
+        """Wait until every actor has ended, and complete what they wait for until then."""
         for _ in range(30):
             await asyncio.sleep(0)
         for index, future in enumerate(self.futures):
@@ -77,11 +78,11 @@ class Actor:
         self.steps = steps
 
     def note(self, stage: Stage, *what: Any) -> None:
-        """Record something that others can see too."""
+        """Record something that the other actors can see too."""
         stage.record.append((self.number, *what))
 
     async def play(self, stage: Stage) -> None:
-        """The handler. It raises what ends it."""
+        """Run the steps as a handler does, and raise the exception that ends it."""
         task = asyncio.current_task()
         assert task is not None
         stage.tasks[self.number] = task
@@ -100,11 +101,11 @@ class Actor:
 
 
 def described(error: BaseException) -> Any:
-    """An exception, as two runs can compare it."""
+    """Return an exception in a form that two runs can compare."""
     if isinstance(error, BaseExceptionGroup):
         return type(error).__name__, [described(inner) for inner in error.exceptions]
     if isinstance(error, asyncio.CancelledError):
-        # anyio names its scopes by their address.
+        # The name of an anyio scope contains its address.
         return "CancelledError", [str(argument).split(" by ")[0].split(" via ")[0] for argument in error.args]
     return type(error).__name__, str(error) if isinstance(error, LookupError) else ""
 
@@ -116,7 +117,7 @@ async def _work() -> str:
 
 
 def program(seed: int) -> list[Actor]:
-    """The actors that belong to a seed."""
+    """Return the actors that a seed stands for."""
     draw = random.Random(seed)
     return [
         Actor(number, [_draw_step(draw, depth=2) for _ in range(draw.randint(1, STEPS))]) for number in range(ACTORS)
@@ -128,7 +129,7 @@ def _draw_step(draw: random.Random, depth: int) -> Step:
     return draw.choice(makers)(draw, depth)
 
 
-# Steps that hold no others
+# Steps that contain no other steps
 
 
 def _awaits_a_shared_future(draw: random.Random, _: int) -> Step:
@@ -148,7 +149,7 @@ def _completes_a_future(draw: random.Random, _: int) -> Step:
         if not future.done():
             if fails:
                 future.set_exception(LookupError("the future"))
-                # It counts as seen, whether anybody awaits it or not.
+                # Python counts it as retrieved, whether it is awaited or not.
                 future.exception()
             else:
                 future.set_result(index)
@@ -253,7 +254,7 @@ def _starts_a_task(draw: random.Random, _: int) -> Step:
     return step
 
 
-# Steps that hold others
+# Steps that contain other steps
 
 
 def _gathers(draw: random.Random, depth: int) -> Step:

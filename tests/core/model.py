@@ -1,7 +1,7 @@
-"""What a hub owes to its clients, as plain Python: queues, policies, rooms and the counters of what became of messages.
+"""A plain Python model of a hub's behaviour: queues, policies, rooms and delivery counters.
 
-What the kernel takes of a queue is not for the model to know: ``Queue.take_down_to`` is told. All else follows from the
-calls.
+The model does not know how many bytes the kernel accepts; the test reports that with ``Queue.take_down_to``. Everything
+else follows from the calls.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from dataclasses import dataclass, field
 __all__ = ["MAX_SEND_BUFFER", "Frame", "HubModel", "LinkCounters", "Queue", "RoomModel", "wire_length"]
 
 MAX_SEND_BUFFER = 20_000
-LEAST_CHARGE = 64  # bytes that a shorter frame counts for against that bound
+LEAST_CHARGE = 64  # the bytes that a shorter frame counts for against that limit
 REASONS = ("closed", "slow", "newest", "oldest", "replaced")
 
 
 def wire_length(payload: int) -> int:
-    """Bytes of a server's frame with that much payload (RFC 6455 section 5.2)."""
+    """Return the size of a server's frame with a payload of that size (RFC 6455 section 5.2)."""
     return payload + (2 if payload < 126 else 4)
 
 
 @dataclass
 class LinkCounters:
-    """What became of messages."""
+    """The delivery counters of a hub or a room."""
 
     accepted: int = 0
     delivered: int = 0
@@ -41,52 +41,52 @@ class LinkCounters:
 
 @dataclass(frozen=True)
 class Frame:
-    """A frame that is queued; ``number`` is None for one that is no message."""
+    """A queued frame; ``number`` is None if it carries no message."""
 
     number: int | None
-    raw: int
+    size: int
     key: object = None
     droppable: bool = False
-    ledgers: tuple[LinkCounters, ...] = ()
+    counters: tuple[LinkCounters, ...] = ()
 
     @property
     def charge(self) -> int:
-        """What it counts for against the bound."""
-        return max(self.raw, LEAST_CHARGE)
+        """The bytes that the frame counts for against the limit."""
+        return max(self.size, LEAST_CHARGE)
 
     def is_accepted(self) -> None:
         if self.number is not None:
-            for counters in self.ledgers:
+            for counters in self.counters:
                 counters.accepted += 1
                 counters.pending += 1
 
     def is_delivered(self) -> None:
         if self.number is not None:
-            for counters in self.ledgers:
+            for counters in self.counters:
                 counters.pending -= 1
                 counters.delivered += 1
 
     def is_dropped(self, reason: str) -> None:
         if self.number is not None:
-            for counters in self.ledgers:
+            for counters in self.counters:
                 counters.pending -= 1
                 counters.dropped[reason] += 1
 
 
 class Queue:
-    """What waits for one client."""
+    """The frames that wait for one client."""
 
     def __init__(self) -> None:
         self.frames: list[Frame] = []
-        self.begun = 0  # bytes of the first frame that have left
-        self.blocked = False  # the kernel takes nothing more until the client reads
-        self.taken: list[int] = []  # the numbers of the messages that have left whole
-        self.lost: list[Frame] = []  # what was queued when the connection was given up
-        self.shed = 0  # how many frames a policy has dropped or replaced
+        self.begun = 0  # bytes of the first frame that the kernel has accepted
+        self.blocked = False  # the kernel accepts nothing until the client reads
+        self.taken: list[int] = []  # the numbers of the messages that were written in full
+        self.lost: list[Frame] = []  # the frames that were queued when the connection failed
+        self.drops = 0  # the number of frames that a policy has dropped or replaced
 
     @property
     def charge(self) -> int:
-        """What waits, as it counts against the bound."""
+        """The bytes that the queue counts for against the limit."""
         return sum(frame.charge for frame in self.frames) - self.begun
 
     @property
@@ -94,12 +94,12 @@ class Queue:
         return self.charge >= MAX_SEND_BUFFER
 
     def take_down_to(self, charge: int) -> None:
-        """The kernel has taken what comes first, until so much is left."""
+        """Remove what the kernel has accepted, until the queue counts for ``charge`` bytes."""
         while self.charge > charge:
             frame = self.frames[0]
-            rest = frame.raw - self.begun
+            rest = frame.size - self.begun
             if self.charge - rest < charge:
-                # No more than a part of it.
+                # The kernel has accepted a part of this frame.
                 self.begun += self.charge - charge
                 break
             self.frames.pop(0)
@@ -113,8 +113,8 @@ class Queue:
         frame.is_accepted()
         self.frames.append(frame)
 
-    def spared(self) -> list[int]:
-        """The places of the messages that may be dropped: nothing of them has left."""
+    def droppable_places(self) -> list[int]:
+        """Return the positions of the frames that may be dropped: no byte of them is written."""
         first = 1 if self.begun else 0
         return [place for place in range(first, len(self.frames)) if self.frames[place].droppable]
 
@@ -127,26 +127,26 @@ class Queue:
         self.begun = self.begun if kept else 0
 
     def add(self, frame: Frame, policy: str) -> str:
-        """Queue a frame as that policy says: what became of it, ``"queued"``, ``"dropped"`` or ``"overflow"``."""
+        """Queue a frame under that policy; return ``"queued"``, ``"dropped"`` or ``"overflow"``."""
         if policy == "latest" and self.blocked and frame.key is not None:
-            places = [place for place in self.spared() if self.frames[place].key == frame.key]
+            places = [place for place in self.droppable_places() if self.frames[place].key == frame.key]
             if places:
-                self.shed += 1
+                self.drops += 1
                 self.frames[places[-1]].is_dropped("replaced")
                 frame.is_accepted()
                 self.frames[places[-1]] = frame
                 return "queued"
         if self.is_full:
-            assert self.blocked, "the kernel has not been asked yet"
+            assert self.blocked, "the queue is full before a write was tried"
             if policy == "close":
                 frame.is_accepted()
                 frame.is_dropped("slow")
                 return "overflow"
-            spare = sum(self.frames[place].charge for place in self.spared())
-            if policy != "drop_newest" and self.charge - spare < MAX_SEND_BUFFER:
+            droppable = sum(self.frames[place].charge for place in self.droppable_places())
+            if policy != "drop_newest" and self.charge - droppable < MAX_SEND_BUFFER:
                 while self.is_full:
-                    self.shed += 1
-                    self.frames.pop(self.spared()[0]).is_dropped("oldest")
+                    self.drops += 1
+                    self.frames.pop(self.droppable_places()[0]).is_dropped("oldest")
             else:
                 frame.is_accepted()
                 frame.is_dropped("newest")
@@ -156,7 +156,7 @@ class Queue:
 
 
 class RoomModel:
-    """A room, as long as somebody is in it."""
+    """A room, which exists while it has members."""
 
     def __init__(self, policy: str | None) -> None:
         self.members: set[int] = set()
@@ -166,7 +166,7 @@ class RoomModel:
 
 
 class HubModel:
-    """Clients by number, rooms by name, and the counters of all."""
+    """Clients by number, rooms by name, and the delivery counters of the hub."""
 
     def __init__(self, policy: str, room_policies: dict[str, str | None]) -> None:
         self.policy = policy
@@ -192,7 +192,7 @@ class HubModel:
                 del self.rooms[name]
 
     def end(self, client: int) -> None:
-        """The client is sent nothing more than what waits for it."""
+        """Send no further messages to the client; the queued ones still go out."""
         self.open.discard(client)
         for name in list(self.rooms):
             self.leave(client, name)
@@ -202,7 +202,7 @@ class HubModel:
         self.queues[client].push(Frame(None, wire_length(2 + len(reason))))
 
     def add(self, client: int, frame: Frame, policy: str) -> bool:
-        """Queue a frame for a client; whether it was."""
+        """Queue a frame for a client; return True if it was queued."""
         outcome = self.queues[client].add(frame, policy)
         if outcome == "overflow":
             self.queues[client].drop_all("slow", but_begun=True)
@@ -226,11 +226,11 @@ class HubModel:
     def broadcast(
         self, name: str | None, number: int, size: int, exclude: int | None, policy: str | None, key: str | None
     ) -> int:
-        """Queue a message for everybody, or for a room: for how many it was."""
+        """Queue a message for all clients or for a room; return the number of clients."""
         room = self.rooms.get(name) if name is not None else None
         policy = policy or (room.policy if room is not None else None) or self.policy
-        ledgers = (self.counters,) if room is None else (self.counters, room.counters)
+        counters = (self.counters,) if room is None else (self.counters, room.counters)
         keyed = key is not None or (room is not None and policy == "latest")
         frame_key = ("everybody" if room is None else room.key, key) if keyed else None
-        frame = Frame(number, wire_length(size), frame_key, policy != "close", ledgers)
+        frame = Frame(number, wire_length(size), frame_key, policy != "close", counters)
         return sum(self.add(client, frame, policy) for client in self.receivers(name, exclude))

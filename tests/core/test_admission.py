@@ -1,4 +1,4 @@
-"""Whom a hub takes: numbers, rates, addresses, origins, and what the application says of a request."""
+"""Admission by a hub: limits, rates, addresses, origins, and the application's ``on_upgrade``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from wshub.protocol.http.headers import Headers
 
 
 async def status_of(url: str, **headers: str) -> int:
-    """The status that answers a handshake; a connection that comes of it is closed."""
+    """Return the status of the response to a handshake, and close the connection if there is one."""
     try:
         async with connected(url, additional_headers=headers):
             return 101
@@ -129,7 +129,7 @@ async def test_the_address_that_a_trusted_proxy_tells_is_that_of_the_connection(
 
 
 async def test_half_open_handshakes_keep_nobody_out() -> None:
-    """5,000 requests that never end, of which the hub keeps as many as it is told to; others are served meanwhile."""
+    """5,000 clients begin a request and never finish it. The hub keeps a limited number and serves other clients."""
 
     most = 0
 
@@ -152,7 +152,7 @@ async def test_half_open_handshakes_keep_nobody_out() -> None:
                     await asyncio.sleep(0)
             watching.cancel()
             assert most >= 256
-            # The one that was served is not pending. A transport ends a turn later than it is told to.
+            # The client that was served is not pending. A transport ends one loop iteration after its abort.
             assert most <= (257 if HAS_REACTOR else 512)
 
 
@@ -195,7 +195,7 @@ async def test_who_waits_for_the_application_makes_no_room_for_half_open_handsha
         half_open = [await stack.enter_async_context(raw_peer(url, handshake=False)) for _ in range(4)]
         for peer in half_open:
             peer.write(b"GET ")
-        # The oldest two of them have made room.
+        # The hub has dropped the oldest two.
         for peer in half_open[:2]:
             assert await peer.reader.read() == b""
         second = await ask(stack, url)
@@ -237,7 +237,7 @@ async def test_on_upgrade_accepts_refuses_and_attaches_metadata(waits: bool, cap
     async with hub.serve("127.0.0.1", 0, handler) as server:
         url = f"ws://127.0.0.1:{server.port}/"
         async with raw_peer(url, handshake=False) as peer:
-            # What a client sends ahead of the answer is not lost while that is waited for.
+            # The hub keeps bytes that the client sends before the response.
             peer.write(REQUEST.replace(b"GET /", b"GET /?token=ada", 1))
             assert b" 101 " in await peer.reader.readuntil(b"\r\n\r\n")
         assert await status_of(f"{url}?token=bob") == 101
@@ -262,7 +262,7 @@ async def test_on_upgrade_ends_when_the_client_leaves_or_its_time_is_over(clock:
     hub = Hub(clock=clock, on_upgrade=decide)
     async with hub.serve("127.0.0.1", 0, EventHandler()) as server:
         url = f"ws://127.0.0.1:{server.port}/"
-        # A transport of the event loop that is paused does not see its peer leave.
+        # While a transport of the event loop is paused, it does not notice that its peer has left.
         for leaves in (True, False) if HAS_REACTOR else (False,):
             async with raw_peer(url, handshake=False) as peer:
                 peer.write(REQUEST)
@@ -361,7 +361,7 @@ def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], name: str
 async def test_half_open_handshakes_that_come_all_at_once_are_bounded_too() -> None:
     with contextlib.ExitStack() as half_open:
         async with serving(EventHandler(), max_pending_handshakes=10) as (hub, url):
-            # The loop does not run meanwhile: all of them are accepted in one go.
+            # The loop does not run in between, so the hub accepts all of them at once.
             for _ in range(500):
                 half_open.enter_context(socket.create_connection(("127.0.0.1", port_of(url))))
             reactor = hub.bind()
@@ -423,7 +423,7 @@ async def test_a_refusal_that_cannot_be_sent_is_a_500(error, waits) -> None:
 
 
 class OwnError(BaseException):
-    """Neither an ``Exception`` nor one of Python's own."""
+    """An exception of an application that derives directly from ``BaseException``."""
 
 
 @pytest.mark.parametrize(

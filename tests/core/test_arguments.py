@@ -1,4 +1,4 @@
-"""Arguments: any str is a str, any integer an integer, and a value that cannot work is refused where it is given."""
+"""Arguments: subclasses of str and integer types are accepted, and unusable values are refused at the call."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Number(enum.IntEnum):
 
 
 class Index:
-    """An integer as NumPy has them: it is no int."""
+    """An integer like NumPy's, which does not derive from int."""
 
     def __init__(self, value: int) -> None:
         self.value = value
@@ -56,7 +56,7 @@ class Index:
 
 @contextlib.asynccontextmanager
 async def talking(**settings: Any) -> AsyncIterator[tuple[Hub, Connection, Any]]:
-    """A hub, its only connection, and the client's end of it."""
+    """Yield a hub, its only connection, and the client of it."""
     opened = asyncio.get_running_loop().create_future()
     async with serving(EventHandler(on_open=opened.set_result), **settings) as (hub, url), connected(url) as client:
         yield hub, await opened, client
@@ -394,7 +394,7 @@ async def test_a_timeout_is_a_number_of_seconds() -> None:
             assert (await connection.receive(timeout=right)).data == "x"
 
 
-# Methods that are no coroutines
+# Methods that return no coroutine
 
 
 async def test_what_queues_can_be_awaited_which_waits_for_nothing() -> None:

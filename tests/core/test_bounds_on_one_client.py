@@ -1,4 +1,4 @@
-"""The bounds on one client in one loop iteration, and on everything that waits for an application."""
+"""Limits on one client in one loop iteration, and on everything that waits for an application."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from wshub import Connection, EventHandler, Frame, Hub, Message, Opcode, RateLim
 
 EACH_LINK = pytest.mark.parametrize("use_reactor", [True, False])
 
-# As receiving.pyx has it.
+# The same value as in receiving.pyx.
 MOST_MESSAGES = 1024
-# More than that is read at once.
+# One read returns more than this.
 FLOOD = 8_000
 
 
 class Iterations:
-    """Counts the messages that are handled in each loop iteration."""
+    """Count the messages that are handled in each loop iteration."""
 
     def __init__(self) -> None:
         self.most = 0
@@ -81,7 +81,7 @@ async def test_what_a_client_has_handled_in_one_iteration_is_bounded_in_messages
             assert await peer.close_code() == 4000
             peer.writer.close()
             await closed
-        # Nothing is lost, the order is kept, and the close behind it all is seen.
+        # The hub handles all messages in order, and then the close frame.
         assert received == list(range(FLOOD))
         assert await closed == (4000, "done")
         assert iterations.most <= most
@@ -89,7 +89,7 @@ async def test_what_a_client_has_handled_in_one_iteration_is_bounded_in_messages
 
 @needs_reactor
 async def test_large_messages_to_many_members_leave_over_several_iterations(clock: Clock) -> None:
-    """By the clock no time passes: what ends a turn here is the number of bytes that it has sent or fanned out."""
+    """The clock stands still, so only the number of bytes that were sent or broadcast ends an iteration."""
 
     members, messages, size = 100, 24, 60_000
     iterations = Iterations()
@@ -105,7 +105,7 @@ async def test_large_messages_to_many_members_leave_over_several_iterations(cloc
     settings = {"slow_consumer": "drop_oldest", "max_send_buffer": 1 << 24}
     async with serving(handler, clock=clock, **settings) as (hub, url), contextlib.AsyncExitStack() as stack:
         for _ in range(members):
-            # Nobody reads: the kernel takes what it has memory for.
+            # These clients do not read; the kernel buffers what it can.
             await stack.enter_async_context(raw_peer(url, limit=1024))
         flooding = [await stack.enter_async_context(raw_peer(url)) for _ in range(4)]
         for peer in flooding:
@@ -113,7 +113,7 @@ async def test_large_messages_to_many_members_leave_over_several_iterations(cloc
             await peer.writer.drain()
         with iterations:
             await until(lambda: iterations.handled == messages)
-        # Each is 6 MB for the room: a turn of 32 MiB handles six at the most.
+        # Each message is 6 MB for the room, and an iteration sends up to 32 MiB: at most six messages.
         assert iterations.most <= 6
 
 
@@ -146,8 +146,8 @@ async def test_others_are_answered_after_a_few_messages_of_those_who_flood(
             before = len(order)
             polite.send(Frame.text("please"))
             assert (await polite.frame()).payload == b"please"
-            # An iteration is worth some milliseconds, and the polite client has its answer after a few of them. On
-            # asyncio's transports all that flood have some messages each at first.
+            # An iteration takes some milliseconds, and the polite client gets its answer after a few iterations. On
+            # asyncio's transports, each flooding client gets some messages handled before that.
             assert order[before:].index(False) <= (150 if use_reactor else 150 + 10 * clients)
         assert len(order) < clients * FLOOD
 
@@ -193,7 +193,7 @@ async def test_a_flood_of_pings_is_bounded_like_one_of_messages(clock: Clock, us
 async def test_those_who_were_slowed_down_together_do_not_go_on_in_one_iteration(
     clock: Clock, use_reactor: bool
 ) -> None:
-    """What a sweep allows many connections again is handled in later iterations."""
+    """A sweep resumes many connections; their messages are handled in later iterations."""
 
     iterations = Iterations()
 
@@ -220,7 +220,7 @@ async def test_those_who_were_slowed_down_together_do_not_go_on_in_one_iteration
 
 @EACH_LINK
 def test_a_member_that_floods_a_large_room_leaves_the_loop_its_turn(run, use_reactor: bool) -> None:
-    """The time of the thread is measured: other processes have none of it."""
+    """Measure the CPU time of the thread, which other processes cannot change."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard not in (-1, resource.RLIM_INFINITY) and hard < 4096:
         pytest.skip("the limit on open files is too low")
@@ -254,7 +254,7 @@ def test_a_member_that_floods_a_large_room_leaves_the_loop_its_turn(run, use_rea
                 last = now
             for peer in peers:
                 peer.close()
-        # A fraction of it, as a rule. Handled at once, these messages take more than a second.
+        # A typical iteration takes a fraction of this. Handled at once, these messages take more than a second.
         assert longest < 0.25
 
     resource.setrlimit(resource.RLIMIT_NOFILE, (4096, hard))
@@ -264,7 +264,7 @@ def test_a_member_that_floods_a_large_room_leaves_the_loop_its_turn(run, use_rea
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-# What waits for an application
+# Messages that wait for an application
 
 
 @EACH_LINK
@@ -296,12 +296,12 @@ async def test_messages_that_wait_for_receive_are_bounded_in_number_and_in_bytes
         assert received == list(range(40))
 
 
-# What is dropped while many messages wait
+# Dropping while many messages wait
 
 
 @contextlib.asynccontextmanager
 async def stalled(**settings: Any) -> AsyncIterator[tuple[Connection, RawPeer]]:
-    """A connection whose peer does not read, with something that waits for it."""
+    """A connection with queued messages, whose peer does not read."""
     opened: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
     async with serving(EventHandler(on_open=opened.set_result), **settings) as (_, url), raw_peer(url) as peer:
         peer.writer.transport.pause_reading()
@@ -317,7 +317,7 @@ async def stalled(**settings: Any) -> AsyncIterator[tuple[Connection, RawPeer]]:
 def test_what_a_policy_costs_does_not_grow_with_the_messages_that_it_must_not_drop(
     policy: str, pinned_between: bool
 ) -> None:
-    """Sixteen times as many of them wait, and a message takes about as long."""
+    """With sixteen times as many pinned messages in the queue, a send takes about as long."""
 
     async def seconds_with(pinned: int) -> float:
         bound = pinned * 64 + (1 << 20)
@@ -333,7 +333,7 @@ def test_what_a_policy_costs_does_not_grow_with_the_messages_that_it_must_not_dr
                 for number in range(100):
                     connection.send(b"another", slow_consumer=policy, key=f"key {number % 7}")
 
-            # The first makes what later ones search in.
+            # The first call builds the index that later calls search.
             send_some(0)
             return least_seconds(send_some, range(10))
 
@@ -342,7 +342,7 @@ def test_what_a_policy_costs_does_not_grow_with_the_messages_that_it_must_not_dr
 
 @pytest.mark.parametrize("policy", ["drop_oldest", "latest"])
 async def test_messages_of_every_kind_leave_in_order_whatever_was_dropped_between_them(policy: str) -> None:
-    """A plain list says what a queue must hold, over many chunks and with few frames in most of them."""
+    """Compare the queue with a plain list, over many chunks that hold few frames each."""
     chance = random.Random(15)
 
     async with stalled(max_send_buffer=1 << 30) as (connection, peer):

@@ -1,4 +1,4 @@
-"""Code of the garbage collector or of an event loop runs in the middle of a broadcast, and changes who is there."""
+"""Code of the garbage collector or the event loop runs during a broadcast and changes the members."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MEMBERS = 8
 
 @contextlib.contextmanager
 def at_the_next_collection(change: Callable[[], None]) -> Iterator[None]:
-    """Run it when the garbage collector runs next: up to Python 3.11 at the next allocation, if there is one."""
+    """Call it in the next garbage collection; up to Python 3.11 the next allocation can start one."""
     armed = [change]
 
     def on_gc(phase: str, info: dict[str, int]) -> None:
@@ -41,10 +41,10 @@ def at_the_next_collection(change: Callable[[], None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def at_the_next_call_soon(change: Callable[[], None]) -> Iterator[None]:
-    """Run it when the event loop is asked to call something, which a hub does for the first member."""
+    """Call it when the event loop is asked to schedule a call, as the hub does for the first member."""
     loop: Any = asyncio.get_running_loop()
     if not isinstance(loop, asyncio.BaseEventLoop):
-        pytest.skip("a method of uvloop's cannot be replaced")
+        pytest.skip("uvloop's methods cannot be replaced")
     original = loop.call_soon
     armed = [change]
 
@@ -66,7 +66,7 @@ EACH_WAY = pytest.mark.parametrize("when", [at_the_next_collection, at_the_next_
 
 @contextlib.asynccontextmanager
 async def scene(**settings: Any):
-    """A hub with clients, of whom the first are in a room."""
+    """Yield a hub with clients; the first of them are members of a room."""
     connections: list[Connection] = []
     async with (
         serving(EventHandler(on_open=connections.append), **settings) as (hub, url),
@@ -81,7 +81,7 @@ async def scene(**settings: Any):
 
 
 async def texts_of(peer: RawPeer) -> list[bytes]:
-    """All messages up to the one that says "end"."""
+    """Return all messages before "end"."""
     texts = []
     while (frame := await peer.frame()).payload != b"end":
         if frame.opcode is Opcode.TEXT:
@@ -110,7 +110,7 @@ async def test_a_member_throughout_a_broadcast_gets_it_once_whoever_joins_or_lea
         received = [await texts_of(peer) for peer in peers]
         assert received[MEMBERS - 2 : MEMBERS] == [[b"once"]] * 2
         assert all(texts in ([], [b"once"]) for texts in received)
-        # The room is as it was changed, if there was an occasion.
+        # The room has the changed members, if the change ran.
         stayed = {connection.id for connection in connections[MEMBERS - 2 :]}
         assert not changed or {connection.id for connection in hub.room_members("room")} == stayed
 
@@ -141,7 +141,7 @@ async def test_a_connection_open_throughout_a_broadcast_gets_it_once_whoever_reg
 
 @EACH_LINK
 async def test_a_broadcast_within_another_to_the_same_room_does_not_break_what_they_share(use_reactor: bool) -> None:
-    """Some members get the inner one first, and it must not refer to the outer one."""
+    """Some members get the inner message first; compressed, it must not refer to the outer one."""
 
     connections: list[Connection] = []
     settings = {"compression": CompressionConfig(threshold=0), "use_reactor": use_reactor}

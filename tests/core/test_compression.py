@@ -1,4 +1,4 @@
-"""permessage-deflate on a hub: what is on the wire, how often the compressor runs, and what a bomb can do."""
+"""permessage-deflate on a hub: the bytes on the wire, the number of compressions, and bombs."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ TEXT = json.dumps([{"name": f"row {i}", "value": i * 17} for i in range(40)])
 
 
 class Inbox:
-    """Reads what a peer is sent, with a window that lasts from message to message."""
+    """Read the messages that a peer receives, with a window that lasts across messages."""
 
     def __init__(self, peer: RawPeer) -> None:
         self.peer = peer
         self.window = zlib.decompressobj(-15)
-        self.raw = 0
+        self.wire_bytes = 0
 
     async def next(self) -> tuple[str, bool]:
-        """The next text, and whether it came compressed."""
+        """Return the next text, and whether it was compressed."""
         frame = await self.peer.frame()
         assert frame.opcode is Opcode.TEXT, frame
-        self.raw += len(frame.payload)
+        self.wire_bytes += len(frame.payload)
         payload = self.window.decompress(frame.payload + TAIL) if frame.rsv1 else frame.payload
         return payload.decode(), frame.rsv1
 
@@ -201,12 +201,12 @@ async def test_a_history_of_its_own_makes_repeated_messages_small() -> None:
             connection.send(TEXT)
         for inbox in (one, two):
             assert await inbox.next() == (TEXT, True)
-        before = one.raw, two.raw
+        before = one.wire_bytes, two.wire_bytes
         for inbox in (one, two):
             assert await inbox.next() == (TEXT, True)
-        assert one.raw - before[0] < 40
-        # This one was promised that the hub refers to nothing.
-        assert two.raw == 2 * before[1]
+        assert one.wire_bytes - before[0] < 40
+        # For this client, the hub agreed to use no context takeover.
+        assert two.wire_bytes == 2 * before[1]
 
 
 async def test_clients_may_refer_to_earlier_messages_where_it_was_agreed() -> None:
@@ -240,7 +240,7 @@ async def test_a_bomb_is_refused_with_1009(sizes) -> None:
 async def test_many_small_bombs_do_not_keep_others_waiting() -> None:
     order = []
     handler = EventHandler(on_message=lambda connection, message: order.append(len(message)))
-    # Each is within the limit; all of them together, some hundred of KiB on the wire, are 400 MiB.
+    # Each bomb is within the limit. Together they are some hundred KiB on the wire and 400 MiB decompressed.
     bomb = Frame(Opcode.BINARY, deflated(bytes(1 << 20)), rsv1=True)
     async with (
         serving(handler, enable_compression=True, max_message_size=1 << 20) as (hub, url),
@@ -264,7 +264,7 @@ async def test_many_small_bombs_do_not_keep_others_waiting() -> None:
 async def test_messages_of_empty_blocks_do_not_keep_others_waiting() -> None:
     order = []
     handler = EventHandler(on_message=lambda connection, message: order.append(len(message)))
-    # Each is within the bound for blocks, and takes as long as 400,000 bytes.
+    # Each message is within the limit on blocks, and takes as long as 400,000 bytes.
     frame = Frame(Opcode.BINARY, dynamic_blocks(200), rsv1=True)
     async with (
         serving(handler, enable_compression=True) as (_, url),
@@ -349,14 +349,14 @@ async def test_a_shared_window_makes_messages_of_a_room_much_smaller() -> None:
         sizes = []
         for compression in ("message", "shared"):
             hub.configure_room("all", compression=compression)
-            before = receivers[0].raw
+            before = receivers[0].wire_bytes
             for tick in ticks(300):
                 assert hub.broadcast(tick, room="all") == 3
                 for receiver in receivers:
                     assert await receiver.next() == (tick, True)
-            sizes.append(receivers[0].raw - before)
+            sizes.append(receivers[0].wire_bytes - before)
         assert sizes[1] <= 0.35 * sizes[0]
-        # Nobody came in between, so that no message was compressed in a second form.
+        # No member joined in between, so every message was compressed once.
         assert hub.stats()["compression"]["compressions"] == 600
 
 
@@ -374,7 +374,7 @@ async def test_who_comes_later_is_in_step_after_a_restart() -> None:
             assert [text for text, _ in found] == [f"tick {i}" for i in range(1, 12)]
             compressed = [is_compressed for _, is_compressed in found]
             assert compressed == sorted(compressed)
-            # As many as there are members to lose by a restart, and in any event no more than the interval.
+            # The window restarts after one missed message for each member that can be in sync; here there are two.
             assert compressed.count(False) == 2
             for receiver in later[1:]:
                 assert [await receiver.next() for _ in range(11)] == [(f"tick {i}", False) for i in range(1, 12)]
@@ -439,7 +439,7 @@ async def test_the_settings_of_a_room_last_while_nobody_is_in_it_and_can_be_chan
 
 
 async def test_what_is_sent_after_a_room_has_given_up_its_window_is_compressed_as_ever() -> None:
-    """The members are in step with no window any more, for the sake of which it would go plain."""
+    """Messages are compressed although their members were last in sync with a window that is gone."""
 
     for compression in ("message", "shared"):
         async with serving(joining(), enable_compression=True) as (hub, url), inboxes(url, OFFER) as (inbox,):
@@ -478,7 +478,7 @@ def test_a_room_cannot_be_configured_as_what_it_cannot_be() -> None:
 
 
 async def test_an_interrupted_send_does_not_break_the_window() -> None:
-    # aiohttp's compressor was left broken by a send that was cancelled, or that another overtook.
+    # In aiohttp, a cancelled or overtaken send left the compressor broken.
     async def endpoint(connection) -> None:
         async for message in connection:
 
@@ -500,7 +500,7 @@ async def test_an_interrupted_send_does_not_break_the_window() -> None:
 
 
 async def test_broadcast_frames_a_message_once_for_all() -> None:
-    """Each receiver's queue refers to the same frame: the bytes queued are many times the memory."""
+    """Each receiver's queue refers to the same frame: the queued bytes are many times the memory in use."""
 
     async with serving(EventHandler(), max_send_buffer=1 << 30) as (hub, url):
         stalled = []
@@ -510,7 +510,7 @@ async def test_broadcast_frames_a_message_once_for_all() -> None:
             stalled.append(peer)
         while hub.connection_count < 20:
             await asyncio.sleep(0)
-        # First fill what the kernel takes.
+        # Fill the kernel's buffers first.
         for _ in range(10):
             hub.broadcast(bytes(1 << 20))
             await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""permessage-deflate with clients that others have written: what one sends another receives, byte for byte."""
+"""permessage-deflate with clients of other authors: each receives byte for byte what another one sends."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ CONFIGS = {
 
 
 def opening_of(name: str) -> Opening:
-    """How to open a connection of that client; skips the test where there is no such client."""
+    """Return a function that opens a connection of that client; skip the test if it is not installed."""
     if reason := why_missing(name):
         pytest.skip(reason)
     return CLIENTS[name]
 
 
 def samples(threshold: int) -> list[str | bytes]:
-    """Messages of all sizes around which something changes, of one letter, of rows, and such that do not compress."""
+    """Return messages around every size where behaviour changes: one letter, rows of text, and incompressible ones."""
     source = random.Random(15)
     rows = json.dumps([{"id": i, "name": f"row {i}"} for i in range(3000)])
     found: list[str | bytes] = []
     for size in (0, 1, threshold - 1, threshold, threshold + 1, 1024, 65_535, 65_536):
         found += ["a" * size, rows[:size], "\u00e9" * (size // 2) + "a" * (size % 2), bytes(size)]
         found += [source.randbytes(size), "".join(source.choices("abcdef \u00e9\u20ac\U0001f600", k=size // 4))]
-    # Again: by now it may refer to what went before.
+    # Send some again; they may refer to earlier messages.
     return found + source.sample(found, 12)
 
 
@@ -62,7 +62,7 @@ async def test_every_client_gets_back_what_it_sends(name, config) -> None:
         serving(EventHandler(on_message=echo), compression=CONFIGS[config]) as (hub, url),
         opening(url) as client,
     ):
-        # One after the other, and then as many at once as there is room for.
+        # Wait for the echo of each message first, then send all without waiting.
         for message in messages[:12]:
             await client.send(message)
             assert await client.receive() == message
@@ -79,8 +79,8 @@ async def test_every_client_gets_back_what_it_sends(name, config) -> None:
         before = hub.stats()
         await client.send("a" * 60_000)
         assert await client.receive() == "a" * 60_000
-        for raw in ("bytes_received", "bytes_sent"):
-            assert hub.stats()[raw] - before[raw] < 1000, "it came or went plain"
+        for counter in ("bytes_received", "bytes_sent"):
+            assert hub.stats()[counter] - before[counter] < 1000, "the message was not compressed"
 
 
 @pytest.mark.parametrize("config", ["defaults", "takeover"])
@@ -94,10 +94,10 @@ async def test_a_compressed_message_may_come_in_fragments_with_pings_between(nam
         opening(url) as client,
     ):
         for message in source.sample(samples(CONFIGS[config].threshold), 20):
-            raw = message.encode() if isinstance(message, str) else message
-            # Some fragments are empty, some end within a character.
-            cuts = sorted(source.choices(range(len(raw) + 1), k=source.randrange(6)))
-            fragments = [raw[a:b] for a, b in zip([0, *cuts], [*cuts, None], strict=True)]
+            data = message.encode() if isinstance(message, str) else message
+            # Some fragments are empty; some end within a character.
+            cuts = sorted(source.choices(range(len(data) + 1), k=source.randrange(6)))
+            fragments = [data[a:b] for a, b in zip([0, *cuts], [*cuts, None], strict=True)]
             await client.send_fragments(fragments, binary=isinstance(message, bytes))
             assert await client.receive() == message
 
@@ -112,7 +112,7 @@ def ticks() -> Iterable[str]:
 
 
 class Participant:
-    """A client, its connection as the hub sees it, and what it has yet to receive."""
+    """A client, the hub's connection to it, and the messages that it has yet to receive."""
 
     def __init__(self, name: str, opening: Opening) -> None:
         self.name = name
@@ -135,7 +135,7 @@ class Participant:
 
 
 class Party:
-    """A hub and all its participants, with what each of them must be sent."""
+    """A hub, all its participants, and the messages that each of them must receive."""
 
     def __init__(self, hub: Hub, url: str, opened: asyncio.Queue[Connection], source: random.Random) -> None:
         self.hub = hub
@@ -157,7 +157,7 @@ class Party:
         for step in self.source.choices(list(self.steps), list(self.steps.values()), k=count):
             await step()
             if self.source.random() < 0.3:
-                # What was queued so far leaves, where otherwise several messages leave at once.
+                # Let the queue empty here; otherwise several messages are written at once.
                 await asyncio.sleep(0)
 
     def one(self) -> Participant:
@@ -201,7 +201,7 @@ class Party:
 
 @pytest.mark.parametrize(("compression", "side"), [("message", "shared"), ("shared", "message"), ("shared", "shared")])
 async def test_clients_of_all_kinds_share_a_room(compression, side) -> None:
-    """They come one after the other, and go again, and are told other things in between, alone or in another room."""
+    """Clients come one by one and leave again. In between they receive other messages, privately or in other rooms."""
     openings = {name: opening for name, opening in (CLIENTS | PLAIN_CLIENTS).items() if not why_missing(name)}
     source = random.Random(compression + side)
 
@@ -221,7 +221,7 @@ async def test_clients_of_all_kinds_share_a_room(compression, side) -> None:
             for _ in range(64):
                 await party.tick()
             after = hub.stats()["compression"]
-            # The windows of all were in use, or else nothing was tested.
+            # The ratio shows that the clients' windows were in use.
             ratio = (after["bytes_out"] - before["bytes_out"]) / (after["bytes_in"] - before["bytes_in"])
             assert ratio < 0.7 if compression == "shared" else ratio > 0.7
             for participant in party.everybody:

@@ -1,4 +1,4 @@
-"""Settings are checked when they are made, and cannot change."""
+"""Settings are checked when they are created, and are immutable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every connection has an end that its application hears of, and that leaves nothing behind."""
+"""Every connection ends, its application is notified, and no resource stays behind."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ async def test_cancelled_waits_leave_nothing_behind(native: bool, name: str) -> 
         connection.send(bytes(16_000_000))
         wait = getattr(connection, name)
         before = futures()
-        # All at once, which a search through those that wait would take for ever for.
+        # Cancel all of them at once; a linear search through the waiters would take too long.
         await cancel_all([asyncio.create_task(wait()) for _ in range(MANY)])
         for _ in range(100):
             await cancel_all([asyncio.create_task(wait())])
@@ -138,7 +138,7 @@ async def test_those_that_are_not_cancelled_go_on_to_wait(native: bool) -> None:
         await asyncio.gather(ends[0], ends[2])
 
 
-# Before the opening
+# Before the handshake is complete
 
 
 def register(hub: Hub) -> Connection:
@@ -196,7 +196,7 @@ async def test_a_handshake_that_was_given_up_is_not_answered_later() -> None:
         assert connection.state.name == "CLOSED"
 
 
-# After the end
+# After the connection has closed
 
 
 @contextlib.asynccontextmanager
@@ -261,7 +261,7 @@ async def test_the_address_is_there_at_all_times_and_in_all_threads(
 
 
 def leave_a_loop_behind(loop: asyncio.AbstractEventLoop, kind: str) -> None:
-    """Close a loop in the middle of what a hub does in it."""
+    """Close a loop while the hub's code runs in it."""
     hub = Hub()
     opened: asyncio.Future[Connection] = loop.create_future()
 
@@ -303,7 +303,7 @@ def descriptors_and_objects() -> tuple[int, int]:
     return len(os.listdir("/proc/self/fd")), ours
 
 
-@pytest.mark.skipif(os.environ.get("WSHUB_USE_REACTOR") == "0", reason="a loop warns of transports left open")
+@pytest.mark.skipif(os.environ.get("WSHUB_USE_REACTOR") == "0", reason="asyncio warns about open transports")
 @pytest.mark.parametrize("kind", ["", "queued", "queued later", "aborted", "closing", "blocked", "waiting"])
 @pytest.mark.parametrize("loop", LOOPS)
 def test_a_loop_that_is_closed_in_the_middle_leaks_nothing(loop: str, kind: str) -> None:
@@ -312,7 +312,7 @@ def test_a_loop_that_is_closed_in_the_middle_leaks_nothing(loop: str, kind: str)
     for _ in range(3):
         leave_a_loop_behind(LOOPS[loop](), kind)
     after = descriptors_and_objects()
-    # Objects that an earlier test has left may have gone meanwhile.
+    # Objects of an earlier test may have been freed in between.
     assert all(now <= then for now, then in zip(after, before, strict=True)), (before, after)
 
 

@@ -1,4 +1,4 @@
-"""Bounds on what may wait: queues, drain, the counters, and exact delivery in any order of events."""
+"""Limits on queued messages, ``drain()``, the counters, and exact delivery in any order of events."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ async def test_drain_returns_when_the_peer_has_read_and_raises_when_it_is_gone()
 
 
 async def test_a_peer_that_does_not_read_its_echoes_is_not_read_either() -> None:
-    """So the memory that an echo costs is bounded by max_send_buffer, without closing anybody."""
+    """Echoes use at most ``max_send_buffer`` bytes of memory, and no connection is closed for them."""
 
     opened = asyncio.get_running_loop().create_future()
     handler = EventHandler(on_open=opened.set_result, on_message=lambda connection, message: connection.send(message))
@@ -114,7 +114,7 @@ ACTIONS = st.lists(
 @settings(max_examples=60)
 @given(ACTIONS)
 def test_every_client_gets_exactly_what_the_model_says_in_order(actions) -> None:
-    """Joins, leaves, sends, broadcasts and closes in any order, against sets and lists."""
+    """Joins, leaves, sends, broadcasts and closes in any order, compared with a model of sets and lists."""
 
     async def scenario() -> None:
         connections: list = []
@@ -198,7 +198,7 @@ async def test_every_drop_is_counted_with_its_reason() -> None:
             stalled.sendall(REQUEST)
             while not hub.connection_count:
                 await asyncio.sleep(0)
-            # The one that is too much is dropped as well.
+            # The message that exceeds the limit is dropped too.
             sent = 1
             while hub.broadcast(bytes(60_000)):
                 sent += 1

@@ -1,4 +1,4 @@
-"""A handler that cannot work is refused when it is given; one that works never is."""
+"""An unusable handler is refused when it is passed; a usable one is always accepted."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def keyword_only(connection, message, *, strict) -> None: ...
 
 
 def named(value: object) -> str:
-    """A name without the address that repr() may have: each process must find the same tests."""
+    """Return a name without the address in repr(), so that each process collects the same tests."""
     return re.sub(r" at 0x\w+| id='\d+'", "", repr(value))
 
 
@@ -280,7 +280,7 @@ def test_attributes_of_an_instance_are_checked_when_it_is_given_to_a_hub() -> No
                 give(handler)
 
 
-# Coroutine functions and hooks that a hub is given
+# Coroutine functions and hooks that are passed to a hub
 
 
 async def test_the_life_of_a_connection_is_a_coroutine_function_that_takes_it() -> None:
@@ -318,7 +318,7 @@ def test_on_upgrade_is_a_function_of_the_request() -> None:
 
 @pytest.mark.parametrize("function", [generator, async_generator])
 async def test_a_generator_that_a_handler_returns_fails_as_any_error_does(caplog, function) -> None:
-    """A wrapper does not tell what it wraps."""
+    """A wrapper does not reveal the kind of the function inside it."""
 
     errors: list[BaseException] = []
     handler = EventHandler(

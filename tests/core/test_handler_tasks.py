@@ -1,4 +1,4 @@
-"""A coroutine handler behaves as the asyncio task that it is."""
+"""A coroutine handler behaves like an asyncio task."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HAS_EAGER_TASKS = sys.version_info >= (3, 12)
 
 
 class Wire:
-    """A connection in memory, whose messages arrive when the test says so."""
+    """A connection in memory; the test decides when a message arrives."""
 
     def __init__(self, hub: Hub, handler: EventHandler) -> None:
         self.connection = hub.register_connection(handler_table_of(handler), None)
@@ -36,7 +36,7 @@ class Wire:
         hub.open_on_link(self.connection, self._link, b"", b"")
 
     def receive(self, text: str = "go") -> None:
-        """Let a message arrive; its handler starts before this returns."""
+        """Deliver a message; its handler starts before this method returns."""
         self.peer.write(masked(Frame.text(text)))
         self._link.deliver()
 
@@ -47,14 +47,14 @@ class Wire:
 
 
 async def as_tasks(stage: Stage, actors: list[Actor]) -> list[Any]:
-    """Play the actors as ordinary tasks of asyncio. Returns how each of them has ended."""
+    """Run the actors as ordinary asyncio tasks. Return the outcome of each."""
     tasks = [asyncio.create_task(actor.play(stage), context=contextvars.copy_context()) for actor in actors]
     await stage.settle()
     return [ending(task) for task in tasks]
 
 
 async def as_eager_tasks(stage: Stage, actors: list[Actor]) -> list[Any]:
-    """Play the actors as tasks that start eagerly, from the loop."""
+    """Run the actors as eagerly started tasks, from the loop."""
     loop = asyncio.get_running_loop()
     tasks: list[asyncio.Task[Any]] = []
 
@@ -70,7 +70,7 @@ async def as_eager_tasks(stage: Stage, actors: list[Actor]) -> list[Any]:
 
 
 async def as_handlers(stage: Stage, actors: list[Actor]) -> list[Any]:
-    """Play the actors as handlers of as many connections. Returns how each of them has ended."""
+    """Run each actor as the handler of its own connection. Return the outcome of each."""
     hub = Hub()
     hub.bind()
     wires = [Wire(hub, EventHandler(on_message=lambda *_, actor=actor: actor.play(stage))) for actor in actors]
@@ -81,7 +81,7 @@ async def as_handlers(stage: Stage, actors: list[Actor]) -> list[Any]:
             wire.receive()
         started.set_result(None)
 
-    # Handlers are called from the loop.
+    # The loop calls handlers.
     asyncio.get_running_loop().call_soon(start)
     await started
     await stage.settle()
@@ -90,7 +90,7 @@ async def as_handlers(stage: Stage, actors: list[Actor]) -> list[Any]:
 
 
 def ending(task: asyncio.Task[Any]) -> Any:
-    """How a task that is done has ended."""
+    """Return the outcome of a finished task."""
     if task.cancelled():
         return "cancelled"
     error = task.exception()
@@ -98,16 +98,16 @@ def ending(task: asyncio.Task[Any]) -> Any:
 
 
 def each_by_itself(played: Any) -> Any:
-    """The record of each actor, without the order between actors."""
+    """Return the record of each actor, without the order between actors."""
     endings, record = played
     return endings, [[entry for entry in record if entry[0] == number] for number in range(len(endings))]
 
 
 async def played(play: Callable[[Stage, list[Actor]], Awaitable[list[Any]]], seed: int, factory: Any = None) -> Any:
-    """How the actors of a program have ended, and what they have recorded."""
+    """Return the outcomes of a program's actors, and their record."""
     loop = asyncio.get_running_loop()
     loop.set_task_factory(factory)
-    # Tasks that outlive their actor may end with an exception that nobody asks for.
+    # Tasks that outlive their actor may end with an exception that is never retrieved.
     loop.set_exception_handler(lambda *_: None)
     token = VARIABLE.set("unset")
     stage = Stage()
@@ -119,7 +119,7 @@ async def played(play: Callable[[Stage, list[Actor]], Awaitable[list[Any]]], see
     return endings, stage.record
 
 
-# Programs cancel coroutines that they have never started.
+# The programs cancel coroutines before they start.
 @pytest.mark.filterwarnings(
     "ignore:coroutine .* was never awaited:RuntimeWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
 )
@@ -138,16 +138,16 @@ async def test_a_handler_cannot_be_told_from_a_task(kind, caplog) -> None:
             expected = await played(reference, seed, factory)
             found = await played(as_handlers, seed, factory)
             assert each_by_itself(found) == each_by_itself(expected), f"program {seed}"
-            # One that starts eagerly may be a step ahead of one that does not.
+            # An eagerly started task may be one step ahead.
             if found == expected or (kind == "tasks" and HAS_EAGER_TASKS):
                 break
-            # anyio and task groups cancel the tasks of a set, in any order.
-            assert attempt < ATTEMPTS - 1, f"program {seed}: the order is another"
+            # anyio and task groups cancel a set of tasks in arbitrary order.
+            assert attempt < ATTEMPTS - 1, f"program {seed}: the order differs"
     gc.collect()
 
 
 async def works(factory: Any) -> bool:
-    """Whether the loop can make tasks with the factory: uvloop 0.23 passes what Python 3.13.0's does not take."""
+    """Return True if the loop works with the factory; uvloop 0.23 passes an argument that Python 3.13.0 refuses."""
     loop = asyncio.get_running_loop()
     loop.set_task_factory(factory)
     coroutine = asyncio.sleep(0)

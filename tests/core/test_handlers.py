@@ -1,4 +1,4 @@
-"""What handlers may do, and what a connection owes them."""
+"""Handlers: the actions that they may take, and the guarantees that a connection gives them."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ async def test_a_handler_may_do_anything_to_any_connection(event, suspends, act)
             for frame in (Frame.text("a"), Frame.ping(), Frame.pong(), Frame.text("b")):
                 peer.send(frame)
             await acted.wait()
-        # on_close waits for the handler that runs.
+        # on_close waits for the running handler.
         while hub.connection_count or len(closed) < len(opened):
             await asyncio.sleep(0)
         assert sorted(one.id for one in closed) == sorted(one.id for one in opened)
@@ -173,8 +173,8 @@ async def test_a_large_message_that_arrives_while_on_drain_is_suspended_waits_fo
         if len(message) == 1:
             done.set()
 
-    async def received(hub, raw: int) -> None:
-        while hub.stats()["bytes_received"] < raw:
+    async def received(hub, count: int) -> None:
+        while hub.stats()["bytes_received"] < count:
             await asyncio.sleep(0)
 
     handler = EventHandler(on_open=opened.set_result, on_message=on_message, on_drain=on_drain)
@@ -429,7 +429,7 @@ async def test_the_closing_handshake_does_not_wait_for_a_handler_that_is_suspend
 
 
 async def test_a_room_has_a_name() -> None:
-    """A message to a room of which the name has been forgotten must not be one to everybody."""
+    """A message to a room whose name was lost must not go to all connections."""
 
     opened = asyncio.get_running_loop().create_future()
     async with serving(EventHandler(on_open=opened.set_result)) as (hub, url), connected(url):

@@ -1,7 +1,7 @@
-"""What went wrong in other WebSocket servers: each cause in frames that no other test holds.
+"""Known failures of other WebSocket servers, caused by frames that no other test sends.
 
-SECURITY.md says where each of them happened. Causes in handshakes are in test_hostile_handshakes.py, limits on each
-link in tests/asgi/test_limits.py.
+SECURITY.md says where each of them happened. test_hostile_handshakes.py covers handshakes; tests/asgi/test_limits.py
+covers the limits on each link.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ async def until_empty(hub: Hub) -> None:
 
 
 def header(first: int, length: int) -> bytes:
-    """The header of a client's frame that declares so many bytes, in their longest form."""
+    """Return the header of a client's frame that declares that many bytes, in the longest encoding."""
     return bytes([first, 0xFF]) + length.to_bytes(8, "big") + MASK
 
 
 def logged(caplog: pytest.LogCaptureFixture) -> list[int]:
-    """The levels of what was logged above debug, without what the loop says of the client's writing in vain."""
+    """Return the levels of the log records above debug, without the loop's warnings about failed writes."""
     records = [record for record in caplog.records if record.levelno > logging.DEBUG]
     return [record.levelno for record in records if record.name != "asyncio" or record.levelno > logging.WARNING]
 
@@ -107,7 +107,7 @@ def test_more_than_a_million_fragments_are_bounded_in_memory_and_linear_in_time(
         assert sys.getallocatedblocks() - blocks < 100
     finally:
         tracemalloc.stop()
-    # Room for twice the message at the most.
+    # At most twice the message.
     assert peak < 2 * 1_100_000 * len(byte) + 10_000
     assert min(took[5:]) < 10 * max(min(took[:5]), 0.001)
     ((_, message),) = parser.feed(masked(Frame(Opcode.CONTINUATION, b"")))
@@ -191,7 +191,7 @@ async def test_at_most_one_pong_waits_for_a_peer_that_does_not_read(reactor) -> 
     ):
         peer.writer.transport.pause_reading()
         connection = await opened
-        # Pings only, until the kernel takes no more pongs.
+        # Send pings until the kernel accepts no more pongs.
         waiting = -1
         while not connection.buffered or connection.buffered != waiting:
             waiting = connection.buffered
@@ -208,7 +208,7 @@ async def test_at_most_one_pong_waits_for_a_peer_that_does_not_read(reactor) -> 
         peer.writer.transport.resume_reading()
         while (frame := await peer.frame()).payload == b"p" * 125:
             pass
-        # Of those that came while the link was blocked, the last one alone is answered.
+        # The link was blocked for the later pings; only the last of them is answered.
         assert (frame.opcode, frame.payload) == (Opcode.PONG, b"the last")
 
 
@@ -262,9 +262,9 @@ MORE = [
 
 @pytest.mark.parametrize("kind", [*VIOLATIONS, "close"])
 def test_a_parser_does_nothing_more_after_any_end(kind: str) -> None:
-    raw = masked(Frame.close(1000)) if kind == "close" else VIOLATIONS[kind][0]
+    ending = masked(Frame.close(1000)) if kind == "close" else VIOLATIONS[kind][0]
     parser = FrameParser(100_000)
-    assert len(parser.feed(raw)) == 1
+    assert len(parser.feed(ending)) == 1
     blocks = sys.getallocatedblocks()
     tracemalloc.start()
     try:
@@ -281,9 +281,9 @@ def test_a_parser_does_nothing_more_after_any_end(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", [*VIOLATIONS, "close", "application closes", "handler fails", "rate"])
 def test_a_hub_does_nothing_more_after_any_end(run, reactor, kind, caplog) -> None:
-    raw, code = VIOLATIONS.get(kind, (masked(Frame.close(4000)), 4000))
+    ending, code = VIOLATIONS.get(kind, (masked(Frame.close(4000)), 4000))
     if kind not in VIOLATIONS and kind != "close":
-        raw = masked(Frame.text(kind)) * 20
+        ending = masked(Frame.text(kind)) * 20
         code = {"application closes": 4001, "handler fails": 1011, "rate": 1008}[kind]
 
     async def scenario() -> None:
@@ -307,10 +307,10 @@ def test_a_hub_does_nothing_more_after_any_end(run, reactor, kind, caplog) -> No
         handler = EventHandler(on_message=on_message, on_close=on_close, on_ping=on_control, on_pong=on_control)
         rates = RateLimits(messages=1, excess="close") if kind == "rate" else NO_RATES
         async with serving(handler, rates=rates, use_reactor=reactor) as (hub, url), raw_peer(url) as peer:
-            peer.write(raw)
+            peer.write(ending)
             assert await peer.close_code() == code
             if kind in VIOLATIONS or kind in ("close", "rate"):
-                # A close that is this side's waits for the peer's.
+                # In the other cases the hub waits for the peer's close frame.
                 with pytest.raises(EOFError):
                     await peer.frame()
             before = list(calls)
@@ -336,24 +336,24 @@ FIRST = masked(Frame.text("hé")) + masked(Frame.ping(b"p")) + masked(Frame(Opco
 
 @pytest.mark.parametrize("damage", ["reserved bits", "garbage", "end", "reset"])
 def test_no_damage_to_the_first_bytes_is_worth_a_line_in_the_log(run, reactor, damage, caplog) -> None:
-    """Engine.io failed before it had a handler for errors: here nothing is logged, and everything is let go."""
+    """Engine.io crashed here, because its error handler was not yet set. The hub logs nothing and frees everything."""
     stream = REQUEST + FIRST
 
     async def scenario() -> None:
         messages: list[object] = []
         handler = EventHandler(on_message=lambda connection, message: messages.append(message.data))
         async with serving(handler, use_reactor=reactor) as (hub, url):
-            # Every byte of the frames, and some of the request.
+            # Damage every byte of the frames, and some bytes of the request.
             for index in [*range(0, len(REQUEST), 9), *range(len(REQUEST), len(stream))]:
-                raw = bytearray(stream)
+                damaged = bytearray(stream)
                 if damage == "reserved bits":
-                    raw[index] ^= 0x70
+                    damaged[index] ^= 0x70
                 elif damage == "garbage":
-                    raw[index:] = bytes(range(255, 127, -1))
+                    damaged[index:] = bytes(range(255, 127, -1))
                 else:
-                    del raw[index:]
+                    del damaged[index:]
                 async with raw_peer(url, handshake=False) as peer:
-                    peer.write(bytes(raw))
+                    peer.write(bytes(damaged))
                     if damage == "reset":
                         peer.reset()
                         continue
@@ -377,7 +377,7 @@ LENGTHS = [*range(131), *range(65_530, 65_541)]
 
 
 def framed(first: int, payload: bytes) -> bytes:
-    """A server's frame, written by hand."""
+    """Return a server's frame, encoded by hand."""
     if len(payload) < 126:
         return bytes([first, len(payload)]) + payload
     if len(payload) < 1 << 16:
@@ -385,8 +385,8 @@ def framed(first: int, payload: bytes) -> bytes:
     return bytes([first, 127]) + len(payload).to_bytes(8, "big") + payload
 
 
-async def expect(peer: RawPeer, raw: bytes) -> None:
-    assert await peer.reader.readexactly(len(raw)) == raw
+async def expect(peer: RawPeer, expected: bytes) -> None:
+    assert await peer.reader.readexactly(len(expected)) == expected
 
 
 async def test_messages_pings_and_pongs_of_every_length_have_exactly_their_bytes(reactor) -> None:
@@ -418,16 +418,16 @@ async def test_closes_of_every_length_and_of_every_violation_have_exactly_their_
                 await expect(peer, framed(0x88, b"\x0f\xa1" + b"r" * length))
                 peer.send(Frame.close(4001))
                 assert await peer.reader.read() == b""
-            # The answer to a close has its code and its reason.
+            # The hub echoes the code and the reason of a close.
             async with raw_peer(url) as peer:
                 peer.send(Frame.close(4002, "q" * length))
                 assert await peer.reader.read() == framed(0x88, b"\x0f\xa2" + b"q" * length)
         async with raw_peer(url) as peer:
             peer.send(Frame(Opcode.CLOSE))
             assert await peer.reader.read() == b"\x88\x00"
-        for raw, code in VIOLATIONS.values():
+        for violation, code in VIOLATIONS.values():
             async with raw_peer(url) as peer:
-                peer.write(raw)
+                peer.write(violation)
                 answer = await peer.reader.read()
                 assert answer == framed(0x88, answer[2:])
                 assert answer[2:4] == code.to_bytes(2, "big")

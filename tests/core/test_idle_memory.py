@@ -1,4 +1,4 @@
-"""What an idle connection keeps in memory."""
+"""The memory that an idle connection holds."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ DEFLATE = b"permessage-deflate"
 
 
 def test_an_idle_connection_keeps_no_deflate_state(run) -> None:
-    """What each connection that has echoed a compressed message keeps, its client's buffers included."""
+    """Measure the memory per connection after a compressed echo, including the client's buffers."""
 
     async def bytes_of_each(compression: CompressionConfig) -> float:
         handler = EventHandler(on_message=lambda connection, message: connection.send(message))
@@ -48,7 +48,7 @@ def test_an_idle_connection_keeps_no_deflate_state(run) -> None:
 
     tracemalloc.start()
     try:
-        # That the measurement would see it is shown by connections that are to keep their state.
+        # Connections with context takeover keep their state; they show that the measurement would detect it.
         asked_for = CompressionConfig(server_context_takeover=True, client_context_takeover=True)
         assert run(bytes_of_each(asked_for)) > 40_000
         assert run(bytes_of_each(CompressionConfig())) < 16_000

@@ -1,4 +1,4 @@
-"""Pings, dead peers and the hub's clock, which these tests own."""
+"""Pings, dead peers and the hub's clock, which the tests control."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tests.support.serving_hub import connected, serving
 from wshub import EventHandler, Frame, Hub, HubConfig, Opcode
 
 
-def told_of_the_end() -> tuple[asyncio.Future[tuple[int, str]], EventHandler]:
-    """A handler, and what it is told of the end of its connection: the code and the reason."""
+def close_future() -> tuple[asyncio.Future[tuple[int, str]], EventHandler]:
+    """Return a future for the code and the reason of the close, and the handler that sets it."""
     closed: asyncio.Future[tuple[int, str]] = asyncio.get_running_loop().create_future()
     return closed, EventHandler(on_close=lambda connection, code, reason: closed.set_result((code, reason)))
 
@@ -48,7 +48,7 @@ async def test_first_pings_of_many_connections_are_spread_over_half_of_the_inter
             clock.now += 1
             hub._sweep()
         assert due[15] == 0
-        # 20 in 15 seconds.
+        # 20 pings in 15 seconds.
         assert max(later - earlier for earlier, later in pairwise(due)) <= 2
         assert all(connection.last_ping_time for connection in connections)
         for peer in peers:
@@ -136,7 +136,7 @@ async def test_a_peer_that_lags_is_not_ended_for_a_ping_that_waits_behind_what_i
 
 
 async def test_a_peer_that_reads_nothing_and_answers_no_ping_is_ended(clock) -> None:
-    """Without a bound on stalls, its own message that waits to be handled is no sign of life."""
+    """The timeout for stalls is off. A message of the peer that waits to be handled does not prove that it is alive."""
 
     closed = asyncio.get_running_loop().create_future()
     opened = asyncio.get_running_loop().create_future()
@@ -158,9 +158,9 @@ async def test_a_peer_that_reads_nothing_and_answers_no_ping_is_ended(clock) -> 
 
 
 async def test_a_dead_peer_is_noticed_where_pings_are_closer_than_the_timeout(clock) -> None:
-    """A further ping gives no further time to answer the one before."""
+    """A second ping does not extend the time to answer the first."""
 
-    closed, handler = told_of_the_end()
+    closed, handler = close_future()
     settings = {"ping_interval_ms": 2_000, "pong_timeout_ms": 5_000}
     async with serving(handler, clock=clock, **settings) as (hub, url), raw_peer(url):
         for _ in range(10):
@@ -173,13 +173,13 @@ async def test_a_dead_peer_is_noticed_where_pings_are_closer_than_the_timeout(cl
 @pytest.mark.parametrize("use_reactor", [True, False])
 @pytest.mark.parametrize("late", [False, True], ids=["acknowledged at once", "acknowledged late"])
 async def test_a_peer_that_never_reads_is_ended_although_something_is_sent_to_it(clock, use_reactor, late) -> None:
-    """Its kernel goes on to acknowledge what comes for a program that does not run any more."""
+    """The kernel of the peer still acknowledges data after the program has stopped."""
 
-    closed, handler = told_of_the_end()
+    closed, handler = close_future()
     settings = {"ping_interval_ms": 4_000, "pong_timeout_ms": 2_000, "use_reactor": use_reactor}
     async with serving(handler, clock=clock, **settings) as (hub, url), raw_peer(url) as peer:
         peer.writer.transport.pause_reading()
-        # A ping after 4 s at the latest, 2 s to answer it, two sweeps, and one for what stands before the ping.
+        # A ping after at most 4 s, 2 s to answer it, two sweeps, and one more for the data before the ping.
         for second in range(9):
             peer.writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
             hub.broadcast("tick")
@@ -193,9 +193,9 @@ async def test_a_peer_that_never_reads_is_ended_although_something_is_sent_to_it
 
 @pytest.mark.parametrize("use_reactor", [True, False])
 async def test_a_peer_that_takes_all_it_is_sent_must_answer_all_the_same(clock, tmp_path, use_reactor) -> None:
-    """Over a Unix socket too, where the kernel counts more than the bytes that are not read yet."""
+    """The same holds over a Unix socket, where the kernel counts more than the unread bytes."""
 
-    closed, handler = told_of_the_end()
+    closed, handler = close_future()
     hub = Hub(HubConfig(use_reactor=use_reactor), clock=clock)
     path = str(tmp_path / "hub")
     async with hub.serve(unix=path, handler=handler):
@@ -230,7 +230,7 @@ async def test_a_peer_that_still_reads_is_not_ended_for_a_ping_behind_what_the_k
         url,
     ):
         with socket.socket() as slow:
-            # What the kernel of the peer has is not seen from here.
+            # The hub cannot see what the peer's kernel has buffered.
             slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)
             slow.connect(("127.0.0.1", port_of(url)))
             slow.sendall(REQUEST)
@@ -247,7 +247,7 @@ async def test_a_peer_that_still_reads_is_not_ended_for_a_ping_behind_what_the_k
                 await asyncio.sleep(0.005)
                 clock.pass_for(1, hub)
                 assert hub.connection_count == 1
-            # The kernel of the peer takes a little more, before its time begins.
+            # The peer's kernel accepts a little more before the timeout begins.
             for _ in range(7):
                 hub.broadcast(bytes(more))
                 await asyncio.sleep(0.005)
@@ -257,7 +257,7 @@ async def test_a_peer_that_still_reads_is_not_ended_for_a_ping_behind_what_the_k
 
 
 async def test_keepalive_goes_on_while_the_application_is_busy() -> None:
-    """A loop that was blocked for longer than the timeout kills nobody who has answered meanwhile."""
+    """The loop was blocked for longer than the timeout; a peer that answered in that time stays connected."""
     import time
 
     async with (
@@ -265,7 +265,7 @@ async def test_keepalive_goes_on_while_the_application_is_busy() -> None:
         connected(url) as client,
     ):
         for _ in range(3):
-            # The application's own work, on the loop that the client here runs on as well.
+            # The application blocks the loop, which the client uses too.
             time.sleep(0.25)  # noqa: ASYNC251
             await client.ping()
             for _ in range(5):

@@ -26,7 +26,7 @@ QUIET = {
 
 
 class Peer:
-    """The state of a connection that opened at 0, and the sweeps over it."""
+    """The state of a connection that opened at time 0, and the sweeps over it."""
 
     def __init__(self, **timeouts: float) -> None:
         self.timeouts = {**TIMEOUTS, **timeouts}
@@ -37,7 +37,7 @@ class Peer:
         return verdict
 
     def pinged(self, now: float, *, before: int = 0) -> None:
-        """Note an unanswered ping, behind so many bytes that the peer has not acknowledged."""
+        """Record an unanswered ping, sent after ``before`` bytes that are not yet acknowledged."""
         self.state["pong_deadline"] = now + self.timeouts["pong_timeout"]
         self.state["before_ping"] = before
 
@@ -45,7 +45,7 @@ class Peer:
         self.state["is_alive"] = 1
 
 
-# The opening
+# Opening
 
 
 def test_the_deadlines_begin_at_the_opening() -> None:
@@ -115,7 +115,7 @@ def test_a_missing_pong_is_excused(facts: dict[str, object], before: int) -> Non
 @pytest.mark.parametrize(
     ("facts", "before"),
     [
-        # The kernel acknowledges data behind the ping, for a program that may not run any more.
+        # The kernel acknowledges data after the ping, but the program may have stopped.
         ({"progress": "taking"}, 0),
         ({"progress": "at_rest", "output_is_blocked": True}, 100),
         ({"progress": "stalled", "output_is_blocked": True}, 100),
@@ -160,7 +160,7 @@ def test_a_closing_connection_stalls_by_the_same_rule() -> None:
     assert found
 
 
-# Idle and old connections
+# Idle connections and old connections
 
 
 def test_an_idle_connection_is_found_at_its_deadline() -> None:

@@ -1,4 +1,4 @@
-"""What surrounds a hub: a loop in debug mode, several loops and threads, forks, handlers that act on others."""
+"""The environment of a hub: debug mode, several loops and threads, forks, and handlers that act on others."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_two_loops_in_two_threads_have_a_hub_each() -> None:
             ready.wait(10)
             await asyncio.gather(converse(url, name), converse(url, name))
             ready.wait(10)
-            # From the thread of the other hub.
+            # This runs in the thread of the other hub.
             other = hubs[0] if hubs[1] is hub else hubs[1]
             other.broadcast("from the other thread")
             ready.wait(10)
@@ -131,7 +131,7 @@ async def test_a_handler_that_forks_leaves_the_connections_with_the_parent() -> 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 async def test_a_child_that_outlives_its_parents_connections_keeps_none_of_them_open() -> None:
-    """A forked process has the sockets too: the peer sees the end of a connection all the same."""
+    """A forked process inherits the sockets; the peer still sees the connection end."""
 
     opened: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
     async with serving(EventHandler(on_open=opened.set_result)) as (_, url), raw_peer(url) as peer:
@@ -177,7 +177,7 @@ STATES = {
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 def test_a_loop_may_end_in_every_state(loop: str, state: str, end: str) -> None:
-    """Nothing crashes, and nothing is written but what Python says of tasks that were left."""
+    """The program does not crash, and prints only Python's own messages about pending tasks."""
     program = textwrap.dedent(
         """
         import asyncio, gc, socket, sys

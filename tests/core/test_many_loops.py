@@ -1,4 +1,4 @@
-"""A hub serves one event loop after another, each time as if it were new."""
+"""A hub serves one event loop after another, and starts afresh on each."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_global_hub_works_in_every_session_of_a_test_client() -> None:
 
     app.mount("/mounted", hub.asgi(EventHandler(on_message=echo)))
     for path in ("/chat", "/mounted/", "/chat"):
-        # In a session of its own, and without one.
+        # Once with its own session, and once without one.
         with TestClient(app) as client, client.websocket_connect(path) as websocket:
             websocket.send_text(path)
             assert websocket.receive_text() == path
@@ -150,7 +150,7 @@ def test_a_loop_that_goes_with_connections_open_leaves_nothing_behind(run) -> No
 
 
 def outcomes(calls: dict[str, Callable[[], Any]]) -> dict[str, Any]:
-    """What each call returns, or the type of what it raises."""
+    """Return the result of each call, or the type of its exception."""
     results: dict[str, Any] = {}
     for name, call in calls.items():
         try:

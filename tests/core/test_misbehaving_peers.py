@@ -21,7 +21,7 @@ from wshub import EventHandler, Frame, Hub, HubConfig, Opcode, RateLimits
 
 
 class Recorder(EventHandler):
-    """Echoes, and records what it is told."""
+    """Echo messages, and record the events."""
 
     def __init__(self) -> None:
         self.opened: list[object] = []
@@ -53,7 +53,7 @@ async def test_a_peer_that_resets_at_any_byte_leaves_nothing_behind() -> None:
             async with raw_peer(url, handshake=False) as peer:
                 peer.write(stream[:length])
                 peer.reset()
-        # A whole exchange at the end shows that all before it has been seen.
+        # A complete exchange shows that the hub has handled everything before it.
         async with raw_peer(url) as peer:
             peer.send(Frame.text("alive"))
             assert (await peer.frame()).payload == b"alive"
@@ -75,7 +75,7 @@ async def test_one_byte_at_a_time_is_a_conversation_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("bytes", "code"),
+    ("raw", "code"),
     [
         pytest.param(b"\x81\x02hi", 1002, id="no mask"),
         pytest.param(b"\xf1\x80" + MASK, 1002, id="reserved bits"),
@@ -91,7 +91,7 @@ async def test_a_violation_is_answered_with_its_code_and_the_earlier_echo_still_
     handler = Recorder()
     async with serving(handler) as (hub, url), raw_peer(url) as peer:
         peer.write(masked(Frame.text("before")) + raw)
-        # What follows a failure is read and ignored, so that the close frame is not lost to a reset.
+        # After a failure the hub reads and ignores further data, so that no reset destroys the close frame.
         peer.write(masked(Frame.text("after")) * 1000)
         assert (await peer.frame()).payload == b"before"
         assert await peer.close_code() == code
@@ -134,7 +134,7 @@ async def test_a_peer_that_never_hangs_up_after_the_closing_handshake_is_hung_up
 
 
 async def test_one_flooding_connection_does_not_starve_the_rest() -> None:
-    """At most 1,024 messages of a connection are handled at once, before every other that is ready has its turn."""
+    """The hub handles at most 1,024 messages of a connection before it serves the other ready connections."""
     most = 1024
     flood = masked(Frame.binary(bytes(50)))
 
@@ -154,7 +154,7 @@ async def test_one_flooding_connection_does_not_starve_the_rest() -> None:
         stream = flood * 50_000
         sent = 0
         for turn in range(1, 11):
-            # The loop does not run meanwhile: all of it is there when the reactor has its turn.
+            # The loop does not run in between, so the reactor finds all the data at once.
             with contextlib.suppress(BlockingIOError):
                 while sent < len(stream):
                     sent += flooding.send(stream[sent : sent + 100_000])
@@ -170,7 +170,7 @@ async def test_one_flooding_connection_does_not_starve_the_rest() -> None:
 
 async def test_pings_from_a_peer_that_does_not_read_queue_a_bounded_number_of_pongs() -> None:
     handler = Recorder()
-    # Without a bound on their number: what waits is bounded by itself.
+    # The rate limit is off; the number of queued pongs has its own limit.
     settings = {"rates": RateLimits(control_frames=0), "close_timeout_ms": 50}
     pings = masked(Frame.ping(b"p" * 100)) * 2000
     async with serving(handler, **settings) as (hub, url):
@@ -178,13 +178,13 @@ async def test_pings_from_a_peer_that_does_not_read_queue_a_bounded_number_of_po
             peer.writer.transport.pause_reading()
             connection = handler.opened[0]
             largest = 0
-            # The kernel holds far less than all of their pongs, which do not keep the hub from reading either.
+            # The kernel holds far less than all the pongs, and the hub still reads on.
             while hub.stats()["bytes_received"] < 64 << 20:
                 peer.write(pings)
                 try:
                     await asyncio.wait_for(peer.writer.drain(), 5)
                 except TimeoutError:
-                    # uvloop's transport passes on so much in one turn that its pongs are as much as may wait.
+                    # uvloop's transport passes on so much data at once that its pongs reach the queue limit.
                     assert not HAS_REACTOR
                     break
                 largest = max(largest, connection.buffered)
@@ -215,7 +215,7 @@ async def test_a_fragmented_message_and_a_large_one_survive_any_chunking() -> No
 
 
 @pytest.mark.parametrize(
-    ("bytes", "status"),
+    ("raw", "status"),
     [
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),
         (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", 426),
@@ -241,7 +241,7 @@ async def test_what_is_no_handshake_is_answered_with_its_status_and_hung_up_on(r
 
 @pytest.mark.parametrize("asks", [True, False], ids=["on_upgrade", "nothing"])
 async def test_what_waits_with_a_request_for_on_upgrade_is_bounded(asks) -> None:
-    """A transport of asyncio reads up to 256 KiB at once. Without ``on_upgrade`` it is handled at once too."""
+    """An asyncio transport reads up to 256 KiB at once. Without ``on_upgrade`` the hub handles that at once too."""
 
     async def decide(request) -> None:
         await asyncio.sleep(0)
@@ -253,7 +253,7 @@ async def test_what_waits_with_a_request_for_on_upgrade_is_bounded(asks) -> None
     async with hub.serve("127.0.0.1", 0, handler) as server:
         with socket.create_connection(("127.0.0.1", server.port)) as peer:
             peer.setblocking(False)
-            # The loop does not run meanwhile: all that the kernel takes is there when it is read.
+            # The loop does not run in between, so one read returns all that the kernel accepts.
             assert peer.send(REQUEST + early * 60) > 100_000
             assert (await loop.sock_recv(peer, 13)) == (b"HTTP/1.1 400 " if asks else b"HTTP/1.1 101 ")
         assert hub.stats()["refused"] == ({400: 1} if asks else {})
@@ -359,7 +359,7 @@ async def test_a_connection_with_an_endpoint_is_gone_without_the_garbage_collect
 
 
 def test_descriptors_run_out_and_come_back() -> None:
-    """In a process of its own, whose limit on open files is lowered."""
+    """Run in a separate process with a lower limit on open files."""
     program = textwrap.dedent(
         """
         import asyncio, resource, socket

@@ -1,8 +1,10 @@
-"""A hub against its model: joins, leaves, sends, broadcasts, closes and ends in any order, from outside and from
-handlers, under each policy, for clients that read and clients that do not.
+"""Compare a hub with its model under random operations, and count every message.
 
-The clients are sockets, whose every byte is looked at. After each step the counters of the hub, and that of each room,
-must be the model's to the message; and each client must have received what the model says, in order.
+The operations are joins, leaves, sends, broadcasts and closes, from outside and from handlers. They run under each
+policy, for clients that read and clients that do not.
+
+The clients are sockets, and every byte that they receive is checked. After each step, all counters of the hub and its
+rooms equal the model's. Each client has received the messages of the model, in order.
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ ACTIONS = {
     "ping": st.tuples(clients, st.integers(0, 125)),
     "close": st.tuples(clients),
 }
-# Whoever has gone has nothing more to show: what ends a connection is rare.
+# A closed connection tests nothing more, so operations that close one are rare.
 KINDS = ["send"] * 6 + ["broadcast"] * 12 + ["join"] * 4 + ["leave"] * 2 + ["ping"] * 2 + ["close"]
 actions = st.sampled_from(KINDS).flatmap(lambda kind: st.tuples(st.just(kind), ACTIONS[kind]))
 
@@ -74,7 +76,7 @@ class Client:
         self.gone = False  # its socket is closed
         self.timed_out = False
         self.told_close = False
-        self.behind = False  # something had to wait for it since on_drain was called
+        self.behind = False  # a message had to wait for it since on_drain was called
 
     def write(self, data: bytes) -> None:
         if not self.half_closed:
@@ -82,7 +84,7 @@ class Client:
                 assert self.socket.send(data) == len(data)
 
     def read(self, most: int) -> int:
-        """Read at most so many bytes, and note the messages in them; return how many came."""
+        """Read at most ``most`` bytes, and record the messages in them; return the number of bytes."""
         try:
             data = self.socket.recv(most)
         except (BlockingIOError, ConnectionResetError):
@@ -91,7 +93,7 @@ class Client:
         while (found := Frame.decode(self.unparsed)) is not None:
             frame, length = found
             self.unparsed = self.unparsed[length:]
-            assert not self.told_close, "a frame after the close frame"
+            assert not self.told_close, "a frame followed the close frame"
             if frame.opcode is Opcode.CLOSE:
                 self.told_close = True
                 self.leave()
@@ -102,7 +104,7 @@ class Client:
         return len(data)
 
     def leave(self) -> None:
-        """Answer a close frame, and hang up."""
+        """Answer a close frame, and close the socket."""
         self.write(masked(Frame.close(1000)))
         self.hang_up()
 
@@ -117,22 +119,22 @@ class Client:
 
 
 class Waiter:
-    """A task in drain(), and what was queued when it began."""
+    """A task in drain(), and the frames that were queued when it began."""
 
     def __init__(self, client: Client, queue: Queue) -> None:
         self.client = client
         self.queue = queue
         self.frames = list(queue.frames)
-        self.shed = queue.shed
+        self.drops = queue.drops
         self.task = asyncio.ensure_future(client.connection.drain())
 
     def is_owed(self, frames: list[QueuedFrame]) -> bool:
-        """Whether something of what was queued is among the frames."""
+        """Return True if one of the frames was queued when the task began."""
         return any(frame is other for frame in self.frames for other in frames)
 
 
 class HubMachine(RuleBasedStateMachine):
-    """Clients do what they like, and so does the application."""
+    """Random actions of the clients and of the application."""
 
     loop_factory = staticmethod(asyncio.new_event_loop)
 
@@ -201,10 +203,10 @@ class HubMachine(RuleBasedStateMachine):
         for client in self.clients.values():
             client.behind = client.behind and client.connection is not connection
 
-    # What the hub has done by itself
+    # Effects of the hub's own work
 
     async def settle(self) -> None:
-        """Let the loop do all there is to be done."""
+        """Let the loop run until the hub has nothing left to do."""
         for _ in range(8):
             await asyncio.sleep(0)
         self.observe()
@@ -213,7 +215,7 @@ class HubMachine(RuleBasedStateMachine):
             self.clients[number].behind |= queue.blocked
 
     def observe(self) -> None:
-        """Tell the model what the kernel has taken, and who has been heard to leave."""
+        """Report to the model what the kernel has accepted, and which clients have left."""
         for number, client in self.clients.items():
             queue = self.model.queues[number]
             state = client.connection.state.name
@@ -233,16 +235,16 @@ class HubMachine(RuleBasedStateMachine):
                 if client.says_close and client.connection.close_code != 1006:
                     self.model.close(number)
             if client.timed_out:
-                # Its link is gone already, as handlers that run before it is told of that can see.
+                # Its link is closed already; handlers that run before on_close can see that.
                 continue
             queue.take_down_to(client.connection.buffered)
             if not queue.frames:
                 queue.blocked = False
 
-    # What the application does
+    # Actions of the application
 
     def act(self, action: Action) -> bool:
-        """Do it, unless what comes of it depends on what the kernel is about to take; return whether it was done."""
+        """Perform the action; return False if its outcome depends on what the kernel will accept."""
         self.observe()
         kind, arguments = action
         policy: str | None = None
@@ -314,7 +316,7 @@ class HubMachine(RuleBasedStateMachine):
     # The rules
 
     def run(self, *steps: Callable[[], Any], reading: int | None = None) -> None:
-        """Let the loop run, make the steps in one turn of it, and let it run again."""
+        """Let the loop run, perform the steps in one iteration of it, and let it run again."""
 
         async def turn() -> None:
             await self.settle()
@@ -362,10 +364,10 @@ class HubMachine(RuleBasedStateMachine):
 
     @rule(client=clients, level=levels)
     def a_client_falls_behind(self, client: int, level: int) -> None:
-        """It reads nothing, until so much waits for it."""
+        """Fill the client's queue up to ``level`` while it reads nothing."""
         queue = self.model.queues[client]
         while client in self.model.open and (not queue.blocked or queue.charge < level):
-            # The kernel takes a part of a message only if that is long.
+            # The kernel accepts only a part of a long message.
             size = 1000 if queue.blocked else 50_000
             self.run(lambda size=size: self.act(("send", (client, size, "drop_newest", "x"))))
 
@@ -409,7 +411,7 @@ class HubMachine(RuleBasedStateMachine):
 
         self.run(pass_time)
 
-    # What holds after each of them
+    # Invariants
 
     @invariant()
     def the_hub_and_its_model_agree(self) -> None:
@@ -434,9 +436,9 @@ class HubMachine(RuleBasedStateMachine):
         for waiter in list(self.waiters):
             queue = waiter.queue
             if not waiter.task.done():
-                # What a policy drops may make it wait for as much that was queued later.
+                # A policy may drop frames that drain() waits for; it then waits for as many bytes queued later.
                 assert queue.frames
-                assert waiter.is_owed(queue.frames) or queue.shed > waiter.shed
+                assert waiter.is_owed(queue.frames) or queue.drops > waiter.drops
                 continue
             self.waiters.remove(waiter)
             if waiter.task.exception() is None:

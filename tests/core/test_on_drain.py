@@ -1,4 +1,4 @@
-"""When ``on_drain`` is called: once the queue is empty again, after the peer had fallen behind."""
+"""``on_drain`` is called when the queue is empty again after the peer had fallen behind."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def test_on_drain_waits_for_a_handler_that_is_suspended() -> None:
     done = asyncio.Event()
 
     async def on_message(connection: Connection, received: Message) -> None:
-        # More than the kernel holds.
+        # This exceeds the kernel's buffers.
         connection.send(bytes(16_000_000))
         await connection.drain()
         await asyncio.sleep(0.01)
@@ -71,7 +71,7 @@ async def test_on_drain_is_called_once_for_what_falls_behind_while_the_queue_is_
         events.append(received.data)
         connection.send(bytes(8_000_000))
         if received.data == "second":
-            # There is no room for it: what can leave does so now, which is not all.
+            # The queue is full. The send writes what the kernel accepts now, which is only a part.
             connection.send("third", slow_consumer="drop_newest")
 
     def on_drain(connection: Connection) -> None:
@@ -82,7 +82,7 @@ async def test_on_drain_is_called_once_for_what_falls_behind_while_the_queue_is_
     settings = {"max_send_buffer": 1_000_000, "use_reactor": use_reactor}
     async with serving(handler, **settings) as (_, url), raw_peer(url) as peer:
         peer.writer.transport.pause_reading()
-        # The second is not handled before all that the first has queued has left.
+        # The hub handles the second message after it has sent the whole reply to the first.
         peer.write(masked(Frame.text("first")) + masked(Frame.text("second")))
         while not events:
             await asyncio.sleep(0)
@@ -96,7 +96,7 @@ async def test_on_drain_is_called_once_for_what_falls_behind_while_the_queue_is_
 
 @pytest.mark.parametrize("use_reactor", [True, False])
 async def test_on_drain_is_not_called_for_what_another_connection_has_queued_meanwhile(use_reactor) -> None:
-    """Two connections are found empty in the same turn, and the handler of the one sends to the other."""
+    """The hub finds both queues empty in the same iteration, and one handler sends to the other connection."""
 
     connections: list[Connection] = []
     drained: list[int] = []
@@ -121,7 +121,7 @@ async def test_on_drain_is_not_called_for_what_another_connection_has_queued_mea
         for connection in connections:
             connection.send(bytes(5_000_000))
         while len(drained) < 2 or any(connection.buffered for connection in connections):
-            # Both have read everything before the hub sees that of either.
+            # Both peers read everything before the hub finds out about either.
             for peer in peers:
                 with contextlib.suppress(BlockingIOError):
                     while peer.recv(1 << 20):
@@ -132,7 +132,7 @@ async def test_on_drain_is_not_called_for_what_another_connection_has_queued_mea
 
 @pytest.mark.parametrize("use_reactor", [True, False])
 async def test_on_drain_does_not_wait_for_a_handler_that_receives(use_reactor) -> None:
-    """As on_ping does not: it may be the whole life of the connection, and wait for what on_drain does."""
+    """The handler may last as long as the connection, and wait for on_drain. on_ping follows the same rule."""
 
     drained = asyncio.Event()
 

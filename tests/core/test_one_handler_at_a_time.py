@@ -1,7 +1,7 @@
-"""Coroutine handlers of one connection, whatever its peer does when: no two at once, each message once, in order.
+"""Coroutine handlers of one connection never overlap, and get each message once and in order.
 
-The peer says things of any length, writes them in any pieces, and reads or does not; every handler may be suspended,
-for as long as the test says.
+The peer sends messages of any length in pieces of any size, and reads or does not read. Each handler may be suspended
+for as long as the test decides.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from tests.support.reactor import needs_reactor
 from tests.support.serving_hub import Clock
 from wshub import Connection, EventHandler, Frame, Hub, HubConfig, Message, RateLimits
 
-ANSWER = bytes(300_000)  # more than the kernel holds
+ANSWER = bytes(300_000)  # more than the kernel's buffers hold
 DIGITS = 8
 
-# How much of all that is said is not written yet.
+# The number of bytes that are not yet written.
 held_back = st.sampled_from([0, 0, 1, 9_000, 9_000, 1 << 20])
 says = st.tuples(st.just("say"), st.sampled_from([DIGITS, 40_000, 120_000]), st.booleans(), held_back)
 steps = st.one_of(
@@ -41,12 +41,12 @@ steps = st.one_of(
 
 
 class Handler(EventHandler):
-    """Suspends where it is told to, and notes what began while something else ran.
+    """Handlers that suspend as the test decides, and record every overlap of two of them.
 
     Args:
-        receives: ``on_open`` takes the messages, and goes on beside ``on_ping`` and ``on_drain``; else they go to
-            ``on_message``.
-        suspends: of each handler in turn, whether it is suspended; when that is over, none is.
+        receives: If true, ``on_open`` receives the messages and runs concurrently with ``on_ping`` and ``on_drain``.
+            Otherwise ``on_message`` gets them.
+        suspends: For each handler call in order, True if it suspends. Later calls do not suspend.
     """
 
     def __init__(self, *, receives: bool, suspends: list[bool]) -> None:
@@ -145,17 +145,17 @@ class Scene:
         return False
 
     async def catch_up(self) -> None:
-        """Read all that there is."""
+        """Read all available data."""
         while await self.read(1 << 20):
             await self.settle()
 
     async def wake(self, which: int) -> None:
-        """Let a handler that is suspended go on."""
+        """Resume a suspended handler."""
         if self.handler.suspended:
             self.handler.suspended.pop(which % len(self.handler.suspended)).set_result(None)
 
     async def pass_time(self) -> None:
-        # From the loop, which is where a hub calls handlers.
+        # Call it from the loop, as the hub calls handlers.
         asyncio.get_running_loop().call_soon(self.clock.pass_for, 0.5, self.hub)
 
     async def settle(self) -> None:
@@ -163,7 +163,7 @@ class Scene:
             await asyncio.sleep(0)
 
     async def finish(self) -> None:
-        """Have all of it written, read and handled."""
+        """Write the rest, and run until all of it is read and handled."""
         self.handler.suspends = iter(())
         while self.unwritten or len(self.handler.handled) < self.said or self.handler.suspended:
             assert not self.handler.closed, self.handler.code
@@ -180,7 +180,7 @@ async def play(*, native: bool, receives: bool, rates: RateLimits, suspends: lis
         use_reactor=native,
         rates=rates,
         max_message_size=1 << 17,
-        # Who receives for itself answers what has been read already, however much that is.
+        # A handler that receives also answers all messages that were already read, however large.
         max_send_buffer=1 << 24 if receives else 1 << 20,
         send_timeout_ms=0,
         ping_interval_ms=2**31,

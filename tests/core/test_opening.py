@@ -10,7 +10,8 @@ import pytest
 from tests.support.raw_peers import REQUEST
 from wshub import Connection, ConnectionState, EventHandler, HandshakeError, Hub, HubConfig
 from wshub.core.event_handler import handler_table_of
-from wshub.core.opening import Opening, refuse
+from wshub.core.opening import Opening
+from wshub.core.refusals import refuse
 from wshub.links.link_probe import LinkProbe
 from wshub.links.memory_link import create_memory_links, deliver_all
 from wshub.protocol.http.request import RequestHead, parse_request_head
@@ -94,7 +95,7 @@ async def test_a_refusal_is_counted_with_the_status_of_its_response(caplog) -> N
         with pytest.raises(HandshakeError) as caught:
             opening_of(hub, REQUEST.replace(b"Version: 13", b"Version: 8")).check()
         assert refuse(hub, caught.value).startswith(b"HTTP/1.1 426 ")
-        # It cannot be written, and is answered with another status.
+        # A 204 cannot have a body, so the hub answers with another status.
         assert refuse(hub, HandshakeError(204, "nothing")).startswith(b"HTTP/1.1 500 ")
         assert refuse(None, HandshakeError(403, "no")).startswith(b"HTTP/1.1 403 ")
         assert hub.stats()["refused"] == {426: 1, 500: 1}

@@ -1,4 +1,4 @@
-"""How token buckets refill, and the response to an empty one: functions of their arguments, without a hub."""
+"""How token buckets refill, and how a connection responds to an empty one: pure functions, without a hub."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a connection may do in a second, and what becomes of it if it does more."""
+"""Limits on what a connection may do per second, and the response to more."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from wshub import ConfigurationError, EventHandler, Frame, Hub, HubConfig, Opcod
 
 
 async def settled(hub: Hub) -> int:
-    """How many messages have been received, once that does not change any more."""
+    """Return the number of received messages once it stops changing."""
     seen = -1
     while hub.stats()["messages_received"] != seen:
         seen = hub.stats()["messages_received"]
@@ -174,7 +174,7 @@ async def test_who_is_held_to_a_rate_can_be_closed_at_once(clock: Clock) -> None
         assert await peer.close_code() == 4000
         peer.send(Frame.close(4000))
         peer.writer.write_eof()
-        # No time passes.
+        # The clock stands still.
         assert await closed == 4000
 
 
@@ -211,7 +211,7 @@ async def test_who_goes_on_sending_when_it_is_closed_is_not_read_without_end(clo
         (await opened).close(4000)
         assert await peer.close_code() == 4000
         message = masked(Frame.binary(bytes(100)))
-        # Several times as much as the kernel takes at the most. No time passes.
+        # Send several times what the kernel can buffer. The clock stands still.
         for _ in range(64):
             peer.write(message * 5000)
             await asyncio.sleep(0)

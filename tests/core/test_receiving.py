@@ -1,4 +1,4 @@
-"""How an application receives: cancellation, second readers, bounds on every wait."""
+"""How an application receives: cancellation, second readers, limits on every wait."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def test_a_second_reader_is_told_which_task_is_the_first() -> None:
 
 
 async def test_no_wait_is_without_a_bound_and_a_failing_handler_is_reported() -> None:
-    """The waits that there are: the test client, with a timeout of its own for each of them, is still to come."""
+    """Every wait of an application accepts a timeout, and ``on_error`` receives the exception of a handler."""
 
     opened: asyncio.Queue[Any] = asyncio.Queue()
     failed = asyncio.get_running_loop().create_future()

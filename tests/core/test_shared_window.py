@@ -1,4 +1,4 @@
-"""A room with a shared window against a model: whatever happens, each member can decompress what it gets, rightly."""
+"""A room with a shared window against a model: whatever happens, each member decompresses its messages correctly."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from wshub.protocol.http.headers import Headers
 from wshub.protocol.http.request import RequestHead
 
 OFFERS = [
-    # Often what lets a member come in step.
+    # This offer lets a member get in sync, so it comes often.
     *[b"permessage-deflate"] * 6,
     b"",
     b"permessage-deflate; server_no_context_takeover",
@@ -35,20 +35,21 @@ TABLE = handler_table_of(EventHandler())
 
 
 class Window:
-    """A decompressor that refuses what is further back than 2**bits bytes."""
+    """A decompressor that refuses references further back than 2**bits bytes."""
 
     def __init__(self, bits: int) -> None:
         self.size = 1 << bits
         self.kept = 0
-        # zlib takes what is in its output buffer for part of the window, so that only byte by byte it notices all
-        # that is too far back. There is no need before the window is full, nor where deflate reaches no further.
+        # zlib also accepts references into its output buffer. Byte by byte, it detects every reference that is too far
+        # back. This is needed only once the window is full, and only for windows smaller than deflate's largest
+        # distance.
         self.step_when_full = 1 if bits < 15 else 4096
         self.inflater = zlib.decompressobj(-bits)
 
     def decompress(self, payload: bytes) -> bytes:
         payload += TAIL
         found = bytearray()
-        # So little at a time since zlib copies what it has not yet come to, at every step.
+        # Feed little data at a time: zlib copies the rest of its input at every step.
         for start in range(0, len(payload), 64):
             rest = payload[start : start + 64]
             while piece := self.inflater.decompress(rest, self.size - self.kept or self.step_when_full):
@@ -62,8 +63,8 @@ class Window:
 
 
 def test_the_window_of_the_model_refuses_what_is_one_byte_too_far_back() -> None:
-    # One block with the fixed codes of RFC 1951 section 3.2.6: literals, then three bytes copied from `distance`
-    # bytes back; and the beginning of an empty block, whose rest is the tail.
+    # One block with the fixed codes of RFC 1951 section 3.2.6. It holds literals, then three bytes copied from
+    # `distance` bytes back. The start of an empty block follows; the tail completes it.
     def message(literals: int, distance: int) -> bytes:
         bits = "010" + format(0x30 + ord("x"), "08b") * literals + "0000001"  # written from the left, as the codes are
         code = max(code for code in range(4, 30) if 1 + ((2 + code % 2) << (code // 2 - 1)) <= distance)
@@ -82,7 +83,7 @@ def test_the_window_of_the_model_refuses_what_is_one_byte_too_far_back() -> None
 
 @dataclass
 class Member:
-    """A connection, what its peer must receive, and the peer's window."""
+    """A connection, the messages that its peer must receive, and the peer's window."""
 
     connection: Connection
     link: MemoryLink
@@ -91,15 +92,15 @@ class Member:
     expected: list[str | bytes] = field(default_factory=list)
 
     def received(self) -> list[str | bytes]:
-        """What the peer makes of all that was written, keeping no more than was agreed."""
+        """Decompress everything that was written, with a window of the agreed size."""
         agreed = self.connection.compression
         deliver_all(self.link)
-        assert self.peer.count("eof") == 0, "the hub ends no connection here"
-        raw, messages = self.peer.received, []
+        assert self.peer.count("eof") == 0, "the hub closed a connection"
+        data, messages = self.peer.received, []
         window = None
-        while (decoded := Frame.decode(raw)) is not None:
+        while (decoded := Frame.decode(data)) is not None:
             frame, length = decoded
-            raw = raw[length:]
+            data = data[length:]
             payload = frame.payload
             if frame.rsv1:
                 assert agreed is not None
@@ -108,12 +109,12 @@ class Member:
                 payload = window.decompress(payload)
             assert frame.opcode in (Opcode.TEXT, Opcode.BINARY)
             messages.append(payload.decode() if frame.opcode is Opcode.TEXT else payload)
-        assert not raw
+        assert not data
         return messages
 
 
 class Model:
-    """A hub, and beside it what each of its connections must be sent."""
+    """A hub, and the messages that each of its connections must receive."""
 
     def __init__(self, config: CompressionConfig, restart_interval: int) -> None:
         self.hub = Hub(HubConfig(compression=config, max_send_buffer=1 << 30))
@@ -164,7 +165,7 @@ class Model:
             self.send(member, message, compress)
 
     def insist(self, member: Member, message: str | bytes) -> None:
-        # The first takes the member out of step.
+        # The first message desyncs the member.
         for each in (message_of(1), message, message):
             self.send(member, each, True)
 
@@ -204,7 +205,7 @@ async def test_a_broadcast_that_is_refused_leaves_a_shared_window_as_it_was() ->
 
 
 async def test_a_connection_of_another_hub_is_nobody_to_exclude() -> None:
-    """Though it may have the id of one of this hub's."""
+    """It may have the id of a connection of this hub."""
 
     one, other = (Model(CompressionConfig(), restart_interval=1) for _ in range(2))
     for model in (one, other):
@@ -221,7 +222,7 @@ async def test_a_connection_of_another_hub_is_nobody_to_exclude() -> None:
 
 @functools.cache
 def message_of(number: int) -> str | bytes:
-    """Mostly ticks that resemble one another, now and then something short, long or not to be compressed."""
+    """Return mostly similar ticks, and sometimes a message that is short, long or not to be compressed."""
     source = random.Random(number)
     kind = number % 8
     if kind == 0:
@@ -234,7 +235,7 @@ def message_of(number: int) -> str | bytes:
 
 
 messages = st.integers(0, 500).map(message_of)
-# JSON of up to 30 KB: some is long enough that the hub rather compresses it than have the member stay in step.
+# JSON of up to 30 KB. For the longest, the hub compresses independently and gives up the member's sync.
 rows = st.integers(0, 60).map(lambda number: message_of(8 * number + 1))
 noise = st.integers(0, 60).map(lambda number: message_of(8 * number + 2))
 compress = st.sampled_from([None, None, None, True, False])
@@ -301,7 +302,7 @@ def test_every_member_can_decompress_whatever_happens(config: CompressionConfig,
             if member in model.members:
                 assert received == member.expected
             else:
-                # What was queued when the connection ended may not have left.
+                # Messages that were queued at the close may be missing.
                 assert received == member.expected[: len(received)]
         for member in model.members:
             member.link.cut(0)

@@ -1,4 +1,4 @@
-"""What becomes of messages for a peer that does not read: by each policy, of a hub, a room and a message."""
+"""Messages for a peer that does not read, under each policy of a hub, a room and a message."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def check(counts: dict) -> None:
 
 
 class Stalled:
-    """A peer that does not read, and its connection, which is behind already."""
+    """A peer that does not read, and its connection, which has queued messages."""
 
     def __init__(self, hub: Hub, peer: RawPeer, connection: Connection) -> None:
         self.hub = hub
@@ -48,7 +48,7 @@ class Stalled:
         self.connection = connection
 
     async def catch_up(self) -> list[int]:
-        """Read again; the numbers of all messages."""
+        """Resume reading; return the numbers of all messages."""
         self.peer.writer.transport.resume_reading()
         received = asyncio.create_task(self._read_numbers())
         await self.connection.drain()
@@ -56,7 +56,7 @@ class Stalled:
         return await received
 
     async def _read_numbers(self) -> list[int]:
-        """The numbers of all messages up to the one that says -1."""
+        """Return the numbers of all messages before -1."""
         numbers = []
         while True:
             frame = await self.peer.frame()
@@ -89,7 +89,7 @@ async def stalled(**settings) -> AsyncIterator[Stalled]:
 
 
 async def fill(scene: Stalled, first: int = 0) -> int:
-    """Send until something waits for the peer; return the number of the next message."""
+    """Send until a message waits for the peer; return the number of the next message."""
     number = first
     while not scene.connection.buffered:
         scene.connection.send(message(number))
@@ -120,7 +120,7 @@ async def test_a_policy_keeps_the_connection_and_bounds_what_waits(policy, level
         assert counts["messages_accepted"] == 200
         name = "newest" if policy == "drop_newest" else "oldest"
         assert counts["dropped"][name] > 100
-        # What fill() sent last may have been dropped too: it is not the room's.
+        # The last message of fill() may have been dropped too; it does not belong to the room.
         dropped = hub.stats()["dropped"][name]
         assert dropped - counts["dropped"][name] in (0, 1)
         assert sum(counts["dropped"].values()) == counts["dropped"][name]
@@ -163,7 +163,7 @@ async def test_what_is_sent_with_close_is_never_dropped_for_what_is_sent_otherwi
         connection.send(json.dumps([1001]), key="one")
         for number in range(2000, 2200):
             hub.broadcast(message(number), room="room", key=f"{number}")
-        # The same message under another policy is another as long as it waits.
+        # The same message under another policy is queued as a separate frame.
         connection.send(shared, slow_consumer=policy)
         connection.send(json.dumps([1002]), slow_consumer=policy, key="one")
         for number in range(2200, 2400):
@@ -185,7 +185,7 @@ async def test_where_what_may_be_dropped_would_not_make_room_the_new_message_is(
         while connection.buffered < 58 * 1024:
             connection.send(message(number))
             number += 1
-        # What is more than the bound then is more than may be dropped.
+        # Everything above the limit now exceeds what may be dropped.
         connection.send(json.dumps([number, PADDING * 4]))
         number += 1
         for policy in ("drop_oldest", "latest"):
@@ -211,7 +211,7 @@ async def test_the_latest_of_each_key_takes_the_place_of_the_one_that_waits() ->
         for number in range(1000, 4000):
             hub.broadcast(json.dumps([number]), room="room", key=f"price {number % 3}")
         hub.broadcast(json.dumps([4000]), room="room", key="price 1")
-        # One that has no key stays, whatever is sent after it.
+        # A message without a key is never replaced.
         scene.connection.send(json.dumps([5000]))
         scene.connection.send(json.dumps([5001]))
         counts = hub.stats(room="room")
@@ -223,7 +223,7 @@ async def test_the_latest_of_each_key_takes_the_place_of_the_one_that_waits() ->
 
 
 async def test_the_latest_comes_last_also_if_several_of_its_key_wait() -> None:
-    """As they do if they were sent in one turn, before it was known that the peer does not read."""
+    """Several are queued if they were sent in one iteration, before the hub knew that the peer does not read."""
 
     async with stalled(slow_consumer="latest") as scene:
         number = 1
@@ -269,7 +269,7 @@ async def test_keys_that_a_queue_has_the_same_tag_for_are_told_apart() -> None:
         first = await fill(scene)
         connection = scene.connection
         connection.send(json.dumps([1000]), key="one")
-        # Keys are numbered as they come; a tag has 16 bits, of which three values stand for something else.
+        # Keys are numbered in order. A tag has 16 bits, and three of its values are reserved.
         for number in range((1 << 16) - 4):
             scene.hub.broadcast("for nobody", room="empty", key=f"{number}")
         connection.send(json.dumps([1001]), key="another")
@@ -328,7 +328,7 @@ def test_a_reader_that_keeps_up_gets_everything_whatever_the_policy(run) -> None
 @pytest.mark.parametrize("takeover", [False, True])
 @pytest.mark.parametrize("window", ["message", "shared"])
 async def test_what_is_dropped_never_breaks_the_decompressor_of_the_peer(policy, takeover, window) -> None:
-    """A client of the websockets package stalls, misses messages, and can read every one that it is given then."""
+    """A client of the websockets package stalls and misses messages, and can decompress every later one."""
 
     opened: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
 
@@ -368,7 +368,7 @@ async def test_what_is_dropped_never_breaks_the_decompressor_of_the_peer(policy,
             check(counts)
             assert len(received) == counts["messages_delivered"]
             for key in range(5):
-                # What is replaced by a message leaves its place to it, which may be before that of another key.
+                # A message takes the position of the one that it replaces, which may precede that of another key.
                 numbers = [number for number, _ in received if policy != "latest" or number % 5 == key]
                 assert numbers == sorted(numbers)
 
@@ -401,7 +401,7 @@ def test_a_policy_or_a_key_that_cannot_be_is_refused() -> None:
 
 @pytest.mark.parametrize("window", ["own", "shared"])
 async def test_no_compressed_message_comes_between_another_and_one_that_refers_to_it(window) -> None:
-    """In the place of a plain one it would: what refers back counts bytes that are not there."""
+    """In the position of a plain message it would shift the back-references of the later message."""
 
     compression = CompressionConfig(server_context_takeover=window == "own")
     opened: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
@@ -441,7 +441,7 @@ async def test_no_compressed_message_comes_between_another_and_one_that_refers_t
 
 
 async def test_what_a_peer_sends_is_handled_though_more_is_sent_to_it_than_it_takes() -> None:
-    """Where what is too much is dropped it costs nothing to hear that the peer wants less."""
+    """The policy drops what exceeds the queue. So the hub can read on, and learn that the peer wants less."""
 
     handled = asyncio.Event()
 
@@ -482,7 +482,7 @@ async def test_a_slow_reader_gets_its_pong_and_drain_returns_while_more_is_queue
     settings = {"max_send_buffer": 1 << 18, "slow_consumer": policy, "use_reactor": use_reactor}
     hub = Hub(HubConfig(**settings))
     listener = socket.create_server(("127.0.0.1", 0))
-    # The kernel must not take all that waits at once.
+    # Keep the kernel from accepting the whole queue at once.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 15)
     async with hub.serve(sock=listener, handler=EventHandler(on_open=opened.set_result)) as server:
         with socket.socket() as peer:

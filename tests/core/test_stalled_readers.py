@@ -1,4 +1,4 @@
-"""A client that does not read holds up nobody else, and its end waits for nothing that it does not read."""
+"""A client that does not read delays no other client, and closes without waiting for its unread data."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""``Hub.stats`` returns exactly the counters that ``wshub.core.stats`` describes."""
+"""``Hub.stats`` returns exactly the counters that ``wshub.core.stats_types`` describes."""
 
 from __future__ import annotations
 
 from wshub import Hub
-from wshub.core.stats import CompressionStats, DroppedMessages, HubStats, RoomStats
+from wshub.core.stats_types import CompressionStats, DroppedMessages, HubStats, RoomStats
 
 
 def test_every_counter_of_a_hub_is_described() -> None:

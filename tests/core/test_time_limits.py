@@ -1,4 +1,4 @@
-"""Connections that stall, rest or live for too long, by a clock that these tests own."""
+"""Limits on stalled, idle and old connections, with a clock that the tests control."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ def opened_and_closed() -> tuple[EventHandler, asyncio.Future[Connection], async
 
 async def test_a_peer_that_takes_nothing_is_ended_although_it_sends(clock: Clock) -> None:
     handler, opened, closed = opened_and_closed()
-    # So much that its own messages are still read.
+    # A queue so large that the hub still reads the peer's messages.
     settings = {"max_send_buffer": 1 << 25}
     async with serving(handler, clock=clock, **settings) as (hub, url), raw_peer(url) as peer:
         peer.writer.transport.pause_reading()
         connection = await opened
         connection.send(bytes(16_000_000))
         await asyncio.sleep(0.1)
-        # Once to notice that nothing leaves any more.
+        # The first sweep notices that no byte is written.
         clock.pass_for(1, hub)
         for _ in range(9):
             clock.pass_for(1, hub)
             peer.send(Frame.text("I live"))
             await asyncio.sleep(0.001)
             assert hub.connection_count == 1
-        # It goes on to speak between the sweeps that find it out.
+        # The peer sends messages between the sweeps that detect the stall.
         for _ in range(3):
             peer.send(Frame.text("I live"))
             await asyncio.sleep(0.001)
@@ -63,7 +63,7 @@ async def test_a_peer_that_reads_slowly_is_not_taken_for_stalled(clock: Clock) -
         connection.send(bytes(16_000_000))
         left = 16_000_010
         while left > 0:
-            # A peer may take less than what the kernel lets be seen, so it reads as much as it lets buffers fill.
+            # The kernel may not report small reads, so the peer reads as much as the buffers hold.
             for _ in range(200):
                 left -= len(await peer.reader.read(16_384)) if left > 0 else 0
             before = connection.buffered
@@ -122,7 +122,7 @@ async def test_connections_that_reach_their_age_leave_over_a_tenth_of_it(clock: 
 
 @pytest.mark.parametrize("jump", [-3600.0, 86_400.0 * 365])
 async def test_a_clock_that_jumps_costs_no_connection_that_answers(clock: Clock, jump: float) -> None:
-    """A monotonic clock does not go back, and it may go far ahead where the machine was suspended."""
+    """A monotonic clock never goes back. It may jump ahead after the machine was suspended."""
 
     handler, opened, _ = opened_and_closed()
     async with serving(handler, clock=clock) as (hub, url), raw_peer(url) as peer:
@@ -138,7 +138,7 @@ async def test_a_clock_that_jumps_costs_no_connection_that_answers(clock: Clock,
 
 
 async def test_a_slow_reader_is_not_stalled_while_the_kernel_sees_it_take_something(clock: Clock) -> None:
-    """Epoll does not tell of less than a third of the kernel's buffer."""
+    """Epoll reports free space only above a third of the kernel's buffer."""
 
     handler, opened, _ = opened_and_closed()
     settings = {"send_timeout_ms": 2000, "ping_interval_ms": 1_000_000}
@@ -163,7 +163,7 @@ async def test_a_closing_peer_that_reads_nothing_is_ended_after_the_shorter_time
         while not connection.buffered:
             connection.send(bytes(50_000))
             await asyncio.sleep(0)
-        # What the kernels still take of it they take now.
+        # Let the kernels accept now what they can.
         await asyncio.sleep(0.05)
         clock.pass_for(0.5, hub)
         for _ in range(seconds_before):
@@ -177,7 +177,7 @@ async def test_a_closing_peer_that_reads_nothing_is_ended_after_the_shorter_time
         else:
             closing = asyncio.create_task(hub.close())
             await asyncio.sleep(0)
-        # The time that it had taken nothing before counts too. A kernel may take a little more meanwhile.
+        # Stalled time from before the close counts too. The kernel may still accept a little.
         sweeps = 0
         while not closed.done():
             clock.pass_for(1, hub)

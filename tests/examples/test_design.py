@@ -1,4 +1,4 @@
-"""The design pages: every file, name and link in them exists."""
+"""The design pages name only files, names and links that exist."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def code_spans(page: Path) -> list[str]:
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchor of each heading, as GitHub makes it."""
+    """Return the anchor of each heading, as GitHub makes it."""
     headings = re.findall(r"^#+ +(.+)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
 
@@ -33,7 +33,7 @@ def names_in_source() -> set[str]:
     suffixes = {".py", ".pyx", ".pxd", ".pyi", ".h", ".c"}
     folders = [ROOT / folder for folder in ("src", "tests", "benchmarks")]
     files = [path for folder in folders for path in folder.rglob("*") if path.suffix in suffixes]
-    # Generated C has names that the source does not have.
+    # Generated C has names that are not in the source.
     files = [path for path in files if path.suffix != ".c" or not path.with_suffix(".pyx").exists()]
     return {name for path in files for name in re.findall(r"\w+", path.read_text())}
 

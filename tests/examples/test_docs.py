@@ -1,4 +1,4 @@
-"""The programs of the documentation, run as their pages say."""
+"""The programs in the documentation, run as their pages say."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PAGES = sorted(path.name for path in DOCS.glob("*.md") if MAIN.search(path.read_
 
 
 def write_program(page: str, name: str, directory: Path) -> None:
-    """Put the program of a page, which says how to serve it, into a directory."""
+    """Write the program of a page into a directory. The page says how to serve it."""
     text = (DOCS / page).read_text()
     found = re.search(PROGRAM.format(name), text, re.MULTILINE | re.DOTALL)
     assert found is not None

@@ -1,4 +1,4 @@
-"""The examples, run as a reader runs them: each in a process of its own, with real clients."""
+"""The examples, run as a reader runs them: each in its own process, with real clients."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 @contextlib.contextmanager
 def running(name: str, *arguments: str) -> Iterator[int]:
-    """The port of an example that listens; it is stopped at the end."""
+    """Run an example until the end of the block. Yields the port on which it listens."""
     port = free_port()
     with running_program([sys.executable, str(EXAMPLES / name), "--port", str(port), *arguments], port=port):
         yield port

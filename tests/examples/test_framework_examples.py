@@ -1,4 +1,4 @@
-"""The examples under frameworks, run as a reader runs them, with real clients."""
+"""The examples for frameworks, run as a reader runs them, with real clients."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def within(coroutine: Coroutine[Any, Any, Any]) -> Any:
 
 
 async def status_of(url: str, **options: Any) -> int:
-    """The status that a handshake is answered with."""
+    """Return the status of the response to a handshake."""
     try:
         async with websockets.connect(url, proxy=None, **options):
             return 101

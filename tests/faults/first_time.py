@@ -1,6 +1,6 @@
-"""First uses of things while system calls fail: ``python -m tests.faults.first_time NAME LOOP``.
+"""First uses while system calls fail: ``python -m tests.faults.first_time NAME LOOP``.
 
-A first use that fails leaves everything as if it had not been tried: no descriptor, no path, and a hub that works.
+A failed first use leaves no descriptor and no path behind, and the hub works afterwards.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def no_descriptor_left_open() -> Iterator[None]:
 
 @contextlib.contextmanager
 def logged() -> Iterator[list[str]]:
-    """The lines that are logged as errors."""
+    """Yield the list of lines that are logged as errors."""
     lines: list[str] = []
 
     class Keeper(logging.Handler):
@@ -75,7 +75,7 @@ async def is_served(hub: Hub, **options: Any) -> None:
 
 
 async def binding() -> None:
-    """A hub that cannot have its reactor belongs to no loop, and the next request binds it."""
+    """A hub whose reactor cannot be created stays unbound; the next request binds it."""
     for error in SHORTAGES:
         for call in ("epoll_create1", "epoll_ctl"):
             hub = Hub()
@@ -98,7 +98,7 @@ async def binding() -> None:
                 assert hub.broadcast("to nobody") == 0
             bind_for_request(hub)
             await is_served(hub)
-            # The hub has closed with its server. Its next use is as good as the first.
+            # The hub has closed with its server. Its next use works like the first.
             fail(call, error)
             with pytest.raises(HandshakeError):
                 bind_for_request(hub)
@@ -107,7 +107,7 @@ async def binding() -> None:
 
 
 async def listening_on_the_reactor() -> None:
-    """A server that can listen on some of its sockets alone listens on none, and can be entered again."""
+    """A server that can listen on only some of its sockets listens on none, and can be entered again."""
     for skip in (0, 1):
         async with Hub() as hub:
             with no_descriptor_left_open():
@@ -121,7 +121,7 @@ async def listening_on_the_reactor() -> None:
 
 
 async def listening_on_a_path() -> None:
-    """The path of a server that cannot listen is removed."""
+    """If the server cannot listen, it removes its path."""
     with tempfile.TemporaryDirectory() as directory:
         path = str(Path(directory) / "hub.sock")
         async with Hub() as hub:
@@ -134,7 +134,7 @@ async def listening_on_a_path() -> None:
 
 
 async def listening_on_a_given_socket() -> None:
-    """A socket of the application's stays its own if the server cannot listen on it."""
+    """If the server cannot listen on a socket of the application, the socket stays open."""
     given = socket.socket()
     given.bind(("127.0.0.1", 0))
     async with Hub() as hub:
@@ -145,7 +145,7 @@ async def listening_on_a_given_socket() -> None:
 
 
 async def listening_with_tls() -> None:
-    """The same of sockets whose connections have transports."""
+    """The same holds for sockets whose connections have transports."""
     with tempfile.TemporaryDirectory() as directory:
         certificate = Certificate(Path(directory))
         async with Hub() as hub:
@@ -164,7 +164,7 @@ async def listening_with_tls() -> None:
 
 
 async def accepting_for_transports() -> None:
-    """Descriptors that run out are logged once, and connections are accepted once there are some again."""
+    """Running out of descriptors is logged once; the server accepts connections again when some are free."""
     accepting.RETRY_DELAY = 0.01
     for error in (*SHORTAGES, errno.ENOBUFS):
         with logged() as lines:
@@ -179,7 +179,7 @@ async def accepting_for_transports() -> None:
 
 
 async def connecting_transports() -> None:
-    """A connection that no transport can be had for is ended. That is logged once."""
+    """If no transport can be created for a connection, it is closed. This is logged once."""
     for error in (errno.ENOMEM, errno.ENOSPC):
         with logged() as lines:
             async with Hub(HubConfig(use_reactor=False)).serve("127.0.0.1", 0, echo()) as server:
@@ -195,7 +195,7 @@ async def connecting_transports() -> None:
 
 @contextlib.contextmanager
 def fail_transports(error: int, times: int) -> Iterator[None]:
-    """Let the loop fail to make a transport."""
+    """Make the loop fail to create a transport."""
     connect = accepting.connect_accepted_socket
     failures = iter(range(times))
 
@@ -227,14 +227,14 @@ async def status_of(port: int, path: str = "/") -> bytes:
 
 
 async def plain(scope: Any, receive: Any, send: Any) -> None:
-    """An application that knows of no hub."""
+    """An application without a hub."""
     await receive()
     await send({"type": "websocket.accept"})
     await receive()
 
 
 async def binding_under_uvicorn() -> None:
-    """503 while a hub cannot be bound, one line in the log, and service afterwards."""
+    """Requests get a 503 while the hub cannot be bound, with one line in the log. Later requests are served."""
     guarded = Starlette(routes=[Mount("/", Hub().asgi(echo()))])
     for app in (plain, guarded):
         async with application(app) as port:
@@ -249,7 +249,7 @@ async def binding_under_uvicorn() -> None:
 
 
 async def binding_a_second_hub() -> None:
-    """The same of a hub whose requests an acceptor takes with the reactor of another."""
+    """The same holds for a hub whose requests arrive through the reactor of another hub."""
     accept_natively(asyncio.get_running_loop())
     first, second = Hub(), Hub()
     app = Starlette(routes=[Mount("/a", first.asgi(echo())), Mount("/b", second.asgi(echo()))])
@@ -265,7 +265,7 @@ async def binding_a_second_hub() -> None:
 
 
 async def adopting() -> None:
-    """A socket that a hub's reactor cannot watch is answered with 503."""
+    """If the hub's reactor cannot watch a socket, its request gets a 503."""
     duplicate = WebSocketProtocol._duplicate
 
     def fail_next(protocol: WebSocketProtocol) -> int:

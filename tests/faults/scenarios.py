@@ -1,7 +1,7 @@
-"""A hub whose system calls fail: ``python -m tests.faults.scenarios NAME LOOP``, with syscalls.c loaded first of all.
+"""A hub whose system calls fail: ``python -m tests.faults.scenarios NAME LOOP``, with syscalls.c preloaded.
 
-Clients read and write with ``os.read`` and ``os.write``, which never fail here. Every scenario ends with the counters
-balanced, ``on_close`` called once for each ``on_open``, and a bystander that was served all the while.
+Clients use ``os.read`` and ``os.write``, which never fail here. At the end of every scenario the counters balance, and
+``on_close`` was called once per ``on_open``. A bystander was served throughout.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ WITHOUT_MEMORY = (errno.ENOBUFS, errno.ENOMEM)
 
 
 def fail(call: str, error: int, times: int = 1, skip: int = 0) -> None:
-    """Let a system call of this process fail so often, after so many that do not."""
+    """Make a system call of this process fail ``times`` times, after ``skip`` calls that succeed."""
     if PRELOADED.fail_call(call.encode(), error, skip, times) < 0:
         raise LookupError(call)
 
@@ -37,7 +37,7 @@ def failed(call: str) -> int:
 
 
 class Client:
-    """A client on a socket, below any library."""
+    """A client on a bare socket, without a library."""
 
     def __init__(self, port: int) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port))
@@ -51,7 +51,7 @@ class Client:
         self.write(masked(frame))
 
     async def read_more(self) -> None:
-        """EOFError at the end of the stream, also where that is a reset."""
+        """Read more data; raise EOFError at the end of the stream or on a reset."""
         while True:
             try:
                 data = os.read(self.socket.fileno(), 1 << 20)
@@ -86,14 +86,14 @@ class Client:
         assert frame.payload == text.encode(), frame
 
     async def end(self) -> None:
-        """Read up to the end of the stream."""
+        """Read until the end of the stream."""
         with contextlib.suppress(EOFError):
             while True:
                 await self.read_more()
 
 
 class Scene:
-    """A hub that echoes, and what it told of its connections."""
+    """A hub that echoes, and the events of its connections."""
 
     def __init__(self, hub: Hub, port: int) -> None:
         self.hub = hub
@@ -105,7 +105,7 @@ class Scene:
         return Client(self.port)
 
     async def until_closed(self, count: int) -> list[int]:
-        """The codes of the connections that have closed, once there are so many."""
+        """Wait until ``count`` connections have closed; return the close codes."""
         while len(self.closed) < count:
             await asyncio.sleep(0)
         return [code for _, code in self.closed]
@@ -113,7 +113,7 @@ class Scene:
 
 @contextlib.asynccontextmanager
 async def scene() -> AsyncIterator[Scene]:
-    """A hub in use: before, during and after whatever fails."""
+    """A hub that is in use before, during and after the failure."""
     hub = Hub(HubConfig(close_timeout_ms=200, max_send_buffer=1 << 24))
     found: Scene
 
@@ -148,7 +148,7 @@ async def scene() -> AsyncIterator[Scene]:
 
 
 async def accepting() -> None:
-    """Nobody is turned away for good, and those who are there are served."""
+    """Every new client is accepted in the end, and the existing ones are served."""
     for error in (
         errno.EMFILE,
         errno.ENFILE,
@@ -168,12 +168,12 @@ async def accepting() -> None:
 
 
 async def watching() -> None:
-    """A connection that epoll does not take is given up, and the next one served; a listener is offered again."""
+    """If epoll refuses a connection, it is closed and the next one is served. A refused listener is retried."""
     for error in (errno.ENOMEM, errno.ENOSPC):
         async with scene() as found:
             fail("epoll_ctl", error)
             await found.connect().end()
-            # No descriptors, and then no memory for the listening socket either.
+            # No descriptors are left, and then no memory to watch the listening socket.
             fail("accept4", errno.EMFILE)
             fail("epoll_ctl", error, times=3)
             client = await found.connect().handshake()
@@ -183,7 +183,7 @@ async def watching() -> None:
 
 
 async def sending_without_memory() -> None:
-    """Nothing is lost, nothing is sent twice, and the loop does not spin meanwhile."""
+    """Every message arrives exactly once, and the loop does not spin in the meantime."""
     for error in WITHOUT_MEMORY:
         for call in ("send", "sendmsg"):
             async with scene() as found:
@@ -200,7 +200,7 @@ async def sending_without_memory() -> None:
                 fail("send", error, times=1_000_000)
                 found.opened[-1].send("later")
                 await asyncio.sleep(0.3)
-                # Once a sweep, each of which makes a few attempts.
+                # Each sweep retries, with a few attempts.
                 assert 0 < failed("send") < 200, failed("send")
                 fail("send", 0, times=0)
                 assert (await client.frame()).payload == b"later"
@@ -208,7 +208,7 @@ async def sending_without_memory() -> None:
 
 
 async def interrupted() -> None:
-    """A signal in a system call changes nothing."""
+    """A signal during a system call changes nothing."""
     async with scene() as found:
         client = await found.connect().handshake()
         for call in ("send", "recv"):
@@ -219,7 +219,7 @@ async def interrupted() -> None:
 
 
 async def losing(begin: Callable[[Scene, Client], Awaitable[None]], call: str, *, opens: bool = True) -> None:
-    """The next call of that kind, for a new connection, fails in each way in which a connection is lost."""
+    """Make the next such call on a new connection fail with each error of a lost connection."""
     for error in RESETS:
         async with scene() as found:
             client = found.connect()
@@ -247,20 +247,20 @@ async def echo(found: Scene, client: Client) -> None:
 
 
 async def several(found: Scene, client: Client) -> None:
-    """A short frame and a long one, which leave with sendmsg."""
+    """Send a short frame and a long one, which leave with sendmsg."""
     found.opened[-1].send("short")
     found.opened[-1].send(bytes(5000))
 
 
 async def queued(found: Scene, client: Client) -> None:
-    """The first part has left, and the rest follows when the client reads."""
+    """Send more than the kernel accepts; the rest follows when the client reads."""
     fail("sendmsg", errno.ECONNRESET, skip=1)
     for _ in range(4):
         found.opened[-1].send(bytes(4_000_000))
 
 
 async def broadcast(found: Scene, client: Client) -> None:
-    """To the client alone, since the bystander is excluded."""
+    """Broadcast to the client alone; the bystander is excluded."""
     found.hub.broadcast("to the room", room="room", exclude=found.opened[0])
 
 
@@ -281,7 +281,7 @@ async def close_answer(found: Scene, client: Client) -> None:
 
 
 async def half_frame(found: Scene, client: Client) -> None:
-    """The reactor receives the rest of a large frame right where it belongs."""
+    """Send half of a large frame; the reactor receives the rest directly into its buffer."""
     fail("recv", errno.ECONNRESET, skip=1)
     client.write(masked(Frame.binary(bytes(60_000)))[:30_000])
     await asyncio.sleep(0.01)
@@ -293,14 +293,14 @@ async def half_request(found: Scene, client: Client) -> None:
 
 
 async def closing(found: Scene, client: Client) -> None:
-    """The answer to the close frame does not arrive."""
+    """Close, and fail before the close frame of the client arrives."""
     found.opened[-1].close(4000)
     assert (await client.frame()).opcode is Opcode.CLOSE
     client.send(Frame.close(4000))
 
 
 async def sending() -> None:
-    """A peer that is found to be gone by what is sent to it, in every state."""
+    """A send finds that the peer has gone, in every state."""
     for begin in (answer, refusal):
         await losing(begin, "send", opens=False)
     for begin in (echo, broadcast, ping, pong, close, close_answer):
@@ -310,14 +310,14 @@ async def sending() -> None:
 
 
 async def receiving() -> None:
-    """A peer that is found to be gone by what is received from it, in every state."""
+    """A receive finds that the peer has gone, in every state."""
     await losing(half_request, "recv", opens=False)
     for begin in (echo, half_frame, closing):
         await losing(begin, "recv")
 
 
 async def shutting_down() -> None:
-    """A peer that has gone before our side can be ended."""
+    """The peer has gone before the hub shuts its side down."""
     async with scene() as found:
         client = await found.connect().handshake()
         fail("shutdown", errno.ENOTCONN)
@@ -340,7 +340,7 @@ SCENARIOS = {
 
 
 def run(scenarios: dict[str, Callable[[], Awaitable[None]]]) -> None:
-    """Run one of them, which the command line names."""
+    """Run the scenario that the command line names."""
     name, loop = sys.argv[1:]
     logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.WARNING)
     factory = uvloop.new_event_loop if loop == "uvloop" else asyncio.new_event_loop

@@ -1,7 +1,7 @@
-/* System calls that fail when a test says so: loaded before the C library, called through ctypes.
+/* System calls that fail when a test asks for it. The library is loaded before the C library and called through ctypes.
  *
- * Each entry fails as often as it was told to, and leaves every later call to the C library. Calls may come from several
- * threads; the tests set an entry up on the thread that is to see it fail. */
+ * Each entry fails the requested number of times, and then passes every call on to the C library. Several threads may
+ * call; the tests set up an entry on the thread whose call must fail. */
 
 #define _GNU_SOURCE
 
@@ -19,13 +19,13 @@ static const char *const names[CALLS] = {
 };
 
 static struct {
-    int error; /* the errno to fail with; 0: 'limit' bytes are taken instead of all */
-    int skip;  /* calls that succeed before the first that fails */
+    int error; /* the errno to fail with */
+    int skip;  /* calls that succeed before the first failure */
     int times; /* calls that still fail */
-    int seen;  /* calls that have failed, ever */
+    int seen;  /* calls that have failed since the last fail_call() */
 } plans[CALLS];
 
-/* Returns 0, or -1 for a call that does not exist. */
+/* Return 0, or -1 for an unknown call. */
 int
 fail_call(const char *name, int error, int skip, int times)
 {
@@ -85,7 +85,7 @@ recv(int descriptor, void *buffer, size_t length, int flags)
 ssize_t
 send(int descriptor, const void *buffer, size_t length, int flags)
 {
-    /* Only those of the reactor: a client in the same process has no such flag. */
+    /* Only the reactor's calls have this flag; a client in the same process does not use it. */
     if ((flags & MSG_DONTWAIT) && fails(SEND))
         return -1;
     return REAL(SEND, ssize_t(*)(int, const void *, size_t, int))(descriptor, buffer, length, flags);

@@ -1,4 +1,4 @@
-"""System calls that fail, in every state of a connection: see scenarios.py."""
+"""System calls that fail in every state of a connection: see scenarios.py."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """syscalls.c, built to be loaded before the C library."""
+    """Build syscalls.c and return the path of the library to preload."""
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
         pytest.skip("there is no C compiler")
     built = tmp_path_factory.mktemp("faults") / "syscalls.so"
     options = ["-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror"]
-    # A compiler is not to be looked at by what this process may have loaded first.
+    # Do not preload a library of this process into the compiler.
     environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
     subprocess.run([compiler, *options, "-o", built, HERE / "syscalls.c", "-ldl"], check=True, env=environment)
     return str(built)
@@ -46,7 +46,7 @@ def test_what_fails_the_first_time_leaves_no_trace(library: str, scenario: str, 
 
 
 def hold(library: str, module: str, scenario: str, loop: str) -> None:
-    """Run a scenario in a process of its own."""
+    """Run a scenario in a separate process."""
     preloaded = " ".join(filter(None, [os.environ.get("LD_PRELOAD"), library]))
     result = subprocess.run(
         [sys.executable, "-m", module, scenario, loop],

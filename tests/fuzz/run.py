@@ -1,4 +1,4 @@
-"""Coverage-guided fuzzing of one target, with atheris (libFuzzer): ``scripts/fuzz`` builds for it and calls it."""
+"""Coverage-guided fuzzing of one target, with atheris (libFuzzer). ``scripts/fuzz`` builds the modules and runs it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ with atheris.instrument_imports(include=["wshub"]):
 
 
 def main() -> None:
-    """Take the name of a target, and what libFuzzer takes."""
+    """Run the named target. The other arguments are libFuzzer's."""
     name = sys.argv.pop(1)
-    # To merge, libFuzzer calls itself again.
+    # For a merge, libFuzzer starts itself again.
     sys.argv[0] = f"{sys.executable} -m tests.fuzz.run {name}"
     atheris.Setup(sys.argv, TARGETS[name])
     atheris.Fuzz()

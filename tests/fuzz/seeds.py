@@ -1,4 +1,4 @@
-"""Writes the first inputs of the corpus: ``python -m tests.fuzz.seeds``. Inputs that fuzzing found are beside them."""
+"""Write the first inputs of the corpus: ``python -m tests.fuzz.seeds``. Inputs that fuzzing found are beside them."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def write(target: str, name: str, data: bytes) -> None:
 
 
 def main() -> None:
-    """Write all of them."""
+    """Write all inputs."""
     for name, frames in FRAMES.items():
         write("parser", name, bytes([5, 1, 7]) + frames)
     for name, frames in SERVER_FRAMES.items():

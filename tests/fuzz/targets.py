@@ -1,4 +1,4 @@
-"""The fuzz targets: each takes any bytes, and raises only if the code under test is wrong."""
+"""The fuzz targets. Each takes any bytes, and raises only if the code under test is wrong."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from wshub.errors import HandshakeError, InvalidMessageError, ProtocolError
 from wshub.protocol.close_code import is_valid_on_wire
+from wshub.protocol.compression.compressed_once import DeflatePool
 from wshub.protocol.compression.config import CompressionConfig
-from wshub.protocol.compression.deflate import DeflatePool
 from wshub.protocol.compression.negotiation import PermessageDeflate, negotiate
 from wshub.protocol.frame import Frame, Opcode
 from wshub.protocol.handshake.origin import check_origin
@@ -23,7 +23,7 @@ POOL = DeflatePool(COMPRESSION)
 
 
 def pieces_of(data: bytes, pattern: int) -> list[bytes]:
-    """The data in pieces, as a network might deliver it: whole, byte by byte, or in some other lengths."""
+    """Split the data as a network might: whole, byte by byte, or in other lengths."""
     if pattern == 0:
         return [data]
     if pattern == 1:
@@ -39,7 +39,7 @@ def pieces_of(data: bytes, pattern: int) -> list[bytes]:
 
 
 def plain(events: list) -> list:
-    """Events as values that compare with ==."""
+    """Return events as values that compare with ==."""
     result: list = []
     for name, value in events:
         if isinstance(value, Message):
@@ -64,7 +64,7 @@ AGREEMENTS = (
 
 
 def check_events(events: list, limit: int) -> None:
-    """Hold what is true of every sequence of events."""
+    """Check the properties that every sequence of events has."""
     for index, (name, *value) in enumerate(events):
         if name == "message":
             kind, payload = value
@@ -85,17 +85,17 @@ def check_events(events: list, limit: int) -> None:
 
 
 def fuzz_parser(data: bytes) -> None:
-    """However the bytes arrive, and wherever they are put, a server's parser gives the same events."""
+    """A server's parser gives the same events for any pieces, and in any buffer."""
     check_parser(data, Role.SERVER)
 
 
 def fuzz_client_parser(data: bytes) -> None:
-    """The same for a client's parser, which reads unmasked frames."""
+    """Do the same with a client's parser, which reads unmasked frames."""
     check_parser(data, Role.CLIENT)
 
 
 def check_parser(data: bytes, role: Role) -> None:
-    """Read the data whole and in pieces, in both ways, and compare the events."""
+    """Parse the data whole and in pieces, in both ways, and compare the events."""
     if len(data) < 3:
         return
     limit = LIMITS[data[0] % len(LIMITS)]
@@ -116,7 +116,7 @@ def check_parser(data: bytes, role: Role) -> None:
 
 
 def fuzz_handshake(data: bytes) -> None:
-    """However a request arrives, it is accepted or refused in the same way, and answered in clean lines."""
+    """A request has the same outcome in any pieces, and the response has only well-formed lines."""
     if not data:
         return
     received = data[1:]
@@ -135,7 +135,7 @@ def fuzz_handshake(data: bytes) -> None:
 
 
 def outcome_of(pieces: list[bytes]) -> tuple:
-    """The outcome of a request: the answer, or status and reason, or that it is not complete."""
+    """Return the outcome of a request: the response, or status and reason, or that it is incomplete."""
     reader = RequestReader()
     try:
         for index, piece in enumerate(pieces):
@@ -160,7 +160,7 @@ def outcome_of(pieces: list[bytes]) -> tuple:
 
 
 def fuzz_deflate(data: bytes) -> None:
-    """Compressed data comes back as it was. Data that only looks compressed stays within the limit, or fails."""
+    """Compressed data is restored exactly. Any other data stays within the limit, or fails."""
     if len(data) < 2:
         return
     plain_bytes = data[2:]
@@ -180,7 +180,7 @@ def fuzz_deflate(data: bytes) -> None:
 
 
 def compressed_frame(payload: bytes) -> bytes:
-    """A client's binary frame whose payload is marked as compressed, with a key that changes nothing."""
+    """Return a client's compressed binary frame. Its mask is zero, so the payload is unchanged."""
     return Frame(Opcode.BINARY, payload, rsv1=True).with_mask(bytes(4)).encode()
 
 

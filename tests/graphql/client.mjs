@@ -1,10 +1,10 @@
-// The reference client: runs the operations that its arguments name, and writes what it gets as lines of JSON.
+// The reference client. It runs the operations in its arguments, and writes the results as lines of JSON.
 import { createClient } from "graphql-ws";
 import WebSocket from "ws";
 
 const [url, given, ...queries] = process.argv.slice(2);
 const write = (line) => process.stdout.write(JSON.stringify(line) + "\n");
-// Several payloads are those of one connection after the other: then it connects again when it is closed.
+// If there are several payloads, each is for one connection: the client connects again when it is closed.
 const payloads = [JSON.parse(given)].flat();
 let connections = 0;
 const client = createClient({

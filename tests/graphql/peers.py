@@ -1,4 +1,4 @@
-"""A schema, the server of it and its clients, for the tests of GraphQL."""
+"""A schema, its server and its clients, for the GraphQL tests."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PACKAGES = ("graphql-ws@6.0.6", "graphql@16.11.0", "ws@8.18.3")
 
 
 class Source:
-    """The source of the subscriptions, which counts their starts, values and ends."""
+    """The source of the subscriptions. It counts their starts, values and ends."""
 
     def __init__(self) -> None:
         self.started = 0
@@ -94,7 +94,7 @@ async def serving(
 
 
 class Client:
-    """A client that says what a test wants it to say."""
+    """A client that sends the messages that a test chooses."""
 
     def __init__(self, connection: websockets.ClientConnection) -> None:
         self.connection = connection
@@ -124,11 +124,11 @@ async def speaking(url: str, **options: Any) -> AsyncIterator[Client]:
 
 
 async def reference_client(url: str, payload: Any, *queries: str) -> list[dict[str, Any]]:
-    """The lines that graphql-ws prints for these operations. A list of payloads has one for each connection."""
+    """Return the lines that graphql-ws prints for these operations. A list of payloads has one for each connection."""
     modules = node_modules(*PACKAGES)
     if isinstance(modules, str):
         pytest.skip(modules)
-    # Modules find packages beside themselves, and nowhere else.
+    # A module finds only the packages beside itself.
     script = modules.parent / CLIENT.name
     shutil.copy(CLIENT, script)
     process = await asyncio.create_subprocess_exec(

@@ -1,4 +1,4 @@
-"""GraphQL over WebSocket: the whole of graphql-transport-ws, by raw clients and by the reference client."""
+"""GraphQL over WebSocket: all of graphql-transport-ws, with raw clients and with the reference client."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def test_errors_are_told_and_the_connection_goes_on() -> None:
         assert answer["payload"]["data"] == {"fails": None}
         assert answer["payload"]["errors"][0]["message"] == "asked to fail"
         assert (await client.receive())["type"] == "complete"
-        # One at a time, here.
+        # This server allows one operation at a time.
         await client.subscribe("2", "subscription { endless }")
         assert (await client.receive())["type"] == "next"
         await client.subscribe("3", "{ hello }")

@@ -1,4 +1,4 @@
-"""The codec of graphql-transport-ws by itself, without a connection."""
+"""The codec of graphql-transport-ws, without a connection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GraphQL over WebSocket: a client's operations are bounded in number, bytes and tokens, and let the loop go on."""
+"""GraphQL over WebSocket: limits of a client's operations in number, bytes and tokens. They never block the loop."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SUBSCRIBE = {"type": "subscribe", "payload": {"query": "{ work }"}}
 
 
 def work() -> None:
-    """Take the time after which the next operation waits for another loop iteration."""
+    """Work for so long that the next operation waits for another loop iteration."""
     end = time.perf_counter() + BUDGET
     while time.perf_counter() < end:
         pass
@@ -50,7 +50,7 @@ def working_schema(resolve: Any) -> GraphQLSchema:
 
 
 async def send_all(client: Client, *messages: dict[str, Any]) -> None:
-    """Send messages in one segment, which the server handles in one loop iteration."""
+    """Send messages in one segment. The server handles them in one loop iteration."""
     client.connection.transport.write(b"".join(masked(Frame.text(json.dumps(message))) for message in messages))
 
 
@@ -140,7 +140,7 @@ async def test_whoever_is_cancelled_in_the_pacer_lets_the_next_one_in() -> None:
 
     tasks = [asyncio.create_task(start(number)) for number in range(6)]
     await asyncio.sleep(0)
-    # The second has the lock and pauses, the others wait for the lock.
+    # The second has the lock and pauses. The others wait for the lock.
     for number in (1, 3, 5):
         tasks[number].cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
@@ -163,7 +163,7 @@ def test_a_handler_paces_operations_on_one_loop_after_another(run, caplog) -> No
             for _ in range(answers):
                 assert (await client.receive())["type"] in ("next", "complete")
 
-    # Operations wait for their turn when the first server is closed.
+    # Operations are still waiting when the first server is closed.
     run(scenario(2))
     run(scenario(40))
     assert caplog.records == []
@@ -185,7 +185,7 @@ async def test_an_operation_of_too_many_tokens_is_an_error_and_the_others_go_on(
 
 
 class Unwinding:
-    """A schema whose source takes its time to end."""
+    """A schema whose source needs some time to end."""
 
     def __init__(self) -> None:
         self.begun = 0
@@ -237,7 +237,7 @@ async def test_an_operation_counts_until_its_source_has_ended_and_its_id_is_free
 async def test_the_running_operations_of_a_connection_are_bounded_in_bytes() -> None:
     source = Unwinding()
     query = "subscription A($x: String) { slow(text: $x) }"
-    # Two bytes a character.
+    # Each character has two bytes.
     payload = {"query": query, "variables": {"x": "é" * 1000}}
     text = json.dumps({"type": "subscribe", "id": "a", "payload": payload}, ensure_ascii=False)
     options = {"max_operation_bytes": 2 * len(text.encode())}

@@ -1,4 +1,4 @@
-"""GraphQL over WebSocket: failures, ends and broken rules concern one operation wherever the protocol allows it."""
+"""GraphQL over WebSocket: a failure, an end or a violation affects one operation if the protocol allows that."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ANYTHING = GraphQLScalarType("Anything", serialize=lambda value: value)
 
 
 class Sources:
-    """Sources of subscriptions, most of which fail in a way of their own."""
+    """Sources of subscriptions. Most of them fail, each in another way."""
 
     def __init__(self) -> None:
         self.begun = asyncio.Event()
@@ -120,7 +120,7 @@ class Sources:
             await asyncio.Event().wait()
             yield
         finally:
-            # A source may have to do something to end.
+            # A source may have work to do when it ends.
             await asyncio.sleep(0)
             self.ended.append("slow")
 
@@ -167,7 +167,7 @@ FAILING = {
 
 
 async def answers_to(client: Client, operation_id: str) -> list[dict[str, Any]]:
-    """The messages that a client gets for an operation, up to its end."""
+    """Return the messages that a client gets for an operation, up to its end."""
     answers = []
     while True:
         answer = await client.receive()
@@ -190,14 +190,14 @@ def test_a_source_that_fails_is_an_error_of_its_operation_and_the_others_go_on(r
             assert last["type"] == "error"
             assert FAILING[name] in last["payload"][0]["message"]
             assert name != "on_purpose" or last["payload"][0]["extensions"] == {"code": "NO"}
-            # The id is free again, and the other subscription lives.
+            # The id is free again, and the other subscription goes on.
             await client.subscribe("a", "{ hello }")
             assert [answer["type"] for answer in await answers_to(client, "a")] == ["next", "complete"]
             assert (await client.receive())["id"] == "steady"
         assert sources.ended == ["steady"]
 
     run(scenario())
-    # Errors of the first call, and those raised on purpose, go to the client alone.
+    # Errors of the first call, and GraphQL errors raised on purpose, go to the client only: they are not logged.
     quiet = ("at_once", "while_set_up", "on_purpose", "no_text_in_an_error")
     # graphql-core 3.2 raises for a resolver that returns no source.
     assert name == "no_source" or len(caplog.records) == (0 if name in quiet else 1)
@@ -262,7 +262,7 @@ async def send_in_one_segment(client: Client, *messages: dict[str, Any]) -> None
 
 
 def test_a_complete_right_behind_its_subscribe_leaves_nothing_behind(run, caplog) -> None:
-    """A task may be cancelled before it begins, also by a client that leaves at once."""
+    """A task may be cancelled before it begins. A client that leaves at once also causes that."""
 
     async def scenario() -> None:
         sources = Sources()
@@ -283,7 +283,7 @@ def test_a_complete_right_behind_its_subscribe_leaves_nothing_behind(run, caplog
         assert sources.ended == []
 
     run(scenario())
-    # A coroutine that was never awaited says so when it is collected, which is an error here.
+    # A coroutine that was never awaited warns when it is collected. Here the warning is an error.
     gc.collect()
     assert caplog.records == []
 
@@ -428,7 +428,7 @@ def test_the_extensions_of_an_operation_reach_its_context(run, given) -> None:
 
 
 class FailsOnce(GraphQLHandler):
-    """A handler with a bug that shows once."""
+    """A handler that fails once."""
 
     failed = False
 

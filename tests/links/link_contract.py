@@ -1,7 +1,7 @@
-"""The promises of every link to its receiver, as checks for any link.
+"""The promises of every link to its receiver, as checks that run with any link.
 
-A harness gives a check one link with a probe as its receiver, and the peer at the other end. The promises are those of
-the docstrings of ``Link`` and ``Receiver``.
+A harness gives each check a link whose receiver is a probe, and the peer at the other end. The docstrings of ``Link``
+and ``Receiver`` make the promises.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from wshub.links.link_probe import LinkProbe
 __all__ = ["CHECKS", "FrameStream", "LinkHarness"]
 
 LARGE = 400_000
-"""Bytes of a message; a few of them are more than any of the buffers in between holds."""
+"""Bytes of a large message. A few of them fill every buffer between the link and the peer."""
 
 
 class FrameStream:
-    """A stream of frames that arrives in pieces, and the payloads of those that are whole."""
+    """Collects the payloads of complete frames from a stream that arrives in pieces."""
 
     def __init__(self) -> None:
         self.payloads: list[bytes] = []
@@ -42,34 +42,34 @@ class LinkHarness(Protocol):
     """The receiver of the link."""
 
     half_closes: bool
-    """Each side can end while the other goes on."""
+    """True if each side can end while the other goes on."""
 
     counts_headers: bool
-    """Bytes are counted with the headers of frames."""
+    """True if byte counts include the headers of frames."""
 
     read_ahead: int
-    """Messages that may still arrive after ``pause()``."""
+    """Maximum number of messages that still arrive after ``pause()``."""
 
     def peer_sends(self, payload: bytes) -> None:
         """Have the peer send a binary message. It may wait until the link reads."""
 
     def peer_reads(self, reads: bool) -> None:
-        """Have the peer read all that comes, or nothing until the next call."""
+        """Have the peer read everything, or nothing, until the next call."""
 
     def peer_ends(self) -> None:
-        """Have the peer end its side. It goes on to read, if the link half closes."""
+        """Have the peer end its side. If the link half closes, the peer goes on reading."""
 
     def peer_vanishes(self) -> None:
-        """Have the peer end the connection at once, with an error if there is one."""
+        """Have the peer end the connection at once, with an error if the transport has one."""
 
     def peer_payloads(self) -> list[bytes]:
         """Return the payloads of the messages that the peer has received."""
 
     def peer_saw_end(self) -> bool:
-        """Return whether the link's side has ended for the peer."""
+        """Return whether the peer has seen the end of the link's side."""
 
     async def step(self) -> None:
-        """Let everything go on a little."""
+        """Let the link and the peer go on a little."""
 
 
 def received(harness: LinkHarness) -> list[bytes]:
@@ -80,22 +80,22 @@ def received(harness: LinkHarness) -> list[bytes]:
 
 
 async def until(harness: LinkHarness, condition: Callable[[], object]) -> None:
-    """Go on until the condition holds."""
+    """Take steps until the condition is true."""
     deadline = time.monotonic() + 20
     while not condition():
-        assert time.monotonic() < deadline, f"nothing more happens: {harness.probe.events[-3:]}"
+        assert time.monotonic() < deadline, f"the condition stays false, last events: {harness.probe.events[-3:]}"
         await harness.step()
 
 
 async def settle(harness: LinkHarness) -> None:
-    """Go on for long enough that whatever can happen has happened."""
+    """Take enough steps for every pending event to happen."""
     for _ in range(30):
         await harness.step()
         await asyncio.sleep(0.001)
 
 
 def numbered(number: int, size: int) -> bytes:
-    """A payload that differs from those of other numbers."""
+    """Return a payload that is unique to the number."""
     return (b"%06d" % number * (size // 6 + 1))[:size]
 
 
@@ -104,7 +104,7 @@ def wire_length(payload: bytes) -> int:
 
 
 def check_counts(harness: LinkHarness, **expected: int) -> None:
-    """Every accepted message is pending, delivered or dropped; and the counts that are named are as named."""
+    """Check that every accepted message is pending, delivered or dropped, and check the named counts."""
     counts = harness.probe.counts
     flat = {**counts, **counts.pop("dropped")}
     dropped = sum(flat[name] for name in ("closed", "slow", "newest", "oldest", "replaced"))
@@ -113,7 +113,7 @@ def check_counts(harness: LinkHarness, **expected: int) -> None:
 
 
 async def block(harness: LinkHarness, *, droppable: bool = False) -> list[bytes]:
-    """Send large messages to a peer that does not read, until the link is blocked with at least two of them waiting."""
+    """Send large messages to a peer that does not read, until the link is blocked and two or more are queued."""
     harness.peer_reads(False)
     payloads: list[bytes] = []
     while not (harness.probe.blocked and harness.probe.queued > 2 * LARGE):
@@ -122,7 +122,7 @@ async def block(harness: LinkHarness, *, droppable: bool = False) -> list[bytes]
         for _ in range(3):
             await harness.step()
         if harness.probe.blocked and harness.probe.queued > 2 * LARGE:
-            # A kernel that makes its buffers larger takes more after a while.
+            # The kernel may enlarge its buffers, and take more after a while.
             await settle(harness)
         assert len(payloads) < 200, "the link is never blocked"
     return payloads
@@ -166,7 +166,7 @@ async def check_a_blocked_link_goes_on_where_it_was(harness: LinkHarness) -> Non
 
 async def check_a_peer_that_reads_again_is_seen_to_take(harness: LinkHarness) -> None:
     await block(harness)
-    # The kernel may take more for a while.
+    # The kernel may still take more for a while.
     await until(harness, lambda: harness.probe.poll_progress() == "stalled")
     harness.peer_reads(True)
     seen = set()
@@ -189,7 +189,7 @@ async def check_a_paused_link_reads_nothing_until_it_is_resumed(harness: LinkHar
     await settle(harness)
     arrived = len(received(harness)) - 1
     assert arrived <= harness.read_ahead
-    # Output is not paused.
+    # Output goes on.
     harness.probe.send(b"meanwhile")
     await until(harness, lambda: harness.peer_payloads() == [b"meanwhile"])
     harness.probe.resume()
@@ -217,7 +217,7 @@ async def check_drained_is_called_each_time_that_a_blocked_link_is_empty_again(h
     assert harness.probe.count("drained") == 0
     for _ in range(2):
         await block(harness)
-        # The kernel may have taken all of the first messages before it was full.
+        # The kernel may have taken all of the first messages before its buffers were full.
         before = harness.probe.count("drained")
         harness.peer_reads(True)
         await until(harness, lambda: not harness.probe.queued and not harness.probe.blocked)
@@ -346,13 +346,13 @@ async def check_a_receiver_may_call_every_method_when_it_is_called(harness: Link
     await until(harness, lambda: probe.count("lost"))
     assert probe.nested == 0
     assert probe.count("drained") <= 1
-    # Messages that are written between abort() and the end are ignored, or dropped.
+    # Messages sent between abort() and the end are ignored or dropped.
     check_counts(harness, messages_pending=0)
     await check_that_it_has_ended(harness)
 
 
 async def check_that_it_has_ended(harness: LinkHarness) -> None:
-    """connection_lost() was called once, and nothing that is done from now on has any effect."""
+    """Check that connection_lost() was called once, and that further calls have no effect."""
     probe = harness.probe
     events, counts = list(probe.events), probe.counts
     assert probe.closed

@@ -1,4 +1,4 @@
-"""The queue of frames against a list: each operation leaves the same frames, in the same order and equally counted."""
+"""The frame queue against a list. After each operation both have the same frames, order and counts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PING, BINARY = 0x9, 0x2
 
 @dataclass(eq=False)
 class Frame:
-    """A frame, and what must become of it."""
+    """A frame and its expected outcome."""
 
     probe: FrameProbe
     opcode: int
@@ -40,7 +40,7 @@ class Frame:
 
 @dataclass(eq=False)
 class Entry:
-    """A place in the list. A pinned one has begun to leave, or came before all droppable ones."""
+    """A place in the list. It is pinned if its frame is partly written, or came before all droppable ones."""
 
     frame: Frame
     droppable: bool
@@ -48,12 +48,12 @@ class Entry:
 
 
 class Model:
-    """A list of frames."""
+    """A list of frames that behaves as the queue should."""
 
     def __init__(self) -> None:
         self.entries: list[Entry] = []
         self.sent = 0
-        # The queue marks frames from the first droppable one on, until it is empty.
+        # From the first droppable frame on, the queue marks frames until it is empty.
         self.marks = False
 
     def append(self, frame: Frame) -> None:
@@ -143,7 +143,7 @@ KINDS = st.sampled_from(["plain", "ping", "droppable", "keyed", "keyed", "compre
 
 
 class QueueAgainstList(RuleBasedStateMachine):
-    """Takes the same steps with both."""
+    """Takes the same steps with the queue and the list."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -228,7 +228,7 @@ class QueueAgainstList(RuleBasedStateMachine):
                 "pending",
                 "delivered",
             }
-        # Those that are gone do not change any more.
+        # Frames that have left the queue do not change again.
         self.frames = [frame for frame in self.frames if id(frame) in queued]
 
     def teardown(self) -> None:
@@ -292,8 +292,8 @@ def test_a_compressed_message_takes_the_place_of_a_plain_one_if_none_is_in_conte
 
 def test_a_frame_that_has_begun_to_leave_is_neither_dropped_nor_replaced() -> None:
     queue = QueueProbe()
-    first = FrameProbe(bytes(100), key=1, droppable=True)
-    pushed(queue, first, FrameProbe(bytes(100), key=2, droppable=True))
+    first = FrameProbe(bytes(100), conflation_key=1, droppable=True)
+    pushed(queue, first, FrameProbe(bytes(100), conflation_key=2, droppable=True))
     queue.advance(1)
     assert not queue.replace(FrameProbe(b"newer", conflation_key=1, droppable=True))
     assert queue.make_space(102) == 1

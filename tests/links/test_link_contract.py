@@ -1,4 +1,4 @@
-"""Every link keeps the promises of the contract: over epoll, asyncio's transports, an ASGI server, and in memory."""
+"""The promises of the contract, checked for each link: epoll, asyncio's transports, an ASGI server, and memory."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def masked(payload: bytes) -> bytes:
 
 
 class SocketHarness:
-    """A link of a reactor, and a socket of the peer's."""
+    """A link of a reactor, and the peer's socket."""
 
     half_closes = True
     counts_headers = True
@@ -101,7 +101,7 @@ async def over_sockets(
             await asyncio.sleep(0)
         assert reactor.connection_count == 1
         harness = SocketHarness(probe, peer)
-        # Only what has arrived shows that a link has its transport.
+        # Once data has arrived, the link has its transport.
         harness.peer_sends(b"")
         while not probe.events:
             await harness.step()
@@ -126,7 +126,7 @@ def over_transports() -> AbstractAsyncContextManager[LinkHarness]:
 
 
 class MemoryHarness:
-    """A pair in memory, of which the peer has the other end."""
+    """A pair in memory. The peer has the other end."""
 
     half_closes = True
     counts_headers = True
@@ -179,11 +179,11 @@ async def in_memory_with_a_buffer() -> AsyncIterator[LinkHarness]:
 
 
 class AsgiHarness:
-    """A link over an ASGI server that the test plays."""
+    """A link over an ASGI server. The test plays the server."""
 
     half_closes = False
     counts_headers = False
-    # A call of receive() is always pending.
+    # One call of receive() is always pending.
     read_ahead = 1
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Opens, uses and closes many connections of one hub, round after round, and looks for what is left of them."""
+"""Open, use and close many connections of one hub, round after round, and look for leaks."""
 
 from __future__ import annotations
 
@@ -74,35 +74,35 @@ def reset(writer: asyncio.StreamWriter) -> None:
 
 
 async def client(port: int, kind: int) -> None:
-    """One of the ways in which a connection is used and ends."""
+    """Use and end a connection in one of these ways."""
     if kind == 0:  # refused
         reader, writer, status = await open_client(port, BAD_REQUEST)
         assert status == 426, status
         return await end(reader, writer)
-    if kind == 1:  # gone within its request
+    if kind == 1:  # disconnects within its request
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(REQUEST[:50])
         await writer.drain()
         return reset(writer)
     reader, writer, status = await open_client(port, OFFERING if kind > 10 else REQUEST)
     assert status == 101, status
-    if kind == 2:  # echo, fragments, a ping, and an ordinary close
+    if kind == 2:  # echo, fragments, a ping, and a normal close
         writer.write(frame(TEXT, b"h\xc3\xa9"))
         writer.write(frame(BINARY, b"a" * 100, final=False) + frame(PING, b"p") + frame(CONTINUATION, b"b" * 200))
         writer.write(frame(CLOSE, b"\x03\xe8bye"))
-    elif kind == 3:  # large, also to everybody
+    elif kind == 3:  # a large message to itself and to all
         writer.write(frame(BINARY, LARGE) + frame(TEXT, b"all") + frame(BINARY, LARGE))
         await reader.readexactly(len(LARGE))
         writer.write(frame(CLOSE, b""))
-    elif kind == 4:  # reset with a message half sent
+    elif kind == 4:  # resets within a message
         writer.write(frame(BINARY, LARGE)[:20_000])
         await writer.drain()
         return reset(writer)
-    elif kind == 5:  # gone while its handler is suspended, with more to be read
+    elif kind == 5:  # disconnects while its handler is suspended and messages are unread
         writer.write(frame(TEXT, b"wait for ever") + frame(TEXT, b"unread") * 5)
         await writer.drain()
         return reset(writer)
-    elif kind == 6:  # suspends and goes on
+    elif kind == 6:  # its handler suspends and resumes
         writer.write((frame(TEXT, b"wait") + frame(TEXT, b"and on")) * 3 + frame(TEXT, b"leave"))
         writer.write(frame(CLOSE, b"\x0b\xb8"))
     elif kind == 7:  # a protocol error within a fragmented message
@@ -112,18 +112,18 @@ async def client(port: int, kind: int) -> None:
         while await reader.readexactly(1) != b"\x88":
             pass
         writer.write(frame(CLOSE, b"\x03\xf3"))
-    elif kind == 9:  # text that is not UTF-8, behind a broadcast
+    elif kind == 9:  # invalid UTF-8 after a broadcast
         writer.write(frame(TEXT, b"all") + frame(TEXT, b"\xff"))
     elif kind == 10:  # too large
         writer.write(frame(BINARY, b"y" * 70_000))
-    elif kind == 11:  # compressed, to itself and to everybody, and gone within another such message
+    elif kind == 11:  # compressed, to itself and to all; resets within another such message
         writer.write(frame(BINARY, deflated(LARGE), rsv1=True) * 3 + frame(TEXT, deflated(b"all"), rsv1=True))
         writer.write(frame(BINARY, deflated(LARGE), rsv1=True, final=False))
         await reader.readexactly(50)
         return reset(writer)
     elif kind == 12:  # a bomb
         writer.write(frame(BINARY, deflated(bytes(1 << 20)), rsv1=True))
-    else:  # what cannot be decompressed
+    else:  # invalid compressed data
         writer.write(frame(BINARY, b"\xff\xff", rsv1=True))
     return await end(reader, writer)
 
@@ -138,7 +138,7 @@ async def play(hub: Hub, port: int, count: int) -> None:
     while hub.connection_count or hub.stats()["rooms"]:
         assert asyncio.get_running_loop().time() < deadline, hub.stats()
         await asyncio.sleep(0.005)
-    # Those that wait for ever are still there.
+    # Some handlers still wait for ever.
     waiting = list(hub._handler_tasks)
     hub._cancel_handlers()
     await asyncio.gather(*waiting, return_exceptions=True)
@@ -167,13 +167,13 @@ async def main(count: int) -> None:
         stats = hub.stats()
         assert stats["messages_accepted"] == stats["messages_delivered"] + sum(stats["dropped"].values()), stats
     before, after = measured[WARM_UP - 1], measured[-1]
-    assert before[0] == after[0], "objects are left"
-    assert before[1] == after[1], "descriptors are left"
+    assert before[0] == after[0], "objects were not freed"
+    assert before[1] == after[1], "descriptors were not closed"
     grown = after[2] - before[2]
     connections = count * (ROUNDS - WARM_UP)
     print(f"{grown} bytes after {connections} connections")
-    # Tables of the interpreter grow by a few hundred bytes; the smallest thing of a connection has 50.
-    assert grown < 4096 + 4 * connections, "memory is left"
+    # The interpreter's tables grow by a few hundred bytes. The smallest object of a connection has 50 bytes.
+    assert grown < 4096 + 4 * connections, "memory was not freed"
 
 
 if __name__ == "__main__":

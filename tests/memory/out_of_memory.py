@@ -1,6 +1,6 @@
-"""Lets one allocation after the other fail, and looks at what becomes of the native code.
+"""Make one allocation after the other fail, and check the native code each time.
 
-``set_nomemory(i, i + 1)`` lets the allocation number ``i`` from now on fail, of whatever kind it is, and no other.
+``set_nomemory(i, i + 1)`` makes exactly one allocation fail, of any kind: number ``i`` from now on.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from wshub.protocol.parser import FrameParser
 from wshub.protocol.role import Role
 from wshub.protocol.writer import FrameWriter
 
-# A run in which so many allocations in a row could fail without a consequence had no more of them to make.
+# After that many runs in a row without a failure, the function makes no further allocations.
 CLEAN_IN_A_ROW = 40
 
 
 def starve(number: int, function: Callable[[], object]) -> object:
-    """What the function returns while the allocation of that number fails; None if it raised MemoryError."""
+    """Call the function while the allocation of that number fails; return None if it raises MemoryError."""
     try:
         set_nomemory(number, number + 1)
         try:
@@ -56,7 +56,7 @@ def starve(number: int, function: Callable[[], object]) -> object:
 
 
 def each_allocation(name: str, function: Callable[[], object], *, right: Callable[[object], bool]) -> None:
-    """Every allocation of the function fails in turn; what it returns all the same must be right."""
+    """Let every allocation of the function fail in turn, and check each result that it still returns."""
     number = clean = failed = 0
     while clean < CLEAN_IN_A_ROW:
         result = starve(number, function)
@@ -91,7 +91,7 @@ WHOLE = ["message", "ping", "ping", "message", "close"]
 
 
 def is_whole_or_failed(result: object) -> bool:
-    """All events, or those up to the failure that tells of the lack of memory."""
+    """Return True for all events, or for those before a failure that reports the lack of memory."""
     assert isinstance(result, list)
     names = summary(result)
     return names == WHOLE or (names[-1] == 1011 and names[:-1] == WHOLE[: len(names) - 1])
@@ -114,7 +114,7 @@ def feed_directly() -> list:
 
 
 def feed_on_after_an_error() -> list:
-    """A parser that ran out of memory between two events is still one that can be fed and freed."""
+    """Feed and free a parser that ran out of memory between two events."""
     parser = FrameParser()
     events: list = []
     for _ in range(3):
@@ -150,14 +150,17 @@ def parser_and_messages() -> None:
 # A broadcast
 
 
-# Bytes that are on the way to a member at most.
+# The most bytes in flight to a member.
 CAPACITY = 100
-# The last is compressed to hardly more than a reference to the one before it.
+# The last message compresses to little more than a reference to the one before it.
 MESSAGES = ["tick", "all work and no play", "all work and no play again"]
 
 
 async def broadcast_to_a_shared_window(number: int) -> object:
-    """What a broadcast returned during which that allocation failed, to members of whom the first takes nothing."""
+    """Return the result of a broadcast during which that allocation failed.
+
+    There are three members, and the first of them does not read.
+    """
     hub = Hub(HubConfig(compression=CompressionConfig(threshold=0), max_send_buffer=2000))
     hub.bind()
     hub.configure_room("room", compression="shared")
@@ -175,7 +178,7 @@ async def broadcast_to_a_shared_window(number: int) -> object:
         deliver_all(link)
     slow = members[0]
     slow[2].pause()
-    # Even the part of it that is on the way leaves no space in the queue.
+    # The queue is full even if the bytes in flight do not count.
     slow[0].send(bytes(2000 + CAPACITY), compress=False)
     deliver_all(slow[1])
     count = starve(number, lambda: hub.broadcast(MESSAGES[1], room="room"))
@@ -214,13 +217,13 @@ def broadcasts() -> None:
 
 
 class Loop(asyncio.SelectorEventLoop):
-    """Tells the method that makes one turn of the hub, so that it, and nothing else, runs short of memory."""
+    """Keep the method that runs one iteration of the hub, so that only this method runs out of memory."""
 
-    turn: Callable[[], None]
+    iteration: Callable[[], None]
 
     def add_reader(self, fd, callback, *args):
         if getattr(callback, "__name__", "") == "_run":
-            self.turn = callback
+            self.iteration = callback
         return super().add_reader(fd, callback, *args)
 
 
@@ -251,16 +254,16 @@ class Handlers(EventHandler):
 
 
 class Client:
-    """A blocking client in the thread of the hub: what it sends is there when the turn begins."""
+    """A blocking client in the hub's thread; the hub's next iteration finds everything that it has sent."""
 
     def __init__(self, port: int) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port))
         self.received = bytearray()
         self.ended = False
 
-    def send(self, raw: bytes) -> None:
+    def send(self, data: bytes) -> None:
         with contextlib.suppress(OSError):
-            self.socket.sendall(raw)
+            self.socket.sendall(data)
 
     def reset(self) -> None:
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -270,25 +273,27 @@ class Client:
     def receive(self) -> None:
         while not self.ended:
             try:
-                raw = self.socket.recv(1 << 16, socket.MSG_DONTWAIT)
+                data = self.socket.recv(1 << 16, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return
             except OSError:
-                raw = b""
-            self.ended = not raw
-            self.received += raw
+                data = b""
+            self.ended = not data
+            self.received += data
 
     async def until(self, *wanted: bytes) -> bool:
-        """Waits until each of these has come, True, or the end has, False."""
+        """Return True once all of these have arrived, or False once the connection has ended."""
         deadline = time.monotonic() + 1
         while True:
             self.receive()
-            if wanted and all(raw in self.received for raw in wanted):
+            if wanted and all(part in self.received for part in wanted):
                 return True
             if self.ended:
                 return False
             if time.monotonic() > deadline:
-                raise TimeoutError(f"neither {wanted} nor the end has come: {bytes(self.received[-100:])!r}")
+                raise TimeoutError(
+                    f"received neither {wanted} nor the end of the stream: {bytes(self.received[-100:])!r}"
+                )
             await asyncio.sleep(0.001)
 
 
@@ -312,15 +317,15 @@ PHASES = {
 
 
 async def in_a_callback(loop: Loop, function: Callable[[], object]) -> None:
-    """Calls the function from the loop, as the hub's turns are: not from within a task."""
+    """Call the function from the loop and outside of any task, like the hub's iterations."""
     done = loop.create_future()
     loop.call_soon(lambda: done.set_result(function()))
     await done
 
 
 async def hub_survives(loop: Loop, phase: str, number: int) -> bool:
-    """Whether the client got what it would have with memory enough, rather than the end of its connection."""
-    raw, wanted = PHASES[phase]
+    """Return True if the client got the normal result, and False if its connection ended."""
+    sent, wanted = PHASES[phase]
     compression = CompressionConfig(threshold=100, client_context_takeover=True, server_context_takeover=True)
     hub = Hub(HubConfig(close_timeout_ms=300, handshake_timeout_ms=300, compression=compression))
     hub.configure_room("room", compression="shared")
@@ -332,17 +337,17 @@ async def hub_survives(loop: Loop, phase: str, number: int) -> bool:
         if phase != "open":
             client.send(OFFERING if phase == "compressed" else REQUEST)
             assert await client.until(b"\x81\x07welcome")
-        if raw:
-            client.send(raw)
+        if sent:
+            client.send(sent)
         else:
             client.reset()
-        await in_a_callback(loop, lambda: starve(number, loop.turn))
+        await in_a_callback(loop, lambda: starve(number, loop.iteration))
         served = await client.until(*wanted) or not wanted
         if phase == "compressed":
-            # However it is compressed for want of memory, or not, what comes is what was sent.
+            # The hub may compress differently when memory runs out, but the messages stay the same.
             assert set(messages_in(client.received.partition(b"\r\n\r\n")[2])) <= {b"welcome", b"done", LONG.encode()}
         client.socket.close()
-        # Everybody else goes on as if nothing had happened.
+        # Other connections carry on as usual.
         if not bystander.ended:
             bystander.send(frame(TEXT, b"still here"))
             await bystander.until(b"still here")
@@ -355,7 +360,7 @@ async def hub_survives(loop: Loop, phase: str, number: int) -> bool:
 
 
 def hub(phase: str, seconds: float) -> None:
-    """Every allocation of a turn fails in turn; with too many for the time, a sample of them does."""
+    """Let every allocation of one iteration fail in turn, until ``seconds`` have passed."""
     logging.disable(logging.CRITICAL)
     sys.unraisablehook = lambda _: None
     served = clean = number = count = 0

@@ -1,4 +1,4 @@
-"""What connections leave behind when they are gone: nothing, however they were used and ended."""
+"""Closed connections leave nothing behind, however they were used and closed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-# Under a sanitizer every allocation is slow, and freed memory is kept for a while.
+# With a sanitizer every allocation is slow, and freed memory stays allocated for a while.
 COUNT = 66 if "WSHUB_SANITIZED" in os.environ else 330
 
 

@@ -1,4 +1,4 @@
-"""Without memory an operation raises MemoryError or a connection ends; the process and all else go on."""
+"""Without memory an operation raises MemoryError or a connection ends; the process and all other connections go on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ try:
 except ImportError:
     pytest.skip("this Python has no _testcapi, which lets allocations fail", allow_module_level=True)
 
-# Seconds for each of the phases of a connection.
+# Seconds for each phase of a connection.
 SECONDS = 3
 
 

@@ -1,4 +1,4 @@
-"""No byte of memory that nobody has written leaves for a client, whatever is sent: valgrind's memcheck watches."""
+"""No uninitialised byte is sent to a client. Valgrind's memcheck checks every send."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import pytest
 from tests.memory.conftest import ROOT, TIMEOUT
 from tests.support.reactor import needs_reactor
 
-# Whatever memcheck itself and the C library put on top of the stack of whoever has called them.
+# Frames of memcheck and the C library, which may stand on top of their caller's.
 ABOVE = ("vgpreload", "libc.so", "libc-", "ld-linux")
 
 
 def concerns_wshub(error: ElementTree.Element) -> bool:
-    """Whether a report is not one of the interpreter's own, which looks at digits of integers before they are there.
+    """Return False for reports about the interpreter, which reads digits of integers before it sets them.
 
-    What is lost at the end is for tests/memory/test_leaks.py.
+    tests/memory/test_leaks.py covers leaks.
     """
     kind = error.findtext("kind") or ""
     stack = error.find("stack")
@@ -50,7 +50,7 @@ def test_nothing_uninitialised_is_sent_or_decides(tmp_path: Path) -> None:
         timeout=TIMEOUT,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    # That all of it was sent.
+    # Check that the program sent everything.
     assert int(done.stdout.removeprefix("sent ")) > 2_000_000
     errors = ElementTree.parse(reports).getroot().findall("error")
     ours = [ElementTree.tostring(error, "unicode") for error in errors if concerns_wshub(error)]

@@ -1,4 +1,4 @@
-"""Nothing is used after it is gone. Each runs in a process of its own, which a failure may bring down."""
+"""No object is used after it is freed. Each scenario runs in its own process, which a failure may crash."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sends everything that a hub sends, in every length, for valgrind to watch. See test_uninitialised.py."""
+"""Send every kind of data that a hub sends, in every length, under valgrind. See test_uninitialised.py."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ BAD = [
 ]
 
 
-async def exchange(port: int, raw: bytes, size: int | None = None, request: bytes = REQUEST) -> bytes:
-    """Send the bytes behind a request; return what comes back, of so many bytes or until the end."""
+async def exchange(port: int, data: bytes, size: int | None = None, request: bytes = REQUEST) -> bytes:
+    """Send the bytes after a request; return ``size`` bytes of the response, or all of it."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(request)
     head = await reader.readuntil(b"\r\n\r\n")
-    writer.write(raw)
+    writer.write(data)
     answer = await (reader.read() if size is None or b" 101 " not in head else reader.readexactly(size))
     writer.close()
     return answer
@@ -63,12 +63,12 @@ async def main() -> None:
             await exchange(port, frame(TEXT, b"close" + b"r" * length) + frame(CLOSE))
             await exchange(port, frame(CLOSE, b"\x0f\xa0" + b"q" * length))
             await exchange(port, b"", request=REQUEST.replace(b"GET /", b"GET /?refuse=%d" % length))
-        for raw in BAD:
-            await exchange(port, raw)
+        for bad in BAD:
+            await exchange(port, bad)
         for length in (0, 1, 100, 70_000):
-            raw = frame(TEXT, b"compressed " * (length // 11)) + frame(CLOSE)
-            assert await exchange(port, raw, request=OFFERING)
-        # A peer that does not read gets the rest of what waits in pieces, and the last of many pongs.
+            data = frame(TEXT, b"compressed " * (length // 11)) + frame(CLOSE)
+            assert await exchange(port, data, request=OFFERING)
+        # A peer that reads late gets the rest of the queue in pieces, and only the last of many pongs.
         with socket.create_connection(("127.0.0.1", port)) as peer:
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             peer.setblocking(False)

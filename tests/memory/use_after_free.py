@@ -1,4 +1,4 @@
-"""Functions that once read freed memory, or closed another's descriptor. See test_use_after_free.py."""
+"""Scenarios that once read freed memory or closed a foreign descriptor. See test_use_after_free.py."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ async def open_client(port: int) -> socket.socket:
 
 
 def wait_and_exit() -> None:
-    """The rest of a forked process: it has all descriptors, does nothing and ends by itself at the latest."""
+    """Keep a forked process alive with all its descriptors, for 20 seconds at most."""
     time.sleep(20)
     os._exit(0)
 
 
 async def a_listener_given_up_while_a_connection_waits() -> None:
-    """epoll has told of the listener already when a handler stops listening."""
+    """A handler stops listening after epoll has already reported the listener."""
     servers = []
     async with Hub() as hub:
         handler = EventHandler(on_message=lambda connection, message: servers[0].stop_listening())
         async with hub.serve("127.0.0.1", 0, handler) as server:
             servers.append(server)
             sender = await open_client(server.port)
-            # Nothing runs between the two, so that one call of epoll_wait() tells of both, in this order.
+            # Nothing runs between these two lines, so one epoll_wait() reports both sockets, in this order.
             sender.sendall(frame(TEXT, b"stop"))
             late = client(server.port)
             await asyncio.sleep(0.05)
@@ -54,7 +54,7 @@ async def a_listener_given_up_while_a_connection_waits() -> None:
 
 
 async def a_socket_that_a_forked_process_has_too() -> None:
-    """epoll reports a socket until the last process that has it closes it, so also after its link is gone."""
+    """epoll reports a socket until every process has closed it, even after its link is freed."""
     gone = asyncio.Event()
     handler = EventHandler(
         on_open=lambda connection: connection.join("room"),
@@ -70,7 +70,7 @@ async def a_socket_that_a_forked_process_has_too() -> None:
             await asyncio.sleep(0.01)
             hub._abort_all()
             await gone.wait()
-            kept = [Message(bytes(300)) for _ in range(1000)]  # something else where the link was
+            kept = [Message(bytes(300)) for _ in range(1000)]  # other objects in the link's memory
             for _ in range(5):
                 peer.sendall(frame(TEXT, b"to nobody"))
                 await asyncio.sleep(0.01)
@@ -82,7 +82,7 @@ async def a_socket_that_a_forked_process_has_too() -> None:
 
 
 async def a_reactor_that_was_never_made() -> None:
-    """Descriptor 0 belongs to the process, not to an object whose fields were never set."""
+    """Descriptor 0 belongs to the process, never to an object whose fields were not set."""
     loop = asyncio.get_running_loop()
     makers = (
         EpollReactor,
@@ -100,7 +100,7 @@ async def a_reactor_that_was_never_made() -> None:
 
 
 async def a_new_connection_without_a_receiver() -> None:
-    """What accepts it raises anything at all, or returns None."""
+    """The receiver of a new connection raises any exception, or returns None."""
 
     class Anything(BaseException):
         pass

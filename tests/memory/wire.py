@@ -1,4 +1,4 @@
-"""What a client sends, as bytes."""
+"""The bytes that a client sends."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ OFFERING = REQUEST[:-2] + b"Sec-WebSocket-Extensions: permessage-deflate\r\n\r\n
 TEXT, BINARY, CONTINUATION, CLOSE, PING, PONG = 0x1, 0x2, 0x0, 0x8, 0x9, 0xA
 
 
-def messages_in(raw: bytes) -> list[bytes]:
-    """The messages in what a server has sent, decompressed with a window that lasts; what is cut off is left out."""
+def messages_in(data: bytes) -> list[bytes]:
+    """Return the messages in a server's output, decompressed with one window; an incomplete frame is left out."""
     window = zlib.decompressobj(-15)
     found = []
-    while (decoded := Frame.decode(raw)) is not None:
+    while (decoded := Frame.decode(data)) is not None:
         received, length = decoded
-        raw = raw[length:]
+        data = data[length:]
         if received.opcode in (TEXT, BINARY):
             found.append(window.decompress(received.payload + TAIL) if received.rsv1 else received.payload)
     return found
@@ -31,5 +31,5 @@ def messages_in(raw: bytes) -> list[bytes]:
 def frame(
     opcode: int, payload: bytes = b"", *, final: bool = True, rsv1: bool = False, mask: bytes = b"\0\0\0\0"
 ) -> bytes:
-    """A client's frame."""
+    """Return a client's frame."""
     return encode_frame((0x80 if final else 0) | (0x40 if rsv1 else 0) | opcode, payload, mask)

@@ -1,8 +1,8 @@
-"""A chat of two clients over an installed wshub: ``python chat.py zlib|isal [--command]``.
+"""Run a chat of two clients with an installed wshub: ``python chat.py zlib|isal [--command]``.
 
-It needs the standard library and wshub only, so that a copy of it runs outside of the checkout. ``zlib`` and ``isal``
-say what must compress; with ``isal``, its library must come from the environment, not from the system. With
-``--command`` the command ``wshub serve`` serves an App, otherwise ``Hub.serve`` a handler.
+It needs only the standard library and wshub, so a copy of it runs outside of the checkout. ``zlib`` and ``isal`` name
+the expected compressor. The library of ``isal`` must come from the environment, not from the system.
+With ``--command``, ``wshub serve`` serves an App. Otherwise ``Hub.serve`` serves a handler.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import wshub
 from wshub import CompressionConfig, Connection, EventHandler, Hub, HubConfig, Message
-from wshub.protocol.compression import deflate
+from wshub.protocol.compression import compressed_once
 
 REQUEST = (
     "GET /chat HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -42,7 +42,7 @@ CLOSE = 8
 
 
 class Client:
-    """One end of a connection, which reads and writes messages of up to 125 bytes on the wire."""
+    """The client's end of a connection. It reads and writes messages of up to 125 bytes on the wire."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
@@ -70,11 +70,11 @@ class Client:
 
 
 async def chat(port: int) -> None:
-    """Two clients talk, and both see every line, in order."""
+    """Let two clients chat. Both must see every line, in order."""
     clients: list[Client] = []
     for number in range(2):
         clients.append(await Client.connect(port))
-        # A client that hears itself is in the room.
+        # A client that receives its own message is in the room.
         clients[number].send(TEXT, b"here is %d" % number)
         for client in clients:
             assert await client.receive() == (TEXT, b"here is %d" % number)
@@ -134,9 +134,9 @@ async def chat_with_command() -> None:
 
 
 def check_engine(wanted: str) -> None:
-    """The right library compresses, and ISA-L comes from the wheel."""
-    found = "zlib" if deflate.ENGINE is None else "isal"
-    assert found == wanted, f"{found} compresses, not {wanted}"
+    """Check that the expected library compresses, and that ISA-L comes from the wheel."""
+    found = "zlib" if compressed_once.ENGINE is None else "isal"
+    assert found == wanted, f"the compressor is {found}, not {wanted}"
     mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "libisal" in line}
     assert bool(mapped) == (wanted == "isal"), mapped
     assert all(path.startswith(sys.prefix) for path in mapped), f"ISA-L is {mapped}"

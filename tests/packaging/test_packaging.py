@@ -1,4 +1,4 @@
-"""wshub builds from its sdist, with what it needs and no more, and says what it lacks."""
+"""wshub builds from its sdist. The sdist has exactly the necessary files, and the build names what is missing."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_build_without_a_compiler_says_so_in_its_first_line(compiler: str, tmp
 @pytest.mark.parametrize(("header", "name"), [("zlib.h", "zlib"), ("Python.h", "Python")])
 def test_a_build_without_a_header_says_so_in_its_first_line(header: str, name: str, tmp_path: Path) -> None:
     (tmp_path / header).write_text('#error "hidden"\n')
-    # Found first, as an option of the command line comes before the paths of Python.
+    # The compiler finds it first: command-line options come before Python's paths.
     result = build(CFLAGS=f"-I{tmp_path}")
     assert result.returncode == 1
     (line,) = (result.stdout + result.stderr).splitlines()

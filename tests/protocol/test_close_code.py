@@ -1,4 +1,4 @@
-"""Close codes, and what a close frame carries (RFC 6455 sections 5.5.1 and 7.4)."""
+"""Close codes, and the payload of a close frame (RFC 6455 sections 5.5.1 and 7.4)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compressed messages: what the native parser makes of them, and what the pool makes, judged by Python's zlib."""
+"""Compressed messages: the native parser and the pool, compared with Python's zlib."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from tests.support.deflated import TAIL, deflated, deflated_on, dynamic_blocks
 from wshub.errors import ConfigurationError, ProtocolError
+from wshub.protocol.compression.compressed_once import DeflatePool
 from wshub.protocol.compression.config import CompressionConfig
-from wshub.protocol.compression.deflate import DeflatePool
 from wshub.protocol.compression.negotiation import PermessageDeflate
 from wshub.protocol.frame import Frame, Opcode
 from wshub.protocol.message import Message
@@ -32,20 +32,20 @@ REMEMBERS = PermessageDeflate()
 
 
 def frames(payload: bytes, opcode: Opcode = Opcode.BINARY, sizes: tuple[int, ...] = ()) -> bytes:
-    """The masked frames of a compressed message, cut into fragments of these sizes and the rest."""
-    raw = b""
+    """Return the masked frames of a compressed message: fragments of these sizes, and the rest."""
+    sent = b""
     first = True
     for size in sizes:
         piece, payload = payload[:size], payload[size:]
         frame = Frame(opcode if first else Opcode.CONTINUATION, piece, fin=False, rsv1=first)
-        raw += frame.with_mask(MASK).encode()
+        sent += frame.with_mask(MASK).encode()
         first = False
     last = Frame(opcode if first else Opcode.CONTINUATION, payload, rsv1=first)
-    return raw + last.with_mask(MASK).encode()
+    return sent + last.with_mask(MASK).encode()
 
 
-def received(raw: bytes, limit: int = 1 << 20, compression: PermessageDeflate | None = FORGETS) -> list:
-    events = FrameParser(limit, compression).feed(raw)
+def received(sent: bytes, limit: int = 1 << 20, compression: PermessageDeflate | None = FORGETS) -> list:
+    events = FrameParser(limit, compression).feed(sent)
     return [value.code if isinstance(value, ProtocolError) else getattr(value, "data", value) for _, value in events]
 
 
@@ -54,33 +54,33 @@ def ticks(count: int) -> list[bytes]:
     return [json.dumps({"symbol": "ABC", "bid": source.random(), "seq": i}).encode() for i in range(count)]
 
 
-# What arrives
+# Received messages
 
 
 @given(st.binary(max_size=3000), st.integers(0, 9), st.integers(9, 15), st.sampled_from([0, 2, 3, 4]), st.data())
 def test_whatever_zlib_makes_of_a_message_gives_the_message_however_it_is_split(data, level, bits, strategy, draw):
     payload = deflated(data, level=level, bits=bits, strategy=strategy)
     sizes = tuple(draw.draw(st.lists(st.integers(0, 40), max_size=4)))
-    raw = frames(payload, sizes=sizes)
-    cut = draw.draw(st.integers(0, len(raw)))
+    sent = frames(payload, sizes=sizes)
+    cut = draw.draw(st.integers(0, len(sent)))
     parser = FrameParser(1 << 20, FORGETS)
-    events = parser.feed(raw[:cut]) + parser.feed(raw[cut:])
+    events = parser.feed(sent[:cut]) + parser.feed(sent[cut:])
     assert [(name, value.data) for name, value in events] == [("message", data)]
 
 
 @given(st.lists(st.tuples(st.binary(max_size=300), st.booleans()), max_size=8), st.booleans())
 def test_compressed_and_plain_messages_follow_one_another(messages, remembers) -> None:
     compressor = zlib.compressobj(6, zlib.DEFLATED, -15)
-    raw = b""
+    sent = b""
     for data, compressed in messages:
         if not compressed:
-            raw += Frame(Opcode.BINARY, data).with_mask(MASK).encode()
+            sent += Frame(Opcode.BINARY, data).with_mask(MASK).encode()
         elif remembers:
-            raw += frames(deflated_on(compressor, data))
+            sent += frames(deflated_on(compressor, data))
         else:
-            raw += frames(deflated(data))
-        raw += Frame.ping(b"between").with_mask(MASK).encode()
-    found = received(raw, compression=REMEMBERS if remembers else FORGETS)
+            sent += frames(deflated(data))
+        sent += Frame.ping(b"between").with_mask(MASK).encode()
+    found = received(sent, compression=REMEMBERS if remembers else FORGETS)
     assert found == [value for data, _ in messages for value in (data, b"between")]
 
 
@@ -94,10 +94,10 @@ def test_a_control_frame_between_the_fragments_of_a_compressed_message_is_plain(
 def test_a_message_may_refer_to_the_one_before_only_where_that_was_agreed() -> None:
     compressor = zlib.compressobj(6, zlib.DEFLATED, -15)
     message = bytes(random.Random(1).randbytes(500))
-    raw = b"".join(frames(deflated_on(compressor, message)) for _ in range(3))
-    assert received(raw, compression=REMEMBERS) == [message] * 3
-    # Otherwise it might refer to what another client has sent.
-    assert received(raw, compression=FORGETS) == [message, 1007]
+    sent = b"".join(frames(deflated_on(compressor, message)) for _ in range(3))
+    assert received(sent, compression=REMEMBERS) == [message] * 3
+    # Otherwise it might refer to another client's messages.
+    assert received(sent, compression=FORGETS) == [message, 1007]
 
 
 @pytest.mark.parametrize("payload", [bytes.fromhex("f348cdc9c9070000"), bytes.fromhex("f248cdc9c90700")])
@@ -143,7 +143,7 @@ def test_any_bytes_are_judged_as_zlib_judges_them(payload: bytes) -> None:
         expected = None
     found = received(frames(payload))
     if expected is None and found != [1007]:
-        # A final block in the middle is where zlib's object stops, and a message does not.
+        # zlib's object stops at a final block. A message may go on after one.
         assert reference.eof
     if found != [1007] and not reference.eof:
         assert found == [expected]
@@ -167,8 +167,8 @@ def test_rsv1_without_negotiation_fails_with_1002() -> None:
 
 @pytest.mark.parametrize("opcode", [Opcode.PING, Opcode.PONG, Opcode.CLOSE])
 def test_rsv1_on_a_control_frame_fails_with_1002(opcode: Opcode) -> None:
-    raw = bytes([0xC0 | opcode.value, 0x80]) + MASK
-    assert received(raw) == [1002]
+    sent = bytes([0xC0 | opcode.value, 0x80]) + MASK
+    assert received(sent) == [1002]
 
 
 def test_rsv1_on_a_continuation_fails_with_1002() -> None:
@@ -242,14 +242,14 @@ def test_a_message_in_as_many_blocks_as_a_compressor_makes_is_taken(strategy, me
     assert received(frames(payload), limit=1 << 20) == [data]
 
 
-# What is sent
+# Sent messages
 
 without_isal = pytest.mark.skipif(not has_isal, reason="wshub was built without ISA-L: libisal-dev was not there")
 ENGINES = [pytest.param("zlib"), pytest.param("isal", marks=without_isal)]
 
 
 def inflated(payload: bytes, bits: int = 15, step: int = 64) -> bytes:
-    """Decompress in steps of that many bytes: zlib notices references beyond the window and the step."""
+    """Decompress in steps of ``step`` bytes. zlib then detects references beyond the window and the step."""
     inflater = zlib.decompressobj(-bits)
     pieces, rest = [], payload + TAIL
     while True:
@@ -280,7 +280,7 @@ def test_a_form_is_shorter_and_within_the_window_of_its_receiver(engine, data, b
 @pytest.mark.parametrize("level", [1, 3, 4, 9])
 @pytest.mark.parametrize("bits", range(8, 15))
 def test_no_form_refers_further_back_than_its_receiver_keeps(engine, bits: int, level: int) -> None:
-    # Every byte comes again at each distance around the window's size.
+    # The data repeats at each distance around the window's size.
     source = random.Random(bits)
     data = b"".join(source.randbytes(max(0, (1 << bits) + step)) * 2 for step in (-300, -264, -8, -1, 0, 1, 7))
     data += b"so that there is a form at all " * 20

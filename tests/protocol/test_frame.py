@@ -44,9 +44,9 @@ def frames(draw):
     )
 
 
-@pytest.mark.parametrize(("bytes", "frame"), RFC_EXAMPLES, ids=range(len(RFC_EXAMPLES)))
-def test_the_examples_of_the_rfc_encode_and_decode(raw, frame):
-    encoded = bytes.fromhex(raw)
+@pytest.mark.parametrize(("digits", "frame"), RFC_EXAMPLES, ids=range(len(RFC_EXAMPLES)))
+def test_the_examples_of_the_rfc_encode_and_decode(digits, frame):
+    encoded = bytes.fromhex(digits)
     assert frame.encode() == encoded
     assert Frame.decode(encoded) == (frame, len(encoded))
 

@@ -1,4 +1,4 @@
-"""The opening handshake: who gets a 101, and what everyone else is told."""
+"""The opening handshake: the requests that get a 101, and the responses to all others."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def parsed_response(response: bytes) -> tuple[str, list[tuple[str, str]], bytes]
 
 
 class Request:
-    """As little of a request as the seed's handshake asks for."""
+    """A request with only the attributes that the handshake needs."""
 
     def __init__(self, fields: dict[str, str]) -> None:
         self._fields = {name.lower(): value for name, value in fields.items()}
@@ -130,7 +130,7 @@ def test_the_connection_may_be_a_list_in_any_case_and_order(value):
     "value", ["keep-alive", "close", "Upgrades", "Up grade", "Upgrade;", "notupgrade", '"Upgrade"']
 )
 def test_a_connection_without_the_token_upgrade_is_refused(value):
-    # A substring, as in the seed's sketch, is not a token.
+    # A token must match as a whole: a substring is not enough.
     assert refusal(headers_of({"Connection": value})).status == 400
 
 
@@ -182,7 +182,7 @@ def test_a_key_that_is_not_16_bytes_in_base64_is_refused(key):
 
 
 @pytest.mark.parametrize("position", [0, 11, 21, 22, 23])
-def test_every_byte_in_a_key_is_an_byte_of_base64_or_refused(position):
+def test_every_byte_in_a_key_is_a_byte_of_base64_or_refused(position):
     alphabet = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
     for byte in range(256):
         key = bytearray(KEY.encode())

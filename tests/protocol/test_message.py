@@ -1,4 +1,4 @@
-"""Messages: what they hold, and the frame that they are."""
+"""Messages: their contents, and their frames."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The constants of native code are declared once, and are those of their Python twins."""
+"""The constants of native code are declared once, and equal those of the Python code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The native parser, in both roles: any split of the bytes gives the same events, and each violation its close code."""
+"""The native parser, in both roles. Any split of the bytes gives the same events; a violation has its close code."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def role(request: pytest.FixtureRequest) -> Role:
     return request.param
 
 
-# Hypothesis wants no fixture that is used anew for each example.
+# Hypothesis does not allow a fixture that is set up again for each example.
 both_roles = pytest.mark.parametrize("role", Role, ids=lambda role: role.name.lower())
 
 
 def sent(frame: Frame, role: Role, mask: bytes = MASK) -> bytes:
-    """The bytes of a frame as the peer of that role sends it."""
+    """Return the bytes of a frame as that role's peer sends it."""
     return frame.with_mask(mask).encode() if role is Role.SERVER else frame.encode()
 
 
@@ -42,14 +42,14 @@ def parser_of(role: Role, limit: int = 65536, compression: PermessageDeflate | N
 
 
 def header_of(header: bytes, role: Role) -> bytes:
-    """A header as the peer of that role sends it, from one without mask bit."""
+    """Return a header as that role's peer sends it. The argument has no mask bit."""
     if role is Role.CLIENT:
         return header
     return header[:1] + bytes([header[1] | 0x80]) + header[2:] + MASK
 
 
 def plain(events):
-    """Events as values that compare with ==, whatever objects they are."""
+    """Return events as values that compare with ==."""
     result = []
     for name, value in events:
         if isinstance(value, Message):
@@ -81,7 +81,7 @@ texts = st.one_of(st.text(max_size=200), st.sampled_from(["x" * 126, "é" * 4000
 
 @st.composite
 def conversations(draw, roles=Role):
-    """The side that reads, a valid sequence of frames, and the events that it must give."""
+    """Draw a role, a valid sequence of frames for it, and the expected events."""
     role = draw(st.sampled_from(list(roles)))
     frames, expected = [], []
     control = st.tuples(st.sampled_from([Opcode.PING, Opcode.PONG]), st.binary(max_size=125))
@@ -247,7 +247,7 @@ def test_a_message_above_the_limit_is_refused_from_its_header(role: Role, length
 
 @pytest.mark.parametrize("first", [b"", b"\x02\x00"])
 def test_a_length_that_is_only_declared_costs_no_memory(role: Role, first: bytes) -> None:
-    """Neither in the first frame of a message nor in a later one."""
+    """This holds for the first frame of a message and for later ones."""
     parser = parser_of(role, 1 << 40)
     declared = (b"\x80" if first else b"\x82") + b"\x7f" + (1 << 35).to_bytes(8, "big")
     tracemalloc.start()
@@ -285,7 +285,7 @@ def test_a_message_of_exactly_the_limit_is_taken(role: Role) -> None:
 )
 def test_invalid_utf8_fails_with_1007_at_the_first_byte_that_cannot_be(role: Role, text: bytes) -> None:
     parser = parser_of(role)
-    # The header says that a lot is still to come, so the failure is not that of the end.
+    # The header announces more data, so the parser fails before the end of the frame.
     data = sent(Frame(Opcode.TEXT, text + b"x" * 100, fin=False), role)
     header = len(data) - len(text) - 100
     assert plain(parser.feed(data[: header + len(text)])) == [("failure", 1007)]
@@ -370,7 +370,7 @@ def test_very_many_empty_and_tiny_fragments_are_one_bounded_message(role: Role) 
 
 
 def test_each_role_decompresses_with_the_window_of_its_peer() -> None:
-    """The second message refers to the first one, which only the side that keeps its window can read."""
+    """The second message refers to the first. Only a role with context takeover can read it."""
     compressor = zlib.compressobj(wbits=-15)
     data = b"a message that comes twice, " * 3
     frames = [Frame(Opcode.BINARY, deflated_on(compressor, data), rsv1=True) for _ in range(2)]

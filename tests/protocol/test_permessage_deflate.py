@@ -1,4 +1,4 @@
-"""The negotiation of permessage-deflate: the offers of RFC 7692 section 7.1, and those of browsers."""
+"""The negotiation of permessage-deflate, with the offers of RFC 7692 section 7.1 and those of browsers."""
 
 from __future__ import annotations
 
@@ -164,12 +164,12 @@ def test_what_is_agreed_is_within_the_offer_and_the_config(parameters, server_bi
 @pytest.mark.parametrize("unit", [b'\\",;"', b",", b";", b"permessage-deflate;a,"])
 @pytest.mark.parametrize("start", [b"", b'"', b'permessage-deflate;a="'])
 def test_a_field_of_many_quotes_and_separators_is_read_in_linear_time(start: bytes, unit: bytes) -> None:
-    def seconds(raw: int) -> float:
+    def seconds(size: int) -> float:
         # Earlier offers are cached.
-        fields = [b"%s%d%s" % (start, attempt, unit * (raw // len(unit))) for attempt in range(2)]
+        fields = [b"%s%d%s" % (start, attempt, unit * (size // len(unit))) for attempt in range(2)]
         return least_seconds(lambda field: negotiate(DEFAULT, [field]), fields)
 
-    # Of 32 times the bytes, quadratic work takes 1,024 times as long.
+    # For 32 times the bytes, quadratic work takes 1,024 times as long.
     assert seconds(512_000) < 160 * max(seconds(16_000), 0.0002)
 
 

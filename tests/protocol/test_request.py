@@ -1,4 +1,4 @@
-"""The head of a request: read, parsed, refused."""
+"""Reading, parsing and refusing the head of a request."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def status_of(head: bytes) -> int:
 
 
 def read(data: bytes, size: int, **options: int) -> tuple[bytes, bytes] | None:
-    """Feed ``data`` to a reader ``size`` bytes at a time, and add what was not fed to the rest."""
+    """Feed ``data`` to a reader, ``size`` bytes at a time. Add bytes that were not fed to the rest."""
     reader = RequestReader(**options)
     for start in range(0, len(data), size):
         result = reader.feed(data[start : start + size])
@@ -44,12 +44,12 @@ def read(data: bytes, size: int, **options: int) -> tuple[bytes, bytes] | None:
 
 
 def seconds(work) -> float:
-    """The least of three runs."""
+    """Return the shortest time of three runs."""
     return least_seconds(lambda _: work(), range(3))
 
 
 def assert_linear(make_work) -> None:
-    """Four times the input takes less than ten times as long; quadratic work would take sixteen times."""
+    """Check that four times the input takes less than ten times as long. Quadratic work takes sixteen times as long."""
     small = max(seconds(make_work(1)), 0.0005)
     assert seconds(make_work(4)) < 10 * small
 
@@ -369,19 +369,19 @@ def test_a_head_is_read_in_pieces_of_any_size(rest):
 
 @given(st.data())
 def test_a_head_is_read_whatever_the_pieces(data):
-    raw = head_of(*FIELDS, host=None) + b"rest"
-    cuts = sorted(data.draw(st.lists(st.integers(0, len(raw)), max_size=8)))
+    sent = head_of(*FIELDS, host=None) + b"rest"
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(sent)), max_size=8)))
     reader = RequestReader()
     fed = 0
     result = None
-    for cut in [*cuts, len(raw)]:
-        result = reader.feed(raw[fed:cut])
+    for cut in [*cuts, len(sent)]:
+        result = reader.feed(sent[fed:cut])
         fed = cut
         if result is not None:
             break
     assert result is not None
-    assert result[0] + result[1] == raw[:fed]
-    assert result[0] == raw[:-4]
+    assert result[0] + result[1] == sent[:fed]
+    assert result[0] == sent[:-4]
 
 
 def test_a_head_may_have_exactly_the_maximal_size():
@@ -396,12 +396,12 @@ def test_a_head_may_have_exactly_the_maximal_size():
 @pytest.mark.parametrize("size", [1, 1000, 1 << 20])
 def test_a_head_without_an_end_is_refused_at_the_bound(size):
     reader = RequestReader()
-    raw = (b"GET / HTTP/1.1\r\n" + b"X: 1\r\n" * 200_000)[: 1 << 20]
+    sent = (b"GET / HTTP/1.1\r\n" + b"X: 1\r\n" * 200_000)[: 1 << 20]
     full = (16 * 1024 - 1) // size * size
     for start in range(0, full, size):
-        assert reader.feed(raw[start : start + size]) is None
+        assert reader.feed(sent[start : start + size]) is None
     with pytest.raises(HandshakeError) as caught:
-        reader.feed(raw[full : full + size])
+        reader.feed(sent[full : full + size])
     assert caught.value.status == 431
 
 
@@ -456,8 +456,8 @@ def test_a_reader_reads_one_head(size):
         reader.feed(b"")
 
 
-def test_reading_is_linear_when_fed_an_byte_at_a_time():
-    def raw(factor):
+def test_reading_is_linear_when_fed_a_byte_at_a_time():
+    def single_bytes(factor):
         data = b"GET / HTTP/1.1\r\nX: " + b"\r" * 50_000 * factor
         return lambda: read(data, 1, max_size=1 << 20)
 
@@ -465,5 +465,5 @@ def test_reading_is_linear_when_fed_an_byte_at_a_time():
         data = b"GET / HTTP/1.1\r\n" + b"X: 1\r\n" * 20_000 * factor
         return lambda: read(data, 6, max_size=1 << 20)
 
-    for work in (raw, pieces):
+    for work in (single_bytes, pieces):
         assert_linear(work)

@@ -1,4 +1,4 @@
-"""The frame writer, for both roles, and the masking of what a client sends."""
+"""The frame writer in both roles, and the masking of a client's frames."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_every_frame_has_a_new_key_from_the_source() -> None:
 def test_keys_come_from_the_operating_system_by_default() -> None:
     writers = [FrameWriter(Role.CLIENT) for _ in range(3)]
     seen = {writer.message(b"")[2:6] for writer in writers for _ in range(300)}
-    # Of 900 random keys, two are the same in one run of 10,000.
+    # Among 900 random keys, two are equal in one run of 10,000.
     assert len(seen) >= 898
 
 

@@ -1,4 +1,4 @@
-"""What went wrong in other WebSocket servers: each cause in handshakes and callbacks that no other test holds."""
+"""Known failures of other WebSocket servers, caused by handshakes and callbacks that no other test covers."""
 
 from __future__ import annotations
 
@@ -57,18 +57,18 @@ def request_for(target: str, *fields: str, host: str = "a", key: str = "dGhlIHNh
     return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
 
-# Regular expressions, and what else reads a field more than once
+# Regular expressions, and other code that reads a field more than once
 
 
 def test_no_module_has_a_regular_expression_or_splits_where_only_python_does() -> None:
-    """``splitlines``, and ``split`` without an argument, split on bytes that HTTP does not split on."""
+    """``splitlines``, and ``split`` without an argument, split on bytes that are ordinary in HTTP."""
     assert len(MODULES) > 50
     wrong = re.compile(r"^\s*(?:from|c?import) +(?:re|regex|fnmatch|glob)\b|\.r?split\(\)|\.splitlines\(", re.MULTILINE)
     assert {path.name: found for path in MODULES if (found := wrong.findall(path.read_text()))} == {}
 
 
 def judge(value: bytes) -> None:
-    """Do everything with a value that is done with one of the fields of a handshake, or with its target."""
+    """Use a value in every way in which the hub uses a field of a handshake, or its target."""
     names = ["Upgrade", "Connection", "Sec-WebSocket-Version", "Sec-WebSocket-Key", "Origin", "X-Forwarded-For"]
     fields = [(name.encode(), value) for name in [*names, "Sec-WebSocket-Protocol", "Sec-WebSocket-Extensions"]]
     proxies = [ipaddress.ip_network("127.0.0.0/8")]
@@ -101,12 +101,12 @@ def judge(value: bytes) -> None:
     ids=repr,
 )
 def test_no_value_of_a_field_takes_more_than_linear_time(unit: bytes, start: bytes) -> None:
-    def seconds(raw: int) -> float:
-        # What was asked before is known.
-        values = [b"%s%d%sx" % (start, attempt, unit * (raw // len(unit))) for attempt in range(2)]
+    def seconds(size: int) -> float:
+        # Each attempt gets its own value, because results may be cached.
+        values = [b"%s%d%sx" % (start, attempt, unit * (size // len(unit))) for attempt in range(2)]
         return least_seconds(judge, values)
 
-    # Of 32 times the bytes, quadratic work takes 1,024 times as long.
+    # For 32 times the bytes, quadratic code takes 1,024 times as long.
     assert seconds(256_000) < 160 * max(seconds(8_000), 0.0005)
 
 
@@ -122,7 +122,7 @@ def test_very_many_fields_of_one_name_take_linear_time_from_an_asgi_server_too()
     assert least_seconds(read, [40_000] * 2) < 30 * max(least_seconds(read, [5_000] * 2), 0.001)
 
 
-# Memory before anybody is let in
+# Memory before the handshake is accepted
 
 
 async def test_who_is_refused_and_does_not_hang_up_is_one_of_a_bounded_number(reactor) -> None:
@@ -164,12 +164,12 @@ async def test_nothing_is_read_of_who_has_not_been_let_in_yet(reactor) -> None:
         assert hub.stats()["messages_received"] == 0
 
 
-# One client and another
+# Isolation between clients
 
 
 @pytest.mark.parametrize("waits", [False, True], ids=["at once", "on_upgrade waits"])
 async def test_handshakes_in_parallel_never_get_anything_of_each_other(reactor, waits) -> None:
-    """Daphne and Channels gave the scope of one client to another."""
+    """Daphne and Channels mixed up the scopes of clients."""
     count = 60
 
     loop = asyncio.get_running_loop()
@@ -177,7 +177,7 @@ async def test_handshakes_in_parallel_never_get_anything_of_each_other(reactor, 
     ids: list[int] = []
 
     async def on_upgrade(request: RequestHead) -> dict[str, Any]:
-        # The later it has come, the sooner it is decided.
+        # Later requests get their decision sooner.
         number = int(request.query_params["number"])
         decided = loop.create_future()
         loop.call_later((count - number) / 10_000, decided.set_result, None)
@@ -202,9 +202,9 @@ async def test_handshakes_in_parallel_never_get_anything_of_each_other(reactor, 
             key = base64.b64encode(number.to_bytes(16, "big")).decode()
             request = request_for(f"/path-{number}?number={number}", f"X-Name: name-{number}", key=key)
             async with raw_peer(f"ws://127.0.0.1:{server.port}/", handshake=False) as peer:
-                raw = request + masked(Frame.text(str(number)))
-                for start in range(0, len(raw), 11 + number):
-                    peer.write(raw[start : start + 11 + number])
+                sent = request + masked(Frame.text(str(number)))
+                for start in range(0, len(sent), 11 + number):
+                    peer.write(sent[start : start + 11 + number])
                     await asyncio.sleep(0)
                 head = await peer.reader.readuntil(b"\r\n\r\n")
                 assert f"Sec-WebSocket-Accept: {Handshake.generate_accept_key(key)}\r\n".encode() in head
@@ -216,7 +216,7 @@ async def test_handshakes_in_parallel_never_get_anything_of_each_other(reactor, 
             number: (f"/path-{number}", f"name-{number}", number if waits else None) for number in range(count)
         }
         assert len(set(ids)) == count
-        # Ids are not reused, also not by those who come when the others have gone.
+        # Ids are never reused, even after the first connections have closed.
         await asyncio.gather(*map(one, range(count)))
         assert len(set(ids)) == 2 * count
         assert ids[count:] == sorted(ids[count:]) or waits
@@ -238,7 +238,7 @@ async def test_a_second_request_behind_the_first_is_no_request(reactor) -> None:
 
 
 async def test_no_field_says_where_a_request_goes_but_its_target(reactor) -> None:
-    """Starlette took the path of a URL that it had made with ``Host``."""
+    """Starlette took the path from a URL that it had built with ``Host``."""
 
     opened: list[str] = []
     handler = EventHandler(on_open=lambda connection: opened.append(connection.path))
@@ -276,7 +276,10 @@ ENCODED = "%0B%0C%1C%1D%1E%C2%85%C2%9B%E2%80%A8%0D%0ACRITICAL%20forged%1B[2J"
 
 
 def test_nothing_that_a_client_sends_is_in_the_log(run, reactor, caplog) -> None:
-    """No control character, which would begin a line or steer a terminal, and no secret: at debug too."""
+    """The log never contains a client's control characters, which could forge a line or steer a terminal.
+
+    It never contains a secret either, even at debug level.
+    """
     caplog.set_level(logging.DEBUG)
     hostile = HOSTILE.encode("utf-8").decode("latin-1")
     obs_text = "\x85\x9bsecret"
@@ -318,8 +321,8 @@ def test_nothing_that_a_client_sends_is_in_the_log(run, reactor, caplog) -> None
                 b"\xff\xff" + HOSTILE.encode(),
                 b"\x81\xff" + b"\xff" * 8 + MASK,
             ]
-            for raw in ends:
-                assert await code_that_ends(url, good, raw) > 0
+            for end in ends:
+                assert await code_that_ends(url, good, end) > 0
             async with raw_peer(url) as peer:
                 peer.reset()
             while hub.connection_count:
@@ -336,10 +339,10 @@ def test_nothing_that_a_client_sends_is_in_the_log(run, reactor, caplog) -> None
     assert "\x1b" not in caplog.text
 
 
-# Use after free: whatever a callback does to its connection or its hub
+# Use after free: callbacks that end their connection or their hub
 
 ACTS = ["close", "close the others", "close the hub", "stop listening", "abort all", "cancel itself", "raise"]
-# test_handlers.py has the rest.
+# test_handlers.py covers the other events.
 CASES = [(event, act) for event in ("on_drain", "on_close", "on_error", "on_upgrade") for act in ACTS]
 CASES += [(event, act) for event in ("on_open", "on_message", "on_ping", "on_pong") for act in ACTS[3:6]]
 
@@ -347,7 +350,10 @@ CASES += [(event, act) for event in ("on_open", "on_message", "on_ping", "on_pon
 @pytest.mark.parametrize(("event", "act"), CASES)
 @pytest.mark.parametrize("suspends", [False, True], ids=["function", "coroutine"])
 async def test_a_callback_may_end_anything(reactor, event, act, suspends) -> None:
-    """libwebsockets, nchan and uWebSockets used what a callback had freed: scripts/sanitize would see it."""
+    """libwebsockets, nchan and uWebSockets used objects that a callback had freed.
+
+    scripts/sanitize detects such use.
+    """
 
     opened: list[Connection] = []
     closed: list[Connection] = []
@@ -376,7 +382,7 @@ async def test_a_callback_may_end_anything(reactor, event, act, suspends) -> Non
             raise HandshakeError(403, "No.") if connection is None else LookupError("asked to fail")
 
     def is_first(subject: Any) -> bool:
-        """Whether this is the first time, and of the client that is to act."""
+        """Return True at the first call for the acting client."""
         return subject.path == "/actor" and not acted.is_set()
 
     def handle(subject: Any, *_: Any) -> Any:
@@ -395,7 +401,7 @@ async def test_a_callback_may_end_anything(reactor, event, act, suspends) -> Non
         opened.append(connection)
         connection.join("room")
         if event == "on_drain" and connection.path == "/actor":
-            # More than the kernel takes at once.
+            # This exceeds the kernel's buffers.
             connection.send(bytes(16_000_000))
         return (handle_later if suspends else handle)(connection) if event == "on_open" else None
 
@@ -432,7 +438,7 @@ async def test_a_callback_may_end_anything(reactor, event, act, suspends) -> Non
 
 
 def test_the_reason_of_a_client_writes_no_line_into_the_log(run, caplog) -> None:
-    """One client closes with a reason; a relay to it fails with that reason."""
+    """One client closes with a reason, and a message that is relayed to it fails with that reason."""
 
     async def scenario() -> None:
         opened = []

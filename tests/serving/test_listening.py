@@ -1,4 +1,4 @@
-"""What a hub can listen on: addresses, Unix sockets, given sockets, and TLS on all of them."""
+"""Listening on addresses, Unix sockets and given sockets, each also with TLS."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def test_a_hub_listens_on_every_address_of_a_host(host, certificate, secur
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
 async def test_a_unix_socket_is_served_and_its_path_removed(tmp_path, certificate, secure) -> None:
     path = str(tmp_path / "hub.sock")
-    # As a process leaves it that did not end in order.
+    # A process that was killed leaves such a path.
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(path)
 
@@ -132,10 +132,10 @@ async def test_what_is_no_tls_disturbs_nobody(certificate, caplog) -> None:
     async with hub.serve("localhost", 0, echo(), ssl=certificate.server_context()) as server:
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         writer.write(REQUEST)
-        # An alert of TLS, or nothing at all: the connection ends.
+        # The server sends a TLS alert or nothing, and closes the connection.
         await reader.read()
         writer.close()
-        # One that never says a word is ended by the time limit of handshakes.
+        # The handshake timeout closes a connection that sends nothing.
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         with contextlib.suppress(ConnectionResetError):
             await reader.read()

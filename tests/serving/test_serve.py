@@ -1,4 +1,4 @@
-"""A hub serves real clients: messages, rooms, closes, refusals."""
+"""A hub serves real clients: messages, rooms, closes and refusals."""
 
 from __future__ import annotations
 
@@ -226,7 +226,7 @@ async def test_closing_can_be_spread_over_a_time_in_which_the_rest_goes_on() -> 
         noting = [asyncio.create_task(note_end(client)) for client in clients]
         closing = asyncio.create_task(hub.close())
         await asyncio.wait(noting, return_when=asyncio.FIRST_COMPLETED)
-        # The last to come is the last to go.
+        # The newest connection is closed last.
         await clients[-1].send("still served")
         assert await clients[-1].recv() == "still served"
         with pytest.raises(websockets.InvalidStatus, match="503"):
@@ -370,10 +370,10 @@ def test_a_port_probe_or_a_health_check_logs_nothing_above_debug(run, caplog) ->
 
     async def scenario() -> None:
         async with serving(EventHandler()) as (hub, url):
-            for raw in (b"", b"\0", b"HEAD / HTTP/1.0\r\n\r\n", b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"):
+            for request in (b"", b"\0", b"HEAD / HTTP/1.0\r\n\r\n", b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"):
                 async with raw_peer(url, handshake=False) as peer:
-                    peer.write(raw)
-                    if len(raw) > 1:
+                    peer.write(request)
+                    if len(request) > 1:
                         await peer.reader.read()
             async with raw_peer(url) as peer:
                 peer.send(Frame.text("x"))

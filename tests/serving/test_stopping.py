@@ -1,4 +1,4 @@
-"""A hub that stops gives handlers, connections and the program an end in order."""
+"""A stopping hub ends handlers, connections and the program in an orderly way."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STOP_SIGNALS = [signal.SIGTERM, signal.SIGINT]
 
 
 async def slowly(events: list[str], name: str) -> None:
-    """Clean up in more than one iteration of the loop."""
+    """Clean up over several iterations of the loop."""
     events.append(f"{name} begins")
     for _ in range(20):
         await asyncio.sleep(0)
@@ -113,7 +113,7 @@ async def test_a_handler_may_await_the_end_of_its_hub(event, way) -> None:
         closed.set()
 
     handler = close_all if event == "endpoint" else EventHandler(**{event: close_all})
-    # A handler that were waited for would be for the whole of this time.
+    # If the hub waited for this handler, closing would take all of this time.
     async with serving(handler, close_timeout_ms=3_600_000) as (hub, url):
         async with connected(url) as client:
             if event == "on_message":
@@ -203,7 +203,10 @@ else:
 
 
 async def stopped(loop: str, *, wait: str, on_message: str = "pass", stop: signal.Signals | None = None) -> Any:
-    """Run a server with one client until it stops. Returns its exit code, its output, its errors and the close code."""
+    """Run a server with one client until it stops.
+
+    Return its exit code, its output, its errors and the close code.
+    """
     source = textwrap.dedent(SERVER).format(wait=wait, on_message=on_message)
     async with running_source(source, loop) as (process, port), raw_peer(f"ws://127.0.0.1:{port}/") as peer:
         if stop is not None:
@@ -300,7 +303,7 @@ def test_a_second_ctrl_c_ends_what_the_first_waits_for(loop) -> None:
             peer.send(Frame.text("hang"))
             peer.send(Frame.ping(b""))
             process.send_signal(signal.SIGINT)
-            # The client does not answer, and its handler hangs.
+            # The client does not answer the close, and its handler hangs.
             assert await peer.close_code() == 1001
             process.send_signal(signal.SIGINT)
             output, errors = await process.communicate()
@@ -332,7 +335,7 @@ def test_an_exit_out_of_the_acceptance_of_a_connection_ends_the_program_in_order
     exits: list[BaseException] = [SystemExit(3)]
 
     def clock() -> float:
-        # The connection asks first, by its deadline: the hub's sweeps are seconds away.
+        # The connection reads the clock first, for its deadline; the hub's sweeps are seconds away.
         if armed and exits:
             raise exits.pop()
         return 0.0
@@ -387,7 +390,7 @@ def test_exits_out_of_several_handlers_are_raised_once(loop, event, wait) -> Non
         async with running_source(source, loop, event) as (process, port):
             url = f"ws://127.0.0.1:{port}/"
             async with raw_peer(url) as first, raw_peer(url) as second:
-                # For on_close, the first client ends its connection, and the hub ends the other one.
+                # For on_close, the first client closes its connection, and the hub closes the other one.
                 first.send(Frame.close(1000) if event == "on_close" else Frame.text("stop"))
                 if event == "on_message":
                     second.send(Frame.text("stop"))
@@ -473,7 +476,7 @@ async def test_every_server_of_a_hub_ends_when_the_hub_closes(certificate, close
         await asyncio.gather(*waiting)
         with pytest.raises(ConnectionRefusedError):
             await asyncio.open_connection("127.0.0.1", server.port)
-        # The end of a server that has ended already is nothing to the next life of the hub.
+        # Closing the server again does not affect the next server of the hub.
         async with hub.serve("127.0.0.1", 0, EventHandler()) as second:
             await server.close()
             async with connected(f"ws://127.0.0.1:{second.port}/"):

@@ -1,4 +1,4 @@
-"""A callback in an SSL context never ends the process, whatever transports are installed and whenever it was set."""
+"""A callback in an SSL context never ends the process, with any transport and whenever it was set."""
 
 from __future__ import annotations
 

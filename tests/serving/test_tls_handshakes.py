@@ -1,4 +1,4 @@
-"""A TLS connection counts, and has its time, from accept on: also before its handshake is finished."""
+"""A TLS connection counts against the limits and timeouts from accept(2) on, before its handshake is complete."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from wshub.serving.server import Server
 
 @pytest.fixture(params=["files", "context"])
 def tls(request: pytest.FixtureRequest, certificate: Any) -> dict[str, Any]:
-    """Arguments for ``serve()``. Files get the transports of aiofastnet, a context gets those of the loop."""
+    """Return arguments for ``serve()``. Files use the transports of aiofastnet; a context uses those of the loop."""
     if request.param == "files":
         return {"ssl_certfile": certificate.chain, "ssl_keyfile": certificate.key}
     return {"ssl": certificate.server_context()}
@@ -62,7 +62,7 @@ async def test_of_too_many_unfinished_tls_handshakes_the_oldest_is_ended(tls, ce
         await asyncio.gather(*(peer.ended() for peer in peers[:8]))
         assert all(peer.is_open() for peer in peers[8:])
         await is_served(server, certificate)
-        # One that was in time can still finish.
+        # A connection within the limit can still complete its handshake.
         await peers[-1].finish()
         await peers[-1].send(REQUEST)
         assert b" 101 " in await peers[-1].receive()
@@ -90,7 +90,7 @@ async def test_the_tls_handshake_and_the_request_have_one_deadline(tls, clock, c
         pass_for(clock, 6, server)
         await peer.finish()
         await peer.send(REQUEST[:-2])
-        # The server has read it when it answers this.
+        # When the server answers this connection, it has read the request of the other.
         await is_served(server, certificate)
         pass_for(clock, 6, server)
         assert b" 408 " in await peer.receive()
@@ -172,22 +172,22 @@ def test_a_client_that_leaves_during_its_tls_handshake_is_forgotten(run, tls, ce
 
 
 class ClosingTransport:
-    """A TLS transport that counts how often it is closed, and whose end is still to come then."""
+    """A TLS transport that counts the calls of ``close()``; its end comes later."""
 
     def __init__(self) -> None:
         self.closes = 0
 
     def write(self, data: bytes) -> None:
-        """Take everything."""
+        """Accept all data."""
 
     def is_reading(self) -> bool:
         return True
 
     def pause_reading(self) -> None:
-        """Read no more."""
+        """Pause reading."""
 
     def resume_reading(self) -> None:
-        """Read again."""
+        """Resume reading."""
 
     def can_write_eof(self) -> bool:
         return False

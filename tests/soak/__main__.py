@@ -1,9 +1,9 @@
-"""The soak: ``python -m tests.soak [--minutes 30] [--loop uvloop]``.
+"""The soak test: ``python -m tests.soak [--minutes 30] [--loop uvloop]``.
 
-Ends with "soak: pass" or "soak: FAIL", and exit code 0 or 1. A server and its clients have a process and a core each.
-Connections and rooms come and go, under every policy at once. Nothing may be lost or out of order for
-readers that keep up. The counters must add up at each look, and agree with the messages that the clients have received.
-Neither memory nor descriptors may grow.
+The last line is "soak: pass" or "soak: FAIL", and the exit code is 0 or 1. The server has a process and a core; so do
+the clients. Connections and rooms come and go, under every policy at once. A client that keeps up must get every
+message, in order. The counters must add up at all times, and agree with the messages that the clients have received.
+Memory and descriptors must not grow.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import time
 from typing import Any
 
 WARM_UP = 60
-"""Seconds after which memory is to be flat."""
+"""Seconds after which memory must stay flat."""
 
 GROWTH_ALLOWED = 0.03
-"""By how much the most of the last third may be above the most of the first third, of resident memory."""
+"""Maximum growth of resident memory: from its maximum in the first third to its maximum in the last third."""
 
 
 def pinned(core: int, *arguments: str) -> subprocess.Popen[str]:
@@ -33,20 +33,20 @@ def pinned(core: int, *arguments: str) -> subprocess.Popen[str]:
 
 
 def check(reports: list[dict[str, Any]], load: dict[str, Any], descriptors: int) -> list[str]:
-    """What does not hold."""
+    """Return the failures."""
     failures = []
     final = reports[-1]
     orderly, reset = final["hubs"]
     received = load["counts"]["received"]
     if orderly["messages_delivered"] != received:
         failures.append(f"{orderly['messages_delivered']} messages delivered, {received} received")
-    # Not as many: nobody misses the last that there was of a room, nor what was no message to one.
+    # Fewer may be missing than were dropped. Clients cannot miss the last message of a room, or one to no room.
     dropped = sum(orderly["dropped"][reason] for reason in ("newest", "oldest", "replaced"))
     if load["counts"]["missing"] > dropped:
         failures.append(f"{load['counts']['missing']} messages are missing, {dropped} were dropped")
     for stats in (orderly, reset):
         if stats["opened"] != stats["closed"] or stats["connections"] or stats["rooms"] or stats["messages_pending"]:
-            failures.append(f"something is left: {stats}")
+            failures.append(f"not all has ended: {stats}")
         if sum(stats["closes"].values()) != stats["opened"]:
             failures.append(f"{stats['opened']} opened, but closes are {stats['closes']}")
     if orderly["opened"] + reset["opened"] != load["counts"]["connections"]:
@@ -56,12 +56,14 @@ def check(reports: list[dict[str, Any]], load: dict[str, Any], descriptors: int)
     steady = [report["resident"] for report in reports if report["elapsed"] >= WARM_UP]
     third = len(steady) // 3
     if not third:
-        print("too short to tell whether memory grows")
+        print("the run is too short to tell whether memory grows")
         return failures
     early, late = max(steady[:third]), max(steady[-third:])
     if late > early * (1 + GROWTH_ALLOWED):
         failures.append(f"memory grew from {early} to {late}")
-    print(f"resident, MiB: {min(steady) / 2**20:.1f} to {early / 2**20:.1f} early, {late / 2**20:.1f} at most late")
+    print(
+        f"resident, MiB: least {min(steady) / 2**20:.1f}, most early {early / 2**20:.1f}, most late {late / 2**20:.1f}"
+    )
     return failures
 
 
@@ -98,7 +100,7 @@ def main() -> int:
                 told = True
                 server.terminate()
             if elapsed > seconds + 120:
-                print("it does not end")
+                print("the run does not end")
                 break
         output, _ = load.communicate(timeout=10)
         if not told:

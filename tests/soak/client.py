@@ -1,4 +1,4 @@
-"""A client of the soak: it looks at every message, and says what is missing, twice there or out of order."""
+"""A client of the soak test. It checks every message, and reports missing, repeated and misordered ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Client(asyncio.Protocol):
     """One connection.
 
     Args:
-        steady: it reads all the time, so nothing may be missing; otherwise gaps are what the policies are for.
+        steady: it reads all the time, so no message may be missing. Otherwise the policies may drop messages.
         compresses: it offers permessage-deflate.
     """
 
@@ -30,13 +30,13 @@ class Client(asyncio.Protocol):
         self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.received = 0  # messages
-        self.missing = 0  # messages to rooms that were dropped, as far as later ones tell
+        self.missing = 0  # dropped messages to rooms, known from later ones
         self.close_code = 0
         self.error: Exception | None = None
         self.address: tuple[str, int] = ("", 0)
         self.closing = False
         self.rooms: dict[int, int] = {}  # room: number of the last message
-        self.asked: set[int] = set()  # rooms whose answer is on its way
+        self.asked: set[int] = set()  # rooms whose answer is pending
         self.last_of_all = -1
         self.echoes_sent = 0
         self.echoes_received = 0
@@ -90,7 +90,7 @@ class Client(asyncio.Protocol):
                 length = buffer[place + 2] << 8 | buffer[place + 3]
                 start = place + 4
             elif length > 126:
-                raise AssertionError("nobody sends messages of that length here")
+                raise AssertionError("the server does not send messages of that length")
             if size - start < length:
                 break
             place = start + length
@@ -117,12 +117,12 @@ class Client(asyncio.Protocol):
         self.transport.write(bytes((0x80 | opcode, 0x80 | len(payload), 0, 0, 0, 0)) + payload)
 
     def describe(self) -> str:
-        """All that may tell why it has ended as it has."""
+        """Return everything that may explain the connection's end."""
         names = ("address", "steady", "closing", "close_code", "error", "received", "echoes_sent", "echoes_received")
         rest = bytes(self._buffer[:40])
-        return ", ".join(f"{name} {getattr(self, name)}" for name in names) + f", left of what came {rest!r}"
+        return ", ".join(f"{name} {getattr(self, name)}" for name in names) + f", unread bytes {rest!r}"
 
-    # What arrives
+    # Received messages
 
     def _message(self, payload: bytes) -> None:
         kind = payload[0]
@@ -151,7 +151,7 @@ class Client(asyncio.Protocol):
     def _of_room(self, room: int, number: int) -> None:
         last = self.rooms.get(room)
         if last is None:
-            raise AssertionError(f"message {number} of room {room}, where this client is not")
+            raise AssertionError(f"message {number} of room {room}, which this client has not joined")
         if number <= last:
             raise AssertionError(f"message {number} of room {room} came after {last}")
         self._expect(number == last + 1, f"a message of room {room}", number, last + 1)
@@ -160,16 +160,16 @@ class Client(asyncio.Protocol):
 
     def _expect(self, holds: bool, what: str, found: int, expected: int) -> None:
         if self.steady and not holds:
-            raise AssertionError(f"{what}: {found} where {expected} was to come")
+            raise AssertionError(f"{what}: {found} instead of {expected}")
 
-    # What it does
+    # Sent messages
 
     def echo(self) -> None:
         self._write(2, NUMBERED.pack(ECHO, self.echoes_sent))
         self.echoes_sent += 1
 
     def ask(self, kind: int, room: int) -> None:
-        """Enter or leave a room, about which nothing is under way yet."""
+        """Ask to enter or leave a room. No other request about it may be pending."""
         self.asked.add(room)
         self._write(2, OF_ROOM.pack(kind, room, 0))
 

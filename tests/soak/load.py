@@ -1,7 +1,7 @@
-"""The clients of the soak: ``python -m tests.soak.load SECONDS PORT PORT``.
+"""The clients of the soak test: ``python -m tests.soak.load SECONDS PORT PORT``.
 
-Says what they saw in a line of JSON at the end. Those of the first port take all they are sent, soon or late: their
-counts are the server's. Those of the second reset their connections. Any error ends it at once.
+At the end it prints their counts as a line of JSON. Clients of the first port read everything, sooner or later, so
+their counts equal the server's. Clients of the second port reset their connections. Any error ends the run at once.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from tests.soak.wire import JOIN, LEAVE, ROOMS
 
 STEADY, STALLING, RESETTING, HALF_OPEN = 240, 40, 30, 10
 BUSIEST = 12
-"""Half of what a client enters are one of so many rooms; the others come and go."""
+"""Number of busy rooms. Half of the rooms that a client enters are among them; the other rooms come and go."""
 
 
 class Load:
-    """All clients, for a time."""
+    """All clients of a run."""
 
     def __init__(self, seconds: float, ports: list[int]) -> None:
         self.loop = asyncio.get_running_loop()
@@ -62,7 +62,7 @@ class Load:
         failures: list[BaseException] = []
 
         def protected(data: bytes, receive=client.data_received) -> None:
-            # What a protocol raises, the loop only logs.
+            # The loop only logs exceptions of a protocol.
             try:
                 receive(data)
             except BaseException as error:
@@ -73,7 +73,7 @@ class Load:
         connecting = socket.socket()
         connecting.setblocking(False)
         if not steady:
-            # The less the kernel holds, the more waits in the hub.
+            # With a small kernel buffer, more messages wait in the hub.
             connecting.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32_768)
         await self.loop.sock_connect(connecting, ("127.0.0.1", port))
         await self.loop.create_connection(lambda: client, sock=connecting)
@@ -92,7 +92,7 @@ class Load:
             raise AssertionError(f"a connection ended without a close frame: {client.describe()}")
 
     def act(self, client: Client, chance: random.Random) -> None:
-        """Send something."""
+        """Send a random message."""
         if client.ended.done():
             raise AssertionError(f"a connection has ended: {client.describe()}")
         what = chance.random()
@@ -109,7 +109,7 @@ class Load:
                 client.ask(LEAVE, room)
 
     async def steady(self, chance: random.Random) -> None:
-        """Reads all the time: nothing may be missing, every echo comes back."""
+        """Read all the time. No message may be missing, and every echo must come back."""
         life = chance.expovariate(1 / 25)
         async with self.connected(chance, self.ports[0], steady=True) as client:
             end = self.loop.time() + life
@@ -129,7 +129,7 @@ class Load:
                 raise AssertionError(f"a client that keeps up was closed with {client.close_code}")
 
     async def stalling(self, chance: random.Random) -> None:
-        """Stops reading now and then, for less time than it may, and reads all there is in the end."""
+        """Stop reading now and then, for less than the timeout. At the end, read everything."""
         async with self.connected(chance, self.ports[0], steady=False) as client:
             for room in chance.sample(range(ROOMS), 10):
                 client.ask(JOIN, room)
@@ -142,7 +142,7 @@ class Load:
                 received = client.received
                 client.transport.resume_reading()
                 await asyncio.sleep(chance.uniform(0.01, 0.5))
-                # On a busy machine that may have been too short to read anything.
+                # On a busy machine, that time may have been too short to read anything.
                 while client.received == received and not client.close_code and not client.ended.done():
                     await asyncio.sleep(0.05)
                 if not client.close_code:
@@ -152,7 +152,7 @@ class Load:
             await asyncio.wait_for(client.ended, 60)
 
     async def resetting(self, chance: random.Random) -> None:
-        """Reads, or does not, and is gone from one moment to the next."""
+        """Read or do not read, then reset the connection."""
         async with self.connected(chance, self.ports[1], steady=False) as client:
             for _ in range(5):
                 self.act(client, chance)
@@ -163,7 +163,7 @@ class Load:
             await client.ended
 
     async def half_open(self, chance: random.Random) -> None:
-        """Begins a request, and never ends it."""
+        """Begin a request and never complete it."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.ports[1])
         writer.write(b"GET / HTTP/1.1\r\nHost: soak\r\n"[: chance.randrange(28)])
         with contextlib.suppress(ConnectionError):

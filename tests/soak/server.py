@@ -1,7 +1,7 @@
-"""The server of the soak: ``python -m tests.soak.server LOOP``.
+"""The server of the soak test: ``python -m tests.soak.server LOOP``.
 
-Reports on stdout, a line of JSON for each. It has two hubs: of one the clients take all that it has sent, of the other
-they reset their connections. SIGTERM ends it once nobody is connected.
+It prints each report as a line of JSON. It has two hubs: clients of the first read everything, and clients of the
+second reset their connections. After SIGTERM it ends when no client is connected.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ORDERLY_CODES = (1000, 1001, 1013)
 
 
 def resident() -> int:
-    """Bytes of this process that are in memory."""
+    """Return the resident memory of this process, in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
@@ -45,7 +45,7 @@ def check(stats: dict[str, Any]) -> None:
 
 
 class Service:
-    """One of the hubs, with all policies in play."""
+    """One of the hubs. Its rooms use all policies."""
 
     def __init__(self, *, orderly: bool) -> None:
         self.orderly = orderly
@@ -54,7 +54,7 @@ class Service:
                 ping_interval_ms=5_000,
                 pong_timeout_ms=15_000,
                 max_lifetime_ms=60_000,
-                # Who stalls takes all that it was sent, however long that takes.
+                # A client that stalls may take any time to read everything.
                 close_timeout_ms=600_000,
                 handshake_timeout_ms=2_000,
                 max_pending_handshakes=64,
@@ -99,7 +99,7 @@ class Service:
             print(f"{connection.remote_address} ended with {code} {reason}", file=sys.stderr, flush=True)
 
     def tick(self, chance: random.Random, filler: bytes) -> None:
-        """Send to some rooms, and now and then to everybody."""
+        """Send to some rooms, and now and then to all connections."""
         for _ in range(ROOMS_A_TICK):
             room = chance.randrange(ROOMS)
             self.numbers[room] += 1
@@ -141,7 +141,7 @@ async def main() -> None:
                 report_due += REPORT_PERIOD
                 report(services)
             await asyncio.sleep(max(0.0, due - loop.time()))
-            # After a stall of the machine there is nothing to be made up for.
+            # After a stall of the machine, missed ticks are skipped.
             due = max(due, loop.time() - 1)
         report(services)
 

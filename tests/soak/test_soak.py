@@ -1,4 +1,4 @@
-"""A quarter of a minute of the soak, on every run of the tests."""
+"""A quarter of a minute of the soak test, in every test run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 SANITIZED = "WSHUB_SANITIZED" in os.environ
 
 
-@pytest.mark.skipif(SANITIZED, reason="the clients are too slow under the sanitizers to keep up")
+@pytest.mark.skipif(SANITIZED, reason="under the sanitizers the clients are too slow to keep up")
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 def test_nothing_is_lost_and_every_count_agrees_while_everything_comes_and_goes(loop: str) -> None:
     result = subprocess.run(

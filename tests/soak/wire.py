@@ -1,6 +1,6 @@
-"""What the server and the clients of the soak say to each other.
+"""The messages between the server and the clients of the soak test.
 
-Every message begins with a byte that says its kind, and a room's number where it is about a room.
+The first byte of a message is its kind. A message about a room has the room's number next.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ __all__ = ["ALL", "ECHO", "JOIN", "LEAVE", "NUMBERED", "OF_ROOM", "POLICIES", "R
 
 ECHO = 0x45  # a client's number, which the server sends back
 JOIN = 0x4A  # a client asks to enter a room; the server answers with the number of the room's last message
-LEAVE = 0x4C  # the same for leaving
+LEAVE = 0x4C  # a client asks to leave a room; the answer is the same
 ROOM = 0x52  # a message to a room: the next number of that room
-ALL = 0x41  # a message to everybody: the next number
+ALL = 0x41  # a message to all connections: the next number
 
 NUMBERED = struct.Struct("!BQ")  # kind, number
 OF_ROOM = struct.Struct("!BHQ")  # kind, room, number

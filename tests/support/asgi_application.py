@@ -1,4 +1,4 @@
-"""The application that tests serve on each ASGI server: one hub under Starlette, FastAPI and on its own path."""
+"""The application that tests serve on each ASGI server: one hub under Starlette, under FastAPI, and on its own path."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real ASGI servers, each in a process of its own."""
+"""Real ASGI servers, each in its own process."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ COMMANDS = {
 
 
 class Server(NamedTuple):
-    """A server that runs, and its address, ``127.0.0.1:port``."""
+    """A running server and its address, ``127.0.0.1:port``."""
 
     name: str
     address: str
@@ -36,7 +36,7 @@ class Server(NamedTuple):
 
 @contextlib.contextmanager
 def serving(name: str, application: str = APPLICATION) -> Iterator[Server]:
-    """That server; it is stopped at the end."""
+    """Run the named server until the end of the block."""
     port = free_port()
     command = [sys.executable, *(part.format(port=port, application=application) for part in COMMANDS[name])]
     with running_program(command, port=port, env=environment(), cwd=ROOT) as program:

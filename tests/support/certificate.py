@@ -1,4 +1,4 @@
-"""A certificate of localhost that its clients trust."""
+"""A certificate for localhost that the test clients trust."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 class Certificate:
-    """A self-signed certificate and its key, made by openssl in a directory."""
+    """A self-signed certificate and its key. openssl makes them in a directory."""
 
     def __init__(self, directory: Path) -> None:
         self.chain = str(directory / "certificate.pem")

@@ -1,4 +1,4 @@
-"""How the tests start a browser."""
+"""The command and the options with which tests start a browser."""
 
 from __future__ import annotations
 

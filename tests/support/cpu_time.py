@@ -1,4 +1,4 @@
-"""CPU time, for the tests of what takes no more than linear time."""
+"""CPU time, for tests that check for linear time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Argument = TypeVar("Argument")
 
 
 def least_seconds(work: Callable[[Argument], object], arguments: Iterable[Argument]) -> float:
-    """The CPU time of the fastest of some calls, each of which has another argument, made before it."""
+    """Call ``work`` with each argument, and return the CPU time of the fastest call."""
     took = []
     for argument in arguments:
         begun = time.process_time()

@@ -1,4 +1,4 @@
-// A client of the npm package ws: sends what lines of JSON on its standard input say, and writes what it receives.
+// A client of the npm package ws. It sends messages that it reads as lines of JSON, and writes those that it receives.
 const readline = require("node:readline");
 const WebSocket = require("ws");
 

@@ -1,4 +1,4 @@
-"""WebSocket clients that others have written, each behind the same methods."""
+"""WebSocket clients of other projects, each with the same methods."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class ForeignClient(Protocol):
 
 
 class FragmentingClient(ForeignClient, Protocol):
-    """One of a library that leaves it to the application how a message is cut."""
+    """One connection of a library in which the application chooses the fragments of a message."""
 
     async def send_fragments(self, fragments: Sequence[bytes], *, binary: bool) -> None:
-        """Send a message in so many frames, with a ping between each two."""
+        """Send a message as these fragments, with a ping between each two."""
 
 
 Opening = Callable[[str], contextlib.AbstractAsyncContextManager[Any]]
@@ -61,7 +61,7 @@ class Websockets:
 
 @contextlib.asynccontextmanager
 async def open_websockets(url: str, **parameters: Any) -> AsyncIterator[Websockets]:
-    """With its defaults, or with an offer of these parameters."""
+    """Connect with the library's default offer, or with an offer of these parameters."""
     offer: dict[str, Any] = {}
     if parameters:
         offer = {"compression": None, "extensions": [ClientPerMessageDeflateFactory(**parameters)]}
@@ -101,14 +101,14 @@ async def open_aiohttp(url: str, compress: int) -> AsyncIterator[Aiohttp]:
 
 
 class Node:
-    """A process of Node.js, told by lines of JSON what to send, and telling what it has received."""
+    """A Node.js process. It reads the messages to send, and writes the received ones, as lines of JSON."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
 
     async def send(self, message: str | bytes) -> None:
-        raw = message.encode() if isinstance(message, str) else message
-        await self.send_fragments([raw], binary=isinstance(message, bytes))
+        payload = message.encode() if isinstance(message, str) else message
+        await self.send_fragments([payload], binary=isinstance(message, bytes))
 
     async def send_fragments(self, fragments: Sequence[bytes], *, binary: bool) -> None:
         line = {"fragments": [base64.b64encode(fragment).decode() for fragment in fragments], "binary": binary}
@@ -121,8 +121,8 @@ class Node:
         line = await self.process.stdout.readline()
         assert line, "the process has ended"
         found = json.loads(line)
-        raw = base64.b64decode(found["data"])
-        return raw if found["binary"] else raw.decode()
+        payload = base64.b64decode(found["data"])
+        return payload if found["binary"] else payload.decode()
 
 
 @contextlib.asynccontextmanager
@@ -147,7 +147,7 @@ async def open_node(url: str, compress: bool = True, **offer: Any) -> AsyncItera
 
 
 class Chromium:
-    """A page of a headless browser."""
+    """A page in a headless browser."""
 
     def __init__(self, page: Any) -> None:
         self.page = page
@@ -170,7 +170,7 @@ PAGE = """
 (url) => new Promise((opened, failed) => {
     let received = [], match = () => {};
     window.bytes = base64 => Uint8Array.from(atob(base64), character => character.charCodeAt(0));
-    // All that has come since the last call, as soon as there is something.
+    // Resolves with everything received since the last call, once there is something.
     window.next = () => new Promise(found => {
         match = () => { if (received.length) { found(received); received = []; match = () => {}; } };
         match();
@@ -237,9 +237,9 @@ PLAIN_CLIENTS: dict[str, Opening] = {
 
 
 def why_missing(name: str) -> str | None:
-    """Why there can be no such client on this machine, or None. It may take a while, the first time."""
+    """Return the reason why this machine lacks the client, or None. The first call may take a while."""
     if "WSHUB_SANITIZED" in os.environ and name.startswith(("chromium", "node")):
-        return "a program of others does not run with a sanitizer loaded into it"
+        return "a foreign program does not run with a sanitizer preloaded"
     if name.startswith("chromium") and chromium.PATH is None:
         return "there is no chromium on this machine"
     if name.startswith("node"):

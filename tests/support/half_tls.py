@@ -1,4 +1,4 @@
-"""Clients that begin a TLS handshake, or do not even do that."""
+"""Clients that connect and do not finish the TLS handshake."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ STARTS = ["nothing", "a byte", "a hello"]
 
 
 class HalfTls:
-    """A connection whose client says nothing, one byte of a ClientHello, or all of it; and goes on only when told."""
+    """A connection whose client sends nothing, one byte of a ClientHello, or all of it. ``finish()`` goes on."""
 
     def __init__(self, port: int, context: ssl.SSLContext, start: str) -> None:
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -31,7 +31,7 @@ class HalfTls:
         self._socket.setblocking(False)
 
     async def ended(self) -> None:
-        """Return when the server has ended the connection."""
+        """Wait until the server has ended the connection."""
         loop = asyncio.get_running_loop()
         with contextlib.suppress(ConnectionError):
             while await loop.sock_recv(self._socket, 1 << 16):
@@ -39,7 +39,7 @@ class HalfTls:
         self._socket.close()
 
     def is_open(self) -> bool:
-        """Whether the server has not ended the connection yet."""
+        """Return whether the connection is still open."""
         try:
             return self._socket.recv(1, socket.MSG_PEEK) != b""
         except BlockingIOError:
@@ -68,7 +68,7 @@ class HalfTls:
         await asyncio.get_running_loop().sock_sendall(self._socket, self._outgoing.read())
 
     async def receive(self) -> bytes:
-        """Some of what the server has sent; nothing at the end."""
+        """Return data from the server, or no bytes at the end."""
         loop = asyncio.get_running_loop()
         while True:
             try:

@@ -6,7 +6,7 @@ from typing import Any
 
 
 class RebuildsAccept:
-    """Makes each accept message anew, with a header field of its own, and with its own subprotocol if it has one."""
+    """Replaces each accept message by one with its own header field, and with its own subprotocol if it has one."""
 
     def __init__(self, app: Any, subprotocol: str | None = None) -> None:
         self.app = app

@@ -1,4 +1,4 @@
-"""A real nginx before a server of the tests."""
+"""A real nginx in front of a test server."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ http {{
 
 @contextlib.contextmanager
 def proxying(location: str, prefix: Path) -> Iterator[str]:
-    """The address, ``127.0.0.1:port``, of an nginx with that location; its files are below ``prefix``."""
+    """Run an nginx with that location and its files below ``prefix``. Yields its address, ``127.0.0.1:port``."""
     assert PATH is not None
     port = free_port()
     prefix.mkdir()

@@ -1,4 +1,4 @@
-"""Packages of npm that tests run, installed once into a cache."""
+"""npm packages that tests run. They are installed once, into a cache."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 @functools.cache
 def node_modules(*packages: str) -> Path | str:
-    """Where the packages are, each given with its version; or why they are not to be had."""
+    """Return the directory of the packages, or the reason why they are missing. Each package includes its version."""
     if shutil.which("node") is None or shutil.which("npm") is None:
         return "there is no Node.js on this machine"
     cache = Path(os.environ.get("WSHUB_CACHE") or Path.home() / ".cache" / "wshub")

@@ -1,4 +1,4 @@
-"""Strings and bytes of subclasses, as applications have them."""
+"""Instances of subclasses of str and bytes, as applications have them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Lobby(enum.StrEnum):
 
 
 class SafeString(str):
-    """As Django's, and as markupsafe's Markup."""
+    """A str like Django's SafeString and markupsafe's Markup."""
 
     def __add__(self, other: str) -> SafeString:
         return SafeString(super().__add__(other))
@@ -26,7 +26,7 @@ class SafeString(str):
 
 
 class Odd(str):
-    """Says of itself what is not so, in every way there is: only what it is made of counts."""
+    """A str whose methods all return false information. Only its characters count."""
 
     def __hash__(self) -> int:
         return 7
@@ -68,4 +68,4 @@ class OddBytes(bytes):
 
 
 STRINGS = ["lobby", Lobby.NAME, SafeString("lobby"), Odd("lobby")]
-"""The same text four times."""
+"""Return the same text four times."""

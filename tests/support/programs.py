@@ -1,4 +1,4 @@
-"""Programs that tests start and stop, each in a process of its own."""
+"""Programs that tests start and stop, each in its own process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def environment(**further: str) -> dict[str, str]:
-    """The environment of a program that imports ``tests``."""
+    """Return the environment for a program that imports ``tests``."""
     path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))
     return {**os.environ, "PYTHONPATH": path, **further}
 
@@ -30,7 +30,7 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 class Program:
-    """A running program. A thread reads what it prints, so that it never waits for a reader."""
+    """A running program. A thread reads its output, so that the program never blocks."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
@@ -44,13 +44,13 @@ class Program:
             self._printed.extend(self.process.stdout)
 
     def wait(self, timeout: float = 30) -> str:
-        """Wait until it has ended. Returns all that it and its children have printed."""
+        """Wait until the program has ended. Returns the whole output of it and its children."""
         self.process.wait(timeout)
         self._reader.join(timeout)
         return "".join(self._printed)
 
     def end(self, signal_number: int = signal.SIGTERM) -> str:
-        """Send it a signal, and wait until it has ended. Returns all that it has printed."""
+        """Send a signal to the program, and wait until it has ended. Returns its whole output."""
         self.process.send_signal(signal_number)
         return self.wait()
 
@@ -76,7 +76,7 @@ def running_program(
     env: dict[str, str] | None = None,
     cwd: Path | None = None,
 ) -> Iterator[Program]:
-    """Start a program, wait until it listens on the port or the Unix socket, and stop it at the end."""
+    """Start a program, and wait until it listens on the port or the Unix socket. Stop it at the end of the block."""
     process = subprocess.Popen(
         command, env=env, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     )
@@ -99,7 +99,7 @@ def running_program(
 
 @contextlib.asynccontextmanager
 async def running_source(source: str, *arguments: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, int]]:
-    """Run Python source that prints first on which port it listens; kill it at the end if it has not ended."""
+    """Run Python source whose first line of output is its port. Kill it at the end of the block if it still runs."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", source, *arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )

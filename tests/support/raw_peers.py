@@ -1,4 +1,4 @@
-"""Clients that misbehave: sockets below any WebSocket library."""
+"""Clients that misbehave. They use sockets, without a WebSocket library."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class RawPeer:
         self.writer.write(masked(frame))
 
     async def handshake(self, extensions: bytes = b"") -> bytes:
-        """Send the request and return the head of the answer."""
+        """Send the request, and return the head of the response."""
         field = b"Sec-WebSocket-Extensions: " + extensions + b"\r\n" if extensions else b""
         self.write(REQUEST[:-2] + field + b"\r\n")
         head = await self.reader.readuntil(b"\r\n\r\n")
@@ -51,7 +51,7 @@ class RawPeer:
         return head
 
     async def frame(self) -> Frame:
-        """The next frame that the server sends; EOFError at the end."""
+        """Return the next frame from the server. Raises EOFError at the end."""
         while True:
             if (found := Frame.decode(self._received)) is not None:
                 frame, length = found
@@ -63,15 +63,15 @@ class RawPeer:
             self._received += data
 
     async def close_code(self) -> int:
-        """The code of the close frame that comes next, after any other frames; the stream must end behind it."""
+        """Skip frames up to the close frame, and return its code. The stream must end after it."""
         while (frame := await self.frame()).opcode is not Opcode.CLOSE:
             pass
         return int.from_bytes(frame.payload[:2], "big")
 
     def reset(self) -> None:
         """End the connection with an RST."""
-        raw = self.writer.get_extra_info("socket")
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connected = self.writer.get_extra_info("socket")
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.writer.transport.abort()
 
 
@@ -90,7 +90,7 @@ async def raw_peer(
 
 
 async def read_slowly(peer: RawPeer, hub: Any, clock: Any, *, seconds: int) -> None:
-    """Read a little of much that is sent in each second of the clock, in which the hub must not end the connection."""
+    """Read a little in each second of the clock. The hub must not end the connection meanwhile."""
     for _ in range(seconds):
         taken = 0
         while taken < 1 << 18:
@@ -101,7 +101,7 @@ async def read_slowly(peer: RawPeer, hub: Any, clock: Any, *, seconds: int) -> N
 
 
 async def code_that_ends(url: str, request: bytes, data: bytes) -> int:
-    """Send these bytes behind a request that the server accepts. Returns the code of its close frame."""
+    """Send ``data`` after a request that the server accepts. Returns the code of the server's close frame."""
     async with raw_peer(url, handshake=False) as peer:
         peer.write(request)
         assert b" 101 " in await peer.reader.readuntil(b"\r\n\r\n")

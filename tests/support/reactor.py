@@ -1,4 +1,4 @@
-"""Marks tests of the native reactor. ``WSHUB_USE_REACTOR=0`` runs all others over asyncio's transports."""
+"""The mark for tests of the native reactor. ``WSHUB_USE_REACTOR=0`` runs all other tests over asyncio's transports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Applications for the tests of ``wshub serve``, served in processes of their own."""
+"""Applications for the tests of ``wshub serve``, each served in its own process."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def relay(connection: Connection, message: Message) -> None:
 
 @app.get("/handled")
 def handled(ctx: Context) -> None:
-    """A route that is no native one: its handler is asked first."""
+    """A route that is not native: its handler is called first."""
     if ctx.request.get_header("X-Token") != "secret":
         ctx.response.set_status(401)
         ctx.response.send("who are you?")

@@ -1,4 +1,4 @@
-"""A hub that serves, its clock, and a client of the websockets package."""
+"""A serving hub, its clock, and a client of the websockets package."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from wshub import Hub, HubConfig
 
 
 class Clock:
-    """Seconds that pass only when a test says so."""
+    """A clock that only a test moves."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -21,14 +21,14 @@ class Clock:
         return self.now
 
     def pass_for(self, seconds: float, hub: Hub) -> None:
-        """Let time pass, and the hub notice."""
+        """Let time pass, and have the hub sweep."""
         self.now += seconds
         hub._sweep()
 
 
 @contextlib.asynccontextmanager
 async def serving(handler: Any, *, path: str | None = None, subprotocols: tuple[str, ...] = (), clock=None, **settings):
-    """A hub that serves on a free port of the loopback, as a pair of the hub and the URL."""
+    """Serve a hub on a free port of the loopback. Yields the hub and its URL."""
     hub = Hub(HubConfig(**settings), **({"clock": clock} if clock else {}))
     async with hub.serve("127.0.0.1", 0, handler, path=path, subprotocols=subprotocols) as server:
         yield hub, f"ws://127.0.0.1:{server.port}{path or '/'}"
@@ -36,7 +36,7 @@ async def serving(handler: Any, *, path: str | None = None, subprotocols: tuple[
 
 @contextlib.asynccontextmanager
 async def connected(url: str, **options: Any) -> AsyncIterator[websockets.ClientConnection]:
-    """A client of the websockets package, without compression, and without pings of its own."""
+    """Connect a client of the websockets package, without compression and without keepalive pings."""
     options = {"compression": None, "ping_interval": None, "proxy": None, **options}
     async with websockets.connect(url, **options) as client:
         yield client

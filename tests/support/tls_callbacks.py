@@ -1,7 +1,7 @@
 """TLS servers whose context has callbacks: ``python -m tests.support.tls_callbacks SERVER LOOP DIRECTORY``.
 
-Every client makes a real handshake and has a message echoed. A fault ends the process: the last line that is printed
-names the case.
+Every client makes a real handshake, and gets an echo. A fault ends the process: the last line of the output names the
+case.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SEEN: list[str] = []
 
 
 class OwnObject(ssl.SSLObject):
-    """A class of the application's for its SSL objects."""
+    """An application's own class of SSL objects."""
 
     @property
     def context(self) -> ssl.SSLContext:
@@ -38,7 +38,7 @@ class OwnObject(ssl.SSLObject):
 
 
 class OwnContext(ssl.SSLContext):
-    """A class of the application's for its contexts."""
+    """An application's own class of contexts."""
 
     sslobject_class = OwnObject
 
@@ -129,7 +129,7 @@ def echo() -> EventHandler:
 
 
 async def connect_and_echo(cases: Cases, connected: socket.socket, set_later: Callable[[], None]) -> None:
-    # The server accepts before the client says anything.
+    # The server accepts before the client sends anything.
     for _ in range(20):
         await asyncio.sleep(0)
     set_later()
@@ -161,7 +161,7 @@ async def run_case(serve: Any, cases: Cases, name: str, time: str, context: ssl.
             if name != "refusing_callback":
                 raise
     if name in ("sni_callback", "set_servername_callback", "msg_callback", "other_context", "refusing_callback"):
-        # A message callback is looked for when the SSL object is made, before or after accept.
+        # A message callback is looked up when the SSL object is made. That is before or after accept.
         assert name in SEEN, SEEN
     if name == "keylog_filename":
         assert "CLIENT_TRAFFIC_SECRET_0" in cases.log.read_text()

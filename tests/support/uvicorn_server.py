@@ -1,4 +1,4 @@
-"""An application on a real uvicorn, within the test's own event loop."""
+"""An application on a real uvicorn, in the test's event loop."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from wshub.uvicorn.running import PROTOCOL_CLASS
 async def listening(
     app: Any, http: str = "httptools", *, host: str = "127.0.0.1", **options: Any
 ) -> AsyncIterator[str]:
-    """The address, such as ``127.0.0.1:port``, of a uvicorn that serves the application; with ``uds`` it is that."""
+    """Serve the application on a uvicorn. Yields its address, such as ``127.0.0.1:port``, or the path in ``uds``."""
     config = uvicorn.Config(app, ws=PROTOCOL_CLASS, http=http, lifespan="off", log_level="warning", **options)
     server = uvicorn.Server(config)
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-"""``wshub serve``, in a process of its own."""
+"""``wshub serve``, in its own process."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Serving:
         return f"127.0.0.1:{self.port}"
 
     def end(self, signal_number: int = signal.SIGTERM) -> str:
-        """Its whole output, once it has ended in order."""
+        """Stop it with a signal. Returns its whole output."""
         return self.program.end(signal_number)
 
 

@@ -1,10 +1,11 @@
-"""The torture: ``python -m tests.torture SECONDS [SEED] [--first ROUND] [--round SECONDS] [--fault KIND]``.
+"""The torture test: ``python -m tests.torture SECONDS [SEED] [--first ROUND] [--round SECONDS] [--fault KIND]``.
 
-Clients, handlers and an application act at random, round after round. A round is drawn from the seed and its number,
-and printed before it begins: ``--first`` begins with that one. The same is drawn again; the timing is the machine's.
-The last line says "torture: pass" or "torture: FAIL", and the exit code the same.
+Clients, handlers and an application act at random, in rounds. The seed and the number of a round determine its plan,
+which is printed before the round begins. ``--first`` begins with the given round. Only the timing differs from run to
+run.
+The last line is "torture: pass" or "torture: FAIL", and the exit code is 0 or 1.
 
-``--fault`` has the application do wrong on purpose, to see that it is found: skip, repeat or damage a message.
+``--fault`` has the application skip, repeat or damage messages, to check that the clients find the fault.
 """
 
 from __future__ import annotations
@@ -31,18 +32,18 @@ from tests.torture.chaos import FAULTS
 from tests.torture.plan import draw_plan
 
 PATIENCE = 120.0
-"""Seconds for what a process is to say next, beyond the time that it acts."""
+"""Maximum seconds to wait for the next line of a process, after the time in which it acts."""
 
 OF_SANITIZERS = ("LD_PRELOAD", "PYTHONMALLOC", "ASAN_OPTIONS", "LSAN_OPTIONS", "UBSAN_OPTIONS")
-"""Variables for the server only: the clients have no native code of ours."""
+"""Variables for the server only: the clients do not run wshub's native code."""
 
 
 class RoundError(Exception):
-    """A round has found something."""
+    """A round has found a fault."""
 
 
 class Process:
-    """A server or the clients, and the lines that they say."""
+    """A server or the clients, and their lines of output."""
 
     def __init__(self, *words: str, environment: dict[str, str], stdin: int = subprocess.DEVNULL) -> None:
         self._process = subprocess.Popen(
@@ -66,11 +67,11 @@ class Process:
             self._process.stdin.flush()
 
     def read(self, seconds: float = 0.0) -> str:
-        """The next line. Raises RoundError if there is none."""
+        """Return the next line. Raises RoundError if there is none."""
         try:
             line = self._lines.get(timeout=seconds + PATIENCE)
         except queue.Empty:
-            raise RoundError(f"{self._name} says nothing more") from None
+            raise RoundError(f"{self._name} prints nothing more") from None
         if not line:
             raise RoundError(f"{self._name} has ended with {self._process.wait()}")
         return line
@@ -79,7 +80,7 @@ class Process:
         self._process.send_signal(number)
 
     def end(self) -> None:
-        """Wait for its end, which must be in order."""
+        """Wait until the process ends. Raises RoundError if it fails."""
         try:
             code = self._process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
@@ -89,7 +90,7 @@ class Process:
 
     def discard(self) -> None:
         if self._process.poll() is None:
-            # Where it hangs is in what faulthandler writes.
+            # faulthandler writes where it hangs.
             self._process.send_signal(signal.SIGABRT)
             try:
                 self._process.wait(10)
@@ -115,7 +116,7 @@ class Round:
         }
 
     def _start_server(self) -> tuple[Process, list[dict[str, Any]]]:
-        """The server, and where it listens."""
+        """Start the server. Returns it, and the addresses on which it listens."""
         plan = self._plan
         if plan["server"] == "hub":
             words = ["tests.torture.server", json.dumps(plan), str(self._directory)]
@@ -135,13 +136,13 @@ class Round:
             words += ["--ssl-keyfile", str(self._directory / "key.pem")]
         server = Process(*words, environment=self._environment)
         paths = json.loads(server.read())["paths"]
-        # uvicorn drops the bytes that it has read together with a request.
+        # uvicorn drops bytes that it has read together with a request.
         target = {"kind": kind, "port": port, "path": path, "paths": paths, "drops_early_bytes": True}
         _wait_until_listening(target)
         return server, [target]
 
     def run(self) -> Counter[str]:
-        """What was counted. Raises RoundError."""
+        """Run the round, and return its counts. Raises RoundError."""
         server, targets = self._start_server()
         environment = {name: value for name, value in os.environ.items() if name not in OF_SANITIZERS}
         load = Process("tests.torture.load", environment=environment, stdin=subprocess.PIPE)
@@ -179,7 +180,7 @@ class Round:
         last = json.loads(server.read())
         server.end()
         if last["findings"]:
-            # It has written them to stderr when it found them.
+            # The server wrote them to stderr when it found them.
             seen["findings"].append(f"{len(last['findings'])} findings of the server, above")
         if seen["findings"]:
             raise RoundError("\n".join(seen["findings"]))
@@ -207,7 +208,7 @@ def main() -> int:
     parser.add_argument("seconds", type=float)
     parser.add_argument("seed", type=int, nargs="?", default=random.SystemRandom().getrandbits(32))
     parser.add_argument("--first", type=int, default=0)
-    parser.add_argument("--round", type=float, help="seconds of a round, in place of those that are drawn")
+    parser.add_argument("--round", type=float, help="seconds of a round, in place of the drawn number")
     parser.add_argument("--fault", choices=FAULTS)
     arguments = parser.parse_args()
     print(f"seed {arguments.seed}", flush=True)
@@ -232,7 +233,7 @@ def main() -> int:
             number += 1
     print(f"{number - arguments.first} rounds: {dict(sorted(total.items()))}")
     if failed:
-        print(f"rounds that failed: {failed}")
+        print(f"failed rounds: {failed}")
     print("torture: FAIL" if failed else "torture: pass")
     return 1 if failed else 0
 

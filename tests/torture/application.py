@@ -1,4 +1,4 @@
-"""The application of the torture around one hub: handlers of every kind, and what holds of its connections."""
+"""The application of the torture test around one hub: handlers of every kind, and checks of its connections."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ __all__ = ["Application"]
 
 CLOSE_POLICY = POLICIES.index("close")
 PATIENCE = 60.0
-"""Seconds until everything has ended once the clients have gone: the timeouts of a hub, several times over."""
+"""Maximum seconds from the clients' end to the end of everything: a hub's timeouts, several times over."""
 
 
 class Application:
-    """The handlers of one hub, for as long as that hub lives."""
+    """The handlers of one hub, during the life of that hub."""
 
     def __init__(self, drawn: dict[str, Any], seed: int, threads: int, findings: Findings, fault: str | None) -> None:
         hooks = {"function": self._on_upgrade, "coroutine": self._on_upgrade_later}
@@ -69,7 +69,7 @@ class Application:
     def _chaos(self, number: int, fault: str | None) -> Chaos:
         return Chaos(lambda: self.hub, number, random.Random(self.chance.getrandbits(32)), self.findings, fault)
 
-    # Acting by itself
+    # Random acts of the application
 
     def start(self) -> None:
         """Begin to act at random."""
@@ -84,7 +84,7 @@ class Application:
             thread.start()
 
     async def stop(self) -> None:
-        """Act no more."""
+        """Stop acting."""
         self._stopping.set()
         self._threads_stopping.set()
         for thread in self._threads:
@@ -94,13 +94,13 @@ class Application:
             self._running = None
 
     async def end(self) -> None:
-        """Act no more, once the hub has ended."""
+        """Stop acting after the end of the hub, and check its counters."""
         await self.stop()
         self.check_ended()
         self.findings.count(self.hub.stats())
 
     async def rest(self) -> None:
-        """Wait until all connections have ended, and look whether everything adds up."""
+        """Wait until all connections have ended, and check that the counters add up."""
         deadline = asyncio.get_running_loop().time() + PATIENCE
         while self.hub.connection_count or self._endpoints or self._opened != self._closed:
             if asyncio.get_running_loop().time() > deadline:
@@ -113,7 +113,7 @@ class Application:
         left = {repr(connection): state for connection, state in self._states.items() if state != "closed"}
         if stats["connections"] or stats["messages_pending"] or self.hub.rooms or self._endpoints or left:
             self.findings.add(
-                f"something is left: {self._endpoints} endpoints, connections {left}, rooms {self.hub.rooms}, {stats}"
+                f"not all has ended: {self._endpoints} endpoints, connections {left}, rooms {self.hub.rooms}, {stats}"
             )
         if self._opened != self._closed:
             self.findings.add(f"{self._opened} have opened, and {self._closed} have closed")
@@ -123,10 +123,10 @@ class Application:
             self.findings.add(str(error))
         self._states.clear()
 
-    # Its handlers
+    # Handlers
 
     def handler(self) -> Any:
-        """The handler of all connections: an EventHandler or a coroutine function."""
+        """Return the handler of all connections: an EventHandler or a coroutine function."""
         match self._kind:
             case "events":
                 return self.events()
@@ -177,7 +177,7 @@ class Application:
         )
 
     async def endpoint(self, connection: Connection) -> None:
-        """The life of a connection, which iterates over its messages."""
+        """An endpoint that iterates over its connection's messages."""
         self._endpoints += 1
         try:
             async for message in connection:
@@ -188,7 +188,7 @@ class Application:
             self._endpoints -= 1
 
     async def receiver(self, connection: Connection) -> None:
-        """The same, which often gives up receiving, and is cancelled while it does."""
+        """An endpoint that calls receive(), often with a timeout or a cancellation."""
         self._endpoints += 1
         try:
             while True:
@@ -251,7 +251,7 @@ class Application:
             message = decode(bytes(received))
             self._check_order(connection, message)
         except Exception as error:
-            self.findings.raised("what a client has sent", error, connection)
+            self.findings.raised("a client's message", error, connection)
             return
         self._answer(connection, message, received)
         self._meddle(connection, 0.05)
@@ -259,7 +259,7 @@ class Application:
             raise DeliberateError
 
     def _check_order(self, connection: Connection, message: Message) -> None:
-        """No message of a client is missing, and all come in order."""
+        """Check that no message of the client is missing, and that they come in order."""
         stream = ("received", message.kind, message.room, message.policy)
         last = connection.get_metadata(stream, 0)
         assert message.number == last + 1, f"{message} came after number {last}"
@@ -291,7 +291,7 @@ class Application:
             pass
 
     def _meddle(self, connection: Connection, probability: float) -> None:
-        """Act at random within a handler, often upon its own connection."""
+        """Act at random in a handler, often on its own connection."""
         if self.chance.random() < probability:
             self.chaos.act(connection if self.chance.random() < 0.5 else None)
 

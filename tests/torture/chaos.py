@@ -1,4 +1,4 @@
-"""Calls every method of a hub and its connections at random, on the event loop and in threads."""
+"""Random calls of every method of a hub and its connections, on the event loop and in threads."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ FAULTS = ("skip", "repeat", "damage")
 
 
 class Chaos:
-    """One sender: the application's event loop, or a thread of it.
+    """One sender: the application's event loop, or one of its threads.
 
     Args:
-        hub: finds the hub of the moment.
-        number: what its messages say is their sender.
-        fault: what it does wrong on purpose now and then, to see that it is found: one of FAULTS.
+        hub: returns the current hub.
+        number: the sender in its messages.
+        fault: one of FAULTS, which it commits now and then so that the clients must find it.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Chaos:
         ]
 
     def act(self, connection: Connection | None = None) -> None:
-        """Do one thing, with a connection of the hub if it takes one."""
+        """Do one random thing, on a connection of the hub if it needs one."""
         hub = self._hub()
         if connection is None:
             connection = self._any_connection(hub)
@@ -99,7 +99,7 @@ class Chaos:
             time.sleep(self._chance.expovariate(100))
 
     async def _wait(self, connection: Connection) -> None:
-        """Wait for something, and give up, or be cancelled."""
+        """Wait on the connection, with a timeout or a cancellation."""
         what = connection.drain() if self._chance.random() < 0.5 else connection.wait_closed()
         task = asyncio.ensure_future(what)
         try:
@@ -126,7 +126,7 @@ class Chaos:
         return self._serial
 
     def _message(self, kind: int, policy: int, room: int = 0, connection: int = 0) -> tuple[bytes, int]:
-        """The next message of a stream, and its key."""
+        """Return the next message of a stream, and its key."""
         key = self._chance.randrange(3)
         stream = (kind, policy, room, connection)
         self.sent[stream] += 1

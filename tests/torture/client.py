@@ -1,4 +1,4 @@
-"""A client of the torture, which looks at every message and at the order in which they come."""
+"""A client of the torture test. It checks every message, and the order of the messages."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import zlib
 
 from tests.soak.client import CLOSE, PING, PONG
 from tests.soak.client import Client as SoakClient
+from tests.torture.frames import encode_frame
 from tests.torture.wire import (
     ALL,
     APPLICATION,
@@ -28,7 +29,6 @@ from tests.torture.wire import (
     encode,
     filler,
 )
-from wshub.protocol.writer import encode_frame
 
 __all__ = ["Client"]
 
@@ -37,7 +37,7 @@ LATEST = POLICIES.index("latest")
 DEFAULT_POLICY = POLICIES.index(None)
 
 NO_CODE = 1005
-"""The code of a close frame that has none."""
+"""The code for a close frame without a code."""
 
 OFFERS = (
     "",
@@ -52,7 +52,7 @@ class Client(SoakClient):
     """One connection.
 
     Args:
-        number: what its messages say is their sender.
+        number: the sender in its messages.
     """
 
     def __init__(self, number: int, path: str, chance: random.Random) -> None:
@@ -63,12 +63,12 @@ class Client(SoakClient):
         self.status = 0
         self.close_reason = ""
         self.entered: set[int] = set()
-        self.awaited: set[int] = set()  # rooms whose answer is on its way
+        self.awaited: set[int] = set()  # rooms whose answer is pending
         self.sent: dict[tuple[int, int, int], int] = {}  # stream: messages sent
         self._serial = 0
         self._last_serial: dict[int, int] = {}  # sender: serial of its last message
         self._last: dict[tuple[int, ...], int] = {}  # stream: number of the last message
-        self._deflater: tuple[int, bool] | None = None  # bits of its window, whether each message stands alone
+        self._deflater: tuple[int, bool] | None = None  # bits of its window, whether it has no context takeover
         self._context: zlib._Compress | None = None
 
     # The connection
@@ -113,7 +113,7 @@ class Client(SoakClient):
             return
         self._inflater = zlib.decompressobj(-15)
         bits = re.search(r"client_max_window_bits=(\d+)", head)
-        # zlib makes no raw stream with a window of 8 bits.
+        # zlib cannot make a raw stream with a window of 8 bits.
         self._deflater = (max(9, int(bits[1])) if bits else 15, "client_no_context_takeover" in head)
 
     def _frame(self, first: int, payload: bytes) -> None:
@@ -126,7 +126,7 @@ class Client(SoakClient):
         names = ("number", "address", "path", "closing", "close_code", "close_reason", "error", "received")
         return ", ".join(f"{name} {getattr(self, name)!r}" for name in names) + f", buffer {bytes(self._buffer[:40])!r}"
 
-    # What it sends
+    # Sent messages
 
     def _write(self, opcode: int, payload: bytes) -> None:
         self._write_frame(0x80 | opcode, payload)
@@ -139,7 +139,7 @@ class Client(SoakClient):
         self.transport.write(self.frame(first, payload))
 
     def send_message(self, payload: bytes) -> None:
-        """Send it as text or binary, compressed or not, in one frame or in some, with control frames between them."""
+        """Send it as text or binary, compressed or not, in one or several frames, with control frames between them."""
         opcode = 2
         if self.chance.random() < 0.4:
             opcode, payload = 1, as_text(payload).encode()
@@ -169,7 +169,7 @@ class Client(SoakClient):
         self.send_message(encode(message, filler(self.chance, largest)))
 
     def ask(self, kind: int, room: int) -> None:
-        """Enter or leave a room, about which nothing is under way yet."""
+        """Ask to enter or leave a room. No other request about it may be pending."""
         self.awaited.add(room)
         self.say(kind, room=room)
 
@@ -184,12 +184,12 @@ class Client(SoakClient):
         payload = self.chance.choice((b"", b"\x03\xe8", b"\x03\xe9away", b"\x0f\xa0" + b"r" * 123))
         self._write(CLOSE, payload)
 
-    # What arrives
+    # Received messages
 
     def _message(self, payload: bytes) -> None:
         message = decode(payload)
         if message.policy not in (LATEST, DEFAULT_POLICY):
-            # One that may take the place of another may come earlier than its turn.
+            # A message that replaces an older one may arrive early.
             last = self._last_serial.get(message.sender, 0)
             assert message.serial > last, f"{message} came after serial {last} of its sender"
             self._last_serial[message.sender] = message.serial
@@ -201,7 +201,7 @@ class Client(SoakClient):
             raise AssertionError(f"a message of no known kind: {message}")
 
     def _answered(self, message: Message) -> None:
-        """The hub has had this client enter or leave a room: ``number`` is that of the application's last message."""
+        """Handle the answer to JOIN or LEAVE. Its ``number`` is that of the application's last message to the room."""
         room = message.room
         stream = (ROOM, room, CLOSE_POLICY, APPLICATION)
         if message.kind == JOIN:
@@ -209,7 +209,7 @@ class Client(SoakClient):
             self.entered.add(room)
         else:
             last = self._last.get(stream)
-            assert last == message.number, f"the last of room {room}: {last}, and {message.number} were sent"
+            assert last == message.number, f"the last message of room {room} is {last}, but {message.number} were sent"
             self.entered.discard(room)
             for left in [stream for stream in self._last if stream[:2] == (ROOM, room)]:
                 del self._last[left]
@@ -220,9 +220,9 @@ class Client(SoakClient):
         if kind == ECHO:
             assert sender == self.number, f"an echo for another client: {message}"
         if kind == ROOM and room in TAME:
-            assert room in self.entered, f"a message of a room where this client is not: {message}"
+            assert room in self.entered, f"a message of a room that this client has not joined: {message}"
         if policy == DEFAULT_POLICY and kind == ROOM and room in WILD:
-            # The policy of the room changes. A message that "latest" replaces may stand before one that "close" keeps.
+            # The room's policy changes. A message kept by "close" may follow one that "latest" has conflated.
             return
         stream = (kind, room, policy, sender)
         if policy in (LATEST, DEFAULT_POLICY):
@@ -230,7 +230,7 @@ class Client(SoakClient):
         last = self._last.get(stream)
         if last is None:
             first = kind == ECHO or (kind == DIRECT and policy == CLOSE_POLICY)
-            assert not first or number == 1, f"the first of its stream, and not the first that was sent: {message}"
+            assert not first or number == 1, f"the first sent message of the stream is missing: {message}"
         else:
             assert number > last, f"{message} came after number {last}"
             gapless = policy == CLOSE_POLICY and (kind != ROOM or room in TAME)

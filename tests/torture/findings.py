@@ -1,4 +1,4 @@
-"""The faults that a server of the torture finds in itself."""
+"""The faults that a server of the torture test finds in itself."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from typing import Any
 __all__ = ["DeliberateError", "Findings", "check_balance"]
 
 MOST = 20
-"""Findings that are kept. Of those that differ in numbers only, the first is."""
+"""Maximum number of findings. Of findings that differ only in numbers, the first is kept."""
 
 LOGGERS = ("", "uvicorn")
-"""Those that hand nothing on to another."""
+"""The loggers that do not propagate to another."""
 
 
 class DeliberateError(Exception):
-    """A handler's, raised on purpose."""
+    """A handler raises it on purpose."""
 
 
 class Findings(logging.Handler):
-    """Everything that should not be, log records above WARNING included."""
+    """Collects all faults, including log records above WARNING."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING + 1)
@@ -36,7 +36,7 @@ class Findings(logging.Handler):
         threading.excepthook = lambda arguments: self.raised("a thread ended", arguments.exc_value, arguments.thread)
 
     def watch_logs(self) -> None:
-        """Look at the log from now on; again after it has been configured by somebody else."""
+        """Watch the log from now on. Call it again after other code has configured logging."""
         for name in LOGGERS:
             logger = logging.getLogger(name)
             if self not in logger.handlers:
@@ -51,7 +51,7 @@ class Findings(logging.Handler):
             print(finding, file=sys.stderr, flush=True)
 
     def count(self, stats: dict[str, Any]) -> None:
-        """Add what a hub has counted in its life."""
+        """Add the counts of a hub that has ended."""
         self.totals["delivered"] += stats["messages_delivered"]
         self.totals.update({f"dropped: {reason}": count for reason, count in stats["dropped"].items()})
 
@@ -71,6 +71,6 @@ def _is_deliberate(record: logging.LogRecord) -> bool:
 
 
 def check_balance(stats: dict[str, Any]) -> None:
-    """Every message accepted is delivered, dropped or pending. Raises AssertionError."""
+    """Check that every accepted message is delivered, dropped or pending. Raises AssertionError."""
     accounted = stats["messages_delivered"] + sum(stats["dropped"].values()) + stats["messages_pending"]
     assert stats["messages_accepted"] == accounted, f"the counts of messages do not add up: {stats}"

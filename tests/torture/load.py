@@ -1,7 +1,7 @@
-"""The clients of the torture: ``python -m tests.torture.load``, with one object of JSON on stdin.
+"""The clients of the torture test: ``python -m tests.torture.load``, with a JSON object on stdin.
 
-They say "warm" once each path has been used. After a line on stdin they act at random, for a time. Then they say what
-they saw, in a line of JSON.
+They print "warm" when each path has been used. After a line on stdin they act at random for the given time. Then they
+print their findings and counts as a line of JSON.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from tests.torture.client import Client
 from tests.torture.wire import ALL, DIRECT, ECHO, JOIN, LEAVE, LOSSY, ROOM, TAME, Message, draw_policy, encode, filler
 
 REFUSALS = (0, 408, 429, 503)
-"""The answers to a handshake that the limits of a hub give; 0 is none."""
+"""The statuses with which a hub's limits refuse a handshake. 0 stands for no response."""
 
 END = 40.0
-"""Seconds until a connection has ended whose end is due: every timeout of a hub, and the machine is busy."""
+"""Maximum seconds to wait for the end of a connection: every timeout of a hub, on a busy machine."""
 
 MOST = 20
 
 
 class NotOpenError(Exception):
-    """There is no connection: the server has refused it, or is not there."""
+    """The connection is not open: the server has refused it, or is not running."""
 
 
 class Load:
-    """All clients, for a time."""
+    """All clients of a round."""
 
     def __init__(self, orders: dict[str, Any]) -> None:
         self.loop = asyncio.get_running_loop()
@@ -56,14 +56,14 @@ class Load:
             self.findings.append(finding)
 
     async def warm_up(self) -> None:
-        """Use each path once, so that what is made only once is there."""
+        """Use each path once, so that the server makes everything that it makes only once."""
         for target in self.targets:
             for path, _ in target["paths"]:
                 while not await self._use(target, path):
                     await asyncio.sleep(0.05)
 
     async def _use(self, target: dict[str, Any], path: str) -> bool:
-        """Connect and exchange a message. False if the server, which acts at random already, has not let it."""
+        """Connect and exchange a message. Return False if a random act of the server prevents it."""
         try:
             async with self.connected(random.Random(0), target, path) as client:
                 client.say(ECHO)
@@ -102,12 +102,12 @@ class Load:
     # Connections
 
     async def connect(self, target: dict[str, Any], protocol: Any, *, plain: bool = False, buffer: int = 0) -> Any:
-        """A transport to the server. Raises NotOpenError."""
+        """Return a transport to the server. Raises NotOpenError."""
         family = socket.AF_UNIX if target["kind"] == "unix" else socket.AF_INET
         connecting = socket.socket(family)
         connecting.setblocking(False)
         if buffer:
-            # The less the kernel holds, the more waits in the hub.
+            # With a small kernel buffer, more messages wait in the hub.
             connecting.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
         tls = target["kind"] == "tls" and not plain
         try:
@@ -160,16 +160,16 @@ class Load:
         self.counts[f"code {client.close_code}"] += 1
 
     async def ended(self, client: Client) -> None:
-        """Wait for the end of a connection, whose end is due."""
+        """Wait for the end of a connection that is closing."""
         try:
             await asyncio.wait_for(client.ended, END)
         except TimeoutError:
             raise AssertionError(f"a connection does not end: {client.describe()}") from None
 
-    # What they do
+    # Kinds of clients
 
     def act(self, client: Client, chance: random.Random, kind: str) -> None:
-        """Send something; a client of kind "lossy" nothing whose answer must not be dropped."""
+        """Send a random message. A client of kind "lossy" sends only messages whose answer may be dropped."""
         what = chance.random()
         room = chance.choice(LOSSY if kind == "lossy" else TAME)
         if kind == "echo" or (kind == "full" and what < 0.3):
@@ -192,7 +192,7 @@ class Load:
             await asyncio.sleep(chance.expovariate(rate))
 
     async def steady(self, chance: random.Random, target: dict[str, Any], path: str, kind: str) -> None:
-        """Reads all the time, and closes as it should."""
+        """Read all the time, and close properly."""
         async with self.connected(chance, target, path) as client:
             await self.live(client, chance, kind, chance.expovariate(1 / 4), 10)
             if not client.close_code and not client.transport.is_closing():
@@ -202,7 +202,7 @@ class Load:
                 raise AssertionError(f"a connection ended without a close frame: {client.describe()}")
 
     async def slow(self, chance: random.Random, target: dict[str, Any], path: str, kind: str) -> None:
-        """Stops reading now and then, and reads what there is in the end, or is gone."""
+        """Stop reading now and then. At the end, read everything or disappear."""
         async with self.connected(chance, target, path, buffer=chance.choice((4096, 32_768))) as client:
             end = min(self.end, self.loop.time() + chance.expovariate(1 / 5))
             kind = "lossy" if kind == "full" else kind
@@ -223,7 +223,7 @@ class Load:
             await self.ended(client)
 
     async def malformed(self, chance: random.Random, target: dict[str, Any], path: str, kind: str) -> None:
-        """Sends something against the protocol, which must end the connection."""
+        """Send a frame that violates the protocol. The server must end the connection."""
         async with self.connected(chance, target, path) as client:
             await self.live(client, chance, kind, chance.expovariate(2), 20)
             if not client.close_code and not client.transport.is_closing():
@@ -231,7 +231,7 @@ class Load:
             await self.ended(client)
 
     async def reset(self, chance: random.Random, target: dict[str, Any], path: str, kind: str) -> None:
-        """Is gone at any byte of what it sends, or sends no more."""
+        """Send up to any byte of a conversation, then stop sending or disappear."""
         client = Client(self.number, path, chance)
         request = client.request()
         data = b""
@@ -266,14 +266,14 @@ class Load:
         transport.abort()
 
     async def half_open(self, chance: random.Random, target: dict[str, Any], path: str, kind: str) -> None:
-        """Begins a handshake, of TLS or of the protocol, and waits until the server has had enough."""
+        """Begin a TLS or WebSocket handshake, and wait until the server ends the connection."""
         protocol = asyncio.StreamReaderProtocol(asyncio.StreamReader())
         transport = await self.connect(target, lambda: protocol, plain=chance.random() < 0.5)
         beginnings = (b"", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"GET / HTTP/1.1\r\nHost: x\r\n", b"\0\1\2")
         if not transport.is_closing():
             transport.write(chance.choice(beginnings))
         with contextlib.suppress(ConnectionError):
-            # uvicorn waits for a request as long as the client likes.
+            # uvicorn waits for a request without a time limit.
             await asyncio.wait([protocol._get_close_waiter(None)], timeout=chance.expovariate(1))  # type: ignore[attr-defined]
         transport.abort()
 
@@ -285,7 +285,7 @@ async def _has_answered(reader: asyncio.StreamReader) -> None:
 
 
 async def main() -> None:
-    # uvloop warns of what is written to a connection that is just ending.
+    # uvloop warns about data written to a connection that is just ending.
     logging.getLogger("asyncio").setLevel(logging.ERROR)
     load = Load(json.loads(sys.stdin.readline()))
     await load.warm_up()

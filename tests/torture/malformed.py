@@ -1,20 +1,20 @@
-"""Frames that no client may send."""
+"""Frames that a client must not send."""
 
 from __future__ import annotations
 
 import random
 
-from wshub.protocol.writer import encode_header
+from tests.torture.frames import encode_header
 
 __all__ = ["frame"]
 
 
 def _masked(first: int, payload: bytes, *, declared: int | None = None) -> bytes:
-    return encode_header(first, 0x80, len(payload) if declared is None else declared) + b"\0\0\0\0" + payload
+    return encode_header(first, len(payload) if declared is None else declared) + b"\0\0\0\0" + payload
 
 
 def frame(chance: random.Random) -> bytes:
-    """One or several frames of which the last is against RFC 6455 or RFC 7692, or beyond the limits of a hub."""
+    """Return one or several frames. The last violates RFC 6455 or RFC 7692, or exceeds a limit of a hub."""
     return chance.choice(
         (
             _masked(0x83, b"reserved opcode"),
@@ -35,6 +35,6 @@ def frame(chance: random.Random) -> bytes:
             _masked(0x82, b"", declared=2**40),
             _masked(0x82, b"", declared=2**63),
             _masked(0xC2, b"\xff\xff\xff\xff no deflate"),
-            bytes((0x82, 0xFE)) + (5).to_bytes(2, "big") + b"\0\0\0\0" + b"short",  # a length that is not the shortest
+            bytes((0x82, 0xFE)) + (5).to_bytes(2, "big") + b"\0\0\0\0" + b"short",  # not the shortest form
         )
     )

@@ -1,4 +1,4 @@
-"""A round of the torture, drawn at random: what serves, over what, with which settings."""
+"""A round of the torture test, drawn at random: the server, the transports and the settings."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _draw_compression(chance: random.Random) -> dict[str, Any] | None:
 
 
 def _draw_hub(chance: random.Random) -> dict[str, Any]:
-    """Settings of a hub. The machine may be busy: no timeout that a client must keep is short."""
+    """Draw a hub's settings. Timeouts that clients must keep are long, because the machine may be busy."""
     settings: dict[str, Any] = {
         "slow_consumer": chance.choice(SLOW_CONSUMERS),
         "max_send_buffer": chance.choice((5_000, 20_000, 100_000)),
@@ -60,7 +60,7 @@ def _draw_hub(chance: random.Random) -> dict[str, Any]:
         "rates": rates,
         "compression": _draw_compression(chance),
         "on_upgrade": chance.choice((None, "function", "coroutine")),
-        # Bytes that the kernel may hold for a client; 0 leaves it to the kernel.
+        # Size of the kernel's send buffer for a client; 0 leaves the size to the kernel.
         "kernel_buffer": chance.choice((0, 4096, 4096)),
     }
 
@@ -75,7 +75,7 @@ def config_of(drawn: dict[str, Any]) -> HubConfig:
 
 
 def draw_plan(seed: int, number: int) -> dict[str, Any]:
-    """The round of this number, the same for a seed whenever it is drawn."""
+    """Return the plan of a round. The same seed and number always give the same plan."""
     chance = random.Random(f"{seed}/{number}")
     server = chance.choice(SERVERS)
     hubs = [
@@ -92,8 +92,8 @@ def draw_plan(seed: int, number: int) -> dict[str, Any]:
         "clients": chance.randrange(30, 100),
         "seconds": chance.randrange(5, 15),
         "threads": chance.randrange(4),
-        # Whether the server is told to end while its clients are there.
+        # Whether the server is stopped while its clients are connected.
         "ends_early": chance.random() < 0.3,
-        # How often the application closes its hub and goes on with another.
+        # The number of times that the application closes its hub and goes on with a new one.
         "restarts": chance.choice((0, 0, 1, 2)) if server == "hub" else 0,
     }

@@ -1,4 +1,4 @@
-"""The reports of a server of the torture: lines of JSON on stdout."""
+"""The reports of a server of the torture test: lines of JSON on stdout."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Reporter"]
 
 
 class Reporter:
-    """Reports when it gets SIGUSR1: first it has the applications rest, afterwards they go on."""
+    """Prints a report after SIGUSR1. The applications rest for the report, and then go on."""
 
     def __init__(self, findings: Findings, applications: Callable[[], list[Application]]) -> None:
         self._findings = findings
@@ -27,7 +27,7 @@ class Reporter:
         asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, self._rest_soon)
 
     def say(self, what: dict[str, Any]) -> None:
-        # uvicorn may have made the pipe its own.
+        # uvicorn may have taken over the pipe.
         with contextlib.suppress(BrokenPipeError):
             print(json.dumps(what), flush=True)
 
@@ -51,7 +51,7 @@ class Reporter:
 
 
 def _name_of(descriptor: str) -> str | None:
-    """The kind of file that a descriptor has open; None for the listing itself."""
+    """Return the kind of a descriptor's open file, or None for the directory listing."""
     try:
         return os.readlink(f"/proc/self/fd/{descriptor}").partition("[")[0]
     except OSError:

@@ -1,4 +1,4 @@
-"""The applications of a round that ``wshub serve`` serves: ``fastapi`` and ``app``, by the plan in WSHUB_TORTURE."""
+"""The applications of rounds with ``wshub serve``: ``fastapi`` and ``app``. WSHUB_TORTURE has the plan."""
 
 from __future__ import annotations
 

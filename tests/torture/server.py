@@ -1,4 +1,4 @@
-"""The server of a round whose hubs serve by themselves: ``python -m tests.torture.server PLAN DIRECTORY [FAULT]``."""
+"""The server of rounds with ``Hub.serve()``: ``python -m tests.torture.server PLAN DIRECTORY [FAULT]``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from wshub.serving.server import Server
 
 
 class Service:
-    """One address and the hubs that serve it, one after the other."""
+    """One address, and the hubs that serve it one after the other."""
 
     def __init__(
         self, plan: dict[str, Any], number: int, directory: Path, findings: Findings, fault: str | None
@@ -57,7 +57,7 @@ class Service:
         return hub.serve("127.0.0.1", self._port, handler, **tls)  # type: ignore[arg-type]
 
     def _keep_little(self, server: Server) -> None:
-        """Have the kernel keep little of what a client does not read, so that the more waits in the hub."""
+        """Make the kernel's send buffers small, so that more messages wait in the hub."""
         size = self._plan["hubs"][self._number]["kernel_buffer"]
         for listening in server.sockets:
             if size:

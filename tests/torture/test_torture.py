@@ -1,4 +1,4 @@
-"""A round of the torture on every run of the tests, and that it notices what it is there to find."""
+"""A round of the torture test in every test run, and a check that it finds faults."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def round_that_serves(server: str, *, restarts: bool = False) -> str:
-    """The number of a round, the first of its kind."""
+    """Return the number of the first round with that server."""
     for number in range(1000):
         plan = draw_plan(SEED, number)
         if plan["server"] == server and bool(plan["restarts"]) == restarts:

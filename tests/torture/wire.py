@@ -1,7 +1,7 @@
-"""The messages of the torture: each says its sender, its place in the sender's stream, and its checksum.
+"""The messages of the torture test. Each has its sender, its number in the sender's stream, and a checksum.
 
-A stream is the messages of one sender to one room, to one connection or to all connections, under one policy. A message
-is binary, or the same in base64 as text: the first byte of a binary one is never ASCII.
+A stream is the messages of one sender to one room, one connection or all connections, under one policy. A message is
+binary, or text with the same bytes in base64: the first byte of a binary message is never ASCII.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ __all__ = [
 
 ECHO = 0x80  # a client's message, which comes back
 JOIN = 0x81  # a client asks to enter a room; the answer has the number of the application's last message there
-LEAVE = 0x82  # the same for leaving
+LEAVE = 0x82  # a client asks to leave a room; the answer is the same
 ROOM = 0x83  # a message to a room
 ALL = 0x84  # a message to all connections
 DIRECT = 0x85  # a message to one connection
 
 POLICIES = ("close", "drop_newest", "drop_oldest", "latest", None)
-"""The policies of messages; None leaves it to the room or the hub."""
+"""The policies of messages. With None, the policy of the room or the hub applies."""
 
 APPLICATION = 0
-"""The sender of what the application sends from its event loop. Threads have numbers from 1 on, clients from 1000."""
+"""The sender for the application's event loop. Threads have numbers from 1 on, clients from 1000."""
 
 TAME = range(8)
 """Rooms that a client enters and leaves only when it asks to."""
 
 LOSSY = range(4)
-"""Those of them to which nothing is sent with "close", so that connections live to have something dropped."""
+"""Tame rooms that get no message with "close". Their connections live long enough to have messages dropped."""
 
 WILD = range(8, 12)
 """Rooms that the application has clients enter and leave at any time."""
@@ -60,16 +60,16 @@ HEADER = struct.Struct("!BBHIIIHI")  # the fields of a Message, checksum
 
 
 class DamagedError(Exception):
-    """A message is not what its sender has sent."""
+    """A message differs from the one that was sent."""
 
 
 class Message(NamedTuple):
     kind: int
-    policy: int = 0  # its place in POLICIES
+    policy: int = 0  # its index in POLICIES
     room: int = 0
     sender: int = APPLICATION
     number: int = 0  # in its stream, from 1 on
-    serial: int = 0  # among all that its sender has sent, from 1 on
+    serial: int = 0  # among all messages of its sender, from 1 on
     key: int = 0
 
 
@@ -83,9 +83,9 @@ def encode(message: Message, filler: bytes) -> bytes:
 
 
 def decode(payload: bytes) -> Message:
-    """The message that a payload is. Raises DamagedError."""
+    """Decode a payload. Raises DamagedError."""
     if payload[:1] < b"\x80":
-        # In quotes if it was sent as JSON.
+        # It is in quotes if it was sent as JSON.
         payload = base64.b64decode(payload.strip(b'"'), validate=True)
     *fields, checksum = HEADER.unpack_from(payload)
     message = Message(*fields)
@@ -95,7 +95,7 @@ def decode(payload: bytes) -> Message:
 
 
 def draw_policy(chance: random.Random, room: int | None) -> int:
-    """A policy for a message to a room, or to none."""
+    """Draw a policy for a message to a room, or to none."""
     lossless = room in TAME and room not in LOSSY
     weights = (0 if room in LOSSY else 4 if lossless else 0.3, 1, 1, 1, 1)
     return chance.choices(range(len(POLICIES)), weights)[0]
@@ -106,7 +106,7 @@ def as_text(payload: bytes) -> str:
 
 
 def filler(chance: random.Random, largest: int) -> bytes:
-    """Some bytes, which can be compressed or cannot."""
+    """Return some bytes: compressible or not."""
     size = min(largest, chance.choice((0, 1, 40, 90, 100, 300, 1000, 5000, 20_000)))
     if chance.random() < 0.3:
         return chance.randbytes(size)

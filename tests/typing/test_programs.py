@@ -1,4 +1,4 @@
-"""Type checkers accept the programs that users write, and find the mistakes that a comment marks."""
+"""Type checkers accept typical programs of users, and find the mistakes that a comment marks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The public stubs say what the native modules say."""
+"""The public stubs have the docstrings of the native modules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Applications whose hub is bound with the first WebSocket, and one whose hub listens itself."""
+"""Applications whose hub is bound by the first WebSocket, and one whose hub listens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Connections accepted in front of uvicorn: native routes at once, everything else uvicorn's as ever."""
+"""Connections accepted in front of uvicorn. Native routes are served at once, and uvicorn serves everything else."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def make_app(**settings: Any) -> App:
 
 @pytest.fixture
 def protocols(monkeypatch: pytest.MonkeyPatch) -> list[WebSocketProtocol]:
-    """Every WebSocket request that has gone through uvicorn."""
+    """Record every WebSocket request that goes through uvicorn."""
     made: list[WebSocketProtocol] = []
     original = WebSocketProtocol.connection_made
 
@@ -134,7 +134,7 @@ async def test_a_request_may_come_in_any_pieces(http) -> None:
 
 
 async def test_requests_on_one_connection_are_all_answered(http) -> None:
-    """A second request that has come with the first, and an upgrade on a connection that was kept alive."""
+    """Also a second request that arrives with the first, and an upgrade on a connection that was kept alive."""
 
     async with accepting(make_app(), http) as address:
         reader, writer = await asyncio.open_connection("127.0.0.1", int(address.rpartition(":")[2]))
@@ -202,9 +202,9 @@ async def test_who_asks_for_nothing_in_time_is_let_go() -> None:
 
 async def test_what_is_no_http_gets_the_answer_of_uvicorn(http) -> None:
     async with accepting(make_app(), http) as address:
-        for raw in (b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03", b"GET\0 / HTTP/1.1\r\n\r\n"):
+        for data in (b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03", b"GET\0 / HTTP/1.1\r\n\r\n"):
             reader, writer = await asyncio.open_connection("127.0.0.1", int(address.rpartition(":")[2]))
-            writer.write(raw)
+            writer.write(data)
             writer.write_eof()
             answer = await reader.read()
             assert answer == b"" or answer.startswith(b"HTTP/1.1 400")
@@ -227,7 +227,7 @@ async def test_shutting_down_closes_everybody_with_1001(protocols) -> None:
                 await stack.enter_async_context(connected(f"ws://{address}/{path}"))
                 for path in ("echo/1", "echo/2", "handled")
             ]
-            # One that has not asked for anything yet.
+            # A connection without a request so far.
             idle, writer = await asyncio.open_connection("127.0.0.1", port)
         for client in clients:
             await client.wait_closed()
@@ -263,7 +263,7 @@ async def test_nothing_is_left_of_connections_however_they_end(http) -> None:
 
     async with accepting(make_app(), http) as address:
         objects, descriptors = left()
-        # libuv opens a descriptor of its own when it first listens or connects, and keeps it.
+        # libuv opens an additional descriptor when it first listens or connects, and keeps it.
         spare = 1
         for _ in range(30):
             await come_and_go(address)
@@ -316,40 +316,40 @@ def test_native_routes_are_found_where_nothing_stands_before_them() -> None:
 
 
 class StarletteOfItsOwn(Starlette):
-    """An application that may do anything."""
+    """An application of a subclass, which could do anything."""
 
 
 class RouterOfItsOwn(Router):
-    """A router that may do anything."""
+    """A router of a subclass, which could do anything."""
 
 
 class MountOfItsOwn(Mount):
-    """A route that may do anything."""
+    """A mount of a subclass, which could do anything."""
 
 
 class HubApplicationOfItsOwn(HubApplication):
-    """A hub's application that may ask for something first."""
+    """A hub's application that could check requests first."""
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         await super().__call__(scope, receive, send)
 
 
 class AppOfItsOwn(App):
-    """An App that may ask for something first."""
+    """An App that could check requests first."""
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         await super().__call__(scope, receive, send)
 
 
 class EndpointOfItsOwn(ConnectionEndpoint):
-    """A hub's endpoint that may ask for something first."""
+    """A hub's endpoint that could check requests first."""
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         await super().__call__(scope, receive, send)
 
 
 def guard_inside(app: Any) -> Any:
-    """Put a guard into the stack that an application has built when it was first called."""
+    """Put a guard into the middleware stack that an application builds at its first call."""
     app.middleware_stack = served.Guard(app.build_middleware_stack())
     return app
 
@@ -401,13 +401,13 @@ MOUNTED = [Mount("/", served.alone)]
 )
 def test_no_route_is_native_behind_what_may_guard_it(app) -> None:
     assert find_native_route(app, scope_of("/echo/x")) is None
-    # What only some requests pass may be there: of a route's own class, for one.
+    # Hubs of routes that may be native for some request can be listed, but not this one.
     for hub in native_hubs(app):
         assert hub is not served.alone.hub
 
 
 class ConfiguredHubApplication(HubApplication):
-    """A hub's application that answers requests as its base class does."""
+    """A hub's application that answers requests like its base class."""
 
 
 def test_a_subclass_that_answers_as_its_base_does_is_native() -> None:
@@ -453,7 +453,7 @@ async def test_pages_are_pages_whatever_word_is_in_their_requests(http, protocol
     ):
         for headers in ({}, {"Referer": "https://a/websocket"}, {"Upgrade": "websocket"}, {"Upgrade": "h2c"}):
             for path in ("/websocket", "/page"):
-                # Each on a connection of its own, which the acceptor reads first.
+                # Each request has its own connection, which the acceptor reads first.
                 response = await client.get(path, headers={**headers, "Connection": "close"})
                 assert (response.status_code, response.text) == (200, "hello")
             assert (await client.get("/ws/", headers={**headers, "Connection": "close"})).status_code == 426

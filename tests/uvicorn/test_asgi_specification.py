@@ -1,4 +1,4 @@
-"""What the ASGI specification asks of a server for WebSockets, of wshub's protocol class for uvicorn."""
+"""The ASGI specification's requirements for WebSocket servers, checked with wshub's protocol class for uvicorn."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def accept(receive, send, **fields: Any) -> None:
 
 @pytest.fixture
 def errors(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
-    """The messages that have been logged as errors, when called."""
+    """A function that returns the messages logged as errors."""
     monkeypatch.setattr(logging.getLogger("uvicorn.error"), "propagate", True)
     return lambda: [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
 
@@ -117,7 +117,7 @@ async def test_a_denial_without_end_is_paced_by_its_reader(http) -> None:
             )
             peer.reader._transport.pause_reading()
             before = -1
-            # It stands still once every buffer on the way is full.
+            # The number stands still when every buffer on the way is full.
             while before != sent or not sent:
                 before = sent
                 await asyncio.sleep(0.1)
@@ -276,7 +276,7 @@ async def test_an_application_that_only_sends_notices_that_its_client_has_left(h
         async with connected(f"ws://{address}/") as client:
             assert await client.recv() == "tick"
         assert isinstance(await ended, OSError)
-    # Nobody has done anything wrong.
+    # A lost client is not an error of the application.
     assert errors() == []
 
 
@@ -389,14 +389,14 @@ async def test_what_a_client_sends_before_the_accept_is_kept_up_to_a_bound(http)
             peer.write(REQUEST.replace(b"GET / ", b"GET /waits "))
             await asyncio.sleep(0.05)
             peer.write(bytes(2 * MAX_EARLY_SIZE))
-            # Nobody waits for what nobody will get: the application is told.
+            # The early data exceeds the limit, so the application gets a disconnect message.
             while not ends:
                 await asyncio.sleep(0)
             assert ends == ["websocket.disconnect"]
 
 
 class WithoutSpareDescriptors:
-    """The socket of a transport, when the process has as many descriptors as it may."""
+    """The socket of a transport in a process that has reached its limit of descriptors."""
 
     def dup(self) -> None:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))

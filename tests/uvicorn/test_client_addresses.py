@@ -1,4 +1,4 @@
-"""The address of a client is the same on every path, and the client cannot choose it."""
+"""A client has the same address on every path, and cannot choose it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from wshub import Connection, EventHandler, Hub, HubConfig
 from wshub.uvicorn.event_loop import accept_natively
 
 SERVERS = ["serve", "uvicorn", pytest.param("acceptor", marks=needs_reactor), "guarded"]
-EVERYBODY = ("0.0.0.0/0", "::/0")
+ALL_ADDRESSES = ("0.0.0.0/0", "::/0")
 
 
 class Guard:
-    """Middleware, behind which no route is native."""
+    """Middleware. Behind it no route is native."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
@@ -34,7 +34,7 @@ class Guard:
 
 
 class Served:
-    """A hub on one kind of server, and the addresses that it saw."""
+    """A hub on one kind of server, and the addresses of its clients."""
 
     def __init__(self, **settings: Any) -> None:
         self.asked: list[Any] = []
@@ -89,7 +89,7 @@ async def test_an_address_is_a_pair_of_host_and_port(server, host) -> None:
             assert served.asked == [expected] * asks
 
 
-# The field as it arrives, where the last entry is the proxy's and the others are the client's, and the address.
+# The field's value, and the expected address. The last entry is the proxy's, the others are the client's.
 FORGED = [
     ("192.0.2.7", "192.0.2.7"),
     ("198.51.100.1, 192.0.2.7", "192.0.2.7"),
@@ -102,7 +102,7 @@ FORGED = [
 @pytest.mark.parametrize("over", ["tcp", "unix"])
 @pytest.mark.parametrize("server", SERVERS)
 async def test_a_client_cannot_choose_its_address_where_everybody_is_trusted(server, over, tmp_path) -> None:
-    served = Served(trusted_proxies=EVERYBODY)
+    served = Served(trusted_proxies=ALL_ADDRESSES)
     where = {"uds": str(tmp_path / "hub.sock")} if over == "unix" else {}
     async with served.on(server, asks=server != "acceptor", trusted="*", **where) as address:
         for forwarded, expected in FORGED:
@@ -117,7 +117,7 @@ async def test_the_last_address_that_is_no_trusted_proxy_counts(server) -> None:
     cases = [
         ("198.51.100.1, 192.0.2.7, 10.1.2.3", "192.0.2.7"),
         ("198.51.100.1, 192.0.2.7, 10.1.2.3:80, 127.0.0.1", "192.0.2.7"),
-        # All are proxies: the last is what the nearest one saw.
+        # All entries are proxies: the last is the address that the nearest proxy saw.
         ("10.1.2.3, 10.9.9.9", "10.9.9.9"),
         ("10.1.2.3", "10.1.2.3"),
     ]
@@ -132,7 +132,7 @@ async def test_the_last_address_that_is_no_trusted_proxy_counts(server) -> None:
 
 @pytest.mark.parametrize("server", SERVERS)
 async def test_a_bound_on_connections_holds_for_those_who_forge_their_address(server, tmp_path) -> None:
-    served = Served(trusted_proxies=EVERYBODY, max_connections_per_address=2)
+    served = Served(trusted_proxies=ALL_ADDRESSES, max_connections_per_address=2)
     async with (
         served.on(server, trusted="*", uds=str(tmp_path / "hub.sock")) as address,
         contextlib.AsyncExitStack() as stack,
@@ -146,7 +146,7 @@ async def test_a_bound_on_connections_holds_for_those_who_forge_their_address(se
             except websockets.InvalidStatus as error:
                 statuses.append(error.response.status_code)
         assert statuses == [101, 101, 429, 429]
-        # Those with no address are counted as one client.
+        # Connections without an address count as one client.
         for number in range(4):
             with contextlib.suppress(websockets.InvalidStatus):
                 await stack.enter_async_context(connecting(address, **{"X-Forwarded-For": f"nobody-{number}"}))

@@ -1,4 +1,4 @@
-"""A server whose descriptors have run out: 503 meanwhile, service afterwards, and one line in the log."""
+"""A server without free descriptors answers with 503, logs one line, and serves again afterwards."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 @contextlib.contextmanager
 def no_descriptors(process: int) -> Iterator[None]:
-    """Keep the process from opening any more descriptors."""
+    """Set the process's limit so that it cannot open descriptors."""
     limits = resource.prlimit(process, resource.RLIMIT_NOFILE)
     used = descriptors(process)
     lowest = next(number for number in range(len(used) + 1) if number not in used)
@@ -50,7 +50,7 @@ def no_descriptors(process: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def uvicorn(app: str) -> Iterator[tuple[int, int, Callable[[], str]]]:
-    """uvicorn with the protocol class alone, on a loop of its own."""
+    """Run uvicorn with only the protocol class, on its own loop."""
     port = free_port()
     command = [sys.executable, "-m", "uvicorn", app, "--port", str(port), "--ws", CLASS, "--log-level", "warning"]
     with running_program(command, port=port, env=environment()) as program:
@@ -64,7 +64,7 @@ def wshub(app: str) -> Iterator[tuple[int, int, Callable[[], str]]]:
 
 
 def first_connection(process: int, port: int) -> socket.socket:
-    """A connection that the server has accepted."""
+    """Connect, and return when the server has accepted the connection."""
     until(lambda: not sockets_in_use(process, port))
     before = descriptors(process)
     first = socket.create_connection(("127.0.0.1", port), timeout=30)
@@ -73,7 +73,7 @@ def first_connection(process: int, port: int) -> socket.socket:
 
 
 def sockets_in_use(process: int, port: int) -> bool:
-    """Whether a connection to the port is left that the process has not closed yet."""
+    """Return whether the process still has an open connection to the port."""
     lines = [line.split() for line in Path(f"/proc/{process}/net/tcp").read_text().splitlines()[1:]]
     return any(line[1].endswith(f":{port:04X}") and line[3] in ("01", "08") for line in lines)
 
@@ -116,7 +116,7 @@ def test_descriptors_that_run_out_while_accepting_are_logged_once(app, tls, cert
         first = first_connection(process, server.port)
         with no_descriptors(process):
             waiting = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(50)]
-            # It is tried again more than once.
+            # The server tries to accept again several times.
             time.sleep(2.5)
         until(lambda: len(descriptors(process)) > 50)
         for client in (first, *waiting):

@@ -1,4 +1,4 @@
-"""How an endpoint ends its connection under wshub's protocol class for uvicorn: with which code, and what is logged."""
+"""The ends of connections under wshub's protocol class for uvicorn: close codes and log lines for each endpoint."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ async def end_of(client: websockets.ClientConnection) -> tuple[int | None, str |
 async def test_an_exception_of_an_endpoint_closes_with_its_code_or_1011(
     framework, taken, error, code, reason, logged, lines
 ) -> None:
-    """ConnectionLost here is that of another connection: this one is open."""
+    """ConnectionLost here comes from another connection: this one is open."""
 
     hub = Hub(HubConfig(use_reactor=taken))
 
@@ -161,7 +161,7 @@ async def test_an_exception_before_the_accept_is_an_answer(framework, error, sta
     ("error", "status", "code"), [(WebSocketException(4000), 403, 4000), (WebSocketException(0), 500, 1011)]
 )
 async def test_an_exception_with_a_code_that_no_framework_handles_has_its_code(error, status, code, lines) -> None:
-    """A code that cannot be sent is an error of the application."""
+    """An invalid close code is an error of the application."""
 
     async def application(scope, receive, send) -> None:
         await receive()
@@ -286,7 +286,7 @@ async def test_a_lost_client_of_a_plain_asgi_endpoint_is_no_error(lines) -> None
 
 
 class Refuses:
-    """Middleware that refuses what the application would accept."""
+    """Middleware that refuses each request that the application accepts."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
@@ -348,7 +348,7 @@ async def test_what_an_endpoint_over_asgi_sends_last_arrives_before_its_close(ra
         connection, _ = await asyncio.gather(hub.accept(websocket), asyncio.sleep(0))
         for number in range(100):
             connection.send(str(number))
-        hub.broadcast("to everybody")
+        hub.broadcast("to all")
         if raises is not None:
             raise raises
 
@@ -358,7 +358,7 @@ async def test_what_an_endpoint_over_asgi_sends_last_arrives_before_its_close(ra
         connected(f"ws://{address}/", subprotocols=["b"]) as client,
     ):
         assert [await client.recv() for _ in range(100)] == [str(number) for number in range(100)]
-        assert await client.recv() == "to everybody"
+        assert await client.recv() == "to all"
         assert await end_of(client) == (code, "")
     assert hub.connection_count == 0
 

@@ -1,4 +1,4 @@
-"""What uvicorn reads before its first request is bounded, on the loops of wshub, whatever the application is."""
+"""The limits of a connection's first request, on wshub's loops, for any application."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ PAGE = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whose time is over is looked for often."""
+    """Have wshub look often for connections whose time is over."""
     monkeypatch.setattr(first_requests, "SWEEP_PERIOD", 0.02)
 
 
 @pytest.fixture(params=["plain", pytest.param("native", marks=needs_reactor), "tls"])
 def kind(request: pytest.FixtureRequest) -> str:
-    """An application that has no native route, one that has, and one over TLS."""
+    """The kind of application: without a native route, with one, or over TLS."""
     return request.param
 
 
@@ -43,7 +43,7 @@ async def page(request: Any) -> PlainTextResponse:
 
 @contextlib.asynccontextmanager
 async def served(kind: str, http: str, certificate: Any, **settings: Any) -> AsyncIterator[str]:
-    """The URL of an application whose hub has these settings."""
+    """Serve an application whose hub has these settings. Yields its URL."""
     hub = Hub(HubConfig(use_reactor=kind == "native", **settings))
     app = Starlette(routes=[Route("/", page), Mount("/ws", hub.asgi(EventHandler()))])
     accept_natively(asyncio.get_running_loop())
@@ -58,7 +58,7 @@ async def connect(kind: str, url: str, certificate: Any) -> tuple[asyncio.Stream
 
 
 async def rest(reader: asyncio.StreamReader) -> bytes:
-    """What comes until the connection ends, however it does."""
+    """Return all data up to the end of the connection, or up to an error."""
     received = b""
     with contextlib.suppress(ConnectionError, ssl.SSLError):
         while data := await reader.read(1 << 16):
@@ -73,11 +73,11 @@ async def is_served(kind: str, url: str, certificate: Any) -> None:
     writer.transport.abort()
 
 
-@pytest.mark.parametrize("bytes", [b"", b"P", b"\r\n", b"POST / HT", b"GET / HTTP/1.1\r\nX-Long: " + b"y" * 17_000])
-async def test_who_does_not_finish_its_first_request_in_time_is_ended(http, kind, certificate, raw) -> None:
+@pytest.mark.parametrize("data", [b"", b"P", b"\r\n", b"POST / HT", b"GET / HTTP/1.1\r\nX-Long: " + b"y" * 17_000])
+async def test_who_does_not_finish_its_first_request_in_time_is_ended(http, kind, certificate, data) -> None:
     async with served(kind, http, certificate, handshake_timeout_ms=100) as url:
         reader, writer = await connect(kind, url, certificate)
-        writer.write(raw)
+        writer.write(data)
         assert b" 200 " not in await rest(reader)
         writer.transport.abort()
 
@@ -88,7 +88,7 @@ async def test_who_has_finished_its_first_request_may_take_its_time(http, kind, 
         other, other_writer = await connect(kind, url, certificate)
         writer.write(PAGE)
         assert b"hello" in await reader.readuntil(b"hello")
-        # Until the time of one that has asked for nothing is over.
+        # The connection without a request ends when its time is over.
         assert await rest(other) == b""
         for byte in PAGE:
             writer.write(bytes([byte]))
@@ -104,7 +104,7 @@ async def test_a_head_without_end_is_read_up_to_a_bound(http, kind, certificate)
         writer.write(b"GET / HTTP/1.1\r\n")
         sent = 0
         with contextlib.suppress(ConnectionError, ssl.SSLError):
-            # A client that is never refused sends 16 MiB, and then waits for its answer without end.
+            # Without a limit, the client sends 16 MiB, and then waits for ever.
             while sent < 1 << 24 and not reader.at_eof():
                 field = b"X-%d: %s\r\n" % (sent, b"y" * 1000)
                 writer.write(field * 16)
@@ -126,14 +126,14 @@ async def test_a_head_within_the_bound_is_served(kind, certificate) -> None:
         writer.transport.abort()
 
 
-@pytest.mark.parametrize("bytes", [b"P", b"GET / HT", b""])
-async def test_of_too_many_that_have_not_asked_the_oldest_is_ended(http, kind, certificate, raw) -> None:
+@pytest.mark.parametrize("data", [b"P", b"GET / HT", b""])
+async def test_of_too_many_that_have_not_asked_the_oldest_is_ended(http, kind, certificate, data) -> None:
     async with served(kind, http, certificate, max_pending_handshakes=4) as url:
         peers = []
         for _ in range(12):
             peers.append(await connect(kind, url, certificate))
-            peers[-1][1].write(raw)
-        # What the acceptor has not handed over and what uvicorn has are bounded each.
+            peers[-1][1].write(data)
+        # The acceptor and uvicorn each have their own limit.
         for reader, _ in peers[: 12 - 2 * 4]:
             assert await rest(reader) == b""
         await is_served(kind, url, certificate)
@@ -149,12 +149,12 @@ async def test_websockets_are_served_as_ever_behind_the_bounds(http, kind, certi
             reader, writer = await connect(kind, url, certificate)
             assert await rest(reader) == b""
             writer.transport.abort()
-            # The connection has outlived what had its time with it.
+            # The other connection is over, so this one has outlived the handshake timeout.
             await (await client.ping())
 
 
 async def test_a_handshake_behind_a_page_has_no_time_of_the_page(http) -> None:
-    """uvicorn ends a connection some seconds after a response, if nothing comes: but it is a WebSocket by then."""
+    """uvicorn's keep-alive timeout after a response does not end a connection that has become a WebSocket."""
 
     hub = Hub(HubConfig(use_reactor=False))
     app = Starlette(routes=[Route("/", page), Mount("/ws", hub.asgi(EventHandler()))])

@@ -1,4 +1,4 @@
-"""A request is the same to a hub that reads it itself and to an application on uvicorn, or is refused by both."""
+"""A hub that reads a request and an application on uvicorn see the same request, or both refuse it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def asgi_of(handler: EventHandler, subprotocols: tuple[str, ...] = ()) -> tuple[
 
 @contextlib.asynccontextmanager
 async def served(server: str, handler: EventHandler, http: str = "httptools", **options: Any) -> AsyncIterator[str]:
-    """A hub on one of the ways to it, as a URL."""
+    """Serve a hub in one of the ways. Yields its URL."""
     hub, app = asgi_of(handler)
     if server == "serve":
         async with hub.serve("127.0.0.1", 0, handler) as native:
@@ -67,10 +67,10 @@ def number_of(headers: Any) -> int:
     "name", [b"Sec-WebSocket-Key", b"Sec-WebSocket-Version", b"Sec-WebSocket-Extensions", b"Sec-Other", b"Cookie"]
 )
 async def test_every_byte_in_a_field_is_the_same_to_both_or_400_to_both(http, name) -> None:
-    """Daphne split fields where only Python does, at \\x0b, \\x0c, \\x1c to \\x1e and \\x85."""
+    """Daphne once split fields at \\x0b, \\x0c, \\x1c to \\x1e and \\x85, as only Python's splitlines() does."""
     good = {b"Sec-WebSocket-Key": KEY, b"Sec-WebSocket-Version": VERSION}.get(name, name + b": ab").split(b": ")[1]
     values = [good[:1] + bytes([byte]) + good[1:] for byte in range(256)]
-    # RFC 9112 section 2.2 lets a reader take a bare LF for the end of a line, and h11 does.
+    # RFC 9112 section 2.2 allows a bare LF as the end of a line, and h11 accepts it.
     values += [good + bytes([byte]) for byte in range(256) if byte != 0x0A]
 
     native: dict[int, Any] = {}
@@ -221,7 +221,7 @@ async def test_a_host_has_no_say_in_where_a_request_goes(http, server) -> None:
 
 @pytest.mark.parametrize("accepts", [False, pytest.param(True, marks=needs_reactor)], ids=["uvicorn", "acceptor"])
 async def test_clients_in_parallel_never_get_anything_of_each_other(http, accepts) -> None:
-    """Each asks for a page first, and for its WebSocket behind that on the same connection, in odd pieces."""
+    """Clients request a page and then a WebSocket on the same connection, in odd pieces."""
     count = 40
 
     app = App()
@@ -256,7 +256,7 @@ async def test_clients_in_parallel_never_get_anything_of_each_other(http, accept
         plain = f"GET /page/{name} HTTP/1.1\r\nHost: a\r\nX-Name: {name}\r\n\r\n".encode()
         upgrade = request_for(f"/{kind}/{name}".encode(), f"X-Name: {name}".encode())
         async with raw_peer(url, handshake=False) as peer:
-            # Every other one has its first request be the handshake: that is what an acceptor serves natively.
+            # For some clients the first request is the handshake: the acceptor serves it natively.
             requests = upgrade.replace(b"dGhlIHNhbXBsZSBub25jZQ==", key)
             pages = number // 2 % 2
             raw = plain * pages + requests
@@ -291,7 +291,7 @@ async def test_a_second_request_behind_a_handshake_is_answered_by_nobody(http, s
         peer.write(request_for(b"/first") + request_for(b"/second"))
         head = await peer.reader.readuntil(b"\r\n\r\n")
         assert b" 101 " in head
-        # uvicorn drops what came with the request; to a hub it is a frame that breaks the rules.
+        # uvicorn drops data that came with the request. To a hub it is an invalid frame.
         peer.send(Frame.close())
         rest = await peer.reader.read()
         assert rest[:1] == b"\x88"
@@ -299,13 +299,13 @@ async def test_a_second_request_behind_a_handshake_is_answered_by_nobody(http, s
         assert opened == ["/first"]
 
 
-# Without a line feed, which Starlette matches with no route.
+# There is no line feed: Starlette matches it with no route.
 HOSTILE = b"%0B%0C%1C%1D%1E%C2%85%C2%9B%E2%80%A8%0DCRITICAL%20forged%1B[2J"
 
 
 @pytest.mark.parametrize("server", SERVERS[1:])
 def test_no_line_of_the_log_has_a_control_character_of_a_client(run, http, server, caplog, monkeypatch) -> None:
-    """Fields are in none; the target, which uvicorn logs with its query, is percent-encoded there."""
+    """Header fields are not logged. uvicorn logs the target with its query, and percent-encodes it."""
     for name in ("uvicorn.error", "uvicorn.access"):
         monkeypatch.setattr(logging.getLogger(name), "propagate", True)
     caplog.set_level(logging.DEBUG)
@@ -355,7 +355,7 @@ def test_no_line_of_the_log_has_a_control_character_of_a_client(run, http, serve
 
 
 async def both(request: bytes, http: str) -> tuple[int, int]:
-    """The status from a hub that reads the request itself, and from the same hub behind uvicorn."""
+    """Return two statuses: from a hub that reads the request, and from the same hub behind uvicorn."""
     hub = Hub()
     app = Starlette(routes=[Mount("/", hub.asgi(EventHandler()))])
     async with (
@@ -465,7 +465,7 @@ async def test_a_handshake_behind_a_page_that_takes_its_time_is_answered_after_i
     ):
         page = b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n"
         peer.write(page + request_for(b"/ws"))
-        # By then uvicorn has read both.
+        # After this answer, uvicorn has read both requests.
         assert await status_of(f"ws://{address}/", page.replace(b"/slow", b"/nowhere")) == 404
         written.set()
         assert b" 200 " in await peer.reader.readuntil(b"\r\n\r\n")

@@ -1,4 +1,4 @@
-"""Behind a real nginx, set up as in the documents, a client cannot choose its address."""
+"""A client cannot choose its address behind a real nginx that is configured as in the documentation."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def location_of_the_documents(unix: str, forwarded: str) -> str:
 
 
 async def statuses_of(stack: contextlib.AsyncExitStack, url: str, told: list[Any]) -> list[int]:
-    """The status of one connection with each forgery; they stay open."""
+    """Connect once with each forgery, and return the statuses. The connections stay open."""
     statuses = []
     for headers in FORGERIES:
         try:
@@ -80,7 +80,7 @@ async def test_a_client_of_a_hub_that_serves_behind_nginx_cannot_choose_its_addr
     def on_open(connection: Connection) -> None:
         connection.send(str(connection.remote_address))
 
-    # Any trusted proxy has a Unix socket trusted, too; the client here is not to be one of them.
+    # With any trusted proxy, the hub trusts a Unix socket too. The clients' address must not be trusted here.
     hub = Hub(HubConfig(max_connections_per_address=2, trusted_proxies=("192.0.2.1",)))
     told: list[Any] = []
     async with hub.serve(unix=unix, handler=EventHandler(on_open=on_open)):

@@ -1,4 +1,4 @@
-"""Under uvicorn a TLS connection counts, and has its time, from accept on: also before its handshake is finished."""
+"""Under uvicorn, limits and timeouts apply to a TLS connection from accept(2) on, also before its TLS handshake."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PAGE = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Connections whose time is over are looked for often."""
+    """Have wshub look often for connections whose time is over."""
     monkeypatch.setattr(first_requests, "SWEEP_PERIOD", 0.02)
 
 
@@ -44,7 +44,7 @@ async def page(request: Any) -> PlainTextResponse:
 async def served(
     tls: dict[str, Any], clock: Callable[[], float] = time.monotonic, **settings: Any
 ) -> AsyncIterator[int]:
-    """The port of an application whose hub has this clock and these settings."""
+    """Serve an application whose hub has this clock and these settings. Yields its port."""
     handler = EventHandler(on_message=lambda connection, message: connection.send(message))
     app = Starlette(routes=[Route("/", page), Mount("/ws", Hub(HubConfig(**settings), clock=clock).asgi(handler))])
     accept_natively(asyncio.get_running_loop())
@@ -78,7 +78,7 @@ async def test_of_too_many_unfinished_tls_handshakes_the_oldest_is_ended(tls, ce
 
 @pytest.fixture
 def clock() -> Clock:
-    """The seconds that the hub of the application goes by."""
+    """The clock of the application's hub."""
     return Clock()
 
 
@@ -86,7 +86,7 @@ def clock() -> Clock:
 async def test_an_unfinished_tls_handshake_is_ended_when_its_time_is_over(tls, clock, certificate, start) -> None:
     async with served(tls, clock, handshake_timeout_ms=10_000) as port:
         peers = [HalfTls(port, certificate.client_context(), start) for _ in range(3)]
-        # By then they have been accepted.
+        # After this, the server has accepted them.
         await is_served(port, certificate)
         assert all(peer.is_open() for peer in peers)
         clock.now += 11

@@ -15,8 +15,7 @@ from starlette.types import Scope
 from wshub.asgi.handshake import register_scope, register_scope_when_decided
 from wshub.core.event_handler import EventHandler, Handlers, handler_table_of
 from wshub.core.handler_table import HandlerTable
-from wshub.core.opening import count_refusal
-from wshub.core.refusals import NOT_HANDED_OVER
+from wshub.core.refusals import NOT_HANDED_OVER, count_refusal
 from wshub.core.upgrade import current_upgrade
 from wshub.errors import HandshakeError, MisuseError
 from wshub.protocol.handshake.server import Handshake

@@ -9,8 +9,7 @@ from wshub.asgi.handshake import accept_or_refuse, check_not_accepted, expect_co
 from wshub.asgi.native import NativeRoute
 from wshub.asgi.scope import Receive, Scope, Send
 from wshub.core.event_handler import handler_table_of
-from wshub.core.opening import count_refusal
-from wshub.core.refusals import NOT_A_HANDSHAKE
+from wshub.core.refusals import NOT_A_HANDSHAKE, count_refusal
 from wshub.errors import HandshakeError, MisuseError
 from wshub.protocol.validation import check_strings
 

@@ -26,8 +26,8 @@ from wshub.asgi.scope import (
 )
 from wshub.core.binding import bind_for_request
 from wshub.core.connection import ConnectionState
-from wshub.core.opening import Opening, count_refusal
-from wshub.core.refusals import FAILED, REFUSED_BY_MIDDLEWARE
+from wshub.core.opening import Opening
+from wshub.core.refusals import FAILED, REFUSED_BY_MIDDLEWARE, count_refusal
 from wshub.errors import HandshakeError, MisuseError
 from wshub.links.asgi_link import AsgiLink
 from wshub.protocol.http.fields import HeaderField

@@ -19,7 +19,7 @@
     close() is called before the opening   close_before_opening      its own, after the 101    not called.
     The handshake fails                    cancel_opening            none                      not called.
 
-handler_failed() is in handlers.pyx, fail_slow_consumer() in sending.pyx. keepalive.pyx calls abort().
+handler_failed() is in handlers.pyx, fail_slow_consumer() in slow_consumers.pyx. keepalive.pyx calls abort().
 
 EventHandler.close_codes may replace 1002, 1007, 1008, 1009, 1011 and 1013 in a close frame. If the client does not
 answer within close_timeout, its connection is aborted. on_close is called if on_open was. The loss of the link ends

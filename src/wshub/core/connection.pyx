@@ -4,7 +4,7 @@
 from libc.math cimport INFINITY, NAN
 from libc.stdint cimport uint8_t
 
-from wshub.core.backpressure cimport CLOSE_CONNECTION, INHERITED, Delivery, resolve_delivery_options
+from wshub.core.delivery_options cimport CLOSE_CONNECTION, INHERITED, Delivery, resolve_delivery_options
 from wshub.core.closing cimport begin_closing, check_open, close_before_opening, closed_error
 from wshub.core.conflation_keys cimport PRIVATE_KEYS, check_conflation_key, intern_key
 from wshub.core.connection_state cimport (
@@ -22,7 +22,8 @@ from wshub.core.connection_state cimport (
 from wshub.core.queued cimport QUEUED
 from wshub.core.receiving cimport ReceivingConnection
 from wshub.core.rooms cimport join_room, leave_room, room_name
-from wshub.core.sending cimport fail_slow_consumer, queue, queue_alone
+from wshub.core.sending cimport queue, queue_alone
+from wshub.core.slow_consumers cimport fail_slow_consumer
 from wshub.links.link cimport queue_charge
 from wshub.protocol.frame_buffer cimport FrameBuffer, frame_release
 from wshub.protocol.message cimport (

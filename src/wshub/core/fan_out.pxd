@@ -1,4 +1,4 @@
-from wshub.core.backpressure cimport Delivery
+from wshub.core.delivery_options cimport Delivery
 from wshub.core.connection_state cimport ConnectionCore
 from wshub.core.hub_state cimport HubBase
 from wshub.core.rooms cimport Room

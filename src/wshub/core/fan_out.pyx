@@ -9,12 +9,13 @@ from cpython.dict cimport PyDict_Next
 from cpython.object cimport PyObject
 from libc.stdint cimport SIZE_MAX, uint64_t
 
-from wshub.core.backpressure cimport Delivery
+from wshub.core.delivery_options cimport Delivery
 from wshub.core.closing cimport abort_out_of_memory
 from wshub.core.connection_state cimport IS_OPEN, ConnectionCore
 from wshub.core.hub_state cimport HubBase
 from wshub.core.rooms cimport Room, desync, restart_window
-from wshub.core.sending cimport fail_slow_consumer, must_be_independent, queue, queue_compressed, queue_message
+from wshub.core.sending cimport must_be_independent, queue, queue_compressed, queue_message
+from wshub.core.slow_consumers cimport fail_slow_consumer
 from wshub.core.shared_window cimport SharedWindow
 from wshub.protocol.compression.deflate cimport LONGEST_DEFLATED
 from wshub.protocol.frame_buffer cimport FrameBuffer, frame_release

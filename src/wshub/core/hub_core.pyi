@@ -12,7 +12,7 @@ from wshub.core.config import DeliveryOptions, HubConfig, RoomConfig
 from wshub.core.connection import Connection
 from wshub.core.handler_table import HandlerTable
 from wshub.core.queued import Queued
-from wshub.core.stats import HubStats, RoomStats
+from wshub.core.stats_types import HubStats, RoomStats
 from wshub.links.reactor_api import Reactor
 from wshub.protocol.http.request import RequestHead
 from wshub.protocol.message import Message

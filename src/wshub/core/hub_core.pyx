@@ -4,10 +4,9 @@
 from cpython.number cimport PyIndex_Check, PyNumber_Index
 from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stdint cimport SIZE_MAX, uint64_t
-from libc.string cimport memset
 
 from wshub.core.backlog cimport Backlog
-from wshub.core.backpressure cimport (
+from wshub.core.delivery_options cimport (
     CLOSE_CONNECTION,
     INHERITED,
     LATEST,
@@ -32,9 +31,10 @@ from wshub.core.hub_state cimport (
 )
 from wshub.core.keepalive cimport sweep
 from wshub.core.rooms cimport Room, configure_room, find_room, room_name
-from wshub.links.link cimport LinkCounters, Link, counts_of
-from wshub.protocol.compression.deflate cimport DeflatePool
-from wshub.protocol.frame_buffer cimport RAW, FrameBuffer, DeliveryCounters, frame_release
+from wshub.core.stats cimport hub_stats, room_stats
+from wshub.links.link cimport LinkCounters, Link
+from wshub.protocol.compression.compressed_once cimport DeflatePool
+from wshub.protocol.frame_buffer cimport RAW, FrameBuffer, frame_release
 from wshub.protocol.message cimport (
     Message,
     frame_from_bytes,
@@ -488,34 +488,8 @@ cdef class HubCore(HubBase):
 
     def _room_counts(self, name):
         """Return the RoomStats of a room."""
-        cdef Room room = find_room(self, name)
-        cdef DeliveryCounters nothing
-        if room is not None:
-            counts = counts_of(room.delivery_counters, room.delivery_counters.pending)
-            return {"connections": len(room.members), **counts}
-        memset(&nothing, 0, sizeof(nothing))
-        return {"connections": 0, **counts_of(&nothing, 0)}
+        return room_stats(find_room(self, name))
 
     def _counts(self):
         """Return the HubStats."""
-        cdef uint64_t pending = 0
-        cdef Connection connection
-        for connection in self.connections.values():
-            if connection.link is not None:
-                pending += connection.link.queue.messages
-        return {
-            "connections": len(self.connections),
-            "rooms": len(self.room_table),
-            "messages_received": self.counters.messages_received,
-            "bytes_received": self.counters.bytes_received,
-            "bytes_sent": self.counters.bytes_sent,
-            **counts_of(&self.counters.messages, pending),
-            "rates_exceeded": self.rates_exceeded,
-            "compression": {
-                "compressions": self.pool.compressions if self.pool is not None else 0,
-                "bytes_in": self.pool.bytes_in if self.pool is not None else 0,
-                "bytes_out": self.pool.bytes_out if self.pool is not None else 0,
-            },
-            "closes": dict(self.closes),
-            "refused": dict(self.refused),
-        }
+        return hub_stats(self, self.refused)

@@ -2,10 +2,10 @@ from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from wshub.core.backlog cimport Backlog
-from wshub.core.backpressure cimport Delivery
+from wshub.core.delivery_options cimport Delivery
 from wshub.core.conflation_keys cimport ConflationKeys
 from wshub.links.link cimport LinkCounters
-from wshub.protocol.compression.deflate cimport DeflatePool
+from wshub.protocol.compression.compressed_once cimport DeflatePool
 
 
 # The rates: indices of HubBase.rates and ConnectionCore.left.

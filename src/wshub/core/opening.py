@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from wshub.core.admission import UNKNOWN_ADDRESS
 from wshub.core.binding import bind_for_request
-from wshub.core.refusals import FAILED, SHUTTING_DOWN, UNDECIDED
+from wshub.core.refusals import SHUTTING_DOWN, UNDECIDED
 from wshub.errors import HandshakeError
 from wshub.protocol.handshake.server import Handshake
 from wshub.protocol.http.fields import HeaderField
@@ -23,11 +23,10 @@ from wshub.protocol.http.fields import HeaderField
 if TYPE_CHECKING:
     from wshub.core.connection import Connection
     from wshub.core.handler_table import HandlerTable
-    from wshub.core.hub_core import HubCore
     from wshub.core.lifecycle import HubLifecycle
     from wshub.protocol.http.request import RequestHead
 
-__all__ = ["HasPeer", "Opening", "count_refusal", "refuse"]
+__all__ = ["HasPeer", "Opening"]
 
 logger = logging.getLogger("wshub.server")
 
@@ -270,24 +269,6 @@ class _Wait:
         """End the block since the hub has closed."""
         self._refusal = SHUTTING_DOWN
         self.expire()
-
-
-def refuse(hub: HubCore | None, error: HandshakeError) -> bytes:
-    """Count a refused handshake for the hub, if one is known, and return the response."""
-    try:
-        response = Handshake.create_error_response(error)
-    except Exception:
-        logger.exception("a handshake cannot be refused as on_upgrade says")
-        error = HandshakeError(*FAILED)
-        response = Handshake.create_error_response(error)
-    count_refusal(hub, error)
-    return response
-
-
-def count_refusal(hub: HubCore | None, error: HandshakeError) -> None:
-    """Count a handshake that is answered with the status of the error for the hub, if one is known."""
-    if hub is not None:
-        hub.refused[error.status] = hub.refused.get(error.status, 0) + 1
 
 
 def _refuse_or_bind(hub: HubLifecycle) -> None:

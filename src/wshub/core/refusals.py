@@ -1,10 +1,16 @@
-"""The words of refusals: what a handshake that is not accepted is answered with.
+"""Refuses a handshake: the response, its count, and the texts.
 
-Each is the arguments of a ``HandshakeError``: status, reason and, for some, header fields. It is no error itself, since
-the traceback of an error that is raised again and again grows.
+A text is the arguments of a ``HandshakeError``: the status, the reason and, for some, header fields. It is no error
+itself, since the traceback of an error that is raised again and again grows.
 """
 
 from __future__ import annotations
+
+import logging
+from typing import Protocol
+
+from wshub.errors import HandshakeError
+from wshub.protocol.handshake.server import Handshake
 
 __all__ = [
     "FAILED",
@@ -21,7 +27,11 @@ __all__ = [
     "TOO_MANY_NEW_FROM_ADDRESS",
     "TOO_MUCH_EARLY_DATA",
     "UNDECIDED",
+    "count_refusal",
+    "refuse",
 ]
+
+logger = logging.getLogger("wshub.server")
 
 _RETRY_LATER = (("Retry-After", "5"),)
 
@@ -39,3 +49,29 @@ SHUTTING_DOWN = (503, "The server is shutting down.")
 TOO_MANY_CONNECTIONS = (503, "There are too many connections.", _RETRY_LATER)
 TOO_MANY_NEW = (503, "There are too many new connections.", _RETRY_LATER)
 UNDECIDED = (503, "The server did not decide in time.")
+
+
+class CountsRefusals(Protocol):
+    """A hub, as far as refusals concern it."""
+
+    @property
+    def refused(self) -> dict[int, int]:
+        """The number of refused handshakes by HTTP status."""
+
+
+def refuse(hub: CountsRefusals | None, error: HandshakeError) -> bytes:
+    """Count a refused handshake for the hub, if one is known, and return the response."""
+    try:
+        response = Handshake.create_error_response(error)
+    except Exception:
+        logger.exception("a handshake cannot be refused as on_upgrade says")
+        error = HandshakeError(*FAILED)
+        response = Handshake.create_error_response(error)
+    count_refusal(hub, error)
+    return response
+
+
+def count_refusal(hub: CountsRefusals | None, error: HandshakeError) -> None:
+    """Count a handshake that is answered with the status of the error for the hub, if one is known."""
+    if hub is not None:
+        hub.refused[error.status] = hub.refused.get(error.status, 0) + 1

@@ -8,7 +8,7 @@ a member of no room, but keeps its dict, so that ``on_close`` sees the names.
 
 from cpython.unicode cimport PyUnicode_FromObject
 
-from wshub.core.backpressure cimport INHERITED, policy_from_name
+from wshub.core.delivery_options cimport INHERITED, policy_from_name
 from wshub.core.connection_state cimport IS_CLOSING, ConnectionCore
 from wshub.core.hub_state cimport HubBase
 from wshub.core.shared_window cimport SharedWindow

@@ -1,7 +1,7 @@
 from libc.stdint cimport uint8_t, uint64_t
 
 from wshub.core.connection_state cimport ConnectionCore
-from wshub.core.backpressure cimport Delivery
+from wshub.core.delivery_options cimport Delivery
 from wshub.protocol.frame_buffer cimport FrameBuffer
 
 
@@ -13,7 +13,6 @@ cdef int queue_compressed(
 ) noexcept
 cdef bint must_be_independent(ConnectionCore connection, const Delivery *delivery) noexcept
 
-cdef void fail_slow_consumer(ConnectionCore connection) noexcept
 cdef void queue_pong(ConnectionCore connection, FrameBuffer *pong) noexcept
 cdef void wake_drain_waiters(ConnectionCore connection, bint all_left) noexcept
 

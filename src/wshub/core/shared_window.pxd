@@ -1,6 +1,7 @@
 from libc.stdint cimport uint8_t, uint64_t
 
-from wshub.protocol.compression.deflate cimport Deflater, DeflatePool
+from wshub.protocol.compression.compressed_once cimport DeflatePool
+from wshub.protocol.compression.deflate cimport Deflater
 from wshub.protocol.frame_buffer cimport FrameBuffer
 
 

@@ -14,8 +14,8 @@ Each history has a number, its generation. A connection remembers the generation
 
 from libc.stdint cimport uint8_t, uint64_t
 
+from wshub.protocol.compression.compressed_once cimport DeflatePool
 from wshub.protocol.compression.deflate cimport (
-    DeflatePool,
     deflater_clear,
     deflater_forget,
     deflater_init,

@@ -15,9 +15,7 @@ from wshub.protocol.frame_buffer cimport (
     frame_release,
     frame_seal,
 )
-
-cdef enum:
-    BINARY_OPCODE = 0x2
+from wshub.protocol.opcodes cimport BINARY_OPCODE
 
 
 cdef class LinkProbe(Receiver):

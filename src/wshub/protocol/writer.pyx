@@ -78,7 +78,7 @@ def encode_frame(uint8_t first, const uint8_t[::1] payload, bytes mask_key=None)
     memcpy(place, end - size, size)
     place += size
     if mask_key is not None:
-        check_conflation_key(mask_key)
+        check_mask_key(mask_key)
         memcpy(place, PyBytes_AS_STRING(mask_key), MASK_KEY_SIZE)
         place += MASK_KEY_SIZE
     if length and mask_key is not None:
@@ -91,14 +91,14 @@ def encode_frame(uint8_t first, const uint8_t[::1] payload, bytes mask_key=None)
 def apply_mask(const uint8_t[::1] payload, bytes mask_key not None):
     """Returns ``payload`` masked with the four bytes of ``mask_key``. Masked twice, it is as before (section 5.3)."""
     cdef bytes masked = PyBytes_FromStringAndSize(NULL, payload.shape[0])
-    check_conflation_key(mask_key)
+    check_mask_key(mask_key)
     if payload.shape[0]:
         mask(<uint8_t *>PyBytes_AS_STRING(masked), &payload[0], payload.shape[0],
              <const uint8_t *>PyBytes_AS_STRING(mask_key), 0)
     return masked
 
 
-cdef int check_conflation_key(bytes mask_key) except -1:
+cdef int check_mask_key(bytes mask_key) except -1:
     """Raises InvalidMessageError for a key of another size."""
     if PyBytes_GET_SIZE(mask_key) != MASK_KEY_SIZE:
         raise InvalidMessageError(f"a mask key has {MASK_KEY_SIZE} bytes, not {len(mask_key)}")

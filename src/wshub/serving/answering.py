@@ -9,8 +9,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from wshub.core.admission import AddressRates, address_bucket, client_address, parse_address
-from wshub.core.opening import Opening, count_refusal
-from wshub.core.refusals import NOTHING_AT_PATH, TOO_MANY_NEW_FROM_ADDRESS, TOO_MUCH_EARLY_DATA
+from wshub.core.opening import Opening
+from wshub.core.refusals import NOTHING_AT_PATH, TOO_MANY_NEW_FROM_ADDRESS, TOO_MUCH_EARLY_DATA, count_refusal
 from wshub.errors import HandshakeError
 from wshub.protocol.http.request import MAX_EARLY_SIZE, parse_request_head
 from wshub.serving.first_request import OpeningHandshake

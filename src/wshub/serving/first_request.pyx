@@ -12,7 +12,7 @@ import asyncio
 import logging
 from functools import partial
 
-from wshub.core.opening import refuse
+from wshub.core.refusals import refuse
 from wshub.core.refusals import FAILED, INCOMPLETE, SHUTTING_DOWN, UNDECIDED
 from wshub.errors import HandshakeError
 from wshub.protocol.http.request import MAX_HEAD_SIZE, RequestReader

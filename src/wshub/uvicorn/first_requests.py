@@ -12,7 +12,7 @@ from typing import Any
 
 from wshub.core.config import HubConfig
 from wshub.core.lifecycle import HubLifecycle
-from wshub.core.opening import refuse
+from wshub.core.refusals import refuse
 from wshub.errors import HandshakeError
 from wshub.links.accepting import TransportSetup
 from wshub.protocol.http.request import HEAD_TOO_LARGE

@@ -36,8 +36,8 @@ from wshub.core.admission import is_address
 from wshub.core.connection import Connection
 from wshub.core.event_handler import receiving_handler_table
 from wshub.core.hub_core import HubCore
-from wshub.core.opening import Opening, count_refusal, refuse
-from wshub.core.refusals import OUT_OF_RESOURCES, SHUTTING_DOWN
+from wshub.core.opening import Opening
+from wshub.core.refusals import OUT_OF_RESOURCES, SHUTTING_DOWN, count_refusal, refuse
 from wshub.errors import ConnectionClosed, HandshakeError
 from wshub.links.asyncio_link import AsyncioLink
 from wshub.links.shortage import ShortageLog, is_shortage

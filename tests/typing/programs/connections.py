@@ -1,4 +1,4 @@
-"""An endpoint, and the methods of its connection and its hub."""
+"""An endpoint that uses the methods of its connection and its hub."""
 
 from collections.abc import Awaitable, Mapping
 from typing import Any, assert_type
@@ -39,7 +39,7 @@ async def send(connection: Connection) -> None:
     connection.send_json({"price": 1})
     connection.send_ping()
     connection.close(CloseCode.NORMAL, "goodbye")
-    # Both ways are allowed: the result can be awaited.
+    # Both forms are allowed: the result can be awaited.
     await connection.send("text")
     queued: Awaitable[None] = connection.join("room")
     await queued

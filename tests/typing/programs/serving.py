@@ -51,7 +51,7 @@ async def endpoint(connection: Connection) -> None:
 
 
 class CountingHub(Hub):
-    """A hub with an argument of its own."""
+    """A hub with an additional argument."""
 
     def __init__(self, config: HubConfig | None = None, *, name: str) -> None:
         super().__init__(config)

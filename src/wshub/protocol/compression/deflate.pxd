@@ -3,7 +3,6 @@
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint64_t
 
-from wshub.protocol.compression.deflate_engine cimport DeflateEngine
 from wshub.protocol.frame_buffer cimport FrameBuffer
 
 
@@ -30,6 +29,8 @@ cdef enum InflateResult:
 cdef enum:
     # Longer messages are sent plain: zlib counts in 32 bits.
     LONGEST_DEFLATED = 1 << 30
+    # A flush needs more than six bytes of space, or it may be written twice.
+    FLUSH_SPACE = 16
 
 
 cdef struct Inflater:
@@ -59,21 +60,4 @@ cdef void deflater_init(Deflater *deflater, uint8_t level, uint8_t memory_level,
 cdef void deflater_clear(Deflater *deflater) noexcept nogil
 cdef void deflater_forget(Deflater *deflater) noexcept nogil
 cdef FrameBuffer *deflate_message(Deflater *deflater, FrameBuffer *plain, bint only_shorter) noexcept
-
-
-cdef class DeflatePool:
-    cdef Inflater inflater
-    cdef Deflater deflaters[16]          # by window bits
-    cdef const DeflateEngine *engine     # used in place of these, where not NULL
-    cdef void *engine_state              # owned, made by the engine; NULL until needed
-    cdef readonly object config
-    cdef uint8_t window_bits             # the config's, for the server
-    cdef readonly uint64_t compressions  # number of messages compressed
-    cdef readonly uint64_t bytes_in     # bytes of these messages
-    cdef readonly uint64_t bytes_out    # bytes of their forms
-
-    cdef FrameBuffer *form(self, FrameBuffer *frame, uint8_t window_bits) noexcept
-    cdef FrameBuffer *make_form(self, FrameBuffer *frame, uint8_t window_bits) noexcept
-    cdef FrameBuffer *make_form_by_engine(self, FrameBuffer *frame, uint8_t window_bits) noexcept
-    cdef void count(self, FrameBuffer *frame, FrameBuffer *form) noexcept
-    cdef FrameBuffer *compress(self, Deflater *deflater, FrameBuffer *frame, bint only_shorter) noexcept
+cdef FrameBuffer *finished(FrameBuffer *form, FrameBuffer *plain, uint8_t window_bits, bint only_shorter) noexcept

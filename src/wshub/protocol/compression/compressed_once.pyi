@@ -1,12 +1,4 @@
-"""Compresses and decompresses the payload of messages (RFC 7692 section 7.2).
-
-The rules of this file:
-
-- A state is made when it is first needed. A failure leaves it unchanged, or forgets its history.
-- The size of decompressed data is bounded before it is written.
-- Two messages share nothing unless their sender means to share it. So a state that serves many connections forgets its
-  history before each message.
-"""
+"""Compresses a message once for all its receivers, with states that all connections of a hub share."""
 
 from typing import Self
 
