@@ -51,7 +51,7 @@ async def test_a_peer_that_takes_nothing_is_ended_although_it_sends(clock: Clock
             clock.pass_for(1, hub)
         await asyncio.sleep(0.01)
         assert closed.done()
-        assert await closed == (1006, "the peer takes nothing of what is sent to it")
+        assert await closed == (1006, "the peer does not read")
         counts = hub.stats()
         assert counts["messages_accepted"] == 1 == counts["messages_delivered"] + counts["dropped"]["closed"]
 

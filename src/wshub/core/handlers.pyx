@@ -158,7 +158,7 @@ cdef void handler_failed(ConnectionCore connection, object error, uint8_t block)
         return
     if connection.error_blocks & block:
         connection.error_blocks &= ~block
-        logger.error("on_error of %r has failed itself", connection, exc_info=error)
+        logger.error("on_error of %r raised an exception itself", connection, exc_info=error)
         return
     if isinstance(error, asyncio.CancelledError):
         # The application cancelled the handler and needs no traceback.

@@ -144,11 +144,11 @@ cdef void sweep(ConnectionCore connection, double now, FrameBuffer *ping) noexce
     if connection.is_active:
         connection.is_active = False
     if verdict == PEER_STALLED:
-        abort(connection, 1006, "the peer takes nothing of what is sent to it")
+        abort(connection, 1006, "the peer does not read")
     elif verdict == IS_IDLE:
         close_going_away(connection, "nothing was sent or received for too long")
     elif verdict == LIFETIME_OVER:
-        close_going_away(connection, "the connection has reached the age allowed")
+        close_going_away(connection, "the connection has reached its maximum lifetime")
     elif verdict == PEER_SILENT:
         abort(connection, 1006, "no answer to a ping")
     else:

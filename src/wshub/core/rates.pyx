@@ -18,7 +18,7 @@ import logging
 logger = logging.getLogger("wshub.server")
 
 # The words for an excess of each rate in the log and in the close reason, in the order of the rates.
-cdef tuple EXCESSES = ("more bytes", "more messages", "more pings or pongs", "what takes longer to handle")
+cdef tuple EXCESSES = ("more bytes", "more messages", "more pings or pongs", "more handler time")
 
 
 cdef Response response_to(uint8_t status, int kind, bint closes_at_rate) noexcept:

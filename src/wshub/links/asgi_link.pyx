@@ -265,7 +265,7 @@ cdef class AsgiLink(Link):
                 self.drop_queue()
                 self.closed_by_peer(message.get("code", CloseCode.NO_STATUS), message.get("reason") or "")
         except Exception:
-            logger.exception("the ASGI server has given what is no message: %r", kind)
+            logger.exception("the ASGI server has sent an invalid message: %r", kind)
             self._lose()
         finally:
             if not passed_on.done():

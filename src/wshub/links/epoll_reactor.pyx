@@ -185,7 +185,7 @@ cdef class EpollReactor:
         except MemoryError:
             # Nothing is lost: the next run, at the latest that of the sweep, does what this one could not.
             links.needs_rescan = True
-            logger.error("out of memory: what arrives is handled late")
+            logger.error("out of memory: input is handled late")
         finally:
             links.running = False
         if self.time_is_up:
