@@ -16,7 +16,7 @@ RETIRED = {
     r"\w*_octets?|octets?_\w*": "bytes",
     r"make_room|had_no_room|check_room": "space, capacity: a room is what a connection joins",
     r"address_key": "address_bucket",
-    r"fall_out_of_step|come_in_step|in_step": "desync, sync_to, in_sync",
+    r"fall_out_of_step|come_in_sync|in_step": "desync, sync_to, in_sync",
     r"chained|stands_alone|history_is_stale": "uses_context, must_be_independent, context_stale",
     r"keeps_window": "server_context_takeover",
     r"dispensable|spares|sheds": "droppable, is_dropping",

@@ -222,7 +222,7 @@ async def test_a_kept_alive_connection_becomes_a_websocket_after_an_ordinary_req
         writer.close()
 
 
-async def test_shutting_uvicorn_down_closes_everybody_with_1001(http) -> None:
+async def test_shutting_uvicorn_down_closes_all_connections_with_1001(http) -> None:
     app = make_app()
     async with listening(app, http) as address:
         client = await websockets.connect(f"ws://{address}/upgrade", subprotocols=["v1"], proxy=None)

@@ -132,7 +132,7 @@ def test_a_mounted_hub_and_a_hub_alone_are_served(app) -> None:
 
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_signal_closes_everybody_with_1001_and_ends_the_process(stop, workers) -> None:
+def test_a_signal_closes_all_connections_with_1001_and_ends_the_process(stop, workers) -> None:
     async def scenario(server: Serving) -> str:
         async with contextlib.AsyncExitStack() as stack:
             clients = [
@@ -172,7 +172,7 @@ def test_handlers_clean_up_before_the_process_ends(path, loop) -> None:
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-def test_an_exit_out_of_a_handler_closes_everybody_with_1001_and_ends_the_process(loop) -> None:
+def test_an_exit_out_of_a_handler_closes_all_connections_with_1001_and_ends_the_process(loop) -> None:
     async def scenario(server: Serving) -> str:
         url = f"ws://{server.address}/events/"
         async with connected(url) as client, connected(url) as other:

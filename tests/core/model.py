@@ -231,6 +231,6 @@ class HubModel:
         policy = policy or (room.policy if room is not None else None) or self.policy
         counters = (self.counters,) if room is None else (self.counters, room.counters)
         keyed = key is not None or (room is not None and policy == "latest")
-        frame_key = ("everybody" if room is None else room.key, key) if keyed else None
+        frame_key = ("all" if room is None else room.key, key) if keyed else None
         frame = Frame(number, wire_length(size), frame_key, policy != "close", counters)
         return sum(self.add(client, frame, policy) for client in self.receivers(name, exclude))

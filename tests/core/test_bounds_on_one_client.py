@@ -119,7 +119,7 @@ async def test_large_messages_to_many_members_leave_over_several_iterations(cloc
 
 @EACH_LINK
 @pytest.mark.parametrize("clients", [1, 12])
-async def test_others_are_answered_after_a_few_messages_of_those_who_flood(
+async def test_others_are_answered_after_a_few_messages_of_clients_that_flood(
     clock: Clock, use_reactor: bool, clients: int
 ) -> None:
     order: list[bool] = []

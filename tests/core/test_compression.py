@@ -360,7 +360,7 @@ async def test_a_shared_window_makes_messages_of_a_room_much_smaller() -> None:
         assert hub.stats()["compression"]["compressions"] == 600
 
 
-async def test_who_comes_later_is_in_step_after_a_restart() -> None:
+async def test_a_member_that_comes_later_is_in_sync_after_a_restart() -> None:
     async with serving(joining(), enable_compression=True) as (hub, url), inboxes(url, OFFER) as (first,):
         hub.configure_room("all", compression="shared", restart_interval=5)
         await members(hub, 1)
@@ -380,7 +380,7 @@ async def test_who_comes_later_is_in_step_after_a_restart() -> None:
                 assert [await receiver.next() for _ in range(11)] == [(f"tick {i}", False) for i in range(1, 12)]
 
 
-async def test_a_private_message_leaves_a_member_in_step_unless_it_is_long() -> None:
+async def test_a_private_message_leaves_a_member_in_sync_unless_it_is_long() -> None:
     async with serving(joining(), enable_compression=True) as (hub, url), inboxes(url, *[OFFER] * 9) as receivers:
         hub.configure_room("all", compression="shared")
         await members(hub, 9)
@@ -456,7 +456,7 @@ async def test_what_is_sent_after_a_room_has_given_up_its_window_is_compressed_a
             assert [await inbox.next() for _ in range(3)] == [(TEXT, True)] * 3
 
 
-async def test_who_is_left_out_when_a_window_restarts_is_in_step_with_none() -> None:
+async def test_a_member_that_is_left_out_when_a_window_restarts_is_in_sync_with_none() -> None:
     async with serving(joining(), enable_compression=True) as (hub, url), inboxes(url, OFFER, OFFER) as receivers:
         hub.configure_room("all", compression="shared", restart_interval=1)
         await members(hub, 2)

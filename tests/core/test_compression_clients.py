@@ -143,14 +143,14 @@ class Party:
         self.opened = opened
         self.source = source
         self.ticks = iter(ticks())
-        self.everybody: list[Participant] = []
+        self.participants: list[Participant] = []
         self.steps = {self.tick: 8, self.tell: 2, self.tell_the_side_room: 1, self.come_and_go: 1, self.reconnect: 0.1}
 
     async def welcome(self, participant: Participant) -> None:
         await participant.connect(self.url, self.opened)
-        self.everybody.append(participant)
+        self.participants.append(participant)
         participant.connection.join("all")
-        if len(self.everybody) % 3 == 0:
+        if len(self.participants) % 3 == 0:
             participant.connection.join("side")
 
     async def some_steps(self, count: int) -> None:
@@ -161,11 +161,11 @@ class Party:
                 await asyncio.sleep(0)
 
     def one(self) -> Participant:
-        return self.source.choice(self.everybody)
+        return self.source.choice(self.participants)
 
     def broadcast(self, room: str, message: str, exclude: Participant | None = None) -> None:
         receivers = [
-            one for one in self.everybody if one is not exclude and one.connection in self.hub.room_members(room)
+            one for one in self.participants if one is not exclude and one.connection in self.hub.room_members(room)
         ]
         excluded = exclude.connection if exclude is not None else None
         assert self.hub.broadcast(message, room=room, exclude=excluded) == len(receivers)
@@ -194,7 +194,7 @@ class Party:
 
     async def reconnect(self) -> None:
         chosen = self.one()
-        self.everybody.remove(chosen)
+        self.participants.remove(chosen)
         await chosen.disconnect()
         await self.welcome(chosen)
 
@@ -224,8 +224,8 @@ async def test_clients_of_all_kinds_share_a_room(compression, side) -> None:
             # The ratio shows that the clients' windows were in use.
             ratio = (after["bytes_out"] - before["bytes_out"]) / (after["bytes_in"] - before["bytes_in"])
             assert ratio < 0.7 if compression == "shared" else ratio > 0.7
-            for participant in party.everybody:
+            for participant in party.participants:
                 await participant.receive_all()
         finally:
-            for participant in party.everybody:
+            for participant in party.participants:
                 await participant.stack.aclose()

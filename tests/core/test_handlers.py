@@ -439,8 +439,8 @@ async def test_a_room_has_a_name() -> None:
             connection.leave,
             partial(hub.join_room, connection),
             partial(hub.leave_room, connection),
-            partial(hub.broadcast_to_room, message="to everybody"),
-            partial(hub.broadcast_to_room_except, message="to everybody", exclude=connection),
+            partial(hub.broadcast_to_room, message="to all"),
+            partial(hub.broadcast_to_room_except, message="to all", exclude=connection),
             hub.configure_room,
         ):
             with pytest.raises(TypeError):

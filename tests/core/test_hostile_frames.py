@@ -437,7 +437,7 @@ async def test_closes_of_every_length_and_of_every_violation_have_exactly_their_
 # Compression
 
 
-async def test_a_send_that_raises_or_is_cancelled_leaves_the_window_of_its_peer_in_step(reactor) -> None:
+async def test_a_send_that_raises_or_is_cancelled_leaves_the_window_of_its_peer_in_sync(reactor) -> None:
     opened = asyncio.get_running_loop().create_future()
     handler = EventHandler(on_open=opened.set_result)
     compression = CompressionConfig(server_context_takeover=True, threshold=1)

@@ -71,7 +71,7 @@ def test_two_loops_in_two_threads_have_a_hub_each() -> None:
     assert all(hub.stats()["messages_received"] == 400 for hub in hubs)
 
 
-async def test_a_handler_may_close_everybody_in_the_middle_of_a_broadcast() -> None:
+async def test_a_handler_may_close_all_connections_in_the_middle_of_a_broadcast() -> None:
     closed: list[int] = []
 
     def on_message(connection: Connection, message: Message) -> None:

@@ -256,12 +256,12 @@ def test_every_member_can_decompress_whatever_happens(config: CompressionConfig,
 
     async def scenario() -> None:
         model = Model(config, restart_interval)
-        everybody = []
+        all_members = []
         for offer in data.draw(st.lists(st.sampled_from(OFFERS), min_size=1, max_size=6), label="offers"):
             model.connect(offer)
             for room in ROOMS[: data.draw(st.sampled_from([1, 1, 2, 3]), label="rooms")]:
                 model.join(model.members[-1], room)
-        everybody += model.members
+        all_members += model.members
         steps: dict[str, Callable[[], None]] = {
             "connect": lambda: model.connect(choice(OFFERS, "offer")),
             "disconnect": lambda: model.disconnect(choice(model.members, "who")),
@@ -291,13 +291,13 @@ def test_every_member_can_decompress_whatever_happens(config: CompressionConfig,
             if not model.members and name != "connect":
                 continue
             steps[name]()
-            everybody += [member for member in model.members if member not in everybody]
+            all_members += [member for member in model.members if member not in all_members]
             if name == "flush" or name == "disconnect":
                 await asyncio.sleep(0)
                 for member in model.members:
                     deliver_all(member.link)
         await asyncio.sleep(0)
-        for member in everybody:
+        for member in all_members:
             received = member.received()
             if member in model.members:
                 assert received == member.expected

@@ -248,7 +248,7 @@ async def test_the_latest_of_a_room_is_that_of_the_room_if_no_key_is_given() -> 
 
 
 @pytest.mark.parametrize("use_reactor", [True, False])
-async def test_a_key_of_a_room_is_not_that_of_another_nor_of_everybody_nor_of_one(use_reactor) -> None:
+async def test_a_key_of_a_room_is_not_that_of_another_nor_of_all_connections_nor_of_one(use_reactor) -> None:
     async with stalled(slow_consumer="latest", use_reactor=use_reactor) as scene:
         first = await fill(scene)
         hub, connection = scene.hub, scene.connection

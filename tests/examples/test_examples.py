@@ -36,7 +36,7 @@ def test_echo_sends_back_what_it_gets() -> None:
         asyncio.run(asyncio.wait_for(scenario(port), 20))
 
 
-def test_broadcast_relays_to_everybody() -> None:
+def test_broadcast_relays_to_all_connections() -> None:
     async def scenario(port: int) -> None:
         url = f"ws://127.0.0.1:{port}"
         async with websockets.connect(url, proxy=None) as one, websockets.connect(url, proxy=None) as two:

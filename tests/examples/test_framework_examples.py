@@ -79,7 +79,7 @@ def test_two_tabs_chat_under_fastapi() -> None:
             browser.close()
 
 
-def test_only_who_has_a_session_may_connect_under_starlette() -> None:
+def test_only_a_client_with_a_session_may_connect_under_starlette() -> None:
     async def scenario(port: int) -> None:
         url, origin = f"ws://127.0.0.1:{port}/live", "http://127.0.0.1:8080"
         assert await status_of(url, origin=origin) == 401

@@ -20,7 +20,7 @@ def test_every_allocation_of_the_parser_and_of_messages_may_fail(run_program) ->
     assert "messages: " in output
 
 
-def test_every_allocation_of_a_broadcast_may_fail_and_all_members_stay_in_step(run_program) -> None:
+def test_every_allocation_of_a_broadcast_may_fail_and_all_members_stay_in_sync(run_program) -> None:
     output = run_program("out_of_memory", "broadcast")
     assert "broadcast: " in output
 

@@ -140,7 +140,7 @@ async def test_who_is_refused_and_does_not_hang_up_is_one_of_a_bounded_number(re
             await peer.__aexit__(None, None, None)
 
 
-async def test_nothing_is_read_of_who_has_not_been_let_in_yet(reactor) -> None:
+async def test_nothing_is_read_of_a_client_that_has_not_been_let_in_yet(reactor) -> None:
     decision = asyncio.get_running_loop().create_future()
     asked = asyncio.Event()
 

@@ -113,7 +113,7 @@ def test_tls_carries_messages_of_every_size_and_its_close(run, certificate, give
     run(scenario())
 
 
-async def test_a_tls_server_closes_everybody_with_1001(certificate) -> None:
+async def test_a_tls_server_closes_all_connections_with_1001(certificate) -> None:
     hub = Hub()
     async with contextlib.AsyncExitStack() as stack:
         async with hub.serve("localhost", 0, echo(), ssl=certificate.server_context()) as server:

@@ -201,7 +201,7 @@ async def test_sending_to_a_peer_that_has_gone_says_so_at_once() -> None:
         connection.close()
 
 
-async def test_closing_the_hub_tells_everybody_1001() -> None:
+async def test_closing_the_hub_tells_all_clients_1001() -> None:
     async with serving(echo()) as (hub, url), connected(url) as client:
         closing = asyncio.create_task(hub.close())
         with pytest.raises(websockets.ConnectionClosed):

@@ -219,7 +219,7 @@ async def test_a_head_of_any_size_that_uvicorn_takes_is_taken(http) -> None:
         assert (await client.get("/", headers={"X-Long": "y" * 40_000})).text == "hello"
 
 
-async def test_shutting_down_closes_everybody_with_1001(protocols) -> None:
+async def test_shutting_down_closes_all_connections_with_1001(protocols) -> None:
     async with contextlib.AsyncExitStack() as stack:
         async with accepting(make_app()) as address:
             port = int(address.rpartition(":")[2])

@@ -101,7 +101,7 @@ FORGED = [
 
 @pytest.mark.parametrize("over", ["tcp", "unix"])
 @pytest.mark.parametrize("server", SERVERS)
-async def test_a_client_cannot_choose_its_address_where_everybody_is_trusted(server, over, tmp_path) -> None:
+async def test_a_client_cannot_choose_its_address_where_all_addresses_are_trusted(server, over, tmp_path) -> None:
     served = Served(trusted_proxies=ALL_ADDRESSES)
     where = {"uds": str(tmp_path / "hub.sock")} if over == "unix" else {}
     async with served.on(server, asks=server != "acceptor", trusted="*", **where) as address:
