@@ -56,7 +56,7 @@ class HttpEndpoint:
 
 
 class WebSocketEndpoint:
-    """Answers WebSocket requests with a handler: with the connection that it registers, or with what it responds."""
+    """Calls a handler for each WebSocket request. The answer is the connection that it registers, or its response."""
 
     def __init__(self, app: HasHub, handler: Callable[[Context], Any]) -> None:
         self._app = app

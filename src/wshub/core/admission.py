@@ -144,7 +144,10 @@ class AddressRates:
 
 
 def address_bucket(address: object) -> str | None:
-    """Return the key under which the connections from a pair of host and port are counted; None if they are not."""
+    """Return the key that the connections of an address are counted under; None if they are not counted.
+
+    The address is a pair of host and port.
+    """
     if not isinstance(address, tuple) or not address or not isinstance(address[0], str):
         return None
     host: str = address[0]

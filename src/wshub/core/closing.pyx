@@ -103,7 +103,7 @@ cdef void begin_closing(ConnectionCore connection, bytes payload) noexcept:
         try:
             connection.hub.loop.call_soon(connection._unblock, 0)
         except (MemoryError, RuntimeError):
-            # There is no memory, or the loop has closed. Then close_timeout ends the connection.
+            # MemoryError: close_timeout ends the connection. RuntimeError: the loop has closed, so nothing runs.
             pass
 
 

@@ -75,7 +75,10 @@ cdef double seconds_or_never(object milliseconds):
 
 
 cdef Rate rate_of(double per_second, double burst, double least) noexcept:
-    """Return a rate. A connection can save up `burst` seconds of it, at least `least`. 0 per second means no limit."""
+    """Return a rate. 0 per second means no limit.
+
+    A connection can save up what `burst` seconds allow, or `least` if that is more.
+    """
     cdef Rate rate
     rate.per_second = per_second if per_second else UNBOUNDED
     rate.at_most = max(per_second * burst, least) if per_second else UNBOUNDED

@@ -1,1 +1,1 @@
-"""Where the bytes of a connection go: the native reactor, or an asyncio transport."""
+"""Where the bytes of a connection go: the native reactor, an asyncio transport, an ASGI server, or memory."""

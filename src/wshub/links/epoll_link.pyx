@@ -246,7 +246,7 @@ cdef class EpollLinks:
             self.needs_rescan = True
 
     cdef int retry_sends(self) except -1:
-        """Mark the links dirty that the kernel had no memory for."""
+        """Mark the links as dirty whose output the kernel had no memory for."""
         cdef EpollLink link
         for link in self.send_retries:
             if not link.dirty and not link.closed:
@@ -265,7 +265,7 @@ cdef class EpollLinks:
                 self.readable.append(link)
                 link.reads_later = True
             elif not link.dirty and not link.blocked:
-                # A flush finds output to send, a shutdown and a receiver to notify.
+                # It may have output, a shutdown or a notification that is due. A flush finds out.
                 self.mark_dirty(link)
         self.needs_rescan = False
         for link in gone:

@@ -55,9 +55,9 @@ _OPCODES = {int(opcode): opcode for opcode in Opcode}
 class Frame:
     """One frame, with its payload in the clear: ``encode`` masks it, and ``decode`` unmasks it.
 
-    Making a frame checks it. ``InvalidMessageError`` says what RFC 6455 does not allow in one. The caller checks the
-    rest: the order of fragments and UTF-8 across them, the roles (clients mask, servers do not), and the reserved bits,
-    whose meaning extensions define.
+    Making a frame checks it. It raises ``InvalidMessageError`` for a frame that RFC 6455 does not allow. The caller
+    checks the rest: the order of fragments and UTF-8 across them, the roles (clients mask, servers do not), and the
+    reserved bits, whose meaning extensions define.
     """
 
     opcode: Opcode
@@ -163,9 +163,8 @@ class Frame:
         ``None`` means that the frame is not complete: call again with the same bytes and more. A payload that has not
         arrived allocates nothing, but its length is not limited: the caller does that.
 
-        Raises ``ProtocolError`` with 1002, as soon as the bytes show it. The reasons are a reserved opcode and a
-        control frame that is a fragment or longer than 125 bytes. A length that has its top bit set or is not in its
-        shortest form is another.
+        Raises ``ProtocolError`` with 1002 as soon as the bytes show one of these: a reserved opcode, a control frame
+        that is a fragment or longer than 125 bytes, a length that has its top bit set or is not in its shortest form.
         """
         if not data:
             return None

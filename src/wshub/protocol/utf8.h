@@ -11,7 +11,8 @@
 #include <string.h>
 
 /* All zero at the start of a text. `missing` continuation bytes are still to come. The next one lies between `lower` and
- * `upper`. After E0, ED, F0 and F4 that is less than 80-BF: the rest would be overlong, a surrogate or above U+10FFFF. */
+ * `upper`. After E0, ED, F0 and F4 this range is narrower than 80-BF: other bytes would make an overlong form, a surrogate or a
+ * code point above U+10FFFF. */
 typedef struct {
     uint8_t missing;
     uint8_t lower;

@@ -99,7 +99,7 @@ def apply_mask(const uint8_t[::1] payload, bytes mask_key not None):
 
 
 cdef int check_mask_key(bytes mask_key) except -1:
-    """Raises InvalidMessageError for a key of another size."""
+    """Raises InvalidMessageError unless the key has four bytes."""
     if PyBytes_GET_SIZE(mask_key) != MASK_KEY_SIZE:
         raise InvalidMessageError(f"a mask key has {MASK_KEY_SIZE} bytes, not {len(mask_key)}")
     return 0

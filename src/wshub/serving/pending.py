@@ -78,7 +78,8 @@ class PendingHandshakes(Generic[Waiting]):
 
 
 class PendingByAddress(PendingHandshakes[Waiting]):
-    """``PendingHandshakes`` with a second limit, for each address. One more drops the oldest of the same address.
+    """``PendingHandshakes`` with a second limit, for each address. A handshake beyond it drops the oldest of the same
+    address.
 
     Args:
         at_most: incomplete requests altogether.

@@ -157,7 +157,7 @@ class _FirstRequest(asyncio.Protocol):
             # uvicorn has handed the connection on.
             self._discard(self)
         elif getattr(self.protocol, "cycle", True) is not None:
-            # uvicorn's protocol has a request; or it is not uvicorn's own, and its requests cannot be seen.
+            # The protocol has a request. Or its class is not uvicorn's own, and its requests cannot be seen.
             self._discard(self)
             self._transport.set_protocol(self.protocol)
         elif self._received > MAX_FIRST_HEAD and not self._transport.is_closing():

@@ -85,7 +85,7 @@ def _only_routes(app: Any) -> bool:
 
 
 def _follow(routes: Iterable[BaseRoute], scope: dict[str, Any]) -> Any:
-    """Return the application of the first route that matches, and add the part of the route to the scope."""
+    """Return the application of the first route that matches. Update the scope with what the route adds."""
     for route in routes:
         match, child_scope = route.matches(scope)
         if match is Match.FULL:

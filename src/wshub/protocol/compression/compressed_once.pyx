@@ -111,7 +111,7 @@ cdef class DeflatePool:
         else:
             deflater_forget(deflater)
             form = self.compress(deflater, frame, True)
-        # Also without memory: trying again for each receiver would not help.
+        # A failure for lack of memory counts too: trying again for each receiver would not help.
         frame.incompressible = form == NULL
         return form
 
