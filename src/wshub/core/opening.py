@@ -84,8 +84,7 @@ class Opening:
         hub, request = self.hub, self.request
         if self.client is not None or hub.wants_address:
             request.remote_address = self.client or (self.source.peer if self.source is not None else None)
-        if hub.is_closing or not hub.is_in_use:
-            _refuse_or_bind(hub)
+        _ensure_open(hub)
         hub._admission.check(request.headers, request.remote_address, hub.connection_count)
 
     def decide(self) -> Awaitable[Mapping[str, Any] | None] | Mapping[str, Any] | None:
@@ -127,11 +126,7 @@ class Opening:
         """
         request_headers = self.request.headers
         subprotocol = Handshake.choose_subprotocol(request_headers, subprotocols)
-        if self.waits:
-            self._check_capacity()
-        self.connection = connection = self.hub.register_connection(
-            self.table, self.request, subprotocol, path_params, metadata=metadata
-        )
+        connection = self.register(subprotocol, metadata=metadata, path_params=path_params)
         if self.client is not None and self.client is not UNKNOWN_ADDRESS:
             connection.forwarded_address = self.client
         response = self.respond(headers)
@@ -164,8 +159,7 @@ class Opening:
     def _check_capacity(self) -> None:
         """Raise ``HandshakeError`` if the hub has become full, or has closed, while the application decided."""
         hub = self.hub
-        if hub.is_closing or not hub.is_in_use:
-            _refuse_or_bind(hub)
+        _ensure_open(hub)
         hub._admission.check_capacity(self.request.remote_address, hub.connection_count)
 
     def respond(self, headers: Iterable[HeaderField] | bytes = ()) -> bytes:
@@ -271,7 +265,9 @@ class _Wait:
         self.expire()
 
 
-def _refuse_or_bind(hub: HubLifecycle) -> None:
+def _ensure_open(hub: HubLifecycle) -> None:
+    """Bind a hub that is not in use. Raise ``HandshakeError`` if that cannot be, or if the hub is closing."""
     if hub.is_closing:
         raise HandshakeError(*SHUTTING_DOWN)
-    bind_for_request(hub)
+    if not hub.is_in_use:
+        bind_for_request(hub)
