@@ -30,10 +30,10 @@ from wshub.app import App, Context
 from wshub.app.endpoints import ConnectionEndpoint
 from wshub.asgi.application import HubApplication
 from wshub.protocol.http.request import RequestHead
-from wshub.uvicorn.acceptor import application_of
 from wshub.uvicorn.event_loop import accept_natively
 from wshub.uvicorn.native_routes import find_native_route, native_hubs
 from wshub.uvicorn.protocol import WebSocketProtocol
+from wshub.uvicorn.proxies import application_of
 from wshub.uvicorn.running import PROTOCOL_CLASS
 
 pytestmark = needs_reactor
@@ -430,7 +430,7 @@ def test_only_what_uvicorn_itself_has_put_around_the_application_is_left_out(tru
     for proxy_headers in (False, True):
         config = uvicorn.Config(app, proxy_headers=proxy_headers, log_config=None)
         config.load()
-        assert application_of(config) is app
+        assert application_of(config)[0] is app
 
 
 async def test_pages_are_pages_whatever_word_is_in_their_requests(http, protocols) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from wshub.core.handler_table import HandlerTable
@@ -33,7 +33,7 @@ class NativeEndpoint(Protocol):
 
 def native_endpoint(app: Any) -> NativeEndpoint | None:
     """Return the application if it is a native endpoint, else None."""
-    return cast("NativeEndpoint", app) if _speaks_for_its_call(app.__class__, "native_route") else None
+    return app if _speaks_for_its_call(app.__class__, "native_route") else None
 
 
 def wrapped_application(app: Any) -> Any:

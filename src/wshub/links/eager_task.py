@@ -7,7 +7,6 @@ schedules its first step there, and the step runs in place.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import sys
 from asyncio.tasks import _enter_task as enter_task
 from asyncio.tasks import _leave_task as leave_task
@@ -58,10 +57,13 @@ def _start_in_place(
         return schedule(callback, *arguments, context=context)
 
     is_its_own = schedule == type(loop).call_soon.__get__(loop)
-    # Not through the loop's __dict__: once that has been looked at, Python finds every attribute of the loop later.
-    with contextlib.suppress(AttributeError):
-        # In a loop of slots the first step waits for the next iteration.
+    try:
+        # Not through the loop's __dict__: once that has been looked at, Python finds every attribute of the loop later.
         loop.call_soon = call_soon  # type: ignore[assignment, method-assign]
+    except AttributeError:
+        # In a loop of slots the first step waits for the next iteration.
+        task.__init__(coroutine, loop=loop, name=name, context=context)  # type: ignore[misc]
+        return
     try:
         task.__init__(coroutine, loop=loop, name=name, context=context)  # type: ignore[misc]
     finally:

@@ -32,7 +32,7 @@ from wshub.serving.listening import UnixAddress
 from wshub.serving.pending import PendingHandshakes
 from wshub.uvicorn.first_requests import FirstRequests
 from wshub.uvicorn.native_routes import find_native_route
-from wshub.uvicorn.proxies import application_of, client_of, trusted_hosts_of
+from wshub.uvicorn.proxies import application_of, client_of
 from wshub.uvicorn.server_hubs import Hubs
 
 __all__ = ["Acceptor"]
@@ -62,8 +62,7 @@ class Acceptor:
         self._default_headers: list[tuple[bytes, bytes]] | None = None
         self._encoded_headers = b""
         self._first_requests = first_requests
-        self._app = application_of(config)
-        self._trusted = trusted_hosts_of(config)
+        self._app, self._trusted = application_of(config)
         self._loop = asyncio.get_running_loop()
         self._counters = LinkCounters()
         # A connection for self.hub stays in this reactor. A connection for another hub moves to that hub's reactor.

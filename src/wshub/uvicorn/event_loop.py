@@ -104,7 +104,7 @@ class _Served:
 
         self._config = config
         self._state = state
-        self._hubs = list(native_hubs(application_of(config)))
+        self._hubs = list(native_hubs(application_of(config)[0]))
         self._first_requests = FirstRequests(
             protocol_factory, self._hubs[0] if self._hubs else None, partial(primary_hub, config, state)
         )

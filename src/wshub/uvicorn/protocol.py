@@ -52,7 +52,7 @@ from wshub.protocol.http.request import (
 )
 from wshub.protocol.message import MessageType
 from wshub.uvicorn.first_requests import protocol_of
-from wshub.uvicorn.proxies import application_of, client_of, scheme_of, trusted_hosts_of
+from wshub.uvicorn.proxies import application_of, client_of, scheme_of
 from wshub.uvicorn.server_hubs import Hubs, primary_hub
 from wshub.uvicorn.upgrades import recognise_lists_of_upgrades
 
@@ -199,7 +199,7 @@ class WebSocketProtocol(asyncio.Protocol):
             self._end()
             return
         self._peer = peer = get_remote_addr(self._transport)
-        trusted = trusted_hosts_of(self._config)
+        app, trusted = application_of(self._config)
         self._takeover["peer"] = peer
         raw_path = request.raw_path
         root_path = self._config.root_path
@@ -219,13 +219,12 @@ class WebSocketProtocol(asyncio.Protocol):
             "state": self._app_state.copy(),
             "extensions": {"websocket.http.response": {}, TAKEOVER: self._takeover},
         }
-        task = self._loop.create_task(self._run())
+        task = self._loop.create_task(self._run(app))
         task.add_done_callback(self._state.tasks.discard)
         self._state.tasks.add(task)
 
-    async def _run(self) -> None:
+    async def _run(self, app: Callable[..., Awaitable[None]]) -> None:
         """Run the application. Then end a connection that it leaves open."""
-        app: Callable[..., Awaitable[None]] = application_of(self._config)
         try:
             await app(self._scope, self._receive, self._send)
         except (KeyboardInterrupt, SystemExit):

@@ -8,7 +8,7 @@ last entry that is not a trusted proxy's.
 from __future__ import annotations
 
 from collections.abc import Container
-from typing import Any, cast
+from typing import Any
 
 from uvicorn.config import Config
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
@@ -16,28 +16,27 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from wshub.core.admission import forwarded_address
 from wshub.protocol.http.headers import Headers
 
-__all__ = ["application_of", "client_of", "scheme_of", "trusted_hosts_of"]
+__all__ = ["application_of", "client_of", "scheme_of"]
 
 _SCHEMES = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}
 
 
-def application_of(config: Config) -> Any:
-    """Return the application of a loaded configuration, without uvicorn's middleware for proxies."""
-    app: Any = config.loaded_app
-    return app.app if trusted_hosts_of(config) is not None else app
+def application_of(config: Config) -> tuple[Any, Container[Any] | None]:
+    """Return the application of a loaded configuration, and the proxies that the configuration trusts.
 
-
-def trusted_hosts_of(config: Config) -> Container[Any] | None:
-    """Return the proxies that a loaded configuration trusts; ``None`` with ``--no-proxy-headers``."""
+    The application is the one within uvicorn's middleware for proxies. With ``--no-proxy-headers`` there is no such
+    middleware, and the second result is ``None``.
+    """
     app: Any = config.loaded_app
     if not config.proxy_headers or type(app) is not ProxyHeadersMiddleware:
-        return None
-    return cast("Container[Any]", app.trusted_hosts)
+        return app, None
+    trusted: Any = app.trusted_hosts
+    return app.app, trusted
 
 
 def client_of(trusted: Container[Any] | None, peer: tuple[str, int] | None, headers: Headers) -> tuple[str, int] | None:
     """Return the client's address as ``forwarded_address`` finds it; ``None`` if the peer is not trusted."""
-    if trusted is None or _host_of(peer) not in trusted:
+    if trusted is None or not headers.get_all_raw(b"x-forwarded-for") or _host_of(peer) not in trusted:
         return None
     return forwarded_address(peer, headers, trusted.__contains__)
 

@@ -106,7 +106,7 @@ def primary_hub(config: Config, state: ServerState) -> HubLifecycle | None:
     """
     hub = _primary_hubs.get(state)
     if hub is None:
-        app = application_of(config)
+        app, _ = application_of(config)
         of_server = _of_servers.get(state)
         candidates = chain((getattr(app, "ws_hub", None),), native_hubs(app), of_server.hubs if of_server else ())
         hub = next((candidate for candidate in candidates if isinstance(candidate, HubLifecycle)), None)
