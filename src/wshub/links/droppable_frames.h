@@ -20,11 +20,13 @@ typedef struct {
     size_t place;
 } wshub_spot;
 
-/* Makes the index, if there is none yet and there may be a droppable message. Returns whether there is an index. */
+/* Makes the index, if there is none yet and there may be a droppable message. Returns whether there is an index.
+ *
+ * An empty queue gets none: the index is freed when the last frame leaves. */
 static inline int
 wshub_queue_index(wshub_queue *queue)
 {
-    if (queue->droppables != NULL || !queue->tagged)
+    if (queue->droppables != NULL || !queue->tagged || wshub_queue_is_empty(queue))
         return queue->droppables != NULL;
     queue->droppables = PyMem_Calloc(1, sizeof(wshub_droppables));
     if (queue->droppables == NULL)
