@@ -9,6 +9,7 @@ import asyncio
 import json
 import os
 import signal
+import sys
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -408,6 +409,9 @@ async def settled(server: Server, expected: End) -> None:
 @pytest.mark.parametrize("name", list(COMMANDS))
 def test_a_server_that_stops_closes_with_its_code(name) -> None:
     """wshub sends 1001 in every way to serve. Granian and daphne send no close frame."""
+    if name == "hypercorn" and sys.version_info >= (3, 12):
+        # It waits for Server.wait_closed(), which returns once all clients have gone. It closes none of them before.
+        pytest.skip("hypercorn does not stop while a client is connected, on Python 3.12 and later")
     code = {"hypercorn": 1011, "granian": 1006, "daphne": 1006} | dict.fromkeys(UVICORN, 1012)
     paths = ("/fastapi/accept/receives", "/starlette/asgi/x", "/starlette/life/receives", "/fastapi/plain/receives")
 
@@ -421,4 +425,4 @@ def test_a_server_that_stops_closes_with_its_code(name) -> None:
             assert client.close_code == code.get(name, 1001)
 
     with serving(name, APPLICATION) as server:
-        asyncio.run(scenario(server))
+        asyncio.run(asyncio.wait_for(scenario(server), 60))
