@@ -8,6 +8,9 @@
     ├── InvalidMessageError      A message, code or reason that cannot be sent.
     ├── ProtocolError            Bytes that violate RFC 6455, with a close code.
     ├── HandshakeError           A request that does not become a WebSocket, with an HTTP status.
+    ├── BrokerError              A broker has not done what was asked.
+    │   ├── BrokerUnavailable    Nothing was sent.
+    │   └── BrokerUncertain      The answer was lost, so the message may have been sent.
     └── ConnectionClosed         The connection is closing or closed, with a code and a reason.
         └── ConnectionLost       The same, without a closing handshake or after an error.
 """
@@ -18,6 +21,9 @@ import operator
 from collections.abc import Mapping, Sequence
 
 __all__ = [
+    "BrokerError",
+    "BrokerUnavailable",
+    "BrokerUncertain",
     "ConfigurationError",
     "ConnectionClosed",
     "ConnectionLost",
@@ -91,3 +97,15 @@ class ConnectionClosed(WebSocketError):
 
 class ConnectionLost(ConnectionClosed):
     """The connection ended without a closing handshake, or because of an error on one side."""
+
+
+class BrokerError(WebSocketError):
+    """A broker has not done what was asked."""
+
+
+class BrokerUnavailable(BrokerError):
+    """Nothing was sent: the broker has no connection, or too much waits for it. Try again later."""
+
+
+class BrokerUncertain(BrokerError):
+    """The answer of the broker was lost. The message may have been sent: if you send it again, it may arrive twice."""

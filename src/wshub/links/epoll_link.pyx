@@ -318,7 +318,7 @@ cdef class EpollLinks:
                     # Nothing reports when there is memory again: the next run tries, at the latest that of the sweep.
                     self.enqueue(self.send_retries, link)
                 else:
-                    self.on_lost(link, errno)
+                    self.on_send_failed(link, errno)
                 return
             link.bytes_written += sent
             self.bytes_sent += sent
@@ -345,6 +345,19 @@ cdef class EpollLinks:
             self.enqueue(self.pending_notifications, link)
 
     # The ends of links, and calls of receivers
+
+    cdef void on_send_failed(self, EpollLink link, int error) noexcept:
+        """End the link, or have it read to its end: then recv(2) says that the peer has gone."""
+        if not link.reads_to_end or link.ended or link.finishing:
+            self.on_lost(link, error)
+            return
+        link.drop_queue()
+        # Nothing is sent any more, and no new data is reported: the reactor itself must go on reading.
+        link.blocked = True
+        link.has_data = link.hung_up = True
+        if not link.paused:
+            self.read_later(link)
+            self.schedule_run()
 
     cdef void on_lost(self, EpollLink link, int error) noexcept:
         """Close the descriptor and drop the queue. The receiver is called at the end of this round."""

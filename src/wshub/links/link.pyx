@@ -97,6 +97,9 @@ cdef class Link:
     - ``poll_progress()`` says whether the peer still acknowledges bytes.
     - ``detach()`` gives up the descriptor, if there is one. It does not call the receiver.
 
+    If ``reads_to_end`` is set, a link that can still read after a failed send drops its queue, and ends when it has
+    read everything. Only links that own their descriptor can.
+
     ``queue`` holds what waits. ``blocked`` is set while the other side takes no more. ``counters`` counts each byte and
     each message once: a message that was accepted is pending, delivered or dropped.
     """

@@ -1,0 +1,106 @@
+# cython: language_level=3
+"""A stream of bytes for Python code: a link whose receiver is a pair of functions."""
+
+from libc.stddef cimport size_t
+from libc.stdint cimport uint8_t
+
+from wshub.links.connecting import connect_link
+from wshub.links.link cimport Link, LinkCounters, Receiver, queue_charge
+from wshub.protocol.frame_buffer cimport RAW, FrameBuffer, frame_release
+from wshub.protocol.message cimport frame_from_bytes
+
+import logging
+import os
+
+logger = logging.getLogger("wshub.broker")
+
+
+cdef class ByteStream(Receiver):
+    """Sends and receives bytes. Use it on the thread of its loop only.
+
+    Args:
+        received: called with the bytes of each read, in order.
+        lost: called once when the stream has ended, with an OSError, or None if the peer ended it or ``abort()`` did.
+    """
+
+    cdef Link link
+    cdef readonly LinkCounters counters
+    cdef object received
+    cdef object lost
+
+    def __init__(self, received, lost):
+        self.received = received
+        self.lost = lost
+        self.counters = LinkCounters()
+
+    async def open(self, reactor, connected, *, ssl=None, server_hostname=None):
+        """Take a connected, non-blocking socket. The arguments are those of ``connect_link``.
+
+        Raises:
+            OSError: the socket cannot be watched, or the TLS handshake has failed. ``lost`` is not called then.
+        """
+        self.link = await connect_link(
+            reactor, connected, self, self.counters, ssl=ssl, server_hostname=server_hostname
+        )
+
+    def write(self, bytes data not None):
+        """Send the bytes. They leave at the end of this iteration of the loop.
+
+        It never waits: look at ``pending_bytes`` first. After the end of the stream it does nothing.
+        """
+        cdef FrameBuffer *frame
+        cdef int result
+        if self.link is None:
+            return
+        frame = frame_from_bytes(<const char *>data, len(data), RAW)
+        result = self.link.write(frame)
+        frame_release(frame)
+        if result < 0:
+            # A stream cannot go on with a gap.
+            self.link.abort(False)
+            raise MemoryError
+
+    @property
+    def pending_bytes(self):
+        """Bytes that were written and have not left."""
+        return queue_charge(&self.link.queue) if self.link is not None else 0
+
+    @property
+    def bytes_received(self):
+        """Bytes that have arrived, ever."""
+        return self.counters.bytes_received
+
+    @property
+    def bytes_sent(self):
+        """Bytes that have left, ever."""
+        return self.counters.bytes_sent
+
+    def finish(self):
+        """Send what waits, then end the stream."""
+        if self.link is not None:
+            self.link.abort(True)
+
+    def abort(self):
+        """End the stream at once. ``lost`` is called in a later iteration of the loop."""
+        if self.link is not None:
+            self.link.abort(False)
+
+    cdef void data_received(self, const uint8_t *data, size_t length) noexcept:
+        try:
+            self.received(data[:length])
+        except Exception:
+            logger.exception("received bytes could not be handled: the stream ends")
+            self.abort()
+
+    cdef void eof_received(self) noexcept:
+        self.abort()
+
+    cdef void connection_lost(self, int error) noexcept:
+        lost, self.lost = self.lost, None
+        self.received = None
+        self.link = None
+        try:
+            if lost is not None:
+                lost(OSError(error, os.strerror(error)) if error else None)
+        except Exception:
+            logger.exception("the end of a stream could not be handled")

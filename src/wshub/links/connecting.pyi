@@ -1,0 +1,20 @@
+import asyncio
+import socket
+import ssl as ssl_module
+
+from wshub.links.asyncio_link import AsyncioLink
+from wshub.links.link import Link, LinkCounters, Receiver
+from wshub.links.reactor_api import Reactor
+
+class ConnectedLink(AsyncioLink):
+    def connection_made(self, transport: asyncio.Transport) -> None: ...
+
+async def connect_link(
+    reactor: Reactor,
+    connected: socket.socket,
+    receiver: Receiver,
+    counters: LinkCounters,
+    *,
+    ssl: ssl_module.SSLContext | None = None,
+    server_hostname: str | None = None,
+) -> Link: ...
