@@ -16,20 +16,23 @@ ALLOWED = {
     "errors": set(),
     "protocol": {"errors"},
     "links": {"errors", "protocol"},
-    "core": {"errors", "protocol", "links"},
+    "brokers": {"errors", "protocol", "links"},
+    "core": {"errors", "protocol", "links", "brokers"},
     "serving": {"errors", "protocol", "links", "core"},
     "asgi": {"errors", "protocol", "links", "core"},
-    "hub": {"errors", "protocol", "links", "core", "serving", "asgi"},
-    "app": {"errors", "protocol", "links", "core", "asgi", "hub", "uvicorn"},
-    "uvicorn": {"errors", "protocol", "links", "core", "serving", "asgi", "hub"},
+    "hub": {"errors", "protocol", "links", "brokers", "core", "serving", "asgi"},
+    "app": {"errors", "protocol", "links", "brokers", "core", "asgi", "hub", "uvicorn"},
+    "uvicorn": {"errors", "protocol", "links", "brokers", "core", "serving", "asgi", "hub"},
     "graphql": {"errors", "protocol", "core", "hub"},
-    "cli": {"errors", "uvicorn"},
+    "cli": {"errors", "brokers", "publisher", "uvicorn"},
     "__main__": {"cli"},
-    "__init__": {"errors", "protocol", "core", "serving", "hub"},
+    "publisher": {"errors", "protocol", "links", "brokers"},
+    "testing": {"errors", "protocol", "links", "brokers"},
+    "__init__": {"errors", "protocol", "brokers", "core", "serving", "hub"},
 }
 
-OPTIONAL = {"starlette", "uvicorn", "httptools", "uvloop", "aiofastnet", "graphql", "click"}
-WITHOUT_DEPENDENCIES = ["errors", "protocol", "links", "core", "serving", "asgi", "hub"]
+OPTIONAL = {"starlette", "uvicorn", "httptools", "uvloop", "aiofastnet", "graphql", "click", "hiredis"}
+WITHOUT_DEPENDENCIES = ["errors", "protocol", "links", "brokers.interface", "core", "serving", "asgi", "hub"]
 
 CYTHON_IMPORT = re.compile(r"^\s*(?:from +([\w.]+) +c?import +(\([^)]*\)|[^\n]*)|c?import +([\w.]+))", re.MULTILINE)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tests.fuzz.targets import compressed_frame
 from tests.support.deflated import deflated
+from wshub.brokers.envelope import encode_envelope
 from wshub.protocol.frame import Frame, Opcode
 
 CORPUS = Path(__file__).parent / "corpus"
@@ -62,6 +63,23 @@ HANDSHAKES = {
     "tls": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
 }
 
+ENVELOPE = encode_envelope(
+    "room", "grüße", b"text", node=2**63, number=2**31, sent_at=1 << 50, compress=True, slow_consumer="latest", key="k"
+)
+ENVELOPES = {
+    "room": encode_envelope("room", "chat", b"hello", node=1, number=2, sent_at=3),
+    "binary": encode_envelope("all", "", bytes(range(256)), is_binary=True, compress=False),
+    "user": encode_envelope("user", "u" * 300, b"", slow_consumer="close"),
+    "control": encode_envelope("control", "", b'{"command": "disconnect"}', key=""),
+    "full": ENVELOPE,
+    "truncated-key": ENVELOPE[:40],
+    "name-too-long": ENVELOPE[:24] + b"\xff\xff\xff\xff" + ENVELOPE[28:],
+    "name-not-utf-8": ENVELOPE[:28] + b"\xff" + ENVELOPE[29:],
+    "critical-flag": ENVELOPE[:3] + bytes([ENVELOPE[3] | 0x80]) + ENVELOPE[4:],
+    "unknown-flag": ENVELOPE[:3] + bytes([ENVELOPE[3] | 0x08]) + ENVELOPE[4:],
+    "version-2": b"\xb2" + ENVELOPE[1:],
+}
+
 
 def write(target: str, name: str, data: bytes) -> None:
     path = CORPUS / target / name
@@ -80,6 +98,8 @@ def main() -> None:
     for index, payload in enumerate((b"hello hello hello", bytes(20_000), b"\x00", bytes(range(256)))):
         write("deflate", f"message-{index}", bytes([index, 1]) + payload)
         write("deflate", f"stream-{index}", bytes([index, 0xC0]) + deflated(payload))
+    for name, envelope in ENVELOPES.items():
+        write("envelope", name, envelope)
 
 
 if __name__ == "__main__":

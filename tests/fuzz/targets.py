@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from wshub.brokers.envelope import decode_envelope, encode_envelope
 from wshub.errors import HandshakeError, InvalidMessageError, ProtocolError
 from wshub.protocol.close_code import is_valid_on_wire
 from wshub.protocol.compression.compressed_once import DeflatePool
@@ -184,9 +185,34 @@ def compressed_frame(payload: bytes) -> bytes:
     return Frame(Opcode.BINARY, payload, rsv1=True).with_mask(bytes(4)).encode()
 
 
+def fuzz_envelope(data: bytes) -> None:
+    """Any bytes are an envelope that can be encoded again, or a ValueError. So is each part of an envelope."""
+    try:
+        decoded = decode_envelope(data)
+    except ValueError:
+        return
+    assert data.endswith(decoded.payload)
+    encoded = encode_envelope(**decoded._asdict())
+    # Only unknown flags, and one of two that exclude each other, are not encoded again.
+    assert decode_envelope(encoded) == decoded
+    assert len(encoded) == len(data)
+    assert encoded[4:] == data[4:]
+    without_payload = len(data) - len(decoded.payload)
+    for length in {0, 1, 2, 27, 28, without_payload - 1, without_payload, len(data) - 1}:
+        if not 0 <= length <= len(data):
+            continue
+        try:
+            shorter = decode_envelope(data[:length])
+        except ValueError:
+            assert length < without_payload
+        else:
+            assert shorter == decoded._replace(payload=data[without_payload:length])
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "parser": fuzz_parser,
     "client_parser": fuzz_client_parser,
     "handshake": fuzz_handshake,
     "deflate": fuzz_deflate,
+    "envelope": fuzz_envelope,
 }

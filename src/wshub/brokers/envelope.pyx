@@ -1,0 +1,212 @@
+# cython: language_level=3
+"""The envelope: what one hub sends to another through a broker.
+
+All numbers are little-endian.
+
+======  ====================================================================
+0       0xB1: 0xB0 and the version, 1. UTF-8 text never begins with this.
+1       kind
+2, 3    flags
+4-11    id of the node that sent it; 0 is a program without a hub
+12-15   number of the envelope: each node counts its own
+16-23   when it was sent: microseconds since 1970. Only lag is measured by it.
+24-27   length of the name of the room or the user
+28-     the name (UTF-8)
+        with HAS_KEY: 4 bytes of length, and the conflation key (UTF-8)
+        the payload, to the end
+======  ====================================================================
+
+Only payloads travel. Each hub frames and compresses a message once for its own connections, because settings and
+negotiated windows differ.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.unicode cimport PyUnicode_DecodeUTF8
+from libc.string cimport memcpy
+
+from typing import NamedTuple
+
+from wshub.errors import InvalidMessageError
+
+cdef enum:
+    VERSION = 0xB1
+    HEADER_LENGTH = 28
+    KEY_LENGTH_SIZE = 4
+
+cdef tuple KINDS = ("", "room", "all", "user", "control")
+cdef tuple POLICIES = (None, "close", "drop_newest", "drop_oldest", "latest")
+
+
+cdef inline uint64_t read_number(const uint8_t *data, int size) noexcept:
+    cdef uint64_t number = 0
+    cdef int index
+    for index in range(size):
+        number |= <uint64_t>data[index] << (8 * index)
+    return number
+
+
+cdef inline void write_number(uint8_t *data, int size, uint64_t number) noexcept:
+    cdef int index
+    for index in range(size):
+        data[index] = <uint8_t>(number >> (8 * index))
+
+
+cdef int parse_envelope(const uint8_t *data, size_t length, Envelope *envelope) noexcept:
+    """Fill in the envelope. Return 0, or why it cannot be taken: ENVELOPE_TRUNCATED or ENVELOPE_UNKNOWN.
+
+    Nothing is said about UTF-8. `data` must stay for as long as the envelope is used.
+    """
+    cdef size_t position = HEADER_LENGTH
+    if length < 1:
+        return ENVELOPE_TRUNCATED
+    if data[0] != VERSION:
+        return ENVELOPE_UNKNOWN
+    if length < HEADER_LENGTH:
+        return ENVELOPE_TRUNCATED
+    envelope.kind = data[1]
+    envelope.flags = <uint16_t>read_number(data + 2, 2)
+    if not ROOM_MESSAGE <= envelope.kind <= CONTROL or envelope.flags & CRITICAL_FLAGS:
+        return ENVELOPE_UNKNOWN
+    envelope.node = read_number(data + 4, 8)
+    envelope.number = <uint32_t>read_number(data + 12, 4)
+    envelope.sent_at = read_number(data + 16, 8)
+    envelope.name_length = <size_t>read_number(data + 24, 4)
+    if envelope.name_length > length - position:
+        return ENVELOPE_TRUNCATED
+    envelope.name = <const char *>data + position
+    position += envelope.name_length
+    envelope.key = NULL
+    envelope.key_length = 0
+    if envelope.flags & HAS_KEY:
+        if length - position < KEY_LENGTH_SIZE:
+            return ENVELOPE_TRUNCATED
+        envelope.key_length = <size_t>read_number(data + position, KEY_LENGTH_SIZE)
+        position += KEY_LENGTH_SIZE
+        if envelope.key_length > length - position:
+            return ENVELOPE_TRUNCATED
+        envelope.key = <const char *>data + position
+        position += envelope.key_length
+    envelope.payload = data + position
+    envelope.payload_length = length - position
+    return 0
+
+
+cdef bytes build_envelope(const Envelope *envelope):
+    """Return the bytes of an envelope. With HAS_KEY it has a key. Raise InvalidMessageError for too long a name."""
+    cdef size_t position = HEADER_LENGTH
+    cdef size_t length = HEADER_LENGTH + envelope.name_length + envelope.payload_length
+    cdef bytes built
+    cdef uint8_t *data
+    if envelope.name_length > 0xFFFFFFFF or envelope.key_length > 0xFFFFFFFF:
+        raise InvalidMessageError("the name of a room and a key are at most 4 GiB each")
+    if envelope.flags & HAS_KEY:
+        length += KEY_LENGTH_SIZE + envelope.key_length
+    built = PyBytes_FromStringAndSize(NULL, length)
+    data = <uint8_t *>PyBytes_AS_STRING(built)
+    data[0] = VERSION
+    data[1] = envelope.kind
+    write_number(data + 2, 2, envelope.flags)
+    write_number(data + 4, 8, envelope.node)
+    write_number(data + 12, 4, envelope.number)
+    write_number(data + 16, 8, envelope.sent_at)
+    write_number(data + 24, 4, envelope.name_length)
+    memcpy(data + position, envelope.name, envelope.name_length)
+    position += envelope.name_length
+    if envelope.flags & HAS_KEY:
+        write_number(data + position, KEY_LENGTH_SIZE, envelope.key_length)
+        memcpy(data + position + KEY_LENGTH_SIZE, envelope.key, envelope.key_length)
+        position += KEY_LENGTH_SIZE + envelope.key_length
+    memcpy(data + position, envelope.payload, envelope.payload_length)
+    return built
+
+
+class DecodedEnvelope(NamedTuple):
+    """An envelope as Python values, for programs without a hub and for tests.
+
+    ``kind`` is ``room``, ``all``, ``user`` or ``control``. ``name`` is that of the room or the user, or empty. ``node``
+    is the id of the node that sent it, 0 for a program without a hub, and ``number`` counts the envelopes of that node.
+    ``sent_at`` is in microseconds since 1970, by the node's clock. The rest is as in ``Connection.send``.
+    """
+
+    kind: str
+    name: str
+    payload: bytes
+    is_binary: bool
+    node: int
+    number: int
+    sent_at: int
+    compress: bool | None
+    slow_consumer: str | None
+    key: str | None
+
+
+def encode_envelope(
+    str kind, str name, bytes payload, *, bint is_binary=False, uint64_t node=0, uint32_t number=0, uint64_t sent_at=0,
+    compress=None, slow_consumer=None, str key=None
+):
+    """Return the bytes of an envelope. The arguments are the fields of DecodedEnvelope.
+
+    Raises:
+        ValueError: ``kind`` or ``slow_consumer`` is unknown.
+    """
+    cdef Envelope envelope
+    cdef bytes encoded_name = name.encode("utf-8", "surrogatepass")
+    cdef bytes encoded_key = key.encode("utf-8", "surrogatepass") if key is not None else b""
+    if kind not in KINDS[1:]:
+        raise ValueError(f"the kind of an envelope is one of {KINDS[1:]}, not {kind!r}")
+    if slow_consumer not in POLICIES:
+        raise ValueError(f"slow_consumer must be one of {POLICIES[1:]}, not {slow_consumer!r}")
+    envelope.kind = KINDS.index(kind)
+    envelope.flags = POLICIES.index(slow_consumer) << POLICY_SHIFT
+    if is_binary:
+        envelope.flags |= IS_BINARY
+    if compress is not None:
+        envelope.flags |= COMPRESS if compress else COMPRESS_NOT
+    if key is not None:
+        envelope.flags |= HAS_KEY
+    envelope.node = node
+    envelope.number = number
+    envelope.sent_at = sent_at
+    envelope.name = <const char *>encoded_name
+    envelope.name_length = len(encoded_name)
+    envelope.key = <const char *>encoded_key
+    envelope.key_length = len(encoded_key)
+    envelope.payload = <const uint8_t *><const char *>payload
+    envelope.payload_length = len(payload)
+    return build_envelope(&envelope)
+
+
+def decode_envelope(bytes data not None):
+    """Return the DecodedEnvelope of some bytes.
+
+    Raises:
+        ValueError: they are no envelope, or one of another version, kind or with an unknown critical flag.
+    """
+    cdef Envelope envelope
+    cdef int result = parse_envelope(<const uint8_t *><const char *>data, len(data), &envelope)
+    cdef unsigned int policy
+    if result == ENVELOPE_TRUNCATED:
+        raise ValueError("the envelope is truncated")
+    if result < 0:
+        raise ValueError("the envelope is of another version or kind")
+    policy = (envelope.flags & POLICY_MASK) >> POLICY_SHIFT
+    if policy >= len(POLICIES):
+        raise ValueError("the envelope has an unknown policy for slow consumers")
+    compress = None
+    if envelope.flags & (COMPRESS | COMPRESS_NOT):
+        compress = envelope.flags & COMPRESS != 0
+    key = None
+    if envelope.flags & HAS_KEY:
+        key = PyUnicode_DecodeUTF8(envelope.key, envelope.key_length, "surrogatepass")
+    return DecodedEnvelope(
+        kind=KINDS[envelope.kind],
+        name=PyUnicode_DecodeUTF8(envelope.name, envelope.name_length, "surrogatepass"),
+        payload=PyBytes_FromStringAndSize(<const char *>envelope.payload, envelope.payload_length),
+        is_binary=envelope.flags & IS_BINARY != 0,
+        node=envelope.node,
+        number=envelope.number,
+        sent_at=envelope.sent_at,
+        compress=compress,
+        slow_consumer=POLICIES[policy],
+        key=key,
+    )
