@@ -1,0 +1,1 @@
+"""Tests for the authors of extensions: ``wshub.testing.check_broker`` proves a broker."""
