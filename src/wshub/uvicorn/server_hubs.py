@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
+from wshub.brokers.choosing import NO_BROKER
 from wshub.core.binding import bind_for_request
 from wshub.core.config import HubConfig
 from wshub.core.lifecycle import HubLifecycle
@@ -66,7 +67,9 @@ class Hubs:
                     ping_interval_ms=int((config.ws_ping_interval or 1_000_000) * 1000),
                     pong_timeout_ms=int((config.ws_ping_timeout or 1_000_000) * 1000),
                     enable_compression=config.ws_per_message_deflate,
-                )
+                ),
+                # It has no rooms: its connections are the application's own.
+                broker=NO_BROKER,
             )
             # Bind the hub first: if that fails, the hub must not be kept.
             bind_for_request(hub)

@@ -1,0 +1,240 @@
+"""Joins the hubs of the processes of one machine: no server is needed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import weakref
+from typing import ClassVar
+
+from wshub.brokers.interface import (
+    ALL_NODES,
+    BrokerEvents,
+    BrokerHealth,
+    BrokerStats,
+    NodeInfo,
+    Published,
+    node_channel,
+)
+from wshub.brokers.workers_directory import SocketDirectory
+from wshub.brokers.workers_session import WorkersSession
+from wshub.errors import BrokerUnavailable, ConfigurationError, MisuseError
+from wshub.protocol.validation import check_integer
+
+__all__ = ["WorkersBroker"]
+
+DEAF_SECONDS = 5.0
+"""If every peer has been silent for so long, this node is the one that hears nothing."""
+
+
+class WorkersBroker:
+    """Joins the hubs of the processes of one machine.
+
+    Each process has a Unix socket in a directory, and a connection to each other process. An envelope goes only to
+    processes that have subscribed to its channel. Processes may come and go at any time: one that was killed is missed
+    at once, and one that hangs after ten seconds.
+
+    Args:
+        path: a directory for the sockets. It is made if it is missing, for the user of the process alone. Give all
+            processes the same one, and nothing else.
+        max_pending: bytes that may wait for each process. While so much waits, envelopes for it are dropped and counted
+            as ``full``, and it is told so.
+        several_in_process: whether hubs of the same name in one process are to be joined too, as in tests. By default
+            the second one cannot start: they are probably not meant to be the same hub.
+
+    Raises:
+        ConfigurationError: the path is too long for Unix sockets, or the platform has none.
+    """
+
+    # The brokers that are started, by directory and hub: two of one process would join hubs that are not the same.
+    _started: ClassVar[dict[tuple[str, str], weakref.ref[WorkersBroker]]] = {}
+    _lock: ClassVar[threading.Lock] = threading.Lock()
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, max_pending: int = 8 << 20, several_in_process: bool = False
+    ) -> None:
+        if not os.fspath(path):
+            raise ConfigurationError("a WorkersBroker needs the path of a directory, not an empty one")
+        self.path = os.path.abspath(os.fsdecode(path))
+        self.max_pending = check_integer("max_pending", max_pending, 1, 1 << 40)
+        self.several_in_process = several_in_process
+        SocketDirectory.check(self.path)
+        self._session: WorkersSession | None = None
+        # Channels that were subscribed to before start().
+        self._early: dict[str, None] = {}
+        self._dropped_early = 0
+
+    async def start(self, node: NodeInfo, events: BrokerEvents) -> None:
+        """Join the other processes. Return when each knows the channels of this node, or is gone, or after two seconds.
+
+        Raises:
+            ConfigurationError: the directory cannot be used, or another hub of this process has the same name.
+            MisuseError: it is started already.
+        """
+        self._abandon_closed_loop()
+        if self._session is not None and not self._session.is_closed:
+            raise MisuseError("this broker is started already: give each hub a broker of its own")
+        directory = SocketDirectory(self.path, node.hub, node.id)
+        directory.prepare()
+        # A program that only publishes receives nothing that could mix.
+        if node.receives and not self.several_in_process:
+            self._claim(node.hub)
+        session = WorkersSession(asyncio.get_running_loop(), node, events, directory, self.max_pending)
+        own = (ALL_NODES, node_channel(node.id)) if node.receives else ()
+        for channel in (*own, *self._early):
+            session.mesh.subscribe(channel)
+        self._early.clear()
+        self._dropped_early = 0
+        self._session = session
+        try:
+            await session.start()
+        except BaseException:
+            await session.close()
+            self._release()
+            raise
+
+    async def close(self) -> None:
+        """Send what waits, for a second at most, and say goodbye to the other processes."""
+        self._abandon_closed_loop()
+        self._early.clear()
+        if self._session is not None:
+            await self._session.close()
+            self._release()
+
+    def subscribe(self, channel: str) -> None:
+        """Have envelopes of the channel arrive."""
+        self._abandon_closed_loop()
+        if self._session is None or self._session.is_closed:
+            self._early[channel] = None
+        else:
+            self._session.mesh.subscribe(channel)
+
+    def unsubscribe(self, channel: str) -> None:
+        """Let no more envelopes of the channel arrive. Some that are under way still may."""
+        self._early.pop(channel, None)
+        if self._session is not None:
+            self._session.mesh.unsubscribe(channel)
+
+    async def subscribed(self, channel: str) -> None:
+        """Return when every process knows that this node has subscribed to the channel.
+
+        Raises:
+            BrokerUnavailable: the broker is not started or was closed, or the node has left the channel.
+        """
+        session = self._session
+        if session is None:
+            raise BrokerUnavailable("the broker is not started")
+        if session.mesh.has_subscribed(channel):
+            await session.barriers.wait()
+        if not session.mesh.has_subscribed(channel):
+            raise BrokerUnavailable("the node has left the channel")
+
+    def send(self, channel: str, envelope: bytes) -> bool:
+        """Queue an envelope for each process that has subscribed to the channel. Return False if one dropped it."""
+        if self._session is None:
+            self._dropped_early += 1
+            return False
+        return self._session.mesh.send(channel, envelope)
+
+    async def publish(self, channel: str, envelope: bytes) -> Published:
+        """Send an envelope. Return when the kernel has taken it for each process that has subscribed to the channel.
+
+        Raises:
+            BrokerUnavailable: no process got it although some have subscribed: too much waits for each, or all are
+                gone; or the broker is not started.
+        """
+        session = self._session
+        if session is None or session.is_closed:
+            raise BrokerUnavailable("the broker is not started")
+        peers, interested = session.mesh.send_to_each(channel, envelope)
+        receivers = sum(await asyncio.gather(*(peer.departure() for peer in peers)))
+        if interested and not receivers:
+            raise BrokerUnavailable("no process got the message: too much waits for each, or all are gone")
+        return Published(receivers=receivers)
+
+    def sweep(self, now: float) -> None:
+        """Probe the other processes, end connections that are silent, and look for new processes."""
+        if self._session is not None:
+            self._session.sweep(now)
+
+    def health(self) -> BrokerHealth:
+        """Return how the broker is at present. ``probe_ms`` is that of the slowest peer."""
+        session = self._session
+        if session is None:
+            return BrokerHealth(state="starting", reason="start() was not called")
+        if session.is_closed:
+            return BrokerHealth(state="disconnected", reason="the broker is closed")
+        peers = session.peers
+        pending = sum(peer.pending_bytes for peer in peers)
+        probe_ms = max((peer.probe_ms for peer in peers if peer.probe_ms >= 0), default=None)
+        if not session.has_started:
+            return BrokerHealth(state="starting", reason="start() has not returned", pending_bytes=pending)
+        if peers and all(peer.silent >= DEAF_SECONDS for peer in peers):
+            reason = f"nothing was heard of the other processes for {DEAF_SECONDS:.0f} s"
+            return BrokerHealth(state="deaf", reason=reason, pending_bytes=pending, probe_ms=probe_ms)
+        if not peers and session.losses.nodes:
+            return BrokerHealth(state="disconnected", reason="the connections to all other processes were lost")
+        return BrokerHealth(state="connected", pending_bytes=pending, probe_ms=probe_ms)
+
+    def stats(self) -> BrokerStats:
+        """Return what was counted since ``start()``."""
+        session = self._session
+        if session is None:
+            return BrokerStats(
+                sent=0,
+                received=0,
+                bytes_sent=0,
+                bytes_received=0,
+                dropped={"disconnected": self._dropped_early} if self._dropped_early else {},
+                interruptions={},
+                reconnects=0,
+                subscriptions=len(self._early),
+                peers=0,
+            )
+        mesh = session.mesh
+        return BrokerStats(
+            sent=mesh.sent,
+            received=mesh.received,
+            bytes_sent=mesh.bytes_sent,
+            bytes_received=mesh.bytes_received,
+            dropped=mesh.dropped,
+            interruptions=dict(session.losses.interruptions),
+            reconnects=session.losses.reconnects,
+            subscriptions=mesh.subscription_count,
+            peers=len(session.peers),
+        )
+
+    def _abandon_closed_loop(self) -> None:
+        """Give up a session whose loop was closed without ``close()``."""
+        session = self._session
+        if session is not None and session.loop.is_closed():
+            if not session.is_closed:
+                session.abandon()
+            self._session = None
+            self._release()
+
+    def _claim(self, hub: str) -> None:
+        """Note that this broker is started. Raise ConfigurationError if a hub of this process has the same name."""
+        key = (os.path.realpath(self.path), hub)
+        with self._lock:
+            other = self._started.get(key, _no_broker)()
+            if other is not None and other is not self and other._is_running():
+                raise ConfigurationError(
+                    f"two hubs of this process are named {hub!r}, and their messages would mix: give each hub a name "
+                    "of its own"
+                )
+            self._started[key] = weakref.ref(self)
+
+    def _is_running(self) -> bool:
+        session = self._session
+        return session is not None and session.is_running()
+
+    def _release(self) -> None:
+        with self._lock:
+            for key in [key for key, broker in self._started.items() if broker() in (self, None)]:
+                del self._started[key]
+
+
+def _no_broker() -> None:
+    return None

@@ -1,0 +1,96 @@
+"""The directory in which the hubs of several workers find one another."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import tempfile
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.support.wshub_serve import Serving, serving
+from wshub.brokers.workers_directory import DIRECTORY_VARIABLE
+from wshub.uvicorn.running import count_workers, shared_directory
+
+APP = "tests.uvicorn.shared_directory_app:app"
+
+
+def answer(server: Serving) -> dict[str, object]:
+    return httpx.get(f"http://{server.address}/", trust_env=False).json()
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_workers_share_a_private_directory_that_is_removed_at_the_end(stop) -> None:
+    with serving(APP, "--workers", "2") as server:
+        answers = [answer(server) for _ in range(30)]
+        (directory,) = {str(found["directory"]) for found in answers}
+        assert Path(directory).name.startswith("wshub-")
+        assert stat.S_IMODE(os.stat(directory).st_mode) == 0o700
+        server.end(stop)
+        assert not os.path.exists(directory)
+
+
+def test_a_worker_that_is_replaced_gets_the_same_directory() -> None:
+    with serving(APP, "--workers", "2") as server:
+        before = answer(server)
+        server.process.send_signal(signal.SIGHUP)
+        deadline = time.monotonic() + 30
+        while (after := answer(server))["pid"] == before["pid"] or after["directory"] != before["directory"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        server.end()
+        assert not os.path.exists(str(before["directory"]))
+
+
+def test_one_worker_has_none(monkeypatch) -> None:
+    # This process may be a worker of another server.
+    monkeypatch.setenv(DIRECTORY_VARIABLE, "/elsewhere")
+    with serving(APP) as server:
+        assert answer(server)["directory"] is None
+    with shared_directory(1):
+        assert DIRECTORY_VARIABLE not in os.environ
+    assert os.environ[DIRECTORY_VARIABLE] == "/elsewhere"
+
+
+def test_it_is_below_the_directory_that_systemd_gives(monkeypatch) -> None:
+    with tempfile.TemporaryDirectory() as given:
+        monkeypatch.setenv("RUNTIME_DIRECTORY", f"{given}:/nowhere")
+        with shared_directory(2):
+            assert Path(os.environ[DIRECTORY_VARIABLE]).parent == Path(given)
+        assert os.listdir(given) == []
+
+
+@pytest.mark.parametrize("name", ["missing", "long" * 20])
+def test_a_directory_that_cannot_have_sockets_is_not_used(name, tmp_path, monkeypatch) -> None:
+    if name != "missing":
+        (tmp_path / name).mkdir()
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path / name))
+    with shared_directory(2):
+        assert not os.environ[DIRECTORY_VARIABLE].startswith(str(tmp_path))
+        assert os.path.isdir(os.environ[DIRECTORY_VARIABLE])
+    assert list(tmp_path.rglob("wshub-*")) == []
+
+
+def test_without_any_directory_the_workers_serve_all_the_same(monkeypatch, caplog) -> None:
+    def fail(**options: object) -> str:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("wshub.uvicorn.running.tempfile.mkdtemp", fail)
+    with shared_directory(2):
+        assert DIRECTORY_VARIABLE not in os.environ
+    assert "Read-only" in caplog.text
+
+
+def test_workers_are_counted_as_uvicorn_counts_them(monkeypatch) -> None:
+    assert count_workers({}) == 1
+    assert count_workers({"workers": 3}) == 3
+    assert count_workers({"workers": 3, "reload": True}) == 1
+    monkeypatch.setenv("WEB_CONCURRENCY", "4")
+    assert count_workers({}) == 4
+    assert count_workers({"workers": 2}) == 2
+    monkeypatch.setenv("WEB_CONCURRENCY", "many")
+    assert count_workers({}) == 1
