@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Coroutine
+import tempfile
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ import uvloop
 from hypothesis import HealthCheck, settings
 
 from tests.support.certificate import Certificate
+from tests.support.redis_engine import PROGRAMS, RedisEngine, running_engine
 from tests.support.serving_hub import Clock
 
 # Maximum seconds for a test on a loop. It is far more than any test needs, for the sake of busy machines.
@@ -28,8 +31,22 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
 
 
 @pytest.fixture
+def socket_directory() -> Iterator[Path]:
+    """A directory for Unix sockets. Paths below ``tmp_path`` may be too long for them."""
+    with tempfile.TemporaryDirectory(prefix="wshub-test-") as directory:
+        yield Path(directory)
+
+
+@pytest.fixture
 def clock() -> Clock:
     return Clock()
+
+
+@pytest.fixture(scope="session", params=PROGRAMS)
+def redis_engine(request: pytest.FixtureRequest) -> Iterator[RedisEngine]:
+    """An engine that all tests share: Redis, then Valkey. A test that stops one starts its own."""
+    with running_engine(request.param) as engine:
+        yield engine
 
 
 @pytest.fixture(params=["httptools", "h11"])

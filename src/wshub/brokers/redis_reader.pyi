@@ -1,0 +1,23 @@
+from collections.abc import Callable
+from typing import Any
+
+from wshub.brokers.interface import BrokerEvents
+from wshub.errors import BrokerError
+
+class RedisReader:
+    envelopes_received: int
+    envelopes_sent: int
+
+    def __init__(
+        self,
+        events: BrokerEvents,
+        probe_channel: bytes,
+        pushed: Callable[[list[Any]], None],
+        settled: Callable[[], None],
+        refused: Callable[[BrokerError], None],
+    ) -> None: ...
+    def expect(self, waiting: Callable[[Any], None] | None) -> None: ...
+    @property
+    def replies_due(self) -> int: ...
+    def feed(self, data: bytes) -> None: ...
+    def end(self, error: Exception) -> int: ...

@@ -1,0 +1,164 @@
+# cython: language_level=3
+"""Reads what a Redis engine sends: replies in the order of the commands, and pushes at any time."""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SIZE
+from libc.stdint cimport uint8_t, uint64_t
+from libc.string cimport memcmp
+
+from wshub.brokers.envelope_receiver cimport EnvelopeReceiver, receiver_of
+
+from collections import deque
+
+from wshub.errors import BrokerError
+
+try:
+    import hiredis
+except ModuleNotFoundError as error:
+    raise ImportError("RedisBroker needs hiredis: pip install wshub[redis]") from error
+
+cdef enum:
+    # hiredis moves the rest of its buffer to the front after each KiB that it has parsed: the rest must be short.
+    FEED_SIZE = 8192
+    # Bytes of one reply. An engine ends a subscriber long before it has sent as much.
+    LARGEST_REPLY = 64 << 20
+
+cdef object PushNotification = hiredis.PushNotification
+cdef object INCOMPLETE = object()
+
+
+cdef class RedisReader:
+    """Parses the bytes of one connection. Each envelope goes to a hub, each reply to what waits for it.
+
+    Args:
+        events: the BrokerEvents that take envelopes.
+        probe_channel: the name of the channel whose messages are no envelopes.
+        pushed: called with the items of each push that is no envelope.
+        settled: called after some calls of ``pushed``: before the next envelope, or when all bytes are parsed.
+        refused: called with a BrokerError if the engine refuses an envelope whose reply nothing waits for, or a
+            command that is answered by pushes.
+    """
+
+    cdef object parser
+    cdef object feed_parser
+    cdef object get_reply
+    cdef object pushed
+    cdef object settled
+    cdef object refused
+    cdef object replies          # a deque, for each reply that is due: a callable, or None for an envelope
+    cdef object next_waiting
+    cdef object add_waiting
+    cdef EnvelopeReceiver receiver
+    cdef bytes probe_channel
+    cdef bint ended
+    cdef bint is_unsettled       # `pushed` was called since `settled` was
+    cdef readonly uint64_t envelopes_received
+    cdef readonly uint64_t envelopes_sent  # envelopes whose reply is only counted
+
+    def __init__(self, events, bytes probe_channel not None, pushed, settled, refused):
+        # BrokerError says what went wrong in either case: an error reply is an item like any other.
+        self.parser = hiredis.Reader(protocolError=BrokerError, replyError=BrokerError, notEnoughData=INCOMPLETE)
+        self.feed_parser = self.parser.feed
+        self.get_reply = self.parser.gets
+        self.receiver = receiver_of(events)
+        self.probe_channel = probe_channel
+        self.pushed = pushed
+        self.settled = settled
+        self.refused = refused
+        self.replies = deque()
+        self.next_waiting = self.replies.popleft
+        self.add_waiting = self.replies.append
+
+    def expect(self, waiting):
+        """Give the next reply that no earlier call has asked for to ``waiting(reply)``. An error is a BrokerError.
+
+        None stands for an envelope whose reply is only counted.
+        """
+        self.add_waiting(waiting)
+        if waiting is None:
+            self.envelopes_sent += 1
+
+    @property
+    def replies_due(self):
+        """The number of replies that have not arrived."""
+        return len(self.replies)
+
+    def feed(self, bytes data not None):
+        """Take bytes that have arrived.
+
+        Raises:
+            BrokerError: they are not what an engine sends. The connection cannot go on.
+        """
+        cdef Py_ssize_t offset = 0
+        cdef Py_ssize_t length = len(data)
+        while offset < length and not self.ended:
+            self.feed_parser(data, offset, min(<Py_ssize_t>FEED_SIZE, length - offset))
+            offset += FEED_SIZE
+            self.take_replies()
+            if self.parser.len() > LARGEST_REPLY:
+                raise BrokerError(f"a reply has more than {LARGEST_REPLY} bytes")
+        if self.is_unsettled:
+            self.settle()
+
+    def end(self, error):
+        """Take nothing more, and give the error to everything that waits. Return the number of envelopes among it."""
+        cdef Py_ssize_t envelopes = 0
+        self.ended = True
+        self.pushed = self.settled = self.refused = None
+        while self.replies:
+            waiting = self.next_waiting()
+            if waiting is None:
+                envelopes += 1
+            else:
+                waiting(error)
+        return envelopes
+
+    cdef int take_replies(self) except -1:
+        while not self.ended:
+            reply = self.get_reply()
+            if reply is INCOMPLETE:
+                break
+            if type(reply) is PushNotification:
+                self.take_push(<list>reply)
+            else:
+                self.take_reply(reply)
+        return 0
+
+    cdef int take_push(self, list items) except -1:
+        if len(items) == 3 and is_message(items[0]) and PyBytes_CheckExact(items[2]):
+            if items[1] != self.probe_channel:
+                if self.is_unsettled:
+                    self.settle()
+                self.envelopes_received += 1
+                payload = items[2]
+                self.receiver.envelope_received(
+                    <const uint8_t *>PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload)
+                )
+                return 0
+        self.is_unsettled = True
+        self.pushed(items)
+        return 0
+
+    cdef int take_reply(self, reply) except -1:
+        if not self.replies:
+            if not isinstance(reply, BrokerError):
+                raise BrokerError("a reply without a command")
+            self.refused(reply)
+            return 0
+        waiting = self.next_waiting()
+        if waiting is not None:
+            waiting(reply)
+        elif isinstance(reply, BrokerError):
+            self.refused(reply)
+        return 0
+
+    cdef int settle(self) except -1:
+        self.is_unsettled = False
+        if not self.ended:
+            self.settled()
+        return 0
+
+
+cdef inline bint is_message(object word) noexcept:
+    return (
+        PyBytes_CheckExact(word) and PyBytes_GET_SIZE(word) == 7 and memcmp(PyBytes_AS_STRING(word), b"message", 7) == 0
+    )

@@ -1,0 +1,379 @@
+"""A node at a Redis or Valkey engine, from start() to close()."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl as ssl_module
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from wshub.brokers.interface import (
+    ALL_NODES,
+    BrokerEvents,
+    BrokerHealth,
+    BrokerState,
+    BrokerStats,
+    NodeInfo,
+    node_channel,
+)
+from wshub.brokers.redis_commands import ChannelNames, pack_command, publish_command
+from wshub.brokers.redis_connection import RedisConnection
+from wshub.brokers.redis_probes import TIMEOUT, Probes
+from wshub.brokers.redis_publishing import Publishing
+from wshub.brokers.redis_reader import RedisReader
+from wshub.brokers.redis_reconnecting import CLOSED, ConnectionTarget, KeptConnection, OutageLog
+from wshub.brokers.redis_subscriptions import Subscriptions
+from wshub.brokers.redis_url import RedisAddress
+from wshub.errors import BrokerError, BrokerUnavailable, BrokerUncertain, ConfigurationError
+
+__all__ = ["RedisSession", "RedisSettings"]
+
+logger = logging.getLogger("wshub.broker")
+
+# Seconds that close() gives to what waits to be sent.
+CLOSING_SECONDS = 1.0
+
+# Seconds between two sweeps above which the loop has stood still. Before anything counts as late, the bytes that have
+# arrived meanwhile are read.
+STALLED_SECONDS = 2.0
+
+# Maximum number of channels of which each interval asks the engine whether it has the subscription.
+SAMPLE = 16
+
+# Why a connection is replaced.
+DEAF = "no probe has come back"
+UNANSWERED = "the engine does not answer"
+
+
+@dataclass(frozen=True, slots=True)
+class RedisSettings:
+    """The arguments of a RedisBroker."""
+
+    address: RedisAddress
+    prefix: str
+    ssl: ssl_module.SSLContext | None
+    max_pending: int
+
+
+class RedisSession:
+    """Two connections and what they carry: one subscribes, the other one publishes.
+
+    Subscriptions bring all that is published. On the same connection, the answer to a command would wait behind it.
+
+    Args:
+        settings: of the broker.
+        node: that joins.
+        events: the hub's side.
+        wanted: channels that are to be subscribed to.
+    """
+
+    def __init__(self, settings: RedisSettings, node: NodeInfo, events: BrokerEvents, wanted: set[str]) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.is_closed = False
+        self._closed = asyncio.Event()
+        self._events = events
+        self._names = ChannelNames(settings.prefix, settings.address.database, node.hub)
+        self._probe_channel = "probe:" + node.id
+        own = (ALL_NODES, node_channel(node.id)) if node.receives else ()
+        service = (*own, self._probe_channel)
+        self.subscriptions = Subscriptions(self._names, service, wanted, events.now)
+        self.publishing = Publishing(self._names, settings.max_pending, events.now)
+        self._probes = Probes()
+        self._is_deaf = False
+        # Whether the present connection has subscribed to the node's own channels.
+        self._is_serving = False
+        self._probe_refusal = ""
+        # Channels that the engine did not know when it was asked last, and whether it lets this node ask.
+        self._suspects: set[str] = set()
+        # Channels that the engine has lost, and that are still to be reported.
+        self._unsubscribed: list[str] = []
+        self._may_ask = True
+        self._interruptions: Counter[str] = Counter()
+        self._swept_at = time.monotonic()
+        self._started: asyncio.Future[None] = self.loop.create_future()
+        log = OutageLog(settings.address)
+        self._subscriber = KeptConnection(
+            self._target(settings, f"wshub:{node.id}:subscriber", log),
+            self._create_subscribing_reader,
+            opened=self._subscriber_opened,
+            lost=self._subscriber_lost,
+            failed=self._fail,
+        )
+        self._publisher = KeptConnection(
+            self._target(settings, f"wshub:{node.id}:publisher", log),
+            self._create_publishing_reader,
+            opened=self._publisher_opened,
+            lost=self._publisher_lost,
+            failed=self._fail,
+        )
+
+    def _target(self, settings: RedisSettings, client_name: str, log: OutageLog) -> ConnectionTarget:
+        events = self._events
+        return ConnectionTarget(events.reactor, settings.address, settings.ssl, client_name, events.now, log)
+
+    def _create_subscribing_reader(self) -> RedisReader:
+        name = self._names.encode(self._probe_channel)
+        return RedisReader(self._events, name, self._take_push, self._settle, self._subscription_refused)
+
+    def _create_publishing_reader(self) -> RedisReader:
+        name = self._names.encode(self._probe_channel)
+        return RedisReader(self._events, name, lambda items: None, lambda: None, self.publishing.refused)
+
+    # The beginning and the end
+
+    async def start(self) -> None:
+        """Return when the node's own channels are subscribed to and messages can be published.
+
+        Raises:
+            ConfigurationError: what was configured cannot work.
+            BrokerUnavailable: ``close()`` was called.
+        """
+        try:
+            await self._started
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """Receive nothing more, send what waits, for a second at most, and end the connections."""
+        if self.is_closed:
+            await self._closed.wait()
+            return
+        self.is_closed = True
+        self._fail(BrokerUnavailable("the broker was closed"))
+        self.publishing.connection = None
+        try:
+            await self._subscriber.close()
+            if self._publisher.connection is not None:
+                await self._publisher.connection.drain(CLOSING_SECONDS)
+        finally:
+            try:
+                await self._publisher.close()
+            finally:
+                self._closed.set()
+
+    def _fail(self, error: BrokerUnavailable | ConfigurationError) -> None:
+        if not self._started.done():
+            self._started.set_exception(error)
+            # start() may have been cancelled: then nobody else asks for the error.
+            self._started.exception()
+
+    def _check_started(self) -> None:
+        if self._is_serving and self._publisher.connection is not None and not self._started.done():
+            self._started.set_result(None)
+
+    # The connection that publishes
+
+    def _publisher_opened(self, connection: RedisConnection) -> None:
+        if self.is_closed:
+            return
+        self.publishing.connected(connection)
+        self._send_probe()
+        self._check_started()
+
+    def _publisher_lost(self, reason: str) -> None:
+        self.publishing.connection = None
+        self._probes.forget_answers()
+
+    # The connection that subscribes
+
+    def _subscriber_opened(self, connection: RedisConnection) -> None:
+        self.subscriptions.connected(connection.write)
+
+    def _subscriber_lost(self, reason: str) -> None:
+        self._is_serving = False
+        self._suspects.clear()
+        self._unsubscribed.clear()
+        self._probes.forget_all()
+        if self.subscriptions.disconnected() and reason != CLOSED and not self.is_closed:
+            self._interrupt(None, "deaf" if reason == DEAF else "disconnected")
+
+    def _interrupt(self, channels: Sequence[str] | None, reason: str) -> None:
+        self._interruptions[reason] += 1
+        self._events.interrupted(channels, reason)
+
+    def _take_push(self, items: list[Any]) -> None:
+        kind = items[0] if len(items) == 3 else None
+        if not isinstance(kind, bytes) or not isinstance(items[1], bytes):
+            return
+        if kind == b"subscribe":
+            self.subscriptions.acknowledged(items[1])
+        elif kind == b"unsubscribe":
+            channel = self.subscriptions.unsubscribed(items[1])
+            if channel is not None:
+                self._unsubscribed.append(channel)
+        elif kind == b"message":
+            self._hear_probe(items[2])
+
+    def _settle(self) -> None:
+        """Report what the pushes since the last envelope have changed."""
+        self._report_unsubscribed()
+        restored = [channel for channel in self.subscriptions.take_restored() if channel != self._probe_channel]
+        if restored:
+            self._events.restored(restored)
+        if not self._is_serving and self.subscriptions.are_serving:
+            self._is_serving = True
+            # It ends the state "deaf", and begins to measure.
+            self._send_probe()
+            self._check_started()
+
+    def _subscription_refused(self, error: BrokerError) -> None:
+        self.subscriptions.refused(error)
+        refusal = self.subscriptions.service_error
+        if refusal is not None and str(refusal).startswith("NOPERM"):
+            self._fail(ConfigurationError(f"the engine does not let this user subscribe: {refusal}"))
+
+    def _report_unsubscribed(self) -> None:
+        """Report the channels that the engine has lost, and that are subscribed to again."""
+        channels = [channel for channel in self._unsubscribed if channel != self._probe_channel]
+        self._unsubscribed.clear()
+        if channels:
+            self._interrupt(channels, "unsubscribed")
+
+    # Time
+
+    def sweep(self, now: float) -> None:
+        """Send probes, try again what was refused, and end what has taken too long."""
+        swept_at, self._swept_at = self._swept_at, time.monotonic()
+        for kept in (self._subscriber, self._publisher):
+            kept.sweep(now)
+        self.subscriptions.sweep(now)
+        if self._swept_at - swept_at < STALLED_SECONDS:
+            self.publishing.sweep(now)
+            self._judge(now)
+        if self._probes.is_due(now):
+            self._send_probe()
+            self._ask_for_sample()
+            self.subscriptions.probe()
+
+    def _judge(self, now: float) -> None:
+        verdict = self._probes.verdict(now)
+        if verdict == "unanswered":
+            self._publisher.replace(UNANSWERED)
+        elif verdict == "deaf":
+            if not self._is_deaf:
+                self._is_deaf = True
+                logger.error("the broker is deaf: the engine has taken a probe that has not come back")
+            self._subscriber.replace(DEAF)
+        elif self.subscriptions.waiting_time(now) >= TIMEOUT:
+            self._subscriber.replace(UNANSWERED)
+
+    def _send_probe(self) -> None:
+        connection = self._publisher.connection
+        if connection is not None:
+            number = self._probes.send(self._events.now(), audible=self._is_serving)
+            command = publish_command(self._names.publish_head(self._probe_channel), b"%d" % number)
+            connection.request(command, partial(self._take_probe_answer, number))
+
+    def _take_probe_answer(self, number: int, reply: Any) -> None:
+        if isinstance(reply, BrokerUncertain):
+            return
+        if isinstance(reply, BrokerError):
+            # It tells nothing about what is received.
+            self._probe_refusal = str(reply)
+            self._probes.refused(number)
+        else:
+            self._probe_refusal = ""
+            self._probes.answered(number, self._events.now())
+
+    def _hear_probe(self, payload: Any) -> None:
+        if not isinstance(payload, bytes) or len(payload) > 20 or not payload.isdigit():
+            return
+        if self._probes.heard(int(payload), self._events.now()) and self._is_deaf:
+            self._is_deaf = False
+            logger.info("the broker hears again")
+
+    def _ask_for_sample(self) -> None:
+        """Ask the engine for the subscriptions of some channels, and of those that it did not know last time."""
+        connection = self._publisher.connection
+        if connection is None or not self._is_serving or not self._may_ask or connection.is_cluster:
+            return
+        channels = {*self.subscriptions.sample(SAMPLE), *filter(self.subscriptions.is_subscribed, self._suspects)}
+        command = pack_command(b"PUBSUB", b"NUMSUB", *map(self._names.encode, channels))
+        connection.request(command, partial(self._take_sample, channels, self._subscriber.opened_count))
+
+    def _take_sample(self, channels: set[str], generation: int, reply: Any) -> None:
+        if generation != self._subscriber.opened_count or isinstance(reply, BrokerUncertain):
+            return
+        counts = parse_numsub(reply)
+        if counts is None:
+            self._may_ask = False
+            logger.info("the engine does not tell its subscriptions, so single ones are not checked: %s", reply)
+            return
+        missing = {
+            channel
+            for channel in channels
+            if counts.get(self._names.encode(channel)) == 0 and self.subscriptions.is_subscribed(channel)
+        }
+        # A single answer may have crossed a change.
+        lost = [channel for channel in missing & self._suspects if self.subscriptions.resubscribe(channel)]
+        self._suspects = missing.difference(lost)
+        self._unsubscribed += lost
+        self._report_unsubscribed()
+
+    # How it is
+
+    def health(self) -> BrokerHealth:
+        state, reason = self._state()
+        pending = sum(
+            kept.connection.pending_bytes for kept in (self._subscriber, self._publisher) if kept.connection is not None
+        )
+        round_trip = self._probes.round_trip
+        return BrokerHealth(
+            state=state,
+            reason=reason,
+            pending_bytes=pending,
+            probe_ms=None if round_trip is None else round_trip * 1000,
+        )
+
+    def _state(self) -> tuple[BrokerState, str]:
+        if self.is_closed:
+            return "disconnected", "the broker is closed"
+        failing: BrokerState = "disconnected" if self._started.done() else "starting"
+        if self._is_deaf:
+            return "deaf", DEAF
+        for kept in (self._subscriber, self._publisher):
+            if kept.connection is None:
+                return failing, kept.reason
+        if not self._is_serving:
+            return failing, str(self.subscriptions.service_error or "the engine has not acknowledged the subscriptions")
+        if self._probe_refusal:
+            return "disconnected", f"the engine refuses messages: {self._probe_refusal}"
+        return "connected", ""
+
+    def stats(self) -> BrokerStats:
+        publishing, subscriber, publisher = self.publishing, self._subscriber, self._publisher
+        refused = publishing.dropped["refused"]
+        unanswered = publishing.dropped["unanswered"] + publisher.envelopes_unanswered
+        return BrokerStats(
+            sent=publisher.envelopes_sent + publishing.published - refused - unanswered,
+            received=subscriber.envelopes_received,
+            bytes_sent=subscriber.bytes_sent + publisher.bytes_sent,
+            bytes_received=subscriber.bytes_received + publisher.bytes_received,
+            dropped={
+                "disconnected": publishing.dropped["disconnected"],
+                "full": publishing.dropped["full"],
+                "refused": refused,
+                "unanswered": unanswered,
+                "too_large": publishing.dropped["too_large"],
+            },
+            interruptions=dict(self._interruptions),
+            reconnects=sum(max(kept.opened_count - 1, 0) for kept in (subscriber, publisher)),
+            # One channel is that of the probes.
+            subscriptions=self.subscriptions.wanted_count - 1,
+            peers=sum(kept.connection is not None for kept in (subscriber, publisher)),
+        )
+
+
+def parse_numsub(reply: Any) -> dict[bytes, int] | None:
+    """Return the number of subscribers of each channel, or None if the engine has not said it."""
+    if isinstance(reply, dict):
+        return reply
+    if not isinstance(reply, list) or len(reply) % 2:
+        return None
+    return dict(zip(reply[::2], reply[1::2], strict=True))

@@ -1,0 +1,356 @@
+"""The channels that a node wants, and those that an engine has acknowledged."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import deque
+from collections.abc import Callable, Sequence
+from enum import Enum
+from itertools import islice
+from typing import NamedTuple
+
+from wshub.brokers.redis_commands import ChannelNames, pack_command
+from wshub.errors import BrokerError, BrokerUnavailable, MisuseError
+
+__all__ = ["Subscriptions"]
+
+logger = logging.getLogger("wshub.broker")
+
+# Names in one command. While it runs, an engine does nothing else.
+BATCH_NAMES = 512
+
+# Bytes of names after which a command gets no further name.
+BATCH_BYTES = 64 * 1024
+
+# Commands that wait for their answers at a time. They bound the bytes on both sides.
+BATCHES_IN_FLIGHT = 8
+
+# Seconds after which a refused channel is tried again, and the most that it becomes by doubling.
+FIRST_RETRY = 1.0
+LAST_RETRY = 60.0
+
+
+class State(Enum):
+    """How a channel is on the present connection. A channel that is not subscribed to has no state."""
+
+    SUBSCRIBING = 1
+    SUBSCRIBED = 2
+    UNSUBSCRIBING = 3
+
+
+class Change(NamedTuple):
+    """A command that the engine has not answered for all its channels."""
+
+    verb: str
+    channels: list[str]
+    sent_at: float
+
+
+class Refusal:
+    """The error with which the engine has refused a channel."""
+
+    __slots__ = ("attempts", "error", "retry_at")
+
+    def __init__(self) -> None:
+        self.error = BrokerError()
+        self.attempts = 0
+        self.retry_at: float | None = None
+        """When to try again; None while that is being done."""
+
+
+class Subscriptions:
+    """Keeps the subscriptions of a connection equal to the channels that are wanted.
+
+    At most one command about a channel is under way, so an acknowledgement belongs to the last one. Changes within an
+    iteration of the loop leave together.
+
+    Args:
+        names: the names of the channels in the engine.
+        service: the channels that are wanted from the beginning to the end. They are subscribed to first.
+        wanted: further channels that are wanted already.
+        now: returns the time in seconds.
+    """
+
+    def __init__(self, names: ChannelNames, service: Sequence[str], wanted: set[str], now: Callable[[], float]) -> None:
+        self._names = names
+        self._now = now
+        self._service = tuple(service)
+        self._wanted = wanted.union(service)
+        self._states: dict[str, State] = {}
+        # Channels whose state is to be compared with what is wanted, each once.
+        self._due: deque[str] = deque()
+        self._queued: set[str] = set()
+        self._changes: deque[Change] = deque()
+        self._refusals: dict[str, Refusal] = {}
+        self._is_refusal_to_unsubscribe_logged = False
+        self._waiters: dict[str, list[asyncio.Future[None]]] = {}
+        # Channels that were interrupted, and those of them that were acknowledged again and are to be reported.
+        self._interrupted: set[str] = set()
+        self._restored: list[str] = []
+        self._write: Callable[[bytes], None] | None = None
+        self._flush_handle: asyncio.Handle | None = None
+
+    # What is wanted
+
+    @property
+    def wanted_count(self) -> int:
+        """The number of channels that are wanted."""
+        return len(self._wanted)
+
+    def want(self, channel: str) -> None:
+        """Subscribe to a channel, and go on until the engine has acknowledged it."""
+        if channel not in self._wanted:
+            self._wanted.add(channel)
+            self._mark(channel)
+
+    def unwant(self, channel: str) -> None:
+        """Unsubscribe from a channel."""
+        if channel in self._wanted and channel not in self._service:
+            self._wanted.discard(channel)
+            self._interrupted.discard(channel)
+            self._refusals.pop(channel, None)
+            self._fail_waiters(channel, BrokerUnavailable(f"the channel {channel!r} was unsubscribed from"))
+            self._mark(channel)
+
+    async def wait(self, channel: str) -> None:
+        """Return when the engine has acknowledged a channel.
+
+        Raises:
+            BrokerUnavailable: there is no connection, or it ends; the channel is unsubscribed from; or the engine
+                refuses the subscription, which is tried again all the same.
+            MisuseError: the channel is not wanted.
+        """
+        if channel not in self._wanted:
+            raise MisuseError(f"call subscribe() before subscribed(): the channel {channel!r} is not subscribed to")
+        if self._write is None:
+            raise BrokerUnavailable("there is no connection to the engine")
+        if self._states.get(channel) is State.SUBSCRIBED:
+            return
+        refusal = self._refusals.get(channel)
+        if refusal is not None and refusal.retry_at is not None:
+            raise unavailable(refusal.error)
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.setdefault(channel, []).append(waiter)
+        await waiter
+
+    # The connection
+
+    def connected(self, write: Callable[[bytes], None]) -> None:
+        """Subscribe to everything on a new connection, whose ``write`` sends commands."""
+        self._write = write
+        self._send("SUBSCRIBE", list(self._service))
+        self._due.extend(self._wanted.difference(self._service))
+        self._queued.update(self._due)
+        self._flush()
+
+    def disconnected(self) -> bool:
+        """Forget the subscriptions of a connection that has ended. Return whether the engine had acknowledged any."""
+        had_any = State.SUBSCRIBED in self._states.values()
+        self._write = None
+        if self._flush_handle is not None:
+            self._flush_handle.cancel()
+            self._flush_handle = None
+        for forgotten in (self._states, self._due, self._queued, self._changes, self._refusals, self._restored):
+            forgotten.clear()
+        if had_any:
+            self._interrupted.update(self._wanted)
+        for channel in list(self._waiters):
+            self._fail_waiters(channel, BrokerUnavailable("the connection to the engine has ended"))
+        return had_any
+
+    @property
+    def are_serving(self) -> bool:
+        """Whether the engine has acknowledged the service channels."""
+        return all(self._states.get(channel) is State.SUBSCRIBED for channel in self._service)
+
+    @property
+    def service_error(self) -> BrokerError | None:
+        """The error with which the engine has refused a service channel, or None."""
+        for channel in self._service:
+            if channel in self._refusals:
+                return self._refusals[channel].error
+        return None
+
+    def take_restored(self) -> list[str]:
+        """Return the channels that were interrupted, and acknowledged since the last call."""
+        restored, self._restored = self._restored, []
+        return restored
+
+    # What the engine says
+
+    def acknowledged(self, name: bytes) -> None:
+        """Take the acknowledgement of a subscription."""
+        channel = self._names.decode(name)
+        if channel is None:
+            return
+        if self._states.get(channel) is State.SUBSCRIBING:
+            self._states[channel] = State.SUBSCRIBED
+            self._refusals.pop(channel, None)
+            if channel in self._interrupted:
+                self._interrupted.discard(channel)
+                self._restored.append(channel)
+            for waiter in self._waiters.pop(channel, ()):
+                if not waiter.done():
+                    waiter.set_result(None)
+            if channel not in self._wanted:
+                self._mark(channel)
+        self._finish_change("SUBSCRIBE", channel)
+
+    def unsubscribed(self, name: bytes) -> str | None:
+        """Take the news that a channel is not subscribed to any more.
+
+        Return the channel if it is wanted and the node had not asked for this. It is subscribed to again.
+        """
+        channel = self._names.decode(name)
+        if channel is None:
+            return None
+        state = self._states.get(channel)
+        if state is State.UNSUBSCRIBING:
+            del self._states[channel]
+            if channel in self._wanted:
+                self._mark(channel)
+        self._finish_change("UNSUBSCRIBE", channel)
+        # While a SUBSCRIBE is under way, its acknowledgement follows this.
+        if state is State.SUBSCRIBED and self.resubscribe(channel):
+            return channel
+        return None
+
+    def resubscribe(self, channel: str) -> bool:
+        """Subscribe again to a channel whose subscription the engine has lost. Return False if it is not wanted."""
+        self._states.pop(channel, None)
+        if channel not in self._wanted:
+            return False
+        self._interrupted.add(channel)
+        self._mark(channel)
+        return True
+
+    def refused(self, error: BrokerError) -> None:
+        """Take the error with which the engine has answered the oldest command.
+
+        The engine refuses a command as a whole, if it refuses one channel. Then smaller commands find out which.
+        """
+        if not self._changes:
+            return
+        verb, channels, _ = self._changes.popleft()
+        if verb == "UNSUBSCRIBE":
+            for channel in channels:
+                self._states[channel] = State.SUBSCRIBED
+            if not self._is_refusal_to_unsubscribe_logged:
+                self._is_refusal_to_unsubscribe_logged = True
+                logger.warning("the engine refuses to unsubscribe, which is not tried again: %s", error)
+        elif len(channels) > 1 and str(error).startswith("NOPERM"):
+            middle = len(channels) // 2
+            self._send(verb, channels[:middle])
+            self._send(verb, channels[middle:])
+        else:
+            for channel in channels:
+                self._refuse(channel, error)
+        self._flush()
+
+    def _refuse(self, channel: str, error: BrokerError) -> None:
+        self._states.pop(channel, None)
+        if channel not in self._wanted:
+            return
+        if not self._refusals:
+            logger.warning("the engine refuses subscriptions, which are tried again: %s", error)
+        refusal = self._refusals.setdefault(channel, Refusal())
+        # The randomness keeps nodes apart, and commands within one sweep together.
+        pause = min(FIRST_RETRY * 2.0**refusal.attempts, LAST_RETRY) * random.uniform(0.5, 1)
+        refusal.error = error
+        refusal.attempts = min(refusal.attempts + 1, 10)
+        refusal.retry_at = self._now() + pause
+        self._fail_waiters(channel, unavailable(error))
+
+    # Time
+
+    def sweep(self, now: float) -> None:
+        """Try refused channels again whose time has come."""
+        if self._write is not None:
+            for channel, refusal in self._refusals.items():
+                if refusal.retry_at is not None and refusal.retry_at <= now:
+                    refusal.retry_at = None
+                    self._mark(channel)
+
+    def probe(self) -> None:
+        """Subscribe once more to a service channel. Nothing else may tell that no command arrives any more."""
+        channel = self._service[-1]
+        if self._states.get(channel) is State.SUBSCRIBED:
+            self._send("SUBSCRIBE", [channel])
+
+    def waiting_time(self, now: float) -> float:
+        """Return the seconds for which the oldest command has waited for its answer."""
+        return now - self._changes[0].sent_at if self._changes else 0.0
+
+    def sample(self, count: int) -> list[str]:
+        """Return some channels at random, out of those that are acknowledged."""
+        # Neighbours from a random place: a list of all would take too long.
+        first = random.randrange(max(len(self._states) - count, 0) + 1)
+        neighbours = islice(self._states, first, first + count)
+        return [channel for channel in neighbours if self._states[channel] is State.SUBSCRIBED]
+
+    def is_subscribed(self, channel: str) -> bool:
+        """Return whether the engine has acknowledged the channel, and it is wanted."""
+        return channel in self._wanted and self._states.get(channel) is State.SUBSCRIBED
+
+    # Commands
+
+    def _mark(self, channel: str) -> None:
+        """Compare the channel with what is wanted at the next flush."""
+        if self._write is None or channel in self._queued:
+            return
+        self._queued.add(channel)
+        self._due.append(channel)
+        if self._flush_handle is None and len(self._changes) < BATCHES_IN_FLIGHT:
+            self._flush_handle = asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flush_handle = None
+        while self._due and len(self._changes) < BATCHES_IN_FLIGHT:
+            self._send_batch()
+
+    def _send_batch(self) -> None:
+        to_subscribe: list[str] = []
+        to_unsubscribe: list[str] = []
+        size = 0
+        while self._due and size < BATCH_BYTES and max(len(to_subscribe), len(to_unsubscribe)) < BATCH_NAMES:
+            channel = self._due.popleft()
+            self._queued.discard(channel)
+            state = self._states.get(channel)
+            if channel in self._wanted:
+                refusal = self._refusals.get(channel)
+                if state is not None or (refusal is not None and refusal.retry_at is not None):
+                    continue
+                to_subscribe.append(channel)
+            elif state is State.SUBSCRIBED:
+                to_unsubscribe.append(channel)
+            else:
+                continue
+            size += len(channel)
+        self._send("SUBSCRIBE", to_subscribe)
+        self._send("UNSUBSCRIBE", to_unsubscribe)
+
+    def _send(self, verb: str, channels: list[str]) -> None:
+        if not channels or self._write is None:
+            return
+        state = State.SUBSCRIBING if verb == "SUBSCRIBE" else State.UNSUBSCRIBING
+        self._states.update(dict.fromkeys(channels, state))
+        self._changes.append(Change(verb, channels, self._now()))
+        self._write(pack_command(verb.encode(), *map(self._names.encode, channels)))
+
+    def _finish_change(self, verb: str, channel: str) -> None:
+        """Note that a command is answered, if this was its last channel."""
+        if self._changes and self._changes[0].verb == verb and self._changes[0].channels[-1] == channel:
+            self._changes.popleft()
+            self._flush()
+
+    def _fail_waiters(self, channel: str, error: BrokerUnavailable) -> None:
+        for waiter in self._waiters.pop(channel, ()):
+            if not waiter.done():
+                waiter.set_exception(error)
+
+
+def unavailable(error: BrokerError) -> BrokerUnavailable:
+    """Return what a caller raises for a refusal of the engine."""
+    return BrokerUnavailable(f"the engine refuses the subscription: {error}")
