@@ -1,10 +1,15 @@
 """wshub: a WebSocket hub for Python."""
 
+from wshub.brokers.interface import Published
+from wshub.core.cluster_types import HubHealth, Node, Survey
 from wshub.core.config import DeliveryOptions, HubConfig, HubSettings, RateLimits, RoomConfig, SlowConsumer
 from wshub.core.connection import Connection, ConnectionState
 from wshub.core.event_handler import EventHandler
 from wshub.core.stats_types import HubStats, RoomStats
 from wshub.errors import (
+    BrokerError,
+    BrokerUnavailable,
+    BrokerUncertain,
     ConfigurationError,
     ConnectionClosed,
     ConnectionLost,
@@ -25,6 +30,9 @@ from wshub.protocol.message import Message, MessageType
 from wshub.serving.server import Server
 
 __all__ = [
+    "BrokerError",
+    "BrokerUnavailable",
+    "BrokerUncertain",
     "CloseCode",
     "CompressionConfig",
     "ConfigurationError",
@@ -40,20 +48,24 @@ __all__ = [
     "Headers",
     "Hub",
     "HubConfig",
+    "HubHealth",
     "HubSettings",
     "HubStats",
     "InvalidMessageError",
     "Message",
     "MessageType",
     "MisuseError",
+    "Node",
     "Opcode",
     "ProtocolError",
+    "Published",
     "RateLimits",
     "RequestHead",
     "RoomConfig",
     "RoomStats",
     "Server",
     "SlowConsumer",
+    "Survey",
     "UpgradeHook",
     "WebSocketError",
 ]

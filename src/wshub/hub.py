@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 import socket as socket_module
 import ssl as ssl_module
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, overload
 
 from wshub.asgi.accept import AsgiWebSocket, accept_websocket
 from wshub.asgi.application import HubApplication
-from wshub.core.config import RoomConfig, SlowConsumer
+from wshub.brokers.choosing import broker_from_url, broker_url_of_environment
+from wshub.brokers.interface import Broker
+from wshub.core.clustered import ClusteredHub
+from wshub.core.config import HubConfig, RoomConfig, SlowConsumer
 from wshub.core.connection import Connection
 from wshub.core.event_handler import EventHandler
-from wshub.core.lifecycle import HubLifecycle, UpgradeHook
+from wshub.core.lifecycle import UpgradeHook
 from wshub.core.stats_types import HubStats, RoomStats
 from wshub.core.upgrade import current_upgrade
 from wshub.errors import MisuseError
@@ -24,7 +28,7 @@ from wshub.serving.server import Server
 __all__ = ["Hub", "UpgradeHook"]
 
 
-class Hub(HubLifecycle):
+class Hub(ClusteredHub):
     """Holds connections, groups them in rooms and fans messages out to them.
 
     A hub belongs to one event loop at a time, from its first use there until ``close()`` has returned or the loop has
@@ -37,8 +41,36 @@ class Hub(HubLifecycle):
         clock: a function that returns seconds and never goes back; ``time.monotonic`` if not given.
         on_upgrade: a function or a coroutine function, called with the RequestHead of each handshake request that has
             passed every other check. It raises ``HandshakeError`` to refuse the request, with a status and a reason
-            that is the body. A mapping that it returns is the connection's first ``metadata``.
+            that is the body. A mapping that it returns is the connection's first ``metadata``. A str in it under the
+            key ``"user"`` is the connection's ``user``.
+        broker: what joins the hub to those of other processes: a Broker, a URL such as ``"redis://localhost"``, or
+            ``"none"``. If not given, the environment names it: ``WSHUB_BROKER``, or ``wshub serve --workers``.
+        name: the name of the hub. A broker joins hubs of one name. Two hubs of a process need two names.
+
+    Raises:
+        ConfigurationError: a URL that names no broker.
+        MisuseError: another argument that cannot be.
     """
+
+    def __init__(
+        self,
+        config: HubConfig | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        on_upgrade: UpgradeHook | None = None,
+        broker: Broker | str | None = None,
+        name: str = "hub",
+    ) -> None:
+        place = broker if isinstance(broker, str) else broker_url_of_environment() if broker is None else None
+        made = broker_from_url(place) if place is not None else None
+        super().__init__(
+            config,
+            clock=clock,
+            on_upgrade=on_upgrade,
+            broker=made if broker is None or isinstance(broker, str) else broker,
+            broker_place=place,
+            name=name,
+        )
 
     def register(self, handler: EventHandler | Callable[[Connection], Any]) -> Connection:
         """Take the WebSocket request that is being handled, and return its connection.
@@ -83,6 +115,7 @@ class Hub(HubLifecycle):
         websocket: AsgiWebSocket,
         handler: EventHandler | None = None,
         *,
+        user: str | None = None,
         subprotocols: Sequence[str] = (),
         headers: Iterable[HeaderField] = (),
     ) -> Connection:
@@ -104,6 +137,7 @@ class Hub(HubLifecycle):
             websocket: Starlette's, FastAPI's or Litestar's; or whatever has a scope, and ASGI's receive and send. It
                 is the connection's from here on.
             handler: an EventHandler, or None.
+            user: the name of the connection's user, or None.
             subprotocols: those that may be chosen, in the client's order of preference.
             headers: further header fields of the answer.
 
@@ -113,7 +147,7 @@ class Hub(HubLifecycle):
             ConfigurationError: ``subprotocols`` are no strings, or ``headers`` are no pairs.
             InvalidMessageError: a header that is not latin-1 text.
         """
-        return await accept_websocket(self, websocket, handler, subprotocols, headers)
+        return await accept_websocket(self, websocket, handler, user, subprotocols, headers)
 
     def serve(
         self,
@@ -181,14 +215,16 @@ class Hub(HubLifecycle):
         restart_interval: int = 128,
         slow_consumer: SlowConsumer | None = None,
     ) -> None:
-        """Set how a room behaves, for as long as the hub lives, also while the room is empty.
+        """Set how a room behaves, or all rooms of a pattern, for as long as the hub lives, also while they are empty.
 
         Args:
-            name: of the room.
+            name: of the room, or a pattern: one ``*`` in it stands for any characters. ``"chat:*"`` is all rooms whose
+                names begin with ``chat:``. If a room has settings by its own name, these count. Otherwise those of the
+                most specific pattern do: the one with the most other characters.
             compression, restart_interval, slow_consumer: as in ``RoomConfig``.
 
         Raises:
-            ConfigurationError: a value that cannot be.
+            ConfigurationError: a value that cannot be, or a name with more than one ``*``.
             MisuseError: the room is to compress, and the hub does not.
             TypeError: ``name`` is no str.
         """
@@ -215,4 +251,8 @@ class Hub(HubLifecycle):
         Args:
             room: the name of a room; None means the whole hub.
         """
-        return self._counts() if room is None else self._room_counts(room)
+        if room is not None:
+            return self._room_counts(room)
+        counts = self._counts()
+        counts["cluster"] = self._cluster.stats() if self._cluster is not None else None
+        return counts

@@ -238,12 +238,23 @@ async def test_the_latest_comes_last_also_if_several_of_its_key_wait() -> None:
         assert numbers[-1] == 1_000_000
 
 
-async def test_the_latest_of_a_room_is_that_of_the_room_if_no_key_is_given() -> None:
+@pytest.mark.parametrize("name", ["room", "ro*"])
+async def test_the_latest_of_a_room_is_that_of_the_room_if_no_key_is_given(name) -> None:
     async with stalled() as scene:
-        scene.hub.configure_room("room", slow_consumer="latest")
+        scene.hub.configure_room(name, slow_consumer="latest")
         first = await fill(scene)
         for number in range(1000, 1100):
             scene.hub.broadcast(json.dumps([number]), room="room")
+        assert await scene.catch_up() == [*range(first), 1099]
+
+
+async def test_the_policy_of_a_pattern_holds_in_a_room_that_is_opened_later() -> None:
+    async with stalled(slow_consumer="drop_newest") as scene:
+        scene.hub.configure_room("late*", slow_consumer="latest")
+        scene.connection.join("later")
+        first = await fill(scene)
+        for number in range(1000, 1100):
+            scene.hub.broadcast(json.dumps([number]), room="later")
         assert await scene.catch_up() == [*range(first), 1099]
 
 

@@ -39,7 +39,15 @@ def names_in_source() -> set[str]:
 
 
 def test_there_are_design_pages() -> None:
-    assert {page.stem for page in PAGES} == {"decisions", "glossary", "memory", "overview", "paths", "states"}
+    assert {page.stem for page in PAGES} == {
+        "decisions",
+        "glossary",
+        "memory",
+        "overview",
+        "paths",
+        "states",
+        "workers",
+    }
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -10,6 +10,7 @@ from starlette.middleware import Middleware
 from starlette.types import Receive, Scope, Send
 
 from wshub.app.router import Router
+from wshub.brokers.interface import Broker
 from wshub.core.config import HubConfig, HubSettings
 from wshub.errors import MisuseError
 from wshub.hub import Hub, UpgradeHook
@@ -55,7 +56,13 @@ class App:
         self._starlette: Starlette | None = None
 
     def enable_websocket(
-        self, config: HubConfig | None = None, *, on_upgrade: UpgradeHook | None = None, **settings: Unpack[HubSettings]
+        self,
+        config: HubConfig | None = None,
+        *,
+        on_upgrade: UpgradeHook | None = None,
+        broker: Broker | str | None = None,
+        name: str = "hub",
+        **settings: Unpack[HubSettings],
     ) -> Hub:
         """Give the application a hub, which is ``app.ws_hub`` from here on, and return it.
 
@@ -64,12 +71,14 @@ class App:
             settings: the fields of a HubConfig, each by its name.
             on_upgrade: called with each handshake request, as in ``Hub``. It may be a coroutine function for routes of
                 coroutines (``app.websocket``) only: ``register()`` cannot wait.
+            broker, name: as in ``Hub``.
         """
         if self.ws_hub is not None:
             raise MisuseError("the application has its hub already: app.ws_hub")
         if config is not None and settings:
             raise MisuseError("give enable_websocket() a HubConfig or settings by name, not both")
-        self.ws_hub = Hub(config if config is not None else HubConfig(**settings), on_upgrade=on_upgrade)
+        config = config if config is not None else HubConfig(**settings)
+        self.ws_hub = Hub(config, on_upgrade=on_upgrade, broker=broker, name=name)
         return self.ws_hub
 
     def require_hub(self) -> Hub:

@@ -13,7 +13,7 @@ from wshub.asgi.scope import Scope, encode_fields, takeover_of
 from wshub.core.event_handler import EventHandler, handler_table_of, receiving_handler_table
 from wshub.errors import HandshakeError, MisuseError
 from wshub.protocol.http.fields import HeaderField
-from wshub.protocol.validation import check_strings
+from wshub.protocol.validation import check_str, check_strings
 
 if TYPE_CHECKING:
     from wshub.core.connection import Connection
@@ -43,6 +43,7 @@ async def accept_websocket(
     hub: HubLifecycle,
     websocket: AsgiWebSocket,
     handler: EventHandler | None,
+    user: str | None,
     subprotocols: Sequence[str],
     headers: Iterable[HeaderField],
 ) -> Connection:
@@ -52,6 +53,7 @@ async def accept_websocket(
         raise MisuseError(f"accept() takes an EventHandler, not {handler!r}: a coroutine goes on after it by itself")
     table = handler_table_of(handler) if handler is not None else receiving_handler_table()
     subprotocols = check_strings("subprotocols", subprotocols)
+    user = check_str("user", user) if user is not None else None
     fields = encode_fields(headers)
     check_not_accepted(scope, websocket)
     await expect_connect(websocket.receive)
@@ -59,7 +61,15 @@ async def accept_websocket(
         endings.end_quietly_in_starlette(scope)
     try:
         connection, link = await accept_or_refuse(
-            hub, table, scope, websocket.receive, websocket.send, subprotocols, fields, ends_with_application=True
+            hub,
+            table,
+            scope,
+            websocket.receive,
+            websocket.send,
+            subprotocols,
+            fields,
+            user=user,
+            ends_with_application=True,
         )
     except HandshakeError as error:
         endings.remember_outcome(scope, error)

@@ -137,6 +137,8 @@ async def accept_or_refuse(
     send: Send,
     subprotocols: Sequence[str],
     headers: Iterable[HeaderField] = (),
+    *,
+    user: str | None = None,
     ends_with_application: bool = False,
 ) -> tuple[Connection, AsgiLink | None]:
     """Take a WebSocket into the hub, or refuse it and raise ``HandshakeError``."""
@@ -146,6 +148,8 @@ async def accept_or_refuse(
     except HandshakeError as error:
         await refuse_with(error, scope, send)
         raise
+    if user is not None:
+        opening.connection.user = user
     return opening.connection, await open_connection(opening, scope, receive, send, headers, ends_with_application)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -13,7 +14,9 @@ try:
 except ImportError as error:
     sys.exit(f"The command needs what comes with: pip install wshub[app] ({error})")
 
-from wshub.errors import ConfigurationError
+from wshub.brokers.choosing import broker_from_url
+from wshub.errors import ConfigurationError, WebSocketError
+from wshub.publisher import Publisher
 
 __all__ = ["main"]
 
@@ -24,7 +27,14 @@ def main() -> None:
     """A WebSocket hub for Python."""
 
 
-def _serve(app: str, headers: list[str], **options: Any) -> None:
+def _serve(app: str, headers: list[str], broker: str | None = None, **options: Any) -> None:
+    if broker:
+        try:
+            broker_from_url(broker)
+        except ConfigurationError as error:
+            raise click.UsageError(str(error)) from None
+        # The hubs of this process and of its workers find it there.
+        os.environ["WSHUB_BROKER"] = broker
     # An option that is not given has uvicorn's default: None, or an empty list, which means the same.
     given = {name: value for name, value in options.items() if value not in (None, [], ())}
     try:
@@ -41,6 +51,11 @@ def _parameters() -> list[click.Parameter]:
         *(parameter for parameter in uvicorn_command.params if parameter.name not in taken_over),
         click.Option(
             ["--loop"], default="auto", show_default=True, help=f"Event loop: {', '.join(LOOPS)}, or an import."
+        ),
+        click.Option(
+            ["--broker"],
+            metavar="URL",
+            help="Join the hubs of all machines, such as redis://HOST. Without it, those of --workers are joined.",
         ),
         click.Option(
             ["--timeout-graceful-shutdown"],
@@ -60,6 +75,38 @@ main.add_command(
         context_settings={"auto_envvar_prefix": "WSHUB"},
         short_help="Serve an ASGI application, such as main:app.",
         help="Serve an ASGI application, such as main:app, with uvicorn, and its WebSockets natively.\n\n"
-        "Each process of --workers has hubs of its own: a broadcast reaches the connections of its process.",
+        "With --workers, a broadcast reaches the connections of every worker. With --broker, it reaches every machine.",
     )
 )
+
+
+# The options come first: a message after ROOM may begin with a dash.
+@main.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.option("--broker", required=True, metavar="URL", envvar="WSHUB_BROKER", help="Such as redis://localhost.")
+@click.option("--hub", default="hub", show_default=True, help="The name of the hubs.")
+@click.option("--user", is_flag=True, help="ROOM is the name of a user instead.")
+@click.option("--all", "to_all", is_flag=True, help="Send to all connections: there is no ROOM.")
+@click.argument("words", nargs=-1, metavar="[ROOM] MESSAGE", type=click.UNPROCESSED)
+def publish(broker: str, hub: str, user: bool, to_all: bool, words: tuple[str, ...]) -> None:
+    """Send a message to the members of a room, on every node.
+
+    The options come before ROOM. MESSAGE is text. If it is -, the text is read from the standard input: UTF-8, without
+    the last newline.
+    """
+    if len(words) != (1 if to_all else 2) or (user and to_all):
+        raise click.UsageError("give the options first, then a room and a message, or --all and a message")
+    message = _message_from_input() if words[-1] == "-" else words[-1]
+    name = None if to_all else words[0]
+    try:
+        with Publisher(broker, hub=hub) as publisher:
+            publisher.publish(message, room=None if user else name, user=name if user else None)
+    except WebSocketError as error:
+        raise click.ClickException(str(error)) from None
+
+
+def _message_from_input() -> str:
+    data = sys.stdin.buffer.read()
+    try:
+        return data.decode().removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise click.ClickException(f"the standard input is not UTF-8: {error}") from None

@@ -87,6 +87,30 @@ class Connection(AsyncIterator[Message]):
     def rooms(self) -> frozenset[str]:
         """The names of the connection's rooms. Once it is closing, these are the rooms that it has left."""
     @property
+    def user(self) -> str | None:
+        """The name of the connection's user: a str, or None if it is not known.
+
+        ``Hub.send_to_user`` and the other methods about users reach all connections of a user, on every node. An empty
+        name counts as None. ``on_upgrade`` sets it by the key ``"user"`` of its mapping, if the value is a str.
+
+        A closing connection keeps its user.
+
+        Raises:
+            TypeError: the user is set to something else than a str or None.
+        """
+    @user.setter
+    def user(self, user: str | None) -> None:
+        """The name of the connection's user: a str, or None if it is not known.
+
+        ``Hub.send_to_user`` and the other methods about users reach all connections of a user, on every node. An empty
+        name counts as None. ``on_upgrade`` sets it by the key ``"user"`` of its mapping, if the value is a str.
+
+        A closing connection keeps its user.
+
+        Raises:
+            TypeError: the user is set to something else than a str or None.
+        """
+    @property
     def metadata(self) -> dict[Any, Any]:
         """A dict for your own data about the connection."""
     @property

@@ -21,7 +21,7 @@ from wshub.core.connection_state cimport (
 )
 from wshub.core.queued cimport QUEUED
 from wshub.core.receiving cimport ReceivingConnection
-from wshub.core.rooms cimport join_room, leave_room, room_name
+from wshub.core.rooms cimport join_room, leave_room, names_of_rooms, room_name, set_user, user_name, user_of
 from wshub.core.sending cimport queue, queue_alone
 from wshub.core.slow_consumers cimport fail_slow_consumer
 from wshub.links.link cimport queue_charge
@@ -148,7 +148,29 @@ cdef class Connection(ReceivingConnection):
     @property
     def rooms(self):
         """The names of the connection's rooms. Once it is closing, these are the rooms that it has left."""
-        return frozenset(self.room_table) if self.room_table is not None else frozenset()
+        return names_of_rooms(self)
+
+    @property
+    def user(self):
+        """The name of the connection's user: a str, or None if it is not known.
+
+        ``Hub.send_to_user`` and the other methods about users reach all connections of a user, on every node. An empty
+        name counts as None. ``on_upgrade`` sets it by the key ``"user"`` of its mapping, if the value is a str.
+
+        A closing connection keeps its user.
+
+        Raises:
+            TypeError: the user is set to something else than a str or None.
+        """
+        return user_of(self)
+
+    @user.setter
+    def user(self, user):
+        cdef str name = user_name(user)
+        if is_other_thread(self):
+            hand_over(self, partial(setattr, self, "user", name))
+        else:
+            set_user(self, name)
 
     @property
     def metadata(self):

@@ -10,6 +10,7 @@ cdef class HubCore(HubBase):
     cdef uint64_t last_id
     cdef readonly dict refused  # status: number of handshakes
     cdef bint logged_full_queue
+    cdef bint warned_of_user
     cdef object emptied      # Future that is done when no connection is left, or None
 
     cdef object set_rates(self, object config)

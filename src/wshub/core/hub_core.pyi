@@ -2,7 +2,7 @@
 
 import asyncio
 import ssl as ssl_module
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Self, Unpack
 
 from typing_extensions import Buffer
@@ -48,7 +48,8 @@ class HubCore:
         """Queue a message for every open connection, or for every member of a room.
 
         The message is framed once, and compressed once for all clients with the same window. A call from another thread
-        than the hub's is handed over to the loop.
+        than the hub's is handed over to the loop. If the hub has a broker, the other nodes get the message too. Use
+        ``publish`` to know whether the broker has taken it.
 
         Args:
             message: a str, bytes or another buffer, or a Message.
@@ -59,14 +60,40 @@ class HubCore:
             key: as in ``Connection.send``. All messages to a room that have no key share one.
 
         Returns:
-            The number of connections that it was queued for. If called from another thread: the number of connections
-            of the hub, or of members of the room, at that moment.
+            The number of connections of this hub that it was queued for. If called from another thread: the number of
+            connections of the hub, or of members of the room, at that moment.
 
         Raises:
             TypeError, InvalidMessageError, MisuseError: as ``Connection.send``.
             TypeError: ``room`` is not a str.
             MisuseError: ``exclude`` is a bool, or neither a Connection nor an int.
         """
+    def send_to_user(
+        self,
+        user: str,
+        message: str | Buffer | Message,
+        *,
+        exclude: Connection | int | None = None,
+        **options: Unpack[DeliveryOptions],
+    ) -> int:
+        """Queue a message for every open connection of a user, on every node.
+
+        It does what ``broadcast`` does for a room. Nothing happens for an empty name: anonymous clients are no user.
+
+        Returns:
+            The number of connections of this hub that it was queued for.
+
+        Raises:
+            TypeError, InvalidMessageError, MisuseError: as ``broadcast``.
+        """
+    def _send_to_own(
+        self,
+        kind: int,
+        name: str | None,
+        message: str | Buffer | Message,
+        exclude: Connection | int | None,
+        options: Mapping[str, Any],
+    ) -> tuple[str | None, bytes | None]: ...
     def broadcast_except(
         self,
         message: str | Buffer | Message,
@@ -94,6 +121,8 @@ class HubCore:
         """Call ``connection.join(room)``."""
     def leave_room(self, connection: Connection, room: str) -> Queued:
         """Call ``connection.leave(room)``."""
+    def user_connections(self, user: str) -> list[Connection]:
+        """Return the connections of a user at this hub as a list; an empty list for an empty name."""
     def room_size(self, room: str) -> int:
         """Return the number of members of a room; 0 if there is no such room."""
     def room_members(self, room: str) -> list[Connection]:
@@ -104,6 +133,12 @@ class HubCore:
         """Call ``connection.close(code, reason)``. The connection leaves its rooms at once."""
     @property
     def _admission(self) -> Admission: ...
+    def _join_cluster(self, cluster: Any) -> None: ...
+    def _bind_to_send(self) -> bool: ...
+    def _hand_over(self, call: Callable[[], object]) -> bool: ...
+    def _subscribed_rooms(self) -> list[Any]: ...
+    @property
+    def _has_closed(self) -> bool: ...
     @property
     def is_in_use(self) -> bool:
         """Whether the hub has an event loop, and neither of the two has closed."""

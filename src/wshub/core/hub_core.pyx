@@ -3,22 +3,16 @@
 
 from cpython.number cimport PyIndex_Check, PyNumber_Index
 from cpython.pythread cimport PyThread_get_thread_ident
-from libc.stdint cimport SIZE_MAX, uint64_t
+from libc.stdint cimport SIZE_MAX
 
+from wshub.brokers.envelope cimport HUB_MESSAGE, ROOM_MESSAGE, USER_MESSAGE
 from wshub.core.backlog cimport Backlog
-from wshub.core.delivery_options cimport (
-    CLOSE_CONNECTION,
-    INHERITED,
-    LATEST,
-    Delivery,
-    policy_from_name,
-    resolve_delivery_options,
-)
+from wshub.core.broadcasting cimport send_to_many
+from wshub.core.delivery_options cimport policy_from_name
 from wshub.core.closing cimport cancel_opening, close_if_open, close_without_loop, fail
-from wshub.core.conflation_keys cimport HUB_KEYS, ConflationKeys, check_conflation_key, intern_key
+from wshub.core.conflation_keys cimport ConflationKeys
 from wshub.core.connection cimport Connection
 from wshub.core.connection_state cimport IS_OPEN, drop_compression, take_negotiated
-from wshub.core.fan_out cimport send_to_all, send_to_room
 from wshub.core.handlers cimport start
 from wshub.core.handler_table cimport HandlerTable
 from wshub.core.hub_state cimport (
@@ -30,28 +24,25 @@ from wshub.core.hub_state cimport (
     Rate,
 )
 from wshub.core.keepalive cimport sweep
-from wshub.core.rooms cimport Room, configure_room, find_room, room_name
+from wshub.core.remote_messages cimport RemoteMessages
+from wshub.core.rooms cimport Room, configure_rooms, find_room, room_name, set_user, user_name
 from wshub.core.stats cimport hub_stats, room_stats
 from wshub.links.link cimport LinkCounters, Link
 from wshub.protocol.compression.compressed_once cimport DeflatePool
 from wshub.protocol.frame_buffer cimport RAW, FrameBuffer, frame_release
-from wshub.protocol.message cimport (
-    Message,
-    frame_from_bytes,
-    frame_with_metadata_from_data,
-)
+from wshub.protocol.message cimport frame_from_bytes
 from wshub.protocol.opcodes cimport PING_OPCODE
 
 import asyncio
 import logging
 import time
 from contextvars import ContextVar
-from functools import partial
 
 from wshub.errors import HandshakeError, MisuseError
 from wshub.core.admission import Admission
 from wshub.core.config import HubConfig
 from wshub.core.refusals import SHUTTING_DOWN
+from wshub.core.room_configs import RoomConfigs
 from wshub.links.asyncio_reactor import AsyncioReactor
 from wshub.links.reactors import create_reactor
 from wshub.protocol.compression.negotiation import negotiate
@@ -103,7 +94,7 @@ cdef class HubCore(HubBase):
         self.clock_is_monotonic = clock is time.monotonic
         self.handling = ContextVar("wshub.handling", default=None)
         self.conflation_keys = ConflationKeys()
-        self.room_configs = {}
+        self.room_configs = RoomConfigs()
         self.delivery_defaults.threshold = SIZE_MAX
         if config.compression is not None:
             # An empty message has nothing to compress.
@@ -131,6 +122,8 @@ cdef class HubCore(HubBase):
         self.backlog = Backlog(self.clock)
         self.connections = {}
         self.room_table = {}
+        self.user_table = {}
+        self.cluster = None
         self.closes = {}
         self.refused = {}
         self.handler_tasks = {}
@@ -163,6 +156,33 @@ cdef class HubCore(HubBase):
             self._admission.leave(address_bucket)
         if self.emptied is not None and not self.connections and not self.emptied.done():
             self.emptied.set_result(None)
+
+    def _join_cluster(self, cluster):
+        """Send messages to a Cluster from now on, or to no other hub for None."""
+        self.cluster = <RemoteMessages?>cluster if cluster is not None else None
+
+    cdef bint bind_to_send(self) except -1:
+        return self._bind_to_send()
+
+    def _bind_to_send(self):
+        """Bind a hub that has no loop, if messages reach other nodes. Return whether the hub has a loop now."""
+        return False
+
+    def _hand_over(self, call):
+        """Have the loop make a call that comes from another thread. Return False if it comes from the loop's thread."""
+        if self.loop is None or self.loop.is_closed() or PyThread_get_thread_ident() == self.thread_id:
+            return False
+        self.loop.call_soon_threadsafe(call)
+        return True
+
+    def _subscribed_rooms(self):
+        """Return every Room that has a member, those of users included."""
+        return [*self.room_table.values(), *self.user_table.values()]
+
+    @property
+    def _has_closed(self):
+        """Whether the hub has closed on the loop that it still has."""
+        return self.closed and self.loop is not None and not self.loop.is_closed()
 
     @property
     def is_in_use(self):
@@ -222,6 +242,12 @@ cdef class HubCore(HubBase):
         connection.path_params = path_params
         if metadata:
             connection.metadata.update(metadata)
+            user = connection.metadata.get("user")
+            if isinstance(user, str):
+                set_user(connection, user_name(user))
+            elif isinstance(user, int) and not self.warned_of_user:
+                self.warned_of_user = True
+                logger.warning('on_upgrade returned the user %r, which is no str: use {"user": str(id)}', user)
         if extensions and self.pool is not None and request is not None:
             take_negotiated(
                 connection, negotiate(self.pool.config, request.headers.get_all_raw(b"sec-websocket-extensions"))
@@ -302,7 +328,8 @@ cdef class HubCore(HubBase):
         """Queue a message for every open connection, or for every member of a room.
 
         The message is framed once, and compressed once for all clients with the same window. A call from another thread
-        than the hub's is handed over to the loop.
+        than the hub's is handed over to the loop. If the hub has a broker, the other nodes get the message too. Use
+        ``publish`` to know whether the broker has taken it.
 
         Args:
             message: a str, bytes or another buffer, or a Message.
@@ -313,60 +340,53 @@ cdef class HubCore(HubBase):
             key: as in ``Connection.send``. All messages to a room that have no key share one.
 
         Returns:
-            The number of connections that it was queued for. If called from another thread: the number of connections
-            of the hub, or of members of the room, at that moment.
+            The number of connections of this hub that it was queued for. If called from another thread: the number of
+            connections of the hub, or of members of the room, at that moment.
 
         Raises:
             TypeError, InvalidMessageError, MisuseError: as ``Connection.send``.
             TypeError: ``room`` is not a str.
             MisuseError: ``exclude`` is a bool, or neither a Connection nor an int.
         """
-        cdef FrameBuffer *frame
-        cdef Delivery delivery
-        cdef Room found = None
-        cdef int count = 0
         cdef Connection excluded = self.resolve_connection(exclude)
-        cdef uint64_t number
-        if room is not None:
-            room = room_name(room)
-        check_conflation_key(key)
-        resolve_delivery_options(&delivery, &self.delivery_defaults, compress, slow_consumer, INHERITED)
-        if self.loop is None or self.closed:
-            Message(message)
-            return 0
-        if PyThread_get_thread_ident() != self.thread_id and not self.loop.is_closed():
-            later = partial(
-                self.broadcast, Message(message), room=room, exclude=exclude, compress=compress,
-                slow_consumer=slow_consumer, key=key
-            )
-            try:
-                self.loop.call_soon_threadsafe(later)
-            except RuntimeError:
-                if not self.loop.is_closed():
-                    raise
-                # The loop closed a moment ago, and its connections are gone.
-                return 0
-            return len(self.connections) if room is None else self.room_size(room)
-        if room is not None:
-            found = self.room_table.get(room)
-        if found is None:
-            number = intern_key(self.conflation_keys, HUB_KEYS, key)
-        else:
-            if slow_consumer is None:
-                resolve_delivery_options(&delivery, &self.delivery_defaults, compress, None, found.policy)
-            if key is None and delivery.policy == LATEST:
-                number = found.conflation_key
-            else:
-                number = intern_key(self.conflation_keys, found.conflation_key, key)
-        frame = frame_with_metadata_from_data(
-            message, number, found.delivery_counters if found is not None else NULL, delivery.policy != CLOSE_CONNECTION
-        )
+        cdef str name
         if room is None:
-            count = send_to_all(self, frame, excluded, &delivery)
-        elif found is not None:
-            count = send_to_room(self, found, frame, excluded, &delivery)
-        frame_release(frame)
-        return count
+            return send_to_many(self, HUB_MESSAGE, None, message, excluded, compress, slow_consumer, key, None)
+        name = room_name(room)
+        return send_to_many(self, ROOM_MESSAGE, name, message, excluded, compress, slow_consumer, key, None)
+
+    def send_to_user(self, user not None, message, *, exclude=None, compress=None, slow_consumer=None, key=None):
+        """Queue a message for every open connection of a user, on every node.
+
+        It does what ``broadcast`` does for a room. Nothing happens for an empty name: anonymous clients are no user.
+
+        Returns:
+            The number of connections of this hub that it was queued for.
+
+        Raises:
+            TypeError, InvalidMessageError, MisuseError: as ``broadcast``.
+        """
+        cdef Connection excluded = self.resolve_connection(exclude)
+        cdef str name = user_name(user)
+        return send_to_many(self, USER_MESSAGE, name, message, excluded, compress, slow_consumer, key, None)
+
+    def _send_to_own(self, kind, name, message, exclude, options):
+        """Send a message to this node's connections.
+
+        Return the channel and the envelope for the other nodes; None for both if there is nothing to send there.
+        """
+        cdef list envelopes = []
+        cdef Connection excluded = self.resolve_connection(exclude)
+        cdef str exact = None
+        if kind == ROOM_MESSAGE:
+            exact = room_name(name)
+        elif kind == USER_MESSAGE:
+            exact = user_name(name)
+        send_to_many(
+            self, kind, exact, message, excluded, options.get("compress"), options.get("slow_consumer"),
+            options.get("key"), envelopes
+        )
+        return tuple(envelopes) if envelopes else (None, None)
 
     def broadcast_except(self, message, exclude, *, compress=None, slow_consumer=None, key=None):
         """``broadcast`` to all connections but one."""
@@ -383,8 +403,8 @@ cdef class HubCore(HubBase):
         )
 
     def _configure_room(self, name, config):
-        """Set the RoomConfig of a room, now and each time that it is opened."""
-        configure_room(self, room_name(name), config)
+        """Set the RoomConfig of the rooms that match a name or a pattern, now and each time that one is opened."""
+        configure_rooms(self, room_name(name), config)
 
     def join_room(self, connection, room):
         """Call ``connection.join(room)``."""
@@ -393,6 +413,11 @@ cdef class HubCore(HubBase):
     def leave_room(self, connection, room):
         """Call ``connection.leave(room)``."""
         return connection.leave(room)
+
+    def user_connections(self, user not None):
+        """Return the connections of a user at this hub as a list; an empty list for an empty name."""
+        cdef Room found = self.user_table.get(user_name(user))
+        return list(found.members.values()) if found is not None else []
 
     def room_size(self, room):
         """Return the number of members of a room; 0 if there is no such room."""

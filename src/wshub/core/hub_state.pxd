@@ -35,6 +35,8 @@ cdef class HubBase:
     cdef dict connections        # id: Connection, of all that are not closed
     cdef dict walked             # connections that a message is being queued for: do not add to that dict; or None
     cdef dict room_table         # name: Room, of all that have a member
+    cdef dict user_table         # user: Room of the user's connections, of all that have one
+    cdef object cluster          # Cluster: the hubs that a broker joins to this one; None without a broker
     cdef readonly object _admission  # Admission
     cdef bint counts_addresses   # the connections of each address are counted
     cdef dict closes             # close code: number of connections
@@ -52,7 +54,8 @@ cdef class HubBase:
     cdef bint limits_input       # the rate of bytes or messages is limited
     cdef bint closes_at_rate     # a connection that exceeds a rate is closed, not delayed
     cdef DeflatePool pool        # None if compression is not enabled
-    cdef dict room_configs       # name: RoomConfig, of the rooms that have one
+    cdef object room_configs     # RoomConfigs: the settings of rooms by pattern
+    cdef bint has_room_configs   # there are any
     cdef uint64_t last_generation  # of the shared windows
     cdef uint64_t window_changes  # count of changes to rooms with a shared window: members, syncs, restarts
     cdef bint ends_stalled       # a send_timeout is set: a peer that takes no bytes needs no ping
@@ -62,3 +65,4 @@ cdef class HubBase:
     cdef bint had_no_space        # some connection's send queue has been full
 
     cdef object forget(self, object connection_id, object address_bucket)
+    cdef bint bind_to_send(self) except -1

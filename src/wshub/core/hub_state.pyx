@@ -6,3 +6,7 @@ cdef class HubBase:
 
     cdef object forget(self, object connection_id, object address_bucket):
         """Remove the connection with that id, which is closed, from the hub."""
+
+    cdef bint bind_to_send(self) except -1:
+        """Bind a hub that has no loop to the running loop, if it has a broker. Return whether it has a loop now."""
+        return False

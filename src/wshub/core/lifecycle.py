@@ -9,11 +9,17 @@ from contextvars import Context
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias
 
+from wshub.brokers.interface import Broker
+from wshub.core.brokers_in_use import BROKERS_IN_USE
+from wshub.core.cluster import Cluster
+from wshub.core.cluster_surveys import Answer
 from wshub.core.config import HubConfig
 from wshub.core.handler_checks import check_function
 from wshub.core.hub_core import HubCore
+from wshub.errors import MisuseError
 from wshub.protocol.close_code import CloseCode, encode_close_payload
 from wshub.protocol.http.request import RequestHead
+from wshub.protocol.validation import check_str
 
 if TYPE_CHECKING:
     from wshub.links.reactor_api import Reactor
@@ -60,6 +66,17 @@ class HubLifecycle(HubCore):
     """
 
     on_upgrade: UpgradeHook | None
+    broker: Broker | None
+    """The broker that joins the hub to those of other processes; None if the hub is alone."""
+
+    name: str
+    """The name of the hub: a broker joins hubs of the same name."""
+
+    _cluster: Cluster | None
+    # The functions with which the application answers surveys, by topic.
+    _survey_answers: dict[str, Answer]
+    # Closes the broker, after a close() that was cancelled.
+    _leaving: asyncio.Task[None] | None
     wants_address: bool
     """Whether each request needs a client address: for ``on_upgrade``, or for a limit of each address."""
     servers: set[HubServer]
@@ -81,9 +98,19 @@ class HubLifecycle(HubCore):
         *,
         clock: Callable[[], float] = time.monotonic,
         on_upgrade: UpgradeHook | None = None,
+        broker: Broker | None = None,
+        broker_place: str | None = None,
+        name: str = "hub",
     ) -> None:
         if on_upgrade is not None:
             check_function("on_upgrade", on_upgrade, ("request",))
+        if broker is not None and (isinstance(broker, type) or not isinstance(broker, Broker)):
+            raise MisuseError(f"a broker has the methods of wshub.brokers.interface.Broker: {broker!r} has not")
+        self.broker = broker
+        self._broker_place = broker_place
+        self._leaving = None
+        self._survey_answers = {}
+        self.name = check_str("name", name)
         self.on_upgrade = on_upgrade
         # Most hubs have no use for the address, which costs time and memory for each connection.
         self.wants_address = on_upgrade is not None or self._admission.needs_address
@@ -102,11 +129,33 @@ class HubLifecycle(HubCore):
         """Take the running loop for the hub's, begin to sweep there, and return the hub's reactor."""
         reactor = super().bind()
         if self._sweeper is None and self._closing is None:
+            if self.broker is not None:
+                BROKERS_IN_USE.take(self, self.broker, self.name, self._broker_place)
+                self._start_cluster(self.broker, reactor)
             self._start_sweeping()
         return reactor
 
+    def _start_cluster(self, broker: Broker, reactor: Reactor) -> None:
+        self._cluster = Cluster(self, broker, self.name, reactor, self._survey_answers)
+        self._join_cluster(self._cluster)
+        leaving, self._leaving = self._leaving, None
+        of_this_loop = leaving is not None and leaving.get_loop() is asyncio.get_running_loop()
+        self._cluster.start(leaving if of_this_loop else None)
+
+    def _bind_to_send(self) -> bool:
+        if self.broker is None:
+            return False
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            # Another thread, or no asyncio at all: there is no loop to send from.
+            return False
+        self.bind()
+        return True
+
     def _begin_anew(self) -> None:
         super()._begin_anew()
+        self._cluster = None
         self._sweeper = None
         self._closing = None
         self._exiting = None
@@ -146,6 +195,8 @@ class HubLifecycle(HubCore):
             for wait in tuple(self.waits):
                 if wait.deadline <= now:
                     wait.expire()
+            if self._cluster is not None:
+                self._cluster.sweep(now)
 
         self._sweeper = loop.call_later(period, sweep)
 
@@ -154,7 +205,8 @@ class HubLifecycle(HubCore):
 
         Everything queued is sent first. Connections that are still there after ``close_timeout_ms`` are aborted. Then
         handlers, ``on_close`` included, have ``close_timeout_ms`` to end before they are cancelled. So it returns at
-        the latest ``shutdown_spread_ms`` and four times ``close_timeout_ms`` after the call.
+        the latest ``shutdown_spread_ms`` and four times ``close_timeout_ms`` after the call. With a broker, it may be
+        twice ``close_timeout_ms`` later.
 
         Every server of the hub ends with it: requests get 503 meanwhile, at the end it listens no more,
         and ``Server.serve_forever`` and ``Server.wait_closed`` return. Enter a new server to serve again.
@@ -191,6 +243,13 @@ class HubLifecycle(HubCore):
             if not await self._handlers_end(timeout):
                 self._cancel_handlers()
                 await self._handlers_end(timeout)
+            if self._cluster is not None:
+                await self._cluster.close(timeout)
+        except asyncio.CancelledError:
+            if self._cluster is not None:
+                # The program does not wait for the close. The broker ends all the same, before it may start again.
+                self._leaving = asyncio.get_running_loop().create_task(self._cluster.close(timeout))
+            raise
         finally:
             if self._sweeper is not None:
                 self._sweeper.cancel()

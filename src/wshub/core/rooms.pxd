@@ -9,6 +9,8 @@ from wshub.protocol.frame_buffer cimport DeliveryCounters
 
 cdef class Room:
     cdef readonly str name
+    cdef dict table                # of the hub, which has the room by its name: room_table or user_table
+    cdef readonly str channel      # of the broker, for messages to the room from other nodes; None without a broker
     cdef dict members              # id: Connection
     cdef dict walked               # the members that a message is being queued for: do not add to that dict; or None
     cdef SharedWindow window       # or None
@@ -18,6 +20,7 @@ cdef class Room:
 
 
 cdef str room_name_from(object name)
+cdef str user_name_from(object user)
 
 
 cdef inline str room_name(object name):
@@ -25,6 +28,13 @@ cdef inline str room_name(object name):
     if PyUnicode_CheckExact(name):
         return <str>name
     return room_name_from(name)
+
+
+cdef inline str user_name(object user):
+    """Return the name of a user as an exact str, or None. Raise TypeError if it is neither."""
+    if user is None or PyUnicode_CheckExact(user):
+        return user
+    return user_name_from(user)
 
 
 cdef inline void sync_to(ConnectionCore connection, uint64_t generation) noexcept:
@@ -44,5 +54,8 @@ cdef Room find_room(HubBase hub, object name)
 cdef bint join_room(ConnectionCore connection, str name) except -1
 cdef object leave_room(ConnectionCore connection, str name)
 cdef void leave_all_rooms(ConnectionCore connection) noexcept
-cdef object configure_room(HubBase hub, str name, object config)
+cdef object names_of_rooms(ConnectionCore connection)
+cdef str user_of(ConnectionCore connection)
+cdef object set_user(ConnectionCore connection, str user)
+cdef object configure_rooms(HubBase hub, str pattern, object config)
 cdef void restart_window(HubBase hub, SharedWindow window) noexcept

@@ -4,6 +4,8 @@
 A room exists while it has a member. Its settings stay with the hub, for the next room of that name. The hub has a dict
 of its rooms, each room a dict of its members, and each connection a dict of its rooms. A connection that is closing is
 a member of no room, but keeps its dict, so that ``on_close`` sees the names.
+
+The connections of a user are a room too, in a table of its own: the application reaches it by the user's name only.
 """
 
 from cpython.unicode cimport PyUnicode_FromObject
@@ -14,6 +16,12 @@ from wshub.core.hub_state cimport HubBase
 from wshub.core.shared_window cimport SharedWindow
 from wshub.protocol.frame_buffer cimport delivery_counters_new, delivery_counters_release
 
+from wshub.brokers.interface import room_channel, user_channel
+
+
+# The key of the user's room in a connection's dict of rooms. No name of a room is equal to it.
+cdef object USER = object()
+
 
 cdef str room_name_from(object name):
     """room_name() for an object that is no exact str."""
@@ -22,11 +30,20 @@ cdef str room_name_from(object name):
     return PyUnicode_FromObject(name)
 
 
+cdef str user_name_from(object user):
+    """user_name() for an object that is no exact str."""
+    if not isinstance(user, str):
+        raise TypeError(f"a user is named by a str, not {type(user).__name__}: convert an id with str()")
+    return PyUnicode_FromObject(user)
+
+
 cdef class Room:
     """The connections that a message to a room reaches."""
 
-    def __cinit__(self, name):
+    def __cinit__(self, name, dict table not None, channel):
         self.name = name
+        self.table = table
+        self.channel = channel
         self.members = {}
         self.policy = INHERITED
         self.delivery_counters = delivery_counters_new()
@@ -35,6 +52,11 @@ cdef class Room:
 
     def __dealloc__(self):
         delivery_counters_release(self.delivery_counters)
+
+    @property
+    def has_members(self):
+        """Whether the hub has a room of this name: this one, or one that was opened after it."""
+        return self.name in self.table
 
 
 cdef Room find_room(HubBase hub, object name):
@@ -46,7 +68,6 @@ cdef Room find_room(HubBase hub, object name):
 
 cdef bint join_room(ConnectionCore connection, str name) except -1:
     """Make a connection a member of a room. Return False if the connection is closing and cannot join."""
-    cdef HubBase hub = connection.hub
     cdef Room room
     if connection.status >= IS_CLOSING:
         return False
@@ -54,18 +75,38 @@ cdef bint join_room(ConnectionCore connection, str name) except -1:
         connection.room_table = {}
     elif name in connection.room_table:
         return True
-    room = hub.room_table.get(name)
+    room = connection.hub.room_table.get(name)
     if room is None:
-        room = open_room(hub, name)
-    if room.members is room.walked:
+        room = open_room(connection.hub, name)
+    return add_member(connection, name, room)
+
+
+cdef bint add_member(ConnectionCore connection, object key, Room room) except -1:
+    """Make a connection a member, under a key of its dict of rooms. Return False if the connection is closing.
+
+    It leaves the room that it has had under that key.
+    """
+    cdef HubBase hub = connection.hub
+    cdef Room former
+    cdef bint is_first
+    # The garbage collector may run code, which may drop the room, open another of its name, or close the connection.
+    while True:
+        room = room.table.setdefault(room.name, room)
+        if room.members is not room.walked:
+            break
         room.members = dict(room.members)
     if connection.status >= IS_CLOSING:
-        # The garbage collector has run code that closed the connection.
         drop_if_empty(hub, room)
         return False
+    is_first = not room.members
+    former = connection.room_table.get(key)
     room.members[connection.connection_id] = connection
+    connection.room_table[key] = room
     hub.window_changes += room.window is not None
-    connection.room_table[name] = room
+    if former is not None and former is not room:
+        remove_member(connection, former)
+    if is_first:
+        note_change(hub, room)
     return True
 
 
@@ -97,32 +138,93 @@ cdef object remove_member(ConnectionCore connection, Room room):
     drop_if_empty(connection.hub, room)
 
 
+cdef object names_of_rooms(ConnectionCore connection):
+    """Return the names of the connection's rooms as a frozenset, without that of its user."""
+    cdef object names
+    if connection.room_table is None:
+        return frozenset()
+    names = frozenset(connection.room_table)
+    return names - {USER} if USER in names else names
+
+
 cdef Room open_room(HubBase hub, str name):
-    """Make a room without members, with the settings for that name."""
-    cdef Room room = Room(name)
+    """Make a room without members, with the settings for that name. The hub has it once it has a member."""
+    cdef Room room = Room(name, hub.room_table, room_channel(name) if hub.cluster is not None else None)
     room.conflation_key = hub.conflation_keys.next_number()
-    config = hub.room_configs.get(name)
+    config = hub.room_configs.find(name) if hub.has_room_configs else None
     if config is not None:
         apply_settings(hub, room, config)
-    # The garbage collector may have run code that opened the room too.
-    return hub.room_table.setdefault(name, room)
+    return room
 
 
 cdef object drop_if_empty(HubBase hub, Room room):
     """Remove a room without members from the hub, unless the hub has another room of that name by now."""
-    if not room.members and hub.room_table.get(room.name) is room:
-        del hub.room_table[room.name]
+    if not room.members and room.table.get(room.name) is room:
+        del room.table[room.name]
+        note_change(hub, room)
+
+
+cdef void note_change(HubBase hub, Room room) noexcept:
+    """Have the hub's cluster subscribe to the room's messages, or unsubscribe."""
+    if hub.cluster is not None:
+        hub.cluster.members_changed(room)
+
+
+# Users
+
+cdef str user_of(ConnectionCore connection):
+    """Return the user of a connection; None if it has none."""
+    cdef Room room
+    if connection.room_table is None:
+        return None
+    room = connection.room_table.get(USER)
+    return room.name if room is not None else None
+
+
+cdef object set_user(ConnectionCore connection, str user):
+    """Make a connection that of a user; of no user for None or an empty name. A closing connection keeps its user."""
+    cdef HubBase hub = connection.hub
+    cdef Room room
+    if connection.status >= IS_CLOSING:
+        return
+    if connection.room_table is None:
+        if not user:
+            return
+        connection.room_table = {}
+    if not user:
+        room = connection.room_table.pop(USER, None)
+        if room is not None:
+            remove_member(connection, room)
+        return
+    room = hub.user_table.get(user)
+    if room is None:
+        room = open_user(hub, user)
+    add_member(connection, USER, room)
+
+
+cdef Room open_user(HubBase hub, str user):
+    """Make the room of a user, without members."""
+    cdef Room room = Room(user, hub.user_table, user_channel(user) if hub.cluster is not None else None)
+    room.conflation_key = hub.conflation_keys.next_number()
+    return room
 
 
 # Settings
 
-cdef object configure_room(HubBase hub, str name, object config):
-    """Set the RoomConfig of a room, now and each time that it is opened."""
-    cdef Room room = hub.room_table.get(name)
+cdef object configure_rooms(HubBase hub, str pattern, object config):
+    """Set the RoomConfig of the rooms that match a pattern, now and each time that one is opened."""
+    cdef Room room
+    hub.room_configs.set(pattern, config)
+    hub.has_room_configs = True
+    for room in list(hub.room_table.values()):
+        # A more specific pattern may have other settings for the room.
+        if hub.room_configs.pattern_of(room.name) == pattern:
+            change_settings(hub, room, config)
+
+
+cdef object change_settings(HubBase hub, Room room, object config):
+    """Give an open room other settings."""
     cdef ConnectionCore connection
-    hub.room_configs[name] = config
-    if room is None:
-        return
     if room.window is not None:
         # The room gets another window.
         for connection in room.members.values():

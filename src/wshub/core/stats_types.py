@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TypedDict
 
+from wshub.core.cluster_types import ClusterStats
+
 __all__ = ["CompressionStats", "DroppedMessages", "HubStats", "MessageStats", "RoomStats"]
 
 
@@ -96,3 +98,6 @@ class HubStats(MessageStats):
 
     refused: dict[int, int]
     """How many handshakes were refused, by status code."""
+
+    cluster: ClusterStats | None
+    """Messages between nodes; None without a broker."""

@@ -1,0 +1,243 @@
+"""The methods of a hub that reach the other hubs of its cluster: publishing, users, surveys and health."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from wshub.brokers.interface import NodeInfo, Published, room_channel
+from wshub.core.cluster_surveys import ROOM_COUNT, Surveys, check_answer
+from wshub.core.cluster_types import HubHealth, Node, Survey
+from wshub.core.config import SlowConsumer
+from wshub.core.lifecycle import HubLifecycle
+from wshub.errors import BrokerUnavailable, MisuseError
+from wshub.protocol.close_code import CloseCode, encode_close_payload
+from wshub.protocol.validation import check_integer
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+    from wshub.core.connection import Connection
+    from wshub.protocol.message import Message
+
+__all__ = ["ClusteredHub"]
+
+# The kinds of an envelope: brokers/envelope.pxd.
+_ROOM, _ALL, _USER = 1, 2, 3
+
+ALONE = "0" * 16
+"""The id of the only node, where there is no broker."""
+
+
+class ClusteredHub(HubLifecycle):
+    """A hub that a broker may join to others. See :class:`wshub.Hub`."""
+
+    async def broker_started(self) -> None:
+        """Return when the hub has joined the other nodes. Without a broker it returns at once.
+
+        The hub serves meanwhile: what is sent before reaches this node only. ``asyncio.timeout`` bounds the wait.
+
+        Raises:
+            ConfigurationError: the broker cannot work, such as with a wrong password.
+            BrokerUnavailable: the broker has failed.
+        """
+        self.bind()
+        if self._cluster is not None:
+            await self._cluster.wait_started()
+
+    async def subscribed(self, room: str) -> None:
+        """Return when each message that any node sends to the room from now on arrives here.
+
+        The room must have a member at this hub. Without a broker it returns at once.
+
+        Raises:
+            MisuseError: the room has no member here.
+            BrokerUnavailable: the broker has no connection.
+        """
+        self.bind()
+        if not self.room_size(room):
+            raise MisuseError(f"the room {room!r} has no member at this hub: let a connection join it first")
+        if self._cluster is not None:
+            await self._cluster.subscribed(room_channel(room))
+
+    async def publish(
+        self,
+        message: str | Buffer | Message,
+        *,
+        room: str | None = None,
+        user: str | None = None,
+        exclude: Connection | int | None = None,
+        compress: bool | None = None,
+        slow_consumer: SlowConsumer | None = None,
+        key: str | None = None,
+    ) -> Published:
+        """Send a message as ``broadcast`` does, and return when the broker has taken it.
+
+        The connections of this node get it at once, also if it raises. A broker that has not started yet has five
+        seconds for that, from the hub's first use on.
+
+        Args:
+            message: a str, bytes or another buffer, or a Message.
+            room: the name of a room; or
+            user: the name of a user; without either, all connections get it.
+            exclude: a Connection of this hub, or its id, that does not get it.
+            compress, slow_consumer, key: as in ``Connection.send``.
+
+        Raises:
+            BrokerUnavailable: the broker has not taken it: no other node gets it.
+            BrokerUncertain: the answer was lost: other nodes may get it.
+            ConfigurationError: the broker cannot work, such as with a wrong password.
+            MisuseError: both a room and a user are given.
+            TypeError, InvalidMessageError: as ``broadcast``.
+        """
+        if room is not None and user is not None:
+            raise MisuseError("give publish() a room or a user, not both")
+        if self._has_closed:
+            raise BrokerUnavailable("the hub has closed")
+        self.bind()
+        kind, name = (_ROOM, room) if room is not None else (_USER, user) if user is not None else (_ALL, None)
+        options = {"compress": compress, "slow_consumer": slow_consumer, "key": key}
+        channel, envelope = self._send_to_own(kind, name, message, exclude, options)
+        if self._cluster is None or channel is None or envelope is None:
+            return Published(receivers=0)
+        return await self._cluster.publish(channel, envelope)
+
+    async def disconnect_user(self, user: str, code: int = CloseCode.POLICY_VIOLATION, reason: str = "") -> int:
+        """Close every connection of a user, on every node. Return the number of those at this hub.
+
+        A connection whose user is set at the same moment may be missed. So let ``on_upgrade`` refuse such a user too.
+        An empty name is no user: nothing is closed.
+
+        Args:
+            user: the name of the user.
+            code: a close code that an application may send (RFC 6455 section 7.4).
+            reason: at most 123 bytes of UTF-8.
+
+        Raises:
+            InvalidMessageError: the code or the reason cannot be sent.
+            TypeError: ``user`` or ``reason`` is no str.
+            BrokerUnavailable, BrokerUncertain: other nodes have not been told, or may not have been. The connections of
+                this hub are closing.
+        """
+        user = _exact("a user", user)
+        reason = _exact("a reason", reason)
+        encode_close_payload(code, reason)
+        if not user:
+            return 0
+        if self._has_closed:
+            raise BrokerUnavailable("the hub has closed")
+        self.bind()
+        connections = self.user_connections(user)
+        for connection in connections:
+            connection.close(code, reason)
+        if self._cluster is not None:
+            await self._cluster.commands.disconnect_user(user, int(code), reason)
+        return len(connections)
+
+    def join_user(self, user: str, room: str) -> int:
+        """Have every connection of a user join a room, on every node. Return the number of those at this hub.
+
+        Connections that the user opens later do not join it. Other nodes carry it out a little later: a message to the
+        room that you send next may arrive there before. Call it from any thread.
+        """
+        user, room = _exact("a user", user), _exact("the name of a room", room)
+        connections = self.user_connections(user)
+        if not self._hand_over(partial(self.join_user, user, room)):
+            for connection in connections:
+                connection.join(room)
+            if user and (self._cluster is not None or self._bind_to_send()) and self._cluster is not None:
+                self._cluster.commands.join_user(user, room)
+        return len(connections)
+
+    def leave_user(self, user: str, room: str) -> int:
+        """Have every connection of a user leave a room, on every node. Return the number of those at this hub."""
+        user, room = _exact("a user", user), _exact("the name of a room", room)
+        connections = self.user_connections(user)
+        if not self._hand_over(partial(self.leave_user, user, room)):
+            for connection in connections:
+                connection.leave(room)
+            if user and (self._cluster is not None or self._bind_to_send()) and self._cluster is not None:
+                self._cluster.commands.leave_user(user, room)
+        return len(connections)
+
+    async def nodes(self) -> list[Node]:
+        """Return the hubs that were heard within the last ten seconds, this one first."""
+        self.bind()
+        if self._cluster is not None:
+            return self._cluster.commands.known_nodes()
+        return [Node(info=NodeInfo(id=ALONE, hub=self.name), connections=self.connection_count, heard_ms=0)]
+
+    def answer_survey(self, topic: str, answer: Callable[[Any], Any]) -> None:
+        """Have this hub answer surveys on a topic, for as long as it lives. Call it once for each topic, at any time.
+
+        Args:
+            topic: any name that does not begin with ``wshub.``.
+            answer: a function or coroutine function. It takes the body of the survey, and returns what JSON can hold.
+
+        Raises:
+            MisuseError: the topic is wshub's own or no str, or the answer is no function.
+        """
+        self._survey_answers[check_answer(topic, answer)] = answer
+
+    async def survey(self, topic: str, body: Any = None, *, timeout_ms: int = 5_000) -> Survey:
+        """Ask all nodes, and return their answers and which nodes have not answered.
+
+        A node that has no answer on the topic, or whose answer fails, is among those that have not answered. Without a
+        broker this hub answers alone.
+
+        Args:
+            topic: what ``answer_survey`` was called with at each node, this one included.
+            body: goes to each node; anything that JSON can hold.
+            timeout_ms: milliseconds to wait for answers.
+
+        Raises:
+            BrokerUnavailable: the other nodes cannot be asked.
+            MisuseError: the topic is no str.
+            TypeError, ValueError: the body is no JSON.
+        """
+        timeout_ms = check_integer("timeout_ms", timeout_ms, 1, 3_600_000)
+        if self._has_closed:
+            raise BrokerUnavailable("the hub has closed")
+        self.bind()
+        if self._cluster is None:
+            return await self._ask_alone(topic, body, timeout_ms / 1000)
+        await self._cluster.wait_patiently()
+        return await self._cluster.commands.survey(topic, body, timeout_ms / 1000)
+
+    async def _ask_alone(self, topic: str, body: Any, timeout: float) -> Survey:
+        surveys = Surveys(ALONE, lambda _channel, _command: True, self._survey_answers, self.room_size)
+        try:
+            return await surveys.ask(topic, body, timeout, ())
+        finally:
+            surveys.close()
+
+    async def room_count(self, room: str, *, timeout_ms: int = 5_000) -> int:
+        """Return the number of members of a room on all nodes. ``room_size`` counts those of this hub.
+
+        Raises:
+            BrokerUnavailable: the other nodes cannot be asked, or some of them have not answered in time.
+            TypeError: ``room`` is not a str.
+        """
+        found = await self.survey(ROOM_COUNT, room, timeout_ms=timeout_ms)
+        if found.missing:
+            raise BrokerUnavailable(f"{len(found.missing)} nodes have not answered, so the count is not complete")
+        return sum(found.answers.values())
+
+    def health(self) -> HubHealth:
+        """Return whether the hub and its broker work, for a readiness check.
+
+        Called from the event loop before the hub's first use, it has the broker start.
+        """
+        if not self.is_in_use and not self._has_closed:
+            self._bind_to_send()
+        broker = self.broker.health() if self._cluster is not None and self.broker is not None else None
+        ok = self.is_in_use and not self.is_closing and (broker is None or broker.ok)
+        return HubHealth(ok=ok, connections=self.connection_count, broker=broker)
+
+
+def _exact(what: str, name: Any) -> str:
+    """Return a plain ``str``, also for a subclass. Raises ``TypeError`` for anything else."""
+    if not isinstance(name, str):
+        raise TypeError(f"{what} is a str, not {type(name).__name__}")
+    return str.__str__(name)

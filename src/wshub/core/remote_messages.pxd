@@ -1,0 +1,41 @@
+"""Messages between the hubs that a broker joins. remote_messages.pyx says how they travel."""
+
+from libc.stddef cimport size_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+from wshub.brokers.envelope cimport Envelope
+from wshub.brokers.envelope_receiver cimport EnvelopeReceiver
+from wshub.core.delivery_options cimport Delivery
+from wshub.core.hub_state cimport HubBase
+from wshub.core.rooms cimport Room
+from wshub.protocol.frame_buffer cimport FrameBuffer
+
+
+# Why an envelope reached no connection: indices of RemoteMessages.ignored.
+cdef enum:
+    OWN          # this node has sent it
+    NO_RECEIVER  # no connection is in the room any more, or of the user
+    UNREADABLE   # of another version, truncated, with an unknown critical flag, or with invalid UTF-8
+    FAILED       # there was no memory
+    REASONS      # the number of reasons
+
+
+cdef class RemoteMessages(EnvelopeReceiver):
+    cdef HubBase hub
+    cdef uint64_t node           # the id of this node
+    cdef uint64_t sent           # envelopes that were made; the last one has this number, modulo 2**32
+    cdef uint64_t received
+    cdef uint64_t delivered      # envelopes that reached a room, a user or all connections of this hub
+    cdef uint64_t ignored[REASONS]
+    cdef bint measures_lag       # the next envelope of another node sets `lag`
+    cdef double lag              # seconds that an envelope took, by the clocks of both nodes; negative: not known
+
+    cdef bint take(self, const Envelope *envelope) except -1
+    cdef bint fan_out(self, const Envelope *envelope) except -1
+    cdef int resolve_delivery(self, Delivery *delivery, const Envelope *envelope, Room room) noexcept
+
+
+cdef bytes envelope_of(
+    RemoteMessages messages, uint8_t kind, str name, FrameBuffer *frame, object compress, object slow_consumer,
+    object key
+)

@@ -1,0 +1,37 @@
+"""Messages between the hubs that a broker joins.
+
+A message leaves as an envelope with its payload and its options. Each hub that gets it frames and compresses it once,
+and fans it out to its own connections, as if it had been sent there.
+"""
+
+from typing import Any
+
+from wshub.brokers.envelope_receiver import EnvelopeReceiver
+
+class RemoteMessages(EnvelopeReceiver):
+    """Takes the envelopes that other nodes have sent.
+
+    Args:
+        hub: whose connections get the messages.
+        node: the id of this node, a number.
+    """
+
+    def __init__(self, hub: Any, node: int) -> None: ...
+    def control_received(self, node: int, body: bytes) -> None:
+        """Take a command of another node. A subclass overrides this."""
+    @property
+    def counts(self) -> dict[str, int]:
+        """The envelopes of this node so far: received ones by what became of them, and the last lag in seconds."""
+    @property
+    def lag_seconds(self) -> float | None:
+        """Seconds that a message took on its way, by the clocks of both nodes; None before there was one.
+
+        If the clocks differ, it is wrong by their difference, and may be negative.
+        """
+    @property
+    def sent_count(self) -> int:
+        """The number of envelopes that this node has made."""
+    def measure_lag(self) -> None:
+        """Have the next envelope of another node measured."""
+    def next_number(self) -> int:
+        """Return the number of the next envelope, which counts as made."""

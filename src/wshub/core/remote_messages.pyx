@@ -1,0 +1,259 @@
+# cython: language_level=3
+"""Messages between the hubs that a broker joins.
+
+A message leaves as an envelope with its payload and its options. Each hub that gets it frames and compresses it once,
+and fans it out to its own connections, as if it had been sent there.
+"""
+
+from cpython.unicode cimport PyUnicode_AsUTF8AndSize, PyUnicode_DecodeUTF8
+from libc.stdint cimport SIZE_MAX, int64_t, uint16_t
+from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
+
+from wshub.brokers.envelope cimport (
+    COMPRESS,
+    COMPRESS_NOT,
+    CONTROL,
+    HAS_KEY,
+    HUB_MESSAGE,
+    IS_BINARY,
+    POLICY_MASK,
+    POLICY_SHIFT,
+    ROOM_MESSAGE,
+    build_envelope,
+    parse_envelope,
+)
+from wshub.core.conflation_keys cimport HUB_KEYS, intern_key
+from wshub.core.delivery_options cimport CLOSE_CONNECTION, INHERITED, LATEST, policy_from_name
+from wshub.core.fan_out cimport send_to_all, send_to_room
+from wshub.protocol.frame_buffer cimport DeliveryCounters, frame_payload, frame_release, frame_with_metadata
+from wshub.protocol.message cimport frame_from_bytes
+from wshub.protocol.opcodes cimport BINARY_OPCODE, TEXT_OPCODE
+from wshub.protocol.parser cimport Utf8State
+
+import logging
+
+cdef extern from "utf8.h" nogil:
+    int utf8_validate "wshub_utf8_validate"(Utf8State *state, const uint8_t *text, size_t length) noexcept
+
+logger = logging.getLogger("wshub.broker")
+
+
+cdef inline uint64_t wall_clock() noexcept:
+    """Return the microseconds since 1970."""
+    cdef timespec now
+    if clock_gettime(CLOCK_REALTIME, &now) != 0:
+        return 0
+    return <uint64_t>now.tv_sec * 1000000 + <uint64_t>now.tv_nsec // 1000
+
+
+cdef bint is_utf8(const uint8_t *text, size_t length) noexcept:
+    cdef Utf8State state
+    state.missing = 0
+    return utf8_validate(&state, text, length) >= 0 and not state.missing
+
+
+cdef object encode_name(object text):
+    """Return what owns the UTF-8 of a name: the str itself, or bytes if it has a lone surrogate."""
+    cdef Py_ssize_t size
+    try:
+        PyUnicode_AsUTF8AndSize(text, &size)
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogatepass")
+    return text
+
+
+cdef const char *encoded_name(object owner, size_t *length) except NULL:
+    """Return the UTF-8 that the result of encode_name() owns."""
+    cdef Py_ssize_t size
+    cdef const char *encoded
+    if isinstance(owner, bytes):
+        length[0] = len(<bytes>owner)
+        return <const char *><bytes>owner
+    encoded = PyUnicode_AsUTF8AndSize(owner, &size)
+    length[0] = size
+    return encoded
+
+
+cdef bytes envelope_of(
+    RemoteMessages messages, uint8_t kind, str name, FrameBuffer *frame, object compress, object slow_consumer,
+    object key
+):
+    """Return the envelope of a message. The options are those of the call, not those of a room or the hub."""
+    cdef Envelope envelope
+    cdef uint8_t policy = policy_from_name(slow_consumer)
+    envelope.kind = kind
+    envelope.flags = 0 if policy == INHERITED else <uint16_t>((policy + 1) << POLICY_SHIFT)
+    if frame.opcode == BINARY_OPCODE:
+        envelope.flags |= IS_BINARY
+    if compress is not None:
+        envelope.flags |= COMPRESS if compress else COMPRESS_NOT
+    envelope.node = messages.node
+    envelope.number = <uint32_t>(messages.sent + 1)
+    envelope.sent_at = wall_clock()
+    envelope.name = NULL
+    envelope.name_length = 0
+    if name is not None:
+        name_owner = encode_name(name)
+        envelope.name = encoded_name(name_owner, &envelope.name_length)
+    envelope.key = NULL
+    envelope.key_length = 0
+    if key is not None:
+        envelope.flags |= HAS_KEY
+        key_owner = encode_name(key)
+        envelope.key = encoded_name(key_owner, &envelope.key_length)
+    envelope.payload = frame_payload(frame)
+    envelope.payload_length = frame.length
+    built = build_envelope(&envelope)
+    messages.sent += 1
+    return built
+
+
+cdef class RemoteMessages(EnvelopeReceiver):
+    """Takes the envelopes that other nodes have sent.
+
+    Args:
+        hub: whose connections get the messages.
+        node: the id of this node, a number.
+    """
+
+    def __init__(self, HubBase hub not None, node):
+        self.hub = hub
+        self.node = node
+        self.lag = -1
+        self.measures_lag = True
+
+    cdef void envelope_received(self, const uint8_t *data, size_t length) noexcept:
+        cdef Envelope envelope
+        self.received += 1
+        if parse_envelope(data, length, &envelope) < 0:
+            self.ignored[UNREADABLE] += 1
+            return
+        if envelope.node == self.node:
+            self.ignored[OWN] += 1
+            return
+        if self.measures_lag and envelope.kind != CONTROL and envelope.sent_at:
+            self.measures_lag = False
+            self.lag = (<int64_t>(wall_clock() - envelope.sent_at)) * 1e-6
+        try:
+            if self.take(&envelope):
+                self.delivered += 1
+            else:
+                self.ignored[NO_RECEIVER] += 1
+        except ValueError:
+            self.ignored[UNREADABLE] += 1
+        except MemoryError:
+            self.ignored[FAILED] += 1
+        except Exception:
+            self.ignored[FAILED] += 1
+            logger.exception("a message of another node could not be handled")
+
+    cdef bint take(self, const Envelope *envelope) except -1:
+        """Return whether the envelope is for anything here. Raise ValueError if it is not valid."""
+        if envelope.kind == CONTROL:
+            self.control_received(envelope.node, envelope.payload[:envelope.payload_length])
+            return True
+        return self.fan_out(envelope)
+
+    cdef bint fan_out(self, const Envelope *envelope) except -1:
+        """Send the message to a room, a user or all connections. Return whether the room or the user is here."""
+        cdef HubBase hub = self.hub
+        cdef Room room = None
+        cdef FrameBuffer *frame
+        cdef FrameBuffer *framed
+        cdef Delivery delivery
+        cdef DeliveryCounters *counters
+        cdef uint64_t number
+        cdef uint8_t opcode
+        cdef dict table
+        if envelope.kind != HUB_MESSAGE:
+            table = hub.room_table if envelope.kind == ROOM_MESSAGE else hub.user_table
+            room = table.get(PyUnicode_DecodeUTF8(envelope.name, envelope.name_length, "surrogatepass"))
+            if room is None:
+                return False
+        if not envelope.flags & IS_BINARY and not is_utf8(envelope.payload, envelope.payload_length):
+            raise ValueError("invalid UTF-8")
+        if self.resolve_delivery(&delivery, envelope, room) < 0:
+            raise ValueError("unknown policy")
+        number = conflation_number(hub, envelope, room, &delivery)
+        counters = room.delivery_counters if room is not None else NULL
+        opcode = BINARY_OPCODE if envelope.flags & IS_BINARY else TEXT_OPCODE
+        frame = frame_from_bytes(envelope.payload, envelope.payload_length, opcode)
+        framed = frame_with_metadata(frame, 1, number, counters, delivery.policy != CLOSE_CONNECTION)
+        if framed == NULL:
+            frame_release(frame)
+            raise MemoryError
+        if room is None:
+            send_to_all(hub, framed, None, &delivery)
+        else:
+            send_to_room(hub, room, framed, None, &delivery)
+        frame_release(framed)
+        return True
+
+    cdef int resolve_delivery(self, Delivery *delivery, const Envelope *envelope, Room room) noexcept:
+        """Fill in how to send the message. Return -1 if its policy for slow consumers is unknown."""
+        cdef unsigned int policy = (envelope.flags & POLICY_MASK) >> POLICY_SHIFT
+        delivery.threshold = self.hub.delivery_defaults.threshold
+        if envelope.flags & COMPRESS:
+            delivery.threshold = 1
+        elif envelope.flags & COMPRESS_NOT:
+            delivery.threshold = SIZE_MAX
+        if policy > INHERITED:
+            return -1
+        if policy:
+            delivery.policy = <uint8_t>(policy - 1)
+        elif room is not None and room.policy != INHERITED:
+            delivery.policy = room.policy
+        else:
+            delivery.policy = self.hub.delivery_defaults.policy
+        return 0
+
+    def control_received(self, uint64_t node, bytes body):
+        """Take a command of another node. A subclass overrides this."""
+
+    @property
+    def counts(self):
+        """The envelopes of this node so far: received ones by what became of them, and the last lag in seconds."""
+        return {
+            "received": self.received,
+            "delivered": self.delivered,
+            "own": self.ignored[OWN],
+            "no_receiver": self.ignored[NO_RECEIVER],
+            "unreadable": self.ignored[UNREADABLE],
+            "failed": self.ignored[FAILED],
+        }
+
+    @property
+    def lag_seconds(self):
+        """Seconds that a message took on its way, by the clocks of both nodes; None before there was one.
+
+        If the clocks differ, it is wrong by their difference, and may be negative.
+        """
+        return self.lag if not self.measures_lag or self.lag >= 0 else None
+
+    @property
+    def sent_count(self):
+        """The number of envelopes that this node has made."""
+        return self.sent
+
+    def measure_lag(self):
+        """Have the next envelope of another node measured."""
+        self.measures_lag = True
+
+    def next_number(self):
+        """Return the number of the next envelope, which counts as made."""
+        self.sent += 1
+        return self.sent & 0xFFFFFFFF
+
+
+cdef uint64_t conflation_number(
+    HubBase hub, const Envelope *envelope, Room room, const Delivery *delivery
+) except? 0xFFFFFFFFFFFFFFFF:
+    """Return the number that stands for the message's key here."""
+    key = None
+    if envelope.flags & HAS_KEY:
+        key = PyUnicode_DecodeUTF8(envelope.key, envelope.key_length, "surrogatepass")
+    if room is None:
+        return intern_key(hub.conflation_keys, HUB_KEYS, key)
+    if key is None and delivery.policy == LATEST:
+        return room.conflation_key
+    return intern_key(hub.conflation_keys, room.conflation_key, key)

@@ -1,0 +1,63 @@
+"""The settings of rooms, by the names of rooms and by patterns of names.
+
+A pattern is a name with one ``*``, which stands for any characters, none included. The room of that very name has the
+settings that it was given itself. Otherwise the most specific pattern counts: the one with the most characters besides
+the ``*``, and of two such patterns the one with more characters before it.
+"""
+
+from __future__ import annotations
+
+from wshub.core.config import RoomConfig
+from wshub.errors import ConfigurationError
+
+__all__ = ["RoomConfigs"]
+
+WILDCARD = "*"
+
+
+class RoomConfigs:
+    """The RoomConfig of each name and pattern."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, RoomConfig] = {}
+        self._patterns: dict[str, RoomConfig] = {}
+        # The parts of each pattern before and behind the wildcard, the most specific first.
+        self._order: list[tuple[str, str]] = []
+
+    def set(self, pattern: str, config: RoomConfig) -> None:
+        """Set the settings of a room, or of all rooms that match a pattern.
+
+        Raises ``ConfigurationError`` for a pattern with more than one ``*``.
+        """
+        wildcards = pattern.count(WILDCARD)
+        if wildcards > 1:
+            raise ConfigurationError(f'a pattern of rooms has one "*", not {wildcards}: {pattern!r}')
+        if not wildcards:
+            self._names[pattern] = config
+            return
+        if pattern not in self._patterns:
+            before, _, behind = pattern.partition(WILDCARD)
+            self._order.append((before, behind))
+            self._order.sort(key=lambda parts: (-len(parts[0]) - len(parts[1]), -len(parts[0]), parts))
+        self._patterns[pattern] = config
+
+    def find(self, name: str) -> RoomConfig | None:
+        """Return the settings of a room; None if it has the hub's."""
+        found = self._names.get(name)
+        if found is None and self._order:
+            pattern = self.pattern_of(name)
+            if pattern is not None:
+                found = self._patterns[pattern]
+        return found
+
+    def pattern_of(self, name: str) -> str | None:
+        """Return the name or the pattern whose settings a room has; None if there is none.
+
+        This takes time in proportion to the number of patterns.
+        """
+        if name in self._names:
+            return name
+        for before, behind in self._order:
+            if len(name) >= len(before) + len(behind) and name.startswith(before) and name.endswith(behind):
+                return before + WILDCARD + behind
+        return None
