@@ -114,8 +114,9 @@ def test_two_loops_at_a_time_are_an_error_that_says_so(run) -> None:
     run(hub.__aenter__())
 
 
-def test_a_loop_that_goes_with_connections_open_leaves_nothing_behind(run) -> None:
-    hub = Hub()
+@pytest.mark.parametrize("use_reactor", [True, False])
+def test_a_loop_that_goes_with_connections_open_leaves_nothing_behind(run, use_reactor) -> None:
+    hub = Hub(HubConfig(use_reactor=use_reactor))
 
     async def leave_open() -> object:
         opened: list[Connection] = []

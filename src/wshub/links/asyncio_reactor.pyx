@@ -159,8 +159,10 @@ cdef class AsyncioReactor:
         for descriptor in list(self.listeners):
             self.unlisten(descriptor)
         for link in list(self.links):
-            if link.transport is not None:
-                link.transport.abort()
-            elif link.setup is not None:
-                link.setup.abort()
+            # A transport of a closed loop can do nothing any more.
+            if not self.loop.is_closed():
+                if link.transport is not None:
+                    link.transport.abort()
+                elif link.setup is not None:
+                    link.setup.abort()
             link.on_lost(0)
