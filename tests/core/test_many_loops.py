@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import socket
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+import uvloop
 from fastapi import FastAPI, WebSocket
 from starlette.testclient import TestClient
 
@@ -114,9 +116,39 @@ def test_two_loops_at_a_time_are_an_error_that_says_so(run) -> None:
     run(hub.__aenter__())
 
 
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 @pytest.mark.parametrize("use_reactor", [True, False])
-def test_a_loop_that_goes_with_connections_open_leaves_nothing_behind(run, use_reactor) -> None:
+def test_a_client_that_is_still_connected_does_not_keep_a_hub_from_the_next_loop(run, use_reactor) -> None:
     hub = Hub(HubConfig(use_reactor=use_reactor))
+    client = socket.socket()
+
+    async def leave_open() -> Connection:
+        loop = asyncio.get_running_loop()
+        if isinstance(loop, uvloop.Loop) and not use_reactor:
+            pytest.skip("uvloop hangs when a transport is freed that was open when its loop closed")
+        opened = loop.create_future()
+        server = await hub.serve("127.0.0.1", 0, EventHandler(on_open=opened.set_result)).__aenter__()
+        client.connect(("127.0.0.1", server.port))
+        client.sendall(REQUEST)
+        connection = await opened
+        for listening in server.sockets:
+            listening.close()
+        return connection
+
+    async def use_again(connection: Connection) -> None:
+        async with hub:
+            assert connection.state.name == "CLOSED"
+            assert not hub.connection_count
+
+    with client:
+        connection = run(leave_open())
+        run(use_again(connection))
+    del connection
+    gc.collect()
+
+
+def test_a_loop_that_goes_with_connections_open_leaves_nothing_behind(run) -> None:
+    hub = Hub()
 
     async def leave_open() -> object:
         opened: list[Connection] = []
