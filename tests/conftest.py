@@ -74,6 +74,15 @@ def run(request: pytest.FixtureRequest) -> Callable[[Coroutine[Any, Any, Any]], 
     return run_it
 
 
+# The folders of the longest tests. A process that got one of these last would end long after the others.
+LONGEST = ("packaging", "soak", "conformance", "memory", "faults", "torture")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest tests."""
+    items.sort(key=lambda item: LONGEST.index(item.path.parent.name) if item.path.parent.name in LONGEST else 99)
+
+
 def pytest_pycollect_makeitem(collector: pytest.Module, name: str, obj: object) -> None:
     """Have each ``async def test_...`` use ``run``, so that it runs once on each loop."""
     if inspect.iscoroutinefunction(obj) and collector.istestfunction(obj, name):
