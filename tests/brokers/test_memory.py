@@ -16,6 +16,8 @@ from wshub.testing.broker_nodes import Interrupted, Nodes, Received, Restored, r
 from wshub.testing.check_broker import broker_checks, check_broker
 
 
+# On one loop: what the broker does with the loop is the same on both, and its own tests run on both.
+@pytest.mark.parametrize("run", ["asyncio"], indirect=True)
 @pytest.mark.parametrize("check", [pytest.param(run, id=name) for name, run in broker_checks()])
 async def test_it_keeps_the_contract(check: Any) -> None:
     engine = MemoryEngine()

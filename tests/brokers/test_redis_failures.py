@@ -292,6 +292,8 @@ async def test_bytes_may_come_one_at_a_time_and_the_end_in_the_middle(redis_engi
         broker = RedisBroker(f"redis://127.0.0.1:{proxy.port}")
         async with joined(broker, "room:a") as node:
             connection = connection_of(proxy, "subscriber")
+            # Nothing of the engine's may come between the bytes.
+            connection.to_client.is_black_hole = True
             push = b">3\r\n$7\r\nmessage\r\n$16\r\nwshub:hub:room:a\r\n$5\r\nhello\r\n"
             for offset in range(len(push)):
                 connection.send_to_client(push[offset : offset + 1])
