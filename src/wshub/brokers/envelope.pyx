@@ -24,6 +24,8 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.string cimport memcpy
 
+from wshub.brokers.little_endian cimport read_number, write_number
+
 from typing import NamedTuple
 
 from wshub.errors import InvalidMessageError
@@ -35,20 +37,6 @@ cdef enum:
 
 cdef tuple KINDS = ("", "room", "all", "user", "control")
 cdef tuple POLICIES = (None, "close", "drop_newest", "drop_oldest", "latest")
-
-
-cdef inline uint64_t read_number(const uint8_t *data, int size) noexcept:
-    cdef uint64_t number = 0
-    cdef int index
-    for index in range(size):
-        number |= <uint64_t>data[index] << (8 * index)
-    return number
-
-
-cdef inline void write_number(uint8_t *data, int size, uint64_t number) noexcept:
-    cdef int index
-    for index in range(size):
-        data[index] = <uint8_t>(number >> (8 * index))
 
 
 cdef int parse_envelope(const uint8_t *data, size_t length, Envelope *envelope) noexcept:

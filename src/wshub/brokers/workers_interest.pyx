@@ -3,7 +3,8 @@
 
 from libc.stddef cimport size_t
 
-from wshub.brokers.workers_record cimport LENGTH_SIZE, SNAPSHOT_RECORD, read_number, write_number
+from wshub.brokers.little_endian cimport read_number, write_number
+from wshub.brokers.workers_record cimport LENGTH_SIZE, SNAPSHOT_RECORD
 
 
 cdef bytes encode_channel(str channel):

@@ -10,6 +10,7 @@ from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 from wshub.brokers.envelope_receiver cimport EnvelopeReceiver
+from wshub.brokers.little_endian cimport read_number
 from wshub.brokers.workers_interest cimport Interest, decode_channels
 from wshub.brokers.workers_record cimport (
     ENVELOPE,
@@ -26,7 +27,6 @@ from wshub.brokers.workers_record cimport (
     SUBSCRIBE,
     UNSUBSCRIBE,
     number_record_new,
-    read_number,
     record_new,
 )
 from wshub.brokers.workers_receiving cimport HELD, NO_LINK, RecordReceiver

@@ -10,7 +10,8 @@ from libc.stddef cimport size_t
 from libc.stdint cimport SIZE_MAX, uint8_t
 from libc.string cimport memcpy, memmove
 
-from wshub.brokers.workers_record cimport HEADER_SIZE, LENGTH_SIZE, MAX_HELLO, read_number
+from wshub.brokers.little_endian cimport read_number
+from wshub.brokers.workers_record cimport HEADER_SIZE, LENGTH_SIZE, MAX_HELLO
 from wshub.links.clock cimport read_clock
 from wshub.links.link cimport Receiver
 

@@ -8,6 +8,7 @@ from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
+from wshub.brokers.little_endian cimport write_number
 from wshub.protocol.frame_buffer cimport RAW, FrameBuffer, frame_new, frame_payload
 
 
@@ -33,20 +34,6 @@ cdef enum:
     MAX_HELLO = 65536
     # Bytes after which a snapshot begins another record.
     SNAPSHOT_RECORD = 65536
-
-
-cdef inline uint64_t read_number(const uint8_t *data, int size) noexcept:
-    cdef uint64_t number = 0
-    cdef int index
-    for index in range(size):
-        number |= <uint64_t>data[index] << (8 * index)
-    return number
-
-
-cdef inline void write_number(uint8_t *data, int size, uint64_t number) noexcept:
-    cdef int index
-    for index in range(size):
-        data[index] = <uint8_t>(number >> (8 * index))
 
 
 cdef inline FrameBuffer *record_new(uint8_t kind, const void *body, size_t length, uint8_t opcode) noexcept:
