@@ -61,16 +61,11 @@ class Hub(ClusteredHub):
         broker: Broker | str | None = None,
         name: str = "hub",
     ) -> None:
-        place = broker if isinstance(broker, str) else broker_url_of_environment() if broker is None else None
-        made = broker_from_url(place) if place is not None else None
-        super().__init__(
-            config,
-            clock=clock,
-            on_upgrade=on_upgrade,
-            broker=made if broker is None or isinstance(broker, str) else broker,
-            broker_place=place,
-            name=name,
-        )
+        place = None
+        if broker is None or isinstance(broker, str):
+            place = broker if broker is not None else broker_url_of_environment()
+            broker = broker_from_url(place) if place is not None else None
+        super().__init__(config, clock=clock, on_upgrade=on_upgrade, broker=broker, broker_place=place, name=name)
 
     def register(self, handler: EventHandler | Callable[[Connection], Any]) -> Connection:
         """Take the WebSocket request that is being handled, and return its connection.

@@ -35,7 +35,7 @@ from wshub.errors import (
 )
 from wshub.links.link import LinkCounters
 from wshub.links.reactors import create_reactor
-from wshub.protocol.validation import check_choice
+from wshub.protocol.validation import check_choice, exact_str
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -451,7 +451,6 @@ class _Events:
     """The side of a broker that wants no messages."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
         self.reactor: Reactor = create_reactor(loop, LinkCounters(), native=True, clock=time.monotonic)
 
     def now(self) -> float:
@@ -487,7 +486,7 @@ def _addressed(
         raise MisuseError("give publish() a room or a user, not both")
     kind, name = ("room", room) if room is not None else ("user", user) if user is not None else ("all", "")
     # A str of a subclass, such as StrEnum, may have another __str__.
-    name = _exact(f"the name of a {kind} must be a str", name)
+    name = exact_str(f"the name of a {kind} must be a str", name)
     if kind == "user" and not name:
         raise MisuseError("an empty name is no user")
     if compress is not None and not isinstance(compress, bool):
@@ -516,10 +515,3 @@ def _addressed(
     if room is not None:
         return room_channel(name), envelope
     return (user_channel(name) if user is not None else ALL_NODES), envelope
-
-
-def _exact(rule: str, text: object) -> str:
-    """Return a plain str. Raises ``TypeError`` with the rule if it is no str."""
-    if not isinstance(text, str):
-        raise TypeError(f"{rule}, not {type(text).__name__}")
-    return str.__str__(text)

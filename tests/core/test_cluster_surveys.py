@@ -14,8 +14,8 @@ from tests.core.test_cluster_nodes import Node, nodes, pass_for, settled
 from tests.support.serving_hub import Clock
 from wshub import BrokerUnavailable, Hub, MisuseError
 from wshub.brokers.memory import MemoryBroker, MemoryEngine
-from wshub.core.cluster_commands import NODE_TIMEOUT, ClusterCommands, check_answer
-from wshub.core.cluster_surveys import MAX_ANSWERING
+from wshub.core.cluster_commands import NODE_TIMEOUT, ClusterCommands
+from wshub.core.cluster_surveys import MAX_ANSWERING, check_answer
 
 
 async def never(_body: Any) -> None:
@@ -52,7 +52,7 @@ async def test_a_survey_ends_with_the_hub() -> None:
 async def test_a_survey_of_a_hub_that_has_said_goodbye_finds_all_missing() -> None:
     async with nodes(2, Clock()) as (one, two):
         commands = one.cluster.commands
-        commands.answer_survey("topic", lambda body: "here")
+        one.hub.answer_survey("topic", lambda body: "here")
         commands.close()
         survey = await commands.survey("topic", None, 3600)
         assert survey.answers == {}
@@ -244,8 +244,8 @@ async def test_answers_that_the_hub_keeps_are_shared() -> None:
         commands = ClusterCommands(one.cluster, one.hub, answers)
         answers["topic"] = lambda body: "from the hub"
         assert (await commands.survey("topic", None, 5)).answers == {id_of(one): "from the hub"}
-        commands.answer_survey("other", len)
-        assert answers["other"] is len
+        one.hub.answer_survey("other", len)
+        assert one.hub._survey_answers["other"] is len
 
 
 def test_what_cannot_answer_a_survey_is_refused() -> None:

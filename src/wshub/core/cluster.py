@@ -13,7 +13,7 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from wshub.brokers.interface import Broker, NodeInfo, Published
 from wshub.core.cluster_commands import ClusterCommands
@@ -63,9 +63,7 @@ class Cluster(RemoteMessages):
         answers: what the application answers surveys with, by topic.
     """
 
-    def __init__(
-        self, hub: HubCore, broker: Broker, name: str, reactor: Reactor, answers: dict[str, Answer] | None = None
-    ) -> None:
+    def __init__(self, hub: HubCore, broker: Broker, name: str, reactor: Reactor, answers: dict[str, Answer]) -> None:
         node = secrets.token_hex(8)
         super().__init__(hub, int(node, 16))
         self.info = NodeInfo(id=node, hub=name, host=socket.gethostname(), pid=os.getpid(), started_at=time.time())
@@ -170,11 +168,15 @@ class Cluster(RemoteMessages):
         try:
             function(argument)
         except Exception:
-            if not self._logged_failure:
-                self._logged_failure = True
-                logger.exception("the broker has failed; further failures are not logged")
+            self._log_failure()
             return False
         return True
+
+    def _log_failure(self) -> None:
+        """Log the exception of a method of the broker, unless one was logged before."""
+        if not self._logged_failure:
+            self._logged_failure = True
+            logger.exception("the broker has failed; further failures are not logged")
 
     def send(self, channel: str, envelope: bytes) -> bool:
         """Give an envelope to the broker. Return whether the broker has taken it. Nothing is raised."""
@@ -183,15 +185,9 @@ class Cluster(RemoteMessages):
             try:
                 taken = self.broker.send(channel, envelope)
             except Exception:
-                if not self._logged_failure:
-                    self._logged_failure = True
-                    logger.exception("the broker has failed to send; further failures are not logged")
+                self._log_failure()
         self._rejected += not taken
         return taken
-
-    def count_rejected(self) -> None:
-        """Count an envelope that was published, and that the broker has not taken."""
-        self._rejected += 1
 
     def members_changed(self, room: HasMembers) -> None:
         """Note that a room has got its first member or has lost its last one. Nothing is raised."""
@@ -232,21 +228,15 @@ class Cluster(RemoteMessages):
 
     def stats(self) -> ClusterStats:
         """Return the counts."""
-        counts: dict[str, Any] = self.counts
         lag = self.lag_seconds
         return {
             "node": self.info.id,
             "nodes": len(self.commands.nodes) + 1,
             "published": self.sent_count,
             "rejected": self._rejected,
-            "received": counts["received"],
-            "delivered": counts["delivered"],
-            "ignored": {
-                "own": counts["own"],
-                "no_receiver": counts["no_receiver"],
-                "unreadable": counts["unreadable"],
-                "failed": counts["failed"],
-            },
+            "received": self.received_count,
+            "delivered": self.delivered_count,
+            "ignored": self.ignored_counts,
             "interruptions": dict(self._interruptions),
             "lag_ms": lag * 1000 if lag is not None else None,
             "probe_ms": self.broker.health().probe_ms,

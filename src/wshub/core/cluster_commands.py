@@ -13,16 +13,16 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Protocol
 
 from wshub.brokers.envelope import encode_envelope
-from wshub.brokers.interface import ALL_NODES, Broker, NodeInfo, node_channel, user_channel
-from wshub.core.cluster_surveys import Answer, Surveys, check_answer
+from wshub.brokers.interface import ALL_NODES, Broker, NodeInfo, Published, node_channel, user_channel
+from wshub.core.cluster_surveys import Answer, Surveys
 from wshub.core.cluster_types import Node, Survey
 from wshub.core.command_fields import check_name, check_reason, integer_in, mapping_in, number_in, text_in
-from wshub.errors import BrokerError, BrokerUnavailable
+from wshub.errors import BrokerUnavailable
 
 if TYPE_CHECKING:
     from wshub.core.hub_core import HubCore
 
-__all__ = ["HEARTBEAT_PERIOD", "MAX_NODES", "NODE_TIMEOUT", "ClusterCommands", "check_answer"]
+__all__ = ["HEARTBEAT_PERIOD", "MAX_NODES", "NODE_TIMEOUT", "ClusterCommands"]
 
 logger = logging.getLogger("wshub.broker")
 
@@ -48,8 +48,8 @@ class CommandSender(Protocol):
     def next_number(self) -> int:
         """Return the number of the next envelope."""
 
-    def count_rejected(self) -> None:
-        """Count an envelope that was published, and that the broker has not taken."""
+    async def publish(self, channel: str, envelope: bytes) -> Published:
+        """Give an envelope to the broker, and return when the broker has it. Raises ``BrokerError``."""
 
 
 class _KnownNode:
@@ -74,22 +74,21 @@ class ClusterCommands:
         answers: what the application answers surveys with, by topic. The hub may change it, and keeps it for later.
     """
 
-    def __init__(self, cluster: CommandSender, hub: HubCore, answers: dict[str, Answer] | None = None) -> None:
+    def __init__(self, cluster: CommandSender, hub: HubCore, answers: dict[str, Answer]) -> None:
         self.nodes: dict[str, _KnownNode] = {}
         self._cluster = cluster
         self._hub = hub
         self._next_heartbeat = 0.0
         self._is_closed = False
         self._is_limit_logged = False
-        self._answers = answers if answers is not None else {}
-        self._surveys = Surveys(cluster.info.id, self._send, self._answers, hub.room_size)
+        self._surveys = Surveys(cluster.info.id, self._send, answers, hub.room_size)
 
     def greet(self) -> None:
         """Tell all nodes that this one is there."""
         if self._is_closed:
             return
-        self._next_heartbeat = self._hub.now() + HEARTBEAT_PERIOD
         now = self._hub.now()
+        self._next_heartbeat = now + HEARTBEAT_PERIOD
         # How many milliseconds ago each other node was heard: they find out whether this one is deaf.
         heard = {name: int((now - node.heard_at) * 1000) for name, node in self.nodes.items()}
         self._send(ALL_NODES, {**self._heartbeat(), "heard": heard})
@@ -128,10 +127,6 @@ class ClusterCommands:
         )
         return [own, *others]
 
-    def answer_survey(self, topic: str, answer: Answer) -> None:
-        """Have this node answer surveys on a topic. Raises ``MisuseError`` as ``check_answer`` does."""
-        self._answers[check_answer(topic, answer)] = answer
-
     async def survey(self, topic: str, body: Any, timeout: float) -> Survey:
         """Ask all nodes. Return when each has answered, cannot answer or is gone, or after ``timeout`` seconds.
 
@@ -157,11 +152,7 @@ class ClusterCommands:
         """
         user = check_name("user", user)
         command = {"do": "disconnect", "user": user, "code": code, "reason": check_reason(reason)}
-        try:
-            await self._cluster.broker.publish(user_channel(user), self._envelope(command))
-        except BrokerError:
-            self._cluster.count_rejected()
-            raise
+        await self._cluster.publish(user_channel(user), self._envelope(command))
 
     def join_user(self, user: str, room: str) -> None:
         """Have the connections of a user at the other nodes join a room. Raises ``TypeError`` for what is no name."""

@@ -247,12 +247,10 @@ class Surveys:
 
     def _reply(self, node: str, topic: str, number: int, answer: Any) -> None:
         try:
-            through_json(answer)
-        except (TypeError, ValueError):
+            self._send(node_channel(node), {"do": "answer", "number": number, "answer": answer})
+        except (TypeError, ValueError, RecursionError):
             logger.exception("the answer on %r is no JSON", topic)
             self._refuse(node, number, "failed")
-        else:
-            self._send(node_channel(node), {"do": "answer", "number": number, "answer": answer})
 
     def _refuse(self, node: str, number: int, reason: str) -> None:
         """Tell a node that it gets no answer, so that it does not wait for one."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from wshub.brokers.interface import NodeInfo, Published, room_channel
 from wshub.core.cluster_surveys import ROOM_COUNT, Surveys, check_answer
 from wshub.core.cluster_types import HubHealth, Node, Survey
+from wshub.core.command_fields import check_name, check_reason
 from wshub.core.config import SlowConsumer
 from wshub.core.lifecycle import HubLifecycle
 from wshub.errors import BrokerUnavailable, MisuseError
@@ -18,13 +19,11 @@ from wshub.protocol.validation import check_integer
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+    from wshub.core.cluster import Cluster
     from wshub.core.connection import Connection
     from wshub.protocol.message import Message
 
 __all__ = ["ClusteredHub"]
-
-# The kinds of an envelope: brokers/envelope.pxd.
-_ROOM, _ALL, _USER = 1, 2, 3
 
 ALONE = "0" * 16
 """The id of the only node, where there is no broker."""
@@ -93,12 +92,10 @@ class ClusteredHub(HubLifecycle):
         """
         if room is not None and user is not None:
             raise MisuseError("give publish() a room or a user, not both")
-        if self._has_closed:
-            raise BrokerUnavailable("the hub has closed")
-        self.bind()
-        kind, name = (_ROOM, room) if room is not None else (_USER, user) if user is not None else (_ALL, None)
-        options = {"compress": compress, "slow_consumer": slow_consumer, "key": key}
-        channel, envelope = self._send_to_own(kind, name, message, exclude, options)
+        self._bind_unless_closed()
+        channel, envelope = self._send_to_own(
+            message, room=room, user=user, exclude=exclude, compress=compress, slow_consumer=slow_consumer, key=key
+        )
         if self._cluster is None or channel is None or envelope is None:
             return Published(receivers=0)
         return await self._cluster.publish(channel, envelope)
@@ -120,14 +117,11 @@ class ClusteredHub(HubLifecycle):
             BrokerUnavailable, BrokerUncertain: other nodes have not been told, or may not have been. The connections of
                 this hub are closing.
         """
-        user = _exact("a user", user)
-        reason = _exact("a reason", reason)
+        user, reason = check_name("user", user), check_reason(reason)
         encode_close_payload(code, reason)
         if not user:
             return 0
-        if self._has_closed:
-            raise BrokerUnavailable("the hub has closed")
-        self.bind()
+        self._bind_unless_closed()
         connections = self.user_connections(user)
         for connection in connections:
             connection.close(code, reason)
@@ -141,25 +135,41 @@ class ClusteredHub(HubLifecycle):
         Connections that the user opens later do not join it. Other nodes carry it out a little later: a message to the
         room that you send next may arrive there before. Call it from any thread.
         """
-        user, room = _exact("a user", user), _exact("the name of a room", room)
+        user, room = check_name("user", user), check_name("room", room)
         connections = self.user_connections(user)
         if not self._hand_over(partial(self.join_user, user, room)):
             for connection in connections:
                 connection.join(room)
-            if user and (self._cluster is not None or self._bind_to_send()) and self._cluster is not None:
-                self._cluster.commands.join_user(user, room)
+            cluster = self._cluster_to_tell(user)
+            if cluster is not None:
+                cluster.commands.join_user(user, room)
         return len(connections)
 
     def leave_user(self, user: str, room: str) -> int:
         """Have every connection of a user leave a room, on every node. Return the number of those at this hub."""
-        user, room = _exact("a user", user), _exact("the name of a room", room)
+        user, room = check_name("user", user), check_name("room", room)
         connections = self.user_connections(user)
         if not self._hand_over(partial(self.leave_user, user, room)):
             for connection in connections:
                 connection.leave(room)
-            if user and (self._cluster is not None or self._bind_to_send()) and self._cluster is not None:
-                self._cluster.commands.leave_user(user, room)
+            cluster = self._cluster_to_tell(user)
+            if cluster is not None:
+                cluster.commands.leave_user(user, room)
         return len(connections)
+
+    def _bind_unless_closed(self) -> None:
+        """Bind the hub to the running loop. Raises ``BrokerUnavailable`` if it has closed there."""
+        if self._has_closed:
+            raise BrokerUnavailable("the hub has closed")
+        self.bind()
+
+    def _cluster_to_tell(self, user: str) -> Cluster | None:
+        """Return the cluster that is to hear of a user; None without a broker, and for an empty name."""
+        if not user:
+            return None
+        if self._cluster is None:
+            self._bind_to_send()
+        return self._cluster
 
     async def nodes(self) -> list[Node]:
         """Return the hubs that were heard within the last ten seconds, this one first."""
@@ -197,9 +207,7 @@ class ClusteredHub(HubLifecycle):
             TypeError, ValueError: the body is no JSON.
         """
         timeout_ms = check_integer("timeout_ms", timeout_ms, 1, 3_600_000)
-        if self._has_closed:
-            raise BrokerUnavailable("the hub has closed")
-        self.bind()
+        self._bind_unless_closed()
         if self._cluster is None:
             return await self._ask_alone(topic, body, timeout_ms / 1000)
         await self._cluster.wait_patiently()
@@ -234,10 +242,3 @@ class ClusteredHub(HubLifecycle):
         broker = self.broker.health() if self._cluster is not None and self.broker is not None else None
         ok = self.is_in_use and not self.is_closing and (broker is None or broker.ok)
         return HubHealth(ok=ok, connections=self.connection_count, broker=broker)
-
-
-def _exact(what: str, name: Any) -> str:
-    """Return a plain ``str``, also for a subclass. Raises ``TypeError`` for anything else."""
-    if not isinstance(name, str):
-        raise TypeError(f"{what} is a str, not {type(name).__name__}")
-    return str.__str__(name)

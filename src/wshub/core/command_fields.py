@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from wshub.protocol.validation import exact_str
+
 __all__ = ["check_name", "check_reason", "integer_in", "mapping_in", "number_in", "text_in"]
 
 LARGEST = 2**53
@@ -12,16 +14,12 @@ LARGEST = 2**53
 
 def check_name(what: str, name: object) -> str:
     """Return the name of a ``room`` or a ``user`` as a plain str. Raises ``TypeError`` if it is no str."""
-    if not isinstance(name, str):
-        raise TypeError(f"the name of a {what} must be a str, not {type(name).__name__}")
-    return str.__str__(name)
+    return exact_str(f"the name of a {what} must be a str", name)
 
 
 def check_reason(reason: object) -> str:
     """Return the reason of a close as a plain str. Raises ``TypeError`` if it is no str."""
-    if not isinstance(reason, str):
-        raise TypeError(f"the reason must be a str, not {type(reason).__name__}")
-    return str.__str__(reason)
+    return exact_str("the reason must be a str", reason)
 
 
 # Fields of a command that has arrived. Each function raises ValueError for a missing field without a default, and for

@@ -88,11 +88,12 @@ class HubCore:
         """
     def _send_to_own(
         self,
-        kind: int,
-        name: str | None,
         message: str | Buffer | Message,
-        exclude: Connection | int | None,
-        options: Mapping[str, Any],
+        *,
+        room: str | None = None,
+        user: str | None = None,
+        exclude: Connection | int | None = None,
+        **options: Unpack[DeliveryOptions],
     ) -> tuple[str | None, bytes | None]: ...
     def broadcast_except(
         self,

@@ -3,7 +3,7 @@
 
 from cpython.number cimport PyIndex_Check, PyNumber_Index
 from cpython.pythread cimport PyThread_get_thread_ident
-from libc.stdint cimport SIZE_MAX
+from libc.stdint cimport SIZE_MAX, uint8_t
 
 from wshub.brokers.envelope cimport HUB_MESSAGE, ROOM_MESSAGE, USER_MESSAGE
 from wshub.core.backlog cimport Backlog
@@ -370,22 +370,22 @@ cdef class HubCore(HubBase):
         cdef str name = user_name(user)
         return send_to_many(self, USER_MESSAGE, name, message, excluded, compress, slow_consumer, key, None)
 
-    def _send_to_own(self, kind, name, message, exclude, options):
-        """Send a message to this node's connections.
+    def _send_to_own(self, message, *, room=None, user=None, exclude=None, compress=None, slow_consumer=None, key=None):
+        """Send a message to this node's connections: of a room, of a user, or all.
 
         Return the channel and the envelope for the other nodes; None for both if there is nothing to send there.
         """
         cdef list envelopes = []
         cdef Connection excluded = self.resolve_connection(exclude)
-        cdef str exact = None
-        if kind == ROOM_MESSAGE:
-            exact = room_name(name)
-        elif kind == USER_MESSAGE:
-            exact = user_name(name)
-        send_to_many(
-            self, kind, exact, message, excluded, options.get("compress"), options.get("slow_consumer"),
-            options.get("key"), envelopes
-        )
+        cdef uint8_t kind = HUB_MESSAGE
+        cdef str name = None
+        if room is not None:
+            kind = ROOM_MESSAGE
+            name = room_name(room)
+        elif user is not None:
+            kind = USER_MESSAGE
+            name = user_name(user)
+        send_to_many(self, kind, name, message, excluded, compress, slow_consumer, key, envelopes)
         return tuple(envelopes) if envelopes else (None, None)
 
     def broadcast_except(self, message, exclude, *, compress=None, slow_consumer=None, key=None):

@@ -7,6 +7,7 @@ and fans it out to its own connections, as if it had been sent there.
 from typing import Any
 
 from wshub.brokers.envelope_receiver import EnvelopeReceiver
+from wshub.core.cluster_types import IgnoredEnvelopes
 
 class RemoteMessages(EnvelopeReceiver):
     """Takes the envelopes that other nodes have sent.
@@ -20,8 +21,14 @@ class RemoteMessages(EnvelopeReceiver):
     def control_received(self, node: int, body: bytes) -> None:
         """Take a command of another node. A subclass overrides this."""
     @property
-    def counts(self) -> dict[str, int]:
-        """The envelopes of this node so far: received ones by what became of them, and the last lag in seconds."""
+    def received_count(self) -> int:
+        """The number of envelopes that have arrived."""
+    @property
+    def delivered_count(self) -> int:
+        """The number of envelopes that were for this node."""
+    @property
+    def ignored_counts(self) -> IgnoredEnvelopes:
+        """The IgnoredEnvelopes."""
     @property
     def lag_seconds(self) -> float | None:
         """Seconds that a message took on its way, by the clocks of both nodes; None before there was one.

@@ -211,11 +211,19 @@ cdef class RemoteMessages(EnvelopeReceiver):
         """Take a command of another node. A subclass overrides this."""
 
     @property
-    def counts(self):
-        """The envelopes of this node so far: received ones by what became of them, and the last lag in seconds."""
+    def received_count(self):
+        """The number of envelopes that have arrived."""
+        return self.received
+
+    @property
+    def delivered_count(self):
+        """The number of envelopes that were for this node."""
+        return self.delivered
+
+    @property
+    def ignored_counts(self):
+        """The IgnoredEnvelopes."""
         return {
-            "received": self.received,
-            "delivered": self.delivered,
             "own": self.ignored[OWN],
             "no_receiver": self.ignored[NO_RECEIVER],
             "unreadable": self.ignored[UNREADABLE],

@@ -16,6 +16,7 @@ __all__ = [
     "check_port",
     "check_str",
     "check_strings",
+    "exact_str",
 ]
 
 
@@ -46,6 +47,16 @@ def check_str(name: str, value: object) -> str:
     """Return a plain ``str``, also for a subclass; raise ``ConfigurationError`` for anything else."""
     if not isinstance(value, str):
         raise ConfigurationError(f"{name} must be a str, not {value!r}")
+    return str.__str__(value)
+
+
+def exact_str(rule: str, value: object) -> str:
+    """Return a plain ``str``, also for a subclass; raise ``TypeError`` for anything else.
+
+    ``rule`` is the first part of the message, such as ``"the name of a room must be a str"``.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{rule}, not {type(value).__name__}")
     return str.__str__(value)
 
 
