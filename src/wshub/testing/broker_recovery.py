@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from functools import partial
 
-from wshub.testing.broker_accounting import open_interruptions
+from wshub.testing.broker_accounting import check_arrivals, open_interruptions
 from wshub.testing.broker_nodes import MAX_RATE, Node, Nodes, require
 from wshub.testing.broker_reports import check_health
 
@@ -13,13 +15,14 @@ __all__ = [
     "CHANNEL",
     "NOTICED_WITHIN",
     "RATE",
+    "all_is_accounted_for",
     "arrives_again",
     "noticed",
     "recovered",
     "recovery_time",
     "restored",
     "stream",
-    "trickle",
+    "trickling",
 ]
 
 CHANNEL = "room:faults"
@@ -104,8 +107,25 @@ async def stream(sender: Node, channel: str, count: int, size: int = 0) -> None:
             await asyncio.sleep(0)
 
 
+@contextlib.asynccontextmanager
+async def trickling(*senders: Node) -> AsyncIterator[None]:
+    """Have nodes send an envelope now and then during the block."""
+    tasks = [asyncio.create_task(trickle(sender)) for sender in senders]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
 async def trickle(sender: Node) -> None:
-    """Send an envelope now and then."""
     while True:
         sender.send(CHANNEL)
         await asyncio.sleep(0.01)
+
+
+async def all_is_accounted_for(nodes: Nodes, sender: Node, receiver: Node) -> None:
+    """Check, once all has arrived, that no envelope of a node was repeated, reordered, or lost without a word."""
+    await nodes.quiet()
+    check_arrivals(sender, receiver, CHANNEL)

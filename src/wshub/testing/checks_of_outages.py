@@ -7,12 +7,12 @@ import logging
 import time
 
 from wshub.errors import BrokerUnavailable, BrokerUncertain
-from wshub.testing.broker_accounting import check_arrivals
 from wshub.testing.broker_nodes import Interrupted, Left, Nodes, raised_by, require
 from wshub.testing.broker_recovery import (
     CHANNEL,
     NOTICED_WITHIN,
     RATE,
+    all_is_accounted_for,
     arrives_again,
     noticed,
     recovered,
@@ -87,8 +87,7 @@ async def channels_are_restored_when_the_engine_is_back(nodes: Nodes) -> None:
         second.numbers(first)[before:] == [1_000_003], "channels that were left while the engine was away stay left"
     )
     await stream(first, CHANNEL, 50)
-    await nodes.quiet()
-    check_arrivals(first, second, CHANNEL)
+    await all_is_accounted_for(nodes, first, second)
     require(second.broker.stats()["reconnects"] >= 1, "stats() counts that it has connected again")
 
 
@@ -170,8 +169,7 @@ async def a_lost_connection_is_told_before_what_follows(nodes: Nodes) -> None:
         await second.interrupted_after(count)
         await recovered(nodes, first, second)
         await arrives_again(nodes, first, second)
-    await nodes.quiet()
-    check_arrivals(first, second, CHANNEL)
+    await all_is_accounted_for(nodes, first, second)
     stats = second.broker.stats()
     require(stats["reconnects"] >= 3, f"it was cut three times, and stats() has {stats['reconnects']} reconnects")
     require(sum(stats["interruptions"].values()) == len(second.interruptions()), "stats() counts each interruption")

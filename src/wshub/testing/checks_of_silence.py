@@ -14,12 +14,13 @@ from wshub.testing.broker_recovery import (
     CHANNEL,
     NOTICED_WITHIN,
     RATE,
+    all_is_accounted_for,
     arrives_again,
     noticed,
     recovered,
     recovery_time,
     stream,
-    trickle,
+    trickling,
 )
 from wshub.testing.broker_registry import check
 from wshub.testing.broker_reports import check_durations
@@ -36,19 +37,14 @@ async def a_deaf_node_notices(nodes: Nodes) -> None:
     await stream(first, CHANNEL, 10)
     await second.receives(first, 10)
     await nodes.faults.deafen(second.broker)
-    sending = asyncio.create_task(trickle(first))
-    try:
+    async with trickling(first):
         await noticed(nodes, second)
         require(second.broker.health().state in ("deaf", "disconnected"), f"the health is {second.broker.health()}")
         await second.interrupted_after(0)
         await nodes.faults.heal()
         await recovered(nodes, first, second)
-    finally:
-        sending.cancel()
-        await asyncio.gather(sending, return_exceptions=True)
     await arrives_again(nodes, first, second)
-    await nodes.quiet()
-    check_arrivals(first, second, CHANNEL)
+    await all_is_accounted_for(nodes, first, second)
 
 
 @check("deafen")
@@ -64,8 +60,7 @@ async def a_short_deafness_loses_nothing_silently(nodes: Nodes) -> None:
         await stream(first, CHANNEL, 20)
         await recovered(nodes, first, second)
         await arrives_again(nodes, first, second)
-    await nodes.quiet()
-    check_arrivals(first, second, CHANNEL)
+    await all_is_accounted_for(nodes, first, second)
 
 
 @check("mute")
@@ -76,20 +71,15 @@ async def a_mute_node_notices(nodes: Nodes) -> None:
     await second.receives(first, 10)
     await nodes.faults.mute(first.broker)
     publishing = asyncio.create_task(raised_by(first.broker.publish(CHANNEL, b"p")))
-    sending = asyncio.create_task(trickle(first))
-    try:
+    async with trickling(first):
         await noticed(nodes, first)
         await nodes.until(publishing.done, "publish() raises when no answer comes", within=NOTICED_WITHIN, rate=RATE)
         error = publishing.result()
         require(isinstance(error, BrokerUnavailable | BrokerUncertain), f"publish() without an answer: {error!r}")
         await nodes.faults.heal()
         await recovered(nodes, first, second)
-    finally:
-        sending.cancel()
-        await asyncio.gather(sending, return_exceptions=True)
     await arrives_again(nodes, first, second)
-    await nodes.quiet()
-    check_arrivals(first, second, CHANNEL)
+    await all_is_accounted_for(nodes, first, second)
 
 
 @check("mute")
@@ -106,8 +96,7 @@ async def a_short_silence_loses_nothing_silently(nodes: Nodes) -> None:
         await stream(first, CHANNEL, 20)
         await recovered(nodes, first, second)
         await arrives_again(nodes, first, second)
-    await nodes.quiet()
-    check_arrivals(first, second, CHANNEL)
+    await all_is_accounted_for(nodes, first, second)
     await nodes.until(
         lambda: first.broker.health().ok, "a node that was mute for a moment stays connected", within=30, rate=RATE
     )
@@ -141,8 +130,7 @@ async def a_slow_engine_fills_a_bounded_queue(nodes: Nodes) -> None:
     )
     await recovered(nodes, first, second)
     await arrives_again(nodes, first, second)
-    await nodes.quiet()
-    check_arrivals(first, second, CHANNEL)
+    await all_is_accounted_for(nodes, first, second)
 
 
 @check("freeze")
@@ -172,8 +160,7 @@ async def a_frozen_engine_is_noticed(nodes: Nodes) -> None:
     await nodes.faults.heal()
     await recovered(nodes, first, second)
     await arrives_again(nodes, first, second)
-    await nodes.quiet()
-    check_arrivals(first, second, CHANNEL)
+    await all_is_accounted_for(nodes, first, second)
 
 
 @check("refuse")
@@ -221,8 +208,7 @@ async def a_subscription_that_the_engine_lost_is_found(nodes: Nodes) -> None:
     )
     await recovered(nodes, first, second)
     await arrives_again(nodes, first, second)
-    await nodes.quiet()
-    check_arrivals(first, second, CHANNEL)
+    await all_is_accounted_for(nodes, first, second)
 
 
 @check("cut")
@@ -233,8 +219,7 @@ async def whatever_fails_nothing_is_lost_silently(nodes: Nodes) -> None:
     for node in members:
         await node.join(CHANNEL)
     offered = [name for name in ("cut", "cut", "stop", "freeze", "deafen", "mute") if offers(nodes.faults, name)]
-    sending = [asyncio.create_task(trickle(node)) for node in members]
-    try:
+    async with trickling(*members):
         for _ in range(8):
             await nodes.pass_for(chance.choice((0, 0.5, 3)))
             fault = getattr(nodes.faults, chance.choice(offered))
@@ -245,10 +230,6 @@ async def whatever_fails_nothing_is_lost_silently(nodes: Nodes) -> None:
             if chance.random() < 0.5:
                 await recovered(nodes, *members)
         await recovered(nodes, *members)
-    finally:
-        for task in sending:
-            task.cancel()
-        await asyncio.gather(*sending, return_exceptions=True)
     for sender in members:
         for receiver in members:
             if receiver is not sender:
