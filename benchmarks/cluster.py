@@ -28,7 +28,7 @@ UPGRADE = (
 
 
 class Protocol:
-    """What the clients of a kind of server send, and how long the frame is that each member gets."""
+    """The path and the message of the clients of one kind of server, and the length of the frame that arrives."""
 
     def __init__(self, path: str, message: str, received: str) -> None:
         self.path = path

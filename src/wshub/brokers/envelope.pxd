@@ -4,7 +4,7 @@ from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 
-# What an envelope is for. 0 is no kind.
+# The kinds of envelopes. 0 is none of them.
 cdef enum:
     ROOM_MESSAGE = 1  # for the members of the room `name`
     HUB_MESSAGE = 2   # for all connections

@@ -3,18 +3,16 @@
 
 All numbers are little-endian.
 
-======  ====================================================================
-0       0xB1: 0xB0 and the version, 1. UTF-8 text never begins with this.
-1       kind
-2, 3    flags
-4-11    id of the node that sent it; 0 is a program without a hub
-12-15   number of the envelope: each node counts its own
-16-23   when it was sent: microseconds since 1970. Only lag is measured by it.
-24-27   length of the name of the room or the user
-28-     the name (UTF-8)
-        with HAS_KEY: 4 bytes of length, and the conflation key (UTF-8)
-        the payload, to the end
-======  ====================================================================
+- Byte 0: 0xB1, which is 0xB0 and the version 1. UTF-8 text never begins with this.
+- Byte 1: the kind.
+- Bytes 2 and 3: the flags.
+- Bytes 4 to 11: the id of the node that sent it. 0 stands for a program without a hub.
+- Bytes 12 to 15: the number of the envelope. Each node counts its own.
+- Bytes 16 to 23: the time of sending, in microseconds since 1970. Only lag is measured by it.
+- Bytes 24 to 27: the length of the name of the room or the user.
+- The name, as UTF-8.
+- With HAS_KEY: 4 bytes of length, then the conflation key as UTF-8.
+- The payload, to the end.
 
 Only payloads travel. Each hub frames and compresses a message once for its own connections, because settings and
 negotiated windows differ.
