@@ -14,8 +14,6 @@ import asyncio
 import concurrent.futures
 import logging
 import os
-import secrets
-import socket
 import threading
 import time
 from collections.abc import Callable, Collection, Coroutine
@@ -192,14 +190,7 @@ class _Session:
         self.broker = broker
         self.loop = loop
         self.events = _Events(loop)
-        self._node = NodeInfo(
-            id=secrets.token_hex(8),
-            hub=hub,
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            started_at=time.time(),
-            receives=False,
-        )
+        self._node = NodeInfo.of_this_process(hub, receives=False)
         self._started: asyncio.Future[None] = loop.create_future()
         self._starting = loop.create_task(self._start())
         self._sweeping = loop.create_task(self._sweep())

@@ -11,6 +11,10 @@ them. Between two channels, and between two nodes, there is no order. If envelop
 
 from __future__ import annotations
 
+import os
+import secrets
+import socket
+import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias, TypedDict, runtime_checkable
@@ -71,6 +75,18 @@ class NodeInfo:
 
     receives: bool = True
     """False for a program that only publishes: the broker subscribes to nothing for it."""
+
+    @classmethod
+    def of_this_process(cls, hub: str, *, receives: bool = True) -> NodeInfo:
+        """Return a new node of this process."""
+        return cls(
+            id=secrets.token_hex(8),
+            hub=hub,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            started_at=time.time(),
+            receives=receives,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,10 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import secrets
-import socket
-import time
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -64,9 +60,8 @@ class Cluster(RemoteMessages):
     """
 
     def __init__(self, hub: HubCore, broker: Broker, name: str, reactor: Reactor, answers: dict[str, Answer]) -> None:
-        node = secrets.token_hex(8)
-        super().__init__(hub, int(node, 16))
-        self.info = NodeInfo(id=node, hub=name, host=socket.gethostname(), pid=os.getpid(), started_at=time.time())
+        self.info = NodeInfo.of_this_process(name)
+        super().__init__(hub, int(self.info.id, 16))
         self.broker = broker
         self.reactor = reactor
         self.commands = ClusterCommands(self, hub, answers)
