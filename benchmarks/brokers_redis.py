@@ -13,53 +13,68 @@ import multiprocessing
 import os
 import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from multiprocessing.connection import Connection as Pipe
-from pathlib import Path
 from typing import Any
 
 import hiredis
+from engines import engine_at
 
+from wshub import Connection, EventHandler, Hub, HubConfig
 from wshub.brokers.envelope import encode_envelope
-from wshub.brokers.interface import NodeInfo, room_channel
+from wshub.brokers.interface import room_channel
 from wshub.brokers.redis import RedisBroker
-from wshub.links.link import LinkCounters
-from wshub.links.reactors import create_reactor
+from wshub.core.cluster_types import ClusterStats
 
 NODE_CORE, ENGINE_CORE = 0, 1
+MESSAGE = b"x" * 64
 ROOMS = [f"room-{number}" for number in range(100)]
-ENVELOPES = [encode_envelope("room", room, b"x" * 64, node=1, number=1) for room in ROOMS]
+ENVELOPES = [encode_envelope("room", room, MESSAGE, node=1, number=1) for room in ROOMS]
 NAMES = [f"wshub:hub:{room_channel(room)}" for room in ROOMS]
 # A node publishes so many times its envelopes before it waits for an answer.
 PUBLISH_TURNS = 10
 WARM_UP_SECONDS = 0.5
 GROUP = 20
 GROUPS_PER_SECOND = 5_000
+UPGRADE = (
+    b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
 
 
-class Events:
-    """Counts what arrives. A hub would find the room and build a frame, natively."""
+@contextlib.asynccontextmanager
+async def hub_of(url: str) -> AsyncIterator[Hub]:
+    """Run a hub with a member of all rooms, which reads nothing: a message for it is framed, and then dropped."""
+    hub = Hub(HubConfig(send_timeout_ms=600_000, max_send_buffer=1024), broker=RedisBroker(url), name="hub")
+    entered = asyncio.Event()
 
-    def __init__(self) -> None:
-        self.reactor = create_reactor(asyncio.get_running_loop(), LinkCounters(), native=True, clock=time.monotonic)
-        self.received = 0
-        self.interruptions = 0
+    def enter(connection: Connection) -> None:
+        for room in ROOMS:
+            hub.configure_room(room, slow_consumer="drop_newest")
+            connection.join(room)
+        entered.set()
 
-    def now(self) -> float:
-        return time.monotonic()
+    async with hub.serve("127.0.0.1", 0, EventHandler(on_open=enter)) as server:
+        with socket.socket() as member:
+            member.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            member.connect(("127.0.0.1", server.port))
+            member.sendall(UPGRADE)
+            await entered.wait()
+            for room in ROOMS:
+                await hub.subscribed(room)
+            await fill(hub)
+            yield hub
 
-    def receive(self, envelope: bytes) -> None:
-        self.received += 1
 
-    def interrupted(self, channels: Any, reason: str) -> None:
-        self.interruptions += 1
-
-    def restored(self, channels: Any) -> None:
-        pass
+async def fill(hub: Hub) -> None:
+    """Send to the member until the kernel takes nothing more."""
+    for _ in range(500):
+        for _ in range(20):
+            next(iter(hub.room_members(ROOMS[0]))).send(bytes(1000), slow_consumer="drop_newest")
+        await asyncio.sleep(0.001)
 
 
 async def measure(seconds: float, count: Callable[[], int], run: Callable[[], Any] | None = None) -> dict[str, float]:
@@ -74,38 +89,29 @@ async def measure(seconds: float, count: Callable[[], int], run: Callable[[], An
     return {"us": (time.process_time() - spent) * 1e6 / max(messages, 1), "rate": messages / took}
 
 
-async def broker_receives(url: str, seconds: float, ready: Pipe) -> dict[str, float]:
-    events, broker = Events(), RedisBroker(url)
-    await broker.start(NodeInfo(id="0" * 16, hub="hub"), events)
-    for room in ROOMS:
-        broker.subscribe(room_channel(room))
-    for room in ROOMS:
-        await broker.subscribed(room_channel(room))
-    ready.send(None)
-    figures = await measure(seconds, lambda: events.received)
-    assert events.interruptions == 0, "the engine has ended the connection: the node did not keep up"
-    await broker.close()
-    events.reactor.release()
-    return figures
+async def hub_receives(url: str, seconds: float, ready: Pipe) -> dict[str, float]:
+    async with hub_of(url) as hub:
+        ready.send(None)
+        figures = await measure(seconds, lambda: cluster_of(hub)["received"])
+        cluster = cluster_of(hub)
+        assert not cluster["interruptions"], "the engine has ended the connection: the node did not keep up"
+        assert hub.stats()["dropped"]["newest"] > 0.9 * cluster["received"], "the member takes messages"
+        return figures
 
 
-async def broker_publishes(url: str, seconds: float, ready: Pipe) -> dict[str, float]:
-    events, broker = Events(), RedisBroker(url)
-    await broker.start(NodeInfo(id="0" * 16, hub="hub"), events)
-    channels = [room_channel(room) for room in ROOMS]
-    ready.send(None)
+async def hub_publishes(url: str, seconds: float, ready: Pipe) -> dict[str, float]:
+    async with hub_of(url) as hub:
+        ready.send(None)
+        rooms = [f"elsewhere-{number}" for number in range(len(ROOMS))]
 
-    async def run() -> None:
-        for _ in range(PUBLISH_TURNS):
-            for channel, envelope in zip(channels, ENVELOPES, strict=True):
-                broker.send(channel, envelope)
-            await asyncio.sleep(0)
-        await broker.publish(channels[0], ENVELOPES[0])
+        async def run() -> None:
+            for _ in range(PUBLISH_TURNS):
+                for room in rooms:
+                    hub.broadcast(MESSAGE, room=room)
+                await asyncio.sleep(0)
+            await hub.publish(MESSAGE, room=rooms[0])
 
-    figures = await measure(seconds, lambda: broker.stats()["sent"], run)
-    await broker.close()
-    events.reactor.release()
-    return figures
+        return await measure(seconds, lambda: cluster_of(hub)["broker"]["sent"], run)
 
 
 async def redis_py_receives(url: str, seconds: float, ready: Pipe) -> dict[str, float]:
@@ -148,8 +154,15 @@ async def redis_py_publishes(url: str, seconds: float, ready: Pipe) -> dict[str,
         return await measure(seconds, lambda: sent, run)
 
 
+def cluster_of(hub: Hub) -> ClusterStats:
+    """Return what a hub counts of its cluster."""
+    cluster = hub.stats()["cluster"]
+    assert cluster is not None
+    return cluster
+
+
 PROGRAMS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
-    "wshub": (broker_receives, broker_publishes),
+    "wshub": (hub_receives, hub_publishes),
     "redis-py": (redis_py_receives, redis_py_publishes),
 }
 
@@ -194,42 +207,12 @@ def wait_for_subscriber(engine: socket.socket, reader: hiredis.Reader) -> None:
         time.sleep(0.001)
 
 
-@contextlib.contextmanager
-def engine_at(directory: str) -> Iterator[tuple[str, str]]:
-    """Run an engine. Yields its URL, and the path of its Unix socket."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    path = str(Path(directory, "engine.sock"))
-    command = [
-        "taskset",
-        "-c",
-        str(ENGINE_CORE),
-        "redis-server",
-        "--port",
-        str(port),
-        "--save",
-        "",
-        "--unixsocket",
-        path,
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=directory)
-    try:
-        for _ in range(100):
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-                break
-            time.sleep(0.05)
-        yield f"redis://127.0.0.1:{port}", path
-    finally:
-        process.terminate()
-        process.wait()
-
-
 def sample(program: Callable[..., Any], url: str, path: str, seconds: float, load: str) -> dict[str, float]:
     """Measure one program once."""
     ours, theirs = multiprocessing.Pipe()
     process = multiprocessing.get_context("spawn").Process(target=node, args=(program, url, seconds, theirs))
     process.start()
+    theirs.close()
     ours.recv()
     if load:
         flood(path, ours.poll, paced=load == "paced")
@@ -251,7 +234,7 @@ def main() -> None:
         "publish, pipelined": (1, ""),
     }
     print(f"| | {' | '.join(options.programs.split(','))} |")
-    with tempfile.TemporaryDirectory() as directory, engine_at(directory) as (url, path):
+    with tempfile.TemporaryDirectory() as directory, engine_at(directory, ENGINE_CORE) as (url, path):
         for row, (index, load) in rows.items():
             cells = []
             for name in options.programs.split(","):

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import multiprocessing
 import os
 import secrets
@@ -20,7 +19,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from wshub.brokers.envelope import encode_envelope
@@ -157,7 +155,7 @@ async def round_trips(broker: WorkersBroker, arrived: asyncio.Event, count: int,
     return took
 
 
-async def measure(options: argparse.Namespace) -> dict[str, Any]:
+async def measure(options: argparse.Namespace) -> dict[str, float]:
     os.sched_setaffinity(0, {options.cores[0]})
     envelope = encode_envelope("room", "benchmark", bytes(options.size), node=1, number=1, sent_at=1)
     with tempfile.TemporaryDirectory(prefix="wshub-") as directory:
@@ -184,16 +182,15 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
         await echo.end()
         stats = broker.stats()
         await broker.close()
+    assert not any(stats["dropped"].values()), stats
     return {
-        "envelopes": sent,
-        "loop_us_per_envelope": iteration / options.group * 1e6,
-        "writer_us_per_peer": cpu / sent / options.readers * 1e6,
-        "reader_us": [(later[1] - earlier[1]) / sent * 1e6 for earlier, later in zip(before, after, strict=True)],
-        "latency_us": {
-            "median": statistics.median(latencies),
-            "p99": statistics.quantiles(latencies, n=100)[98],
-        },
-        "dropped": stats["dropped"],
+        "loop of the writer, an envelope": iteration / options.group * 1e6,
+        "writer, an envelope to a peer": cpu / sent / options.readers * 1e6,
+        "reader, an envelope": max(
+            (later[1] - earlier[1]) / sent * 1e6 for earlier, later in zip(before, after, strict=True)
+        ),
+        "latency of a single one, median": statistics.median(latencies),
+        "latency of a single one, 99 %": statistics.quantiles(latencies, n=100)[98],
     }
 
 
@@ -205,12 +202,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2)
     parser.add_argument("--singles", type=int, default=1000)
     parser.add_argument("--cores", type=lambda text: [int(core) for core in text.split(",")], default=[0, 1])
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    result = asyncio.run(measure(options))
-    print(json.dumps(result, indent=2))
-    if options.json:
-        options.json.write_text(json.dumps(result))
+    samples = [asyncio.run(measure(options)) for _ in range(options.rounds)]
+    print(f"| {options.readers} readers, {options.size} bytes, {options.group} in an iteration | µs | range |")
+    print("| --- | --- | --- |")
+    for name in samples[0]:
+        found = [sample[name] for sample in samples]
+        print(f"| {name} | {statistics.median(found):.2f} | {min(found):.2f} to {max(found):.2f} |")
 
 
 if __name__ == "__main__":

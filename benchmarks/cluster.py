@@ -1,6 +1,6 @@
 """CPU time per delivery of messages to a room whose members are spread over nodes.
 
-``python benchmarks/cluster.py --redis redis://127.0.0.1:PORT``; README.md says how.
+``python benchmarks/cluster.py``; README.md says how. It needs redis-server, and python-socketio for the comparison.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from engines import engine_at
 from run import choose_cores, cpu_of, free_port, on_core, raise_descriptor_limit
 
 NODE = Path(__file__).resolve().parent / "servers" / "cluster_node.py"
@@ -47,6 +48,9 @@ PROTOCOLS = {
     "wshub": Protocol("/", TEXT, TEXT),
     "socketio": Protocol("/socket.io/?EIO=4&transport=websocket", f'42["say","{TEXT}"]', f'42["say","{TEXT}"]'),
 }
+
+
+KINDS = {"wshub": "wshub", "python-socketio": "socketio"}
 
 
 def read_head(client: socket.socket) -> bytes:
@@ -152,25 +156,28 @@ def measure(nodes: int, broker: str, kind: str, members: int, burst: int, second
 def main() -> None:
     """Measure all rows that can be."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--redis", metavar="URL", help="measure over Redis too, beside python-socketio")
+    parser.add_argument("--programs", default="wshub,python-socketio", help="what is measured over Redis")
     parser.add_argument("--members", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0)
     arguments = parser.parse_args()
     raise_descriptor_limit()
     rows: dict[str, tuple[int, str, str]] = {}
-    with tempfile.TemporaryDirectory(prefix="wshub-") as directory:
+    with (
+        tempfile.TemporaryDirectory(prefix="wshub-") as directory,
+        tempfile.TemporaryDirectory(prefix="wshub-") as engine_directory,
+        engine_at(engine_directory, choose_cores()[1]) as (url, _),
+    ):
         rows["one node"] = (1, "none", "wshub")
         rows["two workers"] = (2, f"workers:{directory}", "wshub")
-        if arguments.redis:
-            rows["two nodes, Redis"] = (2, arguments.redis, "wshub")
-            rows["two nodes, Redis, python-socketio"] = (2, arguments.redis, "socketio")
+        for name in arguments.programs.split(","):
+            rows[f"two nodes, Redis, {name}"] = (2, url, KINDS[name])
         samples: dict[str, list[float]] = {name: [] for name in rows}
         for _ in range(arguments.rounds):
             for name, (nodes, broker, kind) in rows.items():
                 samples[name].append(measure(nodes, broker, kind, arguments.members, 32, arguments.seconds))
                 print(f"{name}: {samples[name][-1]:.3f}", file=sys.stderr, flush=True)
-    print("| room of 1,000, 32 messages of 64 bytes under way | µs of CPU for a delivery | range |")
+    print(f"| a room of {arguments.members:,}, 32 messages of 64 bytes | µs of CPU for a delivery | range |")
     print("| --- | --- | --- |")
     for name, found in samples.items():
         print(f"| {name} | {statistics.median(found):.3f} | {min(found):.3f} to {max(found):.3f} |")

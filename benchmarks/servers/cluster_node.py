@@ -37,9 +37,7 @@ def serve_socketio(port: int, broker: str) -> None:
     async def say(sid: str, data: str) -> None:
         await server.emit("say", data, room="room")
 
-    uvicorn.run(
-        socketio.ASGIApp(server), port=port, log_level="warning", ws="websockets", loop="uvloop", ws_ping_interval=None
-    )
+    uvicorn.run(socketio.ASGIApp(server), port=port, log_level="warning", loop="uvloop", ws_ping_interval=None)
 
 
 if __name__ == "__main__":

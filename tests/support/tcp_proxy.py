@@ -57,6 +57,8 @@ class ProxiedConnection:
         self.is_open = True
         self._client = client
         self._server = server
+        for each in (client, server):
+            each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._lock = threading.Lock()
         self._running = 2
         self._threads = [
