@@ -7,6 +7,7 @@ report as a line of JSON twice a second. After SIGUSR1 it ends each stream; afte
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 import signal
@@ -36,7 +37,16 @@ from tests.soak.cluster.wire import (
     user_name,
 )
 from tests.soak.server import descriptors, resident
-from wshub import BrokerError, BrokerUnavailable, BrokerUncertain, Connection, Hub, HubConfig, MisuseError
+from wshub import (
+    BrokerError,
+    BrokerUnavailable,
+    BrokerUncertain,
+    Connection,
+    ConnectionClosed,
+    Hub,
+    HubConfig,
+    MisuseError,
+)
 from wshub.brokers.interface import BrokerEvents, NodeInfo, user_channel
 from wshub.brokers.redis import RedisBroker
 
@@ -88,7 +98,8 @@ class Node:
     async def serve(self, connection: Connection) -> None:
         self.connections.add(connection)
         try:
-            await self.answer(connection)
+            with contextlib.suppress(ConnectionClosed):
+                await self.answer(connection)
         finally:
             self.connections.discard(connection)
 
