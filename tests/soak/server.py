@@ -124,8 +124,9 @@ class Service:
 async def open_a_transport() -> None:
     """Open and close a transport: uvloop keeps a descriptor in reserve from its first one on."""
     ours, theirs = socket.socketpair()
-    transport, _ = await asyncio.get_running_loop().create_connection(asyncio.Protocol, sock=ours)
-    transport.abort()
+    _, writer = await asyncio.open_connection(sock=ours)
+    writer.close()
+    await writer.wait_closed()
     theirs.close()
 
 
