@@ -1,12 +1,14 @@
 """Nodes of a cluster that serve clients: hubs of this process, and programs that are one in a process of their own.
 
-A client joins the room that the path of its URL names. A message that it sends goes to that room.
+A client joins the room that the path of its URL names. A message that it sends goes to that room, unless it asks for
+the counts of the node.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import signal
 import subprocess
 import sys
@@ -22,6 +24,9 @@ from wshub.brokers.interface import Broker
 
 SECOND = 0.05
 """Seconds of real time in which what is under way arrives, while a second of the test's clock passes."""
+
+COUNTS = "counts?"
+"""The message that asks for the counts of a node."""
 
 LARGE_BUFFER = 64 * 1024 * 1024
 
@@ -63,7 +68,7 @@ class HubNode(Node):
 
 
 class ProcessNode(Node):
-    """A hub in a process of its own. It answers surveys on ``stats`` with its counts."""
+    """A hub in a process of its own. It answers surveys on ``subscribed`` when the messages to a room arrive."""
 
     def __init__(self, process: asyncio.subprocess.Process, port: int, node_id: str) -> None:
         super().__init__(port)
@@ -92,6 +97,9 @@ async def serving_node(
             connection.join(path)
 
     def pass_on(connection: Connection, message: Message) -> None:
+        if message.data == COUNTS:
+            connection.send(json.dumps(hub.stats()["cluster"]))
+            return
         hub.broadcast(message, room=connection.request.path.removeprefix("/"))
 
     hub = Hub(HubConfig(**settings), broker=broker, name=name, **({"clock": clock} if clock else {}))
@@ -122,7 +130,7 @@ async def process_node(broker: str, **further: str) -> AsyncIterator[ProcessNode
 async def serve(broker: str) -> None:
     """Be such a process: print the port and the id, and serve."""
     async with serving_node(broker, max_send_buffer=LARGE_BUFFER) as node:
-        node.hub.answer_survey("stats", lambda body: node.stats)
+        node.hub.answer_survey("subscribed", node.hub.subscribed)
         print(node.port, node.id, flush=True)
         await asyncio.get_running_loop().create_future()
 
@@ -169,6 +177,23 @@ async def member(of: HubNode, room: str) -> AsyncIterator[websockets.ClientConne
             await of.hub.subscribed(room)
         else:
             await of.hub.broker.subscribed(room)  # type: ignore[union-attr]
+        yield client
+
+
+async def counts_for(client: websockets.ClientConnection) -> Any:
+    """Return the counts of the node of a client, for which no other message is under way."""
+    await client.send(COUNTS)
+    return json.loads(await client.recv())
+
+
+@contextlib.asynccontextmanager
+async def remote_member(of: ProcessNode, room: str, asked: HubNode) -> AsyncIterator[websockets.ClientConnection]:
+    """Connect a member of a room to a node in another process, which a node of this one knows then."""
+    async with connected(of.url(room), max_size=None) as client:
+        await (await client.ping())
+        await all_know(asked, count=2)
+        while of.id not in (await asked.hub.survey("subscribed", room)).answers:
+            await asyncio.sleep(0.01)
         yield client
 
 
