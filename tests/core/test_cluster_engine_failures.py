@@ -28,7 +28,7 @@ from tests.support.cluster_nodes import (
     receive_until,
     serving_node,
 )
-from tests.support.redis_engine import RedisEngine, running_engine
+from tests.support.redis_engine import RedisEngine
 from tests.support.serving_hub import Clock, connected
 from tests.support.tcp_proxy import TcpProxy, proxy_to
 from wshub import BrokerError, BrokerUnavailable, BrokerUncertain
@@ -36,13 +36,6 @@ from wshub.brokers.envelope import encode_envelope
 from wshub.brokers.redis import RedisBroker
 
 MAX_PENDING = 8 * 1024 * 1024
-
-
-@pytest.fixture
-def own_engine(redis_engine: RedisEngine) -> Iterator[RedisEngine]:
-    """An engine that the test may stop, of the same kind as the shared one."""
-    with running_engine(redis_engine.kind) as engine:
-        yield engine
 
 
 @pytest.fixture

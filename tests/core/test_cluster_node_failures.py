@@ -32,6 +32,7 @@ from tests.support.redis_engine import RedisEngine, running_engine
 from tests.support.serving_hub import Clock, connected
 from wshub.brokers.interface import Published
 from wshub.brokers.redis import RedisBroker
+from wshub.brokers.workers import WorkersBroker
 from wshub.core.cluster_types import Survey
 
 MESSAGES = 300
@@ -183,6 +184,30 @@ async def test_an_old_node_ignores_and_counts_messages_of_a_newer_version(
         assert await near.recv() == "4"
         assert old.stats["received"] == old.stats["delivered"] + sum(old.stats["ignored"].values())
         assert old.hub.health().ok
+
+
+@pytest.mark.failure("two workers run versions that cannot talk")
+async def test_workers_of_versions_that_cannot_talk_leave_each_other_alone(
+    socket_directory: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Each of them takes the other one for a worker of version 1.
+    monkeypatch.setattr("wshub.brokers.workers_session.VERSION", 2)
+    async with (
+        serving_node(WorkersBroker(socket_directory, several_in_process=True), clock=clock) as one,
+        serving_node(WorkersBroker(socket_directory, several_in_process=True), clock=clock) as two,
+        member(one, "room") as near,
+        member(two, "room") as far,
+    ):
+        await pass_for(5, clock, one, two)
+        await one.hub.publish("1", room="room")
+        await two.hub.publish("2", room="room")
+        assert await near.recv() == "1"
+        assert await far.recv() == "2"
+        assert [node.stats["nodes"] for node in (one, two)] == [1, 1]
+        assert len(await one.hub.nodes()) == 1
+        assert one.stats["rejected"] == sum(one.dropped.values()) == 0
+        told = [record for record in caplog.records if "of another version runs" in record.getMessage()]
+        assert len(told) == 2
 
 
 @pytest.fixture(scope="module")
