@@ -70,6 +70,7 @@ async def test_a_node_that_dies_is_missing_in_surveys_and_leaves_after_ten_secon
         async with connected(two.url("room")) as client:
             await all_know(one, count=2)
             assert one.stats["nodes"] == 2
+            one.hub.answer_survey("where", lambda body: "here")
             await two.kill()
             with pytest.raises(websockets.ConnectionClosedError):
                 await client.recv()
@@ -78,12 +79,13 @@ async def test_a_node_that_dies_is_missing_in_surveys_and_leaves_after_ten_secon
             await one.hub.publish("hello", room="room")
             assert await client.recv() == "hello"
         await pass_for(1, clock, one)
-        assert (await one.hub.survey("stats", timeout_ms=200)).missing == tuple(sorted((one.id, two.id)))
+        here = {one.id: "here"}
+        assert await one.hub.survey("where", timeout_ms=200) == Survey(answers=here, missing=(two.id,))
         await pass_for(9, clock, one)
         assert one.stats["nodes"] == len(await one.hub.nodes()) == 2
         await pass_for(1, clock, one)
         assert one.stats["nodes"] == len(await one.hub.nodes()) == 1
-        assert await one.hub.survey("stats") == Survey(missing=(one.id,))
+        assert await one.hub.survey("where") == Survey(answers=here)
 
 
 @pytest.mark.failure("a worker hangs")
@@ -119,7 +121,7 @@ async def test_a_worker_that_hangs_leaves_the_others_after_ten_seconds(directory
         remote_member(two, "room", one) as far,
     ):
         assert one.stats["broker"]["peers"] == 1
-        # What it has sent before counts as a sign of life.
+        # Handle all that it has sent: it would count as a sign of life.
         await pass_for(1, clock, one)
         two.signal(signal.SIGSTOP)
         for number in range(MESSAGES):
@@ -129,18 +131,21 @@ async def test_a_worker_that_hangs_leaves_the_others_after_ten_seconds(directory
         seconds = await pass_until(lambda: not one.stats["broker"]["peers"], clock, one)
         assert 10 <= seconds <= 12
         assert one.stats["interruptions"] == {"lost": 1}
-        # A heartbeat is dropped too.
-        assert one.stats["rejected"] == one.dropped["full"] >= full > 0
-        disconnected = one.dropped["disconnected"]
+        assert full > 0
+        heartbeats = one.stats["rejected"] - full
+        dropped = sum(one.dropped.values()) - heartbeats
+        # The queue is dropped with the connection.
+        assert dropped > full
         await pass_for(2, clock, one)
         assert len(await one.hub.nodes()) == one.stats["nodes"] == 1
         two.signal(signal.SIGCONT)
-        await pass_until(lambda: one.stats["broker"]["peers"] == 1, clock, one)
+        await pass_until(lambda: one.stats["broker"]["peers"] == 1, clock, one, seconds=600)
         while (await one.hub.publish("later", room="room")).receivers != 1:
             await asyncio.sleep(0.01)
-        # It gets what the kernel had taken.
+        # It gets what the kernel had taken. A transport may have taken more, which is lost without a count.
         numbers = [number_of(text) for text in await receive_until(far, "later")]
-        assert numbers == list(range(MESSAGES - full - disconnected))
+        assert numbers == list(range(len(numbers)))
+        assert 0 < len(numbers) <= MESSAGES - dropped
         assert (await counts_for(far))["interruptions"] == {"lost": 1}
 
 
