@@ -34,8 +34,12 @@ from tests.support.tcp_proxy import TcpProxy, proxy_to
 from wshub import BrokerError, BrokerUnavailable, BrokerUncertain
 from wshub.brokers.envelope import encode_envelope
 from wshub.brokers.redis import RedisBroker
+from wshub.brokers.redis_probes import INTERVAL
 
 MAX_PENDING = 8 * 1024 * 1024
+
+SECONDS_SINCE_THE_START = 2
+"""Seconds on the clock of a pair since its brokers have started."""
 
 
 @pytest.fixture
@@ -69,7 +73,7 @@ async def pair(clock: Clock, port_of_one: int, port_of_two: int) -> AsyncIterato
     ):
         await all_know(one, two)
         # A connection that has lasted for a second is made again at once.
-        await pass_for(2, clock, one, two)
+        await pass_for(SECONDS_SINCE_THE_START, clock, one, two)
         yield Pair(one, two, near, far)
 
 
@@ -228,6 +232,8 @@ async def test_a_connection_that_delivers_nothing_is_found_deaf_within_15_second
     own_engine: RedisEngine, proxy: TcpProxy, clock: Clock
 ) -> None:
     async with pair(clock, own_engine.port, proxy.port) as (one, two, _near, far):
+        # A probe has just come back, so the next one is as far away as it ever is.
+        await pass_for(int(INTERVAL) - SECONDS_SINCE_THE_START, clock, one, two)
         connection_of(proxy, "subscriber").to_client.is_black_hole = True
         await one.hub.publish("1", room="room")
         seconds = await pass_until(lambda: two.hub.health().broker.state == "deaf", clock, two)
