@@ -150,7 +150,7 @@ async def test_nothing_is_sent_after_the_goodbye() -> None:
         commands = one.cluster.commands
         commands.sweep(clock.now)
         commands.greet()
-        commands.join_user("ann", "lobby")
+        commands.change_rooms("join", "ann", "lobby")
         one.receive(7, {"do": "heartbeat", "info": {}, "heard": {}})
         one.receive(7, {"do": "survey", "topic": "wshub.room_count", "number": 1, "body": "lobby"})
         commands.close()
@@ -247,9 +247,9 @@ async def test_commands_about_users_refuse_what_cannot_be_sent() -> None:
         commands = one.cluster.commands
         for room in (7, None, b"lobby"):
             with pytest.raises(TypeError, match="room"):
-                commands.join_user("ann", room)
+                commands.change_rooms("join", "ann", room)
             with pytest.raises(TypeError, match="room"):
-                commands.leave_user("ann", room)
+                commands.change_rooms("leave", "ann", room)
         with pytest.raises(TypeError, match="reason"):
             await commands.disconnect_user("ann", 1008, b"bytes")
         assert sent == []
@@ -258,7 +258,7 @@ async def test_commands_about_users_refuse_what_cannot_be_sent() -> None:
 async def test_names_with_a_lone_surrogate_travel_in_commands() -> None:
     async with nodes(2, Clock()) as (one, _two):
         sent = one.record_sent()
-        one.cluster.commands.join_user("\ud800", "\udfff")
+        one.cluster.commands.change_rooms("join", "\ud800", "\udfff")
         assert (sent[0]["user"], sent[0]["room"]) == ("\ud800", "\udfff")
         one.receive(7, sent[0])
         assert one.stats["ignored"]["unreadable"] == 0

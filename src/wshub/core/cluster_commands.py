@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from wshub.brokers.envelope import encode_envelope
 from wshub.brokers.interface import ALL_NODES, Broker, NodeInfo, Published, node_channel, user_channel
 from wshub.core.cluster_surveys import Answer, Surveys
-from wshub.core.cluster_types import Node, Survey
+from wshub.core.cluster_types import Node, RoomChange, Survey
 from wshub.core.command_fields import check_name, check_reason, integer_in, mapping_in, number_in, text_in
 from wshub.errors import BrokerUnavailable
 
@@ -154,15 +154,14 @@ class ClusterCommands:
         command = {"do": "disconnect", "user": user, "code": code, "reason": check_reason(reason)}
         await self._cluster.publish(user_channel(user), self._envelope(command))
 
-    def join_user(self, user: str, room: str) -> None:
-        """Have the connections of a user at the other nodes join a room. Raises ``TypeError`` for what is no name."""
-        user = check_name("user", user)
-        self._send(user_channel(user), {"do": "join", "user": user, "room": check_name("room", room)})
+    def change_rooms(self, change: RoomChange, user: str, room: str) -> None:
+        """Have the connections of a user at the other nodes join or leave a room.
 
-    def leave_user(self, user: str, room: str) -> None:
-        """Have the connections of a user at the other nodes leave a room. Raises ``TypeError`` for what is no name."""
+        Raises:
+            TypeError: the user or the room is no str.
+        """
         user = check_name("user", user)
-        self._send(user_channel(user), {"do": "leave", "user": user, "room": check_name("room", room)})
+        self._send(user_channel(user), {"do": change, "user": user, "room": check_name("room", room)})
 
     # Commands of other nodes
 
