@@ -8,6 +8,7 @@ from types import FunctionType
 import pytest
 
 from tests.core import test_cluster_engine_failures, test_cluster_node_failures
+from tests.uvicorn import test_shared_directory
 
 PAGE = Path(__file__).parents[2] / "docs" / "cluster.md"
 HEADING = "| failure | what your program sees | what clients see | where it is counted |"
@@ -31,12 +32,13 @@ def rows() -> dict[str, list[str]]:
 def failures_of_tests() -> dict[str, list[str]]:
     """Return the names of the tests of each failure."""
     found: dict[str, list[str]] = {}
-    for module in (test_cluster_engine_failures, test_cluster_node_failures):
+    for module in (test_cluster_engine_failures, test_cluster_node_failures, test_shared_directory):
         for name, function in vars(module).items():
             if name.startswith("test_") and isinstance(function, FunctionType):
-                (mark,) = [mark for mark in getattr(function, "pytestmark", ()) if mark.name == "failure"]
-                (failure,) = mark.args
-                found.setdefault(failure, []).append(name)
+                for mark in getattr(function, "pytestmark", ()):
+                    if mark.name == "failure":
+                        (failure,) = mark.args
+                        found.setdefault(failure, []).append(name)
     return found
 
 
