@@ -94,8 +94,8 @@ async def hub_receives(url: str, seconds: float, ready: Pipe) -> dict[str, float
         ready.send(None)
         figures = await measure(seconds, lambda: cluster_of(hub)["received"])
         cluster = cluster_of(hub)
-        assert not cluster["interruptions"], "the engine has ended the connection: the node did not keep up"
-        assert hub.stats()["dropped"]["newest"] > 0.9 * cluster["received"], "the member takes messages"
+        assert not cluster.interruptions, "the engine has ended the connection: the node did not keep up"
+        assert hub.stats().dropped.newest > 0.9 * cluster.received, "the member takes messages"
         return figures
 
 
@@ -156,7 +156,7 @@ async def redis_py_publishes(url: str, seconds: float, ready: Pipe) -> dict[str,
 
 def cluster_of(hub: Hub) -> ClusterStats:
     """Return what a hub counts of its cluster."""
-    cluster = hub.stats()["cluster"]
+    cluster = hub.stats().cluster
     assert cluster is not None
     return cluster
 

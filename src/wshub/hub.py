@@ -237,17 +237,14 @@ class Hub(ClusteredHub):
     def stats(self, *, room: str | None = None) -> HubStats | RoomStats:
         """Return the counts of the hub since its first use, or of a room since its first member joined.
 
-        At any moment, ``messages_accepted`` = ``messages_delivered`` + ``messages_pending`` + the sum of ``dropped``.
-        A message counts once for each of its receivers. It is delivered when the kernel has taken all of it, or a
-        transport in the kernel's place, as for ``Connection.buffered``. The keys of ``dropped`` are reasons:
-        ``closed``, the connection ended; ``slow``, ``slow_consumer`` closed the connection; ``newest``, ``oldest`` and
-        ``replaced``, the other policies dropped it. ``wshub.core.stats_types`` describes every counter.
+        At any moment, ``messages_accepted`` = ``messages_delivered`` + ``messages_pending`` + ``dropped.total``. A
+        message counts once for each of its receivers. It is delivered when the kernel has taken all of it, or a
+        transport in the kernel's place, as for ``Connection.buffered``. ``HubStats`` and ``RoomStats`` describe every
+        field. ``stats().asdict()`` is a dict for JSON.
 
         Args:
             room: the name of a room; None means the whole hub.
         """
         if room is not None:
             return self._room_counts(room)
-        counts = self._counts()
-        counts["cluster"] = self._cluster.stats() if self._cluster is not None else None
-        return counts
+        return self._counts(self._cluster.stats() if self._cluster is not None else None)

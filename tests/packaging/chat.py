@@ -103,7 +103,7 @@ async def chat_with_hub() -> None:
     async with hub.serve("127.0.0.1", 0, EventHandler(on_open=on_open, on_message=on_message)) as server:
         await chat(server.port)
     stats = hub.stats()
-    assert stats["messages_delivered"] == stats["messages_accepted"] == 1 + 2 + 12, stats
+    assert stats.messages_delivered == stats.messages_accepted == 1 + 2 + 12, stats
 
 
 async def chat_with_command() -> None:

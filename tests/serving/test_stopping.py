@@ -40,7 +40,7 @@ def test_handlers_that_run_have_their_time_when_the_hub_closes(run) -> None:
     async def scenario(handler: Any, events: list[str], expected: list[str]) -> None:
         async with serving(handler) as (hub, url), connected(url) as client:
             await client.send("x")
-            while not hub.stats()["messages_received"]:
+            while not hub.stats().messages_received:
                 await asyncio.sleep(0)
             await hub.close()
             assert events == expected
@@ -80,7 +80,7 @@ async def test_a_handler_that_never_ends_is_cancelled_and_on_close_follows() -> 
     handler = EventHandler(on_message=on_message, on_close=on_close)
     async with serving(handler, close_timeout_ms=100) as (hub, url), raw_peer(url) as peer:
         peer.send(Frame.text("a"))
-        while not hub.stats()["messages_received"]:
+        while not hub.stats().messages_received:
             await asyncio.sleep(0)
         await hub.close()
         assert events == ["cancelled", "on_close begins", "on_close ends"]
@@ -137,7 +137,7 @@ async def test_a_handler_may_close_its_hub_while_that_waits_for_the_handler() ->
     async with serving(EventHandler(on_message=on_message), close_timeout_ms=3_600_000) as (hub, url):
         async with connected(url) as client:
             await client.send("x")
-            while not hub.stats()["messages_received"]:
+            while not hub.stats().messages_received:
                 await asyncio.sleep(0)
             closing.set()
             await hub.close()

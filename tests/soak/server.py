@@ -21,6 +21,7 @@ import uvloop
 
 from tests.soak.wire import ALL, ECHO, JOIN, LEAVE, NUMBERED, OF_ROOM, ROOM, ROOMS, policy_of, room_name
 from wshub import CompressionConfig, Connection, EventHandler, Hub, HubConfig, Message, RateLimits
+from wshub.core.stats_types import MessageStats
 from wshub.serving.server import Server
 
 TICK = 0.01
@@ -38,9 +39,9 @@ def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-def check(stats: dict[str, Any]) -> None:
-    dropped = sum(stats["dropped"].values())
-    if stats["messages_accepted"] != stats["messages_delivered"] + dropped + stats["messages_pending"]:
+def check(stats: MessageStats) -> None:
+    dropped = stats.dropped.total
+    if stats.messages_accepted != stats.messages_delivered + dropped + stats.messages_pending:
         raise AssertionError(f"the counters do not add up: {stats}")
 
 
@@ -117,7 +118,7 @@ class Service:
         check(stats)
         for name in self.hub.rooms:
             check(self.hub.stats(room=name))
-        return {"opened": self.opened, "closed": self.closed, "reasons": self.reasons, **stats}
+        return {"opened": self.opened, "closed": self.closed, "reasons": self.reasons, **stats.asdict()}
 
 
 async def main() -> None:

@@ -13,6 +13,7 @@ import starlette.responses
 from starlette.types import Scope
 
 from wshub.asgi.handshake import register_scope, register_scope_when_decided
+from wshub.asgi.scope import ScopePeer, request_of
 from wshub.core.event_handler import EventHandler, Handlers, handler_table_of
 from wshub.core.handler_table import HandlerTable
 from wshub.core.refusals import NOT_HANDED_OVER, count_refusal
@@ -181,7 +182,7 @@ class Context:
                 Handshake.check_request(request.method, request.http_version, request.headers)
                 raise HandshakeError(*NOT_HANDED_OVER)
             except HandshakeError as error:
-                count_refusal(hub, error)
+                count_refusal(hub, error, request=request_of(request.scope), source=ScopePeer(request.scope))
                 raise
         if self.opening is not None:
             raise MisuseError("this request has become a connection already")

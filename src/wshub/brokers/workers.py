@@ -181,17 +181,8 @@ class WorkersBroker:
         """Return what was counted since ``start()``."""
         session = self._session
         if session is None:
-            return BrokerStats(
-                sent=0,
-                received=0,
-                bytes_sent=0,
-                bytes_received=0,
-                dropped={"disconnected": self._dropped_early} if self._dropped_early else {},
-                interruptions={},
-                reconnects=0,
-                subscriptions=len(self._early),
-                peers=0,
-            )
+            dropped = {"disconnected": self._dropped_early} if self._dropped_early else {}
+            return BrokerStats(dropped=dropped, subscriptions=len(self._early))
         mesh = session.mesh
         return BrokerStats(
             sent=mesh.sent,

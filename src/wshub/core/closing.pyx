@@ -26,6 +26,7 @@ answer within close_timeout, its connection is aborted. on_close is called if on
 receive(), wait_closed() and drain(); fail() ends receive() at once.
 """
 
+from wshub.core.connection_logging cimport log_closed
 from wshub.core.hub_state cimport BYTES
 from wshub.core.rooms cimport leave_all_rooms
 from wshub.core.connection_state cimport (
@@ -220,6 +221,8 @@ cdef bint finish_closing(ConnectionCore connection) noexcept:
         closes[connection.code] = closes.get(connection.code, 0) + 1
     except MemoryError:
         logger.error("out of memory: the end of a connection is not counted")
+    if connection.log is not None:
+        log_closed(connection)
     wake_all(connection)
     if connection.blocks & ANY_HANDLER_RUNS:
         connection.close_pending = True

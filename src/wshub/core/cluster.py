@@ -224,19 +224,19 @@ class Cluster(RemoteMessages):
     def stats(self) -> ClusterStats:
         """Return the counts."""
         lag = self.lag_seconds
-        return {
-            "node": self.info.id,
-            "nodes": len(self.commands.nodes) + 1,
-            "published": self.sent_count,
-            "rejected": self._rejected,
-            "received": self.received_count,
-            "delivered": self.delivered_count,
-            "ignored": self.ignored_counts,
-            "interruptions": dict(self._interruptions),
-            "lag_ms": lag * 1000 if lag is not None else None,
-            "probe_ms": self.broker.health().probe_ms,
-            "broker": self.broker.stats(),
-        }
+        return ClusterStats(
+            node=self.info.id,
+            nodes=len(self.commands.nodes) + 1,
+            published=self.sent_count,
+            rejected=self._rejected,
+            received=self.received_count,
+            delivered=self.delivered_count,
+            ignored=self.ignored_counts,
+            interruptions=dict(self._interruptions),
+            lag_ms=lag * 1000 if lag is not None else None,
+            probe_ms=self.broker.health().probe_ms,
+            broker=self.broker.stats(),
+        )
 
     # For the broker: BrokerEvents
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypedDict
+from typing import Any
 
 from wshub.brokers.interface import BrokerHealth, BrokerStats, NodeInfo
 
@@ -51,7 +52,8 @@ class HubHealth:
     """The state of the broker; None without a broker."""
 
 
-class IgnoredEnvelopes(TypedDict):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IgnoredEnvelopes:
     """Envelopes of other programs and nodes that reached no connection, by reason."""
 
     own: int
@@ -66,11 +68,17 @@ class IgnoredEnvelopes(TypedDict):
     failed: int
     """There was no memory, or an error is in the log."""
 
+    @property
+    def total(self) -> int:
+        """The sum over all reasons."""
+        return self.own + self.no_receiver + self.unreadable + self.failed
 
-class ClusterStats(TypedDict):
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterStats:
     """Counts of messages between nodes.
 
-    At any moment, ``received`` is ``delivered`` + the sum of ``ignored``.
+    At any moment, ``received`` is ``delivered`` + ``ignored.total``.
     """
 
     node: str
@@ -92,8 +100,9 @@ class ClusterStats(TypedDict):
     """Of these, how many were for this node."""
 
     ignored: IgnoredEnvelopes
+    """Of these, how many reached no connection."""
 
-    interruptions: dict[str, int]
+    interruptions: Mapping[str, int]
     """How often messages may have been lost, by reason."""
 
     lag_ms: float | None

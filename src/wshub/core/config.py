@@ -189,6 +189,10 @@ class HubConfig:
     """Milliseconds over which a closing hub spreads the closes of its connections, so that not all clients come back at
     once. Each connection works normally until it is closed. New handshakes get 503."""
 
+    access_log: bool = False
+    """Whether the logger ``wshub.access`` gets a line at INFO when a handshake is answered, and one when its connection
+    ends. The lines have no query. Each connection keeps its address and its path as text meanwhile."""
+
     use_reactor: bool = True
     """Whether the native reactor carries the connections without TLS, on platforms with epoll. Otherwise each has a
     transport of the event loop, which is slower and behaves the same. ``WSHUB_USE_REACTOR=0`` in the environment
@@ -199,6 +203,7 @@ class HubConfig:
             object.__setattr__(self, name, check_integer(name, getattr(self, name), smallest, largest))
         check_bool("enable_compression", self.enable_compression)
         check_bool("use_reactor", self.use_reactor)
+        check_bool("access_log", self.access_log)
         check_bool("allow_missing_origin", self.allow_missing_origin)
         policy = check_choice("slow_consumer", self.slow_consumer, get_args(SlowConsumer))
         object.__setattr__(self, "slow_consumer", policy)
@@ -249,6 +254,7 @@ class HubSettings(TypedDict, total=False):
     close_timeout_ms: int
     handshake_timeout_ms: int
     shutdown_spread_ms: int
+    access_log: bool
     use_reactor: bool
 
 

@@ -114,6 +114,10 @@ cdef class ConnectionCore(Receiver):
     cdef uint8_t close_pending   # on_close is due when the suspended handler ends
     cdef uint16_t inbox_kibibytes  # of the messages in the inbox, as inbox_charge() counts them
 
+    # The log
+    cdef object log              # ConnectionLog; None if the connection is not logged
+    cdef uint64_t bytes_received  # since the opening
+
     # The end
     cdef uint16_t code           # 0: not known yet
     cdef str reason

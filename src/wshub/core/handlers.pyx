@@ -7,6 +7,7 @@ the connection is set. If the loop has a task factory, the factory makes the tas
 """
 
 from wshub.core.closing cimport begin_closing, close_returned_endpoint, close_going_away, code_to_send
+from wshub.core.connection_logging cimport log_opened
 from wshub.core.connection_state cimport (
     ANY_HANDLER_RUNS,
     HANDLER_RUNS,
@@ -51,6 +52,8 @@ cdef int start(ConnectionCore connection, Link link) except -1:
     connection.status = IS_OPEN
     connection.hub.window_changes += connection.room_table is not None
     start_deadlines(connection, now)
+    connection.hub.connections_opened += 1
+    log_opened(connection, now)
     for kind in range(RATES):
         connection.left[kind] = connection.hub.rates[kind].at_most
     if closes_at_once:
@@ -81,22 +84,23 @@ cdef int call_handler(ConnectionCore connection, object handler, tuple arguments
     try:
         result = handler(*arguments)
         if result is not None and result is not QUEUED:
-            run_awaitable(connection, result, block)
+            run_awaitable(connection, result, block, None)
     except BaseException as error:
         handler_failed(connection, error, block)
     return 0
 
 
-cdef int run_awaitable(ConnectionCore connection, object awaitable, uint8_t block) except -1:
+cdef bint run_awaitable(ConnectionCore connection, object awaitable, uint8_t block, object ended) except -1:
     """Run the awaitable that a handler returned, in a task whose first step runs now.
 
-    Raise MisuseError for a generator. Any other value is ignored. The block is set while the task is suspended.
+    Raise MisuseError for a generator. Any other value is ignored; then return False. The block is set while the task is
+    suspended. `ended` is None, or a function that is called with the task when it is done.
     """
     if not iscoroutine(awaitable):
         if not isawaitable(awaitable):
             if PyGen_CheckExact(awaitable) or PyAsyncGen_CheckExact(awaitable):
                 raise MisuseError(f"the handler returned {awaitable!r}, which runs nothing: a handler has no yield")
-            return 0
+            return False
         awaitable = await_it(awaitable)
     if not connection.is_named:
         connection.hub.handling.set(connection.connection_id)
@@ -110,12 +114,16 @@ cdef int run_awaitable(ConnectionCore connection, object awaitable, uint8_t bloc
     if not task.done():
         connection.blocks |= block
         connection.hub.handler_tasks[task] = connection.connection_id
+        if ended is not None:
+            task.add_done_callback(ended, context=connection.context)
         task.add_done_callback(partial(task_done, connection, block))
-        return 0
+        return True
+    if ended is not None:
+        ended(task)
     error = error_of(task)
     if error is not None:
         handler_failed(connection, error, block)
-    return 0
+    return True
 
 
 cdef object start_task(object loop, object coroutine, object context):

@@ -8,9 +8,12 @@ from typing import Any, Self, Unpack
 from typing_extensions import Buffer
 
 from wshub.core.admission import Admission
+from wshub.core.cluster_types import ClusterStats
 from wshub.core.config import DeliveryOptions, HubConfig, RoomConfig
 from wshub.core.connection import Connection
 from wshub.core.handler_table import HandlerTable
+from wshub.core.limit_log import LimitLog
+from wshub.core.observed_handshake import Tracer
 from wshub.core.queued import Queued
 from wshub.core.stats_types import HubStats, RoomStats
 from wshub.links.reactor_api import Reactor
@@ -193,5 +196,19 @@ class HubCore:
     def _handler_tasks(self) -> dict[asyncio.Task[Any], int]: ...
     @property
     def _handled_connection(self) -> int | None: ...
-    def _counts(self) -> HubStats: ...
+    def _counts(self, cluster: ClusterStats | None) -> HubStats: ...
+    def measure_times(self) -> None:
+        """Measure from now on how long handshakes, ``on_message`` and pings take: ``stats()`` has the histograms.
+
+        A ``HubCollector`` calls this. Until then no time is measured, and nothing is spent on it.
+        """
+    @property
+    def observes_handshakes(self) -> bool:
+        """Whether handshakes are measured, or have spans."""
+    def _trace(self, tracer: Tracer, messages: bool) -> None: ...
+    @property
+    def _tracer(self) -> Tracer | None: ...
+    @property
+    def _limit_log(self) -> LimitLog: ...
+    def _count_handshake_time(self, seconds: float) -> None: ...
     def _room_counts(self, name: str) -> RoomStats: ...

@@ -27,6 +27,7 @@ from wshub.core.keepalive cimport sweep
 from wshub.core.remote_messages cimport RemoteMessages
 from wshub.core.rooms cimport Room, configure_rooms, find_room, room_name, set_user, user_name
 from wshub.core.stats cimport hub_stats, room_stats
+from wshub.core.times cimport Times
 from wshub.links.link cimport LinkCounters, Link
 from wshub.protocol.compression.compressed_once cimport DeflatePool
 from wshub.protocol.frame_buffer cimport RAW, FrameBuffer, frame_release
@@ -41,6 +42,7 @@ from contextvars import ContextVar
 from wshub.errors import HandshakeError, MisuseError
 from wshub.core.admission import Admission
 from wshub.core.config import HubConfig
+from wshub.core.limit_log import LimitLog
 from wshub.core.refusals import SHUTTING_DOWN
 from wshub.core.room_configs import RoomConfigs
 from wshub.links.asyncio_reactor import AsyncioReactor
@@ -104,6 +106,7 @@ cdef class HubCore(HubBase):
         self.max_fragments = config.max_fragments
         self.delivery_defaults.policy = policy_from_name(config.slow_consumer)
         self.set_rates(config.rates)
+        self.access_log = config.access_log
         self.ping_interval = config.ping_interval_ms / 1000
         self.pong_timeout = config.pong_timeout_ms / 1000
         self.close_timeout = config.close_timeout_ms / 1000
@@ -129,11 +132,13 @@ cdef class HubCore(HubBase):
         self.handler_tasks = {}
         self.conflation_keys.clear()
         self.pool = DeflatePool(self.config.compression) if self.config.compression is not None else None
-        self._admission = Admission(self.config, self.clock)
+        self.limit_log = LimitLog(self.config)
+        self._admission = Admission(self.config, self.clock, self.limit_log)
         self.swept_at = self.clock()
         self.rates_exceeded = 0
+        self.connections_opened = 0
         self.had_no_space = False
-        self.logged_full_queue = False
+        self.times = Times() if self.measures_times else None
         self.shutdown_close_payload = None
         self.emptied = None
         self.closed = False
@@ -147,6 +152,7 @@ cdef class HubCore(HubBase):
         self.rates[CONTROL_FRAMES] = rate_of(config.control_frames, burst, 1)
         self.rates[HANDLER_TIME] = rate_of(config.handler_ms / 1000, burst, 0)
         self.times_handlers = config.handler_ms > 0
+        self.observes_handlers = self.times_handlers
         self.limits_input = config.bytes > 0 or config.messages > 0
         self.closes_at_rate = config.excess == "close"
 
@@ -458,12 +464,9 @@ cdef class HubCore(HubBase):
         self.swept_at = now
         if self.reactor is not None:
             self.reactor.resume_accepting()
-        if self.had_no_space and not self.logged_full_queue:
-            self.logged_full_queue = True
-            logger.warning(
-                "a client is not reading: %d bytes are queued (max_send_buffer); applying the slow_consumer policy. "
-                "stats() counts further cases", self.max_send_buffer
-            )
+        if self.had_no_space:
+            self.had_no_space = False
+            self.limit_log.reached("max_send_buffer")
 
     def _close_all(self, bytes payload):
         cdef Connection connection
@@ -518,6 +521,40 @@ cdef class HubCore(HubBase):
         """Return the RoomStats of a room."""
         return room_stats(find_room(self, name))
 
-    def _counts(self):
-        """Return the HubStats."""
-        return hub_stats(self, self.refused)
+    def _counts(self, cluster):
+        """Return the HubStats, with these ClusterStats or None."""
+        return hub_stats(self, self.refused, cluster)
+
+    def measure_times(self):
+        """Measure from now on how long handshakes, ``on_message`` and pings take: ``stats()`` has the histograms.
+
+        A ``HubCollector`` calls this. Until then no time is measured, and nothing is spent on it.
+        """
+        self.measures_times = True
+        if self.times is None:
+            self.times = Times()
+        self.observes_handlers = True
+        self.observes_handshakes = True
+
+    def _trace(self, tracer, messages):
+        """Have a Tracer make spans of handshakes from now on, and of messages too if ``messages`` is true."""
+        self.tracer = tracer
+        self.traces_messages = messages
+        self.observes_handshakes = True
+        self.observes_handlers = self.observes_handlers or messages
+
+    @property
+    def _tracer(self):
+        """The Tracer, or None."""
+        return self.tracer
+
+    @property
+    def _limit_log(self):
+        """The LimitLog: it warns of each limit once."""
+        return self.limit_log
+
+    def _count_handshake_time(self, double seconds):
+        """Measure how long a handshake took, if times are measured."""
+        if self.times is not None:
+            self.times.handshakes.add(seconds)
+

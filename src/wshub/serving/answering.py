@@ -39,7 +39,9 @@ class Handshakes:
     ) -> None:
         config = hub.config
         self.hub = hub
-        self.pending: PendingHandshakes[OpeningHandshake] = PendingHandshakes(config.max_pending_handshakes)
+        self.pending: PendingHandshakes[OpeningHandshake] = PendingHandshakes(
+            config.max_pending_handshakes, self._note_limit
+        )
         self._table = table
         self._path = path
         self._subprotocols = subprotocols
@@ -48,7 +50,10 @@ class Handshakes:
         self._rate: AddressRates | None = None
         if over_tls and config.max_connections_per_address:
             self.pending = PendingByAddress(
-                config.max_pending_handshakes, config.max_connections_per_address, self._address_bucket
+                config.max_pending_handshakes,
+                self._note_limit,
+                config.max_connections_per_address,
+                self._address_bucket,
             )
         if over_tls and config.max_connection_rate_per_address:
             self._rate = AddressRates(config.max_connection_rate_per_address)
@@ -61,7 +66,7 @@ class Handshakes:
             key = self._address_bucket(handshake)
             if key is not None and not self._rate.take(key, now):
                 # Without TLS yet, the client cannot be answered.
-                count_refusal(self.hub, HandshakeError(*TOO_MANY_NEW_FROM_ADDRESS))
+                count_refusal(self.hub, HandshakeError(*TOO_MANY_NEW_FROM_ADDRESS), source=handshake)
                 return None
         self.pending.add(handshake)
         return handshake
@@ -71,16 +76,23 @@ class Handshakes:
         if len(rest) > MAX_EARLY_SIZE and self.hub.on_upgrade is not None:
             raise HandshakeError(*TOO_MUCH_EARLY_DATA)
         request = parse_request_head(head)
-        if self._path is not None and request.path != self._path:
-            raise HandshakeError(*NOTHING_AT_PATH)
         client = client_address(handshake.peer, request.headers, self._trusted) if self._trusted else None
         opening = Opening(self.hub, self._table, request, handshake, client)
-        opening.check()
-        decision: Any = opening.decide()
-        if opening.waits:
-            handshake.wait_for(asyncio.ensure_future(decision), partial(self._accept, handshake, link, opening, rest))
-        else:
-            self._accept(handshake, link, opening, rest, decision)
+        try:
+            if self._path is not None and request.path != self._path:
+                raise HandshakeError(*NOTHING_AT_PATH)
+            opening.check()
+            decision: Any = opening.decide()
+            if not opening.waits:
+                self._accept(handshake, link, opening, rest, decision)
+                return
+            with opening.in_span():
+                future = asyncio.ensure_future(decision)
+            handshake.opening = opening
+            handshake.wait_for(future, partial(self._accept, handshake, link, opening, rest))
+        except BaseException:
+            handshake.opening = opening
+            raise
 
     def expire(self) -> None:
         """End the handshakes whose time is over."""
@@ -93,6 +105,10 @@ class Handshakes:
         response = opening.accept(self._subprotocols, metadata=metadata)
         self.pending.discard(handshake)
         opening.open_on(link, response, rest)
+        handshake.opening = None
+
+    def _note_limit(self) -> None:
+        self.hub._limit_log.reached("max_pending_handshakes")
 
     def _address_bucket(self, handshake: OpeningHandshake) -> str | None:
         """The address that a connection counts for before its request; None for that of a trusted proxy."""

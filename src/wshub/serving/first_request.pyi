@@ -3,12 +3,14 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from wshub.core.lifecycle import HubLifecycle
+from wshub.core.opening import Opening
 from wshub.errors import HandshakeError
 from wshub.links.link import Link, LinkCounters, Receiver
 from wshub.serving.pending import PendingHandshakes
 
 class OpeningHandshake(Receiver):
     hub: HubLifecycle | None
+    opening: Opening | None
     @property
     def deadline(self) -> float: ...
     def __init__(self, link: Link, server: OpeningServer, deadline: float) -> None: ...

@@ -100,7 +100,9 @@ cdef class OpeningHandshake(Receiver):
         """Answer with the error, and end the link when the answer has left."""
         cdef FrameBuffer *frame
         self.answered = True
-        response = refuse(self.hub if self.hub is not None else self.server.hub, error)
+        # They refer to each other.
+        opening, self.opening = self.opening, None
+        response = refuse(self.hub if self.hub is not None else self.server.hub, error, opening, source=self)
         frame = frame_from_bytes(<const char *><bytes>response, len(response), RAW)
         self.link.write(frame)
         frame_release(frame)
@@ -132,6 +134,9 @@ cdef class OpeningHandshake(Receiver):
     cdef void connection_lost(self, int error) noexcept:
         self.server.pending.discard(self)
         self.link = None
+        opening, self.opening = self.opening, None
+        if opening is not None:
+            opening.abandoned()
         if self.decision is not None:
             self.decision.cancel()
 

@@ -203,14 +203,14 @@ class Node:
             "time": time.monotonic(),
             "ok": health.ok,
             "state": "" if health.broker is None else f"{health.broker.state} {health.broker.reason}",
-            "connections": stats["connections"],
-            "delivered": stats["messages_delivered"],
-            "policy_drops": sum(stats["dropped"].values()) - stats["dropped"]["closed"],
+            "connections": stats.connections,
+            "delivered": stats.messages_delivered,
+            "policy_drops": stats.dropped.total - stats.dropped.closed,
             "published": self.published,
             "outcomes": outcomes,
             "resident": resident(),
             "descriptors": descriptors(),
-            "cluster": stats["cluster"],
+            "cluster": stats.asdict()["cluster"],
         }
 
 
