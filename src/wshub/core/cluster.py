@@ -224,6 +224,7 @@ class Cluster(RemoteMessages):
     def stats(self) -> ClusterStats:
         """Return the counts."""
         lag = self.lag_seconds
+        health = self.broker.health()
         return ClusterStats(
             node=self.info.id,
             nodes=len(self.commands.nodes) + 1,
@@ -234,7 +235,8 @@ class Cluster(RemoteMessages):
             ignored=self.ignored_counts,
             interruptions=dict(self._interruptions),
             lag_ms=lag * 1000 if lag is not None else None,
-            probe_ms=self.broker.health().probe_ms,
+            probe_ms=health.probe_ms,
+            connected=health.ok,
             broker=self.broker.stats(),
         )
 

@@ -111,5 +111,8 @@ class ClusterStats:
     probe_ms: float | None
     """Milliseconds that the last probe took through the broker and back; None before the first one."""
 
+    connected: bool
+    """Whether the broker works: envelopes go out and come in."""
+
     broker: BrokerStats
     """The counts of the broker."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextvars import Context
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
 __all__ = ["HandshakeWait", "HubLifecycle", "HubServer", "UpgradeHook"]
 
 UpgradeHook: TypeAlias = Callable[[RequestHead], Awaitable[Mapping[str, Any] | None] | Mapping[str, Any] | None]
+
+logger = logging.getLogger("wshub.server")
+
+WATCH_PERIOD = 1.0
+"""Seconds between two calls of each watcher."""
 
 CLOSE_STEP = 0.02
 """Seconds between two steps of closes that are spread over a time."""
@@ -88,6 +94,9 @@ class HubLifecycle(HubCore):
     _sweeper: asyncio.TimerHandle | None
     _closing: asyncio.Task[None] | None
     _exiting: asyncio.Task[None] | None
+    # They are called about once a second, from watched_at on.
+    _watchers: list[Callable[[], None]]
+    _watched_at: float
     # The ids of connections whose handlers wait in close(), and a future that is done when there is one more.
     _closers: list[int]
     _closer_joined: asyncio.Future[None] | None
@@ -110,6 +119,8 @@ class HubLifecycle(HubCore):
         self._broker_place = broker_place
         self._leaving = None
         self._survey_answers = {}
+        self._watchers = []
+        self._watched_at = 0.0
         self.name = check_str("name", name)
         self.on_upgrade = on_upgrade
         # Most hubs have no use for the address, which costs time and memory for each connection.
@@ -133,6 +144,7 @@ class HubLifecycle(HubCore):
                 BROKERS_IN_USE.take(self, self.broker, self.name, self._broker_place)
                 self._start_cluster(self.broker, reactor)
             self._start_sweeping()
+            logger.info("the hub %r has started", self.name, extra={"event": "started", "hub": self.name})
         return reactor
 
     def _start_cluster(self, broker: Broker, reactor: Reactor) -> None:
@@ -197,6 +209,9 @@ class HubLifecycle(HubCore):
                     wait.expire()
             if self._cluster is not None:
                 self._cluster.sweep(now)
+            if self._watchers and now >= self._watched_at:
+                self._watched_at = now + WATCH_PERIOD
+                self._call_watchers()
 
         self._sweeper = loop.call_later(period, sweep)
 
@@ -234,6 +249,7 @@ class HubLifecycle(HubCore):
 
     async def _close(self, payload: bytes) -> None:
         timeout = self.config.close_timeout_ms / 1000
+        began, connections = self.now(), self.connection_count
         try:
             await self._spread_closes(payload)
             self._close_all(payload)
@@ -261,6 +277,26 @@ class HubLifecycle(HubCore):
             self._end()
             if self._exiting is None:
                 self._end_servers()
+            fields = {
+                "event": "closed",
+                "hub": self.name,
+                "connections": connections,
+                "duration_ms": round((self.now() - began) * 1000, 3),
+            }
+            text = "the hub %(hub)r has closed: it had %(connections)d connections and took %(duration_ms)d ms"
+            logger.info(text, fields, extra=fields)
+            self._call_watchers()
+
+    def _watch(self, watcher: Callable[[], None]) -> None:
+        """Call a function about once a second while the hub is in use, and when it has closed."""
+        self._watchers.append(watcher)
+
+    def _call_watchers(self) -> None:
+        for watcher in self._watchers:
+            try:
+                watcher()
+            except Exception:
+                logger.exception("the counts of the hub could not be reported")
 
     def _end_servers(self) -> None:
         servers, self.servers = self.servers, set()

@@ -14,7 +14,7 @@ from wshub.core.event_handler import handler_table_of
 from wshub.errors import ConfigurationError, MisuseError
 from wshub.protocol.validation import check_integer, check_port, check_str, check_strings
 from wshub.serving.answering import Handshakes
-from wshub.serving.listening import UnixAddress, bind_address
+from wshub.serving.listening import UnixAddress, bind_address, log_listening, log_stopped
 from wshub.serving.signals import stop_signals
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ class Server:
                 await reactor.listen(listening, self._handshakes.accepted, backlog=self._backlog)
             self._check_hub()
             self._closed = asyncio.get_running_loop().create_future()
+            log_listening(self.sockets)
         except BaseException:
             self._undo_listening(reactor)
             raise
@@ -176,6 +177,8 @@ class Server:
 
     def stop_listening(self) -> None:
         """Accepts no more connections; those that are there stay."""
+        if self._closed is not None:
+            log_stopped(self.sockets)
         for listening in self.sockets:
             if self._reactor is not None and listening.fileno() >= 0:
                 self._reactor.unlisten(listening.fileno())
