@@ -158,6 +158,7 @@ class Hub(ClusteredHub):
         ssl: ssl_module.SSLContext | None = None,
         ssl_certfile: str | os.PathLike[str] | None = None,
         ssl_keyfile: str | os.PathLike[str] | None = None,
+        health_path: str | None = None,
     ) -> Server:
         """Return a complete WebSocket server, an asynchronous context manager::
 
@@ -175,6 +176,8 @@ class Hub(ClusteredHub):
             backlog: connections that the kernel holds until they are accepted.
             ssl: for TLS, an SSLContext of the server's side; or
             ssl_certfile, ssl_keyfile: PEM files of the certificate chain and its key, which may be in one file.
+            health_path: a path such as ``"/health"``: GET requests for ``/health/live`` and ``/health/ready`` are
+                answered as ``wshub.health.health_endpoint`` does. None answers none.
 
         Raises:
             MisuseError: another kind of handler, or more than one kind of address or of TLS.
@@ -200,6 +203,7 @@ class Hub(ClusteredHub):
             sock=sock,
             backlog=backlog,
             ssl=ssl,
+            health_path=health_path,
         )
 
     def configure_room(

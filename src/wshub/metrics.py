@@ -207,7 +207,7 @@ def _cumulative(histogram: Histogram) -> list[tuple[str, float]]:
 
 
 def _forget_dead_processes(directory: str) -> None:
-    """Remove what processes that were killed have left of their gauges. Their counters stay, since totals must not fall."""
+    """Remove the gauges of processes that were killed. Their counters stay, since totals must not fall."""
     for path in glob.glob(os.path.join(glob.escape(directory), "gauge_live*_*.db")):
         pid = path.rpartition("_")[2].removesuffix(".db")
         if not pid.isdecimal():

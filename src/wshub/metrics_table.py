@@ -65,9 +65,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("counter", "wshub_received_messages", "Messages received from clients.", lambda s: s.messages_received),
     Metric("counter", "wshub_received_bytes", "Bytes received from clients.", lambda s: s.bytes_received),
     Metric("histogram", "wshub_handler_duration_seconds", "Duration of on_message.", lambda s: s.handler_seconds),
-    Metric(
-        "counter", "wshub_sent_messages", "Messages sent, once for each receiver.", lambda s: s.messages_accepted
-    ),
+    Metric("counter", "wshub_sent_messages", "Messages sent, once for each receiver.", lambda s: s.messages_accepted),
     Metric("counter", "wshub_delivered_messages", "Sent messages that have left.", lambda s: s.messages_delivered),
     Metric(
         "counter",
@@ -80,9 +78,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("gauge", "wshub_send_queue_messages", "Messages in the send queues.", lambda s: s.messages_pending),
     Metric("gauge", "wshub_send_queue_bytes", "Bytes in the send queues.", lambda s: s.bytes_pending),
     Metric("counter", "wshub_rates_exceeded", "How often a client exceeded its rates.", lambda s: s.rates_exceeded),
-    Metric(
-        "histogram", "wshub_ping_duration_seconds", "From a ping of the hub to its pong.", lambda s: s.ping_seconds
-    ),
+    Metric("histogram", "wshub_ping_duration_seconds", "From a ping of the hub to its pong.", lambda s: s.ping_seconds),
     Metric(
         "counter", "wshub_compressed_messages", "Messages that were compressed.", lambda s: s.compression.compressions
     ),
@@ -93,7 +89,11 @@ METRICS: tuple[Metric, ...] = (
         "counter", "wshub_compression_output_bytes", "Their bytes after compression.", lambda s: s.compression.bytes_out
     ),
     Metric(
-        "gauge", "wshub_cluster_nodes", "Nodes that were heard lately.", _of_cluster(lambda c: c.nodes), merged="livemax"
+        "gauge",
+        "wshub_cluster_nodes",
+        "Nodes that were heard lately.",
+        _of_cluster(lambda c: c.nodes),
+        merged="livemax",
     ),
     Metric("counter", "wshub_cluster_published", "Envelopes made for other nodes.", _of_cluster(lambda c: c.published)),
     Metric("counter", "wshub_cluster_rejected", "Those that the broker rejected.", _of_cluster(lambda c: c.rejected)),
@@ -134,7 +134,12 @@ METRICS: tuple[Metric, ...] = (
         _of_cluster(lambda c: float(c.connected)),
         merged="livemin",
     ),
-    Metric("counter", "wshub_broker_sent", "Envelopes given to the engine or to peers.", _of_cluster(lambda c: c.broker.sent)),
+    Metric(
+        "counter",
+        "wshub_broker_sent",
+        "Envelopes given to the engine or to peers.",
+        _of_cluster(lambda c: c.broker.sent),
+    ),
     Metric("counter", "wshub_broker_received", "Envelopes received.", _of_cluster(lambda c: c.broker.received)),
     Metric("counter", "wshub_broker_sent_bytes", "Bytes sent.", _of_cluster(lambda c: c.broker.bytes_sent)),
     Metric("counter", "wshub_broker_received_bytes", "Bytes received.", _of_cluster(lambda c: c.broker.bytes_received)),
@@ -146,6 +151,8 @@ METRICS: tuple[Metric, ...] = (
         "reason",
     ),
     Metric("counter", "wshub_broker_reconnects", "Connections made again.", _of_cluster(lambda c: c.broker.reconnects)),
-    Metric("gauge", "wshub_broker_subscriptions", "Channels subscribed to.", _of_cluster(lambda c: c.broker.subscriptions)),
+    Metric(
+        "gauge", "wshub_broker_subscriptions", "Channels subscribed to.", _of_cluster(lambda c: c.broker.subscriptions)
+    ),
     Metric("gauge", "wshub_broker_peers", "Open connections of the broker.", _of_cluster(lambda c: c.broker.peers)),
 )

@@ -16,9 +16,7 @@ from wshub import ConnectionClosed, EventHandler, Frame, Hub, HubConfig
 
 def balanced(hub: Hub, room: str | None = None) -> bool:
     stats = hub.stats(room=room)
-    return stats.messages_accepted == (
-        stats.messages_delivered + stats.dropped.total + stats.messages_pending
-    )
+    return stats.messages_accepted == (stats.messages_delivered + stats.dropped.total + stats.messages_pending)
 
 
 async def test_a_burst_within_one_turn_is_not_taken_for_a_slow_reader() -> None:

@@ -48,7 +48,7 @@ def check(reports: list[dict[str, Any]], load: dict[str, Any], descriptors: int)
         if stats["opened"] != stats["closed"] or stats["connections"] or stats["rooms"] or stats["messages_pending"]:
             failures.append(f"not all has ended: {stats}")
         if sum(stats["closes"].values()) != stats["opened"]:
-            failures.append(f"{stats['opened']} opened, but closes are {stats["closes"]}")
+            failures.append(f"{stats['opened']} opened, but closes are {stats['closes']}")
     if orderly["opened"] + reset["opened"] != load["counts"]["connections"]:
         failures.append(f"{orderly['opened'] + reset['opened']} opened, {load['counts']['connections']} connected")
     if final["descriptors"] != descriptors:

@@ -50,6 +50,7 @@ class App:
         self.patch = self.router.patch
         self.delete = self.router.delete
         self.websocket = self.router.websocket
+        self.mount = self.router.mount
         self.ws_hub: Hub | None = None
         self._middleware = list(middleware)
         self._options = starlette

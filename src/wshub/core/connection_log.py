@@ -1,8 +1,9 @@
 """The lines of the log about clients: connections that opened and closed, and handshakes that were refused.
 
-A line is on the logger ``wshub.client`` at DEBUG. If ``HubConfig.access_log`` is set, another one is on ``wshub.access``
-at INFO. Each record has its values as attributes too, for formatters that write JSON. No line has a query, a header
-field or a payload. What a client has written, a path or the reason of a close, is escaped: it cannot begin a line.
+A line is on the logger ``wshub.client`` at DEBUG. If ``HubConfig.access_log`` is set, another one is on
+``wshub.access`` at INFO. Each record has its values as attributes too, for formatters that write JSON. No line has a
+query, a header field or a payload. What a client has written, a path or the reason of a close, is escaped: it cannot
+begin a line.
 """
 
 from __future__ import annotations
@@ -55,9 +56,7 @@ class ConnectionLog:
 
     __slots__ = ("_fields", "_has_access_log", "_opened_at", "_sent_before")
 
-    def __init__(
-        self, connection: LoggedConnection, has_access_log: bool, opened_at: float, sent_before: int
-    ) -> None:
+    def __init__(self, connection: LoggedConnection, has_access_log: bool, opened_at: float, sent_before: int) -> None:
         self._has_access_log = has_access_log
         self._opened_at = opened_at
         self._sent_before = sent_before

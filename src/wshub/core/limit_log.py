@@ -46,4 +46,6 @@ class LimitLog:
         """Warn with another text, unless that has happened before for the limit."""
         if limit not in self._reached:
             self._reached.add(limit)
-            logger.warning(f"{text} (logged once; stats() counts)", *arguments, extra={"event": "limit", "limit": limit})
+            logger.warning(
+                f"{text} (logged once; stats() counts)", *arguments, extra={"event": "limit", "limit": limit}
+            )

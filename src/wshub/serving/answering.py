@@ -6,19 +6,23 @@ import asyncio
 import ipaddress
 from collections.abc import Sequence
 from functools import partial
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from wshub.core.admission import AddressRates, address_bucket, client_address, parse_address
 from wshub.core.opening import Opening
+from wshub.core.probes import PROBE_FIELDS, answer_probe
 from wshub.core.refusals import NOTHING_AT_PATH, TOO_MANY_NEW_FROM_ADDRESS, TOO_MUCH_EARLY_DATA, count_refusal
 from wshub.errors import HandshakeError
+from wshub.protocol.handshake.server import Handshake
 from wshub.protocol.http.request import MAX_EARLY_SIZE, parse_request_head
 from wshub.serving.first_request import OpeningHandshake
 from wshub.serving.pending import PendingByAddress, PendingHandshakes
 
 if TYPE_CHECKING:
+    from wshub.core.clustered import ClusteredHub
     from wshub.core.handler_table import HandlerTable
-    from wshub.core.lifecycle import HubLifecycle
+    from wshub.protocol.http.request import RequestHead
 
 __all__ = ["Handshakes"]
 
@@ -31,11 +35,19 @@ class Handshakes:
         table: the handlers of the connections.
         path: the only path served; None serves all.
         subprotocols: those that may be chosen, in the client's order of preference.
+        health_path: the path below which probes are answered; None answers none.
         over_tls: a TLS handshake costs more than a request, so the limits of an address hold before there is one.
     """
 
     def __init__(
-        self, hub: HubLifecycle, table: HandlerTable, path: str | None, subprotocols: Sequence[str], *, over_tls: bool
+        self,
+        hub: ClusteredHub,
+        table: HandlerTable,
+        path: str | None,
+        subprotocols: Sequence[str],
+        *,
+        health_path: str | None,
+        over_tls: bool,
     ) -> None:
         config = hub.config
         self.hub = hub
@@ -44,6 +56,7 @@ class Handshakes:
         )
         self._table = table
         self._path = path
+        self._probes = health_path.rstrip("/") + "/" if health_path is not None else None
         self._subprotocols = subprotocols
         self._timeout = config.handshake_timeout_ms / 1000
         self._trusted = tuple(ipaddress.ip_network(proxy) for proxy in config.trusted_proxies)
@@ -76,6 +89,12 @@ class Handshakes:
         if len(rest) > MAX_EARLY_SIZE and self.hub.on_upgrade is not None:
             raise HandshakeError(*TOO_MUCH_EARLY_DATA)
         request = parse_request_head(head)
+        if (
+            self._probes is not None
+            and request.path.startswith(self._probes)
+            and self._answer_probe(handshake, request)
+        ):
+            return
         client = client_address(handshake.peer, request.headers, self._trusted) if self._trusted else None
         opening = Opening(self.hub, self._table, request, handshake, client)
         try:
@@ -93,6 +112,20 @@ class Handshakes:
         except BaseException:
             handshake.opening = opening
             raise
+
+    def _answer_probe(self, handshake: OpeningHandshake, request: RequestHead) -> bool:
+        """Answer a probe of a load balancer. Return False if the request is none."""
+        assert self._probes is not None
+        if request.method not in ("GET", "HEAD"):
+            return False
+        answer = answer_probe(request.path.removeprefix(self._probes), self.hub)
+        if answer is None:
+            return False
+        status, body = answer
+        fields = Handshake.encode_fields([*PROBE_FIELDS, ("Content-Length", str(len(body))), ("Connection", "close")])
+        head = b"HTTP/1.1 %d %s\r\n%s\r\n" % (status, HTTPStatus(status).phrase.encode(), fields)
+        handshake.respond(head if request.method == "HEAD" else head + body)
+        return True
 
     def expire(self) -> None:
         """End the handshakes whose time is over."""

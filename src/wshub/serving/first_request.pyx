@@ -98,12 +98,15 @@ cdef class OpeningHandshake(Receiver):
 
     def refuse(self, error):
         """Answer with the error, and end the link when the answer has left."""
-        cdef FrameBuffer *frame
-        self.answered = True
         # They refer to each other.
         opening, self.opening = self.opening, None
-        response = refuse(self.hub if self.hub is not None else self.server.hub, error, opening, source=self)
-        frame = frame_from_bytes(<const char *><bytes>response, len(response), RAW)
+        self.respond(refuse(self.hub if self.hub is not None else self.server.hub, error, opening, source=self))
+
+    def respond(self, bytes response):
+        """Answer with a complete response, and end the link when it has left."""
+        cdef FrameBuffer *frame
+        self.answered = True
+        frame = frame_from_bytes(<const char *>response, len(response), RAW)
         self.link.write(frame)
         frame_release(frame)
         self.link.abort(True)

@@ -33,7 +33,9 @@ def log_stopped(sockets: Iterable[socket.socket]) -> None:
     """Log that a server is about to close those of its sockets that are open."""
     addresses = _addresses(sockets)
     if addresses:
-        logger.info("no longer listening on %s", ", ".join(addresses), extra={"event": "stopped", "addresses": addresses})
+        logger.info(
+            "no longer listening on %s", ", ".join(addresses), extra={"event": "stopped", "addresses": addresses}
+        )
 
 
 def _addresses(sockets: Iterable[socket.socket]) -> list[str]:

@@ -18,7 +18,7 @@ from wshub.serving.listening import UnixAddress, bind_address, log_listening, lo
 from wshub.serving.signals import stop_signals
 
 if TYPE_CHECKING:
-    from wshub.core.lifecycle import HubLifecycle
+    from wshub.core.clustered import ClusteredHub
     from wshub.links.reactor_api import Reactor
 
 __all__ = ["Server"]
@@ -29,7 +29,7 @@ class Server:
 
     def __init__(
         self,
-        hub: HubLifecycle,
+        hub: ClusteredHub,
         host: str | None,
         port: int,
         handler: Any,
@@ -40,13 +40,15 @@ class Server:
         sock: socket.socket | None,
         backlog: int,
         ssl: ssl_module.SSLContext | None,
+        health_path: str | None,
     ) -> None:
         self.hub = hub
         self.sockets: tuple[socket.socket, ...] = ()
         self._first_name: Any = ()
         table = handler_table_of(handler)
         self._address = (check_str("host", host) if host is not None else None, check_port(port))
-        path = _check_path(path) if path is not None else None
+        path = _check_path("path", path) if path is not None else None
+        health_path = _check_path("health_path", health_path) if health_path is not None else None
         subprotocols = check_strings("subprotocols", subprotocols)
         self._unix = UnixAddress(_check_unix(unix)) if unix is not None else None
         self._sock = sock
@@ -57,7 +59,7 @@ class Server:
         if ssl is not None and not isinstance(ssl, ssl_module.SSLContext):
             raise ConfigurationError(f"ssl must be an SSLContext, not {ssl!r}")
         self._reactor: Reactor | None = None
-        self._handshakes = Handshakes(hub, table, path, subprotocols, over_tls=ssl is not None)
+        self._handshakes = Handshakes(hub, table, path, subprotocols, health_path=health_path, over_tls=ssl is not None)
         self._closed: asyncio.Future[None] | None = None
 
     @property
@@ -194,11 +196,11 @@ class Server:
         return await bind_address(*self._address)
 
 
-def _check_path(path: object) -> str:
+def _check_path(name: str, path: object) -> str:
     """Return the path of requests. Raise ``ConfigurationError`` for one that no request has."""
-    checked = check_str("path", path)
+    checked = check_str(name, path)
     if not checked.startswith("/"):
-        raise ConfigurationError(f'path must begin with "/", as in "/{checked}": it is {path!r}')
+        raise ConfigurationError(f'{name} must begin with "/", as in "/{checked}": it is {path!r}')
     return checked
 
 
