@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from starlette.middleware import Middleware
 
 from tests.support.raw_peers import REQUEST
 from tests.support.reactor import needs_reactor
-from tests.support.uvicorn_server import listening
-from wshub import Connection, Hub, HubConfig
-from wshub.app import App
-from wshub.uvicorn.event_loop import accept_natively
+from tests.support.ways_to_serve import WAYS, send, served, status_of
 
 SETTINGS = {"allowed_origins": ("https://a",), "allow_missing_origin": True}
-WAYS = ["Hub.serve", "native route", "uvicorn", "middleware"]
 PARTIAL = REQUEST[:-4]
 
 BAD = {
@@ -28,52 +21,6 @@ BAD = {
     "a foreign origin": (REQUEST[:-2] + b"Origin: https://b\r\n\r\n", 403),
     "a large head": (REQUEST[:-2] + b"X-Long: " + b"y" * 20_000 + b"\r\n\r\n", 431),
 }
-
-
-class Passing:
-    """Middleware that passes every request on. Behind it no route is native."""
-
-    def __init__(self, app: Any) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        await self.app(scope, receive, send)
-
-
-async def live(connection: Connection) -> None:
-    async for _ in connection:
-        pass
-
-
-@contextlib.asynccontextmanager
-async def served(way: str, *, on_upgrade: Any = None, **settings: Any) -> AsyncIterator[tuple[Hub, int]]:
-    """Serve a hub in one of the ways. Yields the hub and its port."""
-    if way == "Hub.serve":
-        hub = Hub(HubConfig(**settings), on_upgrade=on_upgrade)
-        async with hub.serve("127.0.0.1", 0, live) as server:
-            yield hub, server.port
-        return
-    app = App(middleware=[Middleware(Passing)] if way == "middleware" else ())
-    hub = app.enable_websocket(HubConfig(**settings), on_upgrade=on_upgrade)
-    app.websocket("/")(live)
-    if way != "uvicorn":
-        accept_natively(asyncio.get_running_loop())
-    async with listening(app, log_config=None) as address:
-        yield hub, int(address.rpartition(":")[2])
-
-
-async def send(port: int, data: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(data)
-    return reader, writer
-
-
-async def status_of(port: int, request: bytes) -> int:
-    """Return the status of the response to a request."""
-    reader, writer = await send(port, request)
-    line = await reader.readline()
-    writer.transport.abort()
-    return int(line.split()[1])
 
 
 @pytest.mark.parametrize("way", WAYS)
