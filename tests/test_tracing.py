@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import pytest
+import websockets
 from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -31,8 +35,8 @@ class Spans:
         self.provider = TracerProvider()
         self.provider.add_span_processor(SimpleSpanProcessor(self._exporter))
 
-    def trace(self, hub: Hub) -> None:
-        trace_hub(hub, messages=True, tracer_provider=self.provider)
+    def trace(self, hub: Hub, *, messages: bool = True) -> None:
+        trace_hub(hub, messages=messages, tracer_provider=self.provider)
 
     def named(self, name: str) -> list[ReadableSpan]:
         return [span for span in self._exporter.get_finished_spans() if span.name == name]
@@ -42,6 +46,19 @@ class Spans:
             await asyncio.sleep(0)
         (span,) = self.named(name)
         return span
+
+
+@contextlib.asynccontextmanager
+async def one_client(
+    spans: Spans, handler: EventHandler, *, messages: bool = True
+) -> AsyncIterator[websockets.ClientConnection]:
+    """Serve a traced hub by itself. Yields a client of it."""
+    prepare = partial(spans.trace, messages=messages)
+    async with (
+        served("Hub.serve", handler, prepare=prepare) as (_, port),
+        connected(f"ws://127.0.0.1:{port}/") as client,
+    ):
+        yield client
 
 
 def parent_of(span: ReadableSpan) -> tuple[str, str]:
@@ -103,13 +120,12 @@ async def test_what_a_handler_does_is_below_the_span_of_the_message(is_coroutine
     handler = EventHandler(
         on_open=lambda connection: tracer.start_span("open").end(), on_message=work_later if is_coroutine else work
     )
-    async with served("Hub.serve", handler, prepare=spans.trace) as (_, port):
-        async with connected(f"ws://127.0.0.1:{port}/") as client:
-            await client.send("1")
-            await client.send("2")
-            await spans.one("work 2")
-            while len(spans.named("websocket message")) < 2:
-                await asyncio.sleep(0)
+    async with one_client(spans, handler) as client:
+        await client.send("1")
+        await client.send("2")
+        await spans.one("work 2")
+        while len(spans.named("websocket message")) < 2:
+            await asyncio.sleep(0)
     (handshake,) = spans.named("websocket handshake")
     assert parent_of(await spans.one("open"))[1] == id_of(handshake)
     messages = [id_of(span) for span in spans.named("websocket message")]
@@ -130,10 +146,9 @@ async def test_the_span_of_a_message_whose_handler_fails_is_an_error(is_coroutin
         raise ValueError("secret")
 
     handler = EventHandler(on_message=fail_later if is_coroutine else fail)
-    async with served("Hub.serve", handler, prepare=spans.trace) as (_, port):
-        async with connected(f"ws://127.0.0.1:{port}/") as client:
-            await client.send("x")
-            span = await spans.one("websocket message")
+    async with one_client(spans, handler) as client:
+        await client.send("x")
+        span = await spans.one("websocket message")
     assert span.status.status_code is StatusCode.ERROR
     assert span.attributes["error.type"] == "ValueError"
     assert span.events == ()
@@ -194,11 +209,9 @@ async def test_the_span_of_middleware_is_the_parent() -> None:
 
 async def test_messages_have_no_spans_unless_asked() -> None:
     spans = Spans()
-    prepare = lambda hub: trace_hub(hub, tracer_provider=spans.provider)  # noqa: E731
-    async with served("Hub.serve", ECHO, prepare=prepare) as (_, port):
-        async with connected(f"ws://127.0.0.1:{port}/") as client:
-            await client.send("x")
-            await client.recv()
+    async with one_client(spans, ECHO, messages=False) as client:
+        await client.send("x")
+        await client.recv()
     assert len(spans.named("websocket handshake")) == 1
     assert spans.named("websocket message") == []
 
