@@ -32,7 +32,7 @@ class Metric:
     """The label whose values are the keys of what ``read`` returns."""
 
     merged: Literal["livesum", "livemax", "livemin"] = "livesum"
-    """What a gauge of several processes is."""
+    """How a gauge is made of those of several processes."""
 
 
 def _of_cluster(read: Callable[[ClusterStats], Value]) -> Callable[[HubStats], Value]:

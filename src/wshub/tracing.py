@@ -36,10 +36,10 @@ __all__ = ["trace_hub"]
 def trace_hub(hub: Hub, *, messages: bool = False, tracer_provider: TracerProvider | None = None) -> None:
     """Make a span of each handshake from now on, and of each message that ``on_message`` gets if ``messages`` is true.
 
-    The span of a handshake belongs to the trace of the request: to the span that is current, such as one of
-    instrumented middleware, or else to the one that the field ``traceparent`` names (W3C Trace Context). It is the
-    current span in ``on_upgrade``. The spans of messages, and all spans that handlers of the connection begin, are its
-    children. No span has a query, a header field or a payload.
+    The parent of a handshake's span is the current span, such as one of instrumented middleware. If there is none, the
+    request names it in the field ``traceparent`` (W3C Trace Context). The span is the current one in ``on_upgrade``. Its
+    children are the spans of messages, and all spans that handlers of the connection begin. No span has a query, a
+    header field or a payload.
 
     Args:
         hub: the hub. Its connections of before have no spans.

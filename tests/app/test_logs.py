@@ -1,4 +1,4 @@
-"""What is logged, which is the same in every way to serve a hub."""
+"""Every way to serve a hub logs the same."""
 
 from __future__ import annotations
 

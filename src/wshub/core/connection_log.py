@@ -2,8 +2,8 @@
 
 A line is on the logger ``wshub.client`` at DEBUG. If ``HubConfig.access_log`` is set, another one is on
 ``wshub.access`` at INFO. Each record has its values as attributes too, for formatters that write JSON. No line has a
-query, a header field or a payload. What a client has written, a path or the reason of a close, is escaped: it cannot
-begin a line.
+query, a header field or a payload. A path and the reason of a close are the client's words. They are escaped, so that
+they cannot begin a line.
 """
 
 from __future__ import annotations

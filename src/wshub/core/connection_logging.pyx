@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""Decides once for each connection whether it is logged. What the lines say is in connection_log.py."""
+"""Decides once for each connection whether it is logged. connection_log.py writes the lines."""
 
 from libc.stdint cimport int64_t
 

@@ -31,7 +31,7 @@ _TEXTS = {
 
 
 class LimitLog:
-    """The limits of a hub of which it has warned."""
+    """Warns of each limit of a hub at most once."""
 
     def __init__(self, config: HubConfig) -> None:
         self._config = config
