@@ -111,7 +111,7 @@ async def hub_publishes(url: str, seconds: float, ready: Pipe) -> dict[str, floa
                 await asyncio.sleep(0)
             await hub.publish(MESSAGE, room=rooms[0])
 
-        return await measure(seconds, lambda: cluster_of(hub)["broker"]["sent"], run)
+        return await measure(seconds, lambda: cluster_of(hub).broker.sent, run)
 
 
 async def redis_py_receives(url: str, seconds: float, ready: Pipe) -> dict[str, float]:
