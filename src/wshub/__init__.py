@@ -68,4 +68,7 @@ __all__ = [
     "Survey",
     "UpgradeHook",
     "WebSocketError",
+    "__version__",
 ]
+
+__version__ = "0.1.0"

@@ -179,6 +179,12 @@ class Connection(AsyncIterator[Message]):
         **options: Unpack[DeliveryOptions],
     ) -> Queued:
         """Queue a binary message. ``data`` is any object with a contiguous buffer. Raises as ``send`` does."""
+    def send_bytes(
+        self,
+        data: Buffer | Message,
+        **options: Unpack[DeliveryOptions],
+    ) -> Queued:
+        """Do what ``send_binary`` does, under the name that Starlette has for it."""
     def send_json(
         self,
         value: Any,

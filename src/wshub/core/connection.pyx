@@ -296,6 +296,10 @@ cdef class Connection(ReceivingConnection):
             raise TypeError("send_binary() takes bytes, not str: encode it, or call send_text()")
         return self.send(data, compress=compress, slow_consumer=slow_consumer, key=key)
 
+    def send_bytes(self, data, *, compress=None, slow_consumer=None, key=None):
+        """Do what ``send_binary`` does, under the name that Starlette has for it."""
+        return self.send_binary(data, compress=compress, slow_consumer=slow_consumer, key=key)
+
     def send_json(self, value, *, compress=None, slow_consumer=None, key=None):
         """Queue ``value`` as JSON in a text message. Raises as ``send`` and ``json.dumps`` do."""
         text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))

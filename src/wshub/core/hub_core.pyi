@@ -35,6 +35,12 @@ class HubCore:
     def rooms(self) -> frozenset[str]:
         """The names of all rooms that have a member."""
     @property
+    def connections(self) -> list[Connection]:
+        """The open connections of this hub, as a new list: it stays as it is when connections come and go.
+
+        A connection in it may have closed by the time that you send to it.
+        """
+    @property
     def connection_count(self) -> int:
         """The number of connections, including those that are closing."""
     def broadcast(
