@@ -65,6 +65,7 @@ def test_the_package_exports_exactly_this() -> None:
         "Server",
         "SlowConsumer",
         "Survey",
+        "UnexpectedMessageError",
         "UpgradeHook",
         "WebSocketError",
         "__version__",

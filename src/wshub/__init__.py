@@ -17,6 +17,7 @@ from wshub.errors import (
     InvalidMessageError,
     MisuseError,
     ProtocolError,
+    UnexpectedMessageError,
     WebSocketError,
 )
 from wshub.hub import Hub, UpgradeHook
@@ -66,6 +67,7 @@ __all__ = [
     "Server",
     "SlowConsumer",
     "Survey",
+    "UnexpectedMessageError",
     "UpgradeHook",
     "WebSocketError",
     "__version__",
