@@ -113,7 +113,7 @@ cdef int run_awaitable(ConnectionCore connection, object awaitable, uint8_t bloc
         PyContext_Enter(connection.context)
     if not task.done():
         connection.blocks |= block
-        connection.hub.handler_tasks[task] = connection.connection_id
+        connection.hub.handler_tasks[task] = connection
         task.add_done_callback(partial(task_done, connection, block, event))
         return 0
     error = error_of(task)

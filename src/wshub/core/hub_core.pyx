@@ -475,10 +475,18 @@ cdef class HubCore(HubBase):
                 "stats() counts further cases", self.max_send_buffer
             )
 
-    def _close_all(self, bytes payload):
+    def _connections_of(self, HandlerTable handlers):
+        """Return the connections with these handlers, those of one server, or all for None; also if not open."""
+        cdef list everyone = list(self.connection_table.values())
+        if handlers is None:
+            return everyone
+        return [connection for connection in everyone if (<Connection>connection).handlers is handlers]
+
+    def _close_all(self, bytes payload, HandlerTable handlers=None):
         cdef Connection connection
-        self.shutdown_close_payload = payload
-        for connection in list(self.connection_table.values()):
+        if handlers is None:
+            self.shutdown_close_payload = payload
+        for connection in self._connections_of(handlers):
             close_if_open(connection, payload)
 
     def _end(self):
@@ -489,18 +497,18 @@ cdef class HubCore(HubBase):
             # The loop makes the call: release() may call handlers, and only the loop calls them.
             self.loop.call_soon(self.reactor.release)
 
-    def _close_share(self, int steps, bytes payload):
+    def _close_share(self, int steps, bytes payload, HandlerTable handlers=None):
         """Close the oldest of the open connections: an equal share for each of the steps that are left."""
         cdef Connection connection
         cdef list still_open = [
-            connection for connection in self.connection_table.values() if (<Connection>connection).status == IS_OPEN
+            connection for connection in self._connections_of(handlers) if (<Connection>connection).status == IS_OPEN
         ]
         for connection in still_open[:-(-len(still_open) // steps)]:
             close_if_open(connection, payload)
 
-    def _abort_all(self):
+    def _abort_all(self, HandlerTable handlers=None):
         cdef Connection connection
-        for connection in list(self.connection_table.values()):
+        for connection in self._connections_of(handlers):
             if connection.link is not None:
                 connection.link.abort(False)
             else:
@@ -514,10 +522,13 @@ cdef class HubCore(HubBase):
             self.emptied.set_result(None)
         return self.emptied
 
-    @property
-    def _handler_tasks(self):
-        """The task of each suspended handler, with the id of its connection."""
-        return dict(self.handler_tasks)
+    def _tasks_of(self, HandlerTable handlers):
+        """Return the task of each suspended handler with the id of its connection, as ``_connections_of`` chooses."""
+        return [
+            (task, (<Connection>connection).connection_id)
+            for task, connection in list(self.handler_tasks.items())
+            if handlers is None or (<Connection>connection).handlers is handlers
+        ]
 
     @property
     def _handled_connection(self):

@@ -42,7 +42,7 @@ cdef class HubBase:
     cdef dict closes             # close code: number of connections
     cdef bytes shutdown_close_payload  # of the close frame that all connections were sent; None before that
     cdef bint closed             # no connection may open
-    cdef dict handler_tasks      # Task of a suspended handler: id of its connection
+    cdef dict handler_tasks      # Task of a suspended handler: its connection
     cdef object handling         # ContextVar: the id of the connection in whose handler, or its child task, code runs
     cdef uint64_t max_message_size
     cdef size_t max_send_buffer
