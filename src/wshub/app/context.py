@@ -55,6 +55,10 @@ class Request:
         self._starlette = starlette.requests.Request(scope, receive) if receive is not None else None
         self._connection = starlette.requests.HTTPConnection(scope)
 
+    def __repr__(self) -> str:
+        """Show all but the query and the header fields: clients send tokens in them."""
+        return f"<Request {self.method} {self.path!r}>"
+
     def get_header(self, name: str) -> str | None:
         """Return the first header field of that name, in any case, or None."""
         return self.headers.get(name)
@@ -86,6 +90,10 @@ class Response:
         self.status: int | None = None
         self.headers: list[tuple[str, str]] = []
         self.body: bytes | None = None
+
+    def __repr__(self) -> str:
+        size = "no body" if self.body is None else f"{len(self.body)} bytes"
+        return f"<Response {self.status or 200}, {size}>"
 
     def set_status(self, status: int) -> None:
         """Answer with that HTTP status. The default is 200."""
@@ -153,6 +161,9 @@ class Context:
         self.is_over = False
         """Whether the handler has returned. A task that it has started still has this context."""
         self._is_websocket = is_websocket
+
+    def __repr__(self) -> str:
+        return f"<Context {self.request!r}, {self.response!r}>"
 
     @property
     def connection(self) -> Connection | None:

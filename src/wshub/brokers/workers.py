@@ -65,6 +65,9 @@ class WorkersBroker:
         self._early: dict[str, None] = {}
         self._dropped_early = 0
 
+    def __repr__(self) -> str:
+        return f"WorkersBroker({self.path!r})"
+
     async def start(self, node: NodeInfo, events: BrokerEvents) -> None:
         """Join the other processes. Return when each knows the channels of this node, or is gone, or after two seconds.
 

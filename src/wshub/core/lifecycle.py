@@ -114,6 +114,13 @@ class HubLifecycle(HubCore):
         self.wants_address = on_upgrade is not None or self._admission.needs_address
         self._begin_anew()
 
+    def __repr__(self) -> str:
+        if not self.is_in_use:
+            return f"<{type(self).__qualname__} {self.name!r} not in use>"
+        state = "closing" if self.is_closing else "in use"
+        counts = f"{self.connection_count} connections, {len(self.rooms)} rooms"
+        return f"<{type(self).__qualname__} {self.name!r} {state}, {counts}>"
+
     async def __aenter__(self) -> Self:
         self.bind()
         return self
