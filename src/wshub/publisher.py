@@ -489,7 +489,7 @@ def _addressed(
     if compress is not None and not isinstance(compress, bool):
         raise MisuseError(f"compress must be True, False or None, not {compress!r}")
     if key is not None and not isinstance(key, str):
-        raise MisuseError(f"the key of a message is a str, not {type(key).__name__}")
+        raise MisuseError(f"key must be a str or None, not {type(key).__name__}")
     if slow_consumer is not None:
         try:
             slow_consumer = check_choice("slow_consumer", slow_consumer, POLICIES)

@@ -73,7 +73,7 @@ cdef object closed_error(ConnectionCore connection):
 cdef object check_open(ConnectionCore connection):
     """Raise MisuseError if the connection is not open yet, and closed_error() if it is closing or closed."""
     if connection.status == IS_CONNECTING:
-        raise MisuseError("the connection is not open yet: its handler may send, from on_open on")
+        raise MisuseError("the connection is not open yet: send, drain and wait_writable work from on_open on")
     if connection.status != IS_OPEN:
         raise closed_error(connection)
 

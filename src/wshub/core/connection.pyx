@@ -347,7 +347,8 @@ cdef class Connection(InboxConnection):
         frame = frame_from_payload(payload, opcode)
         try:
             if frame.length > MAX_CONTROL_PAYLOAD:
-                raise InvalidMessageError(f"a ping or pong has at most 125 bytes, not {frame.length}")
+                method = "send_ping" if opcode == PING_OPCODE else "send_pong"
+                raise InvalidMessageError(f"{method}(): payload must have at most 125 bytes, not {frame.length}")
             queued = queue(self, frame, self.hub.delivery_defaults.policy)
             if queued < 0:
                 fail_slow_consumer(self)
