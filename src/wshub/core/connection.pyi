@@ -192,8 +192,8 @@ class Connection(AsyncIterator[Message]):
     ) -> Queued:
         """Queue ``value`` as JSON in a text message.
 
-        ``orjson`` or ``msgspec`` encodes it if one of them is installed, which is faster. What the client receives
-        means the same without them.
+        ``orjson`` or ``msgspec`` encodes it if one of them is installed, which is faster. The client receives the same
+        value in each case.
 
         Raises:
             TypeError: ``json.dumps`` cannot encode the value.

@@ -314,8 +314,8 @@ cdef class Connection(InboxConnection):
     def send_json(self, value, *, compress=None, slow_consumer=None, key=None):
         """Queue ``value`` as JSON in a text message.
 
-        ``orjson`` or ``msgspec`` encodes it if one of them is installed, which is faster. What the client receives
-        means the same without them.
+        ``orjson`` or ``msgspec`` encodes it if one of them is installed, which is faster. The client receives the same
+        value in each case.
 
         Raises:
             TypeError: ``json.dumps`` cannot encode the value.

@@ -71,7 +71,7 @@ class Shutdown:
         self._handlers = handlers
 
     async def run(self, payload: bytes) -> None:
-        """Close with the payload of a close frame. What does not end in time is aborted, and then cancelled."""
+        """Close with the payload of a close frame. Abort connections and cancel handlers that take too long."""
         timeout = self._hub.config.close_timeout_ms / 1000
         await self._spread_closes(payload)
         self._hub._close_all(payload, self._handlers)

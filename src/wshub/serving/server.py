@@ -302,7 +302,7 @@ class Server:
 
 
 class Closing:
-    """What ``Server.close`` returns: ``await`` it to wait until the server has closed, or ignore it."""
+    """The result of ``Server.close``. Await it to wait until the server has closed, or ignore it."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
