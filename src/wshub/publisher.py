@@ -83,7 +83,7 @@ class AsyncPublisher:
     """
 
     def __init__(self, url: str, *, hub: str = "hub") -> None:
-        # The URL is checked here rather than at the first message. It may have a password, which the broker's repr hides.
+        # The URL is checked here rather than at the first message. The repr of the broker hides its password.
         self._shown = repr(_broker_of(url))
         self._url = url
         self._hub = hub
@@ -294,7 +294,7 @@ class Publisher:
     """
 
     def __init__(self, url: str, *, hub: str = "hub") -> None:
-        # The URL is checked here rather than at the first message. It may have a password, which the broker's repr hides.
+        # The URL is checked here rather than at the first message. The repr of the broker hides its password.
         self._shown = repr(_broker_of(url))
         self._url = url
         self._hub = hub

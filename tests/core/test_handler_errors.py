@@ -44,12 +44,11 @@ HANDLERS = {
 
 async def run_through(handler: Any) -> None:
     """Cause each event that a client can cause."""
-    async with serving(handler) as (hub, url):
-        async with raw_peer(url) as peer:
-            for frame in (Frame.ping(b"p"), Frame.pong(b"q"), Frame.text("secret"), Frame.close(1000)):
-                peer.send(frame)
-            while hub.connection_count or not hub.stats()["closes"]:
-                await asyncio.sleep(0.001)
+    async with serving(handler) as (hub, url), raw_peer(url) as peer:
+        for frame in (Frame.ping(b"p"), Frame.pong(b"q"), Frame.text("secret"), Frame.close(1000)):
+            peer.send(frame)
+        while hub.connection_count or not hub.stats()["closes"]:
+            await asyncio.sleep(0.001)
 
 
 @pytest.mark.parametrize("named", HANDLERS)
@@ -160,7 +159,7 @@ def test_an_end_of_another_connection_is_an_error_of_the_handler(run, caplog) ->
 
     async def scenario() -> None:
         handler = EventHandler(on_open=others.append, on_message=on_message)
-        async with serving(handler) as (hub, url), connected(url) as client:
+        async with serving(handler) as (_, url), connected(url) as client:
             other = others[0]
             async with connected(url):
                 while len(others) < 2:

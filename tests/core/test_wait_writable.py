@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -29,14 +30,14 @@ async def test_a_sender_that_waits_never_fills_the_queue(use_reactor) -> None:
         done.set_result(None)
 
     # 32 MB under the policy "close", far more than the queue and the kernel hold.
-    async with serving(endpoint, max_send_buffer=LIMIT, use_reactor=use_reactor) as (hub, url):
-        async with connected(url, max_size=None) as client:
-            while not any(connection.buffered > LIMIT // 2 for connection in hub.connections):
-                await asyncio.sleep(0)
-            for _ in range(2000):
-                assert len(await client.recv()) == len(CHUNK)
-            await done
-            assert hub.stats()["dropped"]["slow"] == 0
+    settings: Any = {"max_send_buffer": LIMIT, "use_reactor": use_reactor}
+    async with serving(endpoint, **settings) as (hub, url), connected(url, max_size=None) as client:
+        while not any(connection.buffered > LIMIT // 2 for connection in hub.connections):
+            await asyncio.sleep(0)
+        for _ in range(2000):
+            assert len(await client.recv()) == len(CHUNK)
+        await done
+        assert hub.stats()["dropped"]["slow"] == 0
     assert LIMIT // 2 < highest < LIMIT
 
 

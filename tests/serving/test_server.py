@@ -87,7 +87,10 @@ async def test_leaving_it_ends_its_own_connections_and_leaves_the_hub_in_use(cer
         leaving = hub.serve("127.0.0.1", 0, handler("leaves"), ssl=context)
         await leaving.start_serving()
         scheme = "wss" if tls else "ws"
-        async with connected(url_of(staying)) as kept, connected(f"{scheme}://127.0.0.1:{leaving.port}/", **options) as ended:
+        async with (
+            connected(url_of(staying)) as kept,
+            connected(f"{scheme}://127.0.0.1:{leaving.port}/", **options) as ended,
+        ):
             await leaving.close()
             assert closed == [("leaves", 1001)]
             assert hub.is_in_use
@@ -175,7 +178,10 @@ async def test_requests_that_are_not_complete_are_refused_when_it_closes() -> No
     async with Hub(on_upgrade=on_upgrade) as hub:
         server = hub.serve("127.0.0.1", 0, echo())
         await server.start_serving()
-        async with raw_peer(url_of(server), handshake=False) as first, raw_peer(url_of(server), handshake=False) as second:
+        async with (
+            raw_peer(url_of(server), handshake=False) as first,
+            raw_peer(url_of(server), handshake=False) as second,
+        ):
             first.write(REQUEST)
             second.write(REQUEST[:20])
             while hub.reactor_for(None).connection_count < 2:

@@ -151,8 +151,8 @@ class Opening:
         """
         if metadata is not None and not isinstance(metadata, Mapping):
             raise MisuseError(
-                f"on_upgrade must return a mapping or None, not {type(metadata).__name__}: to refuse the request, raise "
-                "HandshakeError(403, ...)"
+                f"on_upgrade must return a mapping or None, not {type(metadata).__name__}: to refuse the request, "
+                "raise HandshakeError(403, ...)"
             )
         if self.waits:
             self._check_capacity()

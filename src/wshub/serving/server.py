@@ -35,8 +35,8 @@ class Server:
         async with hub.serve("127.0.0.1", 8080, handler) as server:
             await server.serve_forever()
 
-    At the end it closes the connections that it has accepted, with 1001. The hub and its other connections go on, unless
-    ``close_hub`` was given.
+    At the end it closes the connections that it has accepted, with 1001. The hub and its other connections go on,
+    unless ``close_hub`` was given.
     """
 
     hub: HubLifecycle
