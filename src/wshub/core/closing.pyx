@@ -22,8 +22,8 @@
 
 handler_failed() is in handlers.pyx, fail_slow_consumer() in slow_consumers.pyx. keepalive.pyx calls abort().
 
-EventHandler.close_codes may replace 1002, 1003, 1007, 1008, 1009, 1011 and 1013 in a close frame. If the client does not
-answer within close_timeout, its connection is aborted. on_close is called if on_open was. The loss of the link ends
+EventHandler.close_codes may replace 1002, 1003, 1007, 1008, 1009, 1011 and 1013 in a close frame. If the client does
+not answer within close_timeout, its connection is aborted. on_close is called if on_open was. The loss of the link ends
 receive(), wait_closed() and drain(); fail() ends receive() at once.
 """
 

@@ -8,7 +8,6 @@ from wshub.core.closing cimport begin_closing, check_open, close_before_opening,
 from wshub.core.conflation_keys cimport PRIVATE_KEYS, check_conflation_key, intern_key
 from wshub.core.connection_state cimport (
     IS_CLOSED,
-    IS_CLOSING,
     IS_CONNECTING,
     IS_OPEN,
     hand_over,

@@ -322,7 +322,8 @@ cdef class HubCore(HubBase):
             return None
         if isinstance(exclude, Connection):
             return exclude if (<Connection>exclude).hub is self else None
-        return self.connection_table.get(check_connection_id("exclude", "a Connection or the id of one, an int", exclude))
+        connection_id = check_connection_id("exclude", "a Connection or the id of one, an int", exclude)
+        return self.connection_table.get(connection_id)
 
     def broadcast(self, message, *, room=None, exclude=None, compress=None, slow_consumer=None, key=None):
         """Queue a message for every open connection, or for every member of a room.

@@ -1,7 +1,7 @@
 # cython: language_level=3
 """How an application receives: the messages that wait for it, and the tasks that wait for a message.
 
-handle_message() in receiving.pyx fills the inbox. When it is full, the connection is not read until half of it is taken.
+handle_message() in receiving.pyx fills the inbox. A connection with a full inbox is not read until half of it is taken.
 """
 
 from libc.math cimport INFINITY, NAN

@@ -139,7 +139,7 @@ cdef void queue_pong(ConnectionCore connection, FrameBuffer *pong) noexcept:
 # Waits of drain() and wait_writable()
 
 cdef object add_drain_waiter(ConnectionCore connection, object future, int64_t end):
-    """Wake a future when the link's `bytes_written` reaches `end`, or the queue is empty. Keep the order of the ends."""
+    """Wake a future when the link's `bytes_written` reaches `end`, or the queue is empty. Waiters stay in order."""
     waiters = connection.drain_waiters
     if waiters is None:
         waiters = connection.drain_waiters = OrderedDict()

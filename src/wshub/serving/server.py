@@ -272,7 +272,8 @@ class Server:
             await self.wait_closed()
 
     async def _close_with_hub(self) -> None:
-        self.close()
+        if self in self.hub.servers:
+            self.on_hub_end()
         await self.hub.close()
 
     async def wait_closed(self) -> None:
