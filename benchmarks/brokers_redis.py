@@ -57,7 +57,7 @@ async def hub_of(url: str) -> AsyncIterator[Hub]:
             connection.join(room)
         entered.set()
 
-    async with hub.serve("127.0.0.1", 0, EventHandler(on_open=enter)) as server:
+    async with hub.serve("127.0.0.1", 0, EventHandler(on_open=enter), close_hub=True) as server:
         with socket.socket() as member:
             member.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             member.connect(("127.0.0.1", server.port))

@@ -159,11 +159,15 @@ class Hub(ClusteredHub):
         ssl_certfile: str | os.PathLike[str] | None = None,
         ssl_keyfile: str | os.PathLike[str] | None = None,
         health_path: str | None = None,
+        close_hub: bool = False,
     ) -> Server:
         """Return a complete WebSocket server, an asynchronous context manager::
 
             async with hub.serve("127.0.0.1", 8080, handler) as server:
                 await server.serve_forever()
+
+        At the end of the block, the connections that came through the server are closed with 1001. The hub stays in
+        use: other servers and frameworks may still bring connections.
 
         Args:
             host: the address to listen on; None is all interfaces. A name listens on all its addresses.
@@ -178,6 +182,7 @@ class Hub(ClusteredHub):
             ssl_certfile, ssl_keyfile: PEM files of the certificate chain and its key, which may be in one file.
             health_path: a path such as ``"/health"``: GET requests for ``/health/live`` and ``/health/ready`` are
                 answered as ``wshub.health.health_endpoint`` does. None answers none.
+            close_hub: True closes the hub too when the server closes, with all its connections and its broker.
 
         Raises:
             MisuseError: another kind of handler, or more than one kind of address or of TLS.
@@ -204,6 +209,7 @@ class Hub(ClusteredHub):
             backlog=backlog,
             ssl=ssl,
             health_path=health_path,
+            close_hub=close_hub,
         )
 
     def configure_room(

@@ -37,8 +37,8 @@ def trace_hub(hub: Hub, *, messages: bool = False, tracer_provider: TracerProvid
     """Make a span of each handshake from now on, and of each message that ``on_message`` gets if ``messages`` is true.
 
     The parent of a handshake's span is the current span, such as one of instrumented middleware. If there is none, the
-    request names it in the field ``traceparent`` (W3C Trace Context). The span is the current one in ``on_upgrade``. Its
-    children are the spans of messages, and all spans that handlers of the connection begin. No span has a query, a
+    request names it in the field ``traceparent`` (W3C Trace Context). The span is the current one in ``on_upgrade``.
+    Its children are the spans of messages, and all spans that handlers of the connection begin. No span has a query, a
     header field or a payload.
 
     Args:

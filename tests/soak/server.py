@@ -75,7 +75,7 @@ class Service:
 
     def serve(self) -> Server:
         handler = EventHandler(on_open=self.on_open, on_message=self.on_message, on_close=self.on_close)
-        return self.hub.serve("127.0.0.1", 0, handler)
+        return self.hub.serve("127.0.0.1", 0, handler, close_hub=True)
 
     def on_open(self, connection: Connection) -> None:
         self.opened += 1

@@ -45,7 +45,7 @@ cdef int call_observed(ConnectionCore connection, Message message) except -1:
     try:
         result = connection.handlers.on_message(connection, message)
         if result is not None and result is not QUEUED:
-            runs_task = run_awaitable(connection, result, HANDLER_RUNS, call)
+            runs_task = run_awaitable(connection, result, HANDLER_RUNS, "on_message", call)
     except BaseException as error:
         call.end(error)
         raise

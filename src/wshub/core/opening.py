@@ -19,7 +19,7 @@ from wshub.core.binding import bind_for_request
 from wshub.core.connection_log import HasPeer
 from wshub.core.observed_handshake import ObservedHandshake
 from wshub.core.refusals import SHUTTING_DOWN, UNDECIDED
-from wshub.errors import HandshakeError
+from wshub.errors import HandshakeError, MisuseError
 from wshub.protocol.handshake.server import Handshake
 from wshub.protocol.http.fields import HeaderField
 
@@ -155,6 +155,11 @@ class Opening:
             path_params: the parameters in the path.
             extensions: False if another server answers, which negotiates extensions by itself.
         """
+        if metadata is not None and not isinstance(metadata, Mapping):
+            raise MisuseError(
+                f"on_upgrade must return a mapping or None, not {type(metadata).__name__}: to refuse the request, "
+                "raise HandshakeError(403, ...)"
+            )
         if self.waits:
             self._check_capacity()
         register = self.hub.register_connection if self.observed is None else self._register_in_span

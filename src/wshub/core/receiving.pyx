@@ -25,6 +25,7 @@ from wshub.core.connection_state cimport (
 )
 from wshub.core.handlers cimport call_handler, call_on_close, call_on_drain, handler_failed, run_awaitable
 from wshub.core.hub_state cimport CONTROL_FRAMES, MESSAGES, BYTES
+from wshub.core.keepalive cimport note_pong
 from wshub.core.observed_calls cimport call_observed
 from wshub.core.queued cimport QUEUED
 from wshub.core.rates cimport spend
@@ -266,7 +267,8 @@ cdef void dispatch(ConnectionCore connection, Event event) noexcept:
         else:
             handle_control(connection, event)
     except BaseException as error:
-        handler_failed(connection, error, HANDLER_RUNS)
+        # For another event than a message, this is a lack of memory: call_handler() handles what its handler raises.
+        handler_failed(connection, error, HANDLER_RUNS, "on_message")
 
 
 cdef int note_limit(ConnectionCore connection) except -1:
@@ -293,7 +295,7 @@ cdef int handle_message(ConnectionCore connection) except -1:
             return 0
         result = connection.handlers.on_message(connection, message)
         if result is not None and result is not QUEUED:
-            run_awaitable(connection, result, HANDLER_RUNS, None)
+            run_awaitable(connection, result, HANDLER_RUNS, "on_message", None)
     elif connection.receiving:
         if connection.inbox is None:
             connection.inbox = deque()
@@ -309,7 +311,6 @@ cdef int handle_control(ConnectionCore connection, Event event) except -1:
     """Answer a ping, and call on_ping or on_pong."""
     cdef FrameBuffer *frame = parser_take_control(&connection.parser)
     cdef bytes payload = None
-    cdef bint answers_hub = event != PING and frame.length == 0
     handler = connection.handlers.on_ping if event == PING else connection.handlers.on_pong
     if handler is not None:
         payload = payload_of(frame)
@@ -319,18 +320,11 @@ cdef int handle_control(ConnectionCore connection, Event event) except -1:
         queue_pong(connection, frame)
     frame_release(frame)
     if event != PING:
-        note_pong(connection, answers_hub)
+        note_pong(connection)
     if handler is not None and connection.status == IS_OPEN:
-        call_handler(connection, handler, (connection, payload), HANDLER_RUNS)
-    return 0
-
-
-cdef int note_pong(ConnectionCore connection, bint answers_hub) except -1:
-    """Remember the time of a pong. Measure the round trip if it can answer the last ping of the hub."""
-    cdef double now = connection.hub.clock()
-    if answers_hub and connection.hub.times is not None and connection.last_ping_time > connection.last_pong_time:
-        connection.hub.times.pings.add(now - connection.last_ping_time)
-    connection.last_pong_time = now
+        call_handler(
+            connection, handler, (connection, payload), HANDLER_RUNS, "on_ping" if event == PING else "on_pong"
+        )
     return 0
 
 

@@ -26,13 +26,13 @@ cdef object hub_stats(HubBase hub, dict refused, object cluster):
     cdef uint64_t messages_pending = 0
     cdef uint64_t bytes_pending = 0
     cdef ConnectionCore connection
-    for connection in hub.connections.values():
+    for connection in hub.connection_table.values():
         if connection.link is not None:
             messages_pending += connection.link.queue.messages
             bytes_pending += connection.link.queue.queued_bytes
     return HubStats(
         **message_counts(&hub.counters.messages, messages_pending),
-        connections=len(hub.connections),
+        connections=len(hub.connection_table),
         connections_opened=hub.connections_opened,
         rooms=len(hub.room_table),
         messages_received=hub.counters.messages_received,

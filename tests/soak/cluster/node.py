@@ -221,7 +221,7 @@ async def main(number: int, url: str) -> None:
     loop.add_signal_handler(signal.SIGTERM, stopping.set)
     node = Node(number, url)
     chance = random.Random(number)
-    async with node.hub.serve("127.0.0.1", 0, node.serve) as server:
+    async with node.hub.serve("127.0.0.1", 0, node.serve, close_hub=True) as server:
         print(json.dumps({"port": server.port}), flush=True)
         due = report_due = loop.time()
         has_ended = False
