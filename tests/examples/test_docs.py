@@ -21,6 +21,7 @@ import pytest
 
 import wshub
 from tests.support.pages import ROOT, Block, blocks, page, pages, programs, prose
+from wshub import HubSettings
 from wshub.cli.command_line import main as wshub_command
 
 BLOCKS = [block for path in pages() for block in blocks(path)]
@@ -51,6 +52,9 @@ def wrong_names(module: ast.AST) -> Iterator[str]:
             case ast.Attribute(value=ast.Name(id=name)) if name in KNOWN and isinstance(node.ctx, ast.Load):
                 if not hasattr(KNOWN[name], node.attr):
                     yield f"{name}.{node.attr}"
+            case ast.Call(func=ast.Attribute(attr="enable_websocket")):
+                names = {*HubSettings.__annotations__, "config", "on_upgrade", "broker", "name"}
+                yield from (f"enable_websocket({word.arg}=)" for word in node.keywords if word.arg not in names)
             case ast.Call(func=ast.Name(id=name)) if isinstance(getattr(wshub, name, None), type):
                 parameters = inspect.signature(getattr(wshub, name)).parameters
                 yield from (f"{name}({word.arg}=)" for word in node.keywords if word.arg and word.arg not in parameters)
