@@ -32,8 +32,8 @@ def test_two_clients_of_the_program_of_a_framework_talk(name, tmp_path) -> None:
         assert "Traceback" not in server.end()
 
 
-def test_the_first_program_of_the_site_relays_messages_to_the_others(tmp_path) -> None:
-    write_programs("index.md", tmp_path)
+def test_the_first_program_relays_messages_to_the_others(tmp_path) -> None:
+    write_programs("README.md", tmp_path)
 
     async def scenario(address: str) -> None:
         url = f"ws://{address}/chat/lobby"
