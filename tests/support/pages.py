@@ -1,17 +1,25 @@
-"""The pages of the documentation, and the blocks of code in them.
+"""The pages of the documentation: the code, the programs and the tables in them.
 
-A block whose first line is a comment with a file name is a file of the page's program: ``# main.py``, or
-``<!-- chat.html -->``. If a page has a file twice, the later one counts.
+A page has a name such as ``tutorial/rooms.md``. The folders ``how-to`` and ``topics`` may be left out.
+
+A block whose first line names a file is a file of the page's program: ``# main.py``, ``// client.js`` or
+``<!-- page.html -->``. Of several with one name, the first counts.
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import re
+from collections.abc import AsyncIterator
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.programs import ROOT
+
 DOCS = ROOT / "docs"
+HOW_TO = DOCS / "how-to"
 
 FENCE = re.compile(
     r"^(?P<fence>```+|:::+)(?P<language>\{?[\w-]*\}?)[^\n]*\n(?P<text>.*?)^(?P=fence)$", re.MULTILINE | re.DOTALL
@@ -45,14 +53,14 @@ def pages() -> list[Path]:
 
 
 def page(name: str) -> Path:
-    """Return the page with a name such as ``tutorial/rooms.md``. The folders of guides and topics may be left out."""
-    candidates = [ROOT / name, DOCS / name, DOCS / "how-to" / name, DOCS / "topics" / name]
+    """Return the page with a name."""
+    candidates = [folder / name for folder in (ROOT, DOCS, HOW_TO, DOCS / "topics")]
     found = next((path for path in candidates if path.exists()), None)
     assert found is not None, f"there is no page {name}"
     return found
 
 
-def blocks(path: Path) -> list[Block]:
+def code_blocks(path: Path) -> list[Block]:
     """Return the blocks of a page, those with a language and the others."""
     text = path.read_text()
     return [
@@ -61,19 +69,81 @@ def blocks(path: Path) -> list[Block]:
     ]
 
 
-def programs(path: Path) -> dict[str, str]:
-    """Return the files of a page's program, by their names."""
-    return {block.file_name: block.text for block in blocks(path) if block.file_name is not None}
+def blocks(name: str, language: str) -> list[str]:
+    """Return the text of the blocks of a page in one language."""
+    return [block.text for block in code_blocks(page(name)) if block.language == language]
 
 
-def write_programs(name: str, directory: Path) -> dict[str, str]:
-    """Write the files of a page into a directory, and return them."""
-    found = programs(page(name))
-    assert found, f"{name} has no program"
-    for file_name, text in found.items():
-        (directory / file_name).parent.mkdir(parents=True, exist_ok=True)
-        (directory / file_name).write_text(text)
+def snippet(name: str, start: str) -> str:
+    """Return the only Python block of a page that has a line with that start."""
+    (found,) = [text for text in blocks(name, "python") if re.search(f"^{re.escape(start)}", text, re.MULTILINE)]
     return found
+
+
+def files_in(path: Path) -> dict[str, str]:
+    """Return the files of a page by their names."""
+    files: dict[str, str] = {}
+    for block in code_blocks(path):
+        if block.file_name is not None:
+            files.setdefault(block.file_name, block.text)
+    return files
+
+
+def files_of(name: str) -> dict[str, str]:
+    """Return the files of the page with a name, by their names."""
+    return files_in(page(name))
+
+
+def program(name: str, file_name: str) -> str:
+    """Return a file of a page."""
+    return files_of(name)[file_name]
+
+
+def write_files(name: str, directory: Path, *file_names: str) -> None:
+    """Write files of a page into a directory: all of them, or those that are named."""
+    files = files_of(name)
+    assert files, f"{name} has no files"
+    for file_name in file_names or files:
+        (directory / file_name).write_text(files[file_name])
+
+
+def load(name: str, file_name: str, directory: Path) -> ModuleType:
+    """Write a program of a page into a directory, and import it. A second call imports it once more."""
+    path = directory / file_name
+    path.write_text(program(name, file_name))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@contextlib.asynccontextmanager
+async def served(module: ModuleType) -> AsyncIterator[str]:
+    """Serve the ``hub`` of a program with its ``handler`` on a free port. Yields the URL, without a path."""
+    async with module.hub, module.hub.serve("127.0.0.1", 0, module.handler) as server:
+        yield f"ws://127.0.0.1:{server.port}"
+
+
+def replaced(text: str, replacements: dict[str, str]) -> str:
+    """Return the text with some parts replaced, each of which must be there."""
+    for part, new in replacements.items():
+        assert part in text, part
+        text = text.replace(part, new)
+    return text
+
+
+def rows(name: str, heading: str) -> list[list[str]]:
+    """Return the cells of the first table below a heading, without its head."""
+    section = page(name).read_text().split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[2:]]
+
+
+def codes(cell: str) -> list[str]:
+    """Return what a cell has between backticks."""
+    return re.findall(r"`([^`]+)`", cell)
 
 
 def prose(path: Path) -> str:
