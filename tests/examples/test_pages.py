@@ -48,22 +48,6 @@ def test_the_first_program_relays_messages_to_the_others(tmp_path) -> None:
         assert "Traceback" not in server.end()
 
 
-def test_the_program_on_slow_readers_sends_prices_to_all_who_were_welcomed(tmp_path) -> None:
-    write_files("slow-readers.md", tmp_path)
-
-    async def scenario(address: str) -> None:
-        url = f"ws://{address}/prices"
-        async with websockets.connect(url, proxy=None) as one, websockets.connect(url, proxy=None) as two:
-            assert await one.recv() == await two.recv() == "welcome"
-            for price in ("BTC 1", "ETH 2", "BTC 3"):
-                await one.send(price)
-                assert await one.recv() == await two.recv() == price
-
-    with serving("ticker:app", "--app-dir", str(tmp_path)) as server:
-        asyncio.run(asyncio.wait_for(scenario(server.address), 20))
-        assert "Traceback" not in server.end()
-
-
 def test_the_program_on_several_workers_reaches_the_members_on_each(tmp_path, socket_directory, monkeypatch) -> None:
     write_files("cluster.md", tmp_path)
     monkeypatch.setenv("TMPDIR", str(socket_directory))
