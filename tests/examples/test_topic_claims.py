@@ -68,7 +68,7 @@ async def test_a_connection_has_every_attribute_of_the_table() -> None:
 
 def test_the_codes_of_the_page_exist_and_those_that_can_be_sent_can() -> None:
     listed = [cells[0] for cells in rows("topics/lifecycle.md", "Close codes")]
-    assert all(int(code) in set(CloseCode) for code in listed if "–" not in code)
+    assert all(int(code) in set(CloseCode) for code in listed if "\N{EN DASH}" not in code)
     sent = {*range(1000, 1004), *range(1007, 1015), *range(3000, 5000)}
     for code in range(6000):
         if code in sent:
