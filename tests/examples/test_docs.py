@@ -109,7 +109,7 @@ def test_a_test_runs_the_program_of_each_page() -> None:
 def names_of(path: Path) -> list[str]:
     """Return the names of a page that tests may use."""
     name = path.relative_to(ROOT / "docs") if path != ROOT / "README.md" else path.relative_to(ROOT)
-    return [str(name), *([path.name] if page(path.name) == path else [])]
+    return [str(name), *([path.name] if name.parent.name in ("how-to", "topics") and page(path.name) == path else [])]
 
 
 def test_every_block_has_a_language() -> None:
