@@ -95,9 +95,6 @@ def default(value: ast.expr | None) -> str:
         # field(default_factory=RateLimits)
         factories = [keyword.value for keyword in value.keywords if keyword.arg == "default_factory"]
         return f"{ast.unparse(factories[0])}()"
-    if isinstance(value, ast.BinOp):
-        product = eval(compile(ast.Expression(value), "default", "eval"))
-        return f"{ast.unparse(value)} ({product:,})"
     return f"{value.value:,}".replace(",", "_") if _is_integer(value) else ast.unparse(value)
 
 
@@ -116,7 +113,7 @@ class Settings(Table):
         rows = []
         for field in fields(name):
             meaning, _, trade_off = field.docstring.partition("\n\n")
-            rows.append([f"``{field.name}``\n\n{field.default}", meaning, trade_off])
+            rows.append([f"``{field.name}``\n\n``{field.default}``", meaning, trade_off])
         targets = [f"{name}.{field.name}" for field in fields(name)]
         return [self.table(["setting, default", "meaning", "trade-off"], [22, 40, 38], rows, targets)]
 
