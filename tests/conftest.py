@@ -49,6 +49,13 @@ def redis_engine(request: pytest.FixtureRequest) -> Iterator[RedisEngine]:
         yield engine
 
 
+@pytest.fixture
+def own_engine(redis_engine: RedisEngine) -> Iterator[RedisEngine]:
+    """An engine that the test may stop, of the same kind as the shared one."""
+    with running_engine(redis_engine.kind) as engine:
+        yield engine
+
+
 @pytest.fixture(params=["httptools", "h11"])
 def http(request: pytest.FixtureRequest) -> str:
     """One of uvicorn's two HTTP parsers."""

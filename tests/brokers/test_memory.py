@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from tests.support.broker_node import BrokerNode, until
 from tests.support.memory_brokers import MemoryFaults
-from wshub.brokers.interface import ALL_NODES, NodeInfo
+from wshub.brokers.interface import ALL_NODES
 from wshub.brokers.memory import MemoryBroker, MemoryEngine
 from wshub.errors import BrokerUnavailable, BrokerUncertain, MisuseError
 from wshub.testing.broker_nodes import Interrupted, Nodes, Received, Restored, raised_by
@@ -32,46 +33,21 @@ async def test_all_checks_run_at_once_and_say_which_were_not_run() -> None:
     assert len(report.passed) + len(report.not_run) == len(list(broker_checks()))
 
 
-class Events:
-    """A hub that only collects."""
-
-    reactor: Any = None
-
-    def __init__(self) -> None:
-        self.received: list[bytes] = []
-        self.told: list[object] = []
-        self.changed = asyncio.Event()
-
-    def now(self) -> float:
-        return asyncio.get_running_loop().time()
-
-    def receive(self, envelope: bytes) -> None:
-        self.received.append(envelope)
-        self.changed.set()
-
-    def interrupted(self, channels: object, reason: str) -> None:
-        self.told.append(reason)
-        self.changed.set()
-
-    def restored(self, channels: object) -> None:
-        self.told.append("restored")
-        self.changed.set()
-
-    async def until(self, condition: Any) -> None:
-        while not condition():
-            self.changed.clear()
-            await self.changed.wait()
+async def started(engine: MemoryEngine, **settings: Any) -> tuple[MemoryBroker, BrokerNode]:
+    broker = MemoryBroker(engine, **settings)
+    node = BrokerNode(broker, "hub")
+    await node.start()
+    return broker, node
 
 
-async def started(engine: MemoryEngine, name: str, *, hub: str = "hub", **settings: Any) -> tuple[MemoryBroker, Events]:
-    broker, events = MemoryBroker(engine, **settings), Events()
-    await broker.start(NodeInfo(id=name, hub=hub), events)
-    return broker, events
+def told(node: BrokerNode) -> list[str]:
+    """Return what the hub was told, in order: the reasons of interruptions, and when they ended."""
+    return [event[-1] if event[0] == "interrupted" else event[0] for event in node.log if event[0] != "received"]
 
 
 async def test_a_delay_keeps_the_order_and_ends_with_heal() -> None:
     engine = MemoryEngine()
-    (first, _), (second, events) = await started(engine, "a"), await started(engine, "b")
+    (first, one), (_, events) = await started(engine), await started(engine)
     engine.delay(0.05)
     loop = asyncio.get_running_loop()
     began = loop.time()
@@ -79,16 +55,16 @@ async def test_a_delay_keeps_the_order_and_ends_with_heal() -> None:
     await asyncio.sleep(0)
     engine.delay(0.0)
     first.send(ALL_NODES, b"2")
-    await events.until(lambda: len(events.received) == 2)
+    await until(lambda: len(events.received) == 2)
     assert events.received == [b"1", b"2"]
     assert loop.time() - began >= 0.04
-    await first.close()
-    await second.close()
+    await one.close()
+    await events.close()
 
 
 async def test_a_slow_engine_takes_a_few_envelopes_in_each_iteration() -> None:
     engine = MemoryEngine()
-    (first, _), (second, events) = await started(engine, "a", max_pending_bytes=10_000), await started(engine, "b")
+    (first, one), (_, events) = await started(engine, max_pending_bytes=10_000), await started(engine)
     engine.slow_down(2)
     assert all(first.send(ALL_NODES, bytes(36)) for _ in range(100))
     assert not first.send(ALL_NODES, bytes(36))
@@ -96,15 +72,15 @@ async def test_a_slow_engine_takes_a_few_envelopes_in_each_iteration() -> None:
     for taken in (2, 4, 6):
         await asyncio.sleep(0)
         assert first.stats()["sent"] == taken
-    await events.until(lambda: len(events.received) == 100)
+    await until(lambda: len(events.received) == 100)
     assert first.stats()["dropped"] == {"full": 1}
-    await first.close()
-    await second.close()
+    await one.close()
+    await events.close()
 
 
 async def test_what_is_under_way_can_be_dropped_and_the_hub_is_told() -> None:
     engine = MemoryEngine()
-    (first, _), (second, events) = await started(engine, "a"), await started(engine, "b")
+    (first, one), (second, events) = await started(engine), await started(engine)
     engine.delay(60)
     first.send(ALL_NODES, b"lost")
     await asyncio.sleep(0)
@@ -112,35 +88,35 @@ async def test_what_is_under_way_can_be_dropped_and_the_hub_is_told() -> None:
     assert engine.lost == {"dropped": 1}
     engine.heal()
     first.send(ALL_NODES, b"arrives")
-    await events.until(lambda: events.received)
+    await until(lambda: events.received)
     assert events.received == [b"arrives"]
-    assert events.told == ["lost", "restored"]
+    assert told(events) == ["lost", "restored"]
     assert second.stats()["interruptions"] == {"lost": 1}
-    await first.close()
-    await second.close()
+    await one.close()
+    await events.close()
 
 
 async def test_a_node_that_takes_its_envelopes_too_slowly_is_cut_off() -> None:
     engine = MemoryEngine(max_undelivered_bytes=10_000)
-    (first, _), (second, events) = await started(engine, "a"), await started(engine, "b")
+    (first, one), (_, events) = await started(engine), await started(engine)
     engine.delay(60)
     for _ in range(3):
         first.send(ALL_NODES, bytes(4000))
     await asyncio.sleep(0)
     engine.delay(0)
-    await events.until(lambda: "restored" in events.told)
-    assert events.told == ["disconnected", "restored"]
+    await until(lambda: "restored" in told(events))
+    assert told(events) == ["disconnected", "restored"]
     assert engine.lost == {"too slow": 3}
     first.send(ALL_NODES, b"arrives")
-    await events.until(lambda: events.received)
+    await until(lambda: events.received)
     assert events.received == [b"arrives"]
-    await first.close()
-    await second.close()
+    await one.close()
+    await events.close()
 
 
 async def test_a_publish_without_an_answer_is_uncertain_and_one_without_a_connection_was_not_sent() -> None:
     engine = MemoryEngine()
-    broker, events = await started(engine, "a", probe_timeout=5)
+    broker, events = await started(engine, probe_timeout=5)
     engine.deafen(broker)
     publishing = asyncio.create_task(raised_by(broker.publish(ALL_NODES, b"p")))
     await asyncio.sleep(0)
@@ -148,18 +124,18 @@ async def test_a_publish_without_an_answer_is_uncertain_and_one_without_a_connec
     broker.sweep(events.now() + 5.1)
     assert isinstance(await publishing, BrokerUncertain)
     engine.stop()
-    await events.until(lambda: "disconnected" in events.told)
+    await until(lambda: "disconnected" in told(events))
     with pytest.raises(BrokerUnavailable, match="nothing was sent"):
         await broker.publish(ALL_NODES, b"p")
-    await broker.close()
+    await events.close()
 
 
 async def test_a_broker_belongs_to_one_hub() -> None:
     engine = MemoryEngine()
-    broker, _ = await started(engine, "a")
+    broker, node = await started(engine)
     with pytest.raises(MisuseError, match="belongs to one hub"):
-        await broker.start(NodeInfo(id="b", hub="hub"), Events())
-    await broker.close()
+        await broker.start(node.info, node)
+    await node.close()
 
 
 async def test_a_pace_must_be_positive() -> None:
@@ -172,7 +148,7 @@ async def test_hubs_in_several_threads_are_joined() -> None:
     count = 2000
 
     async def life(name: str, started_nodes: list[str]) -> list[bytes]:
-        broker, events = await started(engine, name)
+        broker, events = await started(engine)
         started_nodes.append(name)
         while len(started_nodes) < 3:
             await asyncio.sleep(0.001)
@@ -181,11 +157,11 @@ async def test_hubs_in_several_threads_are_joined() -> None:
                 await asyncio.sleep(0)
             if number % 50 == 0:
                 await asyncio.sleep(0)
-        await events.until(lambda: len(events.received) == 2 * count)
+        await until(lambda: len(events.received) == 2 * count)
         started_nodes.append(name)
         while len(started_nodes) < 6:
             await asyncio.sleep(0.001)
-        await broker.close()
+        await events.close()
         return events.received
 
     nodes: list[str] = []
@@ -201,15 +177,15 @@ async def test_a_loop_that_closed_without_close_costs_the_engine_nothing() -> No
     abandoned: list[MemoryBroker] = []
 
     async def life() -> None:
-        broker, _ = await started(engine, "abandoned")
+        broker, _ = await started(engine)
         abandoned.append(broker)
 
     await asyncio.to_thread(asyncio.run, life())
-    first, _ = await started(engine, "a")
+    first, node = await started(engine)
     first.send(ALL_NODES, b"nobody")
     await asyncio.sleep(0)
     assert (await first.publish(ALL_NODES, b"nobody")).receivers == 0
-    await first.close()
+    await node.close()
 
 
 async def test_an_outage_is_logged_once_and_its_end_too(caplog: pytest.LogCaptureFixture) -> None:

@@ -8,26 +8,19 @@ import gc
 import os
 import signal
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
 
 from tests.brokers.test_redis_subscriptions import connection_of, subscribers
 from tests.support.broker_node import BrokerNode, joined, until
-from tests.support.redis_engine import RedisEngine, running_engine
+from tests.support.redis_engine import RedisEngine
 from tests.support.tcp_proxy import proxy_to
 from wshub.brokers.redis import RedisBroker
 from wshub.errors import BrokerUnavailable, BrokerUncertain
 
 CHANNELS = [f"room:{number}" for number in range(2000)]
-
-
-@pytest.fixture
-def own_engine(redis_engine: RedisEngine) -> Iterator[RedisEngine]:
-    """An engine that the test may stop, of the same kind as the shared one."""
-    with running_engine(redis_engine.kind) as engine:
-        yield engine
 
 
 def numbers(node: BrokerNode) -> list[int]:

@@ -323,21 +323,10 @@ async def test_hubs_of_other_names_are_not_joined(path) -> None:
         assert all(node.peers == 1 for node in others)
 
 
-async def test_two_hubs_of_a_process_with_one_name_cannot_both_start(path) -> None:
-    first, second, third = Node(path), Node(path), Node(path, hub="third")
-    for node in (first, second, third):
-        node.broker.several_in_process = False
-    await first.start()
-    with pytest.raises(ConfigurationError, match="give each hub a name of its own"):
-        await second.start()
-    await third.start()
-    with pytest.raises(MisuseError):
-        await first.start()
-    await first.close()
-    await second.start()
-    await second.close()
-    await third.close()
-    assert sockets(path) == []
+async def test_a_broker_belongs_to_one_hub(path) -> None:
+    async with mesh(path, 1) as (node,):
+        with pytest.raises(MisuseError, match="a broker of its own"):
+            await node.start()
 
 
 def test_a_broker_starts_again_on_another_loop(path, run) -> None:
@@ -345,7 +334,6 @@ def test_a_broker_starts_again_on_another_loop(path, run) -> None:
 
     async def live(broker: WorkersBroker | None) -> None:
         node = Node(path)
-        node.broker.several_in_process = False
         if broker is not None:
             node.broker = broker
         node.broker.subscribe("room:a")

@@ -10,64 +10,25 @@ from typing import Any
 
 import pytest
 
+from tests.support.cluster_nodes import HubNode, all_know, member, serving_node
 from tests.support.serving_hub import connected
-from wshub import BrokerUnavailable, ConfigurationError, EventHandler, Hub, HubConfig, Message, MisuseError
+from wshub import BrokerUnavailable, ConfigurationError, EventHandler, Hub, Message, MisuseError
 from wshub.brokers.envelope import encode_envelope
 from wshub.brokers.memory import MemoryBroker, MemoryEngine
 
 
-class Node:
-    """A hub of the cluster, serving, whose clients join the room that their path names."""
-
-    def __init__(self, hub: Hub, port: int) -> None:
-        self.hub = hub
-        self.port = port
-
-    def url(self, room: str = "") -> str:
-        return f"ws://127.0.0.1:{self.port}/{room}"
+@contextlib.asynccontextmanager
+async def node(engine: MemoryEngine, *, name: str = "hub", **settings: Any) -> AsyncIterator[HubNode]:
+    async with serving_node(MemoryBroker(engine), name=name, **settings) as joined:
+        yield joined
 
 
 @contextlib.asynccontextmanager
-async def node(engine: MemoryEngine, *, name: str = "hub", **settings: Any) -> AsyncIterator[Node]:
-    def join(connection: Any) -> None:
-        path = connection.request.path.removeprefix("/")
-        if path.startswith("user:"):
-            connection.user = path.removeprefix("user:")
-        elif path:
-            connection.join(path)
-
-    hub = Hub(HubConfig(**settings), broker=MemoryBroker(engine), name=name)
-    async with hub.serve("127.0.0.1", 0, EventHandler(on_open=join)) as server:
-        await hub.broker_started()
-        yield Node(hub, server.port)
-
-
-@contextlib.asynccontextmanager
-async def two_nodes(**settings: Any) -> AsyncIterator[tuple[Node, Node]]:
+async def two_nodes(**settings: Any) -> AsyncIterator[tuple[HubNode, HubNode]]:
     engine = MemoryEngine()
     async with node(engine, **settings) as one, node(engine, **settings) as two:
         await all_know(one, two)
         yield one, two
-
-
-async def all_know(*nodes: Node) -> None:
-    """Wait until each node knows all others."""
-    async with asyncio.timeout(10):
-        while any([len(await each.hub.nodes()) < len(nodes) for each in nodes]):
-            await asyncio.sleep(0)
-
-
-@contextlib.asynccontextmanager
-async def member(of: Node, room: str) -> AsyncIterator[Any]:
-    """Connect a client that is a member of a room, whose messages arrive from all nodes."""
-    async with connected(of.url(room)) as client:
-        # The answer to a ping comes after on_open.
-        await (await client.ping())
-        if not room.startswith("user:"):
-            await of.hub.subscribed(room)
-        else:
-            await of.hub.broker.subscribed(room)  # type: ignore[union-attr]
-        yield client
 
 
 @pytest.mark.parametrize("message", ["text é", b"\x00\xff", "", b"", Message("text"), "x" * 70_000])

@@ -6,7 +6,10 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
+import signal
 import socket
+import subprocess
 import sys
 import threading
 import weakref
@@ -21,6 +24,7 @@ from tests.support.serving_hub import connected
 from wshub import BrokerUnavailable, ConfigurationError, Connection, EventHandler, Hub, HubConfig, MisuseError
 from wshub.brokers.interface import NodeInfo
 from wshub.brokers.memory import MemoryBroker, MemoryEngine
+from wshub.brokers.workers import WorkersBroker
 
 
 @contextlib.asynccontextmanager
@@ -113,15 +117,77 @@ async def test_any_str_names_a_room_and_a_user_on_every_node(room: str) -> None:
         assert {await client.recv() for _ in range(3)} == {"1", "2", "3"}
 
 
-async def test_two_hubs_of_one_name_at_one_engine_are_refused(socket_directory) -> None:
-    url = f"workers:{socket_directory}"
-    async with Hub(broker=url):
+@pytest.mark.parametrize("make", [lambda path: f"workers:{path}", WorkersBroker], ids=["by URL", "made"])
+async def test_two_hubs_of_one_name_at_one_engine_are_refused(make, socket_directory) -> None:
+    async with Hub(broker=make(socket_directory)):
         with pytest.raises(ConfigurationError, match=r"Hub\(name="):
-            Hub(broker=url).bind()
-        async with Hub(broker=url, name="other") as other:
+            Hub(broker=make(socket_directory)).bind()
+        async with Hub(broker=make(socket_directory), name="other") as other:
             await other.broker_started()
-    async with Hub(broker=url) as again:
+    async with Hub(broker=make(socket_directory)) as again:
         await again.broker_started()
+
+
+async def test_a_directory_has_one_hub_of_a_name_however_it_is_spelled(socket_directory) -> None:
+    other_spelling = socket_directory / ".." / socket_directory.name
+    async with Hub(broker=WorkersBroker(socket_directory)):
+        for broker in (f"workers:{other_spelling}", WorkersBroker(other_spelling)):
+            with pytest.raises(ConfigurationError, match=r"Hub\(name="):
+                Hub(broker=broker).bind()
+        async with Hub(broker=WorkersBroker(socket_directory, several_in_process=True)) as other:
+            await other.broker_started()
+
+
+FORKING = """
+import asyncio, os, sys, threading
+from wshub import Hub
+from wshub.core.brokers_in_use import BROKERS_IN_USE
+
+url = "workers:" + sys.argv[1]
+held, end = threading.Event(), threading.Event()
+
+def hold():
+    with BROKERS_IN_USE._lock:
+        held.set()
+        end.wait()
+
+async def child():
+    # The parent's hub has the same name, and its loop was not closed here.
+    async with Hub(broker=url) as hub:
+        await hub.broker_started()
+
+async def parent():
+    async with Hub(broker=url) as hub:
+        await hub.broker_started()
+        threading.Thread(target=hold).start()
+        held.wait()
+
+        process = os.fork()
+        if not process:
+            asyncio._set_running_loop(None)
+            try:
+                asyncio.run(child())
+            except BaseException as error:
+                print(repr(error), flush=True)
+                os._exit(1)
+            os._exit(0)
+        end.set()
+        _, status = await asyncio.to_thread(os.waitpid, process, 0)
+        print(status)
+
+asyncio.run(parent())
+"""
+
+
+def test_a_child_that_is_forked_while_a_hub_starts_in_a_thread_has_hubs_of_its_own(socket_directory) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", FORKING, str(socket_directory)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        try:
+            assert process.communicate(timeout=30)[0] == "0\n"
+        finally:
+            # A child that hangs ends too.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 async def test_one_broker_for_two_hubs_is_refused() -> None:

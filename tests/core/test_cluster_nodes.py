@@ -17,7 +17,7 @@ from wshub import BrokerUnavailable, Hub
 from wshub.brokers.envelope import decode_envelope, encode_envelope
 from wshub.brokers.interface import NodeInfo
 from wshub.brokers.memory import MemoryBroker, MemoryEngine
-from wshub.core.cluster_commands import HEARTBEAT_PERIOD, MAX_NODES, NODE_TIMEOUT
+from wshub.core.cluster_commands import HEARTBEAT_PERIOD, MAX_MISSED, MAX_NODES, NODE_TIMEOUT
 
 
 class Node:
@@ -29,6 +29,10 @@ class Node:
 
     async def known(self) -> int:
         return len(await self.hub.nodes()) - 1
+
+    async def deaf_ones(self) -> list[str]:
+        """Return the ids of the nodes that do not hear this one, as far as it knows."""
+        return [other.info.id for other in await self.hub.nodes() if not other.hears_this_node]
 
     def record_sent(self) -> list[dict[str, Any]]:
         """Return a list that gets every command that the node sends from now on."""
@@ -52,7 +56,7 @@ class Node:
     def heartbeats_arrive(self, count: int) -> None:
         """Have the heartbeats of new nodes arrive in one iteration of the loop."""
         for number in range(1, count + 1):
-            self.receive(number, {"do": "heartbeat", "info": {"pid": number}, "connections": 1, "heard": {}})
+            self.receive(number, {"do": "heartbeat", "info": {"pid": number}, "connections": 1, "hears": 1})
 
     @property
     def stats(self) -> Any:
@@ -112,16 +116,64 @@ async def test_a_node_that_lives_stays_known() -> None:
         assert other.hears_this_node
 
 
-async def test_a_node_that_hears_nothing_is_noticed_by_the_others(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_node_that_hears_nothing_is_noticed_by_the_others_within_15_seconds(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     clock = Clock()
-    async with nodes(2, clock) as (one, two):
+    async with nodes(3, clock) as (one, two, deaf):
+        await pass_for(2 * NODE_TIMEOUT, clock, one, two, deaf)
         # It sends on, and nothing that arrives there is handled.
-        two.cluster.commands.received = lambda node, body: None
+        deaf.cluster.commands.received = lambda node, body: None
         with caplog.at_level(logging.WARNING, "wshub.broker"):
-            await pass_for(3 * NODE_TIMEOUT, clock, one, two)
-        (_, other) = await one.hub.nodes()
-        assert not other.hears_this_node
-        assert [record.message for record in caplog.records if "does not hear this node" in record.message] != []
+            await pass_for(15, clock, one, two, deaf)
+        for node in (one, two):
+            assert await node.deaf_ones() == [deaf.cluster.info.id]
+        assert len([record for record in caplog.records if "does not hear this node" in record.message]) == 2
+        del deaf.cluster.commands.received
+        await pass_for(NODE_TIMEOUT, clock, one, two, deaf)
+        assert [await node.deaf_ones() for node in (one, two, deaf)] == [[], [], []]
+
+
+async def test_only_the_node_that_is_not_heard_learns_of_it() -> None:
+    clock = Clock()
+    async with nodes(3, clock) as (one, two, three):
+        await pass_for(2 * NODE_TIMEOUT, clock, one, two, three)
+        received, of_one = three.cluster.commands.received, one.cluster.info.id
+        three.cluster.commands.received = lambda node, body: None if node == of_one else received(node, body)
+        await pass_for(15, clock, one, two, three)
+        assert await one.deaf_ones() == [three.cluster.info.id]
+        assert await two.deaf_ones() == []
+        three.cluster.commands.received = received
+        await pass_for(NODE_TIMEOUT, clock, one, two, three)
+        assert await one.deaf_ones() == []
+
+
+async def test_a_node_that_hears_no_other_does_not_hear_this_one_however_many_it_misses() -> None:
+    clock = Clock()
+    async with nodes(1, clock) as (one,):
+        for hears, deaf in ((1, []), (0, []), (1, []), (0, [f"{7:016x}"]), (1, [])):
+            one.receive(7, {"do": "heartbeat", "info": {}, "hears": hears, "misses": []})
+            # A new node has ten seconds.
+            assert await one.deaf_ones() == deaf
+            clock.now += 4
+
+
+async def test_a_heartbeat_is_short_however_many_nodes_there_are() -> None:
+    clock = Clock()
+    async with nodes(1, clock) as (one,):
+        one.heartbeats_arrive(1_000)
+        sent = one.record_sent()
+        await pass_for(2 * NODE_TIMEOUT, clock, one)
+        assert sent[0]["hears"] == 1_000
+        assert sent[0]["misses"] == []
+        assert sent[-1]["hears"] == 0
+        assert sent[-1]["misses"] == [f"{number:016x}" for number in range(1_000 - MAX_MISSED + 1, 1_001)]
+        assert max(len(json.dumps(command)) for command in sent) < 1_200
+        # A node that says goodbye or is heard again is not missed.
+        one.receive(1_000, {"do": "goodbye"})
+        one.receive(999, {"do": "heartbeat", "info": {}, "hears": 1})
+        one.cluster.commands.greet()
+        assert sent[-1]["misses"] == [f"{number:016x}" for number in range(1_000 - MAX_MISSED + 1, 999)]
 
 
 async def test_a_command_that_an_old_node_does_not_know_is_ignored() -> None:
@@ -150,8 +202,8 @@ async def test_nothing_is_sent_after_the_goodbye() -> None:
         commands = one.cluster.commands
         commands.sweep(clock.now)
         commands.greet()
-        commands.join_user("ann", "lobby")
-        one.receive(7, {"do": "heartbeat", "info": {}, "heard": {}})
+        commands.change_rooms("join", "ann", "lobby")
+        one.receive(7, {"do": "heartbeat", "info": {}, "hears": 1})
         one.receive(7, {"do": "survey", "topic": "wshub.room_count", "number": 1, "body": "lobby"})
         commands.close()
         assert [command["do"] for command in sent] == ["goodbye"]
@@ -173,10 +225,10 @@ async def test_a_new_node_is_answered_with_a_short_heartbeat_that_nobody_answers
     async with nodes(1, Clock()) as (one,):
         one.heartbeats_arrive(100)
         sent = one.record_sent()
-        one.receive(1_000, {"do": "heartbeat", "info": {}, "heard": {}})
+        one.receive(1_000, {"do": "heartbeat", "info": {}, "hears": 1})
         (reply,) = sent
         assert reply["channel"] == f"node:{1_000:016x}"
-        assert "heard" not in reply
+        assert "hears" not in reply
         one.receive(1_001, reply)
         assert len(sent) == 1
         assert await one.known() == 102
@@ -191,7 +243,7 @@ async def test_more_nodes_than_the_limit_are_ignored_and_logged_once(caplog: pyt
         await settled()
         assert one.stats["broker"]["dropped"] == {}
         # Nodes that are known stay known.
-        one.receive(1, {"do": "heartbeat", "info": {}, "connections": 5, "heard": {}})
+        one.receive(1, {"do": "heartbeat", "info": {}, "connections": 5, "hears": 1})
         assert (await one.hub.nodes())[1].connections == 5
 
 
@@ -206,7 +258,8 @@ async def test_more_nodes_than_the_limit_are_ignored_and_logged_once(caplog: pyt
         {"do": "heartbeat", "info": []},
         {"do": "heartbeat", "info": {"host": 7}},
         {"do": "heartbeat", "info": {}, "connections": "many"},
-        {"do": "heartbeat", "info": {}, "heard": []},
+        {"do": "heartbeat", "info": {}, "hears": [], "misses": []},
+        {"do": "heartbeat", "info": {}, "hears": 1, "misses": {}},
         {"do": "survey", "topic": [], "number": 1},
         {"do": "survey", "topic": "topic"},
         {"do": "survey", "topic": "wshub.room_count", "number": 1, "body": 7},
@@ -247,9 +300,9 @@ async def test_commands_about_users_refuse_what_cannot_be_sent() -> None:
         commands = one.cluster.commands
         for room in (7, None, b"lobby"):
             with pytest.raises(TypeError, match="room"):
-                commands.join_user("ann", room)
+                commands.change_rooms("join", "ann", room)
             with pytest.raises(TypeError, match="room"):
-                commands.leave_user("ann", room)
+                commands.change_rooms("leave", "ann", room)
         with pytest.raises(TypeError, match="reason"):
             await commands.disconnect_user("ann", 1008, b"bytes")
         assert sent == []
@@ -258,7 +311,7 @@ async def test_commands_about_users_refuse_what_cannot_be_sent() -> None:
 async def test_names_with_a_lone_surrogate_travel_in_commands() -> None:
     async with nodes(2, Clock()) as (one, _two):
         sent = one.record_sent()
-        one.cluster.commands.join_user("\ud800", "\udfff")
+        one.cluster.commands.change_rooms("join", "\ud800", "\udfff")
         assert (sent[0]["user"], sent[0]["room"]) == ("\ud800", "\udfff")
         one.receive(7, sent[0])
         assert one.stats["ignored"]["unreadable"] == 0

@@ -26,7 +26,6 @@ from wshub import (
     InvalidMessageError,
     Message,
     RateLimits,
-    WebSocketError,
 )
 from wshub.core.handler_checks import EVENTS
 from wshub.protocol.close_code import encode_close_payload

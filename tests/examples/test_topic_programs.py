@@ -447,7 +447,9 @@ async def test_a_client_gets_what_it_missed_while_its_node_was_cut_off(tmp_path:
 
 
 def test_the_reader_shows_each_entry_once_and_asks_for_those_it_misses(tmp_path: Path) -> None:
-    script = program("topics/brokers.md", "reader.js") + """
+    script = (
+        program("topics/brokers.md", "reader.js")
+        + """
     const shown = [], asked = [];
     const reader = new Reader((text) => shown.push(text), (text) => asked.push(text));
     const send = (...numbers) => numbers.forEach((number) =>
@@ -464,6 +466,7 @@ def test_the_reader_shows_each_entry_once_and_asks_for_those_it_misses(tmp_path:
     end();
     console.log(JSON.stringify([shown, asked]));
     """
+    )
     try:
         result = subprocess.run(["node", "-e", script], capture_output=True, text=True, timeout=60, check=True)
     except FileNotFoundError:

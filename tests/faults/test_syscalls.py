@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +10,7 @@ import pytest
 
 from tests.faults.first_time import FIRST_TIME
 from tests.faults.scenarios import SCENARIOS
+from tests.support.preloading import build_library, preloading
 from tests.support.reactor import needs_reactor
 
 HERE = Path(__file__).parent
@@ -20,15 +19,7 @@ HERE = Path(__file__).parent
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Build syscalls.c and return the path of the library to preload."""
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    if compiler is None:
-        pytest.skip("there is no C compiler")
-    built = tmp_path_factory.mktemp("faults") / "syscalls.so"
-    options = ["-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror"]
-    # Do not preload a library of this process into the compiler.
-    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
-    subprocess.run([compiler, *options, "-o", built, HERE / "syscalls.c", "-ldl"], check=True, env=environment)
-    return str(built)
+    return build_library(HERE / "syscalls.c", tmp_path_factory.mktemp("faults"))
 
 
 @needs_reactor
@@ -47,10 +38,9 @@ def test_what_fails_the_first_time_leaves_no_trace(library: str, scenario: str, 
 
 def hold(library: str, module: str, scenario: str, loop: str) -> None:
     """Run a scenario in a separate process."""
-    preloaded = " ".join(filter(None, [os.environ.get("LD_PRELOAD"), library]))
     result = subprocess.run(
         [sys.executable, "-m", module, scenario, loop],
-        env={**os.environ, "LD_PRELOAD": preloaded},
+        env=preloading(library),
         capture_output=True,
         text=True,
         timeout=60,

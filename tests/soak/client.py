@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tests.soak.frames import FrameProtocol
 from tests.soak.wire import ALL, ECHO, JOIN, LEAVE, NUMBERED, OF_ROOM, ROOM
+from tests.support.frame_protocol import FrameProtocol
 
 __all__ = ["Client"]
 

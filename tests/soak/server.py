@@ -12,6 +12,7 @@ import json
 import os
 import random
 import signal
+import socket
 import sys
 from collections import Counter
 from pathlib import Path
@@ -120,7 +121,17 @@ class Service:
         return {"opened": self.opened, "closed": self.closed, "reasons": self.reasons, **stats}
 
 
+async def open_a_transport() -> None:
+    """Open and close a transport: uvloop keeps a descriptor in reserve from its first one on."""
+    ours, theirs = socket.socketpair()
+    _, writer = await asyncio.open_connection(sock=ours)
+    writer.close()
+    await writer.wait_closed()
+    theirs.close()
+
+
 async def main() -> None:
+    await open_a_transport()
     stopping = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
     services = [Service(orderly=True), Service(orderly=False)]

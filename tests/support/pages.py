@@ -1,4 +1,10 @@
-"""Programs and tables in the pages of the documentation."""
+"""The pages of the documentation: the code, the programs and the tables in them.
+
+A page has a name such as ``tutorial/rooms.md``. The folders ``how-to`` and ``topics`` may be left out.
+
+A block whose first line names a file is a file of the page's program: ``# main.py``, ``// client.js`` or
+``<!-- page.html -->``. Of several with one name, the first counts.
+"""
 
 from __future__ import annotations
 
@@ -8,27 +14,103 @@ import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
-BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+from tests.support.programs import ROOT
+
+DOCS = ROOT / "docs"
+HOW_TO = DOCS / "how-to"
+
+FENCE = re.compile(
+    r"^(?P<fence>```+|:::+)(?P<language>\{?[\w-]*\}?)[^\n]*\n(?P<text>.*?)^(?P=fence)$", re.MULTILINE | re.DOTALL
+)
+FILE = re.compile(r"\A(?:#|//|<!--) (?P<name>[\w./-]+\.\w+|Dockerfile|Caddyfile)(?: -->)?\n")
 
 
-def blocks(page: str, language: str) -> list[str]:
-    """Return the code blocks of a page in one language."""
-    return [text for name, text in BLOCK.findall((DOCS / page).read_text()) if name == language]
+class Block(NamedTuple):
+    """A block of code of a page."""
+
+    path: Path
+    line: int
+    language: str
+    text: str
+
+    @property
+    def place(self) -> str:
+        return f"{self.path.relative_to(ROOT)}:{self.line}"
+
+    @property
+    def file_name(self) -> str | None:
+        """The name of the file that the block is, or None."""
+        found = FILE.match(self.text)
+        return found["name"] if found else None
 
 
-def program(page: str, name: str) -> str:
-    """Return the block of a page that begins with the name of a file, such as ``# life.py``."""
-    language, mark = ("js", "//") if name.endswith(".js") else ("python", "#")
-    (found,) = [text for text in blocks(page, language) if text.startswith(f"{mark} {name}\n")]
+def pages() -> list[Path]:
+    """Return every page for users. The pages of the design are for people who change wshub."""
+    found = [path for path in DOCS.rglob("*.md") if "design" not in path.relative_to(DOCS).parts]
+    return [ROOT / "README.md", *sorted(found)]
+
+
+def page(name: str) -> Path:
+    """Return the page with a name."""
+    candidates = [folder / name for folder in (ROOT, DOCS, HOW_TO, DOCS / "topics")]
+    found = next((path for path in candidates if path.exists()), None)
+    assert found is not None, f"there is no page {name}"
     return found
 
 
-def load(page: str, name: str, directory: Path) -> ModuleType:
+def code_blocks(path: Path) -> list[Block]:
+    """Return the blocks of a page, those with a language and the others."""
+    text = path.read_text()
+    return [
+        Block(path, text.count("\n", 0, fence.start()) + 1, fence["language"], fence["text"])
+        for fence in FENCE.finditer(text)
+    ]
+
+
+def blocks(name: str, language: str) -> list[str]:
+    """Return the text of the blocks of a page in one language."""
+    return [block.text for block in code_blocks(page(name)) if block.language == language]
+
+
+def snippet(name: str, start: str) -> str:
+    """Return the only Python block of a page that has a line with that start."""
+    (found,) = [text for text in blocks(name, "python") if re.search(f"^{re.escape(start)}", text, re.MULTILINE)]
+    return found
+
+
+def files_in(path: Path) -> dict[str, str]:
+    """Return the files of a page by their names."""
+    files: dict[str, str] = {}
+    for block in code_blocks(path):
+        if block.file_name is not None:
+            files.setdefault(block.file_name, block.text)
+    return files
+
+
+def files_of(name: str) -> dict[str, str]:
+    """Return the files of the page with a name, by their names."""
+    return files_in(page(name))
+
+
+def program(name: str, file_name: str) -> str:
+    """Return a file of a page."""
+    return files_of(name)[file_name]
+
+
+def write_files(name: str, directory: Path, *file_names: str) -> None:
+    """Write files of a page into a directory: all of them, or those that are named."""
+    files = files_of(name)
+    assert files, f"{name} has no files"
+    for file_name in file_names or files:
+        (directory / file_name).write_text(files[file_name])
+
+
+def load(name: str, file_name: str, directory: Path) -> ModuleType:
     """Write a program of a page into a directory, and import it. A second call imports it once more."""
-    path = directory / name
-    path.write_text(program(page, name))
+    path = directory / file_name
+    path.write_text(program(name, file_name))
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
@@ -37,15 +119,24 @@ def load(page: str, name: str, directory: Path) -> ModuleType:
     return module
 
 
-def snippet(page: str, start: str) -> str:
-    """Return the only Python block of a page that has a line with that start."""
-    (found,) = [text for text in blocks(page, "python") if re.search(f"^{re.escape(start)}", text, re.MULTILINE)]
-    return found
+@contextlib.asynccontextmanager
+async def served(module: ModuleType) -> AsyncIterator[str]:
+    """Serve the ``hub`` of a program with its ``handler`` on a free port. Yields the URL, without a path."""
+    async with module.hub, module.hub.serve("127.0.0.1", 0, module.handler) as server:
+        yield f"ws://127.0.0.1:{server.port}"
 
 
-def rows(page: str, heading: str) -> list[list[str]]:
+def replaced(text: str, replacements: dict[str, str]) -> str:
+    """Return the text with some parts replaced, each of which must be there."""
+    for part, new in replacements.items():
+        assert part in text, part
+        text = text.replace(part, new)
+    return text
+
+
+def rows(name: str, heading: str) -> list[list[str]]:
     """Return the cells of the first table below a heading, without its head."""
-    section = (DOCS / page).read_text().split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    section = page(name).read_text().split(f"\n## {heading}\n")[1].split("\n## ")[0]
     lines = [line for line in section.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[2:]]
 
@@ -55,8 +146,6 @@ def codes(cell: str) -> list[str]:
     return re.findall(r"`([^`]+)`", cell)
 
 
-@contextlib.asynccontextmanager
-async def served(module: ModuleType) -> AsyncIterator[str]:
-    """Serve the ``hub`` of a program with its ``handler`` on a free port. Yields the URL, without a path."""
-    async with module.hub, module.hub.serve("127.0.0.1", 0, module.handler) as server:
-        yield f"ws://127.0.0.1:{server.port}"
+def prose(path: Path) -> str:
+    """Return the text of a page without its blocks."""
+    return FENCE.sub("", path.read_text())

@@ -98,8 +98,10 @@ class ProxiedConnection:
         self._client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.is_open = False
         # A shutdown of the whole socket would end it in good order.
-        self._server.shutdown(socket.SHUT_RDWR)
-        self._client.shutdown(socket.SHUT_RD)
+        # The threads may have ended by now, and have closed the sockets.
+        for each, how in ((self._server, socket.SHUT_RDWR), (self._client, socket.SHUT_RD)):
+            with contextlib.suppress(OSError):
+                each.shutdown(how)
         self.join()
 
     def join(self) -> None:

@@ -9,8 +9,7 @@ import random
 import re
 import zlib
 
-from tests.soak.client import CLOSE, PING, PONG
-from tests.soak.client import Client as SoakClient
+from tests.support.frame_protocol import CLOSE, PING, PONG, FrameProtocol
 from tests.torture.frames import encode_frame
 from tests.torture.wire import (
     ALL,
@@ -48,7 +47,7 @@ OFFERS = (
 )
 
 
-class Client(SoakClient):
+class Client(FrameProtocol):
     """One connection.
 
     Args:
@@ -56,7 +55,7 @@ class Client(SoakClient):
     """
 
     def __init__(self, number: int, path: str, chance: random.Random) -> None:
-        super().__init__(steady=False, compresses=False)
+        super().__init__()
         self.number = number
         self.path = path
         self.chance = chance
@@ -128,7 +127,7 @@ class Client(SoakClient):
 
     # Sent messages
 
-    def _write(self, opcode: int, payload: bytes) -> None:
+    def write(self, opcode: int, payload: bytes) -> None:
         self._write_frame(0x80 | opcode, payload)
 
     def frame(self, first: int, payload: bytes) -> bytes:
@@ -152,7 +151,7 @@ class Client(SoakClient):
             first = (opcode | compressed if piece == 0 else 0) | (0x80 if piece == pieces - 1 else 0)
             self._write_frame(first, payload[piece * size : (piece + 1) * size])
             if pieces > 1 and self.chance.random() < 0.1:
-                self._write(PING, b"between")
+                self.write(PING, b"between")
 
     def _compress(self, payload: bytes) -> bytes:
         assert self._deflater is not None
@@ -174,7 +173,7 @@ class Client(SoakClient):
         self.say(kind, room=room)
 
     def ping(self, opcode: int = PING) -> None:
-        self._write(opcode, self.chance.randbytes(self.chance.randrange(126)))
+        self.write(opcode, self.chance.randbytes(self.chance.randrange(126)))
 
     def pong(self) -> None:
         self.ping(PONG)
@@ -182,11 +181,11 @@ class Client(SoakClient):
     def close(self) -> None:
         self.closing = True
         payload = self.chance.choice((b"", b"\x03\xe8", b"\x03\xe9away", b"\x0f\xa0" + b"r" * 123))
-        self._write(CLOSE, payload)
+        self.write(CLOSE, payload)
 
     # Received messages
 
-    def _message(self, payload: bytes) -> None:
+    def message_received(self, payload: bytes) -> None:
         message = decode(payload)
         if message.policy not in (LATEST, DEFAULT_POLICY):
             # A message that replaces an older one may arrive early.

@@ -20,7 +20,7 @@ from typing import Any
 
 import uvloop
 
-from tests.soak.client import CLOSE, PING, PONG
+from tests.support.frame_protocol import CLOSE, PING, PONG
 from tests.torture import malformed
 from tests.torture.client import Client
 from tests.torture.wire import ALL, DIRECT, ECHO, JOIN, LEAVE, LOSSY, ROOM, TAME, Message, draw_policy, encode, filler

@@ -14,6 +14,7 @@ import websockets
 from uvicorn.protocols.utils import ClientDisconnected
 
 from tests.support.raw_peers import REQUEST, raw_peer
+from tests.support.reactor import needs_reactor
 from tests.support.serving_hub import connected
 from tests.support.uvicorn_server import listening
 from wshub import Frame, Opcode
@@ -402,6 +403,7 @@ class WithoutSpareDescriptors:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
+@needs_reactor
 def test_without_a_descriptor_to_spare_the_transport_serves_the_connection(run, http, monkeypatch, errors) -> None:
     async def application(scope, receive, send) -> None:
         await accept(receive, send)

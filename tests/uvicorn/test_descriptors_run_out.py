@@ -94,12 +94,15 @@ def test_without_descriptors_the_first_websocket_is_refused_and_later_ones_are_s
         with no_descriptors(process):
             waiting = [socket.create_connection(("127.0.0.1", port)) for _ in range(20)]
             first.sendall(REQUEST.replace(b"GET / ", f"GET {path} ".encode()))
-            assert first.recv(12) == b"HTTP/1.1 503"
+            answer = first.recv(12)
         for client in (first, *waiting):
             client.close()
-        for _ in range(3):
-            asyncio.run(is_echoed(port, path))
+        if answer == b"HTTP/1.1 503":
+            for _ in range(3):
+                asyncio.run(is_echoed(port, path))
         output = end()
+    # The output says why a server gives another answer.
+    assert answer == b"HTTP/1.1 503", output
     lines = output.splitlines()
     assert "Traceback" not in output, output
     assert len([line for line in lines if "a hub cannot take its first connection" in line]) == 1, output

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
+import socket
 import stat
 import tempfile
 import time
@@ -14,9 +16,18 @@ import pytest
 
 from tests.support.wshub_serve import Serving, serving
 from wshub.brokers.workers_directory import DIRECTORY_VARIABLE
-from wshub.uvicorn.running import count_workers, shared_directory
+from wshub.uvicorn.running import count_workers
+from wshub.uvicorn.shared_directory import LOCK, remove_abandoned, shared_directory
 
 APP = "tests.uvicorn.shared_directory_app:app"
+HUB_APP = "tests.uvicorn.shared_directory_app:app_with_hub"
+
+
+def is_alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")")[-1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def answer(server: Serving) -> dict[str, object]:
@@ -44,6 +55,70 @@ def test_a_worker_that_is_replaced_gets_the_same_directory() -> None:
             time.sleep(0.05)
         server.end()
         assert not os.path.exists(str(before["directory"]))
+
+
+@pytest.mark.failure("`wshub serve --workers` is killed")
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_workers_end_with_a_parent_that_is_killed_and_the_next_one_tidies_up(
+    loop, socket_directory, monkeypatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(socket_directory))
+    with serving(HUB_APP, "--workers", "2", "--loop", loop) as server:
+        workers = {answer(server)["pid"] for _ in range(30)}
+        (directory,) = socket_directory.iterdir()
+        sockets = len(list(directory.glob("*.sock")))
+        server.process.kill()
+        deadline = time.monotonic() + 30
+        try:
+            while any(is_alive(process) for process in workers):
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+        finally:
+            for process in filter(is_alive, workers):
+                os.kill(process, signal.SIGKILL)
+        output = server.program.wait()
+        assert output.count("the worker ends") == 2, output
+        assert sockets == len(workers) == 2
+        assert directory.exists()
+    with serving(APP, "--workers", "2") as server:
+        assert str(answer(server)["directory"]) != str(directory)
+        assert not directory.exists()
+    assert list(socket_directory.iterdir()) == []
+
+
+def test_only_directories_that_nothing_uses_are_removed(socket_directory) -> None:
+    def make(name: str, *, has_lock: bool = True) -> Path:
+        directory = socket_directory / name
+        directory.mkdir(mode=0o700)
+        if has_lock:
+            (directory / LOCK).touch()
+        return directory
+
+    abandoned, served, refused = make("wshub-abandoned"), make("wshub-served"), make("wshub-refused")
+    kept = [
+        make("wshub-of-an-application", has_lock=False),
+        make("of-another-program"),
+        make("wshub-open-to-others"),
+        make("wshub-locked"),
+        served,
+    ]
+    kept[2].chmod(0o755)
+    elsewhere = make("elsewhere")
+    (socket_directory / "wshub-link").symlink_to(elsewhere)
+    with (
+        open(kept[3] / LOCK) as lock,
+        socket.socket(socket.AF_UNIX) as listening,
+        socket.socket(socket.AF_UNIX) as ended,
+    ):
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        listening.bind(str(served / "worker.sock"))
+        listening.listen()
+        ended.bind(str(refused / "worker.sock"))
+        ended.close()
+        remove_abandoned(str(socket_directory))
+    assert not abandoned.exists()
+    assert not refused.exists()
+    assert all(directory.exists() for directory in [*kept, elsewhere])
 
 
 def test_one_worker_has_none(monkeypatch) -> None:
@@ -79,7 +154,7 @@ def test_without_any_directory_the_workers_serve_all_the_same(monkeypatch, caplo
     def fail(**options: object) -> str:
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr("wshub.uvicorn.running.tempfile.mkdtemp", fail)
+    monkeypatch.setattr("wshub.uvicorn.shared_directory.tempfile.mkdtemp", fail)
     with shared_directory(2):
         assert DIRECTORY_VARIABLE not in os.environ
     assert "Read-only" in caplog.text

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from wshub.brokers.interface import Published
-from wshub.brokers.redis_commands import ChannelNames, publish_command
+from wshub.brokers.redis_commands import ChannelNames
 from wshub.brokers.redis_connection import RedisConnection
 from wshub.errors import BrokerError, BrokerUnavailable, BrokerUncertain
 
@@ -51,57 +51,48 @@ class Publishing:
         # Answers that are waited for, and until when.
         self._waiting: deque[tuple[float, asyncio.Future[int]]] = deque()
         self._is_refusal_logged = False
+        # Why the last envelope that was dropped was.
+        self._why_dropped = ""
 
-    def send(self, channel: str, envelope: bytes) -> bool:
-        """Send an envelope. Return False if it was dropped."""
+    def send(self, channel: str, envelope: bytes, on_answer: Callable[[Any], None] | None = None) -> bool:
+        """Send an envelope. Return False if it was dropped.
+
+        Args:
+            channel: the channel.
+            envelope: the envelope.
+            on_answer: called with what the engine answers. By default the answer is only counted.
+        """
         connection = self.connection
         if connection is None:
-            self.dropped["disconnected"] += 1
-            return False
+            return self._drop("disconnected", "there is no connection to the engine")
         # Here calls of methods and properties of Python are half of the price of a message.
         stream = connection.stream
         if stream.pending_bytes >= self._max_pending:
-            self.dropped["full"] += 1
-            return False
+            return self._drop("full", "too many bytes wait to be sent to the engine already")
         length = len(envelope)
         if length > LARGEST_ENVELOPE:
-            self.dropped["too_large"] += 1
-            return False
+            return self._drop("too_large", f"an engine passes on at most {LARGEST_ENVELOPE} bytes, not {length}")
         try:
             head = self._heads.get(channel) or self._names.publish_head(channel)
             stream.write(b"%b$%d\r\n%b\r\n" % (head, length, envelope))
-            connection.reader.expect(None)
+            connection.reader.expect(on_answer)
         except MemoryError:
-            self.dropped["full"] += 1
-            return False
+            return self._drop("full", "there is no memory for the message")
         return True
 
+    def _drop(self, reason: str, explanation: str) -> bool:
+        self.dropped[reason] += 1
+        self._why_dropped = explanation
+        return False
+
     async def publish(self, channel: str, envelope: bytes) -> Published:
-        """Send an envelope, and return when the engine has answered."""
+        """Send an envelope, and return when the engine has answered. Raise BrokerUnavailable if it was dropped."""
         answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._publish(channel, envelope, answer)
+        if not self.send(channel, envelope, partial(self._take_answer, answer)):
+            raise BrokerUnavailable(self._why_dropped)
         self.published += 1
         self._waiting.append((self._now() + ANSWER_SECONDS, answer))
         return Published(receivers=await answer)
-
-    def _publish(self, channel: str, envelope: bytes, answer: asyncio.Future[int]) -> None:
-        """Send an envelope whose answer is waited for. Raise BrokerUnavailable if it was dropped."""
-        connection = self.connection
-        if connection is None:
-            self.dropped["disconnected"] += 1
-            raise BrokerUnavailable("there is no connection to the engine")
-        if connection.pending_bytes >= self._max_pending:
-            self.dropped["full"] += 1
-            raise BrokerUnavailable(f"{connection.pending_bytes} bytes wait to be sent to the engine already")
-        if len(envelope) > LARGEST_ENVELOPE:
-            self.dropped["too_large"] += 1
-            raise BrokerUnavailable(f"an engine passes on at most {LARGEST_ENVELOPE} bytes, not {len(envelope)}")
-        try:
-            command = publish_command(self._names.publish_head(channel), envelope)
-            connection.request(command, partial(self._take_answer, answer))
-        except MemoryError:
-            self.dropped["full"] += 1
-            raise BrokerUnavailable("there is no memory for the message") from None
 
     def sweep(self, now: float) -> None:
         """End what has waited too long for its answer."""

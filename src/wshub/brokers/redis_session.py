@@ -224,16 +224,21 @@ class RedisSession:
 
     def _subscription_refused(self, error: BrokerError) -> None:
         self.subscriptions.refused(error)
+        self._report(self.subscriptions.take_refused(), "refused")
         refusal = self.subscriptions.service_error
         if refusal is not None and str(refusal).startswith("NOPERM"):
             self._fail(ConfigurationError(f"the engine does not let this user subscribe: {refusal}"))
 
     def _report_unsubscribed(self) -> None:
         """Report the channels that the engine has lost, and that are subscribed to again."""
-        channels = [channel for channel in self._unsubscribed if channel != self._probe_channel]
-        self._unsubscribed.clear()
-        if channels:
-            self._interrupt(channels, "unsubscribed")
+        channels, self._unsubscribed = self._unsubscribed, []
+        self._report(channels, "unsubscribed")
+
+    def _report(self, channels: list[str], reason: str) -> None:
+        """Tell the hub that channels were interrupted, unless the hub has not subscribed to any of them."""
+        known = [channel for channel in channels if channel != self._probe_channel]
+        if known:
+            self._interrupt(known, reason)
 
     # Time
 

@@ -89,6 +89,8 @@ class Subscriptions:
         # Channels that were interrupted, and those of them that were acknowledged again and are to be reported.
         self._interrupted: set[str] = set()
         self._restored: list[str] = []
+        # Channels that the engine has refused, and that are still to be reported.
+        self._refused: list[str] = []
         self._write: Callable[[bytes], None] | None = None
         self._flush_handle: asyncio.Handle | None = None
 
@@ -152,8 +154,10 @@ class Subscriptions:
         if self._flush_handle is not None:
             self._flush_handle.cancel()
             self._flush_handle = None
-        for forgotten in (self._states, self._due, self._queued, self._changes, self._refusals, self._restored):
+        for forgotten in (self._states, self._due, self._queued, self._changes, self._refusals):
             forgotten.clear()
+        self._restored.clear()
+        self._refused.clear()
         if had_any:
             self._interrupted.update(self._wanted)
         for channel in list(self._waiters):
@@ -177,6 +181,11 @@ class Subscriptions:
         """Return the channels that were interrupted, and acknowledged since the last call."""
         restored, self._restored = self._restored, []
         return restored
+
+    def take_refused(self) -> list[str]:
+        """Return the channels that the engine has refused since the last call, and that were not interrupted yet."""
+        refused, self._refused = self._refused, []
+        return refused
 
     # What the engine says
 
@@ -261,6 +270,9 @@ class Subscriptions:
         refusal.error = error
         refusal.attempts = min(refusal.attempts + 1, 10)
         refusal.retry_at = self._now() + pause
+        if channel not in self._interrupted:
+            self._interrupted.add(channel)
+            self._refused.append(channel)
         self._fail_waiters(channel, unavailable(error))
 
     # Time

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
-import weakref
-from typing import ClassVar
 
 from wshub.brokers.interface import (
     ALL_NODES,
@@ -41,15 +38,11 @@ class WorkersBroker:
         max_pending: bytes that may wait for each process. While so much waits, envelopes for it are dropped and counted
             as ``full``, and it is told so.
         several_in_process: whether hubs of the same name in one process are to be joined too, as in tests. By default
-            the second one cannot start: they are probably not meant to be the same hub.
+            the second one is refused: they are probably not meant to be the same hub.
 
     Raises:
         ConfigurationError: the path is too long for Unix sockets, or the platform has none.
     """
-
-    # The brokers that are started, by directory and hub: two of one process would join hubs that are not the same.
-    _started: ClassVar[dict[tuple[str, str], weakref.ref[WorkersBroker]]] = {}
-    _lock: ClassVar[threading.Lock] = threading.Lock()
 
     def __init__(
         self, path: str | os.PathLike[str], *, max_pending: int = 8 << 20, several_in_process: bool = False
@@ -65,11 +58,16 @@ class WorkersBroker:
         self._early: dict[str, None] = {}
         self._dropped_early = 0
 
+    @property
+    def place(self) -> str | None:
+        """The directory, as a hub compares it with those of other hubs; None if those may have the same name."""
+        return None if self.several_in_process else f"workers:{os.path.realpath(self.path)}"
+
     async def start(self, node: NodeInfo, events: BrokerEvents) -> None:
         """Join the other processes. Return when each knows the channels of this node, or is gone, or after two seconds.
 
         Raises:
-            ConfigurationError: the directory cannot be used, or another hub of this process has the same name.
+            ConfigurationError: the directory cannot be used.
             MisuseError: it is started already.
         """
         self._abandon_closed_loop()
@@ -77,9 +75,6 @@ class WorkersBroker:
             raise MisuseError("this broker is started already: give each hub a broker of its own")
         directory = SocketDirectory(self.path, node.hub, node.id)
         directory.prepare()
-        # A program that only publishes receives nothing that could mix.
-        if node.receives and not self.several_in_process:
-            self._claim(node.hub)
         session = WorkersSession(asyncio.get_running_loop(), node, events, directory, self.max_pending)
         own = (ALL_NODES, node_channel(node.id)) if node.receives else ()
         for channel in (*own, *self._early):
@@ -91,7 +86,6 @@ class WorkersBroker:
             await session.start()
         except BaseException:
             await session.close()
-            self._release()
             raise
 
     async def close(self) -> None:
@@ -100,7 +94,6 @@ class WorkersBroker:
         self._early.clear()
         if self._session is not None:
             await self._session.close()
-            self._release()
 
     def subscribe(self, channel: str) -> None:
         """Have envelopes of the channel arrive."""
@@ -212,29 +205,3 @@ class WorkersBroker:
             if not session.is_closed:
                 session.abandon()
             self._session = None
-            self._release()
-
-    def _claim(self, hub: str) -> None:
-        """Note that this broker is started. Raise ConfigurationError if a hub of this process has the same name."""
-        key = (os.path.realpath(self.path), hub)
-        with self._lock:
-            other = self._started.get(key, _no_broker)()
-            if other is not None and other is not self and other._is_running():
-                raise ConfigurationError(
-                    f"two hubs of this process are named {hub!r}, and their messages would mix: give each hub a name "
-                    "of its own"
-                )
-            self._started[key] = weakref.ref(self)
-
-    def _is_running(self) -> bool:
-        session = self._session
-        return session is not None and session.is_running()
-
-    def _release(self) -> None:
-        with self._lock:
-            for key in [key for key, broker in self._started.items() if broker() in (self, None)]:
-                del self._started[key]
-
-
-def _no_broker() -> None:
-    return None

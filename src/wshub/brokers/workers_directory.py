@@ -14,7 +14,7 @@ import time
 
 from wshub.errors import ConfigurationError
 
-__all__ = ["DIRECTORY_VARIABLE", "SocketDirectory", "enlarge_send_buffer", "is_same_user"]
+__all__ = ["DIRECTORY_VARIABLE", "SUFFIX", "SocketDirectory", "enlarge_send_buffer", "is_same_user"]
 
 DIRECTORY_VARIABLE = "WSHUB_WORKERS_DIRECTORY"
 """The environment variable that names the directory of the workers of one server.
@@ -29,6 +29,8 @@ SEND_BUFFER = 2 << 20
 """Bytes that the kernel holds for a slow worker. The kernel may allow less."""
 
 SUFFIX = ".sock"
+"""The end of the name of a socket that listens, or whose process has died."""
+
 UNFINISHED = ".bind"
 UNFINISHED_SECONDS = 60
 """A socket that does not listen after so many seconds was left by a worker that was killed."""

@@ -438,10 +438,6 @@ class WorkersSession:
         """Whether ``close()`` was called."""
         return self._closed
 
-    def is_running(self) -> bool:
-        """Return whether it is this process that runs it, on a loop that was not closed."""
-        return not self._closed and not self.loop.is_closed() and self.directory.is_own()
-
     @property
     def peers(self) -> list[Peer]:
         """The peers that are up."""

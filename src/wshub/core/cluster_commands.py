@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from wshub.brokers.envelope import encode_envelope
 from wshub.brokers.interface import ALL_NODES, Broker, NodeInfo, Published, node_channel, user_channel
 from wshub.core.cluster_surveys import Answer, Surveys
-from wshub.core.cluster_types import Node, Survey
-from wshub.core.command_fields import check_name, check_reason, integer_in, mapping_in, number_in, text_in
+from wshub.core.cluster_types import Node, RoomChange, Survey
+from wshub.core.command_fields import check_name, check_reason, integer_in, list_in, mapping_in, number_in, text_in
 from wshub.errors import BrokerUnavailable
 
 if TYPE_CHECKING:
@@ -34,6 +34,9 @@ NODE_TIMEOUT = 10.0
 
 MAX_NODES = 1024
 """Other nodes that a node knows at most. It ignores the heartbeats of further ones."""
+
+MAX_MISSED = 32
+"""Nodes without a goodbye that a heartbeat names at most: those that were lost last. It keeps a heartbeat short."""
 
 
 class CommandSender(Protocol):
@@ -76,6 +79,9 @@ class ClusterCommands:
 
     def __init__(self, cluster: CommandSender, hub: HubCore, answers: dict[str, Answer]) -> None:
         self.nodes: dict[str, _KnownNode] = {}
+        # Nodes that are silent and have not said goodbye, the last one at the end. Either they or this one are deaf, or
+        # they are dead.
+        self._missed: dict[str, None] = {}
         self._cluster = cluster
         self._hub = hub
         self._next_heartbeat = 0.0
@@ -87,11 +93,9 @@ class ClusterCommands:
         """Tell all nodes that this one is there."""
         if self._is_closed:
             return
-        now = self._hub.now()
-        self._next_heartbeat = now + HEARTBEAT_PERIOD
-        # How many milliseconds ago each other node was heard: they find out whether this one is deaf.
-        heard = {name: int((now - node.heard_at) * 1000) for name, node in self.nodes.items()}
-        self._send(ALL_NODES, {**self._heartbeat(), "heard": heard})
+        self._next_heartbeat = self._hub.now() + HEARTBEAT_PERIOD
+        # The other nodes find out whether this one hears them.
+        self._send(ALL_NODES, {**self._heartbeat(), "hears": len(self.nodes), "misses": list(self._missed)})
 
     def close(self) -> None:
         """Tell all nodes that this one goes, end the surveys, and send nothing more."""
@@ -105,12 +109,18 @@ class ClusterCommands:
         """Send the heartbeat that is due, and forget the nodes that are silent."""
         if self._is_closed:
             return
-        if now >= self._next_heartbeat:
-            self.greet()
         for name, node in tuple(self.nodes.items()):
             if now - node.heard_at > NODE_TIMEOUT:
                 logger.info("node %s is gone: not heard for %d s", name, NODE_TIMEOUT)
                 self._forget(name)
+                self._missed[name] = None
+                if len(self._missed) > MAX_MISSED:
+                    del self._missed[next(iter(self._missed))]
+                if not self.nodes:
+                    # This node may be deaf. The others hear of it now.
+                    self._next_heartbeat = now
+        if now >= self._next_heartbeat:
+            self.greet()
 
     def known_nodes(self) -> list[Node]:
         """Return the nodes of the cluster, this one first."""
@@ -154,15 +164,14 @@ class ClusterCommands:
         command = {"do": "disconnect", "user": user, "code": code, "reason": check_reason(reason)}
         await self._cluster.publish(user_channel(user), self._envelope(command))
 
-    def join_user(self, user: str, room: str) -> None:
-        """Have the connections of a user at the other nodes join a room. Raises ``TypeError`` for what is no name."""
-        user = check_name("user", user)
-        self._send(user_channel(user), {"do": "join", "user": user, "room": check_name("room", room)})
+    def change_rooms(self, change: RoomChange, user: str, room: str) -> None:
+        """Have the connections of a user at the other nodes join or leave a room.
 
-    def leave_user(self, user: str, room: str) -> None:
-        """Have the connections of a user at the other nodes leave a room. Raises ``TypeError`` for what is no name."""
+        Raises:
+            TypeError: the user or the room is no str.
+        """
         user = check_name("user", user)
-        self._send(user_channel(user), {"do": "leave", "user": user, "room": check_name("room", room)})
+        self._send(user_channel(user), {"do": change, "user": user, "room": check_name("room", room)})
 
     # Commands of other nodes
 
@@ -188,10 +197,10 @@ class ClusterCommands:
     def _do_heartbeat(self, node: str, command: dict[str, Any]) -> None:
         info = _info_from(node, mapping_in(command, "info"))
         connections = integer_in(command, "connections", 0)
-        # The reply to a new node has no table of the nodes that were heard.
-        is_reply = "heard" not in command
-        heard = mapping_in(command, "heard") if not is_reply else {}
-        heard_ms = integer_in(heard, self._cluster.info.id, -1)
+        # The reply to a new node does not say which nodes are heard.
+        is_reply = "hears" not in command
+        heard_count = integer_in(command, "hears", 0)
+        misses = list_in(command, "misses")
         now = self._hub.now()
         known = self.nodes.get(node)
         if known is None:
@@ -200,21 +209,23 @@ class ClusterCommands:
                 return
             known = self.nodes[node] = _KnownNode(info, now)
             if not is_reply:
-                # The new node is to know this one before its next heartbeat. The table of all nodes would be too much:
-                # many nodes may start at once.
+                # The new node is to know this one before its next heartbeat.
                 self._send(node_channel(node), self._heartbeat())
         known.connections = connections
         known.heard_at = now
+        self._missed.pop(node, None)
         if is_reply:
             return
         # A new node has not heard everything yet.
-        hears = now - known.found_at < NODE_TIMEOUT or 0 <= heard_ms < NODE_TIMEOUT * 1000
+        is_new = now - known.found_at < NODE_TIMEOUT
+        hears = is_new or (heard_count > 0 and self._cluster.info.id not in misses)
         if known.hears_this_node and not hears:
             logger.warning("node %s (%s, process %d) does not hear this node", node, known.info.host, known.info.pid)
         known.hears_this_node = hears
 
     def _do_goodbye(self, node: str, _command: dict[str, Any]) -> None:
         self._forget(node)
+        self._missed.pop(node, None)
 
     def _do_survey(self, node: str, command: dict[str, Any]) -> None:
         self._surveys.asked(node, text_in(command, "topic"), integer_in(command, "number"), command.get("body"))

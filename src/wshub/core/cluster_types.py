@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, TypedDict
+from typing import Any, Literal, TypeAlias, TypedDict
 
 from wshub.brokers.interface import BrokerHealth, BrokerStats, NodeInfo
 
-__all__ = ["ClusterStats", "HubHealth", "IgnoredEnvelopes", "Node", "Survey"]
+__all__ = ["ClusterStats", "HubHealth", "IgnoredEnvelopes", "Node", "RoomChange", "Survey"]
+
+RoomChange: TypeAlias = Literal["join", "leave"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from wshub.brokers.interface import NodeInfo, Published, room_channel
 from wshub.core.cluster_surveys import ROOM_COUNT, Surveys, check_answer
-from wshub.core.cluster_types import HubHealth, Node, Survey
+from wshub.core.cluster_types import HubHealth, Node, RoomChange, Survey
 from wshub.core.command_fields import check_name, check_reason
 from wshub.core.config import SlowConsumer
 from wshub.core.lifecycle import HubLifecycle
@@ -135,26 +135,22 @@ class ClusteredHub(HubLifecycle):
         Connections that the user opens later do not join it. Other nodes carry it out a little later: a message to the
         room that you send next may arrive there before. Call it from any thread.
         """
-        user, room = check_name("user", user), check_name("room", room)
-        connections = self.user_connections(user)
-        if not self._hand_over(partial(self.join_user, user, room)):
-            for connection in connections:
-                connection.join(room)
-            cluster = self._cluster_to_tell(user)
-            if cluster is not None:
-                cluster.commands.join_user(user, room)
-        return len(connections)
+        return self._change_rooms("join", user, room)
 
     def leave_user(self, user: str, room: str) -> int:
         """Have every connection of a user leave a room, on every node. Return the number of those at this hub."""
+        return self._change_rooms("leave", user, room)
+
+    def _change_rooms(self, change: RoomChange, user: str, room: str) -> int:
+        """Have every connection of a user join or leave a room, on every node."""
         user, room = check_name("user", user), check_name("room", room)
         connections = self.user_connections(user)
-        if not self._hand_over(partial(self.leave_user, user, room)):
+        if not self._hand_over(partial(self._change_rooms, change, user, room)):
             for connection in connections:
-                connection.leave(room)
+                connection.join(room) if change == "join" else connection.leave(room)
             cluster = self._cluster_to_tell(user)
             if cluster is not None:
-                cluster.commands.leave_user(user, room)
+                cluster.commands.change_rooms(change, user, room)
         return len(connections)
 
     def _bind_unless_closed(self) -> None:

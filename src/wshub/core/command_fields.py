@@ -56,3 +56,11 @@ def mapping_in(fields: dict[str, Any], name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"the field {name} is no object")
     return value
+
+
+def list_in(fields: dict[str, Any], name: str) -> list[Any]:
+    """Return a list, which is empty if the field is missing."""
+    value = fields.get(name, [])
+    if not isinstance(value, list):
+        raise ValueError(f"the field {name} is no list")
+    return value

@@ -105,9 +105,13 @@ cdef class AsyncioLink(Link):
             self.resume()
             self.schedule()
             return
-        self.transport.abort()
-        # The transport reports the loss in a later iteration of the loop, and so does the link.
-        self.loop.call_soon(self.on_lost, 0)
+        try:
+            self.transport.abort()
+            # The transport reports the loss in a later iteration of the loop, and so does the link.
+            self.loop.call_soon(self.on_lost, 0)
+        except RuntimeError:
+            # The loop is closed: nothing of this link will ever run again.
+            pass
 
     cdef void flush_now(self) noexcept:
         # The garbage collector may run code while the transport takes a frame. That code must not send the next frame.

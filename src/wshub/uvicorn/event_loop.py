@@ -23,6 +23,7 @@ from uvicorn.server import ServerState
 from wshub.links.reactors import has_native_reactor
 from wshub.serving.listening import UnixAddress, bind_address
 from wshub.uvicorn.first_requests import FirstRequests
+from wshub.uvicorn.parent_process import end_with_parent
 from wshub.uvicorn.transport_server import TransportServer
 
 if TYPE_CHECKING:
@@ -128,6 +129,8 @@ class _Served:
         self, sockets: Sequence[socket.socket], backlog: int, ssl: Any, unix: UnixAddress | None = None
     ) -> Acceptor | TransportServer:
         """Accept the connections of bound sockets, natively if the application has native routes."""
+        if self._config.workers > 1:
+            end_with_parent(asyncio.get_running_loop())
         try:
             acceptor = self._create_acceptor() if ssl is None else None
         except BaseException:

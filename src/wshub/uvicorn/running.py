@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import os
-import shutil
 import ssl
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import uvicorn
 
-from wshub.brokers.workers_directory import DIRECTORY_VARIABLE, SocketDirectory
-from wshub.errors import ConfigurationError
 from wshub.links.tls import mark_as_own
 from wshub.protocol.validation import check_integer, check_port
+from wshub.uvicorn.shared_directory import shared_directory
 
 __all__ = ["LOOPS", "PROTOCOL_CLASS", "check_address", "run"]
-
-logger = logging.getLogger("wshub.broker")
 
 PROTOCOL_CLASS = "wshub.uvicorn.protocol:WebSocketProtocol"
 
@@ -57,47 +50,6 @@ def count_workers(options: dict[str, Any]) -> int:
     except ValueError:
         # uvicorn refuses it.
         return 1
-
-
-@contextlib.contextmanager
-def shared_directory(workers: int) -> Iterator[None]:
-    """Make a directory in which the hubs of several workers find one another, and name it in the environment.
-
-    A single worker has none. If a worker of another server has started this one, it leaves that server's directory.
-    """
-    former = os.environ.pop(DIRECTORY_VARIABLE, None)
-    directory = make_directory() if workers > 1 else None
-    if directory is not None:
-        os.environ[DIRECTORY_VARIABLE] = directory
-    try:
-        yield
-    finally:
-        os.environ.pop(DIRECTORY_VARIABLE, None)
-        if former is not None:
-            os.environ[DIRECTORY_VARIABLE] = former
-        if directory is not None:
-            shutil.rmtree(directory, ignore_errors=True)
-
-
-def make_directory() -> str | None:
-    """Return the path of a new directory for this user alone; None if there can be none."""
-    # systemd removes its directory with the service, also if this process is killed. It may name several.
-    from_systemd = os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
-    problem: Exception | None = None
-    for parent in dict.fromkeys((from_systemd or None, None, "/tmp")):
-        try:
-            directory = tempfile.mkdtemp(prefix="wshub-", dir=parent)
-        except OSError as error:
-            problem = error
-            continue
-        try:
-            SocketDirectory.check(directory)
-            return directory
-        except ConfigurationError as error:
-            problem = error
-            os.rmdir(directory)
-    logger.warning("no directory can be made for the workers: the rooms of each are its own: %s", problem)
-    return None
 
 
 def run(app: Any, *, loop: str = "auto", **options: Any) -> None:

@@ -25,7 +25,7 @@ from tests.soak.cluster.wire import (
     room_name,
     user_name,
 )
-from tests.soak.frames import FrameProtocol
+from tests.support.frame_protocol import FrameProtocol
 
 __all__ = ["Client", "Gap"]
 

@@ -7,7 +7,7 @@ import base64
 import os
 import zlib
 
-__all__ = ["FrameProtocol"]
+__all__ = ["CLOSE", "PING", "PONG", "FrameProtocol"]
 
 TEXT_OR_BINARY = (1, 2)
 CLOSE, PING, PONG = 8, 9, 10
