@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import wshub
-from tests.support.pages import DOCS, blocks, codes, rows
+from tests.support.pages import DOCS, codes, rows
 from tests.support.raw_peers import raw_peer
 from tests.support.serving_hub import connected, serving
 from wshub import (
@@ -31,22 +31,6 @@ from wshub.core.handler_checks import EVENTS
 from wshub.protocol.close_code import encode_close_payload
 
 PAGES = sorted(path.relative_to(DOCS).as_posix() for path in (DOCS / "topics").glob("*.md"))
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_every_python_block_of_a_page_compiles(page: str) -> None:
-    for block in blocks(page, "python"):
-        compile(block, page, "exec")
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_every_link_within_the_documentation_has_its_section(page: str) -> None:
-    text = (DOCS / page).read_text()
-    for link, anchor in re.findall(r"\]\(([^):#]*)#([^)]+)\)", text):
-        target = (DOCS / page).parent / link if link else DOCS / page
-        headings = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)
-        anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-        assert anchor in anchors, f"{link}#{anchor}"
 
 
 # The life of a connection
