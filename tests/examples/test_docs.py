@@ -1,6 +1,6 @@
 """The code of the documentation: each block is what it claims to be, and each program is run by a test.
 
-The tests that drive the program of a page name the page: ``write_files("fastapi.md", tmp_path)``.
+The tests that drive the program of a page name the page: ``write_programs("fastapi.md", tmp_path)``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 import wshub
-from tests.support.pages import ROOT, Block, code_blocks, files_in, page, pages, prose
+from tests.support.pages import ROOT, Block, code_blocks, page, pages, programs, prose
 from wshub import HubSettings
 from wshub.cli.command_line import main as wshub_command
 
@@ -77,7 +77,7 @@ def check_command(words: list[str], path: Path) -> None:
     if command.startswith("scripts/"):
         assert (ROOT / command).exists(), command
     elif command in ("python", "python3") and arguments and arguments[0].endswith(".py"):
-        assert arguments[0] in files_in(path) or (ROOT / arguments[0]).exists(), arguments[0]
+        assert arguments[0] in programs(path) or (ROOT / arguments[0]).exists(), arguments[0]
     elif command == "wshub" and arguments:
         name, *options = arguments
         # It raises UsageError for an option that does not exist.
@@ -102,7 +102,7 @@ def test_data_is_valid(block: Block) -> None:
 
 def test_a_test_runs_the_program_of_each_page() -> None:
     tests = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
-    with_programs = [path for path in pages() if any(name.endswith(".py") for name in files_in(path))]
+    with_programs = [path for path in pages() if any(name.endswith(".py") for name in programs(path))]
     assert [path for path in with_programs if not any(f'"{name}"' in tests for name in names_of(path))] == []
 
 

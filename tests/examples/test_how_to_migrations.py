@@ -15,8 +15,9 @@ import httpx
 import pytest
 import websockets
 
-from tests.support.pages import HOW_TO, files_of, replaced, write_files
+from tests.support.pages import page, programs, write_programs
 from tests.support.programs import environment, free_port, running_program
+from tests.support.replacing import replaced
 
 NODE = shutil.which("node")
 
@@ -34,7 +35,7 @@ def command_for(name: str, port: int) -> list[str]:
 @pytest.mark.parametrize("name", ["before", "after"])
 def test_a_chat_of_websockets(name: str, tmp_path: Path) -> None:
     port = free_port()
-    text = replaced(files_of("from-websockets.md")[f"{name}.py"], {"8765": str(port)})
+    text = replaced(programs(page("from-websockets.md"))[f"{name}.py"], {"8765": str(port)})
     (tmp_path / f"{name}.py").write_text(text)
 
     async def scenario() -> None:
@@ -55,7 +56,7 @@ def test_a_chat_of_websockets(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["before", "after"])
 def test_a_chat_of_fastapi(name: str, tmp_path: Path) -> None:
     port = free_port()
-    write_files("from-fastapi-websocket.md", tmp_path, f"{name}.py")
+    write_programs("from-fastapi-websocket.md", tmp_path)
 
     async def scenario() -> None:
         url = f"ws://127.0.0.1:{port}/chat"
@@ -79,7 +80,7 @@ def test_a_chat_of_fastapi(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["before", "after", "step"])
 def test_a_chat_of_django(name: str, tmp_path: Path) -> None:
     port = free_port()
-    write_files("from-channels.md", tmp_path)
+    write_programs("from-channels.md", tmp_path)
     if name == "step":
         (tmp_path / "step.py").write_text(channels_with_a_hub())
 
@@ -105,9 +106,13 @@ def test_a_chat_of_django(name: str, tmp_path: Path) -> None:
 
 def channels_with_a_hub() -> str:
     """Return the program of Channels with the function of the page in place of its consumer."""
-    before = files_of("from-channels.md")["before.py"]
-    page = (HOW_TO / "from-channels.md").read_text()
-    step = page.split("takes the place of a consumer that needs the scope:\n\n```python\n")[1].split("```")[0]
+    before = programs(page("from-channels.md"))["before.py"]
+    step = (
+        page("from-channels.md")
+        .read_text()
+        .split("takes the place of a consumer that needs the scope:\n\n```python\n")[1]
+        .split("```")[0]
+    )
     settings = """INSTALLED_APPS=["channels", "django.contrib.auth", "django.contrib.contenttypes"],
     SESSION_ENGINE="django.contrib.sessions.backends.signed_cookies","""
     head = replaced(before[: before.index("class Chat")], {'INSTALLED_APPS=["channels"],': settings})
@@ -131,7 +136,7 @@ def test_a_chat_of_socketio_before(tmp_path: Path) -> None:
     import socketio
 
     port = free_port()
-    write_files("from-socketio.md", tmp_path, "before.py")
+    write_programs("from-socketio.md", tmp_path)
 
     async def scenario() -> None:
         async with socketio.AsyncSimpleClient() as ada:
@@ -147,7 +152,7 @@ def test_a_chat_of_socketio_before(tmp_path: Path) -> None:
 
 def test_a_chat_of_socketio_after(tmp_path: Path) -> None:
     port = free_port()
-    write_files("from-socketio.md", tmp_path, "after.py", "after.js")
+    write_programs("from-socketio.md", tmp_path)
 
     async def scenario() -> None:
         url = f"ws://127.0.0.1:{port}/chat"
@@ -170,7 +175,7 @@ def test_a_chat_of_socketio_after(tmp_path: Path) -> None:
 def test_the_page_of_a_chat_of_socketio_after(tmp_path: Path) -> None:
     assert NODE is not None
     port = free_port()
-    write_files("from-socketio.md", tmp_path, "after.py", "after.js")
+    write_programs("from-socketio.md", tmp_path)
     script = tmp_path / "page.js"
     location = f"globalThis.location = {{ host: '127.0.0.1:{port}' }};\n"
     close = "setInterval(() => said && socket.close(), 10);"

@@ -16,8 +16,9 @@ import yaml
 
 from tests.support import nginx
 from tests.support.certificate import Certificate
-from tests.support.pages import HOW_TO, files_of, replaced
+from tests.support.pages import page, programs
 from tests.support.programs import free_port, running_program
+from tests.support.replacing import replaced
 from tests.support.wshub_serve import serving
 from wshub import HubConfig
 
@@ -67,7 +68,7 @@ def behind_nginx(directory: Path, certificate: Certificate, timeout: str) -> Ite
     uds = str(directory / "s")
     port = free_port()
     http = replaced(
-        files_of("proxies.md")["chat.conf"],
+        programs(page("proxies.md"))["chat.conf"],
         {
             "listen 443 ssl;": f"listen 127.0.0.1:{port} ssl;",
             "/etc/ssl/chat.pem": certificate.chain,
@@ -91,7 +92,7 @@ def behind_haproxy(directory: Path, certificate: Certificate, timeout: str) -> I
     both.write_text(Path(certificate.chain).read_text() + Path(certificate.key).read_text())
     with serving("main:app", "--app-dir", str(directory)) as server:
         text = replaced(
-            files_of("proxies.md")["haproxy.cfg"],
+            programs(page("proxies.md"))["haproxy.cfg"],
             {
                 "maxconn 50000": "maxconn 100",
                 "bind :443": f"bind 127.0.0.1:{port}",
@@ -113,7 +114,7 @@ def behind_caddy(directory: Path, certificate: Certificate, timeout: str) -> Ite
     port = free_port()
     with serving("main:app", "--app-dir", str(directory)) as server:
         text = replaced(
-            files_of("proxies.md")["Caddyfile"],
+            programs(page("proxies.md"))["Caddyfile"],
             {"chat.example.com {": f"http://127.0.0.1:{port} {{", "127.0.0.1:8000": server.address},
         )
         file = directory / "Caddyfile"
@@ -170,10 +171,10 @@ def test_a_proxy_passes_websockets_on_and_pings_keep_them_alive(
 @pytest.mark.skipif(nginx.PATH is None, reason="nginx is not installed")
 async def test_nginx_takes_the_address_from_cloudflare_alone(tmp_path: Path, certificate: Certificate) -> None:
     (tmp_path / "main.py").write_text(APPLICATION)
-    page = files_of("proxies.md")
+    files = programs(page("proxies.md"))
     port, uds = free_port(), str(tmp_path / "s")
     server = replaced(
-        page["chat.conf"],
+        files["chat.conf"],
         {
             "listen 443 ssl;": f"listen 127.0.0.1:{port};",
             "ssl_certificate /etc/ssl/chat.pem;": "",
@@ -183,7 +184,7 @@ async def test_nginx_takes_the_address_from_cloudflare_alone(tmp_path: Path, cer
     )
     told = []
     for network in ("127.0.0.0/8", "173.245.48.0/20"):
-        cloudflare = replaced(page["cloudflare.conf"], {"173.245.48.0/20": network})
+        cloudflare = replaced(files["cloudflare.conf"], {"173.245.48.0/20": network})
         headers = {"CF-Connecting-IP": "203.0.113.7"}
         with (
             serving("main:app", "--app-dir", str(tmp_path), "--forwarded-allow-ips", "*", uds=uds),
@@ -196,15 +197,16 @@ async def test_nginx_takes_the_address_from_cloudflare_alone(tmp_path: Path, cer
 
 
 def test_the_timeouts_of_the_page_are_longer_than_a_ping_and_its_pong() -> None:
-    page = files_of("proxies.md")
+    files = programs(page("proxies.md"))
     longest = (HubConfig().ping_interval_ms + HubConfig().pong_timeout_ms) / 1000
-    assert "proxy_read_timeout 75s;" in page["chat.conf"]
-    assert "timeout tunnel 75s" in page["haproxy.cfg"]
+    assert "proxy_read_timeout 75s;" in files["chat.conf"]
+    assert "timeout tunnel 75s" in files["haproxy.cfg"]
     assert longest < 75
-    assert f"An idle timeout above {longest:.0f} seconds" in " ".join((HOW_TO / "proxies.md").read_text().split())
+    text = " ".join(page("proxies.md").read_text().split())
+    assert f"An idle timeout above {longest:.0f} seconds" in text
 
 
 def test_the_router_of_traefik_names_a_service_that_is_there() -> None:
-    http = yaml.safe_load(files_of("proxies.md")["dynamic.yaml"])["http"]
+    http = yaml.safe_load(programs(page("proxies.md"))["dynamic.yaml"])["http"]
     for router in http["routers"].values():
         assert router["service"] in http["services"]

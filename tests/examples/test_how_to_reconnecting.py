@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support import chromium
-from tests.support.pages import write_files
+from tests.support.pages import write_programs
 from tests.support.programs import environment, free_port, running_program
 from tests.support.tcp_proxy import proxy_to
 
@@ -41,7 +41,7 @@ def wait_until_it_shows(page: Any, *expected: str) -> None:
 def test_a_browser_misses_nothing_and_repeats_nothing(tmp_path: Path) -> None:
     from playwright.sync_api import sync_playwright
 
-    write_files("reconnecting.md", tmp_path)
+    write_programs("reconnecting.md", tmp_path)
     port = free_port()
     command = [sys.executable, "-m", "wshub", "serve", "main:app", "--port", str(port)]
     with (

@@ -11,14 +11,14 @@ import httpx
 import pytest
 import websockets
 
-from tests.support.pages import write_files
+from tests.support.pages import write_programs
 from tests.support.programs import environment, free_port, running_program
 from tests.support.redis_engine import running_engine
 
 
 @pytest.mark.skipif(importlib.util.find_spec("celery") is None, reason="celery is not installed")
 def test_a_task_reaches_every_connection_of_its_user(tmp_path: Path) -> None:
-    write_files("task-queues.md", tmp_path)
+    write_programs("task-queues.md", tmp_path)
     port = free_port()
 
     async def scenario() -> None:

@@ -6,13 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.support.pages import files_of, write_files
+from tests.support.pages import page, programs, write_programs
 from tests.support.programs import environment
 
 
 def test_every_test_of_the_page_passes(tmp_path: Path) -> None:
-    write_files("testing.md", tmp_path)
-    number = sum(text.count("\ndef test_") for text in files_of("testing.md").values())
+    write_programs("testing.md", tmp_path)
+    number = sum(text.count("\ndef test_") for text in programs(page("testing.md")).values())
     command = [
         sys.executable,
         "-m",
@@ -29,4 +29,4 @@ def test_every_test_of_the_page_passes(tmp_path: Path) -> None:
         command, env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
     )
     assert f"{number} passed" in result.stdout, result.stdout + result.stderr
-    assert number == 6
+    assert number == 7

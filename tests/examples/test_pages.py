@@ -9,7 +9,7 @@ import httpx
 import pytest
 import websockets
 
-from tests.support.pages import page, write_files
+from tests.support.pages import page, write_programs
 from tests.support.wshub_serve import serving
 
 FRAMEWORKS = ["app.md", "django.md", "fastapi.md", "litestar.md", "starlette.md"]
@@ -17,7 +17,7 @@ FRAMEWORKS = ["app.md", "django.md", "fastapi.md", "litestar.md", "starlette.md"
 
 @pytest.mark.parametrize("name", FRAMEWORKS)
 def test_two_clients_of_the_program_of_a_framework_talk(name, tmp_path) -> None:
-    write_files(name, tmp_path)
+    write_programs(name, tmp_path)
     assert "wshub serve main:app\n" in page(name).read_text()
 
     async def scenario(address: str) -> None:
@@ -33,7 +33,7 @@ def test_two_clients_of_the_program_of_a_framework_talk(name, tmp_path) -> None:
 
 
 def test_the_first_program_relays_messages_to_the_others(tmp_path) -> None:
-    write_files("README.md", tmp_path)
+    write_programs("README.md", tmp_path)
 
     async def scenario(address: str) -> None:
         url = f"ws://{address}/chat/lobby"
@@ -49,7 +49,7 @@ def test_the_first_program_relays_messages_to_the_others(tmp_path) -> None:
 
 
 def test_the_program_on_several_workers_reaches_the_members_on_each(tmp_path, socket_directory, monkeypatch) -> None:
-    write_files("cluster.md", tmp_path)
+    write_programs("cluster.md", tmp_path)
     monkeypatch.setenv("TMPDIR", str(socket_directory))
 
     async def scenario(address: str) -> None:

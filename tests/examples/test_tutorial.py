@@ -17,7 +17,7 @@ import pytest
 import websockets
 
 from tests.support import chromium
-from tests.support.pages import write_files
+from tests.support.pages import write_programs
 from tests.support.programs import Program, environment, free_port, running_program
 
 PAGES = [
@@ -35,7 +35,7 @@ class Chat:
 
     def __init__(self, name: str, directory: Path) -> None:
         for earlier in PAGES[: PAGES.index(name) + 1]:
-            write_files(earlier, directory)
+            write_programs(earlier, directory)
         self.directory = directory
         self.port = free_port()
         self.address = f"127.0.0.1:{self.port}"
@@ -223,7 +223,7 @@ def test_a_typing_notice_reaches_the_others_and_bad_messages_end_only_their_conn
 
 def test_the_tests_of_the_tutorial_pass(tmp_path) -> None:
     for name in PAGES:
-        write_files(name, tmp_path)
+        write_programs(name, tmp_path)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_chat.py"]
     done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120)
     assert "6 passed" in done.stdout, done.stdout + done.stderr

@@ -3,7 +3,7 @@
 A page has a name such as ``tutorial/rooms.md``. The folders ``how-to`` and ``topics`` may be left out.
 
 A block whose first line names a file is a file of the page's program: ``# main.py``, ``// client.js`` or
-``<!-- page.html -->``. Of several with one name, the first counts.
+``<!-- page.html -->``. Of several with one name, the last counts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from typing import NamedTuple
 from tests.support.programs import ROOT
 
 DOCS = ROOT / "docs"
-HOW_TO = DOCS / "how-to"
 
 FENCE = re.compile(
     r"^(?P<fence>```+|:::+)(?P<language>\{?[\w-]*\}?)[^\n]*\n(?P<text>.*?)^(?P=fence)$", re.MULTILINE | re.DOTALL
@@ -54,7 +53,7 @@ def pages() -> list[Path]:
 
 def page(name: str) -> Path:
     """Return the page with a name."""
-    candidates = [folder / name for folder in (ROOT, DOCS, HOW_TO, DOCS / "topics")]
+    candidates = [folder / name for folder in (ROOT, DOCS, DOCS / "how-to", DOCS / "topics")]
     found = next((path for path in candidates if path.exists()), None)
     assert found is not None, f"there is no page {name}"
     return found
@@ -80,31 +79,23 @@ def snippet(name: str, start: str) -> str:
     return found
 
 
-def files_in(path: Path) -> dict[str, str]:
-    """Return the files of a page by their names."""
-    files: dict[str, str] = {}
-    for block in code_blocks(path):
-        if block.file_name is not None:
-            files.setdefault(block.file_name, block.text)
-    return files
-
-
-def files_of(name: str) -> dict[str, str]:
-    """Return the files of the page with a name, by their names."""
-    return files_in(page(name))
+def programs(path: Path) -> dict[str, str]:
+    """Return the files of a page's program, by their names."""
+    return {block.file_name: block.text for block in code_blocks(path) if block.file_name is not None}
 
 
 def program(name: str, file_name: str) -> str:
     """Return a file of a page."""
-    return files_of(name)[file_name]
+    return programs(page(name))[file_name]
 
 
-def write_files(name: str, directory: Path, *file_names: str) -> None:
-    """Write files of a page into a directory: all of them, or those that are named."""
-    files = files_of(name)
-    assert files, f"{name} has no files"
-    for file_name in file_names or files:
-        (directory / file_name).write_text(files[file_name])
+def write_programs(name: str, directory: Path) -> dict[str, str]:
+    """Write the files of a page into a directory, and return them."""
+    found = programs(page(name))
+    assert found, f"{name} has no program"
+    for file_name, text in found.items():
+        (directory / file_name).write_text(text)
+    return found
 
 
 def load(name: str, file_name: str, directory: Path) -> ModuleType:
@@ -124,14 +115,6 @@ async def served(module: ModuleType) -> AsyncIterator[str]:
     """Serve the ``hub`` of a program with its ``handler`` on a free port. Yields the URL, without a path."""
     async with module.hub, module.hub.serve("127.0.0.1", 0, module.handler) as server:
         yield f"ws://127.0.0.1:{server.port}"
-
-
-def replaced(text: str, replacements: dict[str, str]) -> str:
-    """Return the text with some parts replaced, each of which must be there."""
-    for part, new in replacements.items():
-        assert part in text, part
-        text = text.replace(part, new)
-    return text
 
 
 def rows(name: str, heading: str) -> list[list[str]]:
