@@ -31,7 +31,18 @@ ALLOWED = {
     "__init__": {"errors", "protocol", "brokers", "core", "serving", "hub"},
 }
 
-OPTIONAL = {"starlette", "uvicorn", "httptools", "uvloop", "aiofastnet", "graphql", "click", "hiredis"}
+OPTIONAL = {
+    "starlette",
+    "uvicorn",
+    "httptools",
+    "uvloop",
+    "aiofastnet",
+    "graphql",
+    "click",
+    "hiredis",
+    "orjson",
+    "msgspec",
+}
 WITHOUT_DEPENDENCIES = ["errors", "protocol", "links", "brokers.interface", "core", "serving", "asgi", "hub"]
 
 CYTHON_IMPORT = re.compile(r"^\s*(?:from +([\w.]+) +c?import +(\([^)]*\)|[^\n]*)|c?import +([\w.]+))", re.MULTILINE)

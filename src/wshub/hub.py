@@ -158,11 +158,15 @@ class Hub(ClusteredHub):
         ssl: ssl_module.SSLContext | None = None,
         ssl_certfile: str | os.PathLike[str] | None = None,
         ssl_keyfile: str | os.PathLike[str] | None = None,
+        close_hub: bool = False,
     ) -> Server:
         """Return a complete WebSocket server, an asynchronous context manager::
 
             async with hub.serve("127.0.0.1", 8080, handler) as server:
                 await server.serve_forever()
+
+        At the end of the block, the connections that came through the server are closed with 1001. The hub stays in
+        use: other servers and frameworks may still bring connections.
 
         Args:
             host: the address to listen on; None is all interfaces. A name listens on all its addresses.
@@ -175,6 +179,7 @@ class Hub(ClusteredHub):
             backlog: connections that the kernel holds until they are accepted.
             ssl: for TLS, an SSLContext of the server's side; or
             ssl_certfile, ssl_keyfile: PEM files of the certificate chain and its key, which may be in one file.
+            close_hub: True closes the hub too when the server closes, with all its connections and its broker.
 
         Raises:
             MisuseError: another kind of handler, or more than one kind of address or of TLS.
@@ -200,6 +205,7 @@ class Hub(ClusteredHub):
             sock=sock,
             backlog=backlog,
             ssl=ssl,
+            close_hub=close_hub,
         )
 
     def configure_room(

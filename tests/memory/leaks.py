@@ -139,7 +139,7 @@ async def play(hub: Hub, port: int, count: int) -> None:
         assert asyncio.get_running_loop().time() < deadline, hub.stats()
         await asyncio.sleep(0.005)
     # Some handlers still wait for ever.
-    waiting = list(hub._handler_tasks)
+    waiting = [task for task, _ in hub._tasks_of(None)]
     hub._cancel_handlers()
     await asyncio.gather(*waiting, return_exceptions=True)
     await asyncio.sleep(0.05)

@@ -55,6 +55,9 @@ class App:
         self._options = starlette
         self._starlette: Starlette | None = None
 
+    def __repr__(self) -> str:
+        return f"<App {len(self.router.routes)} routes, {repr(self.ws_hub) if self.ws_hub is not None else 'no hub'}>"
+
     def enable_websocket(
         self,
         config: HubConfig | None = None,

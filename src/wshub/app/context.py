@@ -20,6 +20,7 @@ from wshub.core.upgrade import current_upgrade
 from wshub.errors import HandshakeError, MisuseError
 from wshub.protocol.handshake.server import Handshake
 from wshub.protocol.http.headers import Headers
+from wshub.protocol.json_text import json_from_value
 from wshub.protocol.validation import check_str, check_strings
 
 if TYPE_CHECKING:
@@ -55,6 +56,10 @@ class Request:
         self._starlette = starlette.requests.Request(scope, receive) if receive is not None else None
         self._connection = starlette.requests.HTTPConnection(scope)
 
+    def __repr__(self) -> str:
+        """Show all but the query and the header fields: clients send tokens in them."""
+        return f"<Request {self.method} {self.path!r}>"
+
     def get_header(self, name: str) -> str | None:
         """Return the first header field of that name, in any case, or None."""
         return self.headers.get(name)
@@ -87,10 +92,14 @@ class Response:
         self.headers: list[tuple[str, str]] = []
         self.body: bytes | None = None
 
+    def __repr__(self) -> str:
+        size = "no body" if self.body is None else f"{len(self.body)} bytes"
+        return f"<Response {self.status or 200}, {size}>"
+
     def set_status(self, status: int) -> None:
         """Answer with that HTTP status. The default is 200."""
         if isinstance(status, bool) or not hasattr(status, "__index__") or not 200 <= operator.index(status) <= 599:
-            raise MisuseError(f"a response has a status from 200 to 599, an int, not {status!r}")
+            raise MisuseError(f"set_status(): status must be an int from 200 to 599, not {status!r}")
         self.status = operator.index(status)
 
     def set_header(self, name: str, value: str) -> None:
@@ -113,12 +122,13 @@ class Response:
             # bytes() would also take an integer (as a length).
             self.body = bytes(memoryview(body))
         except TypeError:
-            raise TypeError(f"the body of a response is a str or bytes, not {type(body).__name__}") from None
+            raise TypeError(f"send(): body must be a str or bytes, not {type(body).__name__}") from None
 
     def send_json(self, value: Any) -> None:
         """Answer with ``value`` as JSON."""
+        text = json_from_value(value)
         self.set_header("Content-Type", "application/json")
-        self.send(json.dumps(value, ensure_ascii=False).encode())
+        self.send(text if isinstance(text, bytes) else text.encode())
 
     def upgrade_websocket(self, *, subprotocols: Sequence[str] = (), **handlers: Unpack[Handlers]) -> Connection:
         """Make the request a WebSocket of the application's hub, with these handlers (``on_open=...`` and so on).
@@ -153,6 +163,9 @@ class Context:
         self.is_over = False
         """Whether the handler has returned. A task that it has started still has this context."""
         self._is_websocket = is_websocket
+
+    def __repr__(self) -> str:
+        return f"<Context {self.request!r}, {self.response!r}>"
 
     @property
     def connection(self) -> Connection | None:

@@ -33,6 +33,9 @@ class Router:
         self._app = app
         self.routes: list[BaseRoute] = []
 
+    def __repr__(self) -> str:
+        return f"<Router {len(self.routes)} routes>"
+
     @overload
     def get(self, path: str, handler: Handler) -> Handler: ...
     @overload

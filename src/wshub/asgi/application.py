@@ -27,6 +27,9 @@ class HubApplication:
         self.table = handler_table_of(handler)
         self.subprotocols = check_strings("subprotocols", subprotocols)
 
+    def __repr__(self) -> str:
+        return f"<HubApplication of {self.hub!r}>"
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request. Return when its connection has ended, or once the server has given it to the hub."""
         if scope["type"] == "websocket":

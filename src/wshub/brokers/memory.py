@@ -107,6 +107,9 @@ class MemoryBroker:
         self._reason = "not started"
         self._reset()
 
+    def __repr__(self) -> str:
+        return f"<MemoryBroker {self._state}, {len(self._subscriptions)} channels>"
+
     def _reset(self) -> None:
         """Be as a broker that was not started yet, but for the counts."""
         self._events: BrokerEvents | None = None

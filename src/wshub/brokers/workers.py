@@ -63,6 +63,9 @@ class WorkersBroker:
         """The directory, as a hub compares it with those of other hubs; None if those may have the same name."""
         return None if self.several_in_process else f"workers:{os.path.realpath(self.path)}"
 
+    def __repr__(self) -> str:
+        return f"WorkersBroker({self.path!r})"
+
     async def start(self, node: NodeInfo, events: BrokerEvents) -> None:
         """Join the other processes. Return when each knows the channels of this node, or is gone, or after two seconds.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, TypedDict, get_args
 
@@ -152,9 +152,9 @@ class HubConfig:
     secret.
     """
 
-    allowed_origins: tuple[str, ...] = ()
+    allowed_origins: Sequence[str] = ()
     """The origins whose pages may connect, such as ``https://example.com``. Any other origin gets 403, and so does
-    ``null``. The host may be ``*.example.com``, for every host below that one. ``("*",)`` allows pages from any origin.
+    ``null``. The host may be ``*.example.com``, for every host below that one. ``["*"]`` allows pages from any origin.
     The empty default does too, but logs a warning when a page of another origin sends a cookie.
 
     Set it if you authenticate with cookies: browsers send them for every page. If the list lacks one of your own pages,
@@ -201,7 +201,7 @@ class HubConfig:
     some of them.
     """
 
-    trusted_proxies: tuple[str, ...] = ()
+    trusted_proxies: Sequence[str] = ()
     """Addresses and networks, such as ``10.0.0.0/8``, of the proxies whose ``X-Forwarded-For`` ``Hub.serve`` trusts. If
     there are any, a proxy on a Unix socket is trusted too. Under uvicorn, use ``--forwarded-allow-ips``.
 
@@ -330,13 +330,13 @@ class HubSettings(TypedDict, total=False):
     pong_timeout_ms: int
     enable_compression: bool
     compression: CompressionConfig | None
-    allowed_origins: tuple[str, ...]
+    allowed_origins: Sequence[str]
     allow_missing_origin: bool
     max_connections_per_address: int
     max_connection_rate: int
     max_connection_rate_per_address: int
     max_pending_handshakes: int
-    trusted_proxies: tuple[str, ...]
+    trusted_proxies: Sequence[str]
     max_send_buffer: int
     slow_consumer: SlowConsumer
     max_fragments: int

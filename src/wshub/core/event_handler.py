@@ -102,6 +102,16 @@ class EventHandler:
                 check_function(name, function, EVENTS[name])
                 setattr(self, name, function)
 
+    def __repr__(self) -> str:
+        """Show the events that have a handler, with the names of the functions."""
+        functions = {name: getattr(self, name) for name in EVENTS}
+        shown = [
+            f"{name}={getattr(function, '__qualname__', None) or type(function).__qualname__}"
+            for name, function in functions.items()
+            if function is not None
+        ]
+        return f"<{' '.join([type(self).__qualname__, *shown])}>"
+
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
         check_class(cls, EventHandler)

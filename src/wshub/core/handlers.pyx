@@ -6,6 +6,8 @@ runs before the hub goes on. A handler that does not suspend costs no loop itera
 the connection is set. If the loop has a task factory, the factory makes the tasks and decides when they start.
 """
 
+from libc.stdint cimport uint16_t
+
 from wshub.core.closing cimport begin_closing, close_returned_endpoint, close_going_away, code_to_send
 from wshub.core.connection_state cimport (
     ANY_HANDLER_RUNS,
@@ -23,7 +25,7 @@ import logging
 from functools import partial
 from inspect import isawaitable, iscoroutine
 
-from wshub.errors import ConnectionClosed, MisuseError
+from wshub.errors import ConnectionClosed, MisuseError, UnexpectedMessageError
 from wshub.links.eager_task import start_eager_task
 from wshub.protocol.close_code import encode_close_payload
 
@@ -63,7 +65,7 @@ cdef int start(ConnectionCore connection, Link link) except -1:
     connection.opened = True
     PyContext_Enter(connection.context)
     try:
-        call_handler(connection, connection.handlers.on_open, (connection,), ON_OPEN_RUNS)
+        call_handler(connection, connection.handlers.on_open, (connection,), ON_OPEN_RUNS, "on_open")
         if connection.handlers.endpoint:
             close_returned_endpoint(connection)
     finally:
@@ -71,8 +73,10 @@ cdef int start(ConnectionCore connection, Link link) except -1:
     return 0
 
 
-cdef int call_handler(ConnectionCore connection, object handler, tuple arguments, uint8_t block) except -1:
-    """Call a handler, if there is one, within the connection's context. Its exceptions go to handler_failed().
+cdef int call_handler(
+    ConnectionCore connection, object handler, tuple arguments, uint8_t block, str event
+) except -1:
+    """Call the handler of an event, if there is one, in the connection's context. Exceptions go to handler_failed().
 
     The block is set while the handler is suspended.
     """
@@ -81,21 +85,21 @@ cdef int call_handler(ConnectionCore connection, object handler, tuple arguments
     try:
         result = handler(*arguments)
         if result is not None and result is not QUEUED:
-            run_awaitable(connection, result, block)
+            run_awaitable(connection, result, block, event)
     except BaseException as error:
-        handler_failed(connection, error, block)
+        handler_failed(connection, error, block, event)
     return 0
 
 
-cdef int run_awaitable(ConnectionCore connection, object awaitable, uint8_t block) except -1:
-    """Run the awaitable that a handler returned, in a task whose first step runs now.
+cdef int run_awaitable(ConnectionCore connection, object awaitable, uint8_t block, str event) except -1:
+    """Run the awaitable that the handler of an event returned, in a task whose first step runs now.
 
     Raise MisuseError for a generator. Any other value is ignored. The block is set while the task is suspended.
     """
     if not iscoroutine(awaitable):
         if not isawaitable(awaitable):
             if PyGen_CheckExact(awaitable) or PyAsyncGen_CheckExact(awaitable):
-                raise MisuseError(f"the handler returned {awaitable!r}, which runs nothing: a handler has no yield")
+                raise MisuseError(f"{event} returned {awaitable!r}, which runs nothing: a handler has no yield")
             return 0
         awaitable = await_it(awaitable)
     if not connection.is_named:
@@ -109,12 +113,12 @@ cdef int run_awaitable(ConnectionCore connection, object awaitable, uint8_t bloc
         PyContext_Enter(connection.context)
     if not task.done():
         connection.blocks |= block
-        connection.hub.handler_tasks[task] = connection.connection_id
-        task.add_done_callback(partial(task_done, connection, block))
+        connection.hub.handler_tasks[task] = connection
+        task.add_done_callback(partial(task_done, connection, block, event))
         return 0
     error = error_of(task)
     if error is not None:
-        handler_failed(connection, error, block)
+        handler_failed(connection, error, block, event)
     return 0
 
 
@@ -124,7 +128,7 @@ cdef object start_task(object loop, object coroutine, object context):
     return start_eager_task(loop, coroutine, context, TASK_NAME)
 
 
-def task_done(ConnectionCore connection, uint8_t block, task):
+def task_done(ConnectionCore connection, uint8_t block, str event, task):
     """Go on after the task of a suspended handler: call the handlers that waited for it, and resume input."""
     connection.hub.handler_tasks.pop(task, None)
     connection.blocks &= ~block
@@ -135,7 +139,7 @@ def task_done(ConnectionCore connection, uint8_t block, task):
             # The task has raised the error out of the loop already.
             close_going_away(connection, "")
         elif error is not None:
-            handler_failed(connection, error, block)
+            handler_failed(connection, error, block, event)
         connection.error_blocks &= connection.blocks
         if connection.handlers.endpoint:
             close_returned_endpoint(connection)
@@ -148,8 +152,14 @@ def task_done(ConnectionCore connection, uint8_t block, task):
     connection.resume_input(0)
 
 
-cdef void handler_failed(ConnectionCore connection, object error, uint8_t block) noexcept:
-    """Log the exception of a handler, close the connection with 1011, and call on_error in the handler's place."""
+cdef void handler_failed(ConnectionCore connection, object error, uint8_t block, str event) noexcept:
+    """Log the exception of the handler of an event, close the connection with 1011, and call on_error in its place.
+
+    A message that the application did not expect closes the connection with the error's own code. It is the client's
+    mistake, so it does not fill the log.
+    """
+    cdef uint16_t code = 1011
+    cdef str reason = "internal error"
     if isinstance(error, (KeyboardInterrupt, SystemExit)):
         connection.hub.loop.call_soon(connection.hub.close_and_raise, error)
         return
@@ -158,19 +168,23 @@ cdef void handler_failed(ConnectionCore connection, object error, uint8_t block)
         return
     if connection.error_blocks & block:
         connection.error_blocks &= ~block
-        logger.error("on_error of %r raised an exception itself", connection, exc_info=error)
+        logger.error("%s of %r raised an exception itself", named(connection, "on_error"), connection, exc_info=error)
         return
-    if isinstance(error, asyncio.CancelledError):
+    if isinstance(error, UnexpectedMessageError):
+        code, reason = error.code, error.reason
+        logger.debug("%s of %r got an unexpected message: %s", named(connection, event), connection, error)
+    elif isinstance(error, asyncio.CancelledError):
         # The application cancelled the handler and needs no traceback.
-        logger.warning("a handler of %r was cancelled: the connection is closed with 1011", connection)
+        logger.warning("%s of %r was cancelled: closing with 1011", named(connection, event), connection)
     else:
-        logger.error("a handler of %r has failed", connection, exc_info=error)
+        logger.error("%s of %r has failed", named(connection, event), connection, exc_info=error)
     if connection.status == IS_OPEN:
-        connection.code = code_to_send(connection, 1011)
-        begin_closing(connection, encode_close_payload(connection.code, "internal error"))
+        connection.code = code_to_send(connection, code)
+        connection.reason = reason
+        begin_closing(connection, encode_close_payload(connection.code, reason))
     if connection.handlers.on_error is not None:
         connection.error_blocks |= block
-        call_handler(connection, connection.handlers.on_error, (connection, error), block)
+        call_handler(connection, connection.handlers.on_error, (connection, error), block, "on_error")
         connection.error_blocks &= connection.blocks
 
 
@@ -189,7 +203,7 @@ cdef int call_on_drain(ConnectionCore connection) except -1:
         connection.link.drain_requested = True
         return 0
     connection.drain_pending = False
-    return call_handler(connection, connection.handlers.on_drain, (connection,), HANDLER_RUNS)
+    return call_handler(connection, connection.handlers.on_drain, (connection,), HANDLER_RUNS, "on_drain")
 
 
 cdef int call_on_close(ConnectionCore connection) except -1:
@@ -198,8 +212,18 @@ cdef int call_on_close(ConnectionCore connection) except -1:
         return 0
     connection.opened = False
     return call_handler(
-        connection, connection.handlers.on_close, (connection, connection.code, connection.reason), HANDLER_RUNS
+        connection, connection.handlers.on_close, (connection, connection.code, connection.reason), HANDLER_RUNS,
+        "on_close",
     )
+
+
+cdef str named(ConnectionCore connection, str event):
+    """Return an event with the name of the function that handles it, for the log."""
+    function = getattr(connection.handlers.handler, event, None)
+    name = getattr(function, "__qualname__", None) or type(function).__qualname__
+    if connection.handlers.endpoint and event == "on_open":
+        return f"the endpoint {name}()"
+    return f"{event} ({name})"
 
 
 cdef object error_of(object task):

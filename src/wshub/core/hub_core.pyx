@@ -120,7 +120,7 @@ cdef class HubCore(HubBase):
         self.reactor = None
         self.counters = LinkCounters()
         self.backlog = Backlog(self.clock)
-        self.connections = {}
+        self.connection_table = {}
         self.room_table = {}
         self.user_table = {}
         self.cluster = None
@@ -151,10 +151,10 @@ cdef class HubCore(HubBase):
         self.closes_at_rate = config.excess == "close"
 
     cdef object forget(self, object connection_id, object address_bucket):
-        self.connections.pop(connection_id, None)
+        self.connection_table.pop(connection_id, None)
         if address_bucket is not None:
             self._admission.leave(address_bucket)
-        if self.emptied is not None and not self.connections and not self.emptied.done():
+        if self.emptied is not None and not self.connection_table and not self.emptied.done():
             self.emptied.set_result(None)
 
     def _join_cluster(self, cluster):
@@ -215,7 +215,7 @@ cdef class HubCore(HubBase):
     def _begin_anew(self):
         """Close the connections that the last loop has left, and reset all but settings and ids."""
         cdef Connection connection
-        for connection in list(self.connections.values()):
+        for connection in list(self.connection_table.values()):
             close_without_loop(connection)
         if self.reactor is not None and self.loop.is_closed():
             self.reactor.close()
@@ -254,9 +254,9 @@ cdef class HubCore(HubBase):
             )
         if self.counts_addresses and request is not None:
             connection.address_bucket = self._admission.enter(request.remote_address)
-        if self.connections is self.walked:
-            self.connections = dict(self.connections)
-        self.connections[connection.connection_id] = connection
+        if self.connection_table is self.walked:
+            self.connection_table = dict(self.connection_table)
+        self.connection_table[connection.connection_id] = connection
         return connection
 
     def drop_compression(self, Connection connection):
@@ -296,7 +296,7 @@ cdef class HubCore(HubBase):
         An empty response means that another server has answered. Raises HandshakeError if the hub has closed.
         """
         cdef FrameBuffer *frame
-        if self.closed or self.connections.get(connection.connection_id) is not connection:
+        if self.closed or self.connection_table.get(connection.connection_id) is not connection:
             # The hub has closed since the request was admitted, or the opening was cancelled.
             cancel_opening(connection)
             raise HandshakeError(*SHUTTING_DOWN)
@@ -322,7 +322,7 @@ cdef class HubCore(HubBase):
             return None
         if isinstance(exclude, Connection):
             return exclude if (<Connection>exclude).hub is self else None
-        return self.connections.get(check_connection_id("exclude", "a Connection or the id of one, an int", exclude))
+        return self.connection_table.get(check_connection_id("exclude", "a Connection or the id of one, an int", exclude))
 
     def broadcast(self, message, *, room=None, exclude=None, compress=None, slow_consumer=None, key=None):
         """Queue a message for every open connection, or for every member of a room.
@@ -436,12 +436,22 @@ cdef class HubCore(HubBase):
 
     def get_connection(self, id):
         """Return the connection with that id, or None. Raise MisuseError if ``id`` is a bool or not an int."""
-        return self.connections.get(check_connection_id("id", "an int", id))
+        return self.connection_table.get(check_connection_id("id", "an int", id))
+
+    @property
+    def connections(self):
+        """The open connections of this hub, as a new list: it stays as it is when connections come and go.
+
+        A connection in it may have closed by the time that you send to it.
+        """
+        # The list first: another thread may be the one that asks.
+        cdef list everyone = list(self.connection_table.values())
+        return [connection for connection in everyone if (<Connection>connection).status == IS_OPEN]
 
     @property
     def connection_count(self):
         """The number of connections, including those that are closing."""
-        return len(self.connections)
+        return len(self.connection_table)
 
     def unregister(self, connection, code=1000, reason=""):
         """Call ``connection.close(code, reason)``. The connection leaves its rooms at once."""
@@ -452,7 +462,7 @@ cdef class HubCore(HubBase):
         cdef double now = self.clock()
         cdef FrameBuffer *ping = frame_from_bytes(b"", 0, PING_OPCODE)
         cdef Connection connection
-        for connection in list(self.connections.values()):
+        for connection in list(self.connection_table.values()):
             sweep(connection, now, ping)
         frame_release(ping)
         self.swept_at = now
@@ -465,10 +475,18 @@ cdef class HubCore(HubBase):
                 "stats() counts further cases", self.max_send_buffer
             )
 
-    def _close_all(self, bytes payload):
+    def _connections_of(self, HandlerTable handlers):
+        """Return the connections with these handlers, those of one server, or all for None; also if not open."""
+        cdef list everyone = list(self.connection_table.values())
+        if handlers is None:
+            return everyone
+        return [connection for connection in everyone if (<Connection>connection).handlers is handlers]
+
+    def _close_all(self, bytes payload, HandlerTable handlers=None):
         cdef Connection connection
-        self.shutdown_close_payload = payload
-        for connection in list(self.connections.values()):
+        if handlers is None:
+            self.shutdown_close_payload = payload
+        for connection in self._connections_of(handlers):
             close_if_open(connection, payload)
 
     def _end(self):
@@ -479,18 +497,18 @@ cdef class HubCore(HubBase):
             # The loop makes the call: release() may call handlers, and only the loop calls them.
             self.loop.call_soon(self.reactor.release)
 
-    def _close_share(self, int steps, bytes payload):
+    def _close_share(self, int steps, bytes payload, HandlerTable handlers=None):
         """Close the oldest of the open connections: an equal share for each of the steps that are left."""
         cdef Connection connection
         cdef list still_open = [
-            connection for connection in self.connections.values() if (<Connection>connection).status == IS_OPEN
+            connection for connection in self._connections_of(handlers) if (<Connection>connection).status == IS_OPEN
         ]
         for connection in still_open[:-(-len(still_open) // steps)]:
             close_if_open(connection, payload)
 
-    def _abort_all(self):
+    def _abort_all(self, HandlerTable handlers=None):
         cdef Connection connection
-        for connection in list(self.connections.values()):
+        for connection in self._connections_of(handlers):
             if connection.link is not None:
                 connection.link.abort(False)
             else:
@@ -500,14 +518,17 @@ cdef class HubCore(HubBase):
     def _when_empty(self):
         """Return a future that is done when the last connection is gone."""
         self.emptied = self.loop.create_future()
-        if not self.connections:
+        if not self.connection_table:
             self.emptied.set_result(None)
         return self.emptied
 
-    @property
-    def _handler_tasks(self):
-        """The task of each suspended handler, with the id of its connection."""
-        return dict(self.handler_tasks)
+    def _tasks_of(self, HandlerTable handlers):
+        """Return the task of each suspended handler with the id of its connection, as ``_connections_of`` chooses."""
+        return [
+            (task, (<Connection>connection).connection_id)
+            for task, connection in list(self.handler_tasks.items())
+            if handlers is None or (<Connection>connection).handlers is handlers
+        ]
 
     @property
     def _handled_connection(self):

@@ -32,7 +32,7 @@ cdef class HubBase:
     cdef object clock            # a function without arguments that returns seconds and never goes back
     cdef LinkCounters counters
     cdef Backlog backlog         # connections whose input waits for a later loop iteration
-    cdef dict connections        # id: Connection, of all that are not closed
+    cdef dict connection_table   # id: Connection, of all that are not closed
     cdef dict walked             # connections that a message is being queued for: do not add to that dict; or None
     cdef dict room_table         # name: Room, of all that have a member
     cdef dict user_table         # user: Room of the user's connections, of all that have one
@@ -42,7 +42,7 @@ cdef class HubBase:
     cdef dict closes             # close code: number of connections
     cdef bytes shutdown_close_payload  # of the close frame that all connections were sent; None before that
     cdef bint closed             # no connection may open
-    cdef dict handler_tasks      # Task of a suspended handler: id of its connection
+    cdef dict handler_tasks      # Task of a suspended handler: its connection
     cdef object handling         # ContextVar: the id of the connection in whose handler, or its child task, code runs
     cdef uint64_t max_message_size
     cdef size_t max_send_buffer

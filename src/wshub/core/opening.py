@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from wshub.core.admission import UNKNOWN_ADDRESS
 from wshub.core.binding import bind_for_request
 from wshub.core.refusals import SHUTTING_DOWN, UNDECIDED
-from wshub.errors import HandshakeError
+from wshub.errors import HandshakeError, MisuseError
 from wshub.protocol.handshake.server import Handshake
 from wshub.protocol.http.fields import HeaderField
 
@@ -149,6 +149,11 @@ class Opening:
             path_params: the parameters in the path.
             extensions: False if another server answers, which negotiates extensions by itself.
         """
+        if metadata is not None and not isinstance(metadata, Mapping):
+            raise MisuseError(
+                f"on_upgrade must return a mapping or None, not {type(metadata).__name__}: to refuse the request, "
+                "raise HandshakeError(403, ...)"
+            )
         if self.waits:
             self._check_capacity()
         self.connection = self.hub.register_connection(

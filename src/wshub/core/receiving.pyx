@@ -25,6 +25,7 @@ from wshub.core.connection_state cimport (
 )
 from wshub.core.handlers cimport call_handler, call_on_close, call_on_drain, handler_failed, run_awaitable
 from wshub.core.hub_state cimport CONTROL_FRAMES, HANDLER_TIME, MESSAGES, BYTES
+from wshub.core.keepalive cimport note_pong
 from wshub.core.queued cimport QUEUED
 from wshub.core.rates cimport spend
 from wshub.core.sending cimport queue_pong, wake_drain_waiters
@@ -262,7 +263,8 @@ cdef void dispatch(ConnectionCore connection, Event event) noexcept:
         else:
             handle_control(connection, event)
     except BaseException as error:
-        handler_failed(connection, error, HANDLER_RUNS)
+        # For another event than a message, this is a lack of memory: call_handler() handles what its handler raises.
+        handler_failed(connection, error, HANDLER_RUNS, "on_message")
 
 
 cdef int handle_message(ConnectionCore connection) except -1:
@@ -280,7 +282,7 @@ cdef int handle_message(ConnectionCore connection) except -1:
             started = connection.hub.clock()
         result = connection.handlers.on_message(connection, message)
         if result is not None and result is not QUEUED:
-            run_awaitable(connection, result, HANDLER_RUNS)
+            run_awaitable(connection, result, HANDLER_RUNS, "on_message")
         if connection.hub.times_handlers:
             spend(connection, HANDLER_TIME, <double>connection.hub.clock() - started)
     elif connection.receiving:
@@ -307,9 +309,11 @@ cdef int handle_control(ConnectionCore connection, Event event) except -1:
         queue_pong(connection, frame)
     frame_release(frame)
     if event != PING:
-        connection.last_pong_time = connection.hub.clock()
+        note_pong(connection)
     if handler is not None and connection.status == IS_OPEN:
-        call_handler(connection, handler, (connection, payload), HANDLER_RUNS)
+        call_handler(
+            connection, handler, (connection, payload), HANDLER_RUNS, "on_ping" if event == PING else "on_pong"
+        )
     return 0
 
 

@@ -13,11 +13,11 @@ cdef dict hub_stats(HubBase hub, dict refused):
     """Return the HubStats of a hub. `refused` has the number of refused handshakes by status."""
     cdef uint64_t pending = 0
     cdef ConnectionCore connection
-    for connection in hub.connections.values():
+    for connection in hub.connection_table.values():
         if connection.link is not None:
             pending += connection.link.queue.messages
     return {
-        "connections": len(hub.connections),
+        "connections": len(hub.connection_table),
         "rooms": len(hub.room_table),
         "messages_received": hub.counters.messages_received,
         "bytes_received": hub.counters.bytes_received,
