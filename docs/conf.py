@@ -17,6 +17,7 @@ stub_modules.install("wshub")
 _project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 project = "wshub"
+language = "en"
 version = release = _project["version"]
 
 extensions = [

@@ -73,10 +73,10 @@ def check_command(words: list[str], path: Path) -> None:
     if not words:
         return
     command, *arguments = words
-    command = command.removeprefix(".venv/bin/")
     if command.startswith("scripts/"):
         assert (ROOT / command).exists(), command
-    elif command in ("python", "python3") and arguments and arguments[0].endswith(".py"):
+    command = command.rpartition("/")[2]
+    if command in ("python", "python3") and arguments and arguments[0].endswith(".py"):
         assert arguments[0] in programs(path) or (ROOT / arguments[0]).exists(), arguments[0]
     elif command == "wshub" and arguments:
         name, *options = arguments
@@ -97,7 +97,10 @@ def test_data_is_valid(block: Block) -> None:
         tomllib.loads(block.text)
     else:
         # systemd has a key several times.
-        configparser.ConfigParser(strict=False, interpolation=None).read_string(block.text)
+        parser = configparser.ConfigParser(strict=False, interpolation=None)
+        parser.read_string(block.text)
+        if command := parser.get("Service", "ExecStart", fallback=""):
+            check_command(shlex.split(command), block.path)
 
 
 def test_a_test_runs_the_program_of_each_page() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Coroutine, Iterator
@@ -17,7 +18,7 @@ import pytest
 import websockets
 
 from tests.support import chromium
-from tests.support.pages import write_programs
+from tests.support.pages import snippet, write_programs
 from tests.support.programs import Program, environment, free_port, running_program
 
 PAGES = [
@@ -44,11 +45,11 @@ class Chat:
         program.write_text(program.read_text().replace("http://127.0.0.1:8000", self.origin))
 
     @contextlib.contextmanager
-    def served(self) -> Iterator[Program]:
+    def served(self, **variables: str) -> Iterator[Program]:
         """Serve it, and check at the end that nothing has failed."""
         where = ["--port", str(self.port), "--app-dir", str(self.directory)]
         command = [sys.executable, "-m", "wshub", "serve", "chat:app", *where]
-        with running_program(command, port=self.port, env=environment(CHAT_SECRET="a secret")) as program:
+        with running_program(command, port=self.port, env=environment(CHAT_SECRET="a secret", **variables)) as program:
             yield program
             assert "Traceback" not in program.end()
 
@@ -219,6 +220,25 @@ def test_a_typing_notice_reaches_the_others_and_bad_messages_end_only_their_conn
 
     with chat.served():
         run_scenario(scenario())
+
+
+def test_the_settings_for_production_read_the_origins_and_the_service_says_when_it_is_ready(tmp_path) -> None:
+    chat = Chat("tutorial/slow-readers.md", tmp_path)
+    program = tmp_path / "chat.py"
+    settings = snippet("tutorial/deployment.md", "ORIGINS = ")
+    text = re.sub(r"^hub = .*?^\)$", lambda _: settings, program.read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert "shutdown_spread_ms" in text
+    program.write_text("import os\n" + text + snippet("tutorial/deployment.md", "def ready"))
+
+    async def scenario() -> None:
+        ann = await chat.session("ann")
+        async with chat.connect("/chat/cats", Origin="https://chat.example.com", **ann) as client:
+            await event(client, "joined")
+        assert await refusal(chat.connect("/chat/cats", **ann)) == 403
+
+    with chat.served(CHAT_ORIGINS="https://chat.example.com"):
+        run_scenario(scenario())
+        assert httpx.get(f"{chat.origin}/ready", trust_env=False).status_code == 200
 
 
 def test_the_tests_of_the_tutorial_pass(tmp_path) -> None:
