@@ -1,6 +1,6 @@
 """The ends of connections on each ASGI server: the client's view, the application's view, and the log.
 
-``docs/ends.md`` shows the same cases as tables. A case also has the ends that differ on other servers.
+``docs/topics/ends.md`` shows the same cases as tables. A case also has the ends that differ on other servers.
 """
 
 from __future__ import annotations

@@ -1,0 +1,170 @@
+"""The tables in ``docs/topics``: their names, defaults and examples are those of the program."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import re
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+import wshub
+from tests.support.pages import DOCS, codes, rows
+from tests.support.raw_peers import raw_peer
+from tests.support.serving_hub import connected, serving
+from wshub import (
+    CloseCode,
+    CompressionConfig,
+    Connection,
+    EventHandler,
+    Frame,
+    Hub,
+    HubConfig,
+    InvalidMessageError,
+    Message,
+    RateLimits,
+)
+from wshub.core.handler_checks import EVENTS
+from wshub.protocol.close_code import encode_close_payload
+
+PAGES = sorted(path.relative_to(DOCS).as_posix() for path in (DOCS / "topics").glob("*.md"))
+
+
+# The life of a connection
+
+
+def test_the_table_of_events_has_every_event() -> None:
+    named = [name for cells in rows("topics/lifecycle.md", "Events") for name in codes(cells[0])]
+    assert sorted(named) == sorted(EVENTS)
+
+
+async def test_a_connection_has_every_attribute_of_the_table() -> None:
+    opened: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
+    async with serving(EventHandler(on_open=opened.set_result)) as (_, url), connected(url):
+        connection = await opened
+        for cells in rows("topics/lifecycle.md", "What a connection knows"):
+            for name in codes(cells[0]):
+                getattr(connection, name)
+
+
+def test_the_codes_of_the_page_exist_and_those_that_can_be_sent_can() -> None:
+    listed = [cells[0] for cells in rows("topics/lifecycle.md", "Close codes")]
+    assert all(int(code) in set(CloseCode) for code in listed if "\N{EN DASH}" not in code)
+    sent = {*range(1000, 1004), *range(1007, 1015), *range(3000, 5000)}
+    for code in range(6000):
+        if code in sent:
+            encode_close_payload(code, "")
+        else:
+            with pytest.raises(InvalidMessageError):
+                encode_close_payload(code, "")
+
+
+# Slow readers, compression and security: settings and defaults
+
+
+def test_the_limits_of_the_table_have_these_defaults() -> None:
+    config = HubConfig()
+    table = rows("topics/security.md", "What is limited from the start")
+    limits = {cells[2]: cells[1] for cells in table if len(cells) > 2}
+    expected = {
+        "`max_connections`": (f"{config.max_connections:,}",),
+        "`max_pending_handshakes`, `handshake_timeout_ms`": (
+            f"{config.max_pending_handshakes:,}",
+            f"{config.handshake_timeout_ms // 1000} seconds",
+        ),
+        "`max_message_size`": (f"{config.max_message_size // 1024} KiB",),
+        "`max_fragments`": (f"{config.max_fragments:,}",),
+        "`max_send_buffer`, `slow_consumer`": (f"{config.max_send_buffer // 1024} KiB",),
+        "`send_timeout_ms`": (f"{config.send_timeout_ms // 1000} seconds",),
+        "`ping_interval_ms`, `pong_timeout_ms`": (
+            f"{config.ping_interval_ms // 1000} seconds",
+            f"{config.pong_timeout_ms // 1000} to",
+        ),
+        "`close_timeout_ms`": (f"{config.close_timeout_ms // 1000} seconds",),
+        "`RateLimits(control_frames=...)`": (f"{config.rates.control_frames} per second",),
+    }
+    assert set(limits) - {""} == set(expected)
+    for setting, values in expected.items():
+        assert all(value in limits[setting] for value in values), setting
+
+
+def test_the_rates_of_the_table_have_these_defaults() -> None:
+    found = {codes(cells[0])[0]: cells[2] for cells in rows("topics/slow-readers.md", "Clients that send too much")}
+    rates = {name: getattr(RateLimits(), name) for name in found}
+    assert set(found) == {"messages", "bytes", "control_frames", "handler_ms"}
+    assert {name: str(rate) if rate else "no limit" for name, rate in rates.items()} == found
+
+
+def test_the_settings_that_a_page_names_exist() -> None:
+    fields = {field.name for kind in (HubConfig, RateLimits, CompressionConfig) for field in dataclasses.fields(kind)}
+    for page in PAGES:
+        for name in re.findall(r"\b(\w+_(?:ms|size|buffer|origins?|proxies|takeover))\b", (DOCS / page).read_text()):
+            assert name in fields | {"latency_ms", "lag_ms"}, f"{page}: {name}"
+
+
+# Errors
+
+
+def test_every_exception_is_in_the_table() -> None:
+    text = (DOCS / "topics/errors.md").read_text().split("\n## ")[0]
+    for name in wshub.errors.__all__:
+        assert f"`{name}`" in text, name
+
+
+async def test_the_examples_of_errors_raise_what_the_page_says() -> None:
+    opened: asyncio.Queue[Connection] = asyncio.Queue()
+    handler = EventHandler(on_open=opened.put_nowait)
+    async with serving(handler) as (hub, url), connected(url):
+        connection = await opened.get()
+        async with connected(url):
+            closed = await opened.get()
+        async with raw_peer(url) as peer:
+            lost = await opened.get()
+            peer.reset()
+        await asyncio.gather(closed.wait_closed(), lost.wait_closed())
+        names: dict[str, Any] = {
+            **{kind.__name__: kind for kind in (EventHandler, Frame, Hub, HubConfig, Message)},
+            "closed": closed,
+            "connection": connection,
+            "handler": handler,
+            "hub": hub,
+            "lost": lost,
+        }
+        for call, raised in rows("topics/errors.md", "Examples"):
+            with pytest.raises(Exception) as error:  # noqa: PT011
+                eval(codes(call)[0], names)
+            assert type(error.value).__name__ == codes(raised)[0], call
+
+
+# Threads
+
+
+def test_uvloop_runs_a_program() -> None:
+    assert "uvloop.run(main())" in (DOCS / "topics/threads.md").read_text()
+    source = """
+import uvloop
+from wshub import Hub
+
+
+async def live(connection):
+    pass
+
+
+async def main():
+    async with Hub().serve("127.0.0.1", 0, live) as server:
+        print(server.port > 0)
+
+
+uvloop.run(main())
+"""
+    result = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout == "True\n"
+
+
+def test_nothing_declares_support_for_free_threaded_builds() -> None:
+    """Python then switches the GIL on. Whoever declares it changes the page."""
+    assert "freethreading_compatible" not in (DOCS.parent / "setup.py").read_text()
+    assert "does not support free-threaded builds" in (DOCS / "topics/threads.md").read_text()
