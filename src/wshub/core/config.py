@@ -287,7 +287,10 @@ class HubConfig:
 
     access_log: bool = False
     """Whether the logger ``wshub.access`` gets a line at INFO when a handshake is answered, and one when its connection
-    ends. The lines have no query. Each connection keeps its address and its path as text meanwhile."""
+    ends.
+
+    The lines have no query. Each connection keeps its address and its path as text until its end.
+    """
 
     use_reactor: bool = True
     """Whether the native reactor carries the connections without TLS, on platforms with epoll. Otherwise each has a

@@ -12,6 +12,8 @@ import logging
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote
 
+from wshub.core.access_log import log_answer, log_end
+
 if TYPE_CHECKING:
     from wshub.errors import HandshakeError
     from wshub.protocol.http.request import RequestHead
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["ConnectionLog", "HasPeer", "address_text", "log_refusal", "logger"]
 
 logger = logging.getLogger("wshub.client")
-access_logger = logging.getLogger("wshub.access")
 
 MOST_OF_A_PATH = 200
 """Characters of a path in the log. A client may send some thousand."""
@@ -68,7 +69,7 @@ class ConnectionLog:
         fields = {"event": "opened", "status": 101, **self._fields}
         logger.debug("connection %(connection_id)d from %(remote_address)s opened: %(path)s", fields, extra=fields)
         if has_access_log:
-            access_logger.info('%(remote_address)s - "WebSocket %(path)s" %(status)d', fields, extra=fields)
+            log_answer(fields)
 
     def closed(self, code: int, reason: str, now: float, received: int, sent: int) -> None:
         """Log that the connection has ended."""
@@ -88,12 +89,7 @@ class ConnectionLog:
             extra=fields,
         )
         if self._has_access_log:
-            access_logger.info(
-                '%(remote_address)s - "WebSocket %(path)s" closed %(close_code)d, %(duration_ms)d ms, '
-                "%(bytes_received)d bytes received, %(bytes_sent)d sent",
-                fields,
-                extra=fields,
-            )
+            log_end(fields)
 
 
 def log_refusal(
@@ -123,7 +119,7 @@ def log_refusal(
         "handshake from %(remote_address)s refused with %(status)d: %(reason)s, %(path)s", fields, extra=fields
     )
     if has_access_log:
-        access_logger.info('%(remote_address)s - "WebSocket %(path)s" %(status)d', fields, extra=fields)
+        log_answer(fields)
 
 
 def address_text(address: Any) -> str:

@@ -209,7 +209,7 @@ class HubCore:
         A ``HubCollector`` calls this. Until then no time is measured, and nothing is spent on it.
         """
     @property
-    def observes_handshakes(self) -> bool:
+    def _observes_handshakes(self) -> bool:
         """Whether handshakes are measured, or have spans."""
     def _trace(self, tracer: Tracer, messages: bool) -> None: ...
     @property

@@ -556,13 +556,13 @@ cdef class HubCore(HubBase):
         if self.times is None:
             self.times = Times()
         self.observes_handlers = True
-        self.observes_handshakes = True
+        self._observes_handshakes = True
 
     def _trace(self, tracer, messages):
         """Have a Tracer make spans of handshakes from now on, and of messages too if ``messages`` is true."""
         self.tracer = tracer
         self.traces_messages = messages
-        self.observes_handshakes = True
+        self._observes_handshakes = True
         self.observes_handlers = self.observes_handlers or messages
 
     @property

@@ -71,7 +71,7 @@ cdef class HubBase:
     cdef Times times             # how long handshakes, handlers and pings take; None if that is not measured
     cdef object tracer           # Tracer: makes the spans of handshakes and messages; None without tracing
     cdef bint traces_messages    # messages have spans too
-    cdef readonly bint observes_handshakes  # handshakes are measured, or have spans
+    cdef readonly bint _observes_handshakes  # handshakes are measured, or have spans
 
     cdef object forget(self, object connection_id, object address_bucket)
     cdef bint bind_to_send(self) except -1

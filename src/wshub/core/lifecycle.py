@@ -277,8 +277,11 @@ class HubLifecycle(HubCore):
                 "connections": connections,
                 "duration_ms": round((self.now() - began) * 1000, 3),
             }
-            text = "the hub %(hub)r has closed: it had %(connections)d connections and took %(duration_ms)d ms"
-            logger.info(text, fields, extra=fields)
+            logger.info(
+                "the hub %(hub)r has closed: it had %(connections)d connections and took %(duration_ms)d ms",
+                fields,
+                extra=fields,
+            )
             self._call_watchers()
 
     def _watch(self, watcher: Callable[[], None]) -> None:

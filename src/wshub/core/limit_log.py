@@ -47,5 +47,7 @@ class LimitLog:
         if limit not in self._reached:
             self._reached.add(limit)
             logger.warning(
-                f"{text} (logged once; stats() counts)", *arguments, extra={"event": "limit", "limit": limit}
+                "%s; this is logged once, and stats() counts",
+                text % arguments,
+                extra={"event": "limit", "limit": limit},
             )

@@ -64,7 +64,7 @@ class Opening:
         self.source = source
         self.client = client
         # None unless the hub measures times or makes spans.
-        self.observed = ObservedHandshake(hub, request) if hub.observes_handshakes else None
+        self.observed = ObservedHandshake(hub, request) if hub._observes_handshakes else None
         self.handshake_key = ""
         """The ``Sec-WebSocket-Key``. A server that has checked the handshake by itself sets it."""
         self.waits = False
