@@ -46,8 +46,5 @@ class LimitLog:
         """Warn with another text, unless that has happened before for the limit."""
         if limit not in self._reached:
             self._reached.add(limit)
-            logger.warning(
-                "%s; this is logged once, and stats() counts",
-                text % arguments,
-                extra={"event": "limit", "limit": limit},
-            )
+            fields = {"event": "limit", "limit": limit}
+            logger.warning("%s; this is logged once, and stats() counts", text % arguments, extra=fields)
