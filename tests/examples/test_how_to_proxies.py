@@ -49,7 +49,7 @@ async def ready(request):
     return PlainTextResponse(f"{request.url.scheme} {request.client.host}")
 
 app = Starlette(routes=[
-    Route("/ready", ready),
+    Route("/health/ready", ready),
     WebSocketRoute("/pinging", pinging.asgi(wait)),
     WebSocketRoute("/quiet", quiet.asgi(wait)),
 ])
@@ -154,7 +154,7 @@ def test_a_proxy_passes_websockets_on_and_pings_keep_them_alive(
             # With pings, a connection lives on beyond the idle timeout of one second.
             assert await client.recv() == "alive"
         # By now the proxy has asked the server whether it is ready.
-        http = f"{'https' if proxy.has_tls else 'http'}://{proxy.address}/ready"
+        http = f"{'https' if proxy.has_tls else 'http'}://{proxy.address}/health/ready"
         async with httpx.AsyncClient(trust_env=False, verify=context or True) as browser:
             answer = await browser.get(http, headers=forged)
         assert answer.text == f"{'https' if proxy.has_tls else 'http'} 127.0.0.1"

@@ -228,7 +228,7 @@ def test_the_settings_for_production_read_the_origins_and_the_service_says_when_
     settings = snippet("tutorial/deployment.md", "ORIGINS = ")
     text = re.sub(r"^hub = .*?^\)$", lambda _: settings, program.read_text(), flags=re.MULTILINE | re.DOTALL)
     assert "shutdown_spread_ms" in text
-    program.write_text("import os\n" + text + snippet("tutorial/deployment.md", "def ready"))
+    program.write_text("import os\n" + text + snippet("tutorial/deployment.md", "from wshub.health"))
 
     async def scenario() -> None:
         ann = await chat.session("ann")
@@ -238,7 +238,7 @@ def test_the_settings_for_production_read_the_origins_and_the_service_says_when_
 
     with chat.served(CHAT_ORIGINS="https://chat.example.com"):
         run_scenario(scenario())
-        assert httpx.get(f"{chat.origin}/ready", trust_env=False).status_code == 200
+        assert httpx.get(f"{chat.origin}/health/ready", trust_env=False).status_code == 200
 
 
 def test_the_tests_of_the_tutorial_pass(tmp_path) -> None:
