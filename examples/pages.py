@@ -1,51 +1,57 @@
-"""Pages that are one file each, and the Content-Security-Policy that allows nothing but what is in the file."""
+"""Pages that arrive whole in one response, with a Content-Security-Policy that allows nothing but what is in them."""
 
 import base64
 import hashlib
 import re
 from pathlib import Path
 
-INLINE = re.compile(r"<(style|script)[^>]*>(.*?)</\1>", re.DOTALL)
+STYLE = re.compile(r'<link rel="stylesheet" href="([^"]+)">')
+SCRIPT = re.compile(r'<script src="([^"]+)"></script>')
 
 
 class Page:
-    """An HTML page and the header fields that it is sent with.
+    """An HTML page, and the header fields of the response that has it.
 
     Args:
-        file: the page. Its styles and scripts are in ``style`` and ``script`` elements, not in attributes.
+        file: the page. The style sheets and scripts that it names, by paths from its folder, become a part of it.
     """
 
     def __init__(self, file: Path) -> None:
+        self._folder = file.parent
+        self._hashes: dict[str, list[str]] = {"style": [], "script": []}
         text = file.read_text(encoding="utf-8")
+        text = STYLE.sub(lambda found: self._element("style", found[1]), text)
+        text = SCRIPT.sub(lambda found: self._element("script", found[1]), text)
         self.body = text.encode()
         self.headers = {
             "Content-Type": "text/html; charset=utf-8",
-            "Content-Security-Policy": content_security_policy(text),
+            "Content-Security-Policy": self._policy(),
             "Cache-Control": "no-cache",
             "Cross-Origin-Opener-Policy": "same-origin",
             "Referrer-Policy": "no-referrer",
             "X-Content-Type-Options": "nosniff",
         }
 
-
-def content_security_policy(page: str) -> str:
-    """Return a policy that names the page's own styles and scripts by their hashes.
-
-    The browser does not run a script that was smuggled into the page: it has another hash.
-    """
-    hashes: dict[str, list[str]] = {"style": [], "script": []}
-    for element, content in INLINE.findall(page):
+    def _element(self, name: str, path: str) -> str:
+        content = (self._folder / path).read_text(encoding="utf-8")
         digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
-        hashes[element].append(f"'sha256-{digest}'")
-    directives = {
-        "default-src": "'none'",
-        "script-src": " ".join(hashes["script"]) or "'none'",
-        "style-src": " ".join(hashes["style"]) or "'none'",
-        "img-src": "data:",
-        "connect-src": "'self'",
-        "frame-src": "'self'",
-        "frame-ancestors": "'self'",
-        "base-uri": "'none'",
-        "form-action": "'none'",
-    }
-    return "; ".join(f"{name} {value}" for name, value in directives.items())
+        self._hashes[name].append(f"'sha256-{digest}'")
+        return f"<{name}>{content}</{name}>"
+
+    def _policy(self) -> str:
+        """Return a policy that names the page's own styles and scripts by their hashes.
+
+        The browser does not run a script that was smuggled into the page: it has another hash.
+        """
+        directives = {
+            "default-src": "'none'",
+            "style-src": " ".join(self._hashes["style"]),
+            "script-src": " ".join(self._hashes["script"]),
+            "img-src": "data:",
+            "connect-src": "'self'",
+            "frame-src": "'self'",
+            "frame-ancestors": "'self'",
+            "base-uri": "'none'",
+            "form-action": "'none'",
+        }
+        return "; ".join(f"{name} {value}" for name, value in directives.items())
