@@ -24,7 +24,7 @@ from wshub.uvicorn import run
 
 PAGE = Page(Path(__file__).with_name("dashboard.html"))
 
-SLOW = 3_000
+SLOW_RATE = 3_000
 """Bytes per second that a slow reader gets."""
 
 hub = Hub(
@@ -41,7 +41,7 @@ watched = {"prices": hub}
 
 def on_open(reader: Connection) -> None:
     """Send prices to a reader from now on."""
-    reader.send_json({"reader": reader.id, "symbols": SYMBOLS, "rate": feed.rate})
+    reader.send_json({"reader": reader.id, "symbols": SYMBOLS, "rate": feed.rate, "slow_rate": SLOW_RATE})
     reader.join(ROOM)
     feed.start()
 
@@ -72,7 +72,7 @@ statistics = hub.asgi(EventHandler(on_message=on_question))
 routes = [
     Route("/dashboard", page),
     WebSocketRoute("/dashboard/prices", prices),
-    WebSocketRoute("/dashboard/prices/slow", SlowLink(prices, SLOW)),
+    WebSocketRoute("/dashboard/prices/slow", SlowLink(prices, SLOW_RATE)),
     WebSocketRoute("/dashboard/statistics", statistics),
 ]
 app = Starlette(routes=routes)

@@ -13,7 +13,7 @@ let readerId = 0;
 let clockOffset = null;   // what to add to performance.now() for the clock of the server
 let bestTrip = Infinity;
 let isSlow = false;
-let rate = 0;
+let rate = 0, slowRate = 0;
 const counts = { arrived: 0, replaced: 0, aged: 0, age: 0 };   // prices, prices with a known age, the sum of their ages
 
 const prices = new Link("/dashboard/prices", {
@@ -28,6 +28,7 @@ const prices = new Link("/dashboard/prices", {
 function begin(message) {
   readerId = message.reader;
   rate = message.rate;
+  slowRate = message.slow_rate;
   symbols = message.symbols.map((name) => ({ name, number: null, price: 0, before: 0, skipped: 0, changed: false, line: boardLine(name) }));
   $("board").querySelector("ul").replaceChildren(...symbols.map(({ line }) => line));
   explain();
@@ -73,7 +74,7 @@ function showBoard() {
 
 function explain() {
   $("explanation").textContent = isSlow
-    ? "This tab gets at most 3,000 bytes a second, as over a bad network. While prices wait in the server, a newer price of a symbol replaces the older one. So the tab gets fewer prices, and none of them is old."
+    ? `This tab gets ${integer.format(slowRate)} bytes a second, as over a bad network. While prices wait in the server, a newer price of a symbol replaces the older one: fewer prices arrive, and none of them is old.`
     : `The server sends ${integer.format(rate)} prices a second. This tab keeps up, so all of them arrive.`;
 }
 
@@ -139,12 +140,12 @@ function show(former, sample, waiting, trip) {
   charts.messages.push(sum((hub) => hub.messages_delivered), sum(droppedBy));
   charts.bytes.push(sum((hub) => hub.bytes_sent) / 1000);
   $("hubs").replaceChildren(...Object.entries(sample.hubs).map(([name, hub]) => {
-    const rateOf = (value) => integer.format(former.hubs[name] === undefined ? 0 : perSecond(({ hubs }) => value(hubs[name])));
+    const rateOf = (value) => integer.format(perSecond(({ hubs }) => value(hubs[name])));
     const cells = [
       integer.format(hub.connections), integer.format(hub.rooms), rateOf((each) => each.messages_received),
       rateOf((each) => each.messages_delivered), rateOf((each) => each.dropped.replaced),
       integer.format(droppedBy(hub) - hub.dropped.replaced), integer.format(hub.messages_pending),
-      `${integer.format(perSecond(({ hubs }) => hubs[name].bytes_sent) / 1000)} kB`,
+      `${rateOf((each) => each.bytes_sent / 1000)} kB`,
     ];
     return element("tr", {}, element("th", { scope: "row", textContent: name }), ...cells.map((textContent) => element("td", { textContent })));
   }));
@@ -182,15 +183,13 @@ $("slow").addEventListener("click", () => {
   explain();
 });
 
-addEventListener("themechange", redraw);
-redraw();
-
 function redraw() {
   readColors();
   for (const chart of Object.values(charts)) chart.draw();
 }
 
-explain();
+addEventListener("themechange", redraw);
+redraw();
 prices.connect();
 statistics.connect();
 setInterval(ask, SAMPLE);
