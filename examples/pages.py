@@ -27,7 +27,6 @@ class Page:
             "Content-Type": "text/html; charset=utf-8",
             "Content-Security-Policy": self._policy(),
             "Cache-Control": "no-cache",
-            "Cross-Origin-Opener-Policy": "same-origin",
             "Referrer-Policy": "no-referrer",
             "X-Content-Type-Options": "nosniff",
         }

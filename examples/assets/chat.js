@@ -11,6 +11,7 @@ const outbox = new Outbox(`chat.${view}.outbox`);
 const mine = new Set(read("sessionStorage", `chat.${view}.mine`));   // the ids of what was written here
 const me = { name: "", member: null };
 const logs = new Map();
+const roomLines = new Map();
 const typing = new Map();
 const latencies = [];
 let current = null;       // the RoomLog that is shown
@@ -48,7 +49,7 @@ const handlers = {
     $("log").ariaBusy = "true";
     logOf(message.room).fill(message);
     $("log").ariaBusy = "false";
-    follow();
+    if (message.room === current.name) follow();
   },
   said(message) {
     logOf(message.room).hear(message);
@@ -106,7 +107,7 @@ function enter(name) {
 }
 
 function sendEnter() {
-  if (current !== null) current.fetching = link.send({ type: "enter", room: current.name, name: me.name, after: current.newest });
+  if (current !== null) current.fetching = link.ask({ type: "enter", room: current.name, name: me.name, after: current.newest });
 }
 
 function say(text) {
@@ -170,21 +171,37 @@ function showLatency(latency) {
   $("latency").hidden = false;
 }
 
+// The links stay the same elements as long as their rooms are listed: an update does not take the focus, or a click.
 function showRooms() {
   const rooms = [...listedRooms];
   if (!rooms.some(({ name }) => name === current.name)) rooms.push({ name: current.name, members: 0, newest: 0 });
-  const focused = document.activeElement?.closest("#rooms a")?.hash;
-  $("rooms").querySelector("ul").replaceChildren(...rooms.map(({ name, members, newest }) => {
-    const log = logs.get(name);
-    const unread = log === undefined || log === current || log.newest === null ? 0 : Math.max(newest - log.newest, 0);
-    const anchor = element("a", { href: `#/${encodeURIComponent(name)}` }, element("span", { className: "label", textContent: name }));
-    if (log === current) anchor.setAttribute("aria-current", "page");
-    if (unread > 0) anchor.append(element("span", { className: "unread", textContent: unread }, element("span", { className: "unseen", textContent: " unread" })));
-    anchor.append(element("span", { className: "size", textContent: members || "" }, element("span", { className: "unseen", textContent: members ? " here" : "nobody here" })));
-    return element("li", {}, anchor);
-  }));
-  // The list is new: the focus stays where it was.
-  if (focused) $("rooms").querySelector(`a[href="${focused}"]`)?.focus();
+  const lines = rooms.map(showRoom);
+  const list = $("rooms").querySelector("ul");
+  if (lines.length === list.children.length && lines.every((line, index) => line === list.children[index])) return;
+  const focused = document.activeElement;
+  list.replaceChildren(...lines);
+  if (list.contains(focused)) focused.focus();
+}
+
+function showRoom({ name, members, newest }) {
+  if (!roomLines.has(name)) {
+    const anchor = element("a", { href: `#/${encodeURIComponent(name)}` },
+      element("span", { className: "label", textContent: name }), element("span", { className: "unread" }), element("span", { className: "size" }));
+    roomLines.set(name, element("li", {}, anchor));
+  }
+  const line = roomLines.get(name);
+  const anchor = line.firstElementChild;
+  const [, unreadCell, sizeCell] = anchor.children;
+  const log = logs.get(name);
+  const unread = log === undefined || log === current || log.newest === null ? 0 : Math.max(newest - log.newest, 0);
+  unreadCell.textContent = unread;
+  unreadCell.hidden = unread === 0;
+  sizeCell.textContent = members;
+  sizeCell.hidden = members === 0;
+  anchor.ariaLabel = `${name}${unread > 0 ? `, ${unread} unread` : ""}, ${members} here`;
+  if (log === current) anchor.setAttribute("aria-current", "page");
+  else anchor.removeAttribute("aria-current");
+  return line;
 }
 
 function showMembers({ room, members, count: total }) {
@@ -261,7 +278,7 @@ function roomOfAddress() {
   return [...name].slice(0, 32).join("") || "general";
 }
 
-addEventListener("hashchange", () => enter(roomOfAddress()));
+addEventListener("hashchange", () => { if (current !== null) enter(roomOfAddress()); });
 $("add-room").addEventListener("submit", (event) => {
   event.preventDefault();
   if ($("new-room").value.trim()) location.hash = `#/${encodeURIComponent($("new-room").value.trim())}`;

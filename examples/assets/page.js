@@ -7,6 +7,8 @@ const ANSWER_TIMEOUT = 5_000;   // milliseconds that the server has for an answe
 const STABLE_AFTER = 5_000;     // milliseconds after which an open connection counts as a success
 const LONGEST_DELAY = 30_000;
 
+const CLOSE_CODES = { 1001: "the server stops", 1012: "the server restarts", 1013: "this tab was too slow" };
+
 const $ = (id) => document.getElementById(id);
 
 function element(name, properties = {}, ...children) {
@@ -67,7 +69,7 @@ class Link {
       this.#hear();
       this.onmessage(JSON.parse(data));
     };
-    socket.onclose = ({ code, reason }) => this.#lose(reason || (code === 1006 ? "" : `closed with ${code}`));
+    socket.onclose = ({ code, reason }) => this.#lose(CLOSE_CODES[code] ?? reason);
     this.onstate("connecting");
   }
 
@@ -77,10 +79,17 @@ class Link {
     return this.isOpen;
   }
 
+  // Sends a message that the server answers. Without an answer, the connection is dead.
+  ask(message) {
+    const isSent = this.send(message);
+    if (isSent) this.#deadline ??= performance.now() + ANSWER_TIMEOUT;
+    return isSent;
+  }
+
   // Tries at once whether the connection works, or to connect.
   retry() {
     if (this.#socket === null) this.connect();
-    else this.#try();
+    else this.ask(this.probe);
   }
 
   #hear() {
@@ -88,16 +97,11 @@ class Link {
     this.#deadline = null;
   }
 
-  #try() {
-    if (this.#deadline !== null || !this.send(this.probe)) return;
-    this.#deadline = performance.now() + ANSWER_TIMEOUT;
-  }
-
   // A network that has gone says nothing: only a missing answer tells.
   #check() {
     const now = performance.now();
     if (this.isOpen && now > this.#openedAt + STABLE_AFTER) this.#attempt = 0;
-    if (this.#deadline === null && now > this.#heardAt + HEARTBEAT) this.#try();
+    if (this.#deadline === null && now > this.#heardAt + HEARTBEAT) this.ask(this.probe);
     else if (this.#deadline !== null && now > this.#deadline) this.#lose("the server does not answer");
   }
 

@@ -33,7 +33,7 @@ class Outbox {
 
   send(link, item) {
     this.sentAt.set(item.id, performance.now());
-    return link.send({ type: "say", id: item.id, room: item.room, text: item.text });
+    return link.ask({ type: "say", id: item.id, room: item.room, text: item.text });
   }
 }
 
@@ -127,7 +127,7 @@ class RoomLog {
   }
 
   fetch() {
-    if (!this.fetching) this.fetching = link.send({ type: "fetch", room: this.name, after: this.newest });
+    if (!this.fetching) this.fetching = link.ask({ type: "fetch", room: this.name, after: this.newest });
   }
 
   showOutcomes() {

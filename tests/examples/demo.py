@@ -67,6 +67,10 @@ class ChatTab(Tab):
         """Wait until the log shows a message that the server has stored."""
         self.page.locator("#log .message:not(.pending) .text").get_by_text(text, exact=True).wait_for()
 
+    def retry(self) -> None:
+        """Click "Try now", which is gone if the connection is back already."""
+        self.page.evaluate("document.getElementById('retry').click()")
+
     def log(self) -> list[str]:
         """Return the texts of the messages of this room, in the order in which the page shows them."""
         return self.page.locator("#log .message .text").all_inner_texts()
