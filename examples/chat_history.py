@@ -15,18 +15,11 @@ MAX_ROOMS = 100
 MAX_TEXT = 2_000
 """Characters of a message."""
 
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS messages (
-    room TEXT NOT NULL,
-    number INTEGER NOT NULL,
-    id TEXT NOT NULL,
-    name TEXT NOT NULL,
-    text TEXT NOT NULL,
-    time INTEGER NOT NULL,
-    PRIMARY KEY (room, number),
-    UNIQUE (room, id)
-) WITHOUT ROWID
-"""
+SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS messages ("
+    "room TEXT, number INTEGER, id TEXT, name TEXT, text TEXT, time INTEGER, "
+    "PRIMARY KEY (room, number), UNIQUE (room, id)) STRICT, WITHOUT ROWID"
+)
 ENTRY = "SELECT number, id, name, text, time FROM messages WHERE room = ?"
 
 
@@ -60,6 +53,9 @@ class History:
         file: the database, which is created if it does not exist. ``":memory:"`` ends with the process.
     """
 
+    epoch: int
+    """A random number of this database. In another database, the numbers that clients know mean nothing."""
+
     def __init__(self, file: Path | str) -> None:
         self._database = sqlite3.connect(file, isolation_level=None)
         self._database.row_factory = sqlite3.Row
@@ -72,9 +68,6 @@ class History:
             self._database.execute(f"PRAGMA user_version = {self.epoch}")
         newest = self._database.execute("SELECT room, max(number) FROM messages GROUP BY room")
         self._newest: dict[str, int] = dict(newest.fetchall())
-
-    epoch: int
-    """A random number of this database. If it changes, numbers that clients know mean nothing any longer."""
 
     def add(self, room: str, id: str, name: str, text: str) -> tuple[Entry, bool]:
         """Store a message, unless the room has one with that id.

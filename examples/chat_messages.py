@@ -41,7 +41,7 @@ class Say:
     room: str
 
     text: str
-    """What the user wrote, without control characters. It may be empty or too long."""
+    """The text of the user without control characters. It may be empty or too long."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Who is in which room of the chat: lists that clients get a moment after something has changed."""
+"""The lists of rooms and members of the chat. Clients get them a moment after something has changed."""
 
 import asyncio
 import heapq

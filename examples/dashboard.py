@@ -5,11 +5,9 @@ instead of all of them. The page has a switch for that, and shows how many price
 """
 
 import argparse
-import json
 import os
 import time
 from pathlib import Path
-from typing import Any
 
 from dashboard_feed import ROOM, SYMBOLS, Feed
 from pages import Page

@@ -20,8 +20,8 @@ MAX_BATCH = 2_000
 class Feed:
     """Sends prices to the room ``prices`` while it has members.
 
-    The message ``[symbol, price, number, time]`` has the index of the symbol, how many prices of it there have been, and
-    the milliseconds since the start of the feed. So a client knows how many prices it did not get, and how old this is.
+    Each message is ``[symbol, price, number, time]``. The symbol is an index in ``SYMBOLS``. The prices of a symbol are
+    numbered, so that a client can count those that it did not get. The time is ``now()``.
 
     Args:
         hub: where the room is. The symbol is the key under which a price replaces the former one.

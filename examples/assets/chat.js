@@ -181,6 +181,7 @@ function showRooms() {
   const focused = document.activeElement;
   list.replaceChildren(...lines);
   if (list.contains(focused)) focused.focus();
+  for (const [name, line] of roomLines) if (line.parentElement === null) roomLines.delete(name);
 }
 
 function showRoom({ name, members, newest }) {

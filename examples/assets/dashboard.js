@@ -93,7 +93,7 @@ const statistics = new Link("/dashboard/statistics", {
 function ask() {
   if (!statistics.isOpen || askedAt !== null) return;
   askedAt = performance.now();
-  statistics.send(readerId);
+  statistics.ask(readerId);
 }
 
 function takeStatistics({ time, cpu, waiting, hubs }) {
@@ -188,6 +188,14 @@ function redraw() {
   for (const chart of Object.values(charts)) chart.draw();
 }
 
+// The network has changed: find out at once whether the connections still work.
+function recover() {
+  prices.retry();
+  statistics.retry();
+}
+
+addEventListener("online", recover);
+addEventListener("offline", recover);
 addEventListener("themechange", redraw);
 redraw();
 prices.connect();
