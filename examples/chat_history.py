@@ -18,7 +18,7 @@ MAX_TEXT = 2_000
 SCHEMA = (
     "CREATE TABLE IF NOT EXISTS messages ("
     "room TEXT, number INTEGER, id TEXT, name TEXT, text TEXT, time INTEGER, "
-    "PRIMARY KEY (room, number), UNIQUE (room, id)) STRICT, WITHOUT ROWID"
+    "PRIMARY KEY (room, number), UNIQUE (room, id)) WITHOUT ROWID"
 )
 ENTRY = "SELECT number, id, name, text, time FROM messages WHERE room = ?"
 

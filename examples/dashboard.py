@@ -2,6 +2,7 @@
 
 The server sends thousands of prices a second. A client that reads slowly gets the newest price of each symbol
 instead of all of them. The page has a switch for that, and shows how many prices arrived and how many were replaced.
+It also shows what the other policies would do.
 """
 
 import argparse
@@ -9,7 +10,7 @@ import os
 import time
 from pathlib import Path
 
-from dashboard_feed import ROOM, SYMBOLS, Feed
+from dashboard_feed import SYMBOLS, Feed
 from pages import Page
 from slow_link import SlowLink
 from starlette.applications import Starlette
@@ -17,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute
 
-from wshub import Connection, EventHandler, Hub, HubConfig, Message, RateLimits
+from wshub import CloseCode, Connection, EventHandler, Hub, HubConfig, Message, RateLimits, SlowConsumer
 from wshub.uvicorn import run
 
 PAGE = Page(Path(__file__).with_name("dashboard.html"))
@@ -25,13 +26,18 @@ PAGE = Page(Path(__file__).with_name("dashboard.html"))
 SLOW_RATE = 3_000
 """Bytes per second that a slow reader gets."""
 
+POLICIES: tuple[SlowConsumer, ...] = ("latest", "drop_oldest", "drop_newest", "close")
+ROOMS = {policy: f"prices:{policy}" for policy in POLICIES}
+"""The rooms of the readers: a reader chooses what happens if it falls behind."""
+
 hub = Hub(
-    # The page sends two short messages a second, and nothing else.
+    # The page sends two short messages a second, and nothing else. A short queue is full after a moment.
     HubConfig(max_message_size=200, max_send_buffer=64 * 1024, rates=RateLimits(messages=10, bytes=1024)),
     name="prices",
 )
-hub.configure_room(ROOM, slow_consumer="latest")
-feed = Feed(hub, int(os.environ.get("PRICES_PER_SECOND", "5000")))
+for policy, room in ROOMS.items():
+    hub.configure_room(room, slow_consumer=policy)
+feed = Feed(hub, tuple(ROOMS.values()), int(os.environ.get("PRICES_PER_SECOND", "5000")))
 
 watched = {"prices": hub}
 """The hubs whose statistics the page shows, by name."""
@@ -39,8 +45,12 @@ watched = {"prices": hub}
 
 def on_open(reader: Connection) -> None:
     """Send prices to a reader from now on."""
+    room = ROOMS.get((reader.path_params or {})["policy"])
+    if room is None:
+        reader.close(CloseCode.POLICY_VIOLATION, f"the policies are {', '.join(POLICIES)}")
+        return
     reader.send_json({"reader": reader.id, "symbols": SYMBOLS, "rate": feed.rate, "slow_rate": SLOW_RATE})
-    reader.join(ROOM)
+    reader.join(room)
     feed.start()
 
 
@@ -69,8 +79,8 @@ statistics = hub.asgi(EventHandler(on_message=on_question))
 
 routes = [
     Route("/dashboard", page),
-    WebSocketRoute("/dashboard/prices", prices),
-    WebSocketRoute("/dashboard/prices/slow", SlowLink(prices, SLOW_RATE)),
+    WebSocketRoute("/dashboard/prices/{policy}", prices),
+    WebSocketRoute("/dashboard/prices/{policy}/slow", SlowLink(prices, SLOW_RATE)),
     WebSocketRoute("/dashboard/statistics", statistics),
 ]
 app = Starlette(routes=routes)

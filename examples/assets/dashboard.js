@@ -16,7 +16,7 @@ let isSlow = false;
 let rate = 0, slowRate = 0;
 const counts = { arrived: 0, replaced: 0, aged: 0, age: 0 };   // prices, prices with a known age, the sum of their ages
 
-const prices = new Link("/dashboard/prices", {
+const prices = new Link("", {
   probe: 0,
   onstate: showState,
   onmessage(message) {
@@ -72,10 +72,24 @@ function showBoard() {
   }
 }
 
+const FALLEN_BEHIND = {
+  latest: "While prices wait, a newer price of a symbol replaces the older one. Fewer prices arrive, and none of them is old.",
+  drop_oldest: "When the queue is full, the prices that have waited longest are dropped. Each of the others waits until all before it have left.",
+  drop_newest: "When the queue is full, new prices are dropped. Those that arrive have waited in the whole queue.",
+  close: "When the queue is full, the server closes the connection with 1013. The page connects anew, after a longer delay each time.",
+};
+
 function explain() {
   $("explanation").textContent = isSlow
-    ? `This tab gets ${integer.format(slowRate)} bytes a second, as over a bad network. While prices wait in the server, a newer price of a symbol replaces the older one: fewer prices arrive, and none of them is old.`
+    ? `The server sends ${integer.format(rate)} prices a second. This tab gets ${integer.format(slowRate)} bytes a second, as over a bad network. ${FALLEN_BEHIND[$("policy").value]}`
     : `The server sends ${integer.format(rate)} prices a second. This tab keeps up, so all of them arrive.`;
+}
+
+function connectToPrices() {
+  charts.prices.mark();
+  charts.age.mark();
+  prices.connect(`/dashboard/prices/${$("policy").value}${isSlow ? "/slow" : ""}`);
+  explain();
 }
 
 // The statistics of the server, which the page asks for.
@@ -177,11 +191,9 @@ function showState() {
 $("slow").addEventListener("click", () => {
   isSlow = !isSlow;
   $("slow").ariaChecked = String(isSlow);
-  charts.prices.mark();
-  charts.age.mark();
-  prices.connect(isSlow ? "/dashboard/prices/slow" : "/dashboard/prices");
-  explain();
+  connectToPrices();
 });
+$("policy").addEventListener("change", connectToPrices);
 
 function redraw() {
   readColors();
@@ -198,7 +210,7 @@ addEventListener("online", recover);
 addEventListener("offline", recover);
 addEventListener("themechange", redraw);
 redraw();
-prices.connect();
+connectToPrices();
 statistics.connect();
 setInterval(ask, SAMPLE);
 setInterval(showBoard, BOARD_EVERY);

@@ -186,7 +186,7 @@ def test_a_question_that_names_no_reader_is_answered_all_the_same(port) -> None:
 
 
 def test_a_slow_reader_gets_the_newest_prices_and_a_fast_one_gets_all(port) -> None:
-    url = f"ws://127.0.0.1:{port}/dashboard/prices"
+    url = f"ws://127.0.0.1:{port}/dashboard/prices/latest"
     with connect(url, proxy=None) as fast, connect(f"{url}/slow", proxy=None) as slow:
         assert json.loads(fast.recv(20))["rate"] == 5000
         assert json.loads(slow.recv(20))["slow_rate"] == 3000
@@ -207,10 +207,42 @@ def test_a_slow_reader_gets_the_newest_prices_and_a_fast_one_gets_all(port) -> N
     assert dropped["oldest"] == dropped["newest"] == dropped["slow"] == 0
 
 
+@pytest.mark.parametrize(("policy", "reason"), [("drop_oldest", "oldest"), ("drop_newest", "newest")])
+def test_another_policy_drops_prices_that_a_slow_reader_would_get_late(port, policy, reason) -> None:
+    with (
+        connect(f"ws://127.0.0.1:{port}/dashboard/prices/{policy}/slow", proxy=None) as slow,
+        connect(f"ws://127.0.0.1:{port}/dashboard/statistics", proxy=None) as watcher,
+    ):
+        reader = json.loads(slow.recv(20))["reader"]
+        dropped = 0
+        while dropped < 1_000:
+            watcher.send(str(reader))
+            answer = json.loads(watcher.recv(20))
+            dropped = answer["hubs"]["prices"]["dropped"][reason]
+        assert answer["waiting"] > 50_000
+
+
+def test_a_slow_reader_that_must_not_miss_a_price_is_closed(port) -> None:
+    with connect(f"ws://127.0.0.1:{port}/dashboard/prices/close/slow", proxy=None) as slow:
+        with pytest.raises(ConnectionClosedError) as closed:
+            while True:
+                slow.recv(20)
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1013
+
+
+def test_a_policy_that_does_not_exist_is_refused(port) -> None:
+    with connect(f"ws://127.0.0.1:{port}/dashboard/prices/nonsense", proxy=None) as reader:
+        with pytest.raises(ConnectionClosedError) as closed:
+            reader.recv(20)
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1008
+
+
 def test_the_feed_stops_with_its_last_reader_and_starts_with_the_next(port) -> None:
     url = f"ws://127.0.0.1:{port}/dashboard/"
     for _ in range(2):
-        with connect(f"{url}prices", proxy=None) as reader:
+        with connect(f"{url}prices/close", proxy=None) as reader:
             for _ in range(100):
                 reader.recv(20)
         with connect(f"{url}statistics", proxy=None) as watcher:
