@@ -29,7 +29,7 @@ class Chart {
 
   // Draws a line at this moment from now on.
   mark() {
-    this.marks.push(this.points.length);
+    if (this.points.length > 0) this.marks.push(this.points.length);
   }
 
   draw() {
