@@ -169,7 +169,9 @@ def test_a_page_is_one_response_whose_policy_allows_only_its_own_scripts(port, p
     assert re.findall(r"""\s(?:style|on\w+)=["']""", answer.text) == []
 
 
-@pytest.mark.parametrize(("program", "path", "other"), [("chat.py", "/", "/dashboard"), ("dashboard.py", "/dashboard", "/")])
+@pytest.mark.parametrize(
+    ("program", "path", "other"), [("chat.py", "/", "/dashboard"), ("dashboard.py", "/dashboard", "/")]
+)
 def test_each_program_also_runs_alone(tmp_path, program, path, other) -> None:
     port = free_port()
     with serving_demo(port, tmp_path / "chat.sqlite3", program) as server:

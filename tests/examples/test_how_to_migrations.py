@@ -15,7 +15,7 @@ import httpx
 import pytest
 import websockets
 
-from tests.support.pages import page, programs, write_programs
+from tests.support.pages import page, program, write_programs
 from tests.support.programs import environment, free_port, running_program
 from tests.support.replacing import replaced
 
@@ -35,7 +35,7 @@ def command_for(name: str, port: int) -> list[str]:
 @pytest.mark.parametrize("name", ["before", "after"])
 def test_a_chat_of_websockets(name: str, tmp_path: Path) -> None:
     port = free_port()
-    text = replaced(programs(page("from-websockets.md"))[f"{name}.py"], {"8765": str(port)})
+    text = replaced(program("from-websockets.md", f"{name}.py"), {"8765": str(port)})
     (tmp_path / f"{name}.py").write_text(text)
 
     async def scenario() -> None:
@@ -106,7 +106,7 @@ def test_a_chat_of_django(name: str, tmp_path: Path) -> None:
 
 def channels_with_a_hub() -> str:
     """Return the program of Channels with the function of the page in place of its consumer."""
-    before = programs(page("from-channels.md"))["before.py"]
+    before = program("from-channels.md", "before.py")
     step = (
         page("from-channels.md")
         .read_text()

@@ -18,7 +18,7 @@ import pytest
 import websockets
 import yaml
 
-from tests.support.pages import page, programs, write_programs
+from tests.support.pages import page, program, write_programs
 from tests.support.programs import environment, free_port, running_program
 from tests.support.replacing import replaced
 from wshub import HubConfig
@@ -29,7 +29,7 @@ SYSTEMD_ANALYZE = shutil.which("systemd-analyze")
 
 def container() -> dict[str, Any]:
     """Return the specification of the pod in the page's manifest."""
-    deployment, service = yaml.safe_load_all(programs(page("containers.md"))["deployment.yaml"])
+    deployment, service = yaml.safe_load_all(program("containers.md", "deployment.yaml"))
     template = deployment["spec"]["template"]
     assert (
         service["spec"]["selector"] == deployment["spec"]["selector"]["matchLabels"] == template["metadata"]["labels"]
@@ -49,13 +49,13 @@ def test_a_pod_has_the_time_that_its_server_takes_to_end() -> None:
     graceful = int(options_of(only["args"])["--timeout-graceful-shutdown"])
     pause = int(only["lifecycle"]["preStop"]["exec"]["command"][1])
     assert pod["terminationGracePeriodSeconds"] > graceful + pause
-    program = programs(page("containers.md"))["main.py"]
+    program = program("containers.md", "main.py")
     spread = int(re.search(r"shutdown_spread_ms=([\d_]+)", program)[1])  # type: ignore[index]
     assert spread + 4 * HubConfig().close_timeout_ms <= graceful * 1000
 
 
 def test_the_dockerfile_and_the_manifest_start_the_same_server() -> None:
-    dockerfile = programs(page("containers.md"))["Dockerfile"]
+    dockerfile = program("containers.md", "Dockerfile")
     [only] = container()["containers"]
     command = yaml.safe_load(re.search(r"^CMD (.*)$", dockerfile, re.M)[1])  # type: ignore[index]
     assert command == only["args"][:5]
@@ -99,12 +99,12 @@ def test_the_server_of_a_pod_answers_its_probes_and_closes_when_it_is_told_to(tm
 def test_systemd_takes_the_unit(tmp_path: Path) -> None:
     assert SYSTEMD_ANALYZE is not None
     unit = replaced(
-        programs(page("systemd.md"))["chat.service"], {"/srv/chat/.venv/bin/wshub": "/bin/true", "User=chat\n": ""}
+        program("systemd.md", "chat.service"), {"/srv/chat/.venv/bin/wshub": "/bin/true", "User=chat\n": ""}
     )
     (tmp_path / "chat.service").write_text(unit)
     drop_in = tmp_path / "chat.service.d"
     drop_in.mkdir()
-    (drop_in / "broker.conf").write_text(programs(page("systemd.md"))["broker.conf"])
+    (drop_in / "broker.conf").write_text(program("systemd.md", "broker.conf"))
     verify = [SYSTEMD_ANALYZE, "verify", "--man=no", str(tmp_path / "chat.service")]
     result = subprocess.run(verify, capture_output=True, text=True, timeout=60, check=False)
     # It also complains about units of the machine itself.
@@ -112,7 +112,7 @@ def test_systemd_takes_the_unit(tmp_path: Path) -> None:
 
 
 def test_the_command_of_the_unit_serves_on_its_socket(tmp_path: Path, socket_directory: Path) -> None:
-    unit = programs(page("systemd.md"))["chat.service"]
+    unit = program("systemd.md", "chat.service")
     write_programs("containers.md", tmp_path)
     uds = str(socket_directory / "chat.sock")
     words = shlex.split(re.search(r"^ExecStart=(.*)$", unit, re.M)[1])  # type: ignore[index]
@@ -133,7 +133,7 @@ def test_the_command_of_the_unit_serves_on_its_socket(tmp_path: Path, socket_dir
 
 
 def test_systemd_waits_longer_than_the_server_takes_to_end() -> None:
-    unit = programs(page("systemd.md"))["chat.service"]
+    unit = program("systemd.md", "chat.service")
     assert "TimeoutStopSec=70" in unit
     assert GRACEFUL_SHUTDOWN < 70
     assert (

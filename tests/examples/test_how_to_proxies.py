@@ -16,7 +16,7 @@ import yaml
 
 from tests.support import nginx
 from tests.support.certificate import Certificate
-from tests.support.pages import page, programs
+from tests.support.pages import page, program, programs
 from tests.support.programs import free_port, running_program
 from tests.support.replacing import replaced
 from tests.support.wshub_serve import serving
@@ -68,7 +68,7 @@ def behind_nginx(directory: Path, certificate: Certificate, timeout: str) -> Ite
     uds = str(directory / "s")
     port = free_port()
     http = replaced(
-        programs(page("proxies.md"))["chat.conf"],
+        program("proxies.md", "chat.conf"),
         {
             "listen 443 ssl;": f"listen 127.0.0.1:{port} ssl;",
             "/etc/ssl/chat.pem": certificate.chain,
@@ -92,7 +92,7 @@ def behind_haproxy(directory: Path, certificate: Certificate, timeout: str) -> I
     both.write_text(Path(certificate.chain).read_text() + Path(certificate.key).read_text())
     with serving("main:app", "--app-dir", str(directory)) as server:
         text = replaced(
-            programs(page("proxies.md"))["haproxy.cfg"],
+            program("proxies.md", "haproxy.cfg"),
             {
                 "maxconn 50000": "maxconn 100",
                 "bind :443": f"bind 127.0.0.1:{port}",
@@ -114,7 +114,7 @@ def behind_caddy(directory: Path, certificate: Certificate, timeout: str) -> Ite
     port = free_port()
     with serving("main:app", "--app-dir", str(directory)) as server:
         text = replaced(
-            programs(page("proxies.md"))["Caddyfile"],
+            program("proxies.md", "Caddyfile"),
             {"chat.example.com {": f"http://127.0.0.1:{port} {{", "127.0.0.1:8000": server.address},
         )
         file = directory / "Caddyfile"
@@ -207,6 +207,6 @@ def test_the_timeouts_of_the_page_are_longer_than_a_ping_and_its_pong() -> None:
 
 
 def test_the_router_of_traefik_names_a_service_that_is_there() -> None:
-    http = yaml.safe_load(programs(page("proxies.md"))["dynamic.yaml"])["http"]
+    http = yaml.safe_load(program("proxies.md", "dynamic.yaml"))["http"]
     for router in http["routers"].values():
         assert router["service"] in http["services"]

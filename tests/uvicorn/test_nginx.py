@@ -11,7 +11,7 @@ import pytest
 import websockets
 
 from tests.support import nginx
-from tests.support.pages import page, programs
+from tests.support.pages import program
 from tests.support.programs import free_port
 from tests.support.replacing import replaced
 from tests.support.serving_hub import connected
@@ -35,7 +35,7 @@ def nginx_of_the_documents(unix: str, forwarded: str, prefix: Path) -> Iterator[
     """Run the nginx of the page on proxies, without TLS. Yields its address, ``127.0.0.1:port``."""
     port = free_port()
     http = replaced(
-        programs(page("proxies.md"))["chat.conf"],
+        program("proxies.md", "chat.conf"),
         {
             "listen 443 ssl;": f"listen 127.0.0.1:{port};",
             "ssl_certificate /etc/ssl/chat.pem;": "",
