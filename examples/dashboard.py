@@ -65,7 +65,7 @@ def on_question(watcher: Connection, question: Message) -> None:
             "time": feed.now(),
             "cpu": time.process_time(),
             "waiting": reader.buffered if reader is not None else 0,
-            "hubs": {name: each.stats() for name, each in watched.items()},
+            "hubs": {name: each.stats().asdict() for name, each in watched.items()},
         }
     )
 

@@ -137,7 +137,8 @@ class Node:
         self.interruptions += 1
         mark = bytes([INTERRUPTED]) + json.dumps(None if channels is None else list(channels)).encode()
         for connection in self.connections:
-            connection.send(mark)
+            with contextlib.suppress(ConnectionClosed):
+                connection.send(mark)
 
     # Streams
 
