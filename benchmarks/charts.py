@@ -142,7 +142,7 @@ def charts(figures: dict[str, Any]) -> list[Chart]:
                 ("resident memory of a connection, each as it comes: KB", "Connection", "KB"),
             ),
             columns=3,
-            label_width=78,
+            label_width=92,
         ),
         Chart(
             name="applications",
@@ -154,8 +154,8 @@ def charts(figures: dict[str, Any]) -> list[Chart]:
                 ("echo, 64 B, 100 connections", "Echo, one at a time", "µs per message"),
                 ("echo, 64 B, 64 connections, 16 in flight", "Echo, 16 in flight", "µs per message"),
             ),
-            columns=3,
-            label_width=116,
+            columns=2,
+            label_width=150,
         ),
     ]
 

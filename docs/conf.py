@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -14,11 +13,15 @@ import stub_modules  # noqa: E402
 
 stub_modules.install("wshub")
 
-_project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+import wshub  # noqa: E402
+from wshub.core.hub_core import HubCore  # noqa: E402
+
+# The native base of a hub takes any arguments. Those of Hub.__init__ are the ones to show.
+del HubCore.__new__
 
 project = "wshub"
 language = "en"
-version = release = _project["version"]
+version = release = wshub.__version__
 
 extensions = [
     "myst_parser",
@@ -26,6 +29,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
     "reference_tables",
+    "repository_pages",
 ]
 exclude_patterns = ["_extensions"]
 source_suffix = {".md": "markdown"}
@@ -42,6 +46,7 @@ autodoc_typehints_format = "short"
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True}
 autodoc_preserve_defaults = True
+autodoc_type_aliases = {name: f"wshub.{name}" for name in ("SlowConsumer", "UpgradeHook")}
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 python_use_unqualified_type_names = True
@@ -53,6 +58,7 @@ html_title = f"wshub {release}"
 html_static_path = ["_static"]
 html_css_files = ["wshub.css"]
 html_show_sphinx = False
+html_show_copyright = False
 html_theme_options = {
     "light_css_variables": {"color-brand-primary": "#0b6e99", "color-brand-content": "#0b6e99"},
     "dark_css_variables": {"color-brand-primary": "#5cc8f0", "color-brand-content": "#5cc8f0"},

@@ -12,7 +12,8 @@ import dataclasses
 import importlib
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +30,11 @@ class Table(SphinxDirective):
     """A directive whose content is a table of Markdown cells."""
 
     def table(
-        self, titles: list[str], widths: list[int], rows: list[list[str]], targets: list[str] | None = None
+        self,
+        titles: list[str],
+        widths: list[int],
+        rows: Sequence[Sequence[str | nodes.Node]],
+        targets: list[str] | None = None,
     ) -> nodes.table:
         """Return a table. The first cell of each row is a target if it has a name in `targets`."""
         group = nodes.tgroup(cols=len(titles))
@@ -44,13 +49,15 @@ class Table(SphinxDirective):
         group += body
         return nodes.table("", group, classes=["colwidths-given"])
 
-    def _row(self, cells: list[str]) -> nodes.row:
+    def _row(self, cells: Sequence[str | nodes.Node]) -> nodes.row:
         row = nodes.row()
         for cell in cells:
             entry = nodes.entry()
-            self.state.nested_parse(
-                StringList(cell.splitlines(), source=self.get_location()), self.content_offset, entry
-            )
+            if isinstance(cell, str):
+                lines = StringList(cell.splitlines(), source=self.get_location())
+                self.state.nested_parse(lines, self.content_offset, entry)
+            else:
+                entry += cell
             row += entry
         return row
 
@@ -102,6 +109,12 @@ def _is_integer(value: ast.expr) -> bool:
     return isinstance(value, ast.Constant) and type(value.value) is int
 
 
+def setting(field: Field) -> nodes.Node:
+    """Return a cell with the name and the default of a field. A long name may break at its underscores."""
+    name = escape(field.name).replace("_", "_<wbr>")
+    return nodes.raw("", f"<code>{name}</code><br><code>{escape(field.default)}</code>", format="html")
+
+
 class Settings(Table):
     """Lists the fields of a dataclass. The first paragraph of a docstring is the meaning, the rest the trade-off."""
 
@@ -110,10 +123,10 @@ class Settings(Table):
     def run(self) -> list[nodes.Node]:
         """Return the table."""
         name = self.arguments[0]
-        rows = []
+        rows: list[list[str | nodes.Node]] = []
         for field in fields(name):
             meaning, _, trade_off = field.docstring.partition("\n\n")
-            rows.append([f"``{field.name}``\n\n``{field.default}``", meaning, trade_off])
+            rows.append([setting(field), meaning, trade_off])
         targets = [f"{name}.{field.name}" for field in fields(name)]
         return [self.table(["setting, default", "meaning", "trade-off"], [22, 40, 38], rows, targets)]
 

@@ -70,7 +70,7 @@ class Hub(ClusteredHub):
     def register(self, handler: EventHandler | Callable[[Connection], Any]) -> Connection:
         """Take the WebSocket request that is being handled, and return its connection.
 
-        Call it within a handler of a request, as in :class:`wshub.App`. The connection can join rooms and keep
+        Call it within a handler of a request, as in :class:`wshub.app.App`. The connection can join rooms and keep
         metadata at once; it opens, and ``on_open`` is called, when the handler has returned.
 
         Args:

@@ -55,7 +55,7 @@ def resolved(name: str) -> Any:
 def documented() -> dict[str, Any]:
     """Return every object that a directive of the reference documents, by its name."""
     found = {}
-    for name in re.findall(r"^\.\. auto(?:class|exception|function|data):: ([\w.]+)$", TEXT, re.MULTILINE):
+    for name in re.findall(r"^\.\. auto(?:class|exception|function|data):: ([\w.]+)(?:\(.*\))?$", TEXT, re.MULTILINE):
         found[name] = resolved(name)
     for name in re.findall(r"^\.\. automodule:: ([\w.]+)\n   :members:$", TEXT, re.MULTILINE):
         module = importlib.import_module(name)
