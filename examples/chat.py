@@ -102,8 +102,8 @@ def say(connection: Connection, request: Say) -> None:
 
 def messages_after(room: str, number: int) -> dict[str, Any]:
     """Return the first messages of a room after that number. ``newest`` tells the client whether there are more."""
-    found = {"after": number, "newest": history.newest_number(room), "messages": history.after(room, number, HISTORY_PAGE)}
-    return {"type": "history", "room": room, **found}
+    messages, newest = history.after(room, number, HISTORY_PAGE), history.newest_number(room)
+    return {"type": "history", "room": room, "after": number, "messages": messages, "newest": newest}
 
 
 def tell_typing(connection: Connection) -> None:
