@@ -126,6 +126,13 @@ class Connection(AsyncIterator[Message]):
         """Set ``metadata[key]`` to ``value``."""
     def get_metadata(self, key: Any, default: Any = None) -> Any:
         """Return ``metadata[key]``, or ``default`` if there is no such key."""
+    @property
+    def latency_ms(self) -> float | None:
+        """The round-trip time of the last answered ping, in milliseconds, or None before the first answer.
+
+        The hub sends a ping every ``ping_interval_ms``, and ``send_ping`` sends one at once. It stays None under
+        another ASGI server, which sends its own pings.
+        """
     def in_room(self, name: str) -> bool:
         """Return whether the connection is in that room."""
     def join(self, name: str) -> Queued:
@@ -233,6 +240,18 @@ class Connection(AsyncIterator[Message]):
         Raises:
             ConnectionClosed: the connection is closing already, it ended before all bytes had left, or it was closed
                 because its queue was full.
+        """
+    async def wait_writable(self) -> None:
+        """Wait until the send queue has space: until at most half of ``max_send_buffer`` is queued.
+
+        Await it before each ``send`` to send no faster than the client reads. Then the queue does not become full, and
+        ``slow_consumer`` is not applied. Messages from elsewhere, such as broadcasts, still use the same queue.
+
+        It returns at once while there is space. Where a transport or another server takes the bytes instead of the
+        kernel, only what it has not taken counts, as described for ``buffered``.
+
+        Raises:
+            ConnectionClosed: the connection is closing or closed.
         """
     async def wait_closed(self) -> None:
         """Wait until the connection is closed or its handshake has failed."""
