@@ -205,6 +205,12 @@ async def test_all_nodes_tell_who_is_in_a_room(tmp_path: Path) -> None:
         assert await one.names_everywhere("red") == ["ann", "bob"]
         assert await one.hub.room_count("red") == 2
         assert one.names_in("red") == ["ann"]
+        await two.hub.subscribed("red")
+        await one.tell_all_members("red")
+        for client in (ann, bob):
+            # Before that, a node may have told both of them its own members.
+            while (await decoded(client))["members"] != ["ann", "bob"]:
+                pass
 
 
 # Slow readers
