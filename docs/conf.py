@@ -28,6 +28,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
+    "docstrings",
     "reference_tables",
     "repository_pages",
 ]
@@ -57,6 +58,8 @@ html_theme = "furo"
 html_title = f"wshub {release}"
 html_static_path = ["_static"]
 html_css_files = ["wshub.css"]
+# Otherwise "--workers" gets a dash.
+smartquotes = False
 html_show_sphinx = False
 html_show_copyright = False
 html_theme_options = {

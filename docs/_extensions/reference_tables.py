@@ -112,7 +112,8 @@ def _is_integer(value: ast.expr) -> bool:
 def setting(field: Field) -> nodes.Node:
     """Return a cell with the name and the default of a field. A long name may break at its underscores."""
     name = escape(field.name).replace("_", "_<wbr>")
-    return nodes.raw("", f"<code>{name}</code><br><code>{escape(field.default)}</code>", format="html")
+    code = "".join(f'<p><code class="literal">{text}</code></p>' for text in (name, escape(field.default)))
+    return nodes.raw("", code, format="html")
 
 
 class Settings(Table):
@@ -148,7 +149,7 @@ class Command(Table):
         rows = []
         for parameter in command.get_params(context):
             record = parameter.get_help_record(context)
-            if record is not None:
+            if record is not None and record[1]:
                 # [env var: ...; default: ...] stays text.
                 options, text = record
                 rows.append([f"``{options}``", text.replace("<", "&lt;").replace("[", "\\[").replace("*", "\\*")])
