@@ -215,6 +215,6 @@ uvloop.run(main())
 
 
 def test_nothing_declares_support_for_free_threaded_builds() -> None:
-    """Python then switches the GIL on. Whoever declares it changes the page."""
+    """Python then switches the GIL on. If a module declares it, the page has to change."""
     assert "freethreading_compatible" not in (DOCS.parent / "setup.py").read_text()
     assert "does not support free-threaded builds" in (DOCS / "topics/threads.md").read_text()
