@@ -57,7 +57,7 @@ async def hub_of(url: str) -> AsyncIterator[Hub]:
             connection.join(room)
         entered.set()
 
-    async with hub.serve("127.0.0.1", 0, EventHandler(on_open=enter)) as server:
+    async with hub.serve("127.0.0.1", 0, EventHandler(on_open=enter), close_hub=True) as server:
         with socket.socket() as member:
             member.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             member.connect(("127.0.0.1", server.port))
@@ -94,8 +94,8 @@ async def hub_receives(url: str, seconds: float, ready: Pipe) -> dict[str, float
         ready.send(None)
         figures = await measure(seconds, lambda: cluster_of(hub)["received"])
         cluster = cluster_of(hub)
-        assert not cluster["interruptions"], "the engine has ended the connection: the node did not keep up"
-        assert hub.stats()["dropped"]["newest"] > 0.9 * cluster["received"], "the member takes messages"
+        assert not cluster.interruptions, "the engine has ended the connection: the node did not keep up"
+        assert hub.stats().dropped.newest > 0.9 * cluster.received, "the member takes messages"
         return figures
 
 
@@ -111,7 +111,7 @@ async def hub_publishes(url: str, seconds: float, ready: Pipe) -> dict[str, floa
                 await asyncio.sleep(0)
             await hub.publish(MESSAGE, room=rooms[0])
 
-        return await measure(seconds, lambda: cluster_of(hub)["broker"]["sent"], run)
+        return await measure(seconds, lambda: cluster_of(hub).broker.sent, run)
 
 
 async def redis_py_receives(url: str, seconds: float, ready: Pipe) -> dict[str, float]:
@@ -156,7 +156,7 @@ async def redis_py_publishes(url: str, seconds: float, ready: Pipe) -> dict[str,
 
 def cluster_of(hub: Hub) -> ClusterStats:
     """Return what a hub counts of its cluster."""
-    cluster = hub.stats()["cluster"]
+    cluster = hub.stats().cluster
     assert cluster is not None
     return cluster
 

@@ -81,7 +81,7 @@ def read(directory: str, core: int, echoes: bool, connection: Any) -> None:
 
         def command() -> None:
             if connection.recv() == "count":
-                connection.send((broker.stats()["received"], time.process_time()))
+                connection.send((broker.stats().received, time.process_time()))
             else:
                 ended.set()
 
@@ -182,7 +182,7 @@ async def measure(options: argparse.Namespace) -> dict[str, float]:
         await echo.end()
         stats = broker.stats()
         await broker.close()
-    assert not any(stats["dropped"].values()), stats
+    assert not any(stats.dropped.values()), stats
     return {
         "loop of the writer, an envelope": iteration / options.group * 1e6,
         "writer, an envelope to a peer": cpu / sent / options.readers * 1e6,

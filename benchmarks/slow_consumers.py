@@ -72,12 +72,12 @@ async def measure(policy: Any, stalled: int, messages: int) -> dict[str, float]:
             await reader
             stats = hub.stats(room="all")
             total = hub.stats()
-            accounted = total["messages_delivered"] + sum(total["dropped"].values()) + total["messages_pending"]
-            assert total["messages_accepted"] == accounted
+            accounted = total.messages_delivered + total.dropped.total + total.messages_pending
+            assert total.messages_accepted == accounted
             return {
                 "grown": most - before,
-                "left": stats["connections"],
-                "pending": stats["messages_pending"],
+                "left": stats.connections,
+                "pending": stats.messages_pending,
                 "spent": spent / messages * 1e6,
             }
 

@@ -15,7 +15,7 @@ from fastapi.responses import FileResponse
 from wshub import Connection, Hub, HubConfig
 from wshub.uvicorn import run
 
-PAGE = Path(__file__).with_name("chat.html")
+PAGE = Path(__file__).with_name("fastapi_chat.html")
 LONGEST_NAME = 32
 REMEMBERED = 20
 

@@ -26,12 +26,29 @@ ALLOWED = {
     "graphql": {"errors", "protocol", "core", "hub"},
     "cli": {"errors", "brokers", "publisher", "uvicorn"},
     "__main__": {"cli"},
+    "health": {"errors", "core", "hub"},
+    "metrics": {"errors", "core", "hub", "metrics_table"},
+    "metrics_table": {"core"},
+    "tracing": {"errors", "protocol", "core", "hub"},
     "publisher": {"errors", "protocol", "links", "brokers"},
     "testing": {"errors", "protocol", "links", "brokers"},
     "__init__": {"errors", "protocol", "brokers", "core", "serving", "hub"},
 }
 
-OPTIONAL = {"starlette", "uvicorn", "httptools", "uvloop", "aiofastnet", "graphql", "click", "hiredis"}
+OPTIONAL = {
+    "aiofastnet",
+    "click",
+    "graphql",
+    "hiredis",
+    "httptools",
+    "msgspec",
+    "opentelemetry",
+    "orjson",
+    "prometheus_client",
+    "starlette",
+    "uvicorn",
+    "uvloop",
+}
 WITHOUT_DEPENDENCIES = ["errors", "protocol", "links", "brokers.interface", "core", "serving", "asgi", "hub"]
 
 CYTHON_IMPORT = re.compile(r"^\s*(?:from +([\w.]+) +c?import +(\([^)]*\)|[^\n]*)|c?import +([\w.]+))", re.MULTILINE)

@@ -23,8 +23,8 @@ from wshub import (
 from wshub.core.event_handler import Handlers
 from wshub.core.handler_checks import EVENTS
 
-# Types of arguments. They cannot have a docstring at run time.
-ALIASES = {"SlowConsumer", "UpgradeHook"}
+# Types of arguments, and a constant. They cannot have a docstring at run time.
+ALIASES = {"SlowConsumer", "UpgradeHook", "__version__"}
 
 
 def test_the_package_exports_exactly_this() -> None:
@@ -65,8 +65,10 @@ def test_the_package_exports_exactly_this() -> None:
         "Server",
         "SlowConsumer",
         "Survey",
+        "UnexpectedMessageError",
         "UpgradeHook",
         "WebSocketError",
+        "__version__",
     ]
     assert all(hasattr(wshub, name) for name in wshub.__all__)
 

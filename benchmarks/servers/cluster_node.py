@@ -16,7 +16,7 @@ async def serve_hub(port: int, broker: str) -> None:
         on_open=lambda connection: connection.join("room"),
         on_message=lambda connection, message: hub.broadcast(message, room="room"),
     )
-    async with hub.serve("127.0.0.1", port, handler) as server:
+    async with hub.serve("127.0.0.1", port, handler, close_hub=True) as server:
         await hub.broker_started()
         await server.serve_forever()
 

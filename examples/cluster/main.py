@@ -2,9 +2,11 @@
 
 from wshub import Connection
 from wshub.app import App, Context
+from wshub.health import health_endpoint
 
 app = App()
 hub = app.enable_websocket()
+app.mount("/health", health_endpoint(hub))
 
 
 @app.websocket("/chat")
@@ -12,13 +14,6 @@ async def chat(connection: Connection) -> None:
     connection.join("lobby")
     async for message in connection:
         hub.broadcast(message, room="lobby")
-
-
-@app.get("/ready")
-def ready(ctx: Context) -> None:
-    health = hub.health()
-    ctx.response.set_status(200 if health.ok else 503)
-    ctx.response.send_json({"broker": health.broker.state if health.broker else None})
 
 
 @app.get("/nodes")

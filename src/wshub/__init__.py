@@ -17,6 +17,7 @@ from wshub.errors import (
     InvalidMessageError,
     MisuseError,
     ProtocolError,
+    UnexpectedMessageError,
     WebSocketError,
 )
 from wshub.hub import Hub, UpgradeHook
@@ -66,6 +67,10 @@ __all__ = [
     "Server",
     "SlowConsumer",
     "Survey",
+    "UnexpectedMessageError",
     "UpgradeHook",
     "WebSocketError",
+    "__version__",
 ]
+
+__version__ = "0.1.0"

@@ -6,6 +6,7 @@
     ├── MisuseError              A call that is not possible in this place, at this time or with these arguments.
     ├── ConfigurationError       A setting with an invalid value.
     ├── InvalidMessageError      A message, code or reason that cannot be sent.
+    ├── UnexpectedMessageError   A message of another kind than the application asked for, with a close code.
     ├── ProtocolError            Bytes that violate RFC 6455, with a close code.
     ├── HandshakeError           A request that does not become a WebSocket, with an HTTP status.
     ├── BrokerError              A broker has not done what was asked.
@@ -31,6 +32,7 @@ __all__ = [
     "InvalidMessageError",
     "MisuseError",
     "ProtocolError",
+    "UnexpectedMessageError",
     "WebSocketError",
 ]
 
@@ -63,6 +65,23 @@ class ProtocolError(WebSocketError):
         self.reason = reason
 
 
+class UnexpectedMessageError(WebSocketError, ValueError):
+    """A message from the client that is not what the application asked for.
+
+    ``receive_text`` raises it for a binary message, ``receive_bytes`` for a text message, and ``receive_json`` for
+    anything that is no JSON. If a handler does not catch it, the hub closes the connection with ``code`` and
+    ``reason``. The client is at fault, so the log has no traceback.
+
+    ``code`` is 1003 for a message of the other type, and 1007 for text that is no JSON (RFC 6455 section 7.4.1).
+    ``reason`` says what was expected. It never repeats the message.
+    """
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(f"{reason} (close code {code})")
+        self.code = code
+        self.reason = reason
+
+
 class HandshakeError(WebSocketError):
     """A handshake request that is not answered with 101 (RFC 6455 section 4.2.2).
 
@@ -86,6 +105,10 @@ class ConnectionClosed(WebSocketError):
 
     ``code`` and ``reason`` are the arguments of ``on_close``. The code is 1005 if the peer's close frame had none, and
     1006 if the connection ended without a close frame.
+
+    A client may leave at any moment, so a handler need not catch this. If its own connection has ended, the handler
+    ends quietly: ``on_error`` is not called, and nothing is logged. ``on_close`` is called as always. Catch it if the
+    handler has to go on, for example to save what the client has sent.
     """
 
     def __init__(self, code: int, reason: str) -> None:

@@ -70,7 +70,7 @@ class Hub(ClusteredHub):
     def register(self, handler: EventHandler | Callable[[Connection], Any]) -> Connection:
         """Take the WebSocket request that is being handled, and return its connection.
 
-        Call it within a handler of a request, as in :class:`wshub.App`. The connection can join rooms and keep
+        Call it within a handler of a request, as in :class:`wshub.app.App`. The connection can join rooms and keep
         metadata at once; it opens, and ``on_open`` is called, when the handler has returned.
 
         Args:
@@ -158,11 +158,16 @@ class Hub(ClusteredHub):
         ssl: ssl_module.SSLContext | None = None,
         ssl_certfile: str | os.PathLike[str] | None = None,
         ssl_keyfile: str | os.PathLike[str] | None = None,
+        health_path: str | None = None,
+        close_hub: bool = False,
     ) -> Server:
         """Return a complete WebSocket server, an asynchronous context manager::
 
             async with hub.serve("127.0.0.1", 8080, handler) as server:
                 await server.serve_forever()
+
+        At the end of the block, the connections that came through the server are closed with 1001. The hub stays in
+        use: other servers and frameworks may still bring connections.
 
         Args:
             host: the address to listen on; None is all interfaces. A name listens on all its addresses.
@@ -175,6 +180,9 @@ class Hub(ClusteredHub):
             backlog: connections that the kernel holds until they are accepted.
             ssl: for TLS, an SSLContext of the server's side; or
             ssl_certfile, ssl_keyfile: PEM files of the certificate chain and its key, which may be in one file.
+            health_path: a path such as ``"/health"``: GET requests for ``/health/live`` and ``/health/ready`` are
+                answered as ``wshub.health.health_endpoint`` does. None answers none.
+            close_hub: True closes the hub too when the server closes, with all its connections and its broker.
 
         Raises:
             MisuseError: another kind of handler, or more than one kind of address or of TLS.
@@ -200,6 +208,8 @@ class Hub(ClusteredHub):
             sock=sock,
             backlog=backlog,
             ssl=ssl,
+            health_path=health_path,
+            close_hub=close_hub,
         )
 
     def configure_room(
@@ -237,17 +247,14 @@ class Hub(ClusteredHub):
     def stats(self, *, room: str | None = None) -> HubStats | RoomStats:
         """Return the counts of the hub since its first use, or of a room since its first member joined.
 
-        At any moment, ``messages_accepted`` = ``messages_delivered`` + ``messages_pending`` + the sum of ``dropped``.
-        A message counts once for each of its receivers. It is delivered when the kernel has taken all of it, or a
-        transport in the kernel's place, as for ``Connection.buffered``. The keys of ``dropped`` are reasons:
-        ``closed``, the connection ended; ``slow``, ``slow_consumer`` closed the connection; ``newest``, ``oldest`` and
-        ``replaced``, the other policies dropped it. ``wshub.core.stats_types`` describes every counter.
+        At any moment, ``messages_accepted`` = ``messages_delivered`` + ``messages_pending`` + ``dropped.total``. A
+        message counts once for each of its receivers. It is delivered when the kernel has taken all of it, or a
+        transport in the kernel's place, as for ``Connection.buffered``. ``HubStats`` and ``RoomStats`` describe every
+        field. ``stats().asdict()`` is a dict for JSON.
 
         Args:
             room: the name of a room; None means the whole hub.
         """
         if room is not None:
             return self._room_counts(room)
-        counts = self._counts()
-        counts["cluster"] = self._cluster.stats() if self._cluster is not None else None
-        return counts
+        return self._counts(self._cluster.stats() if self._cluster is not None else None)

@@ -83,8 +83,8 @@ class AsyncPublisher:
     """
 
     def __init__(self, url: str, *, hub: str = "hub") -> None:
-        # The URL is checked here rather than at the first message.
-        _broker_of(url)
+        # The URL is checked here rather than at the first message. The repr of the broker hides its password.
+        self._shown = repr(_broker_of(url))
         self._url = url
         self._hub = hub
         self._session: _Session | None = None
@@ -93,6 +93,9 @@ class AsyncPublisher:
         self._process = _forks
         # The sessions of the parent process. They are kept, so that nothing there is closed.
         self._inherited: list[_Session] = []
+
+    def __repr__(self) -> str:
+        return f"<AsyncPublisher to {self._shown}>"
 
     async def __aenter__(self) -> Self:
         try:
@@ -291,13 +294,16 @@ class Publisher:
     """
 
     def __init__(self, url: str, *, hub: str = "hub") -> None:
-        # The URL is checked here rather than at the first message.
-        _broker_of(url)
+        # The URL is checked here rather than at the first message. The repr of the broker hides its password.
+        self._shown = repr(_broker_of(url))
         self._url = url
         self._hub = hub
         # One state for each process, by the number of forks that led to it. A child never uses that of its parent:
         # another thread may have held the lock at the moment of the fork. It keeps it, so that nothing there is closed.
         self._processes: dict[int, _ProcessState] = {}
+
+    def __repr__(self) -> str:
+        return f"<Publisher to {self._shown}>"
 
     def __enter__(self) -> Self:
         return self
@@ -483,7 +489,7 @@ def _addressed(
     if compress is not None and not isinstance(compress, bool):
         raise MisuseError(f"compress must be True, False or None, not {compress!r}")
     if key is not None and not isinstance(key, str):
-        raise MisuseError(f"the key of a message is a str, not {type(key).__name__}")
+        raise MisuseError(f"key must be a str or None, not {type(key).__name__}")
     if slow_consumer is not None:
         try:
             slow_consumer = check_choice("slow_consumer", slow_consumer, POLICIES)

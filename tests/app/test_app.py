@@ -194,7 +194,7 @@ async def test_the_hubs_own_limits_hold_on_this_path_too(http) -> None:
             with pytest.raises(websockets.InvalidStatus) as caught:
                 await websockets.connect(f"ws://{address}/", proxy=None, origin="https://example.com")
             assert caught.value.response.status_code == 503
-        assert hub.stats()["refused"] == {403: 1, 503: 1}
+        assert hub.stats().refused == {403: 1, 503: 1}
 
 
 async def test_a_kept_alive_connection_becomes_a_websocket_after_an_ordinary_request(http) -> None:
@@ -253,7 +253,7 @@ async def test_an_earlier_response_that_still_leaves_keeps_the_transport(http, m
         while app.ws_hub.connection_count:
             await asyncio.sleep(0)
         stats = app.ws_hub.stats()
-        assert stats["messages_accepted"] == stats["messages_delivered"] == 301
+        assert stats.messages_accepted == stats.messages_delivered == 301
 
 
 async def test_tls_is_served_over_the_asyncio_link(http, certificate) -> None:
@@ -377,8 +377,8 @@ async def test_compression_is_negotiated_by_an_app_on_every_link(http, monkeypat
             await client.send(text)
             assert await client.recv() == text
         stats = hub.stats()
-        assert stats["compression"]["compressions"] == 3
-        assert stats["bytes_sent"] < 1000
+        assert stats.compression.compressions == 3
+        assert stats.bytes_sent < 1000
 
 
 @pytest.mark.parametrize("enabled", [True, False])

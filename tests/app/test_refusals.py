@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from starlette.middleware import Middleware
 
 from tests.support.raw_peers import REQUEST
 from tests.support.reactor import needs_reactor
-from tests.support.uvicorn_server import listening
-from wshub import Connection, Hub, HubConfig
-from wshub.app import App
-from wshub.uvicorn.event_loop import accept_natively
+from tests.support.ways_to_serve import WAYS, send, served, status_of
 
 SETTINGS = {"allowed_origins": ("https://a",), "allow_missing_origin": True}
-WAYS = ["Hub.serve", "native route", "uvicorn", "middleware"]
 PARTIAL = REQUEST[:-4]
 
 BAD = {
@@ -30,58 +23,12 @@ BAD = {
 }
 
 
-class Passing:
-    """Middleware that passes every request on. Behind it no route is native."""
-
-    def __init__(self, app: Any) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        await self.app(scope, receive, send)
-
-
-async def live(connection: Connection) -> None:
-    async for _ in connection:
-        pass
-
-
-@contextlib.asynccontextmanager
-async def served(way: str, *, on_upgrade: Any = None, **settings: Any) -> AsyncIterator[tuple[Hub, int]]:
-    """Serve a hub in one of the ways. Yields the hub and its port."""
-    if way == "Hub.serve":
-        hub = Hub(HubConfig(**settings), on_upgrade=on_upgrade)
-        async with hub.serve("127.0.0.1", 0, live) as server:
-            yield hub, server.port
-        return
-    app = App(middleware=[Middleware(Passing)] if way == "middleware" else ())
-    hub = app.enable_websocket(HubConfig(**settings), on_upgrade=on_upgrade)
-    app.websocket("/")(live)
-    if way != "uvicorn":
-        accept_natively(asyncio.get_running_loop())
-    async with listening(app, log_config=None) as address:
-        yield hub, int(address.rpartition(":")[2])
-
-
-async def send(port: int, data: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(data)
-    return reader, writer
-
-
-async def status_of(port: int, request: bytes) -> int:
-    """Return the status of the response to a request."""
-    reader, writer = await send(port, request)
-    line = await reader.readline()
-    writer.transport.abort()
-    return int(line.split()[1])
-
-
 @pytest.mark.parametrize("way", WAYS)
 async def test_a_bad_handshake_has_the_same_status_and_counts(way: str) -> None:
     async with served(way, **SETTINGS) as (hub, port):
         found = {name: await status_of(port, request) for name, (request, _) in BAD.items()}
         assert found == {name: status for name, (_, status) in BAD.items()}
-        assert hub.stats()["refused"] == {400: 2, 403: 1, 426: 1, 431: 1}
+        assert hub.stats().refused == {400: 2, 403: 1, 426: 1, 431: 1}
         assert hub.connection_count == 0
 
 
@@ -92,7 +39,7 @@ async def test_a_handshake_that_on_upgrade_fails_to_judge_counts_as_500(way: str
 
     async with served(way, on_upgrade=judge) as (hub, port):
         assert await status_of(port, REQUEST) == 500
-        assert hub.stats()["refused"] == {500: 1}
+        assert hub.stats().refused == {500: 1}
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -102,7 +49,7 @@ async def test_a_handshake_that_on_upgrade_takes_too_long_for_counts_as_503(way:
 
     async with served(way, on_upgrade=judge, handshake_timeout_ms=100) as (hub, port):
         assert await status_of(port, REQUEST) == 503
-        assert hub.stats()["refused"] == {503: 1}
+        assert hub.stats().refused == {503: 1}
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -118,7 +65,7 @@ async def test_a_handshake_that_on_upgrade_judges_while_the_hub_closes_counts_as
         await judging.wait()
         await hub.close()
         assert await asked == 503
-        assert hub.stats()["refused"] == {503: 1}
+        assert hub.stats().refused == {503: 1}
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -130,7 +77,7 @@ async def test_a_handshake_while_the_hub_closes_counts_as_503(way: str) -> None:
         closing = asyncio.create_task(hub.close())
         await asyncio.sleep(0)
         assert await status_of(port, REQUEST) == 503
-        assert hub.stats()["refused"] == {503: 1}
+        assert hub.stats().refused == {503: 1}
         writer.transport.abort()
         await closing
 
@@ -140,7 +87,7 @@ async def test_a_handshake_while_the_hub_closes_counts_as_503(way: str) -> None:
 async def test_a_request_that_is_not_complete_in_time_counts_as_408(way: str) -> None:
     async with served(way, handshake_timeout_ms=100) as (hub, port):
         assert await status_of(port, PARTIAL) == 408
-        assert hub.stats()["refused"] == {408: 1}
+        assert hub.stats().refused == {408: 1}
 
 
 @needs_reactor
@@ -150,14 +97,14 @@ async def test_a_request_that_is_not_complete_when_the_server_ends_counts_as_503
         reader, writer = await send(port, PARTIAL)
         # The server answers it after it has read all that came before.
         await status_of(port, BAD["no key"][0])
-        assert hub.stats()["refused"] == {400: 1}
+        assert hub.stats().refused == {400: 1}
     assert (await reader.readline()).startswith(b"HTTP/1.1 503")
     writer.transport.abort()
-    assert hub.stats()["refused"] == {400: 1, 503: 1}
+    assert hub.stats().refused == {400: 1, 503: 1}
 
 
 @pytest.mark.parametrize("way", ["native route", "middleware"])
 async def test_a_first_head_that_is_too_large_for_any_server_counts_as_431(way: str) -> None:
     async with served(way) as (hub, port):
         assert await status_of(port, REQUEST[:-2] + b"X-Long: " + b"y" * 70_000) == 431
-        assert hub.stats()["refused"] == {431: 1}
+        assert hub.stats().refused == {431: 1}

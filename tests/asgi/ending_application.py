@@ -89,6 +89,9 @@ async def finish(end: str, connection: Connection, websocket: WebSocket | None =
     elif end == "receives":
         connection.send("ready")
         await receive_all(connection)
+    elif end == "receives no JSON":
+        connection.send("ready")
+        await connection.receive_json()
     else:
         raise AssertionError(end)
 

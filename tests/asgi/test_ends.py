@@ -1,6 +1,6 @@
 """The ends of connections on each ASGI server: the client's view, the application's view, and the log.
 
-``docs/ends.md`` shows the same cases as tables. A case also has the ends that differ on other servers.
+``docs/topics/ends.md`` shows the same cases as tables. A case also has the ends that differ on other servers.
 """
 
 from __future__ import annotations
@@ -318,7 +318,19 @@ BEFORE = [
     for path in ("/guarded/asgi/x", "/guarded/accept/returns")
 ]
 
-CASES = FASTAPI + STARLETTE + TASKS + REBUILT + LIVES + HANDLERS + PLAIN + CLIENTS + BEFORE
+# The client is at fault, so there is no error in the log.
+NO_JSON = [
+    Case(f"{way}/receives_no_JSON", End("1007 expected JSON"), others, says="{", messages=READY)
+    for way, others in (
+        ("/fastapi/accept", without_reason(1007)),
+        ("/starlette/accept", without_reason(1007)),
+        ("/rebuilt/accept", {server: End(None, None, None) for server in OTHERS}),
+        ("/starlette/life", without_reason(1007)),
+        ("/own/life", without_reason(1007)),
+    )
+]
+
+CASES = NO_JSON + FASTAPI + STARLETTE + TASKS + REBUILT + LIVES + HANDLERS + PLAIN + CLIENTS + BEFORE
 
 PATIENCE = 1.0
 """Seconds to wait before a connection counts as open, or a request as unanswered."""

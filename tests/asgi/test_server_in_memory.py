@@ -66,8 +66,8 @@ class Scene:
 
     def check_counters(self) -> None:
         stats = self.hub.stats()
-        assert stats["connections"] == 0
-        assert stats["messages_accepted"] == stats["messages_delivered"] + sum(stats["dropped"].values())
+        assert stats.connections == 0
+        assert stats.messages_accepted == stats.messages_delivered + stats.dropped.total
 
 
 async def test_a_send_that_fails_ends_the_connection_with_1006() -> None:
@@ -233,8 +233,8 @@ async def test_a_connection_that_is_lost_while_the_server_is_busy_leaves_nothing
     server.arrived.put_nowait(OSError("gone"))
     await connection.wait_closed()
     stats = hub.stats()
-    assert stats["connections"] == 0
-    assert stats["messages_accepted"] == stats["messages_delivered"] + sum(stats["dropped"].values())
+    assert stats.connections == 0
+    assert stats.messages_accepted == stats.messages_delivered + stats.dropped.total
 
 
 async def test_a_server_that_does_not_take_what_is_sent_costs_bounded_memory() -> None:
@@ -249,7 +249,7 @@ async def test_a_server_that_does_not_take_what_is_sent_costs_bounded_memory() -
     # The server does not take the close frame either. The sweep ends the connection.
     await scene.server.task
     assert scene.closes == [(1013, "too much is waiting to be sent")]
-    assert scene.hub.stats()["dropped"]["slow"] > 0
+    assert scene.hub.stats().dropped.slow > 0
     scene.check_counters()
 
 

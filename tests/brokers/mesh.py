@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import os
 import secrets
@@ -68,7 +69,7 @@ class Node:
 
     @property
     def peers(self) -> int:
-        return self.broker.stats()["peers"]
+        return self.broker.stats().peers
 
     @property
     def session(self) -> Any:
@@ -209,7 +210,7 @@ class Commands:
 
     @staticmethod
     async def stats(node: Node) -> Any:
-        return node.broker.stats()
+        return dataclasses.asdict(node.broker.stats())
 
     @staticmethod
     async def block(node: Node, seconds: float) -> None:

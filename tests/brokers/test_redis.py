@@ -34,7 +34,7 @@ async def test_envelopes_reach_the_nodes_that_have_subscribed(redis_engine: Redi
         await until(lambda: first.received == [b"to all" * 100_000])
         assert first.interruptions == second.interruptions == []
         stats = first.broker.stats()
-        assert (stats["sent"], stats["dropped"]["full"], stats["peers"], stats["subscriptions"]) == (4, 0, 2, 2)
+        assert (stats.sent, stats.dropped["full"], stats.peers, stats.subscriptions) == (4, 0, 2, 2)
 
 
 async def test_a_unix_socket_leads_to_the_same_engine(redis_engine: RedisEngine) -> None:
@@ -94,7 +94,7 @@ async def test_a_user_that_may_not_subscribe_is_a_configuration_error(redis_engi
         async with joined(broker):
             pass
     assert broker.health().state == "disconnected"
-    assert broker.stats()["peers"] == 0
+    assert broker.stats().peers == 0
 
 
 async def test_a_message_that_the_engine_refuses_is_an_error_and_counted(
@@ -111,8 +111,8 @@ async def test_a_message_that_the_engine_refuses_is_an_error_and_counted(
         assert not isinstance(caught.value, BrokerUnavailable | BrokerUncertain)
         for _ in range(10):
             assert broker.send("room:a", b"2")
-        await until(lambda: broker.stats()["dropped"]["refused"] == 11)
-        assert broker.stats()["sent"] == 0
+        await until(lambda: broker.stats().dropped["refused"] == 11)
+        assert broker.stats().sent == 0
         # It still hears, and says that it cannot speak.
         other.broker.send("room:a", b"3")
         node.skip(30)
@@ -204,7 +204,7 @@ async def start_before(engine: RedisEngine, caplog: pytest.LogCaptureFixture) ->
         await broker.publish("room:a", b"lost")
     with pytest.raises(BrokerUnavailable):
         await broker.subscribed("room:a")
-    assert broker.stats()["dropped"]["disconnected"] == 2
+    assert broker.stats().dropped["disconnected"] == 2
     engine.start()
     await starting
     assert broker.health().ok
@@ -256,9 +256,9 @@ async def test_more_than_max_pending_bytes_never_wait(redis_engine: RedisEngine)
         with pytest.raises(BrokerUnavailable):
             await broker.publish("room:a", b"x")
         assert 90 <= taken <= 100
-        assert broker.stats()["dropped"]["full"] == 1001 - taken
+        assert broker.stats().dropped["full"] == 1001 - taken
         await until(lambda: len(second.received) == taken and broker.health().pending_bytes == 0)
-        assert first.broker.stats()["sent"] == taken
+        assert first.broker.stats().sent == taken
         await broker.publish("room:a", b"again")
 
 
@@ -273,7 +273,7 @@ async def test_a_message_that_would_cut_off_every_subscriber_is_dropped(redis_en
             await first.broker.publish("room:a", bytes(33_000_000))
         await until(lambda: [len(envelope) for envelope in second.received] == [16 << 20])
         assert second.interruptions == []
-        assert first.broker.stats()["dropped"]["too_large"] == 2
+        assert first.broker.stats().dropped["too_large"] == 2
 
 
 async def test_a_broker_is_started_once(redis_engine: RedisEngine) -> None:

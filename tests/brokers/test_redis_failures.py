@@ -61,8 +61,8 @@ async def test_killed_subscribers_come_back_and_tell_of_the_gap(redis_engine: Re
         assert node.interruptions == [(None, "disconnected")] * 3
         await until(lambda: {"all", "room:a", *CHANNELS} <= node.restored_channels)
         stats = node.broker.stats()
-        assert stats["reconnects"] == 3
-        assert stats["interruptions"] == {"disconnected": 3}
+        assert stats.reconnects == 3
+        assert stats.interruptions == {"disconnected": 3}
         # Its own channels come first.
         first = next(event for event in node.log if event[0] == "restored")
         assert {"all", f"node:{node.info.id}"} <= set(first[1])
@@ -72,7 +72,7 @@ async def test_a_killed_publisher_leaves_the_subscriber_alone(redis_engine: Redi
     async with joined(RedisBroker(redis_engine.url), "room:a") as node:
         broker = node.broker
         redis_engine.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-        await until(lambda: broker.stats()["reconnects"] == 1 and broker.health().ok)
+        await until(lambda: broker.stats().reconnects == 1 and broker.health().ok)
         await broker.publish("room:a", b"1")
         await until(lambda: node.received == [b"1"])
         assert node.interruptions == []
@@ -162,8 +162,8 @@ async def test_a_publisher_in_a_black_hole_is_replaced_alone(redis_engine: Redis
             assert subscriber.is_open
             assert node.interruptions == []
             stats = broker.stats()
-            assert stats["dropped"]["unanswered"] == 2
-            assert stats["sent"] == 0
+            assert stats.dropped["unanswered"] == 2
+            assert stats.sent == 0
             # The engine may have taken them.
             assert node.received == ([b"1", b"2"] if direction == "to_client" else [])
             await broker.publish("room:a", b"3")
@@ -185,8 +185,8 @@ async def test_a_slow_engine_delays_and_loses_nothing(own_engine: RedisEngine) -
                     await asyncio.sleep(0)
             # The time is that of the loop, not of the engine.
             assert broker.health().pending_bytes <= 500_100
-            sent = broker.stats()["sent"]
-            assert sent + broker.stats()["dropped"]["full"] == 100_000
+            sent = broker.stats().sent
+            assert sent + broker.stats().dropped["full"] == 100_000
             await until(lambda: len(node.received) == sent)
             assert time.monotonic() - began < 30
             assert numbers(node) == sorted(numbers(node))
@@ -209,7 +209,7 @@ async def test_an_answer_that_takes_too_long_is_uncertain(own_engine: RedisEngin
         own_engine.resume()
         # It was sent after all.
         await until(lambda: node.received == [b"1"])
-        assert broker.stats()["sent"] == 1
+        assert broker.stats().sent == 1
         assert broker.health().ok
 
 
@@ -231,7 +231,7 @@ async def test_a_subscriber_that_reads_too_slowly_loses_its_connection(own_engin
         await sender.broker.publish("room:a", b"40000")
         await until(lambda: numbers(node)[-1:] == [40_000])
         check_gaps(node)
-        assert node.broker.stats()["interruptions"] == {"disconnected": 1}
+        assert node.broker.stats().interruptions == {"disconnected": 1}
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ async def test_what_no_engine_sends_ends_the_connection(redis_engine: RedisEngin
         async with joined(broker, "room:a") as node:
             connection = connection_of(proxy, "subscriber")
             connection.send_to_client(garbage)
-            await until(lambda: not connection.is_open or broker.stats()["bytes_received"] > 0)
+            await until(lambda: not connection.is_open or broker.stats().bytes_received > 0)
             if garbage.startswith(b"$"):
                 # It waits for the rest, which a probe finds out.
                 for _ in range(20):
@@ -329,7 +329,7 @@ async def test_close_sends_what_waits(redis_engine: RedisEngine) -> None:
             began = time.monotonic()
         assert time.monotonic() - began < 5
         await until(lambda: len(node.received) == taken)
-        assert sender.broker.stats()["dropped"]["unanswered"] == 0
+        assert sender.broker.stats().dropped["unanswered"] == 0
 
 
 async def test_close_does_not_wait_for_an_engine_that_stands_still(own_engine: RedisEngine) -> None:
@@ -345,7 +345,7 @@ async def test_close_does_not_wait_for_an_engine_that_stands_still(own_engine: R
         assert 0.9 < time.monotonic() - began < 3
         with pytest.raises(BrokerUncertain):
             await publishing
-        assert broker.stats()["dropped"]["unanswered"] == 11
+        assert broker.stats().dropped["unanswered"] == 11
         assert not broker.send("room:a", b"3")
     own_engine.resume()
 
@@ -395,7 +395,7 @@ def test_a_loop_that_has_closed_leaves_nothing(
     async def second_life() -> None:
         assert not broker.send("room:a", b"1")
         async with joined(broker, "room:b") as node:
-            assert broker.stats()["subscriptions"] == 3
+            assert broker.stats().subscriptions == 3
             await broker.publish("room:a", b"2")
             await broker.publish("room:b", b"3")
             await until(lambda: node.received == [b"3"])
@@ -413,6 +413,6 @@ async def test_a_broker_can_be_started_again(redis_engine: RedisEngine) -> None:
         async with joined(broker, "room:a") as node:
             await broker.publish("room:a", b"1")
             await until(lambda known=node: known.received == [b"1"])
-            assert broker.stats()["sent"] == 1
-            assert broker.stats()["subscriptions"] == 3
+            assert broker.stats().sent == 1
+            assert broker.stats().subscriptions == 3
         assert broker.health().state == "disconnected"

@@ -97,7 +97,7 @@ async def test_a_str_of_any_subclass_names_the_same_room(name) -> None:
             assert hub.broadcast("x", room=asked, key=name) == 1
             assert hub.broadcast_to_room(asked, "x") == 1
             assert hub.broadcast_to_room_except(asked, "x", connection) == 0
-            assert hub.stats(room=asked)["connections"] == 1
+            assert hub.stats(room=asked).connections == 1
             connection.leave(asked)
             assert not connection.in_room(joined)
         hub.join_room(connection, name)

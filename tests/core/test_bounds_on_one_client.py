@@ -247,7 +247,7 @@ def test_a_member_that_floods_a_large_room_leaves_the_loop_its_turn(run, use_rea
             with contextlib.suppress(BlockingIOError):
                 peers[0].send(masked(Frame.binary(b"x")) * 5000)
             last = time.thread_time()
-            while hub.stats()["messages_received"] < 1000:
+            while hub.stats().messages_received < 1000:
                 await asyncio.sleep(0)
                 now = time.thread_time()
                 longest = max(longest, now - last)
@@ -287,10 +287,10 @@ async def test_messages_that_wait_for_receive_are_bounded_in_number_and_in_bytes
         payload = random.randbytes(size - 1)
         for number in range(40):
             peer.send(Frame.binary(bytes([number]) + payload))
-        await until(lambda: hub.stats()["messages_received"] >= most)
+        await until(lambda: hub.stats().messages_received >= most)
         for _ in range(100):
             await asyncio.sleep(0)
-        assert hub.stats()["messages_received"] == most
+        assert hub.stats().messages_received == most
         go_on.set()
         assert await peer.close_code() == 1000
         assert received == list(range(40))

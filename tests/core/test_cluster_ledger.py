@@ -61,16 +61,16 @@ async def test_without_faults_each_node_with_members_receives_what_was_published
             assert await receive_until(client, "end") == [str(number) for number in range(MESSAGES - 1)]
 
         def counted(node: HubNode, name: str) -> int:
-            return node.stats[name] - before[node][name]
+            return getattr(node.stats, name) - getattr(before[node], name)
 
         assert counted(one, "published") == MESSAGES
         others = [node for node in (two, three, empty) if node.hub.room_size("room")]
         assert sum(counted(node, "received") for node in (two, three, empty)) == MESSAGES * len(others)
         assert [counted(node, "delivered") for node in (two, three, empty)] == [MESSAGES, MESSAGES, 0]
         for node in (one, two, three, empty):
-            assert node.stats["rejected"] == sum(node.dropped.values()) == 0
-            assert node.stats["interruptions"] == {}
-            assert node.stats["received"] == node.stats["delivered"] + sum(node.stats["ignored"].values())
+            assert node.stats.rejected == sum(node.dropped.values()) == 0
+            assert node.stats.interruptions == {}
+            assert node.stats.received == node.stats.delivered + node.stats.ignored.total
 
 
 class Stream:
@@ -86,9 +86,9 @@ class Stream:
         """Send one number after the other, until this is cancelled."""
         while True:
             for _ in range(20):
-                rejected = self._sender.stats["rejected"]
+                rejected = self._sender.stats.rejected
                 self._sender.hub.broadcast(str(self.count), room="room")
-                if self._sender.stats["rejected"] > rejected:
+                if self._sender.stats.rejected > rejected:
                     self.not_taken.add(self.count)
                 self.count += 1
             await asyncio.sleep(0.001)
@@ -106,7 +106,7 @@ def record_interruptions(node: HubNode) -> list[int]:
     interrupted = cluster.interrupted
 
     def recorded(channels: Any, reason: str) -> None:
-        places.append(node.hub.stats(room="room")["messages_accepted"])
+        places.append(node.hub.stats(room="room").messages_accepted)
         interrupted(channels, reason)
 
     cluster.interrupted = recorded
@@ -146,7 +146,7 @@ async def time_passes(clock: Clock, *nodes: HubNode) -> None:
 
 
 def reconnects(*nodes: HubNode) -> int:
-    return sum(node.stats["broker"]["reconnects"] for node in nodes)
+    return sum(node.stats.broker.reconnects for node in nodes)
 
 
 async def cause(fault: str, engine: RedisEngine, proxy: TcpProxy, one: HubNode, two: HubNode) -> None:
@@ -192,6 +192,6 @@ async def test_what_a_member_misses_was_counted_at_the_sender_or_told_at_the_rec
             assert stream.not_taken <= lost
             untold = lost_without_a_word(numbers, stream.count, interrupted_at) - stream.not_taken
             assert len(untold) <= one.dropped["unanswered"]
-            assert one.stats["rejected"] + one.dropped["unanswered"] == sum(one.dropped.values())
-            assert sum(two.stats["interruptions"].values()) == len(interrupted_at)
+            assert one.stats.rejected + one.dropped["unanswered"] == sum(one.dropped.values())
+            assert sum(two.stats.interruptions.values()) == len(interrupted_at)
             assert bool(interrupted_at) == (fault != "the sender is reset")

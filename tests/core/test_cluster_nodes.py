@@ -60,7 +60,7 @@ class Node:
 
     @property
     def stats(self) -> Any:
-        return self.hub.stats()["cluster"]
+        return self.hub.stats().cluster
 
 
 @contextlib.asynccontextmanager
@@ -216,8 +216,8 @@ async def test_a_thousand_nodes_may_start_at_once() -> None:
         one.heartbeats_arrive(1_000)
         assert await one.known() == 1_000
         await settled()
-        assert one.stats["broker"]["dropped"] == {}
-        assert one.stats["rejected"] == 0
+        assert one.stats.broker.dropped == {}
+        assert one.stats.rejected == 0
         assert one.cluster.broker.health().pending_bytes == 0
 
 
@@ -241,7 +241,7 @@ async def test_more_nodes_than_the_limit_are_ignored_and_logged_once(caplog: pyt
         assert await one.known() == MAX_NODES
         assert len(caplog.records) == 1
         await settled()
-        assert one.stats["broker"]["dropped"] == {}
+        assert one.stats.broker.dropped == {}
         # Nodes that are known stay known.
         one.receive(1, {"do": "heartbeat", "info": {}, "connections": 5, "hears": 1})
         assert (await one.hub.nodes())[1].connections == 5
@@ -276,8 +276,8 @@ async def test_a_malformed_command_counts_as_unreadable(command: object) -> None
     async with nodes(1, Clock()) as (one,):
         sent = one.record_sent()
         one.receive(7, command)
-        assert one.stats["ignored"]["unreadable"] == 1
-        assert one.stats["ignored"]["failed"] == 0
+        assert one.stats.ignored.unreadable == 1
+        assert one.stats.ignored.failed == 0
         assert await one.known() == 0
         assert sent == []
 
@@ -288,10 +288,10 @@ async def test_a_disconnect_that_no_other_node_gets_counts_as_rejected() -> None
         await hub.broker_started()
         engine.stop()
         await settled()
-        before = Node(hub).stats["rejected"]
+        before = Node(hub).stats.rejected
         with pytest.raises(BrokerUnavailable):
             await hub.disconnect_user("ann")
-        assert Node(hub).stats["rejected"] == before + 1
+        assert Node(hub).stats.rejected == before + 1
 
 
 async def test_commands_about_users_refuse_what_cannot_be_sent() -> None:
@@ -314,7 +314,7 @@ async def test_names_with_a_lone_surrogate_travel_in_commands() -> None:
         one.cluster.commands.change_rooms("join", "\ud800", "\udfff")
         assert (sent[0]["user"], sent[0]["room"]) == ("\ud800", "\udfff")
         one.receive(7, sent[0])
-        assert one.stats["ignored"]["unreadable"] == 0
+        assert one.stats.ignored.unreadable == 0
 
 
 async def test_a_program_that_only_publishes_is_no_receiver() -> None:
@@ -327,7 +327,7 @@ async def test_a_program_that_only_publishes_is_no_receiver() -> None:
             now = staticmethod(time.monotonic)
 
         await broker.start(NodeInfo(id="7" * 16, hub="hub", receives=False), Events())  # type: ignore[arg-type]
-        assert broker.stats()["subscriptions"] == 0
+        assert broker.stats().subscriptions == 0
         async with Hub(broker=MemoryBroker(engine)) as hub:
             await hub.broker_started()
             assert (await hub.publish("hello")).receivers == 0

@@ -196,7 +196,7 @@ async def test_only_so_many_coroutines_answer_other_nodes_at_once() -> None:
             one.receive(int(id_of(two), 16), {"do": "survey", "topic": "slow", "number": number})
         assert len(asyncio.all_tasks()) == before + MAX_ANSWERING
         assert [command["error"] for command in sent] == ["busy"] * (2_000 - MAX_ANSWERING)
-        assert one.stats["broker"]["dropped"] == {}
+        assert one.stats.broker.dropped == {}
         # The limit holds for answers of the application to other nodes. Members are counted, and the node may ask.
         assert (await two.hub.survey("wshub.room_count", "lobby")).missing == ()
         assert (await one.hub.survey("quick")).answers == {id_of(one): "here"}
@@ -222,7 +222,7 @@ async def test_a_count_that_is_none_does_not_reach_the_application(reply: dict[s
         survey = await one.hub.survey("wshub.room_count", "lobby", timeout_ms=3_600_000)
         assert survey.answers == {id_of(one): 0}
         assert survey.missing == (id_of(two),)
-        assert one.stats["ignored"]["unreadable"] == 1
+        assert one.stats.ignored.unreadable == 1
 
 
 async def test_only_the_first_answer_of_a_node_counts() -> None:

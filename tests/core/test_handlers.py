@@ -174,7 +174,7 @@ async def test_a_large_message_that_arrives_while_on_drain_is_suspended_waits_fo
             done.set()
 
     async def received(hub, count: int) -> None:
-        while hub.stats()["bytes_received"] < count:
+        while hub.stats().bytes_received < count:
             await asyncio.sleep(0)
 
     handler = EventHandler(on_open=opened.set_result, on_message=on_message, on_drain=on_drain)
@@ -185,7 +185,7 @@ async def test_a_large_message_that_arrives_while_on_drain_is_suspended_waits_fo
         while not connection.buffered:
             connection.send(bytes(1 << 20))
             await asyncio.sleep(0)
-        before = hub.stats()["bytes_received"]
+        before = hub.stats().bytes_received
         peer.write(large[:20_000])
         await received(hub, before + 20_000)
         peer.writer.transport.resume_reading()
@@ -264,7 +264,7 @@ async def test_closing_the_hub_cancels_handlers_that_hang() -> None:
     async with serving(EventHandler(on_message=on_message), close_timeout_ms=100) as (hub, url):
         async with raw_peer(url) as peer:
             peer.send(Frame.text("a"))
-            while not hub.stats()["messages_received"]:
+            while not hub.stats().messages_received:
                 await asyncio.sleep(0)
             async with asyncio.timeout(5):
                 await hub.close()
@@ -446,7 +446,7 @@ async def test_a_room_has_a_name() -> None:
             with pytest.raises(TypeError):
                 call(None)
         assert connection.rooms == hub.rooms == frozenset()
-        assert hub.stats()["messages_accepted"] == 0
+        assert hub.stats().messages_accepted == 0
 
 
 async def test_close_codes_are_chosen_by_the_handler_and_checked() -> None:
@@ -464,7 +464,7 @@ async def test_close_codes_are_chosen_by_the_handler_and_checked() -> None:
                 assert client.close_code == code
         while hub.connection_count:
             await asyncio.sleep(0)
-        assert hub.stats()["closes"] == {4009: 1, 1011: 1}
+        assert hub.stats().closes == {4009: 1, 1011: 1}
     for codes in ({1011: 1006}, {1006: 4000}, {1011: 2000}, {1011: "4000"}, [1011], {1011: 4999.0}):
         handler = Strict()
         handler.close_codes = codes

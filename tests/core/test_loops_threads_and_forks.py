@@ -68,7 +68,7 @@ def test_two_loops_in_two_threads_have_a_hub_each() -> None:
     for thread in threads:
         thread.join(60)
     assert failures == []
-    assert all(hub.stats()["messages_received"] == 400 for hub in hubs)
+    assert all(hub.stats().messages_received == 400 for hub in hubs)
 
 
 async def test_a_handler_may_close_all_connections_in_the_middle_of_a_broadcast() -> None:
@@ -107,7 +107,7 @@ async def test_a_handler_may_close_all_connections_in_the_middle_of_a_broadcast(
             await asyncio.sleep(0)
         assert closed == [4000] * 5
         counts = hub.stats()
-        assert counts["messages_accepted"] == counts["messages_delivered"] == sum(received)
+        assert counts.messages_accepted == counts.messages_delivered == sum(received)
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
@@ -126,7 +126,7 @@ async def test_a_handler_that_forks_leaves_the_connections_with_the_parent() -> 
                 assert await client.recv() == f"{number}"
         while hub.connection_count:
             await asyncio.sleep(0)
-        assert hub.stats()["closes"] == {1000: 1}
+        assert hub.stats().closes == {1000: 1}
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
@@ -233,7 +233,7 @@ def test_a_loop_may_end_in_every_state(loop: str, state: str, end: str) -> None:
             except Exception as error:
                 assert type(error).__name__ in ("ConnectionClosed", "ConnectionLost"), error
         hub.broadcast("nobody")
-        assert hub.stats()["messages_pending"] >= 0
+        assert hub.stats().messages_pending >= 0
         del hub
         connections.clear()
         gc.collect()

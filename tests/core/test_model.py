@@ -415,7 +415,7 @@ class HubMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_hub_and_its_model_agree(self) -> None:
-        stats = self.hub.stats()
+        stats = self.hub.stats().asdict()
         for name, value in self.model.counters.as_stats().items():
             assert stats[name] == value, (name, stats[name], value)
         assert self.hub.rooms == self.model.rooms.keys()
@@ -423,7 +423,8 @@ class HubMachine(RuleBasedStateMachine):
             members = {number for number, client in self.clients.items() if client.connection.in_room(name)}
             assert {self.clients[number].connection for number in room.members} == set(self.hub.room_members(name))
             assert members >= room.members
-            assert self.hub.stats(room=name) == {"connections": len(room.members), **room.counters.as_stats()}
+            counts = {"connections": len(room.members), **room.counters.as_stats()}
+            assert self.hub.stats(room=name).asdict() == counts
         for number, client in self.clients.items():
             taken = self.model.queues[number].taken
             assert client.received == taken[: len(client.received)]
@@ -462,7 +463,7 @@ class HubMachine(RuleBasedStateMachine):
                 self.the_hub_and_its_model_agree()
                 self.drain_and_on_drain_tell_what_has_left()
                 assert not self.waiters
-                assert self.hub.stats()["messages_pending"] == 0
+                assert self.hub.stats().messages_pending == 0
         finally:
             for client in self.clients.values():
                 client.socket.close()

@@ -98,7 +98,7 @@ async def test_a_refusal_is_counted_with_the_status_of_its_response(caplog) -> N
         # A 204 cannot have a body, so the hub answers with another status.
         assert refuse(hub, HandshakeError(204, "nothing")).startswith(b"HTTP/1.1 500 ")
         assert refuse(None, HandshakeError(403, "no")).startswith(b"HTTP/1.1 403 ")
-        assert hub.stats()["refused"] == {426: 1, 500: 1}
+        assert hub.stats().refused == {426: 1, 500: 1}
 
 
 async def test_a_connection_is_opened_from_the_loop_and_not_from_a_task() -> None:

@@ -14,8 +14,8 @@ from wshub import ConfigurationError, EventHandler, Frame, Hub, HubConfig, Opcod
 async def settled(hub: Hub) -> int:
     """Return the number of received messages once it stops changing."""
     seen = -1
-    while hub.stats()["messages_received"] != seen:
-        seen = hub.stats()["messages_received"]
+    while hub.stats().messages_received != seen:
+        seen = hub.stats().messages_received
         await asyncio.sleep(0.01)
     return seen
 
@@ -46,7 +46,7 @@ async def test_who_sends_too_many_messages_is_read_later(clock: Clock, endpoint:
         clock.pass_for(1, hub)
         assert await settled(hub) == 35
         assert received == list(range(35))
-        assert hub.stats()["rates_exceeded"] == 3
+        assert hub.stats().rates_exceeded == 3
         peer.send(Frame.close(1000))
         assert await peer.close_code() == 1000
 
@@ -62,7 +62,7 @@ async def test_who_sends_too_many_messages_is_closed_where_that_is_configured(cl
                 frames = [await peer.frame() for _ in range(11)]
                 assert [frame.opcode for frame in frames] == [Opcode.TEXT] * 10 + [Opcode.CLOSE]
                 assert frames[-1].payload == b"\x03\xf0more messages than allowed"
-        assert hub.stats()["rates_exceeded"] == 2
+        assert hub.stats().rates_exceeded == 2
         assert len([record for record in caplog.records if "rates" in record.message]) == 1
         assert "secret" not in caplog.text
 
@@ -73,13 +73,13 @@ async def test_bytes_are_bounded_within_a_large_message_too(clock: Clock) -> Non
         serving(EventHandler(), clock=clock, rates=rates, max_message_size=2**24) as (hub, url),
         raw_peer(url) as peer,
     ):
-        before = hub.stats()["bytes_received"]
+        before = hub.stats().bytes_received
         peer.send(Frame.binary(bytes(4_000_000)))
         total = []
         for _ in range(5):
             seen = -1
-            while hub.stats()["bytes_received"] != seen:
-                seen = hub.stats()["bytes_received"]
+            while hub.stats().bytes_received != seen:
+                seen = hub.stats().bytes_received
                 await asyncio.sleep(0.02)
             total.append(seen)
             clock.pass_for(1, hub)
@@ -218,4 +218,4 @@ async def test_who_goes_on_sending_when_it_is_closed_is_not_read_without_end(clo
             if closed.done():
                 break
         assert await closed == 1006
-        assert hub.stats()["bytes_received"] < 5 << 20
+        assert hub.stats().bytes_received < 5 << 20

@@ -35,8 +35,8 @@ PADDING = "x" * SIZE
 
 
 def check(counts: dict) -> None:
-    dropped = sum(counts["dropped"].values())
-    assert counts["messages_accepted"] == counts["messages_delivered"] + dropped + counts["messages_pending"]
+    dropped = counts.dropped.total
+    assert counts.messages_accepted == counts.messages_delivered + dropped + counts.messages_pending
 
 
 class Stalled:
@@ -117,13 +117,13 @@ async def test_a_policy_keeps_the_connection_and_bounds_what_waits(policy, level
             check(hub.stats())
             check(hub.stats(room="room"))
         counts = hub.stats(room="room")
-        assert counts["messages_accepted"] == 200
+        assert counts.messages_accepted == 200
         name = "newest" if policy == "drop_newest" else "oldest"
-        assert counts["dropped"][name] > 100
+        assert getattr(counts.dropped, name) > 100
         # The last message of fill() may have been dropped too; it does not belong to the room.
-        dropped = hub.stats()["dropped"][name]
-        assert dropped - counts["dropped"][name] in (0, 1)
-        assert sum(counts["dropped"].values()) == counts["dropped"][name]
+        dropped = getattr(hub.stats().dropped, name)
+        assert dropped - getattr(counts.dropped, name) in (0, 1)
+        assert counts.dropped.total == getattr(counts.dropped, name)
         numbers = await scene.catch_up()
         assert len(numbers) == first + 200 - dropped
         assert numbers == sorted(numbers)
@@ -133,20 +133,20 @@ async def test_a_policy_keeps_the_connection_and_bounds_what_waits(policy, level
             assert numbers[-10:] == list(range(first + 190, first + 200))
             assert numbers[: first - 2] == list(range(first - 2))
         counts = hub.stats(room="room")
-        assert counts["messages_pending"] == 0
+        assert counts.messages_pending == 0
         check(counts)
 
 
 async def test_close_is_1013_and_counts_every_message() -> None:
     async with stalled() as scene:
         number = 0
-        while not scene.hub.stats()["dropped"]["slow"]:
+        while not scene.hub.stats().dropped.slow:
             scene.hub.broadcast(message(number), room="room")
             number += 1
             check(scene.hub.stats())
             await asyncio.sleep(0)
         assert scene.hub.room_size("room") == 0
-        assert scene.hub.stats()["messages_accepted"] == number
+        assert scene.hub.stats().messages_accepted == number
         scene.peer.writer.transport.resume_reading()
         assert await scene.peer.close_code() == 1013
 
@@ -168,8 +168,8 @@ async def test_what_is_sent_with_close_is_never_dropped_for_what_is_sent_otherwi
         connection.send(json.dumps([1002]), slow_consumer=policy, key="one")
         for number in range(2200, 2400):
             hub.broadcast(message(number), room="room", key=f"{number}")
-        assert hub.stats()["dropped"]["oldest"] > 350
-        assert hub.stats(room="room")["dropped"]["oldest"] == hub.stats()["dropped"]["oldest"] - 2
+        assert hub.stats().dropped.oldest > 350
+        assert hub.stats(room="room").dropped.oldest == hub.stats().dropped.oldest - 2
         numbers = await scene.catch_up()
         assert numbers[: first + 2] == [*range(first), 1000, 1001]
         assert numbers[first + 2 :] == list(range(2400 - len(numbers[first + 2 :]), 2400))
@@ -190,9 +190,9 @@ async def test_where_what_may_be_dropped_would_not_make_room_the_new_message_is(
         number += 1
         for policy in ("drop_oldest", "latest"):
             assert hub.broadcast(message(9000), room="room", slow_consumer=policy) == 0
-        dropped = hub.stats()["dropped"]
-        assert dropped["newest"] == 2
-        assert dropped["oldest"] == dropped["slow"] == 0
+        dropped = hub.stats().dropped
+        assert dropped.newest == 2
+        assert dropped.oldest == dropped.slow == 0
         assert connection.state is ConnectionState.OPEN
         check(hub.stats(room="room"))
         assert await scene.catch_up() == [*range(first), 500, *range(1000, number)]
@@ -215,8 +215,8 @@ async def test_the_latest_of_each_key_takes_the_place_of_the_one_that_waits() ->
         scene.connection.send(json.dumps([5000]))
         scene.connection.send(json.dumps([5001]))
         counts = hub.stats(room="room")
-        assert counts["dropped"]["replaced"] == 2998
-        assert counts["messages_pending"] == 3
+        assert counts.dropped.replaced == 2998
+        assert counts.messages_pending == 3
         assert await scene.catch_up() == [*range(first), 4000, 3998, 3999, 5000, 5001]
         check(hub.stats())
         check(hub.stats(room="room"))
@@ -270,8 +270,8 @@ async def test_a_key_of_a_room_is_not_that_of_another_nor_of_all_connections_nor
             hub.broadcast(json.dumps([number + 2]), key="BTC")
             connection.send(json.dumps([number + 3]), key="BTC")
             if number == 0:
-                assert hub.stats()["dropped"]["replaced"] == 0
-        assert hub.stats()["dropped"]["replaced"] == 4
+                assert hub.stats().dropped.replaced == 0
+        assert hub.stats().dropped.replaced == 4
         assert await scene.catch_up() == [*range(first), 4, 5, 6, 7]
 
 
@@ -284,9 +284,9 @@ async def test_keys_that_a_queue_has_the_same_tag_for_are_told_apart() -> None:
         for number in range((1 << 16) - 4):
             scene.hub.broadcast("for nobody", room="empty", key=f"{number}")
         connection.send(json.dumps([1001]), key="another")
-        assert scene.hub.stats()["dropped"]["replaced"] == 0
+        assert scene.hub.stats().dropped.replaced == 0
         connection.send(json.dumps([1002]), key="one")
-        assert scene.hub.stats()["dropped"]["replaced"] == 1
+        assert scene.hub.stats().dropped.replaced == 1
         assert await scene.catch_up() == [*range(first), 1002, 1001]
 
 
@@ -311,10 +311,10 @@ async def test_one_message_under_two_keys_and_in_two_rooms_is_counted_in_each() 
         hub.broadcast(shared, room="other", key="b")
         scene.connection.send(shared)
         hub.broadcast(json.dumps([8]), room="room", key="a")
-        assert hub.stats(room="room")["dropped"]["replaced"] == 1
-        assert hub.stats(room="other")["messages_pending"] == 1
+        assert hub.stats(room="room").dropped.replaced == 1
+        assert hub.stats(room="other").messages_pending == 1
         assert await scene.catch_up() == [*range(first), 8, 7, 7]
-        assert hub.stats(room="other")["messages_delivered"] == 1
+        assert hub.stats(room="other").messages_delivered == 1
 
 
 def test_a_reader_that_keeps_up_gets_everything_whatever_the_policy(run) -> None:
@@ -329,7 +329,7 @@ def test_a_reader_that_keeps_up_gets_everything_whatever_the_policy(run) -> None
                     if number % 50 == 0:
                         await asyncio.sleep(0)
                 assert [await client.recv() for _ in range(3000)] == [str(number) for number in range(3000)]
-            assert not any(hub.stats()["dropped"].values())
+            assert not hub.stats().dropped.total
 
     for policy in POLICIES:
         run(scenario(policy))
@@ -358,7 +358,7 @@ async def test_what_is_dropped_never_breaks_the_decompressor_of_the_peer(policy,
                 connection.send(json.dumps([number, "the same again"]))
             noise = random.Random(0)
             number = 40
-            while not any(hub.stats()["dropped"].values()):
+            while not hub.stats().dropped.total:
                 text = json.dumps([number, noise.randbytes(9000).hex()])
                 hub.broadcast(text, room="room", key=f"{number % 5}")
                 connection.send(text, key=f"{number % 5}")
@@ -377,7 +377,7 @@ async def test_what_is_dropped_never_breaks_the_decompressor_of_the_peer(policy,
                 received.append(json.loads(await client.recv()))
             counts = hub.stats()
             check(counts)
-            assert len(received) == counts["messages_delivered"]
+            assert len(received) == counts.messages_delivered
             for key in range(5):
                 # A message takes the position of the one that it replaces, which may precede that of another key.
                 numbers = [number for number, _ in received if policy != "latest" or number % 5 == key]
@@ -443,7 +443,7 @@ async def test_no_compressed_message_comes_between_another_and_one_that_refers_t
             latest = "unrelated to all of them " * 800
             connection.send(latest, slow_consumer="latest", key="key")
             connection.send("end")
-            assert hub.stats()["dropped"]["replaced"] == 1
+            assert hub.stats().dropped.replaced == 1
             received = []
             while (message := await client.recv()) != "end":
                 received.append(message)
@@ -465,7 +465,7 @@ async def test_what_a_peer_sends_is_handled_though_more_is_sent_to_it_than_it_ta
     async with serving(handler, **settings) as (hub, url), raw_peer(url) as peer:
         connection = await opened
         peer.writer.transport.pause_reading()
-        while not hub.stats()["dropped"]["oldest"]:
+        while not hub.stats().dropped.oldest:
             connection.send(PADDING)
             await asyncio.sleep(0)
         peer.send(Frame.text("unsubscribe"))
@@ -482,7 +482,7 @@ async def test_very_short_messages_count_for_the_memory_that_they_take() -> None
         assert scene.connection.buffered - 64 < 64 * 1024
         queued = (scene.connection.buffered - waiting) // 64
         assert queued > 100
-        assert queued <= scene.hub.stats()["messages_pending"] <= queued + waiting // SIZE + 1
+        assert queued <= scene.hub.stats().messages_pending <= queued + waiting // SIZE + 1
         check(scene.hub.stats())
 
 
@@ -501,7 +501,7 @@ async def test_a_slow_reader_gets_its_pong_and_drain_returns_while_more_is_queue
             peer.connect(("127.0.0.1", server.port))
             peer.sendall(REQUEST)
             connection = await opened
-            while not any(hub.stats()["dropped"].values()):
+            while not hub.stats().dropped.total:
                 hub.broadcast(bytes(1000))
                 await asyncio.sleep(0)
             peer.sendall(masked(Frame.ping(b"are you there?")))

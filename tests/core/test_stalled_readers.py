@@ -26,7 +26,7 @@ async def test_a_stalled_reader_does_not_stop_a_broadcast_to_the_others() -> Non
                 assert await reader.recv() == message
             while hub.connection_count > 1:
                 await asyncio.sleep(0)
-        assert list(hub.stats()["closes"]) == [1013]
+        assert list(hub.stats().closes) == [1013]
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ async def test_a_stalled_reader_is_ended_without_waiting_for_what_it_does_not_re
         await connection.wait_closed()
         assert closes == [(1006, reason)]
         assert (connection.buffered, hub.rooms) == (0, frozenset())
-        assert hub.stats()["dropped"]["closed"] > 0
+        assert hub.stats().dropped.closed > 0
         peer.writer.transport.resume_reading()
         received = 0
         with contextlib.suppress(ConnectionResetError):

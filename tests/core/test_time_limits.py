@@ -53,7 +53,7 @@ async def test_a_peer_that_takes_nothing_is_ended_although_it_sends(clock: Clock
         assert closed.done()
         assert await closed == (1006, "the peer does not read")
         counts = hub.stats()
-        assert counts["messages_accepted"] == 1 == counts["messages_delivered"] + counts["dropped"]["closed"]
+        assert counts.messages_accepted == 1 == counts.messages_delivered + counts.dropped.closed
 
 
 async def test_a_peer_that_reads_slowly_is_not_taken_for_stalled(clock: Clock) -> None:
@@ -83,9 +83,9 @@ async def test_an_idle_connection_is_closed_and_pings_do_not_keep_it(clock: Cloc
             clock.pass_for(50, hub)
             connection.send("something")
             clock.pass_for(50, hub)
-            received = hub.stats()["messages_received"]
+            received = hub.stats().messages_received
             peer.send(Frame.text("something"))
-            while hub.stats()["messages_received"] == received:
+            while hub.stats().messages_received == received:
                 await asyncio.sleep(0)
         clock.pass_for(1, hub)
         for _ in range(5):

@@ -67,7 +67,7 @@ async def test_a_user_is_no_room(hub: Hub) -> None:
         connection.join("lobby")
         assert connection.rooms == {"lobby"}
         assert hub.rooms == {"lobby"}
-        assert hub.stats()["rooms"] == 1
+        assert hub.stats().rooms == 1
         assert hub.room_size("ann") == 0
         assert hub.broadcast("nothing", room="ann") == 0
 

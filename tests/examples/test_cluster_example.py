@@ -46,7 +46,9 @@ async def test_members_on_two_nodes_behind_nginx_talk(redis_engine: RedisEngine,
             programs.enter_context(running_program(command, port=node, env=variables, cwd=EXAMPLE))
         programs.enter_context(running_program([nginx.PATH, "-p", str(tmp_path), "-c", str(file)], port=port))
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
-            while (await client.get("/ready")).status_code != 200 or len((await client.get("/nodes")).json()) < 2:
+            while (await client.get("/health/ready")).status_code != 200 or len(
+                (await client.get("/nodes")).json()
+            ) < 2:
                 await asyncio.sleep(0.05)
             async with contextlib.AsyncExitStack() as stack:
                 members = [

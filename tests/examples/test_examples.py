@@ -8,10 +8,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 import websockets
 
-from tests.support import chromium
 from tests.support.programs import free_port, running_program
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -45,31 +43,3 @@ def test_broadcast_relays_to_all_connections() -> None:
 
     with running("broadcast.py") as port:
         asyncio.run(asyncio.wait_for(scenario(port), 20))
-
-
-@pytest.mark.skipif(chromium.PATH is None, reason="there is no chromium on this machine")
-def test_two_tabs_chat_in_a_browser_and_markup_stays_text() -> None:
-    from playwright.sync_api import sync_playwright
-
-    with running("chat.py") as port, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium.PATH, args=chromium.OPTIONS)
-        context = browser.new_context()
-        context.set_default_timeout(15_000)
-        ada, ben = context.new_page(), context.new_page()
-        try:
-            for page, name in ((ada, "Ada"), (ben, "Ben <i>")):
-                page.goto(f"http://127.0.0.1:{port}/")
-                page.fill("#name", name)
-                page.click("text=Enter")
-                page.wait_for_selector("#text:not([disabled])")
-                page.get_by_text(f"{name} has joined the room").wait_for()
-            ada.get_by_text("Ben <i> has joined the room").wait_for()
-            ada.fill("#text", "<b>h\u00e9llo</b> \U0001f600")
-            ada.click("#send")
-            for page in (ada, ben):
-                page.get_by_text("Ada: <b>h\u00e9llo</b> \U0001f600", exact=True).wait_for()
-                assert page.locator("#messages b, #messages i").count() == 0
-            ben.close()
-            ada.get_by_text("Ben <i> has left the room").wait_for()
-        finally:
-            browser.close()

@@ -140,8 +140,8 @@ async def scene() -> AsyncIterator[Scene]:
         while hub.connection_count:
             await asyncio.sleep(0)
         stats = hub.stats()
-        assert stats["messages_pending"] == 0
-        assert stats["messages_accepted"] == stats["messages_delivered"] + sum(stats["dropped"].values())
+        assert stats.messages_pending == 0
+        assert stats.messages_accepted == stats.messages_delivered + stats.dropped.total
         assert sorted(connection.id for connection, _ in found.closed) == [item.id for item in found.opened]
         assert hub.rooms == frozenset()
         assert hub.bind().connection_count == 0

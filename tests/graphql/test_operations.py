@@ -458,7 +458,7 @@ async def test_what_the_hub_itself_closes_for_is_4499(limit) -> None:
             assert reason
         while hub.connection_count:
             await asyncio.sleep(0)
-        assert hub.stats()["closes"] == {4499: 1}
+        assert hub.stats().closes == {4499: 1}
 
 
 @pytest.mark.skipif("WSHUB_SANITIZED" in os.environ, reason="Node.js does not start with the sanitizers preloaded")

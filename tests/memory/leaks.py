@@ -135,11 +135,11 @@ async def play(hub: Hub, port: int, count: int) -> None:
     for start in range(0, count, 2 * KINDS):
         await asyncio.gather(*(client(port, number % KINDS) for number in range(start, start + 2 * KINDS)))
     deadline = asyncio.get_running_loop().time() + 20
-    while hub.connection_count or hub.stats()["rooms"]:
+    while hub.connection_count or hub.stats().rooms:
         assert asyncio.get_running_loop().time() < deadline, hub.stats()
         await asyncio.sleep(0.005)
     # Some handlers still wait for ever.
-    waiting = list(hub._handler_tasks)
+    waiting = [task for task, _ in hub._tasks_of(None)]
     hub._cancel_handlers()
     await asyncio.gather(*waiting, return_exceptions=True)
     await asyncio.sleep(0.05)
@@ -165,7 +165,7 @@ async def main(count: int) -> None:
             measured.append(measure())
             print(number, *measured[-1])
         stats = hub.stats()
-        assert stats["messages_accepted"] == stats["messages_delivered"] + sum(stats["dropped"].values()), stats
+        assert stats.messages_accepted == stats.messages_delivered + stats.dropped.total, stats
     before, after = measured[WARM_UP - 1], measured[-1]
     assert before[0] == after[0], "objects were not freed"
     assert before[1] == after[1], "descriptors were not closed"

@@ -81,7 +81,7 @@ async def main() -> None:
             left = 3 * 60_004 + 100_010
             while left > 0:
                 left -= len(await loop.sock_recv(peer, 65536))
-    print(f"sent {hub.stats()['bytes_sent']}")
+    print(f"sent {hub.stats().bytes_sent}")
 
 
 if __name__ == "__main__":

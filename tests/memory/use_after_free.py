@@ -75,7 +75,7 @@ async def a_socket_that_a_forked_process_has_too() -> None:
                 peer.sendall(frame(TEXT, b"to nobody"))
                 await asyncio.sleep(0.01)
             assert len(kept) == 1000
-            assert hub.stats()["bytes_received"] == len(REQUEST)
+            assert hub.stats().bytes_received == len(REQUEST)
         finally:
             os.kill(child, signal.SIGKILL)
         peer.close()

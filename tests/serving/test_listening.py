@@ -108,7 +108,7 @@ def test_tls_carries_messages_of_every_size_and_its_close(run, certificate, give
                 await client.close(4000, "done")
             assert await closes == (4000, "done")
             stats = hub.stats()
-            assert stats["messages_accepted"] == stats["messages_delivered"] == 4
+            assert stats.messages_accepted == stats.messages_delivered == 4
 
     run(scenario())
 

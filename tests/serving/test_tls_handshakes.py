@@ -138,7 +138,7 @@ def test_the_rate_of_an_address_bounds_its_tls_handshakes(run, tls, clock, certi
             peers = [HalfTls(server.port, context, "nothing") for _ in range(3)]
             await until_pending(server, 3)
             await HalfTls(server.port, context, "nothing").ended()
-            assert server.hub.stats()["refused"] == {429: 1}
+            assert server.hub.stats().refused == {429: 1}
             assert all(peer.is_open() for peer in peers)
             pass_for(clock, 1, server)
             await is_served(server, certificate)

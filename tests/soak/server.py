@@ -22,6 +22,7 @@ import uvloop
 
 from tests.soak.wire import ALL, ECHO, JOIN, LEAVE, NUMBERED, OF_ROOM, ROOM, ROOMS, policy_of, room_name
 from wshub import CompressionConfig, Connection, EventHandler, Hub, HubConfig, Message, RateLimits
+from wshub.core.stats_types import MessageStats
 from wshub.serving.server import Server
 
 TICK = 0.01
@@ -39,9 +40,9 @@ def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-def check(stats: dict[str, Any]) -> None:
-    dropped = sum(stats["dropped"].values())
-    if stats["messages_accepted"] != stats["messages_delivered"] + dropped + stats["messages_pending"]:
+def check(stats: MessageStats) -> None:
+    dropped = stats.dropped.total
+    if stats.messages_accepted != stats.messages_delivered + dropped + stats.messages_pending:
         raise AssertionError(f"the counters do not add up: {stats}")
 
 
@@ -74,7 +75,7 @@ class Service:
 
     def serve(self) -> Server:
         handler = EventHandler(on_open=self.on_open, on_message=self.on_message, on_close=self.on_close)
-        return self.hub.serve("127.0.0.1", 0, handler)
+        return self.hub.serve("127.0.0.1", 0, handler, close_hub=True)
 
     def on_open(self, connection: Connection) -> None:
         self.opened += 1
@@ -118,7 +119,7 @@ class Service:
         check(stats)
         for name in self.hub.rooms:
             check(self.hub.stats(room=name))
-        return {"opened": self.opened, "closed": self.closed, "reasons": self.reasons, **stats}
+        return {"opened": self.opened, "closed": self.closed, "reasons": self.reasons, **stats.asdict()}
 
 
 async def open_a_transport() -> None:

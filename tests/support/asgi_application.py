@@ -82,5 +82,5 @@ def what_was_told() -> list[str]:
 @api.get("/count")
 def count() -> dict[str, int]:
     stats = hub.stats()
-    accounted = stats["messages_delivered"] + sum(stats["dropped"].values()) + stats["messages_pending"]
-    return {"connections": hub.connection_count, "unaccounted": stats["messages_accepted"] - accounted}
+    accounted = stats.messages_delivered + stats.dropped.total + stats.messages_pending
+    return {"connections": hub.connection_count, "unaccounted": stats.messages_accepted - accounted}

@@ -12,7 +12,7 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import websockets
@@ -21,6 +21,7 @@ from tests.support.programs import environment
 from tests.support.serving_hub import Clock, connected
 from wshub import Connection, EventHandler, Hub, HubConfig, Message
 from wshub.brokers.interface import Broker
+from wshub.core.cluster_types import ClusterStats
 
 SECOND = 0.05
 """Seconds of real time in which what is under way arrives, while a second of the test's clock passes."""
@@ -50,17 +51,19 @@ class HubNode(Node):
 
     @property
     def id(self) -> str:
-        return self.stats["node"]
+        return self.stats.node
 
     @property
-    def stats(self) -> Any:
+    def stats(self) -> ClusterStats:
         """The counts of the cluster at this node."""
-        return self.hub.stats()["cluster"]
+        cluster = self.hub.stats().cluster
+        assert cluster is not None
+        return cluster
 
     @property
-    def dropped(self) -> dict[str, int]:
+    def dropped(self) -> Mapping[str, int]:
         """Envelopes that the node did not send, by reason."""
-        return self.stats["broker"]["dropped"]
+        return self.stats.broker.dropped
 
     def sweep(self) -> None:
         assert self.hub._cluster is not None
@@ -98,7 +101,7 @@ async def serving_node(
 
     def pass_on(connection: Connection, message: Message) -> None:
         if message.data == COUNTS:
-            connection.send(json.dumps(hub.stats()["cluster"]))
+            connection.send(json.dumps(hub.stats().asdict()["cluster"]))
             return
         hub.broadcast(message, room=connection.request.path.removeprefix("/"))
 

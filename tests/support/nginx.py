@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.support.programs import free_port, running_program
+from tests.support.programs import running_program
 
 PATH = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
 
@@ -24,21 +24,17 @@ http {{
     fastcgi_temp_path {prefix}/fastcgi;
     uwsgi_temp_path {prefix}/uwsgi;
     scgi_temp_path {prefix}/scgi;
-    server {{
-        listen 127.0.0.1:{port};
-        {location}
-    }}
+    {http}
 }}
 """
 
 
 @contextlib.contextmanager
-def proxying(location: str, prefix: Path) -> Iterator[str]:
-    """Run an nginx with that location and its files below ``prefix``. Yields its address, ``127.0.0.1:port``."""
+def running(http: str, prefix: Path, port: int) -> Iterator[None]:
+    """Run an nginx with that text in its ``http`` block, which listens on the port. Its files are below ``prefix``."""
     assert PATH is not None
-    port = free_port()
     prefix.mkdir()
     file = prefix / "nginx.conf"
-    file.write_text(CONFIGURATION.format(prefix=prefix, port=port, location=location))
+    file.write_text(CONFIGURATION.format(prefix=prefix, http=http))
     with running_program([PATH, "-p", str(prefix), "-c", str(file)], port=port):
-        yield f"127.0.0.1:{port}"
+        yield

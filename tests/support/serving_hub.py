@@ -30,7 +30,7 @@ class Clock:
 async def serving(handler: Any, *, path: str | None = None, subprotocols: tuple[str, ...] = (), clock=None, **settings):
     """Serve a hub on a free port of the loopback. Yields the hub and its URL."""
     hub = Hub(HubConfig(**settings), **({"clock": clock} if clock else {}))
-    async with hub.serve("127.0.0.1", 0, handler, path=path, subprotocols=subprotocols) as server:
+    async with hub.serve("127.0.0.1", 0, handler, path=path, subprotocols=subprotocols, close_hub=True) as server:
         yield hub, f"ws://127.0.0.1:{server.port}{path or '/'}"
 
 

@@ -111,7 +111,7 @@ class Application:
     def check_ended(self) -> None:
         stats = self.hub.stats()
         left = {repr(connection): state for connection, state in self._states.items() if state != "closed"}
-        if stats["connections"] or stats["messages_pending"] or self.hub.rooms or self._endpoints or left:
+        if stats.connections or stats.messages_pending or self.hub.rooms or self._endpoints or left:
             self.findings.add(
                 f"not all has ended: {self._endpoints} endpoints, connections {left}, rooms {self.hub.rooms}, {stats}"
             )

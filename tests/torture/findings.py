@@ -8,7 +8,10 @@ import sys
 import threading
 import traceback
 from collections import Counter
-from typing import Any
+from dataclasses import asdict
+
+from wshub import HubStats
+from wshub.core.stats_types import MessageStats
 
 __all__ = ["DeliberateError", "Findings", "check_balance"]
 
@@ -50,10 +53,10 @@ class Findings(logging.Handler):
             self.found.append(finding)
             print(finding, file=sys.stderr, flush=True)
 
-    def count(self, stats: dict[str, Any]) -> None:
+    def count(self, stats: HubStats) -> None:
         """Add the counts of a hub that has ended."""
-        self.totals["delivered"] += stats["messages_delivered"]
-        self.totals.update({f"dropped: {reason}": count for reason, count in stats["dropped"].items()})
+        self.totals["delivered"] += stats.messages_delivered
+        self.totals.update({f"dropped: {reason}": count for reason, count in asdict(stats.dropped).items()})
 
     def raised(self, where: str, error: BaseException | None, about: object = None) -> None:
         text = "".join(traceback.format_exception(error)) if error is not None else ""
@@ -70,7 +73,7 @@ def _is_deliberate(record: logging.LogRecord) -> bool:
     return record.exc_info is not None and isinstance(record.exc_info[1], DeliberateError)
 
 
-def check_balance(stats: dict[str, Any]) -> None:
+def check_balance(stats: MessageStats) -> None:
     """Check that every accepted message is delivered, dropped or pending. Raises AssertionError."""
-    accounted = stats["messages_delivered"] + sum(stats["dropped"].values()) + stats["messages_pending"]
-    assert stats["messages_accepted"] == accounted, f"the counts of messages do not add up: {stats}"
+    accounted = stats.messages_delivered + stats.dropped.total + stats.messages_pending
+    assert stats.messages_accepted == accounted, f"the counts of messages do not add up: {stats}"

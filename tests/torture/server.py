@@ -51,10 +51,10 @@ class Service:
     def _serve(self) -> Server:
         hub, handler = self.application.hub, self.application.handler()
         if self._kind == "unix":
-            return hub.serve(handler=handler, unix=self.target["path"])
+            return hub.serve(handler=handler, unix=self.target["path"], close_hub=True)
         files = {"ssl_certfile": "certificate.pem", "ssl_keyfile": "key.pem"} if self._kind == "tls" else {}
         tls = {name: str(self._directory / file) for name, file in files.items()}
-        return hub.serve("127.0.0.1", self._port, handler, **tls)  # type: ignore[arg-type]
+        return hub.serve("127.0.0.1", self._port, handler, close_hub=True, **tls)  # type: ignore[arg-type]
 
     def _keep_little(self, server: Server) -> None:
         """Make the kernel's send buffers small, so that more messages wait in the hub."""

@@ -175,7 +175,7 @@ async def test_a_refusal_has_its_status_and_its_line_in_the_log(caplog) -> None:
         '"WebSocket /echo/x" [accepted]',
     ]
     assert app.ws_hub is not None
-    assert app.ws_hub.stats()["refused"] == {403: 1}
+    assert app.ws_hub.stats().refused == {403: 1}
 
 
 async def test_a_trusted_proxy_tells_the_address_and_no_other_does() -> None:

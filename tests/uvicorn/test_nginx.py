@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import websockets
 
-from tests.support.nginx import PATH, proxying
-from tests.support.programs import ROOT
+from tests.support import nginx
+from tests.support.pages import program
+from tests.support.programs import free_port
+from tests.support.replacing import replaced
 from tests.support.serving_hub import connected
 from tests.support.wshub_serve import serving
 from wshub import Connection, EventHandler, Hub, HubConfig
 
-pytestmark = pytest.mark.skipif(PATH is None, reason="there is no nginx")
+pytestmark = pytest.mark.skipif(nginx.PATH is None, reason="there is no nginx")
 
 DOCUMENTED = "proxy_set_header X-Forwarded-For $remote_addr;"
 APPENDING = "proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;"
@@ -28,17 +30,22 @@ FORGERIES: list[dict[str, str]] = [
 ]
 
 
-def location_of_the_documents(unix: str, forwarded: str) -> str:
-    page = (ROOT / "docs" / "deployment.md").read_text()
-    found = re.search(r"```nginx\n(location .*?)```", page, re.DOTALL)
-    assert found is not None
-    assert DOCUMENTED in found[1]
-    return (
-        found[1]
-        .replace("/run/chat/chat.sock", unix)
-        .replace("location /chat ", "location / ")
-        .replace(DOCUMENTED, forwarded)
+@contextlib.contextmanager
+def nginx_of_the_documents(unix: str, forwarded: str, prefix: Path) -> Iterator[str]:
+    """Run the nginx of the page on proxies, without TLS. Yields its address, ``127.0.0.1:port``."""
+    port = free_port()
+    http = replaced(
+        program("proxies.md", "chat.conf"),
+        {
+            "listen 443 ssl;": f"listen 127.0.0.1:{port};",
+            "ssl_certificate /etc/ssl/chat.pem;": "",
+            "ssl_certificate_key /etc/ssl/chat.key;": "",
+            "/run/chat/chat.sock": unix,
+            DOCUMENTED: forwarded,
+        },
     )
+    with nginx.running(http, prefix, port):
+        yield f"127.0.0.1:{port}"
 
 
 async def statuses_of(stack: contextlib.AsyncExitStack, url: str, told: list[Any]) -> list[int]:
@@ -68,7 +75,7 @@ def test_a_client_behind_nginx_cannot_choose_its_address(run, tmp_path: Path, ap
 
     with (
         serving(f"tests.support.served_applications:{app}", "--forwarded-allow-ips", "*", uds=unix),
-        proxying(location_of_the_documents(unix, forwarded), tmp_path / "nginx") as address,
+        nginx_of_the_documents(unix, forwarded, tmp_path / "nginx") as address,
     ):
         run(scenario(address))
 
@@ -84,7 +91,7 @@ async def test_a_client_of_a_hub_that_serves_behind_nginx_cannot_choose_its_addr
     hub = Hub(HubConfig(max_connections_per_address=2, trusted_proxies=("192.0.2.1",)))
     told: list[Any] = []
     async with hub.serve(unix=unix, handler=EventHandler(on_open=on_open)):
-        with proxying(location_of_the_documents(unix, forwarded), tmp_path / "nginx") as address:
+        with nginx_of_the_documents(unix, forwarded, tmp_path / "nginx") as address:
             async with contextlib.AsyncExitStack() as stack:
                 assert await statuses_of(stack, f"ws://{address}/", told) == [101, 101, 429, 429]
     assert told == ["('127.0.0.1', 0)"] * 2

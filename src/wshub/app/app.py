@@ -44,16 +44,22 @@ class App:
 
     def __init__(self, *, middleware: Sequence[Middleware] = (), **starlette: Any) -> None:
         self.router = Router(self)
+        """The routes. ``app.get``, ``post``, ``put``, ``patch``, ``delete``, ``websocket`` and ``mount`` are its methods."""
         self.get = self.router.get
         self.post = self.router.post
         self.put = self.router.put
         self.patch = self.router.patch
         self.delete = self.router.delete
         self.websocket = self.router.websocket
+        self.mount = self.router.mount
         self.ws_hub: Hub | None = None
+        """The application's hub; None before ``enable_websocket()``."""
         self._middleware = list(middleware)
         self._options = starlette
         self._starlette: Starlette | None = None
+
+    def __repr__(self) -> str:
+        return f"<App {len(self.router.routes)} routes, {repr(self.ws_hub) if self.ws_hub is not None else 'no hub'}>"
 
     def enable_websocket(
         self,

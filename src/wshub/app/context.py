@@ -13,6 +13,7 @@ import starlette.responses
 from starlette.types import Scope
 
 from wshub.asgi.handshake import register_scope, register_scope_when_decided
+from wshub.asgi.scope import ScopePeer, request_of
 from wshub.core.event_handler import EventHandler, Handlers, handler_table_of
 from wshub.core.handler_table import HandlerTable
 from wshub.core.refusals import NOT_HANDED_OVER, count_refusal
@@ -20,6 +21,7 @@ from wshub.core.upgrade import current_upgrade
 from wshub.errors import HandshakeError, MisuseError
 from wshub.protocol.handshake.server import Handshake
 from wshub.protocol.http.headers import Headers
+from wshub.protocol.json_text import json_from_value
 from wshub.protocol.validation import check_str, check_strings
 
 if TYPE_CHECKING:
@@ -47,13 +49,23 @@ class Request:
 
     def __init__(self, scope: Scope, receive: Any = None) -> None:
         self.scope = scope
+        """The ASGI scope."""
         self.headers = Headers(scope["headers"])
+        """The header fields."""
         self.method: str = scope.get("method", "GET")
+        """The method, such as ``POST``."""
         self.http_version: str = scope.get("http_version", "1.1")
+        """Such as ``1.1``."""
         self.path: str = scope["path"]
+        """The path, percent-decoded."""
         self.path_params: Mapping[str, Any] = scope.get("path_params", {})
+        """The parameters that the route found in the path."""
         self._starlette = starlette.requests.Request(scope, receive) if receive is not None else None
         self._connection = starlette.requests.HTTPConnection(scope)
+
+    def __repr__(self) -> str:
+        """Show all but the query and the header fields: clients send tokens in them."""
+        return f"<Request {self.method} {self.path!r}>"
 
     def get_header(self, name: str) -> str | None:
         """Return the first header field of that name, in any case, or None."""
@@ -84,13 +96,20 @@ class Response:
     def __init__(self, context: Context) -> None:
         self._context = context
         self.status: int | None = None
+        """The HTTP status; None means 200."""
         self.headers: list[tuple[str, str]] = []
+        """The header fields."""
         self.body: bytes | None = None
+        """The body; None means an empty one."""
+
+    def __repr__(self) -> str:
+        size = "no body" if self.body is None else f"{len(self.body)} bytes"
+        return f"<Response {self.status or 200}, {size}>"
 
     def set_status(self, status: int) -> None:
         """Answer with that HTTP status. The default is 200."""
         if isinstance(status, bool) or not hasattr(status, "__index__") or not 200 <= operator.index(status) <= 599:
-            raise MisuseError(f"a response has a status from 200 to 599, an int, not {status!r}")
+            raise MisuseError(f"set_status(): status must be an int from 200 to 599, not {status!r}")
         self.status = operator.index(status)
 
     def set_header(self, name: str, value: str) -> None:
@@ -113,12 +132,13 @@ class Response:
             # bytes() would also take an integer (as a length).
             self.body = bytes(memoryview(body))
         except TypeError:
-            raise TypeError(f"the body of a response is a str or bytes, not {type(body).__name__}") from None
+            raise TypeError(f"send(): body must be a str or bytes, not {type(body).__name__}") from None
 
     def send_json(self, value: Any) -> None:
         """Answer with ``value`` as JSON."""
+        text = json_from_value(value)
         self.set_header("Content-Type", "application/json")
-        self.send(json.dumps(value, ensure_ascii=False).encode())
+        self.send(text if isinstance(text, bytes) else text.encode())
 
     def upgrade_websocket(self, *, subprotocols: Sequence[str] = (), **handlers: Unpack[Handlers]) -> Connection:
         """Make the request a WebSocket of the application's hub, with these handlers (``on_open=...`` and so on).
@@ -146,13 +166,19 @@ class Context:
 
     def __init__(self, app: HasHub, request: Request, *, is_websocket: bool) -> None:
         self.app = app
+        """The application."""
         self.request = request
+        """The request."""
         self.response = Response(self)
+        """The response, for the handler to fill."""
         self.opening: Opening | None = None
         """The opening handshake of the connection that the request has become."""
         self.is_over = False
         """Whether the handler has returned. A task that it has started still has this context."""
         self._is_websocket = is_websocket
+
+    def __repr__(self) -> str:
+        return f"<Context {self.request!r}, {self.response!r}>"
 
     @property
     def connection(self) -> Connection | None:
@@ -181,7 +207,7 @@ class Context:
                 Handshake.check_request(request.method, request.http_version, request.headers)
                 raise HandshakeError(*NOT_HANDED_OVER)
             except HandshakeError as error:
-                count_refusal(hub, error)
+                count_refusal(hub, error, request=request_of(request.scope), source=ScopePeer(request.scope))
                 raise
         if self.opening is not None:
             raise MisuseError("this request has become a connection already")

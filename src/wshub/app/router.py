@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from starlette.routing import BaseRoute, Route, WebSocketRoute
+from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
+from starlette.types import ASGIApp
 
 from wshub.app.endpoints import ConnectionEndpoint, HttpEndpoint, WebSocketEndpoint
 from wshub.core.handler_checks import check_function
@@ -32,6 +33,9 @@ class Router:
     def __init__(self, app: HasHub) -> None:
         self._app = app
         self.routes: list[BaseRoute] = []
+
+    def __repr__(self) -> str:
+        return f"<Router {len(self.routes)} routes>"
 
     @overload
     def get(self, path: str, handler: Handler) -> Handler: ...
@@ -85,6 +89,10 @@ class Router:
             return endpoint
 
         return decorate
+
+    def mount(self, path: str, app: ASGIApp) -> None:
+        """Have an ASGI application answer every request below a path, such as ``health_endpoint(hub)``."""
+        self.routes.append(Mount(check_str("path", path), app))
 
     def _route(self, method: str, path: str, handler: Any) -> Any:
         path = check_str("path", path)

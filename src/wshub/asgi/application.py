@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from wshub.asgi.handshake import accept_or_refuse, check_not_accepted, expect_connect, refuse_with, wait_until_released
 from wshub.asgi.native import NativeRoute
-from wshub.asgi.scope import Receive, Scope, Send
+from wshub.asgi.scope import Receive, Scope, ScopePeer, Send, request_of
 from wshub.core.event_handler import handler_table_of
 from wshub.core.refusals import NOT_A_HANDSHAKE, count_refusal
 from wshub.errors import HandshakeError, MisuseError
@@ -27,6 +27,9 @@ class HubApplication:
         self.table = handler_table_of(handler)
         self.subprotocols = check_strings("subprotocols", subprotocols)
 
+    def __repr__(self) -> str:
+        return f"<HubApplication of {self.hub!r}>"
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request. Return when its connection has ended, or once the server has given it to the hub."""
         if scope["type"] == "websocket":
@@ -39,7 +42,7 @@ class HubApplication:
             await wait_until_released(*accepted)
         elif scope["type"] == "http":
             error = HandshakeError(*NOT_A_HANDSHAKE)
-            count_refusal(self.hub, error)
+            count_refusal(self.hub, error, request=request_of(scope), source=ScopePeer(scope))
             await refuse_with(error, scope, send)
         elif scope["type"] == "lifespan":
             await self._live(receive, send)

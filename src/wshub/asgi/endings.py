@@ -11,7 +11,13 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from wshub.core.connection import Connection, ConnectionState
-from wshub.errors import ConnectionClosed, HandshakeError, InvalidMessageError, MisuseError
+from wshub.errors import (
+    ConnectionClosed,
+    HandshakeError,
+    InvalidMessageError,
+    MisuseError,
+    UnexpectedMessageError,
+)
 from wshub.links.asgi_link import AsgiLink
 from wshub.protocol.close_code import CloseCode, encode_close_payload
 
@@ -64,7 +70,9 @@ def is_end_of(connection: Connection, error: BaseException) -> bool:
 
 
 def code_of(error: BaseException) -> tuple[int, str] | None:
-    """Return the close code and the reason that an exception of a framework asks for, if it is such an exception."""
+    """Return the close code and the reason that an exception asks for, if it is one of those that close a WebSocket."""
+    if isinstance(error, UnexpectedMessageError):
+        return error.code, error.reason
     if not _is_one_of(error, _CLOSES):
         return None
     code: Any = getattr(error, "code", None)
@@ -113,6 +121,10 @@ async def _exit(
     traceback: TracebackType | None,
 ) -> bool:
     """Close the connection, unless the framework closes it. Returns whether the error is no more than its end."""
+    if isinstance(error, UnexpectedMessageError):
+        connection.close(error.code, error.reason)
+        await connection.wait_closed()
+        return True
     closing = code_of(error) if error is not None else None
     if closing is not None:
         with contextlib.suppress(ConnectionClosed):
@@ -131,12 +143,14 @@ async def _exit(
 def end_quietly_in_starlette(scope: MutableMapping[str, Any]) -> None:
     """Have Starlette and FastAPI end an endpoint in the ordinary way where nothing is wrong with it.
 
-    That is if it fails because its connection has ended, or because the hub has refused the handshake. Another server
-    than wshub's logs every exception that reaches it. A handler that the application has registered stays.
+    That is if it fails because its connection has ended, because the client has sent something unexpected, or because
+    the hub has refused the handshake. Another server than wshub's logs every exception that reaches it. A handler that
+    the application has registered stays.
     """
     handlers = scope.get("starlette.exception_handlers")
     if handlers:
         handlers[0].setdefault(ConnectionClosed, _end_quietly)
+        handlers[0].setdefault(UnexpectedMessageError, _end_quietly)
         handlers[0].setdefault(HandshakeError, _end_quietly)
 
 
@@ -160,6 +174,10 @@ def has_begun(websocket: Any) -> bool:
 
 async def _end_quietly(request: Any, error: Exception) -> None:
     outcome = request.scope.get(_OUTCOME)
+    if isinstance(outcome, Connection) and isinstance(error, UnexpectedMessageError):
+        outcome.close(error.code, error.reason)
+        await outcome.wait_closed()
+        return
     if outcome is not error and not (isinstance(outcome, Connection) and is_end_of(outcome, error)):
         raise error
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from inspect import iscoroutine
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from wshub.asgi import endings
 from wshub.asgi.scope import (
@@ -17,6 +17,7 @@ from wshub.asgi.scope import (
     Fields,
     Receive,
     Scope,
+    ScopePeer,
     Send,
     address_of,
     encode_fields,
@@ -56,8 +57,9 @@ def register_scope(
     hub: HubLifecycle, table: HandlerTable, scope: Mapping[str, Any], *, subprotocol: str | None = None
 ) -> Opening:
     """Register the request of a scope with a hub. Raises ``HandshakeError`` if the hub refuses it."""
-    with _CountingRefusals(hub):
-        opening = _admit(hub, table, scope)
+    with _CountingRefusals(hub, scope) as refusals:
+        opening = refusals.opening = _begin(hub, table, scope)
+        opening.admit()
         decision: Any = opening.decide()
     if opening.waits:
         if iscoroutine(decision):
@@ -72,8 +74,9 @@ async def register_scope_when_decided(
     hub: HubLifecycle, table: HandlerTable, scope: Mapping[str, Any], *, subprotocol: str | None = None
 ) -> Opening:
     """Do what ``register_scope`` does; ``on_upgrade`` may be a coroutine function."""
-    with _CountingRefusals(hub):
-        opening = _admit(hub, table, scope)
+    with _CountingRefusals(hub, scope) as refusals:
+        opening = refusals.opening = _begin(hub, table, scope)
+        opening.admit()
         decision: Any = opening.decide()
         if opening.waits:
             decision = await opening.wait(decision)
@@ -83,27 +86,30 @@ async def register_scope_when_decided(
 class _CountingRefusals:
     """Counts, for a hub, the handshake that is refused in its block, or that fails there."""
 
-    __slots__ = ("_hub",)
+    __slots__ = ("_hub", "_scope", "opening")
 
-    def __init__(self, hub: HubLifecycle) -> None:
+    def __init__(self, hub: HubLifecycle, scope: Mapping[str, Any]) -> None:
         self._hub = hub
+        self._scope = scope
+        self.opening: Opening | None = None
+        """The opening of the handshake, as soon as there is one."""
 
-    def __enter__(self) -> None:
-        """Nothing is counted yet."""
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if isinstance(error, HandshakeError):
-            count_refusal(self._hub, error)
+            count_refusal(self._hub, error, self.opening, source=ScopePeer(self._scope))
         elif isinstance(error, Exception):
-            count_refusal(self._hub, HandshakeError(*FAILED))
+            count_refusal(self._hub, HandshakeError(*FAILED), self.opening, source=ScopePeer(self._scope))
+        elif error is not None and self.opening is not None:
+            self.opening.abandoned()
 
 
-def _admit(hub: HubLifecycle, table: HandlerTable, scope: Mapping[str, Any]) -> Opening:
+def _begin(hub: HubLifecycle, table: HandlerTable, scope: Mapping[str, Any]) -> Opening:
     bind_for_request(hub)
     client = address_of(scope) if hub.wants_address else None
-    opening = Opening(hub, table, request_of(scope), client=client)
-    opening.admit()
-    return opening
+    return Opening(hub, table, request_of(scope), client=client)
 
 
 def _register(

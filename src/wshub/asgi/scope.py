@@ -20,6 +20,7 @@ __all__ = [
     "Fields",
     "Receive",
     "Scope",
+    "ScopePeer",
     "Send",
     "address_of",
     "encode_fields",
@@ -65,6 +66,20 @@ def address_of(scope: Mapping[str, Any]) -> tuple[Any, ...] | None:
         # Where the server does not tell of its peer, all of these have the limits of one address.
         client = (takeover_of(scope) or {}).get("peer") or UNKNOWN_ADDRESS
     return tuple(client[:2]) if client else None
+
+
+class ScopePeer:
+    """The source of a request: the client of its scope."""
+
+    __slots__ = ("_scope",)
+
+    def __init__(self, scope: Mapping[str, Any]) -> None:
+        self._scope = scope
+
+    @property
+    def peer(self) -> tuple[Any, ...] | None:
+        """The client's address; None if it is not known."""
+        return address_of(self._scope)
 
 
 def is_of_daphne(scope: Mapping[str, Any]) -> bool:

@@ -15,9 +15,9 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Collection
-from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias, TypedDict, runtime_checkable
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 from wshub.links.reactor_api import Reactor
 
@@ -131,31 +131,35 @@ class BrokerHealth:
         return self.state == "connected"
 
 
-class BrokerStats(TypedDict):
-    """The counts of a broker since ``start()``."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerStats:
+    """The counts of a broker since ``start()``. Immutable."""
 
-    sent: int
+    sent: int = 0
     """Envelopes that were handed to the engine, or to a peer: once for each."""
 
-    received: int
+    received: int = 0
     """Envelopes that arrived, those of the node itself included."""
 
-    bytes_sent: int
-    bytes_received: int
+    bytes_sent: int = 0
+    """Bytes sent to the engine, or to peers."""
 
-    dropped: dict[str, int]
+    bytes_received: int = 0
+    """Bytes received from there."""
+
+    dropped: Mapping[str, int] = field(default_factory=dict)
     """Envelopes that were not sent, by reason: ``disconnected``, or ``full`` if too many bytes waited."""
 
-    interruptions: dict[str, int]
+    interruptions: Mapping[str, int] = field(default_factory=dict)
     """How often envelopes may have been lost, by reason."""
 
-    reconnects: int
+    reconnects: int = 0
     """Connections that were made again after an earlier one was lost."""
 
-    subscriptions: int
+    subscriptions: int = 0
     """Channels that the node has subscribed to."""
 
-    peers: int
+    peers: int = 0
     """Open connections: to other nodes, or to an engine."""
 
 

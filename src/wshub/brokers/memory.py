@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 from collections import deque
 from collections.abc import Collection, Sequence
@@ -103,9 +104,12 @@ class MemoryBroker:
         self._probe_interval = probe_interval
         self._probe_timeout = probe_timeout
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._stats = new_stats()
+        self._counts = Counts()
         self._reason = "not started"
         self._reset()
+
+    def __repr__(self) -> str:
+        return f"<MemoryBroker {self._state}, {len(self._subscriptions)} channels>"
 
     def _reset(self) -> None:
         """Be as a broker that was not started yet, but for the counts."""
@@ -151,7 +155,7 @@ class MemoryBroker:
         self._loop = asyncio.get_running_loop()
         self._events = events
         self._node = node
-        self._stats = new_stats()
+        self._counts = Counts()
         self._reason = "the connection is not made yet"
         self._own = (ALL_NODES, node_channel(node.id)) if node.receives else ()
         for channel in self._own:
@@ -265,12 +269,11 @@ class MemoryBroker:
 
     def stats(self) -> BrokerStats:
         """Return what was counted since ``start()``."""
-        stats = self._stats.copy()
-        stats["dropped"] = stats["dropped"].copy()
-        stats["interruptions"] = stats["interruptions"].copy()
-        stats["subscriptions"] = len(self._subscriptions)
-        stats["peers"] = 0 if self._connection is None else 1
-        return stats
+        return BrokerStats(
+            **dataclasses.asdict(self._counts),
+            subscriptions=len(self._subscriptions),
+            peers=0 if self._connection is None else 1,
+        )
 
     # What leaves.
 
@@ -289,7 +292,7 @@ class MemoryBroker:
         return None
 
     def _count_dropped(self, reason: str) -> None:
-        self._stats["dropped"][reason] = self._stats["dropped"].get(reason, 0) + 1
+        self._counts.dropped[reason] = self._counts.dropped.get(reason, 0) + 1
 
     def _flush_soon(self) -> None:
         if self._flush_handle is None and self._connection is not None and self._loop is not None:
@@ -314,8 +317,8 @@ class MemoryBroker:
             self._outgoing_changes -= not isinstance(command, Probe)
             return
         self._pending_bytes -= ENVELOPE_CHARGE + len(command.envelope)
-        self._stats["sent"] += 1
-        self._stats["bytes_sent"] += len(command.envelope)
+        self._counts.sent += 1
+        self._counts.bytes_sent += len(command.envelope)
         if command.request is not None and command.request in self._publications:
             self._publications[command.request].is_sent = True
 
@@ -389,8 +392,8 @@ class MemoryBroker:
 
     def _receive(self, arrived: Arrived) -> None:
         if arrived.channel in self._subscriptions and self._events is not None:
-            self._stats["received"] += 1
-            self._stats["bytes_received"] += len(arrived.envelope)
+            self._counts.received += 1
+            self._counts.bytes_received += len(arrived.envelope)
             self._events.receive(arrived.envelope)
 
     def _confirm(self, answer: Subscribed) -> None:
@@ -485,7 +488,7 @@ class MemoryBroker:
             self._is_outage_logged = False
             logger.info("the broker is connected again")
         if self._was_connected:
-            self._stats["reconnects"] += 1
+            self._counts.reconnects += 1
             self._restore(None)
         self._was_connected = True
         if self._opened is not None and not self._opened.done():
@@ -538,7 +541,7 @@ class MemoryBroker:
             logger.warning("the broker has no connection, and tries again: %s", reason)
 
     def _interrupt(self, channels: Collection[str] | None, reason: str) -> None:
-        self._stats["interruptions"][reason] = self._stats["interruptions"].get(reason, 0) + 1
+        self._counts.interruptions[reason] = self._counts.interruptions.get(reason, 0) + 1
         if self._events is not None:
             self._events.interrupted(channels, reason)
 
@@ -547,19 +550,17 @@ class MemoryBroker:
             self._events.restored(channels)
 
 
-def new_stats() -> BrokerStats:
-    """Return counts that are all zero."""
-    return {
-        "sent": 0,
-        "received": 0,
-        "bytes_sent": 0,
-        "bytes_received": 0,
-        "dropped": {},
-        "interruptions": {},
-        "reconnects": 0,
-        "subscriptions": 0,
-        "peers": 0,
-    }
+@dataclasses.dataclass(slots=True)
+class Counts:
+    """What a broker has counted since it was started. ``BrokerStats`` describes each count."""
+
+    sent: int = 0
+    received: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    dropped: dict[str, int] = dataclasses.field(default_factory=dict)
+    interruptions: dict[str, int] = dataclasses.field(default_factory=dict)
+    reconnects: int = 0
 
 
 def fail(future: asyncio.Future[Published] | asyncio.Future[None], error: BrokerError) -> None:

@@ -149,17 +149,7 @@ class RedisBroker:
         """Return what was counted since ``start()``."""
         if self._session is not None:
             return self._session.stats()
-        return BrokerStats(
-            sent=0,
-            received=0,
-            bytes_sent=0,
-            bytes_received=0,
-            dropped={},
-            interruptions={},
-            reconnects=0,
-            subscriptions=len(self._wanted),
-            peers=0,
-        )
+        return BrokerStats(subscriptions=len(self._wanted))
 
     def _running(self) -> RedisSession | None:
         session = self._session

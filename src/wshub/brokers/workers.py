@@ -63,6 +63,9 @@ class WorkersBroker:
         """The directory, as a hub compares it with those of other hubs; None if those may have the same name."""
         return None if self.several_in_process else f"workers:{os.path.realpath(self.path)}"
 
+    def __repr__(self) -> str:
+        return f"WorkersBroker({self.path!r})"
+
     async def start(self, node: NodeInfo, events: BrokerEvents) -> None:
         """Join the other processes. Return when each knows the channels of this node, or is gone, or after two seconds.
 
@@ -174,17 +177,8 @@ class WorkersBroker:
         """Return what was counted since ``start()``."""
         session = self._session
         if session is None:
-            return BrokerStats(
-                sent=0,
-                received=0,
-                bytes_sent=0,
-                bytes_received=0,
-                dropped={"disconnected": self._dropped_early} if self._dropped_early else {},
-                interruptions={},
-                reconnects=0,
-                subscriptions=len(self._early),
-                peers=0,
-            )
+            dropped = {"disconnected": self._dropped_early} if self._dropped_early else {}
+            return BrokerStats(dropped=dropped, subscriptions=len(self._early))
         mesh = session.mesh
         return BrokerStats(
             sent=mesh.sent,

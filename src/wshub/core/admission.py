@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from wshub.core.config import HubConfig
+from wshub.core.limit_log import LimitLog
 from wshub.core.refusals import (
     TOO_MANY_CONNECTIONS,
     TOO_MANY_FROM_ADDRESS,
@@ -39,9 +40,10 @@ class Admission:
     at least those. A peer without an address, as on a Unix socket, is not counted.
     """
 
-    def __init__(self, config: HubConfig, clock: Callable[[], float]) -> None:
+    def __init__(self, config: HubConfig, clock: Callable[[], float], limit_log: LimitLog) -> None:
         self._config = config
         self._clock = clock
+        self._limit_log = limit_log
         self._all = AddressRates(config.max_connection_rate)
         self._each = AddressRates(config.max_connection_rate_per_address)
         self._connections: dict[str, int] = {}
@@ -55,15 +57,17 @@ class Admission:
         """
         config = self._config
         if config.allowed_origins:
-            self._check_origin(headers)
+            check_origin(headers, config.allowed_origins, allow_missing=config.allow_missing_origin)
         elif not self._warned:
             self._warn_about_origins(headers)
         self.check_capacity(address, connections)
         if config.max_connection_rate_per_address:
             key = address_bucket(address)
             if key is not None and not self._each.take(key, self._clock()):
+                self._limit_log.reached("max_connection_rate_per_address")
                 raise HandshakeError(*TOO_MANY_NEW_FROM_ADDRESS)
         if config.max_connection_rate and not self._all.take("", self._clock()):
+            self._limit_log.reached("max_connection_rate")
             raise HandshakeError(*TOO_MANY_NEW)
 
     def check_capacity(self, address: object, connections: int) -> None:
@@ -73,10 +77,12 @@ class Admission:
         """
         config = self._config
         if connections >= config.max_connections:
+            self._limit_log.reached("max_connections")
             raise HandshakeError(*TOO_MANY_CONNECTIONS)
         if config.max_connections_per_address:
             key = address_bucket(address)
             if key is not None and self._connections.get(key, 0) >= config.max_connections_per_address:
+                self._limit_log.reached("max_connections_per_address")
                 raise HandshakeError(*TOO_MANY_FROM_ADDRESS)
 
     def enter(self, address: object) -> str | None:
@@ -97,14 +103,6 @@ class Admission:
     def sweep(self) -> None:
         """Forget the rates of addresses whose buckets are full again."""
         self._each.forget(self._clock())
-
-    def _check_origin(self, headers: Headers) -> None:
-        config = self._config
-        try:
-            check_origin(headers, config.allowed_origins, allow_missing=config.allow_missing_origin)
-        except HandshakeError as error:
-            logger.debug("a handshake is refused with %d: %s", error.status, error.reason)
-            raise
 
     def _warn_about_origins(self, headers: Headers) -> None:
         """Warn once, at the first sign, that any page can use the sessions of this server's users."""

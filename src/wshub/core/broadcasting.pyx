@@ -118,7 +118,7 @@ cdef Py_ssize_t send_from_loop(
         # The loop closed a moment ago, and its connections are gone.
         return 0
     if kind == HUB_MESSAGE:
-        return len(hub.connections)
+        return len(hub.connection_table)
     found = rooms_of_kind(hub, kind).get(name)
     return len(found.members) if found is not None else 0
 

@@ -8,6 +8,7 @@
     The endpoint returns                   close_returned_endpoint   1000                      the code of the answer.
     The client sends a close frame         begin_closing             the client's payload      the client's code.
     A handler raises                       handler_failed            1011                      1011, after on_error.
+    The message is not the expected one    handler_failed            1003 or 1007              the same, after on_error.
     The client breaks the protocol         fail                      1002, 1007 or 1009        the code that was sent.
     A rate is exceeded under "close"       fail                      1008                      the code that was sent.
     The queue is full under "close"        fail_slow_consumer        1013, queue dropped       the code that was sent.
@@ -21,11 +22,12 @@
 
 handler_failed() is in handlers.pyx, fail_slow_consumer() in slow_consumers.pyx. keepalive.pyx calls abort().
 
-EventHandler.close_codes may replace 1002, 1007, 1008, 1009, 1011 and 1013 in a close frame. If the client does not
-answer within close_timeout, its connection is aborted. on_close is called if on_open was. The loss of the link ends
+EventHandler.close_codes may replace 1002, 1003, 1007, 1008, 1009, 1011 and 1013 in a close frame. If the client does
+not answer within close_timeout, its connection is aborted. on_close is called if on_open was. The loss of the link ends
 receive(), wait_closed() and drain(); fail() ends receive() at once.
 """
 
+from wshub.core.connection_logging cimport log_closed
 from wshub.core.hub_state cimport BYTES
 from wshub.core.rooms cimport leave_all_rooms
 from wshub.core.connection_state cimport (
@@ -72,7 +74,7 @@ cdef object closed_error(ConnectionCore connection):
 cdef object check_open(ConnectionCore connection):
     """Raise MisuseError if the connection is not open yet, and closed_error() if it is closing or closed."""
     if connection.status == IS_CONNECTING:
-        raise MisuseError("the connection is not open yet: its handler may send, from on_open on")
+        raise MisuseError("the connection is not open yet: send, drain and wait_writable work from on_open on")
     if connection.status != IS_OPEN:
         raise closed_error(connection)
 
@@ -220,6 +222,8 @@ cdef bint finish_closing(ConnectionCore connection) noexcept:
         closes[connection.code] = closes.get(connection.code, 0) + 1
     except MemoryError:
         logger.error("out of memory: the end of a connection is not counted")
+    if connection.log is not None:
+        log_closed(connection)
     wake_all(connection)
     if connection.blocks & ANY_HANDLER_RUNS:
         connection.close_pending = True

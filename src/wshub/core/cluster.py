@@ -206,19 +206,21 @@ class Cluster(RemoteMessages):
     def stats(self) -> ClusterStats:
         """Return the counts."""
         lag = self.lag_seconds
-        return {
-            "node": self.info.id,
-            "nodes": len(self.commands.nodes) + 1,
-            "published": self.sent_count,
-            "rejected": self.rejected_count,
-            "received": self.received_count,
-            "delivered": self.delivered_count,
-            "ignored": self.ignored_counts,
-            "interruptions": dict(self._interruptions),
-            "lag_ms": lag * 1000 if lag is not None else None,
-            "probe_ms": self.broker.health().probe_ms,
-            "broker": self.broker.stats(),
-        }
+        health = self.broker.health()
+        return ClusterStats(
+            node=self.info.id,
+            nodes=len(self.commands.nodes) + 1,
+            published=self.sent_count,
+            rejected=self.rejected_count,
+            received=self.received_count,
+            delivered=self.delivered_count,
+            ignored=self.ignored_counts,
+            interruptions=dict(self._interruptions),
+            lag_ms=lag * 1000 if lag is not None else None,
+            probe_ms=health.probe_ms,
+            connected=health.ok,
+            broker=self.broker.stats(),
+        )
 
     # For the broker: BrokerEvents
 

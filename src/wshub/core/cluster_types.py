@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias, TypedDict
+from typing import Any, Literal, TypeAlias
 
 from wshub.brokers.interface import BrokerHealth, BrokerStats, NodeInfo
 
@@ -53,7 +54,8 @@ class HubHealth:
     """The state of the broker; None without a broker."""
 
 
-class IgnoredEnvelopes(TypedDict):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IgnoredEnvelopes:
     """Envelopes of other programs and nodes that reached no connection, by reason."""
 
     own: int
@@ -71,11 +73,17 @@ class IgnoredEnvelopes(TypedDict):
     failed: int
     """There was no memory, or an error is in the log."""
 
+    @property
+    def total(self) -> int:
+        """The sum over all reasons."""
+        return self.own + self.no_receiver + self.unreadable + self.failed
 
-class ClusterStats(TypedDict):
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterStats:
     """Counts of messages between nodes.
 
-    At any moment, ``received`` is ``delivered`` + the sum of ``ignored``.
+    At any moment, ``received`` is ``delivered`` + ``ignored.total``.
     """
 
     node: str
@@ -97,8 +105,9 @@ class ClusterStats(TypedDict):
     """Of these, how many were for this node."""
 
     ignored: IgnoredEnvelopes
+    """Of these, how many reached no connection."""
 
-    interruptions: dict[str, int]
+    interruptions: Mapping[str, int]
     """How often messages may have been lost, by reason."""
 
     lag_ms: float | None
@@ -106,6 +115,9 @@ class ClusterStats(TypedDict):
 
     probe_ms: float | None
     """Milliseconds that the last probe took through the broker and back; None before the first one."""
+
+    connected: bool
+    """Whether the broker works: envelopes go out and come in."""
 
     broker: BrokerStats
     """The counts of the broker."""

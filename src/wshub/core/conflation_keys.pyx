@@ -20,7 +20,7 @@ cdef enum:
 cdef int check_conflation_key(object key) except -1:
     """Raise MisuseError if a value cannot be the key of a message."""
     if key is not None and not isinstance(key, str):
-        raise MisuseError(f"the key of a message is a str, not {type(key).__name__}")
+        raise MisuseError(f"key must be a str or None, not {type(key).__name__}")
     return 0
 
 

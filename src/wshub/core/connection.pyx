@@ -1,35 +1,32 @@
 # cython: language_level=3
 """One WebSocket connection, as applications see it."""
 
-from libc.math cimport INFINITY, NAN
-from libc.stdint cimport uint8_t
+from libc.stdint cimport int64_t, uint8_t
 
 from wshub.core.delivery_options cimport CLOSE_CONNECTION, INHERITED, Delivery, resolve_delivery_options
 from wshub.core.closing cimport begin_closing, check_open, close_before_opening, closed_error
 from wshub.core.conflation_keys cimport PRIVATE_KEYS, check_conflation_key, intern_key
 from wshub.core.connection_state cimport (
-    INBOX_FULL,
-    INBOX_KIBIBYTES,
-    INBOX_LIMIT,
     IS_CLOSED,
-    IS_CLOSING,
     IS_CONNECTING,
     IS_OPEN,
     hand_over,
-    inbox_charge,
     is_other_thread,
 )
+from wshub.core.inbox cimport InboxConnection
+from wshub.core.keepalive cimport note_ping
 from wshub.core.queued cimport QUEUED
-from wshub.core.receiving cimport ReceivingConnection
 from wshub.core.rooms cimport join_room, leave_room, names_of_rooms, room_name, set_user, user_name, user_of
-from wshub.core.sending cimport queue, queue_alone
+from wshub.core.sending cimport add_drain_waiter, queue, queue_alone
 from wshub.core.slow_consumers cimport fail_slow_consumer
 from wshub.links.link cimport queue_charge
 from wshub.protocol.frame_buffer cimport FrameBuffer, frame_release
+from wshub.protocol.json_text cimport encode_json
 from wshub.protocol.message cimport (
     Message,
     frame_from_payload,
     frame_with_metadata_from_data,
+    message_from_frame,
 )
 from wshub.protocol.opcodes cimport (
     MAX_CONTROL_PAYLOAD,
@@ -38,19 +35,11 @@ from wshub.protocol.opcodes cimport (
     TEXT_OPCODE,
 )
 
-import asyncio
 import enum
-import json
 import logging
-from collections import OrderedDict
 from functools import partial
 
-from wshub.errors import (
-    ConnectionClosed,
-    ConnectionLost,
-    InvalidMessageError,
-    MisuseError,
-)
+from wshub.errors import ConnectionClosed, InvalidMessageError
 from wshub.protocol.close_code import encode_close_payload
 
 logger = logging.getLogger("wshub.server")
@@ -67,29 +56,29 @@ class ConnectionState(enum.Enum):
 
 cdef tuple STATES = tuple(ConnectionState)
 
-
-cdef object seconds_from(object timeout):
-    """Convert a timeout to seconds, or to None for no timeout. Raises MisuseError for anything else."""
-    cdef double seconds = NAN
-    if not isinstance(timeout, bool):
-        try:
-            seconds = timeout
-        except (TypeError, OverflowError):
-            pass
-    if not seconds >= 0:
-        raise MisuseError(f"timeout must be None or a number of seconds that is not negative, not {timeout!r}")
-    return seconds if seconds < INFINITY else None
+cdef enum:
+    # Rooms, and characters of a path or of a room's name, in the repr of a connection: it stands in log lines.
+    SHOWN_ROOMS = 3
+    SHOWN_CHARACTERS = 80
 
 
-cdef class Connection(ReceivingConnection):
+cdef str shortened(str text):
+    """Return text from a client for a log line: quoted, so that it stays on that line, and not too long."""
+    return repr(text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}...")
+
+
+cdef class Connection(InboxConnection):
     """One WebSocket connection of a hub.
 
     You may call its methods from any thread. A call from another thread than the hub's is handed over to the loop. Only
-    the coroutines ``drain``, ``receive`` and ``wait_closed`` need a task of that loop.
+    the coroutines, such as ``drain`` and ``receive``, need a task of that loop.
 
     The methods that send, ``close``, ``join`` and ``leave`` are ordinary functions that queue and return at once. Call
     them without ``await``; an ``await`` on their result does nothing. Messages leave in the order of the calls. To
-    wait, await ``drain`` or ``wait_closed``.
+    wait, await ``wait_writable``, ``drain`` or ``wait_closed``.
+
+    A call that needs an open connection raises ``ConnectionClosed`` once the client has left. A handler need not catch
+    it: the handler ends quietly, without a traceback in the log.
     """
 
     # Properties
@@ -187,8 +176,29 @@ cdef class Connection(ReceivingConnection):
         """Return ``metadata[key]``, or ``default`` if there is no such key."""
         return default if self.user_metadata is None else self.user_metadata.get(key, default)
 
+    @property
+    def latency_ms(self):
+        """The round-trip time of the last answered ping, in milliseconds, or None before the first answer.
+
+        The hub sends a ping every ``ping_interval_ms``, and ``send_ping`` sends one at once. It stays None under
+        another ASGI server, which sends its own pings.
+        """
+        return (self.round_trip - 1) / 1000 if self.round_trip else None
+
     def __repr__(self):
-        return f"<Connection {self.id} {STATES[self.status].name.lower()}>"
+        """Show the id, the state, the client's address, the path and the rooms. Queries and messages stay hidden."""
+        shown = [f"<Connection {self.id} {STATES[self.status].name.lower()}"]
+        address = self.remote_address
+        if address is not None:
+            host, port = address[:2]
+            shown.append(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+        if self.request is not None:
+            shown.append(shortened(self.path))
+        rooms = sorted(self.rooms)
+        if rooms:
+            more = f" and {len(rooms) - SHOWN_ROOMS} more" if len(rooms) > SHOWN_ROOMS else ""
+            shown.append(f"rooms: {', '.join(map(shortened, rooms[:SHOWN_ROOMS]))}{more}")
+        return f"{' '.join(shown)}>"
 
     # Rooms
 
@@ -296,13 +306,29 @@ cdef class Connection(ReceivingConnection):
             raise TypeError("send_binary() takes bytes, not str: encode it, or call send_text()")
         return self.send(data, compress=compress, slow_consumer=slow_consumer, key=key)
 
+    def send_bytes(self, data, *, compress=None, slow_consumer=None, key=None):
+        """Do what ``send_binary`` does, under the name that Starlette has for it."""
+        return self.send_binary(data, compress=compress, slow_consumer=slow_consumer, key=key)
+
     def send_json(self, value, *, compress=None, slow_consumer=None, key=None):
-        """Queue ``value`` as JSON in a text message. Raises as ``send`` and ``json.dumps`` do."""
-        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-        return self.send(text, compress=compress, slow_consumer=slow_consumer, key=key)
+        """Queue ``value`` as JSON in a text message.
+
+        ``orjson`` or ``msgspec`` encodes it if one of them is installed, which is faster. The client receives the same
+        value in each case.
+
+        Raises:
+            TypeError: ``json.dumps`` cannot encode the value.
+            InvalidMessageError: the value contains NaN, infinity or itself.
+            ConnectionClosed, MisuseError: as ``send``.
+        """
+        message = message_from_frame(frame_from_payload(encode_json(value, "send_json"), TEXT_OPCODE))
+        return self.send(message, compress=compress, slow_consumer=slow_consumer, key=key)
 
     def send_ping(self, payload=b""):
-        """Queue a ping of at most 125 bytes. The answer goes to ``on_pong``. Raises as ``send`` does."""
+        """Queue a ping of at most 125 bytes.
+
+        The answer goes to ``on_pong``, and sets ``latency_ms``. Raises as ``send`` does.
+        """
         return self.send_control(payload, PING_OPCODE)
 
     def send_pong(self, payload=b""):
@@ -311,6 +337,7 @@ cdef class Connection(ReceivingConnection):
 
     cdef object send_control(self, object payload, uint8_t opcode):
         cdef FrameBuffer *frame
+        cdef int queued
         check_open(self)
         if is_other_thread(self):
             method = self.send_ping if opcode == PING_OPCODE else self.send_pong
@@ -319,9 +346,14 @@ cdef class Connection(ReceivingConnection):
         frame = frame_from_payload(payload, opcode)
         try:
             if frame.length > MAX_CONTROL_PAYLOAD:
-                raise InvalidMessageError(f"a ping or pong has at most 125 bytes, not {frame.length}")
-            if queue(self, frame, self.hub.delivery_defaults.policy) < 0:
+                method = "send_ping" if opcode == PING_OPCODE else "send_pong"
+                raise InvalidMessageError(f"{method}(): payload must have at most 125 bytes, not {frame.length}")
+            queued = queue(self, frame, self.hub.delivery_defaults.policy)
+            if queued < 0:
                 fail_slow_consumer(self)
+            elif queued and opcode == PING_OPCODE and not self.awaits_pong:
+                # While an earlier ping is unanswered, the next pong answers that one.
+                note_ping(self, self.last_ping_time)
         finally:
             frame_release(frame)
         return QUEUED
@@ -360,13 +392,32 @@ cdef class Connection(ReceivingConnection):
                 because its queue was full.
         """
         check_open(self)
-        if self.link.has_drained():
-            return
+        if not self.link.has_drained():
+            await self._bytes_left(self.link.end_of_queue())
+
+    async def wait_writable(self):
+        """Wait until the send queue has space: until at most half of ``max_send_buffer`` is queued.
+
+        Await it before each ``send`` to send no faster than the client reads. Then the queue does not become full, and
+        ``slow_consumer`` is not applied. Messages from elsewhere, such as broadcasts, still use the same queue.
+
+        It returns at once while there is space. Where a transport or another server takes the bytes instead of the
+        kernel, only what it has not taken counts, as described for ``buffered``.
+
+        Raises:
+            ConnectionClosed: the connection is closing or closed.
+        """
+        check_open(self)
+        while queue_charge(&self.link.queue) > self.hub.max_send_buffer // 2:
+            await self._bytes_left(
+                max(self.link.end_of_queue() - <int64_t>(self.hub.max_send_buffer // 2), self.link.bytes_written + 1)
+            )
+            check_open(self)
+
+    async def _bytes_left(self, end):
+        """Wait until the link's ``bytes_written`` has reached ``end``, or the queue is empty."""
         future = self.hub.loop.create_future()
-        if self.drain_waiters is None:
-            self.drain_waiters = OrderedDict()
-        self.drain_waiters[future] = self.link.end_of_queue()
-        self.link.notify_when_left(self.link.end_of_queue())
+        add_drain_waiter(self, future, end)
         try:
             await future
         finally:
@@ -397,67 +448,3 @@ cdef class Connection(ReceivingConnection):
             call()
         except ConnectionClosed:
             logger.debug("a call from another thread came too late for %r", self)
-
-    # Receiving
-
-    async def receive(self, timeout=None):
-        """Wait for the next message and return it. No message is lost if you cancel the wait.
-
-        Args:
-            timeout: the maximum number of seconds to wait. None waits forever. 0 does not wait.
-
-        Raises:
-            TimeoutError: no message arrived in time.
-            ConnectionClosed: the connection has ended. It is ConnectionLost if the end was not an ordinary one, or came
-                before the opening.
-            MisuseError: messages go to ``on_message``, another task is in ``receive`` already, or ``timeout`` is
-                not a number of seconds.
-        """
-        if timeout is None:
-            return await self._receive()
-        async with asyncio.timeout(seconds_from(timeout)):
-            return await self._receive()
-
-    async def _receive(self):
-        if self.handlers.on_message is not None:
-            raise MisuseError("the messages of this connection go to its on_message handler")
-        if not self.receiving:
-            self.receiving = True
-            if self.status != IS_CLOSED and not self.hub.loop.is_closed():
-                # Unread pings may call handlers. The loop calls them, not this task.
-                self.hub.loop.call_soon(self._unblock, 0)
-        while not self.inbox:
-            if self.status >= IS_CLOSING and (self.input_ended or self.status == IS_CLOSED):
-                raise closed_error(self)
-            if self.waiter is not None:
-                raise MisuseError(f"{self.receiving_task} is receiving from this connection already")
-            self.waiter = self.hub.loop.create_future()
-            self.receiving_task = asyncio.current_task()
-            try:
-                await self.waiter
-            except RuntimeError:
-                if not self.hub.loop.is_closed():
-                    raise
-                # The loop of the connection has closed, and this task runs on another one.
-                raise closed_error(self) from None
-            finally:
-                self.waiter = None
-                self.receiving_task = None
-        message = self.inbox.popleft()
-        self.inbox_kibibytes -= inbox_charge(message)
-        if not self.blocks & INBOX_FULL or self.status == IS_CLOSED:
-            return message
-        if len(self.inbox) <= INBOX_LIMIT // 2 and self.inbox_kibibytes <= INBOX_KIBIBYTES // 2:
-            self.hub.loop.call_soon(self._unblock, INBOX_FULL)
-        return message
-
-    def __aiter__(self):
-        return self
-
-    async def __anext__(self):
-        try:
-            return await self._receive()
-        except ConnectionLost:
-            raise
-        except ConnectionClosed:
-            raise StopAsyncIteration from None

@@ -1,12 +1,12 @@
 """The fields of a connection by subject, and small functions about them that all files of a connection share.
 
 The files of a connection import one another in this order: connection_state, closing, sending, rates, keepalive,
-handlers, receiving, connection. Their functions take the connection as the first argument.
+handlers, receiving, inbox, connection. Their functions take the connection as the first argument.
 """
 
 from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stddef cimport size_t
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from wshub.core.handler_table cimport HandlerTable
 from wshub.core.hub_state cimport RATES, HubBase
@@ -92,13 +92,14 @@ cdef class ConnectionCore(Receiver):
 
     # Output
     cdef readonly object compression   # PermessageDeflate, or None
-    cdef object drain_waiters    # OrderedDict of drain(): Future: bytes that must have left the link's queue; or None
+    cdef object drain_waiters    # OrderedDict of the waits for space: Future: bytes that must have left; or None
     cdef int64_t pong_end        # the link's bytes_written when the last pong will have left
     cdef FrameBuffer *pending_pong  # owned: the answer to a later ping, until the queued pong has left; or NULL
 
     # Time
     cdef readonly double last_ping_time
     cdef readonly double last_pong_time
+    cdef uint32_t round_trip     # of the last answered ping, in microseconds, plus one; 0 before the first answer
     cdef double left[RATES]      # what the rates allow until the next sweep
     cdef Liveness liveness
 
@@ -112,7 +113,12 @@ cdef class ConnectionCore(Receiver):
     cdef uint8_t error_blocks    # the blocks under which on_error runs
     cdef uint8_t is_named        # the context has the connection's id
     cdef uint8_t close_pending   # on_close is due when the suspended handler ends
+    cdef uint8_t awaits_pong     # no pong has arrived since the last ping
     cdef uint16_t inbox_kibibytes  # of the messages in the inbox, as inbox_charge() counts them
+
+    # The log
+    cdef object log              # ConnectionLog; None if the connection is not logged
+    cdef uint64_t bytes_received  # since the opening
 
     # The end
     cdef uint16_t code           # 0: not known yet

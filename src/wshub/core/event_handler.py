@@ -81,6 +81,7 @@ class EventHandler:
         on_open = on_message = on_close = on_error = on_ping = on_pong = on_drain = None
 
     close_codes: Mapping[int, int] = MappingProxyType({})
+    """The codes that replace those of the hub."""
 
     def __init__(
         self,
@@ -101,6 +102,16 @@ class EventHandler:
             if function is not None:
                 check_function(name, function, EVENTS[name])
                 setattr(self, name, function)
+
+    def __repr__(self) -> str:
+        """Show the events that have a handler, with the names of the functions."""
+        functions = {name: getattr(self, name) for name in EVENTS}
+        shown = [
+            f"{name}={getattr(function, '__qualname__', None) or type(function).__qualname__}"
+            for name, function in functions.items()
+            if function is not None
+        ]
+        return f"<{' '.join([type(self).__qualname__, *shown])}>"
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)

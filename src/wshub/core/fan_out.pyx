@@ -25,7 +25,7 @@ cdef int send_to_all(HubBase hub, FrameBuffer *frame, ConnectionCore excluded, c
     """Queue a frame for every connection of a hub but one. Return the number of connections that it was queued for."""
     cdef dict walked = hub.walked
     cdef int count
-    hub.walked = hub.connections
+    hub.walked = hub.connection_table
     count = fan_out(hub, hub.walked, frame, excluded, delivery, None, NULL)
     hub.walked = walked
     return count

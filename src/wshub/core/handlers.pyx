@@ -6,7 +6,10 @@ runs before the hub goes on. A handler that does not suspend costs no loop itera
 the connection is set. If the loop has a task factory, the factory makes the tasks and decides when they start.
 """
 
+from libc.stdint cimport uint16_t
+
 from wshub.core.closing cimport begin_closing, close_returned_endpoint, close_going_away, code_to_send
+from wshub.core.connection_logging cimport log_opened
 from wshub.core.connection_state cimport (
     ANY_HANDLER_RUNS,
     HANDLER_RUNS,
@@ -23,7 +26,7 @@ import logging
 from functools import partial
 from inspect import isawaitable, iscoroutine
 
-from wshub.errors import ConnectionClosed, MisuseError
+from wshub.errors import ConnectionClosed, MisuseError, UnexpectedMessageError
 from wshub.links.eager_task import start_eager_task
 from wshub.protocol.close_code import encode_close_payload
 
@@ -51,6 +54,8 @@ cdef int start(ConnectionCore connection, Link link) except -1:
     connection.status = IS_OPEN
     connection.hub.window_changes += connection.room_table is not None
     start_deadlines(connection, now)
+    connection.hub.connections_opened += 1
+    log_opened(connection, now)
     for kind in range(RATES):
         connection.left[kind] = connection.hub.rates[kind].at_most
     if closes_at_once:
@@ -63,7 +68,7 @@ cdef int start(ConnectionCore connection, Link link) except -1:
     connection.opened = True
     PyContext_Enter(connection.context)
     try:
-        call_handler(connection, connection.handlers.on_open, (connection,), ON_OPEN_RUNS)
+        call_handler(connection, connection.handlers.on_open, (connection,), ON_OPEN_RUNS, "on_open")
         if connection.handlers.endpoint:
             close_returned_endpoint(connection)
     finally:
@@ -71,8 +76,10 @@ cdef int start(ConnectionCore connection, Link link) except -1:
     return 0
 
 
-cdef int call_handler(ConnectionCore connection, object handler, tuple arguments, uint8_t block) except -1:
-    """Call a handler, if there is one, within the connection's context. Its exceptions go to handler_failed().
+cdef int call_handler(
+    ConnectionCore connection, object handler, tuple arguments, uint8_t block, str event
+) except -1:
+    """Call the handler of an event, if there is one, in the connection's context. Exceptions go to handler_failed().
 
     The block is set while the handler is suspended.
     """
@@ -81,22 +88,25 @@ cdef int call_handler(ConnectionCore connection, object handler, tuple arguments
     try:
         result = handler(*arguments)
         if result is not None and result is not QUEUED:
-            run_awaitable(connection, result, block)
+            run_awaitable(connection, result, block, event, None)
     except BaseException as error:
-        handler_failed(connection, error, block)
+        handler_failed(connection, error, block, event)
     return 0
 
 
-cdef int run_awaitable(ConnectionCore connection, object awaitable, uint8_t block) except -1:
-    """Run the awaitable that a handler returned, in a task whose first step runs now.
+cdef bint run_awaitable(
+    ConnectionCore connection, object awaitable, uint8_t block, str event, object ended
+) except -1:
+    """Run the awaitable that the handler of an event returned, in a task whose first step runs now.
 
-    Raise MisuseError for a generator. Any other value is ignored. The block is set while the task is suspended.
+    Raise MisuseError for a generator. Any other value is ignored; then return False. The block is set while the task is
+    suspended. `ended` is None, or a function that is called with the task when it is done.
     """
     if not iscoroutine(awaitable):
         if not isawaitable(awaitable):
             if PyGen_CheckExact(awaitable) or PyAsyncGen_CheckExact(awaitable):
-                raise MisuseError(f"the handler returned {awaitable!r}, which runs nothing: a handler has no yield")
-            return 0
+                raise MisuseError(f"{event} returned {awaitable!r}, which runs nothing: a handler has no yield")
+            return False
         awaitable = await_it(awaitable)
     if not connection.is_named:
         connection.hub.handling.set(connection.connection_id)
@@ -109,13 +119,17 @@ cdef int run_awaitable(ConnectionCore connection, object awaitable, uint8_t bloc
         PyContext_Enter(connection.context)
     if not task.done():
         connection.blocks |= block
-        connection.hub.handler_tasks[task] = connection.connection_id
-        task.add_done_callback(partial(task_done, connection, block))
-        return 0
+        connection.hub.handler_tasks[task] = connection
+        if ended is not None:
+            task.add_done_callback(ended, context=connection.context)
+        task.add_done_callback(partial(task_done, connection, block, event))
+        return True
+    if ended is not None:
+        ended(task)
     error = error_of(task)
     if error is not None:
-        handler_failed(connection, error, block)
-    return 0
+        handler_failed(connection, error, block, event)
+    return True
 
 
 cdef object start_task(object loop, object coroutine, object context):
@@ -124,7 +138,7 @@ cdef object start_task(object loop, object coroutine, object context):
     return start_eager_task(loop, coroutine, context, TASK_NAME)
 
 
-def task_done(ConnectionCore connection, uint8_t block, task):
+def task_done(ConnectionCore connection, uint8_t block, str event, task):
     """Go on after the task of a suspended handler: call the handlers that waited for it, and resume input."""
     connection.hub.handler_tasks.pop(task, None)
     connection.blocks &= ~block
@@ -135,7 +149,7 @@ def task_done(ConnectionCore connection, uint8_t block, task):
             # The task has raised the error out of the loop already.
             close_going_away(connection, "")
         elif error is not None:
-            handler_failed(connection, error, block)
+            handler_failed(connection, error, block, event)
         connection.error_blocks &= connection.blocks
         if connection.handlers.endpoint:
             close_returned_endpoint(connection)
@@ -148,8 +162,14 @@ def task_done(ConnectionCore connection, uint8_t block, task):
     connection.resume_input(0)
 
 
-cdef void handler_failed(ConnectionCore connection, object error, uint8_t block) noexcept:
-    """Log the exception of a handler, close the connection with 1011, and call on_error in the handler's place."""
+cdef void handler_failed(ConnectionCore connection, object error, uint8_t block, str event) noexcept:
+    """Log the exception of the handler of an event, close the connection with 1011, and call on_error in its place.
+
+    A message that the application did not expect closes the connection with the error's own code. It is the client's
+    mistake, so it does not fill the log.
+    """
+    cdef uint16_t code = 1011
+    cdef str reason = "internal error"
     if isinstance(error, (KeyboardInterrupt, SystemExit)):
         connection.hub.loop.call_soon(connection.hub.close_and_raise, error)
         return
@@ -158,19 +178,23 @@ cdef void handler_failed(ConnectionCore connection, object error, uint8_t block)
         return
     if connection.error_blocks & block:
         connection.error_blocks &= ~block
-        logger.error("on_error of %r raised an exception itself", connection, exc_info=error)
+        logger.error("%s of %r raised an exception itself", named(connection, "on_error"), connection, exc_info=error)
         return
-    if isinstance(error, asyncio.CancelledError):
+    if isinstance(error, UnexpectedMessageError):
+        code, reason = error.code, error.reason
+        logger.debug("%s of %r got an unexpected message: %s", named(connection, event), connection, error)
+    elif isinstance(error, asyncio.CancelledError):
         # The application cancelled the handler and needs no traceback.
-        logger.warning("a handler of %r was cancelled: the connection is closed with 1011", connection)
+        logger.warning("%s of %r was cancelled: closing with 1011", named(connection, event), connection)
     else:
-        logger.error("a handler of %r has failed", connection, exc_info=error)
+        logger.error("%s of %r has failed", named(connection, event), connection, exc_info=error)
     if connection.status == IS_OPEN:
-        connection.code = code_to_send(connection, 1011)
-        begin_closing(connection, encode_close_payload(connection.code, "internal error"))
+        connection.code = code_to_send(connection, code)
+        connection.reason = reason
+        begin_closing(connection, encode_close_payload(connection.code, reason))
     if connection.handlers.on_error is not None:
         connection.error_blocks |= block
-        call_handler(connection, connection.handlers.on_error, (connection, error), block)
+        call_handler(connection, connection.handlers.on_error, (connection, error), block, "on_error")
         connection.error_blocks &= connection.blocks
 
 
@@ -189,7 +213,7 @@ cdef int call_on_drain(ConnectionCore connection) except -1:
         connection.link.drain_requested = True
         return 0
     connection.drain_pending = False
-    return call_handler(connection, connection.handlers.on_drain, (connection,), HANDLER_RUNS)
+    return call_handler(connection, connection.handlers.on_drain, (connection,), HANDLER_RUNS, "on_drain")
 
 
 cdef int call_on_close(ConnectionCore connection) except -1:
@@ -198,8 +222,18 @@ cdef int call_on_close(ConnectionCore connection) except -1:
         return 0
     connection.opened = False
     return call_handler(
-        connection, connection.handlers.on_close, (connection, connection.code, connection.reason), HANDLER_RUNS
+        connection, connection.handlers.on_close, (connection, connection.code, connection.reason), HANDLER_RUNS,
+        "on_close",
     )
+
+
+cdef str named(ConnectionCore connection, str event):
+    """Return an event with the name of the function that handles it, for the log."""
+    function = getattr(connection.handlers.handler, event, None)
+    name = getattr(function, "__qualname__", None) or type(function).__qualname__
+    if connection.handlers.endpoint and event == "on_open":
+        return f"the endpoint {name}()"
+    return f"{event} ({name})"
 
 
 cdef object error_of(object task):

@@ -9,7 +9,7 @@ cdef class HubCore(HubBase):
     cdef object reactor      # a Reactor; None until the hub has a loop
     cdef uint64_t last_id
     cdef readonly dict refused  # status: number of handshakes
-    cdef bint logged_full_queue
+    cdef bint measures_times
     cdef bint warned_of_user
     cdef object emptied      # Future that is done when no connection is left, or None
 

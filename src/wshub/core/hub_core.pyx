@@ -27,6 +27,7 @@ from wshub.core.keepalive cimport sweep
 from wshub.core.remote_messages cimport RemoteMessages
 from wshub.core.rooms cimport Room, configure_rooms, find_room, room_name, set_user, user_name
 from wshub.core.stats cimport hub_stats, room_stats
+from wshub.core.times cimport Times
 from wshub.links.link cimport LinkCounters, Link
 from wshub.protocol.compression.compressed_once cimport DeflatePool
 from wshub.protocol.frame_buffer cimport RAW, FrameBuffer, frame_release
@@ -41,6 +42,7 @@ from contextvars import ContextVar
 from wshub.errors import HandshakeError, MisuseError
 from wshub.core.admission import Admission
 from wshub.core.config import HubConfig
+from wshub.core.limit_log import LimitLog
 from wshub.core.refusals import SHUTTING_DOWN
 from wshub.core.room_configs import RoomConfigs
 from wshub.links.asyncio_reactor import AsyncioReactor
@@ -104,6 +106,7 @@ cdef class HubCore(HubBase):
         self.max_fragments = config.max_fragments
         self.delivery_defaults.policy = policy_from_name(config.slow_consumer)
         self.set_rates(config.rates)
+        self.access_log = config.access_log
         self.ping_interval = config.ping_interval_ms / 1000
         self.pong_timeout = config.pong_timeout_ms / 1000
         self.close_timeout = config.close_timeout_ms / 1000
@@ -120,7 +123,7 @@ cdef class HubCore(HubBase):
         self.reactor = None
         self.counters = LinkCounters()
         self.backlog = Backlog(self.clock)
-        self.connections = {}
+        self.connection_table = {}
         self.room_table = {}
         self.user_table = {}
         self.cluster = None
@@ -129,11 +132,13 @@ cdef class HubCore(HubBase):
         self.handler_tasks = {}
         self.conflation_keys.clear()
         self.pool = DeflatePool(self.config.compression) if self.config.compression is not None else None
-        self._admission = Admission(self.config, self.clock)
+        self.limit_log = LimitLog(self.config)
+        self._admission = Admission(self.config, self.clock, self.limit_log)
         self.swept_at = self.clock()
         self.rates_exceeded = 0
+        self.connections_opened = 0
         self.had_no_space = False
-        self.logged_full_queue = False
+        self.times = Times() if self.measures_times else None
         self.shutdown_close_payload = None
         self.emptied = None
         self.closed = False
@@ -147,14 +152,15 @@ cdef class HubCore(HubBase):
         self.rates[CONTROL_FRAMES] = rate_of(config.control_frames, burst, 1)
         self.rates[HANDLER_TIME] = rate_of(config.handler_ms / 1000, burst, 0)
         self.times_handlers = config.handler_ms > 0
+        self.observes_handlers = self.times_handlers
         self.limits_input = config.bytes > 0 or config.messages > 0
         self.closes_at_rate = config.excess == "close"
 
     cdef object forget(self, object connection_id, object address_bucket):
-        self.connections.pop(connection_id, None)
+        self.connection_table.pop(connection_id, None)
         if address_bucket is not None:
             self._admission.leave(address_bucket)
-        if self.emptied is not None and not self.connections and not self.emptied.done():
+        if self.emptied is not None and not self.connection_table and not self.emptied.done():
             self.emptied.set_result(None)
 
     def _join_cluster(self, cluster):
@@ -215,7 +221,7 @@ cdef class HubCore(HubBase):
     def _begin_anew(self):
         """Close the connections that the last loop has left, and reset all but settings and ids."""
         cdef Connection connection
-        for connection in list(self.connections.values()):
+        for connection in list(self.connection_table.values()):
             close_without_loop(connection)
         if self.reactor is not None and self.loop.is_closed():
             self.reactor.close()
@@ -254,9 +260,9 @@ cdef class HubCore(HubBase):
             )
         if self.counts_addresses and request is not None:
             connection.address_bucket = self._admission.enter(request.remote_address)
-        if self.connections is self.walked:
-            self.connections = dict(self.connections)
-        self.connections[connection.connection_id] = connection
+        if self.connection_table is self.walked:
+            self.connection_table = dict(self.connection_table)
+        self.connection_table[connection.connection_id] = connection
         return connection
 
     def drop_compression(self, Connection connection):
@@ -296,7 +302,7 @@ cdef class HubCore(HubBase):
         An empty response means that another server has answered. Raises HandshakeError if the hub has closed.
         """
         cdef FrameBuffer *frame
-        if self.closed or self.connections.get(connection.connection_id) is not connection:
+        if self.closed or self.connection_table.get(connection.connection_id) is not connection:
             # The hub has closed since the request was admitted, or the opening was cancelled.
             cancel_opening(connection)
             raise HandshakeError(*SHUTTING_DOWN)
@@ -322,7 +328,8 @@ cdef class HubCore(HubBase):
             return None
         if isinstance(exclude, Connection):
             return exclude if (<Connection>exclude).hub is self else None
-        return self.connections.get(check_connection_id("exclude", "a Connection or the id of one, an int", exclude))
+        connection_id = check_connection_id("exclude", "a Connection or the id of one, an int", exclude)
+        return self.connection_table.get(connection_id)
 
     def broadcast(self, message, *, room=None, exclude=None, compress=None, slow_consumer=None, key=None):
         """Queue a message for every open connection, or for every member of a room.
@@ -436,12 +443,22 @@ cdef class HubCore(HubBase):
 
     def get_connection(self, id):
         """Return the connection with that id, or None. Raise MisuseError if ``id`` is a bool or not an int."""
-        return self.connections.get(check_connection_id("id", "an int", id))
+        return self.connection_table.get(check_connection_id("id", "an int", id))
+
+    @property
+    def connections(self):
+        """The open connections of this hub, as a new list: it stays as it is when connections come and go.
+
+        A connection in it may have closed by the time that you send to it.
+        """
+        # The list first: another thread may be the one that asks.
+        cdef list everyone = list(self.connection_table.values())
+        return [connection for connection in everyone if (<Connection>connection).status == IS_OPEN]
 
     @property
     def connection_count(self):
         """The number of connections, including those that are closing."""
-        return len(self.connections)
+        return len(self.connection_table)
 
     def unregister(self, connection, code=1000, reason=""):
         """Call ``connection.close(code, reason)``. The connection leaves its rooms at once."""
@@ -452,23 +469,28 @@ cdef class HubCore(HubBase):
         cdef double now = self.clock()
         cdef FrameBuffer *ping = frame_from_bytes(b"", 0, PING_OPCODE)
         cdef Connection connection
-        for connection in list(self.connections.values()):
+        for connection in list(self.connection_table.values()):
             sweep(connection, now, ping)
         frame_release(ping)
         self.swept_at = now
         if self.reactor is not None:
             self.reactor.resume_accepting()
-        if self.had_no_space and not self.logged_full_queue:
-            self.logged_full_queue = True
-            logger.warning(
-                "a client is not reading: %d bytes are queued (max_send_buffer); applying the slow_consumer policy. "
-                "stats() counts further cases", self.max_send_buffer
-            )
+        if self.had_no_space:
+            self.had_no_space = False
+            self.limit_log.reached("max_send_buffer")
 
-    def _close_all(self, bytes payload):
+    def _connections_of(self, HandlerTable handlers):
+        """Return the connections with these handlers, those of one server, or all for None; also if not open."""
+        cdef list everyone = list(self.connection_table.values())
+        if handlers is None:
+            return everyone
+        return [connection for connection in everyone if (<Connection>connection).handlers is handlers]
+
+    def _close_all(self, bytes payload, HandlerTable handlers=None):
         cdef Connection connection
-        self.shutdown_close_payload = payload
-        for connection in list(self.connections.values()):
+        if handlers is None:
+            self.shutdown_close_payload = payload
+        for connection in self._connections_of(handlers):
             close_if_open(connection, payload)
 
     def _end(self):
@@ -479,18 +501,18 @@ cdef class HubCore(HubBase):
             # The loop makes the call: release() may call handlers, and only the loop calls them.
             self.loop.call_soon(self.reactor.release)
 
-    def _close_share(self, int steps, bytes payload):
+    def _close_share(self, int steps, bytes payload, HandlerTable handlers=None):
         """Close the oldest of the open connections: an equal share for each of the steps that are left."""
         cdef Connection connection
         cdef list still_open = [
-            connection for connection in self.connections.values() if (<Connection>connection).status == IS_OPEN
+            connection for connection in self._connections_of(handlers) if (<Connection>connection).status == IS_OPEN
         ]
         for connection in still_open[:-(-len(still_open) // steps)]:
             close_if_open(connection, payload)
 
-    def _abort_all(self):
+    def _abort_all(self, HandlerTable handlers=None):
         cdef Connection connection
-        for connection in list(self.connections.values()):
+        for connection in self._connections_of(handlers):
             if connection.link is not None:
                 connection.link.abort(False)
             else:
@@ -500,14 +522,17 @@ cdef class HubCore(HubBase):
     def _when_empty(self):
         """Return a future that is done when the last connection is gone."""
         self.emptied = self.loop.create_future()
-        if not self.connections:
+        if not self.connection_table:
             self.emptied.set_result(None)
         return self.emptied
 
-    @property
-    def _handler_tasks(self):
-        """The task of each suspended handler, with the id of its connection."""
-        return dict(self.handler_tasks)
+    def _tasks_of(self, HandlerTable handlers):
+        """Return the task of each suspended handler with the id of its connection, as ``_connections_of`` chooses."""
+        return [
+            (task, (<Connection>connection).connection_id)
+            for task, connection in list(self.handler_tasks.items())
+            if handlers is None or (<Connection>connection).handlers is handlers
+        ]
 
     @property
     def _handled_connection(self):
@@ -518,6 +543,39 @@ cdef class HubCore(HubBase):
         """Return the RoomStats of a room."""
         return room_stats(find_room(self, name))
 
-    def _counts(self):
-        """Return the HubStats."""
-        return hub_stats(self, self.refused)
+    def _counts(self, cluster):
+        """Return the HubStats, with these ClusterStats or None."""
+        return hub_stats(self, self.refused, cluster)
+
+    def measure_times(self):
+        """Measure from now on how long handshakes, ``on_message`` and pings take: ``stats()`` has the histograms.
+
+        A ``HubCollector`` calls this. Until then no time is measured, and nothing is spent on it.
+        """
+        self.measures_times = True
+        if self.times is None:
+            self.times = Times()
+        self.observes_handlers = True
+        self._observes_handshakes = True
+
+    def _trace(self, tracer, messages):
+        """Have a Tracer make spans of handshakes from now on, and of messages too if ``messages`` is true."""
+        self.tracer = tracer
+        self.traces_messages = messages
+        self._observes_handshakes = True
+        self.observes_handlers = self.observes_handlers or messages
+
+    @property
+    def _tracer(self):
+        """The Tracer, or None."""
+        return self.tracer
+
+    @property
+    def _limit_log(self):
+        """The LimitLog: it warns of each limit once."""
+        return self.limit_log
+
+    def _count_handshake_time(self, double seconds):
+        """Measure how long a handshake took, if times are measured."""
+        if self.times is not None:
+            self.times.handshakes.add(seconds)

@@ -4,6 +4,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from wshub.core.backlog cimport Backlog
 from wshub.core.delivery_options cimport Delivery
 from wshub.core.conflation_keys cimport ConflationKeys
+from wshub.core.times cimport Times
 from wshub.links.link cimport LinkCounters
 from wshub.protocol.compression.compressed_once cimport DeflatePool
 
@@ -32,7 +33,7 @@ cdef class HubBase:
     cdef object clock            # a function without arguments that returns seconds and never goes back
     cdef LinkCounters counters
     cdef Backlog backlog         # connections whose input waits for a later loop iteration
-    cdef dict connections        # id: Connection, of all that are not closed
+    cdef dict connection_table   # id: Connection, of all that are not closed
     cdef dict walked             # connections that a message is being queued for: do not add to that dict; or None
     cdef dict room_table         # name: Room, of all that have a member
     cdef dict user_table         # user: Room of the user's connections, of all that have one
@@ -42,7 +43,7 @@ cdef class HubBase:
     cdef dict closes             # close code: number of connections
     cdef bytes shutdown_close_payload  # of the close frame that all connections were sent; None before that
     cdef bint closed             # no connection may open
-    cdef dict handler_tasks      # Task of a suspended handler: id of its connection
+    cdef dict handler_tasks      # Task of a suspended handler: its connection
     cdef object handling         # ContextVar: the id of the connection in whose handler, or its child task, code runs
     cdef uint64_t max_message_size
     cdef size_t max_send_buffer
@@ -51,6 +52,7 @@ cdef class HubBase:
     cdef ConflationKeys conflation_keys
     cdef Rate rates[RATES]
     cdef bint times_handlers     # handler time is limited
+    cdef bint observes_handlers  # handler time is limited or measured, or messages have spans
     cdef bint limits_input       # the rate of bytes or messages is limited
     cdef bint closes_at_rate     # a connection that exceeds a rate is closed, not delayed
     cdef DeflatePool pool        # None if compression is not enabled
@@ -62,7 +64,14 @@ cdef class HubBase:
     cdef double ping_interval, pong_timeout, close_timeout, send_timeout, idle_timeout, max_lifetime
     cdef double swept_at         # the time of the last sweep
     cdef uint64_t rates_exceeded
-    cdef bint had_no_space        # some connection's send queue has been full
+    cdef uint64_t connections_opened
+    cdef bint had_no_space        # some connection's send queue has been full since the last sweep
+    cdef object limit_log        # LimitLog: warns once of each limit that is reached
+    cdef bint access_log         # each connection has lines in the access log
+    cdef Times times             # how long handshakes, handlers and pings take; None if that is not measured
+    cdef object tracer           # Tracer: makes the spans of handshakes and messages; None without tracing
+    cdef bint traces_messages    # messages have spans too
+    cdef readonly bint _observes_handshakes  # handshakes are measured, or have spans
 
     cdef object forget(self, object connection_id, object address_bucket)
     cdef bint bind_to_send(self) except -1

@@ -36,4 +36,6 @@ cdef bint is_stalled(Liveness *state, Progress progress, double now, double send
 cdef Verdict judge(Liveness *state, const Facts *facts, double now, const Timeouts *timeouts) noexcept
 
 cdef void start_deadlines(ConnectionCore connection, double now) noexcept
+cdef void note_ping(ConnectionCore connection, double now) noexcept
+cdef int note_pong(ConnectionCore connection) except -1
 cdef void sweep(ConnectionCore connection, double now, FrameBuffer *ping) noexcept

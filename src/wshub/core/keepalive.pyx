@@ -15,11 +15,17 @@ Two sweeps in a row must find a peer stalled or silent. If the loop itself stood
 run before the loop has handled what the peer did in time.
 """
 
+from libc.stdint cimport uint32_t
+
 from wshub.core.closing cimport abort, close_going_away
 from wshub.core.connection_state cimport IS_CLOSING, IS_OPEN, OUTPUT_FULL, is_blocked, unblock_later
 from wshub.core.hub_state cimport HubBase
 from wshub.core.rates cimport refill
 from wshub.links.link cimport AT_REST, STALLED, TAKING
+
+# Seconds. More does not fit into ConnectionCore.round_trip.
+cdef double LONGEST_ROUND_TRIP = 4000
+
 
 # Decisions
 
@@ -176,6 +182,30 @@ cdef bint needs_progress(ConnectionCore connection) noexcept:
     return connection.link.hides_bytes and not connection.is_active
 
 
+cdef void note_ping(ConnectionCore connection, double now) noexcept:
+    """Begin to measure the round trip of a ping that is queued. `now` is a time shortly before."""
+    try:
+        # A sweep may have pinged thousands of connections since `now`.
+        now = connection.hub.clock()
+    except MemoryError:
+        pass
+    connection.last_ping_time = now
+    connection.awaits_pong = True
+
+
+cdef int note_pong(ConnectionCore connection) except -1:
+    """End the measurement with the first pong after the ping. Later pongs were not asked for."""
+    cdef double seconds
+    connection.last_pong_time = connection.hub.clock()
+    if connection.awaits_pong:
+        connection.awaits_pong = False
+        seconds = connection.last_pong_time - connection.last_ping_time
+        connection.round_trip = <uint32_t>(min(max(seconds, 0.0), LONGEST_ROUND_TRIP) * 1e6) + 1
+        if connection.hub.times is not None:
+            connection.hub.times.pings.add(seconds)
+    return 0
+
+
 cdef void send_ping(ConnectionCore connection, double now, FrameBuffer *ping) noexcept:
     """Ping the peer, unless bytes wait for it and a send_timeout is set: then send_timeout finds a dead peer."""
     if connection.link.blocked and connection.hub.ends_stalled:
@@ -185,4 +215,4 @@ cdef void send_ping(ConnectionCore connection, double now, FrameBuffer *ping) no
         connection.link.poll_progress()
         connection.liveness.before_ping = connection.link.bytes_written + connection.link.queue.queued_bytes
     connection.link.write(ping)
-    connection.last_ping_time = now
+    note_ping(connection, now)

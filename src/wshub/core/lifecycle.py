@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextvars import Context
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias
@@ -16,6 +17,7 @@ from wshub.core.cluster_surveys import Answer
 from wshub.core.config import HubConfig
 from wshub.core.handler_checks import check_function
 from wshub.core.hub_core import HubCore
+from wshub.core.shutdown import Shutdown, WaitingHandlers
 from wshub.errors import MisuseError
 from wshub.protocol.close_code import CloseCode, encode_close_payload
 from wshub.protocol.http.request import RequestHead
@@ -28,8 +30,10 @@ __all__ = ["HandshakeWait", "HubLifecycle", "HubServer", "UpgradeHook"]
 
 UpgradeHook: TypeAlias = Callable[[RequestHead], Awaitable[Mapping[str, Any] | None] | Mapping[str, Any] | None]
 
-CLOSE_STEP = 0.02
-"""Seconds between two steps of closes that are spread over a time."""
+logger = logging.getLogger("wshub.server")
+
+WATCH_PERIOD = 1.0
+"""Seconds between two calls of each watcher."""
 
 
 class HubServer(Protocol):
@@ -88,9 +92,12 @@ class HubLifecycle(HubCore):
     _sweeper: asyncio.TimerHandle | None
     _closing: asyncio.Task[None] | None
     _exiting: asyncio.Task[None] | None
-    # The ids of connections whose handlers wait in close(), and a future that is done when there is one more.
-    _closers: list[int]
-    _closer_joined: asyncio.Future[None] | None
+    # They are called about once a second, from watched_at on.
+    _watchers: list[Callable[[], None]]
+    _watched_at: float
+
+    waiting_handlers: WaitingHandlers
+    """The handlers that wait for the hub, or a server of it, to close."""
 
     def __init__(
         self,
@@ -110,11 +117,20 @@ class HubLifecycle(HubCore):
         self._broker_place = broker_place
         self._leaving = None
         self._survey_answers = {}
+        self._watchers = []
+        self._watched_at = 0.0
         self.name = check_str("name", name)
         self.on_upgrade = on_upgrade
         # Most hubs have no use for the address, which costs time and memory for each connection.
         self.wants_address = on_upgrade is not None or self._admission.needs_address
         self._begin_anew()
+
+    def __repr__(self) -> str:
+        if not self.is_in_use:
+            return f"<{type(self).__qualname__} {self.name!r} not in use>"
+        state = "closing" if self.is_closing else "in use"
+        counts = f"{self.connection_count} connections, {len(self.rooms)} rooms"
+        return f"<{type(self).__qualname__} {self.name!r} {state}, {counts}>"
 
     async def __aenter__(self) -> Self:
         self.bind()
@@ -133,6 +149,7 @@ class HubLifecycle(HubCore):
                 BROKERS_IN_USE.take(self, self.broker, self.name, self._broker_place)
                 self._start_cluster(self.broker, reactor)
             self._start_sweeping()
+            logger.info("the hub %r has started", self.name, extra={"event": "started", "hub": self.name})
         return reactor
 
     def _start_cluster(self, broker: Broker, reactor: Reactor) -> None:
@@ -159,8 +176,7 @@ class HubLifecycle(HubCore):
         self._sweeper = None
         self._closing = None
         self._exiting = None
-        self._closers = []
-        self._closer_joined = None
+        self.waiting_handlers = WaitingHandlers()
         self.servers = set()
         self.waits = set()
 
@@ -168,6 +184,11 @@ class HubLifecycle(HubCore):
     def is_closing(self) -> bool:
         """Whether the hub closes at present."""
         return self._closing is not None and not self._closing.done()
+
+    @property
+    def is_exiting(self) -> bool:
+        """Whether the hub closes because a handler has raised SystemExit or KeyboardInterrupt."""
+        return self._exiting is not None
 
     def _start_sweeping(self) -> None:
         """Sweep from now on, often enough to keep the shortest timeout to a tenth."""
@@ -197,6 +218,9 @@ class HubLifecycle(HubCore):
                     wait.expire()
             if self._cluster is not None:
                 self._cluster.sweep(now)
+            if self._watchers and now >= self._watched_at:
+                self._watched_at = now + WATCH_PERIOD
+                self._call_watchers()
 
         self._sweeper = loop.call_later(period, sweep)
 
@@ -221,28 +245,14 @@ class HubLifecycle(HubCore):
         if self._closing is None:
             self.bind()
             self._closing = asyncio.get_running_loop().create_task(self._close(payload))
-        caller = self._handled_connection
-        if caller is not None:
-            self._closers.append(caller)
-            if self._closer_joined is not None and not self._closer_joined.done():
-                self._closer_joined.set_result(None)
-        try:
+        with self.waiting_handlers.joined_by(self._handled_connection):
             await asyncio.shield(self._closing)
-        finally:
-            if caller in self._closers:
-                self._closers.remove(caller)
 
     async def _close(self, payload: bytes) -> None:
         timeout = self.config.close_timeout_ms / 1000
+        began, connections = self.now(), self.connection_count
         try:
-            await self._spread_closes(payload)
-            self._close_all(payload)
-            await asyncio.wait([self._when_empty()], timeout=timeout)
-            self._abort_all()
-            await asyncio.wait([self._when_empty()], timeout=timeout)
-            if not await self._handlers_end(timeout):
-                self._cancel_handlers()
-                await self._handlers_end(timeout)
+            await Shutdown(self, self.waiting_handlers).run(payload)
             if self._cluster is not None:
                 await self._cluster.close(timeout)
         except asyncio.CancelledError:
@@ -261,6 +271,29 @@ class HubLifecycle(HubCore):
             self._end()
             if self._exiting is None:
                 self._end_servers()
+            fields = {
+                "event": "closed",
+                "hub": self.name,
+                "connections": connections,
+                "duration_ms": round((self.now() - began) * 1000, 3),
+            }
+            logger.info(
+                "the hub %(hub)r has closed: it had %(connections)d connections and took %(duration_ms)d ms",
+                fields,
+                extra=fields,
+            )
+            self._call_watchers()
+
+    def _watch(self, watcher: Callable[[], None]) -> None:
+        """Call a function about once a second while the hub is in use, and when it has closed."""
+        self._watchers.append(watcher)
+
+    def _call_watchers(self) -> None:
+        for watcher in self._watchers:
+            try:
+                watcher()
+            except Exception:
+                logger.exception("the counts of the hub could not be reported")
 
     def _end_servers(self) -> None:
         servers, self.servers = self.servers, set()
@@ -269,35 +302,7 @@ class HubLifecycle(HubCore):
 
     def hurry_closing(self) -> None:
         """Shorten the closing that is under way: abort what is left of the connections, cancel the handlers."""
-        self._abort_all()
-        self._cancel_handlers()
-
-    def _cancel_handlers(self) -> None:
-        """Cancel the handlers that are suspended, except those that wait for the hub to close."""
-        for task in self._handlers_to_end():
-            task.cancel()
-
-    def _handlers_to_end(self) -> list[asyncio.Task[Any]]:
-        """Return the tasks of suspended handlers, except of connections whose handlers wait for the hub to close."""
-        return [task for task, connection in self._handler_tasks.items() if connection not in self._closers]
-
-    async def _handlers_end(self, timeout: float) -> bool:
-        """Wait until no handler is suspended, except those that wait for the hub to close; False if time runs out."""
-        loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.timeout(timeout):
-                while tasks := self._handlers_to_end():
-                    ended = loop.create_task(_all_end(tasks))
-                    joined = self._closer_joined = loop.create_future()
-                    try:
-                        await asyncio.wait((ended, joined), return_when=asyncio.FIRST_COMPLETED)
-                    finally:
-                        ended.cancel()
-        except TimeoutError:
-            return False
-        finally:
-            self._closer_joined = None
-        return True
+        Shutdown(self, self.waiting_handlers).hurry()
 
     def close_and_raise(self, error: BaseException) -> None:
         """Close, and then let the loop raise the SystemExit or KeyboardInterrupt that a handler has raised.
@@ -315,17 +320,3 @@ class HubLifecycle(HubCore):
         # In a context of its own: this is no call of the handler's, whose on_close is waited for.
         self._exiting = Context().run(asyncio.get_running_loop().create_task, self.close())
         self._exiting.add_done_callback(raise_it)
-
-    async def _spread_closes(self, payload: bytes) -> None:
-        """Close one connection after the other, evenly over the configured time."""
-        spread = self.config.shutdown_spread_ms / 1000
-        steps = min(round(spread / CLOSE_STEP), self.connection_count)
-        for left in range(steps, 0, -1):
-            if not self.connection_count:
-                return
-            self._close_share(left, payload)
-            await asyncio.sleep(spread / steps)
-
-
-async def _all_end(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    await asyncio.wait(tasks)

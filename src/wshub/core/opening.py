@@ -9,14 +9,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from inspect import isawaitable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from wshub.core.admission import UNKNOWN_ADDRESS
 from wshub.core.binding import bind_for_request
+from wshub.core.connection_log import HasPeer
+from wshub.core.observed_handshake import ObservedHandshake
 from wshub.core.refusals import SHUTTING_DOWN, UNDECIDED
-from wshub.errors import HandshakeError
+from wshub.errors import HandshakeError, MisuseError
 from wshub.protocol.handshake.server import Handshake
 from wshub.protocol.http.fields import HeaderField
 
@@ -26,17 +29,9 @@ if TYPE_CHECKING:
     from wshub.core.lifecycle import HubLifecycle
     from wshub.protocol.http.request import RequestHead
 
-__all__ = ["HasPeer", "Opening"]
+__all__ = ["Opening"]
 
 logger = logging.getLogger("wshub.server")
-
-
-class HasPeer(Protocol):
-    """The source of a request."""
-
-    @property
-    def peer(self) -> tuple[Any, ...] | None:
-        """The address of the peer; None if it has none."""
 
 
 class Opening:
@@ -50,7 +45,7 @@ class Opening:
         client: the client's address that a trusted proxy tells; None if none does.
     """
 
-    __slots__ = ("client", "connection", "handshake_key", "hub", "request", "source", "table", "waits")
+    __slots__ = ("client", "connection", "handshake_key", "hub", "observed", "request", "source", "table", "waits")
 
     connection: Connection
     """The registered connection, once the request is accepted or registered."""
@@ -68,6 +63,8 @@ class Opening:
         self.request = request
         self.source = source
         self.client = client
+        # None unless the hub measures times or makes spans.
+        self.observed = ObservedHandshake(hub, request) if hub._observes_handshakes else None
         self.handshake_key = ""
         """The ``Sec-WebSocket-Key``. A server that has checked the handshake by itself sets it."""
         self.waits = False
@@ -95,7 +92,11 @@ class Opening:
         on_upgrade = self.hub.on_upgrade
         if on_upgrade is None:
             return None
-        decision = on_upgrade(self.request)
+        if self.observed is None:
+            decision = on_upgrade(self.request)
+        else:
+            with self.observed.in_span():
+                decision = on_upgrade(self.request)
         self.waits = isawaitable(decision)
         return decision
 
@@ -106,7 +107,12 @@ class Opening:
         """
         hub = self.hub
         async with _Wait(hub.now() + hub.config.handshake_timeout_ms / 1000, hub):
-            return await decision
+            with self.in_span():
+                return await decision
+
+    def in_span(self) -> AbstractContextManager[object]:
+        """Return a block in which the span of the handshake is the current span, if handshakes have spans."""
+        return self.observed.in_span() if self.observed is not None else nullcontext()
 
     def accept(
         self,
@@ -149,12 +155,23 @@ class Opening:
             path_params: the parameters in the path.
             extensions: False if another server answers, which negotiates extensions by itself.
         """
+        if metadata is not None and not isinstance(metadata, Mapping):
+            raise MisuseError(
+                f"on_upgrade must return a mapping or None, not {type(metadata).__name__}: to refuse the request, "
+                "raise HandshakeError(403, ...)"
+            )
         if self.waits:
             self._check_capacity()
-        self.connection = self.hub.register_connection(
+        register = self.hub.register_connection if self.observed is None else self._register_in_span
+        self.connection = register(
             self.table, self.request, subprotocol, path_params, extensions=extensions, metadata=metadata
         )
         return self.connection
+
+    def _register_in_span(self, *arguments: Any, **keywords: Any) -> Connection:
+        # The handlers of the connection run in a copy of the current context, and so within the span.
+        with self.in_span():
+            return self.hub.register_connection(*arguments, **keywords)
 
     def _check_capacity(self) -> None:
         """Raise ``HandshakeError`` if the hub has become full, or has closed, while the application decided."""
@@ -185,11 +202,23 @@ class Opening:
             response: the 101; empty if another server has sent it.
             rest: what the client has sent behind its request.
         """
+        observed = self.observed
+        if observed is None:
+            self.hub.open_on_link(self.connection, link, response, rest)
+            return
+        observed.answered()
         self.hub.open_on_link(self.connection, link, response, rest)
+        observed.opened(self.connection)
 
     def open_on_descriptor(self, descriptor: int, response: bytes, rest: bytes) -> None:
         """Do what ``open_on`` does on a connected socket, which the hub's reactor owns from now on."""
+        observed = self.observed
+        if observed is None:
+            self.hub.open_on_descriptor(self.connection, descriptor, response, rest)
+            return
+        observed.answered()
         self.hub.open_on_descriptor(self.connection, descriptor, response, rest)
+        observed.opened(self.connection)
 
     async def open_from_loop(self, open_it: Callable[[], None], cancelled: Callable[[], None] | None = None) -> None:
         """Have the event loop call ``open_it``, and return when it has. Raises what ``open_it`` raises.
@@ -228,6 +257,17 @@ class Opening:
     def cancel(self) -> None:
         """End a registered connection that is not open: no handler is called. Of an open one, nothing changes."""
         self.hub.cancel_opening(self.connection)
+        self.abandoned()
+
+    def refused(self, error: HandshakeError) -> None:
+        """End the span of the handshake with a refusal."""
+        if self.observed is not None:
+            self.observed.refused(error)
+
+    def abandoned(self) -> None:
+        """End the span of the handshake, unless it has an outcome: the client gets no answer."""
+        if self.observed is not None:
+            self.observed.abandoned()
 
 
 class _Wait:

@@ -13,10 +13,6 @@ from wshub.core.closing cimport fail, wake_receiver
 from wshub.core.connection_state cimport IS_CLOSING, IS_OPEN, RATE_SPENT, unblock_later
 from wshub.core.hub_state cimport BYTES, RATES
 
-import logging
-
-logger = logging.getLogger("wshub.server")
-
 # The words for an excess of each rate in the log and in the close reason, in the order of the rates.
 cdef tuple EXCESSES = ("more bytes", "more messages", "more pings or pongs", "more handler time")
 
@@ -61,9 +57,8 @@ cdef void exceed(ConnectionCore connection, int kind) noexcept:
         return
     connection.hub.rates_exceeded += 1
     if connection.hub.rates_exceeded == 1:
-        logger.warning(
-            "%r sends %s than its rates allow (HubConfig.rates); stats() counts further excesses",
-            connection, EXCESSES[kind],
+        connection.hub.limit_log.warn(
+            "rates", "%r sends %s than its rates allow (HubConfig.rates)", connection, EXCESSES[kind]
         )
     if response == FAIL_1008:
         fail(connection, 1008, f"{EXCESSES[kind]} than allowed")

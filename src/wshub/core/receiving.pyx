@@ -24,13 +24,15 @@ from wshub.core.connection_state cimport (
     wait_for_next_iteration,
 )
 from wshub.core.handlers cimport call_handler, call_on_close, call_on_drain, handler_failed, run_awaitable
-from wshub.core.hub_state cimport CONTROL_FRAMES, HANDLER_TIME, MESSAGES, BYTES
+from wshub.core.hub_state cimport CONTROL_FRAMES, MESSAGES, BYTES
+from wshub.core.keepalive cimport note_pong
+from wshub.core.observed_calls cimport call_observed
 from wshub.core.queued cimport QUEUED
 from wshub.core.rates cimport spend
 from wshub.core.sending cimport queue_pong, wake_drain_waiters
 from wshub.links.clock cimport read_clock
 from wshub.protocol.frame_buffer cimport FrameBuffer, frame_payload, frame_release, frame_seal
-from wshub.protocol.opcodes cimport PONG_OPCODE
+from wshub.protocol.opcodes cimport MESSAGE_TOO_BIG, POLICY_VIOLATION, PONG_OPCODE
 from wshub.protocol.message cimport Message, message_from_frame
 from wshub.protocol.parser cimport (
     CLOSE,
@@ -88,6 +90,7 @@ cdef class ReceivingConnection(ConnectionCore):
         self.liveness.is_alive = True
         if self.input_ended:
             return
+        self.bytes_received += length
         spend(self, BYTES, length)
         if self.unread is not None:
             # The link had read these bytes before it was paused.
@@ -118,6 +121,7 @@ cdef class ReceivingConnection(ConnectionCore):
         cdef const uint8_t *nothing = NULL
         cdef uint64_t work_before = self.parser.inflating_work
         self.liveness.is_alive = True
+        self.bytes_received += length
         spend(self, BYTES, length)
         if self.input_ended:
             return
@@ -257,32 +261,41 @@ cdef void dispatch(ConnectionCore connection, Event event) noexcept:
         elif event == FAILURE:
             reason = (<bytes>connection.parser.failure_reason).decode("ascii")
             fail(connection, connection.parser.failure_code, reason)
+            note_limit(connection)
         elif event == CLOSE:
             handle_close(connection)
         else:
             handle_control(connection, event)
     except BaseException as error:
-        handler_failed(connection, error, HANDLER_RUNS)
+        # For another event than a message, this is a lack of memory: call_handler() handles what its handler raises.
+        handler_failed(connection, error, HANDLER_RUNS, "on_message")
+
+
+cdef int note_limit(ConnectionCore connection) except -1:
+    """Warn, once for the hub, that a message was too long or had too many fragments."""
+    if connection.parser.failure_code == MESSAGE_TOO_BIG:
+        connection.hub.limit_log.reached("max_message_size")
+    elif connection.parser.failure_code == POLICY_VIOLATION:
+        connection.hub.limit_log.reached("max_fragments")
+    return 0
 
 
 cdef int handle_message(ConnectionCore connection) except -1:
     """Give a message to on_message, or put it in the inbox for receive()."""
     cdef Message message = message_from_frame(parser_take_message(&connection.parser))
     cdef object result
-    cdef double started = 0
     connection.hub.counters.messages_received += 1
     connection.is_active = True
     spend(connection, MESSAGES, 1)
     if connection.status != IS_OPEN:
         return 0
     if connection.handlers.on_message is not None:
-        if connection.hub.times_handlers:
-            started = connection.hub.clock()
+        if connection.hub.observes_handlers:
+            call_observed(connection, message)
+            return 0
         result = connection.handlers.on_message(connection, message)
         if result is not None and result is not QUEUED:
-            run_awaitable(connection, result, HANDLER_RUNS)
-        if connection.hub.times_handlers:
-            spend(connection, HANDLER_TIME, <double>connection.hub.clock() - started)
+            run_awaitable(connection, result, HANDLER_RUNS, "on_message", None)
     elif connection.receiving:
         if connection.inbox is None:
             connection.inbox = deque()
@@ -307,9 +320,11 @@ cdef int handle_control(ConnectionCore connection, Event event) except -1:
         queue_pong(connection, frame)
     frame_release(frame)
     if event != PING:
-        connection.last_pong_time = connection.hub.clock()
+        note_pong(connection)
     if handler is not None and connection.status == IS_OPEN:
-        call_handler(connection, handler, (connection, payload), HANDLER_RUNS)
+        call_handler(
+            connection, handler, (connection, payload), HANDLER_RUNS, "on_ping" if event == PING else "on_pong"
+        )
     return 0
 
 

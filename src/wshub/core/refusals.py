@@ -7,10 +7,15 @@ itself, since the traceback of an error that is raised again and again grows.
 from __future__ import annotations
 
 import logging
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
+from wshub.core.connection_log import HasPeer, log_refusal
 from wshub.errors import HandshakeError
 from wshub.protocol.handshake.server import Handshake
+
+if TYPE_CHECKING:
+    from wshub.core.config import HubConfig
+    from wshub.protocol.http.request import RequestHead
 
 __all__ = [
     "FAILED",
@@ -58,20 +63,65 @@ class CountsRefusals(Protocol):
     def refused(self) -> dict[int, int]:
         """The number of refused handshakes by HTTP status."""
 
+    @property
+    def config(self) -> HubConfig:
+        """The settings of the hub."""
 
-def refuse(hub: CountsRefusals | None, error: HandshakeError) -> bytes:
-    """Count a refused handshake for the hub, if one is known, and return the response."""
+
+class RefusedOpening(Protocol):
+    """An ``Opening`` that is refused."""
+
+    @property
+    def request(self) -> RequestHead:
+        """The request."""
+
+    @property
+    def source(self) -> HasPeer | None:
+        """The source of the request; None if its address is known already, or not needed."""
+
+    def refused(self, error: HandshakeError) -> None:
+        """Note the refusal."""
+
+
+def refuse(
+    hub: CountsRefusals | None,
+    error: HandshakeError,
+    opening: RefusedOpening | None = None,
+    *,
+    request: RequestHead | None = None,
+    source: HasPeer | None = None,
+) -> bytes:
+    """Count a refused handshake for the hub, if one is known, and return the response. Arguments: ``count_refusal``."""
     try:
         response = Handshake.create_error_response(error)
     except Exception:
         logger.exception("a handshake cannot be refused as on_upgrade says")
         error = HandshakeError(*FAILED)
         response = Handshake.create_error_response(error)
-    count_refusal(hub, error)
+    count_refusal(hub, error, opening, request=request, source=source)
     return response
 
 
-def count_refusal(hub: CountsRefusals | None, error: HandshakeError) -> None:
-    """Count a handshake that is answered with the status of the error for the hub, if one is known."""
+def count_refusal(
+    hub: CountsRefusals | None,
+    error: HandshakeError,
+    opening: RefusedOpening | None = None,
+    *,
+    request: RequestHead | None = None,
+    source: HasPeer | None = None,
+) -> None:
+    """Count and log a handshake that is answered with the status of the error.
+
+    Args:
+        hub: that the refusal counts for; None if it is not known.
+        error: the refusal.
+        opening: of the handshake; None if it has not come that far.
+        request: if there is no opening, the request; None if it could not be read.
+        source: the source of the request, if the opening does not know it.
+    """
     if hub is not None:
         hub.refused[error.status] = hub.refused.get(error.status, 0) + 1
+    if opening is not None:
+        opening.refused(error)
+        request, source = opening.request, opening.source or source
+    log_refusal(error, request, source, has_access_log=hub is not None and hub.config.access_log)

@@ -34,6 +34,8 @@ from wshub.protocol.parser cimport Utf8State
 
 import logging
 
+from wshub.core.cluster_types import IgnoredEnvelopes
+
 cdef extern from "utf8.h" nogil:
     int utf8_validate "wshub_utf8_validate"(Utf8State *state, const uint8_t *text, size_t length) noexcept
 
@@ -264,13 +266,13 @@ cdef class RemoteMessages(EnvelopeReceiver):
     @property
     def ignored_counts(self):
         """The IgnoredEnvelopes."""
-        return {
-            "own": self.ignored[OWN],
-            "late": self.ignored[LATE],
-            "no_receiver": self.ignored[NO_RECEIVER],
-            "unreadable": self.ignored[UNREADABLE],
-            "failed": self.ignored[FAILED],
-        }
+        return IgnoredEnvelopes(
+            own=self.ignored[OWN],
+            late=self.ignored[LATE],
+            no_receiver=self.ignored[NO_RECEIVER],
+            unreadable=self.ignored[UNREADABLE],
+            failed=self.ignored[FAILED],
+        )
 
     @property
     def lag_seconds(self):

@@ -1,4 +1,4 @@
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 from wshub.core.connection_state cimport ConnectionCore
 from wshub.core.delivery_options cimport Delivery
@@ -14,6 +14,7 @@ cdef int queue_compressed(
 cdef bint must_be_independent(ConnectionCore connection, const Delivery *delivery) noexcept
 
 cdef void queue_pong(ConnectionCore connection, FrameBuffer *pong) noexcept
+cdef object add_drain_waiter(ConnectionCore connection, object future, int64_t end)
 cdef void wake_drain_waiters(ConnectionCore connection, bint all_left) noexcept
 
 

@@ -5,6 +5,8 @@ queue() calls no handler and changes no room, so a broadcast may call it for eac
 changes rooms, so a broadcast calls it at the end.
 """
 
+from libc.stdint cimport int64_t
+
 from wshub.core.closing cimport abort_out_of_memory, wake
 from wshub.core.connection_state cimport IS_OPEN, is_full
 from wshub.core.delivery_options cimport CLOSE_CONNECTION, LATEST
@@ -16,6 +18,8 @@ from wshub.protocol.frame_buffer cimport (
     frame_release,
     frame_retain,
 )
+
+from collections import OrderedDict
 
 cdef enum:
     # From this many bytes on, a message is compressed by itself, and the connection leaves the shared window of its
@@ -132,10 +136,23 @@ cdef void queue_pong(ConnectionCore connection, FrameBuffer *pong) noexcept:
         connection.pong_end = connection.link.end_of_queue()
 
 
-# Waits of drain()
+# Waits of drain() and wait_writable()
+
+cdef object add_drain_waiter(ConnectionCore connection, object future, int64_t end):
+    """Wake a future when the link's `bytes_written` reaches `end`, or the queue is empty. Waiters stay in order."""
+    waiters = connection.drain_waiters
+    if waiters is None:
+        waiters = connection.drain_waiters = OrderedDict()
+    waiters[future] = end
+    if end < connection.link.end_of_queue():
+        # wait_writable() waits for less than what is queued.
+        for later in [other for other in waiters if waiters[other] > end]:
+            waiters.move_to_end(later)
+    connection.link.notify_when_left(end)
+
 
 cdef void wake_drain_waiters(ConnectionCore connection, bint all_left) noexcept:
-    """Wake each drain() whose bytes have left the queue."""
+    """Wake each drain() and wait_writable() whose bytes have left the queue."""
     while connection.drain_waiters:
         future, end = connection.drain_waiters.popitem(False)
         if not all_left and end > connection.link.bytes_written:

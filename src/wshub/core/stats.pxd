@@ -2,5 +2,5 @@ from wshub.core.hub_state cimport HubBase
 from wshub.core.rooms cimport Room
 
 
-cdef dict hub_stats(HubBase hub, dict refused)
-cdef dict room_stats(Room room)
+cdef object hub_stats(HubBase hub, dict refused, object cluster)
+cdef object room_stats(Room room)

@@ -51,7 +51,7 @@ class Opcode(IntEnum):
 _OPCODES = {int(opcode): opcode for opcode in Opcode}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Frame:
     """One frame, with its payload in the clear: ``encode`` masks it, and ``decode`` unmasks it.
 
@@ -104,6 +104,12 @@ class Frame:
             raise InvalidMessageError("a masked frame needs a mask key")
         if self.mask_key is not None and not self.masked:
             raise InvalidMessageError("a mask key without masked=True would not be used")
+
+    def __repr__(self) -> str:
+        """Show all but the payload and the masking key."""
+        flags = [name for name in ("rsv1", "rsv2", "rsv3", "masked") if getattr(self, name)]
+        ending = [] if self.fin else ["more to come"]
+        return f"<Frame {', '.join([self.opcode.name.lower(), f'{len(self.payload)} bytes', *flags, *ending])}>"
 
     @classmethod
     def text(cls, payload: str | BytesLike) -> Frame:

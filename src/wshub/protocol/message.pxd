@@ -9,6 +9,8 @@ cdef class Message:
     cdef int check(self) except -1
 
 
+cdef str text_of(Message message)
+cdef bytes bytes_of(Message message)
 cdef Message message_from_frame(FrameBuffer *frame)
 cdef FrameBuffer *frame_from_bytes(const void *source, size_t length, uint8_t opcode) except NULL
 cdef FrameBuffer *frame_from_data(object data) except NULL

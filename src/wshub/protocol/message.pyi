@@ -1,7 +1,7 @@
 """A text or binary message, kept as the frame that travels (RFC 6455 section 5.6)."""
 
 import enum
-from typing import final
+from typing import Any, final
 
 from typing_extensions import Buffer
 
@@ -33,6 +33,13 @@ class Message:
     @property
     def type(self) -> MessageType:
         """MessageType.TEXT or MessageType.BINARY."""
+    def json(self) -> Any:
+        """Return the value of a text message that is JSON.
+
+        Raises:
+            UnexpectedMessageError: the message is binary, or its text is no JSON. If a handler does not catch the
+                error, the hub closes the connection with 1003 or 1007.
+        """
     @property
     def frame_bytes(self) -> bytes:
         """The unmasked frame, header and payload, as it goes over the wire."""

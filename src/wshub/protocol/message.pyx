@@ -21,11 +21,12 @@ from wshub.protocol.frame_buffer cimport (
     frame_wire,
     frame_wire_length,
 )
+from wshub.protocol.json_text cimport decode_json
 from wshub.protocol.opcodes cimport BINARY_OPCODE, TEXT_OPCODE
 
 import enum
 
-from wshub.errors import InvalidMessageError
+from wshub.errors import InvalidMessageError, UnexpectedMessageError
 
 cdef extern from "Python.h":
     const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
@@ -143,6 +144,22 @@ cdef Message message_from_frame(FrameBuffer *frame):
     return message
 
 
+cdef str text_of(Message message):
+    """Return the payload of a text message. Raise UnexpectedMessageError for a binary one."""
+    message.check()
+    if message.frame.opcode != TEXT_OPCODE:
+        raise UnexpectedMessageError(1003, "expected a text message")
+    return message.data
+
+
+cdef bytes bytes_of(Message message):
+    """Return the payload of a binary message. Raise UnexpectedMessageError for a text message."""
+    message.check()
+    if message.frame.opcode != BINARY_OPCODE:
+        raise UnexpectedMessageError(1003, "expected a binary message")
+    return message.data
+
+
 @cython.final
 @cython.freelist(64)
 @cython.no_gc
@@ -199,6 +216,15 @@ cdef class Message:
         """MessageType.TEXT or MessageType.BINARY."""
         self.check()
         return TEXT_TYPE if self.frame.opcode == TEXT_OPCODE else BINARY_TYPE
+
+    def json(self):
+        """Return the value of a text message that is JSON.
+
+        Raises:
+            UnexpectedMessageError: the message is binary, or its text is no JSON. If a handler does not catch the
+                error, the hub closes the connection with 1003 or 1007.
+        """
+        return decode_json(text_of(self))
 
     @property
     def frame_bytes(self):

@@ -6,19 +6,22 @@ import asyncio
 import ipaddress
 from collections.abc import Sequence
 from functools import partial
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from wshub.core.admission import AddressRates, address_bucket, client_address, parse_address
 from wshub.core.opening import Opening
+from wshub.core.probes import PROBE_FIELDS, answer_probe
 from wshub.core.refusals import NOTHING_AT_PATH, TOO_MANY_NEW_FROM_ADDRESS, TOO_MUCH_EARLY_DATA, count_refusal
 from wshub.errors import HandshakeError
+from wshub.protocol.handshake.server import Handshake
 from wshub.protocol.http.request import MAX_EARLY_SIZE, parse_request_head
 from wshub.serving.first_request import OpeningHandshake
 from wshub.serving.pending import PendingByAddress, PendingHandshakes
 
 if TYPE_CHECKING:
+    from wshub.core.clustered import ClusteredHub
     from wshub.core.handler_table import HandlerTable
-    from wshub.core.lifecycle import HubLifecycle
 
 __all__ = ["Handshakes"]
 
@@ -31,24 +34,38 @@ class Handshakes:
         table: the handlers of the connections.
         path: the only path served; None serves all.
         subprotocols: those that may be chosen, in the client's order of preference.
+        health_path: the path below which probes are answered; None answers none.
         over_tls: a TLS handshake costs more than a request, so the limits of an address hold before there is one.
     """
 
     def __init__(
-        self, hub: HubLifecycle, table: HandlerTable, path: str | None, subprotocols: Sequence[str], *, over_tls: bool
+        self,
+        hub: ClusteredHub,
+        table: HandlerTable,
+        path: str | None,
+        subprotocols: Sequence[str],
+        *,
+        health_path: str | None,
+        over_tls: bool,
     ) -> None:
         config = hub.config
         self.hub = hub
-        self.pending: PendingHandshakes[OpeningHandshake] = PendingHandshakes(config.max_pending_handshakes)
+        self.pending: PendingHandshakes[OpeningHandshake] = PendingHandshakes(
+            config.max_pending_handshakes, self._note_limit
+        )
         self._table = table
         self._path = path
+        self._probes = (health_path.rstrip("/") + "/").encode() if health_path is not None else None
         self._subprotocols = subprotocols
         self._timeout = config.handshake_timeout_ms / 1000
         self._trusted = tuple(ipaddress.ip_network(proxy) for proxy in config.trusted_proxies)
         self._rate: AddressRates | None = None
         if over_tls and config.max_connections_per_address:
             self.pending = PendingByAddress(
-                config.max_pending_handshakes, config.max_connections_per_address, self._address_bucket
+                config.max_pending_handshakes,
+                self._note_limit,
+                config.max_connections_per_address,
+                self._address_bucket,
             )
         if over_tls and config.max_connection_rate_per_address:
             self._rate = AddressRates(config.max_connection_rate_per_address)
@@ -61,7 +78,7 @@ class Handshakes:
             key = self._address_bucket(handshake)
             if key is not None and not self._rate.take(key, now):
                 # Without TLS yet, the client cannot be answered.
-                count_refusal(self.hub, HandshakeError(*TOO_MANY_NEW_FROM_ADDRESS))
+                count_refusal(self.hub, HandshakeError(*TOO_MANY_NEW_FROM_ADDRESS), source=handshake)
                 return None
         self.pending.add(handshake)
         return handshake
@@ -70,17 +87,48 @@ class Handshakes:
         """Answer a complete request; ``rest`` came behind it. Raises ``HandshakeError`` to refuse it."""
         if len(rest) > MAX_EARLY_SIZE and self.hub.on_upgrade is not None:
             raise HandshakeError(*TOO_MUCH_EARLY_DATA)
+        if self._probes is not None and self._answer_probe(handshake, self._probes, head):
+            return
         request = parse_request_head(head)
-        if self._path is not None and request.path != self._path:
-            raise HandshakeError(*NOTHING_AT_PATH)
         client = client_address(handshake.peer, request.headers, self._trusted) if self._trusted else None
         opening = Opening(self.hub, self._table, request, handshake, client)
-        opening.check()
-        decision: Any = opening.decide()
-        if opening.waits:
-            handshake.wait_for(asyncio.ensure_future(decision), partial(self._accept, handshake, link, opening, rest))
-        else:
-            self._accept(handshake, link, opening, rest, decision)
+        try:
+            if self._path is not None and request.path != self._path:
+                raise HandshakeError(*NOTHING_AT_PATH)
+            opening.check()
+            decision: Any = opening.decide()
+            if not opening.waits:
+                self._accept(handshake, link, opening, rest, decision)
+                return
+            with opening.in_span():
+                future = asyncio.ensure_future(decision)
+            handshake.opening = opening
+            handshake.wait_for(future, partial(self._accept, handshake, link, opening, rest))
+        except BaseException:
+            handshake.opening = opening
+            raise
+
+    def _answer_probe(self, handshake: OpeningHandshake, folder: bytes, head: bytes) -> bool:
+        """Answer a probe of a load balancer. Return False if the request is none.
+
+        Some balancers send HTTP/1.0 without a Host, so the request line is all that counts.
+        """
+        method, _, rest = head.partition(b"\r\n")[0].partition(b" ")
+        target, _, version = rest.partition(b" ")
+        if (
+            method not in (b"GET", b"HEAD")
+            or version not in (b"HTTP/1.0", b"HTTP/1.1")
+            or not target.startswith(folder)
+        ):
+            return False
+        answer = answer_probe(target.removeprefix(folder).decode("latin-1"), self.hub)
+        if answer is None:
+            return False
+        status, body = answer
+        fields = Handshake.encode_fields([*PROBE_FIELDS, ("Content-Length", str(len(body))), ("Connection", "close")])
+        response = b"HTTP/1.1 %d %s\r\n%s\r\n" % (status, HTTPStatus(status).phrase.encode(), fields)
+        handshake.respond(response if method == b"HEAD" else response + body)
+        return True
 
     def expire(self) -> None:
         """End the handshakes whose time is over."""
@@ -93,6 +141,10 @@ class Handshakes:
         response = opening.accept(self._subprotocols, metadata=metadata)
         self.pending.discard(handshake)
         opening.open_on(link, response, rest)
+        handshake.opening = None
+
+    def _note_limit(self) -> None:
+        self.hub._limit_log.reached("max_pending_handshakes")
 
     def _address_bucket(self, handshake: OpeningHandshake) -> str | None:
         """The address that a connection counts for before its request; None for that of a trusted proxy."""

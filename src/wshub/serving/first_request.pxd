@@ -7,6 +7,7 @@ cdef class OpeningHandshake(Receiver):
     cdef Link link
     cdef object server           # a FirstRequestServer
     cdef public object hub       # that a refusal counts for; None is that of the server
+    cdef public object opening   # the Opening of a request that waits, or is about to be refused; or None
     cdef object reader           # RequestReader
     cdef readonly double deadline
     cdef object decision         # Future of what on_upgrade decides, or None

@@ -98,10 +98,15 @@ cdef class OpeningHandshake(Receiver):
 
     def refuse(self, error):
         """Answer with the error, and end the link when the answer has left."""
+        # They refer to each other.
+        opening, self.opening = self.opening, None
+        self.respond(refuse(self.hub if self.hub is not None else self.server.hub, error, opening, source=self))
+
+    def respond(self, bytes response):
+        """Answer with a complete response, and end the link when it has left."""
         cdef FrameBuffer *frame
         self.answered = True
-        response = refuse(self.hub if self.hub is not None else self.server.hub, error)
-        frame = frame_from_bytes(<const char *><bytes>response, len(response), RAW)
+        frame = frame_from_bytes(<const char *>response, len(response), RAW)
         self.link.write(frame)
         frame_release(frame)
         self.link.abort(True)
@@ -132,6 +137,9 @@ cdef class OpeningHandshake(Receiver):
     cdef void connection_lost(self, int error) noexcept:
         self.server.pending.discard(self)
         self.link = None
+        opening, self.opening = self.opening, None
+        if opening is not None:
+            opening.abandoned()
         if self.decision is not None:
             self.decision.cancel()
 

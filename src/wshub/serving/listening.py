@@ -5,17 +5,42 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import os
 import socket
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from wshub.core.connection_log import address_text
 from wshub.protocol.validation import check_port
 
-__all__ = ["UnixAddress", "bind_address"]
+__all__ = ["UnixAddress", "bind_address", "log_listening", "log_stopped"]
 
 PORT_ATTEMPTS = 10
+
+
+logger = logging.getLogger("wshub.server")
+
+
+def log_listening(sockets: Iterable[socket.socket]) -> None:
+    """Log the addresses that a server listens on."""
+    addresses = _addresses(sockets)
+    logger.info("listening on %s", ", ".join(addresses), extra={"event": "listening", "addresses": addresses})
+
+
+def log_stopped(sockets: Iterable[socket.socket]) -> None:
+    """Log that a server is about to close those of its sockets that are open."""
+    addresses = _addresses(sockets)
+    if addresses:
+        logger.info(
+            "no longer listening on %s", ", ".join(addresses), extra={"event": "stopped", "addresses": addresses}
+        )
+
+
+def _addresses(sockets: Iterable[socket.socket]) -> list[str]:
+    names = [listening.getsockname() for listening in sockets if listening.fileno() >= 0]
+    return [address_text(name) if isinstance(name, tuple) else os.fsdecode(name) for name in names]
 
 
 async def bind_address(host: str | None, port: int) -> list[socket.socket]:

@@ -33,10 +33,15 @@ class PendingHandshakes(Generic[Waiting]):
 
     The limit applies separately to requests that have not fully arrived, and to requests that wait for ``on_upgrade``.
     If one more arrives, the oldest is ended.
+
+    Args:
+        at_most: the limit.
+        reached: called each time that the oldest is ended.
     """
 
-    def __init__(self, at_most: int) -> None:
+    def __init__(self, at_most: int, reached: Callable[[], None]) -> None:
         self._at_most = at_most
+        self._reached = reached
         self._incomplete: dict[Waiting, None] = {}
         self._asked: dict[Waiting, None] = {}
 
@@ -44,6 +49,7 @@ class PendingHandshakes(Generic[Waiting]):
         """Add a connection. If there are too many, drop the oldest."""
         if len(self._incomplete) >= self._at_most:
             # A client that sends its request at once has come and gone in less time than this one has had.
+            self._reached()
             _remove_oldest(self._incomplete).drop()
         self._incomplete[waiting] = None
 
@@ -51,6 +57,7 @@ class PendingHandshakes(Generic[Waiting]):
         """Record that a request is complete, and waits for the result of ``on_upgrade``."""
         self.discard(waiting)
         if len(self._asked) >= self._at_most:
+            self._reached()
             _remove_oldest(self._asked).expire()
         self._asked[waiting] = None
 
@@ -83,12 +90,19 @@ class PendingByAddress(PendingHandshakes[Waiting]):
 
     Args:
         at_most: incomplete requests altogether.
+        reached: called each time that the oldest of all is ended.
         at_most_each: incomplete requests of one address.
         key_of: returns the address that a handshake counts for; None if it only counts altogether.
     """
 
-    def __init__(self, at_most: int, at_most_each: int, key_of: Callable[[Waiting], str | None]) -> None:
-        super().__init__(at_most)
+    def __init__(
+        self,
+        at_most: int,
+        reached: Callable[[], None],
+        at_most_each: int,
+        key_of: Callable[[Waiting], str | None],
+    ) -> None:
+        super().__init__(at_most, reached)
         self._at_most_each = at_most_each
         self._key_of = key_of
         self._keys: dict[Waiting, str] = {}

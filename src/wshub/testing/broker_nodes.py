@@ -444,7 +444,7 @@ class Nodes:
 
 def dropped_by(broker: Broker) -> int:
     """Return the number of envelopes that a broker has counted as dropped."""
-    return sum(broker.stats()["dropped"].values())
+    return sum(broker.stats().dropped.values())
 
 
 async def raised_by(call: Coroutine[Any, Any, Any]) -> Exception | None:

@@ -266,7 +266,7 @@ async def sending_to_nobody_is_no_loss(nodes: Nodes) -> None:
         require(alone.send(channel), "send() returns True when there is nobody to send to")
         await alone.publish(channel, 1)
     await nodes.quiet()
-    dropped = alone.broker.stats()["dropped"]
+    dropped = alone.broker.stats().dropped
     require(not any(dropped.values()), f"something was dropped: {dropped}")
     require(alone.interruptions() == [], "nothing was lost")
 

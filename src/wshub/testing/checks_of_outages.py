@@ -31,7 +31,7 @@ async def without_an_engine_everything_is_refused_and_counted(nodes: Nodes) -> N
     await nodes.faults.stop()
     await noticed(nodes, first, second)
     require(first.broker.health().state == "disconnected", f"the health is {first.broker.health()}")
-    before = first.broker.stats()["dropped"].get("disconnected", 0)
+    before = first.broker.stats().dropped.get("disconnected", 0)
     durations = []
     for _ in range(200):
         started = time.perf_counter()
@@ -39,7 +39,7 @@ async def without_an_engine_everything_is_refused_and_counted(nodes: Nodes) -> N
         durations.append(time.perf_counter() - started)
         require(accepted is False, "send() returns False while there is no connection")
     check_durations(durations)
-    dropped = first.broker.stats()["dropped"].get("disconnected", 0) - before
+    dropped = first.broker.stats().dropped.get("disconnected", 0) - before
     require(dropped == 200, f"of 200 envelopes that were dropped, {dropped} are counted as disconnected")
     for call, arguments in ((first.broker.publish, (CHANNEL, b"p")), (second.broker.subscribed, (CHANNEL,))):
         error = await nodes.finish(raised_by(call(*arguments)), "publish() and subscribed() raise without a connection")
@@ -49,7 +49,7 @@ async def without_an_engine_everything_is_refused_and_counted(nodes: Nodes) -> N
     require(first.broker.health().pending_bytes == 0, "nothing waits for an engine that is away")
     for node in (first, second):
         require(node.interruptions(), "the hub is told by interrupted() when the connection is lost")
-        require(sum(node.broker.stats()["interruptions"].values()) >= 1, "stats() counts the interruption")
+        require(sum(node.broker.stats().interruptions.values()) >= 1, "stats() counts the interruption")
     await nodes.faults.heal()
     await recovered(nodes, first, second)
     await arrives_again(nodes, first, second)
@@ -88,7 +88,7 @@ async def channels_are_restored_when_the_engine_is_back(nodes: Nodes) -> None:
     )
     await stream(first, CHANNEL, 50)
     await all_is_accounted_for(nodes, first, second)
-    require(second.broker.stats()["reconnects"] >= 1, "stats() counts that it has connected again")
+    require(second.broker.stats().reconnects >= 1, "stats() counts that it has connected again")
 
 
 @check("stop")
@@ -171,8 +171,8 @@ async def a_lost_connection_is_told_before_what_follows(nodes: Nodes) -> None:
         await arrives_again(nodes, first, second)
     await all_is_accounted_for(nodes, first, second)
     stats = second.broker.stats()
-    require(stats["reconnects"] >= 3, f"it was cut three times, and stats() has {stats['reconnects']} reconnects")
-    require(sum(stats["interruptions"].values()) == len(second.interruptions()), "stats() counts each interruption")
+    require(stats.reconnects >= 3, f"it was cut three times, and stats() has {stats.reconnects} reconnects")
+    require(sum(stats.interruptions.values()) == len(second.interruptions()), "stats() counts each interruption")
 
 
 @check("cut")

@@ -107,7 +107,7 @@ async def a_slow_engine_fills_a_bounded_queue(nodes: Nodes) -> None:
     """If the engine takes nothing, ``send()`` returns False once too much waits, counts it, and never blocks."""
     first, second = await nodes.two(CHANNEL)
     await nodes.faults.freeze()
-    before = first.broker.stats()["dropped"].get("full", 0)
+    before = first.broker.stats().dropped.get("full", 0)
     dropped = 0
     durations = []
     for number in range(UNBOUNDED // PIECE):
@@ -120,7 +120,7 @@ async def a_slow_engine_fills_a_bounded_queue(nodes: Nodes) -> None:
             break
     require(dropped > 0, f"an engine that takes nothing was given {UNBOUNDED >> 20} MiB: the queue has no bound")
     check_durations(durations)
-    counted = first.broker.stats()["dropped"].get("full", 0) - before
+    counted = first.broker.stats().dropped.get("full", 0) - before
     require(counted == dropped, f"send() returned False {dropped} times, and {counted} are counted as full")
     pending = first.broker.health().pending_bytes
     require(0 < pending < UNBOUNDED, f"health() has {pending} bytes that wait")
@@ -238,10 +238,10 @@ async def whatever_fails_nothing_is_lost_silently(nodes: Nodes) -> None:
     for sender in members:
         refused = sum(isinstance(event, Sent) and not event.accepted for event in sender.log)
         stats = sender.broker.stats()
-        dropped = sum(stats["dropped"].values())
+        dropped = sum(stats.dropped.values())
         require(dropped >= refused, f"send() returned False {refused} times, and {dropped} are counted as dropped")
         received = sum(isinstance(event, Received) for event in sender.log)
-        require(stats["received"] == received, f"{received} envelopes arrived, and stats() has {stats['received']}")
+        require(stats.received == received, f"{received} envelopes arrived, and stats() has {stats.received}")
         for receiver in members:
             if receiver is not sender:
                 check_arrivals(sender, receiver, CHANNEL)

@@ -37,10 +37,10 @@ async def subscribed_means_that_it_arrives(nodes: Nodes) -> None:
 async def a_second_subscribe_does_nothing(nodes: Nodes) -> None:
     """A second ``subscribe()`` does nothing: each envelope arrives once, and one ``unsubscribe()`` ends it."""
     first, second = await nodes.two("room:a", "room:b")
-    subscriptions = second.broker.stats()["subscriptions"]
+    subscriptions = second.broker.stats().subscriptions
     second.subscribe("room:a", "room:a")
     await second.join("room:a")
-    count = second.broker.stats()["subscriptions"]
+    count = second.broker.stats().subscriptions
     require(count == subscriptions, f"stats() has {count} subscriptions, {subscriptions} before the second subscribe()")
     for number in range(10):
         first.send("room:a", number)
@@ -139,7 +139,7 @@ async def fast_changes_end_right(nodes: Nodes) -> None:
 async def ten_thousand_channels_at_once(nodes: Nodes) -> None:
     """A node can subscribe to 10,000 channels at once, soon receives on each, and can leave them at once."""
     first, second = await nodes.two("room:b")
-    before = second.broker.stats()["subscriptions"]
+    before = second.broker.stats().subscriptions
     channels = [room_channel(f"many-{index}") for index in range(MANY)]
     second.subscribe(*channels)
     await nodes.finish(second.broker.subscribed(channels[-1]), "subscribed() returns for the last of 10,000 channels")
@@ -148,7 +148,7 @@ async def ten_thousand_channels_at_once(nodes: Nodes) -> None:
     )
     for channel in channels:
         await nodes.finish(second.broker.subscribed(channel), "subscribed() returns")
-    count = second.broker.stats()["subscriptions"]
+    count = second.broker.stats().subscriptions
     require(count == before + MANY, f"stats() has {count} subscriptions, {before} before 10,000 more")
     for number, channel in enumerate(channels):
         await first.send_all(channel, [number])
@@ -157,7 +157,7 @@ async def ten_thousand_channels_at_once(nodes: Nodes) -> None:
     second.unsubscribe(*channels)
     await ends(nodes, channels[5])
     await ends(nodes, channels[-1])
-    count = second.broker.stats()["subscriptions"]
+    count = second.broker.stats().subscriptions
     require(count == before, f"stats() has {count} subscriptions after all were left, not {before}")
 
 

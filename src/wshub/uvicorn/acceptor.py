@@ -54,7 +54,9 @@ class Acceptor:
     def __init__(self, config: Config, state: ServerState, first_requests: FirstRequests, hub: HubLifecycle) -> None:
         self.sockets: tuple[socket.socket, ...] = ()
         self.hub = hub
-        self.pending: PendingHandshakes[FirstRequest] = PendingHandshakes(hub.config.max_pending_handshakes)
+        self.pending: PendingHandshakes[FirstRequest] = PendingHandshakes(
+            hub.config.max_pending_handshakes, self._note_limit
+        )
         self._state = state
         # None until one of the hubs has a connection, because uvicorn counts the Hubs object as a connection.
         self._hubs: Hubs | None = None
@@ -138,9 +140,11 @@ class Acceptor:
         except HandshakeError as error:
             if not Handshake.is_upgrade(request.headers):
                 # This is no handshake: another part of the request, such as its path, contains "websocket".
+                opening.abandoned()
                 self._hand_over(first.detach(), data, first.deadline)
                 return
             first.hub = hub
+            first.opening = opening
             self._log(first, client, request, str(error.status))
             raise
         self._log(first, client, request, "[accepted]")
@@ -190,6 +194,9 @@ class Acceptor:
         if not request.headers.get_all_raw(b"x-forwarded-for"):
             return None
         return client_of(self._trusted, first.peer, request.headers)
+
+    def _note_limit(self) -> None:
+        self.hub._limit_log.reached("max_pending_handshakes")
 
     def _encode_default_headers(self) -> bytes:
         """Return the fields that uvicorn adds to every response: a new list once a second."""

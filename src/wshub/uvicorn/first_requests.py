@@ -10,6 +10,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from uvicorn.protocols.utils import get_remote_addr
+
 from wshub.core.config import HubConfig
 from wshub.core.lifecycle import HubLifecycle
 from wshub.core.refusals import refuse
@@ -55,7 +57,10 @@ class FirstRequests:
         self._timeout = config.handshake_timeout_ms / 1000
         self._loop = asyncio.get_running_loop()
         self._now = hub.now if hub is not None else self._loop.time
-        self._waiting: PendingHandshakes[_FirstRequest] = PendingHandshakes(config.max_pending_handshakes)
+        self._hub = hub
+        self._waiting: PendingHandshakes[_FirstRequest] = PendingHandshakes(
+            config.max_pending_handshakes, self._note_limit
+        )
         self._sweeper: asyncio.TimerHandle | None = None
 
     def serve(
@@ -99,6 +104,10 @@ class FirstRequests:
     def close(self) -> None:
         """End the connections that do not have their transport yet."""
         self._waiting.shut_down()
+
+    def _note_limit(self) -> None:
+        if self._hub is not None:
+            self._hub._limit_log.reached("max_pending_handshakes")
 
     def _sweep(self) -> None:
         self._sweeper = None
@@ -161,8 +170,13 @@ class _FirstRequest(asyncio.Protocol):
             self._discard(self)
             self._transport.set_protocol(self.protocol)
         elif self._received > MAX_FIRST_HEAD and not self._transport.is_closing():
-            self._transport.write(refuse(self._find_hub(), HandshakeError(*HEAD_TOO_LARGE)))
+            self._transport.write(refuse(self._find_hub(), HandshakeError(*HEAD_TOO_LARGE), source=self))
             self._transport.close()
+
+    @property
+    def peer(self) -> tuple[Any, ...] | None:
+        """The peer's address; None for a Unix socket."""
+        return get_remote_addr(self._transport)
 
     def eof_received(self) -> bool | None:
         return self.protocol.eof_received()  # type: ignore[no-any-return]

@@ -195,7 +195,7 @@ class WebSocketProtocol(asyncio.Protocol):
             offered = split_list(request.headers.get_all_raw(b"sec-websocket-protocol"))
         except HandshakeError as error:
             self._answered = True
-            self._write(refuse(self._primary_hub(), error))
+            self._write(refuse(self._primary_hub(), error, request=self._request, source=self))
             self._end()
             return
         self._peer = peer = get_remote_addr(self._transport)
@@ -450,7 +450,7 @@ class WebSocketProtocol(asyncio.Protocol):
         except Exception as error:
             if self._link is None and is_shortage(error):
                 NOT_ADOPTED.failed(error)
-                self._refuse(opening.hub, HandshakeError(*OUT_OF_RESOURCES))
+                self._refuse(opening.hub, HandshakeError(*OUT_OF_RESOURCES), opening)
                 raise ClientDisconnected from error
             self._transport.abort()
             raise
@@ -500,9 +500,14 @@ class WebSocketProtocol(asyncio.Protocol):
     def _primary_hub(self) -> HubCore | None:
         return primary_hub(self._config, self._state)
 
-    def _refuse(self, hub: HubCore | None, error: HandshakeError) -> None:
+    @property
+    def peer(self) -> tuple[Any, ...] | None:
+        """The client's address, as far as it is known."""
+        return self._client() if self._scope else get_remote_addr(self._transport)
+
+    def _refuse(self, hub: HubCore | None, error: HandshakeError, opening: Opening | None = None) -> None:
         """Refuse the handshake with the error, which counts for the hub."""
-        count_refusal(hub, error)
+        count_refusal(hub, error, opening, request=self._request, source=self)
         fields = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in error.headers]
         self._respond(error.status, fields, error.reason.encode())
 

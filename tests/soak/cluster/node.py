@@ -204,14 +204,14 @@ class Node:
             "time": time.monotonic(),
             "ok": health.ok,
             "state": "" if health.broker is None else f"{health.broker.state} {health.broker.reason}",
-            "connections": stats["connections"],
-            "delivered": stats["messages_delivered"],
-            "policy_drops": sum(stats["dropped"].values()) - stats["dropped"]["closed"],
+            "connections": stats.connections,
+            "delivered": stats.messages_delivered,
+            "policy_drops": stats.dropped.total - stats.dropped.closed,
             "published": self.published,
             "outcomes": outcomes,
             "resident": resident(),
             "descriptors": descriptors(),
-            "cluster": stats["cluster"],
+            "cluster": stats.asdict()["cluster"],
         }
 
 
@@ -222,7 +222,7 @@ async def main(number: int, url: str) -> None:
     loop.add_signal_handler(signal.SIGTERM, stopping.set)
     node = Node(number, url)
     chance = random.Random(number)
-    async with node.hub.serve("127.0.0.1", 0, node.serve) as server:
+    async with node.hub.serve("127.0.0.1", 0, node.serve, close_hub=True) as server:
         print(json.dumps({"port": server.port}), flush=True)
         due = report_due = loop.time()
         has_ended = False

@@ -49,6 +49,9 @@ async def check(request: RequestHead) -> dict[str, str]:
 
 
 App().enable_websocket(HubConfig(), on_upgrade=check)
+App().enable_websocket(
+    trusted_proxies=["10.0.0.0/8"], allowed_origins=["https://example.com"], broker="redis://localhost"
+)
 App().enable_websocket(max_connection=5000)  # type: ignore[call-arg]
 App().enable_websocket(slow_consumer="drop")  # type: ignore[arg-type]
 

@@ -1,11 +1,12 @@
 """An endpoint that uses the methods of its connection and its hub."""
 
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping
 from typing import Any, assert_type
 
 from wshub import (
     CloseCode,
     Connection,
+    ConnectionClosed,
     ConnectionState,
     DeliveryOptions,
     Headers,
@@ -15,6 +16,7 @@ from wshub import (
     MessageType,
     RequestHead,
     RoomStats,
+    UnexpectedMessageError,
 )
 
 
@@ -30,6 +32,32 @@ async def echo(connection: Connection) -> None:
     await connection.wait_closed()
 
 
+async def receive(connection: Connection) -> None:
+    assert_type(await connection.receive_text(), str)
+    assert_type(await connection.receive_text(timeout=1.5), str)
+    assert_type(await connection.receive_bytes(1), bytes)
+    value: dict[str, int] = await connection.receive_json()
+    async for value in connection.iter_json():
+        connection.send_json(value)
+    price: float = (await connection.receive()).json()["price"]
+    try:
+        await connection.receive_json()
+    except UnexpectedMessageError as error:
+        assert_type(error.code, int)
+        assert_type(error.reason, str)
+    print(price)
+
+
+async def produce(connection: Connection, chunks: Iterable[bytes]) -> None:
+    for chunk in chunks:
+        await connection.wait_writable()
+        connection.send_bytes(chunk)
+    try:
+        await connection.drain()
+    except ConnectionClosed as closed:
+        assert_type(closed.code, int)
+
+
 async def send(connection: Connection) -> None:
     connection.send("text")
     connection.send(b"binary", compress=False, slow_consumer="drop_oldest")
@@ -37,6 +65,7 @@ async def send(connection: Connection) -> None:
     connection.send(memoryview(b"a buffer"), slow_consumer=None)
     connection.send_text(b"UTF-8")
     connection.send_json({"price": 1})
+    connection.send_bytes(memoryview(b"a buffer"), slow_consumer="latest", key="price of X")
     connection.send_ping()
     connection.close(CloseCode.NORMAL, "goodbye")
     # Both forms are allowed: the result can be awaited.
@@ -56,6 +85,9 @@ def read(connection: Connection) -> None:
     assert_type(connection.rooms, frozenset[str])
     assert_type(connection.close_code, int | None)
     assert_type(connection.buffered, int)
+    assert_type(connection.latency_ms, float | None)
+    assert_type(connection.user, str | None)
+    connection.user = "anna"
     connection.hub.broadcast("hello", exclude=connection)
 
 
@@ -64,6 +96,10 @@ def broadcast(hub: Hub, connection: Connection, options: DeliveryOptions) -> Non
     assert_type(hub.broadcast(b"binary", **options), int)
     assert_type(hub.broadcast_to_room("room", Message("text"), key="price of X"), int)
     assert_type(hub.room_members("room"), list[Connection])
+    assert_type(hub.connections, list[Connection])
+    assert_type(hub.user_connections("anna"), list[Connection])
+    for each in hub.connections:
+        each.close(CloseCode.GOING_AWAY)
     assert_type(hub.get_connection(1), Connection | None)
     assert_type(hub.stats(), HubStats)
     assert_type(hub.stats(room="room"), RoomStats)
@@ -75,6 +111,9 @@ def mistakes(connection: Connection, hub: Hub) -> None:
     connection.send("text", compres=True)  # type: ignore[call-arg]
     connection.id = 2  # type: ignore[misc]
     connection.close("goodbye")  # type: ignore[arg-type]
+    connection.send_bytes("text")  # type: ignore[arg-type]
+    connection.latency_ms = 1.0  # type: ignore[misc]
+    hub.connections = []  # type: ignore[misc]
     hub.broadcast("text", exclude="connection 1")  # type: ignore[arg-type]
 
 

@@ -1,5 +1,7 @@
 """Hubs, their settings, and servers."""
 
+import asyncio
+import socket
 import ssl
 from collections.abc import Mapping
 from typing import Any, assert_type
@@ -17,7 +19,10 @@ from wshub import (
     Server,
     SlowConsumer,
     UpgradeHook,
+    __version__,
 )
+
+assert_type(__version__, str)
 
 
 def check(request: RequestHead) -> Mapping[str, Any] | None:
@@ -38,7 +43,8 @@ hooks: list[UpgradeHook] = [check, check_later, check_only]
 policy: SlowConsumer = "latest"
 config = HubConfig(
     max_connections=5000,
-    allowed_origins=("https://example.com",),
+    allowed_origins=["https://example.com"],
+    trusted_proxies=["10.0.0.0/8", "127.0.0.1"],
     compression=CompressionConfig(),
     rates=RateLimits(messages=10),
     slow_consumer=policy,
@@ -67,6 +73,14 @@ async def main() -> None:
             assert_type(server, Server)
             assert_type(server.port, int)
             await server.serve_forever()
+        server = hub.serve("localhost", 8080, EventHandler(), close_hub=True)
+        await server.start_serving()
+        assert_type(server.is_serving(), bool)
+        assert_type(server.sockets, tuple[socket.socket, ...])
+        assert_type(server.get_loop(), asyncio.AbstractEventLoop)
+        server.close()
+        await server.close()
+        await server.wait_closed()
         async with hub.serve(unix="/tmp/hub", handler=EventHandler(), ssl=ssl.create_default_context()):
             pass
     await CountingHub(name="metrics").close()
@@ -75,6 +89,7 @@ async def main() -> None:
 RoomConfig(compression="shared")
 HubConfig(max_connection=1)  # type: ignore[call-arg]
 HubConfig(slow_consumer="drop")  # type: ignore[arg-type]
+HubConfig(trusted_proxies=[1])  # type: ignore[list-item]
 Hub(max_connections=1)  # type: ignore[call-arg]
 Hub(on_upgrade=endpoint)  # type: ignore[arg-type]
 Hub().serve("127.0.0.1", 0, check)  # type: ignore[arg-type]

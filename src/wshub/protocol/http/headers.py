@@ -9,7 +9,29 @@ __all__ = ["TOKEN_CHARACTERS", "Headers", "has_token", "index_fields", "is_token
 TOKEN_CHARACTERS = b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 """The bytes that a token may contain, such as a method or a field name (RFC 9110 section 5.6.2)."""
 
-_SECRET_NAMES = frozenset((b"authorization", b"cookie", b"proxy-authorization", b"sec-websocket-protocol"))
+# The fields whose values repr() shows. Any other may hold a secret: applications invent names for their tokens.
+_SHOWN_NAMES = frozenset(
+    (
+        b"accept",
+        b"accept-encoding",
+        b"accept-language",
+        b"cache-control",
+        b"connection",
+        b"content-length",
+        b"content-type",
+        b"forwarded",
+        b"host",
+        b"origin",
+        b"pragma",
+        b"sec-websocket-extensions",
+        b"sec-websocket-version",
+        b"upgrade",
+        b"user-agent",
+        b"x-forwarded-for",
+        b"x-forwarded-host",
+        b"x-forwarded-proto",
+    )
+)
 
 _NOTHING: tuple[bytes, ...] = ()
 
@@ -100,9 +122,9 @@ class Headers(Mapping[str, str]):
     __hash__ = None  # type: ignore[assignment]  # as every Mapping
 
     def __repr__(self) -> str:
-        """Show the fields, but hide values that are likely to be secrets."""
+        """Show the names, and the values of fields that hold no secret."""
         shown = ", ".join(
-            f"{name.decode('latin-1')}: {'[hidden]' if name in _SECRET_NAMES else repr(value.decode('latin-1'))}"
+            f"{name.decode('latin-1')}: {repr(value.decode('latin-1')) if name in _SHOWN_NAMES else '[hidden]'}"
             for name, value in self.raw
         )
         return f"<Headers {shown}>"

@@ -1,0 +1,5 @@
+from wshub.core.receiving cimport ReceivingConnection
+
+
+cdef class InboxConnection(ReceivingConnection):
+    pass

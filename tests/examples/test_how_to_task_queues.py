@@ -1,0 +1,59 @@
+"""The programs of the page on task queues, with a real Celery worker and a real engine."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+import websockets
+
+from tests.support.pages import write_programs
+from tests.support.programs import environment, free_port, running_program
+from tests.support.redis_engine import running_engine
+
+
+@pytest.mark.skipif(importlib.util.find_spec("celery") is None, reason="celery is not installed")
+def test_a_task_reaches_every_connection_of_its_user(tmp_path: Path) -> None:
+    write_programs("task-queues.md", tmp_path)
+    port = free_port()
+
+    async def scenario() -> None:
+        url = f"ws://127.0.0.1:{port}/notices?user="
+        with pytest.raises(websockets.InvalidStatus):
+            await websockets.connect(url, proxy=None)
+        async with (
+            websockets.connect(url + "ann", proxy=None) as one,
+            websockets.connect(url + "ann", proxy=None) as two,
+            websockets.connect(url + "ben", proxy=None) as other,
+        ):
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as browser:
+                assert (await browser.post("/reports/ann")).status_code == 202
+                assert await one.recv() == await two.recv() == "Your report is ready."
+                assert (await browser.post("/reports/ben")).status_code == 202
+            assert await other.recv() == "Your report is ready."
+
+    with running_engine("redis") as engine:
+        variables = environment(WSHUB_BROKER=engine.url)
+        server = [sys.executable, "-m", "wshub", "serve", "main:app", "--broker", engine.url, "--port", str(port)]
+        worker = [
+            sys.executable,
+            "-m",
+            "celery",
+            "--app",
+            "tasks",
+            "worker",
+            "--concurrency",
+            "1",
+            "--loglevel",
+            "ERROR",
+        ]
+        with (
+            running_program(server, port=port, env=variables, cwd=tmp_path) as program,
+            running_program(worker, port=engine.port, env=variables, cwd=tmp_path),
+        ):
+            asyncio.run(asyncio.wait_for(scenario(), 50))
+            assert "Traceback" not in program.end()
