@@ -58,8 +58,7 @@ html_theme = "furo"
 html_title = f"wshub {release}"
 html_static_path = ["_static"]
 html_css_files = ["wshub.css"]
-# Otherwise "--workers" gets a dash.
-smartquotes = False
+pygments_dark_style = "github-dark"
 html_show_sphinx = False
 html_show_copyright = False
 html_theme_options = {

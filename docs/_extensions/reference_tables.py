@@ -132,6 +132,12 @@ class Settings(Table):
         return [self.table(["setting, default", "meaning", "trade-off"], [22, 40, 38], rows, targets)]
 
 
+def markdown(text: str) -> str:
+    """Return the help text of a command as Markdown, with the options as code."""
+    text = re.sub(r"([\[*<])", r"\\\1", text)
+    return re.sub(r"(?<![\w`-])(--?[a-z][\w-]*)", r"``\1``", text)
+
+
 class Command(Table):
     """Lists the arguments and options of a command of ``wshub``."""
 
@@ -152,9 +158,9 @@ class Command(Table):
             if record is not None and record[1]:
                 # [env var: ...; default: ...] stays text.
                 options, text = record
-                rows.append([f"``{options}``", text.replace("<", "&lt;").replace("[", "\\[").replace("*", "\\*")])
+                rows.append([f"``{options}``", markdown(text)])
         help_text = nodes.container()
-        lines = StringList((command.help or "").splitlines(), source=self.get_location())
+        lines = StringList(markdown(command.help or "").splitlines(), source=self.get_location())
         self.state.nested_parse(lines, self.content_offset, help_text)
         return [
             nodes.literal_block(usage, usage, language="text"),

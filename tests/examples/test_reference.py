@@ -104,11 +104,26 @@ def test_what_pages_and_examples_import_is_in_the_reference() -> None:
 
 
 # Members of a hub for the packages of wshub.
-PRIVATE = set(
-    "bind can_adopt cancel_opening close_and_raise drop_compression fail_connection hurry_closing is_exiting now "
-    "on_upgrade open_on_descriptor open_on_link reactor_for register_connection servers waiting_handlers waits "
-    "wants_address".split()
-)
+PRIVATE = {
+    "bind",
+    "can_adopt",
+    "cancel_opening",
+    "close_and_raise",
+    "drop_compression",
+    "fail_connection",
+    "hurry_closing",
+    "is_exiting",
+    "now",
+    "on_upgrade",
+    "open_on_descriptor",
+    "open_on_link",
+    "reactor_for",
+    "register_connection",
+    "servers",
+    "waiting_handlers",
+    "waits",
+    "wants_address",
+}
 
 
 @pytest.mark.parametrize("cls", [wshub.Hub, wshub.Connection])

@@ -44,7 +44,8 @@ class App:
 
     def __init__(self, *, middleware: Sequence[Middleware] = (), **starlette: Any) -> None:
         self.router = Router(self)
-        """The routes. ``app.get``, ``post``, ``put``, ``patch``, ``delete``, ``websocket`` and ``mount`` are its methods."""
+        """The routes. The methods of the application with the names of HTTP methods, ``websocket`` and ``mount`` are
+        those of its router."""
         self.get = self.router.get
         self.post = self.router.post
         self.put = self.router.put

@@ -11,11 +11,12 @@ from wshub.brokers.envelope_receiver import EnvelopeReceiver
 from wshub.core.cluster_types import IgnoredEnvelopes
 
 class RemoteMessages(EnvelopeReceiver):
-    """Takes the envelopes that other nodes have sent.
+    """Gives envelopes to the broker, and takes those that other nodes have sent.
 
     Args:
         hub: whose connections get the messages.
         node: the id of this node, a number.
+        broker_send: the broker's ``send``.
     """
 
     broker_send: Callable[[str, bytes], bool] | None
