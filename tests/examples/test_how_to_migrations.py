@@ -48,9 +48,9 @@ def test_a_chat_of_websockets(name: str, tmp_path: Path) -> None:
             await ada.send("alone")
             assert await ada.recv() == "alone"
 
-    with running_program([sys.executable, f"{name}.py"], port=port, env=environment(), cwd=tmp_path) as program:
+    with running_program([sys.executable, f"{name}.py"], port=port, env=environment(), cwd=tmp_path) as server:
         within(scenario())
-        assert "Traceback" not in program.end()
+        assert "Traceback" not in server.end()
 
 
 @pytest.mark.parametrize("name", ["before", "after"])
@@ -72,9 +72,9 @@ def test_a_chat_of_fastapi(name: str, tmp_path: Path) -> None:
             await cleo.send("hi")
             assert await cleo.recv() == "Cleo: hi"
 
-    with running_program(command_for(name, port), port=port, env=environment(), cwd=tmp_path) as program:
+    with running_program(command_for(name, port), port=port, env=environment(), cwd=tmp_path) as server:
         within(scenario())
-        assert "Traceback" not in program.end()
+        assert "Traceback" not in server.end()
 
 
 @pytest.mark.parametrize("name", ["before", "after", "step"])
@@ -99,9 +99,9 @@ def test_a_chat_of_django(name: str, tmp_path: Path) -> None:
             await cleo.send("hi")
             assert await cleo.recv() == "hi"
 
-    with running_program(command_for(name, port), port=port, env=environment(), cwd=tmp_path) as program:
+    with running_program(command_for(name, port), port=port, env=environment(), cwd=tmp_path) as server:
         within(scenario())
-        assert "Traceback" not in program.end()
+        assert "Traceback" not in server.end()
 
 
 def channels_with_a_hub() -> str:
@@ -145,9 +145,9 @@ def test_a_chat_of_socketio_before(tmp_path: Path) -> None:
             await ada.emit("say", {"room": "red", "text": "hello"})
             assert await ada.receive() == ["said", {"name": "Ada", "text": "hello"}]
 
-    with running_program(command_for("before", port), port=port, env=environment(), cwd=tmp_path) as program:
+    with running_program(command_for("before", port), port=port, env=environment(), cwd=tmp_path) as server:
         within(scenario())
-        assert "Traceback" not in program.end()
+        assert "Traceback" not in server.end()
 
 
 def test_a_chat_of_socketio_after(tmp_path: Path) -> None:
@@ -166,9 +166,9 @@ def test_a_chat_of_socketio_after(tmp_path: Path) -> None:
                 assert json.loads(await client.recv())[0] == "said"
             assert json.loads(await ada.recv()) == ["said", {"name": "Ben", "text": "hello"}]
 
-    with running_program(command_for("after", port), port=port, env=environment(), cwd=tmp_path) as program:
+    with running_program(command_for("after", port), port=port, env=environment(), cwd=tmp_path) as server:
         within(scenario())
-        assert "Traceback" not in program.end()
+        assert "Traceback" not in server.end()
 
 
 @pytest.mark.skipif(NODE is None, reason="there is no node on this machine")

@@ -49,8 +49,8 @@ def test_a_pod_has_the_time_that_its_server_takes_to_end() -> None:
     graceful = int(options_of(only["args"])["--timeout-graceful-shutdown"])
     pause = int(only["lifecycle"]["preStop"]["exec"]["command"][1])
     assert pod["terminationGracePeriodSeconds"] > graceful + pause
-    program = program("containers.md", "main.py")
-    spread = int(re.search(r"shutdown_spread_ms=([\d_]+)", program)[1])  # type: ignore[index]
+    text = program("containers.md", "main.py")
+    spread = int(re.search(r"shutdown_spread_ms=([\d_]+)", text)[1])  # type: ignore[index]
     assert spread + 4 * HubConfig().close_timeout_ms <= graceful * 1000
 
 
@@ -91,8 +91,8 @@ def test_the_server_of_a_pod_answers_its_probes_and_closes_when_it_is_told_to(tm
             process.send_signal(signal.SIGINT)
 
     line = [sys.executable, "-m", *command, "--port", str(port)]
-    with running_program(line, port=port, env=variables, cwd=tmp_path) as program:
-        asyncio.run(asyncio.wait_for(scenario(program.process), 50))
+    with running_program(line, port=port, env=variables, cwd=tmp_path) as server:
+        asyncio.run(asyncio.wait_for(scenario(server.process), 50))
 
 
 @pytest.mark.skipif(SYSTEMD_ANALYZE is None, reason="systemd is not installed")
@@ -126,9 +126,9 @@ def test_the_command_of_the_unit_serves_on_its_socket(tmp_path: Path, socket_dir
         # The workers have met in the directory that systemd removes.
         assert any(name.startswith("wshub-") for name in os.listdir(socket_directory))
 
-    with running_program(command, uds=uds, env=variables, cwd=tmp_path) as program:
+    with running_program(command, uds=uds, env=variables, cwd=tmp_path) as server:
         asyncio.run(asyncio.wait_for(scenario(), 30))
-        assert "Traceback" not in program.end()
+        assert "Traceback" not in server.end()
     assert list(socket_directory.iterdir()) == []
 
 
