@@ -25,11 +25,14 @@ class Connection(AsyncIterator[Message]):
     """One WebSocket connection of a hub.
 
     You may call its methods from any thread. A call from another thread than the hub's is handed over to the loop. Only
-    the coroutines ``drain``, ``receive`` and ``wait_closed`` need a task of that loop.
+    the coroutines, such as ``drain`` and ``receive``, need a task of that loop.
 
     The methods that send, ``close``, ``join`` and ``leave`` are ordinary functions that queue and return at once. Call
     them without ``await``; an ``await`` on their result does nothing. Messages leave in the order of the calls. To
-    wait, await ``drain`` or ``wait_closed``.
+    wait, await ``wait_writable``, ``drain`` or ``wait_closed``.
+
+    A call that needs an open connection raises ``ConnectionClosed`` once the client has left. A handler need not catch
+    it: the handler ends quietly, without a traceback in the log.
     """
 
     @property
@@ -201,7 +204,10 @@ class Connection(AsyncIterator[Message]):
             ConnectionClosed, MisuseError: as ``send``.
         """
     def send_ping(self, payload: str | Buffer = b"") -> Queued:
-        """Queue a ping of at most 125 bytes. The answer goes to ``on_pong``. Raises as ``send`` does."""
+        """Queue a ping of at most 125 bytes.
+
+        The answer goes to ``on_pong``, and sets ``latency_ms``. Raises as ``send`` does.
+        """
     def send_pong(self, payload: str | Buffer = b"") -> Queued:
         """Queue an unsolicited pong (RFC 6455 section 5.5.3). The hub answers pings by itself."""
     def close(self, code: int = 1000, reason: str | Buffer = "") -> Queued:
@@ -243,9 +249,38 @@ class Connection(AsyncIterator[Message]):
             MisuseError: messages go to ``on_message``, another task is in ``receive`` already, or ``timeout`` is
                 not a number of seconds.
         """
-    async def receive_text(self, timeout: float | None = None) -> str: ...
-    async def receive_bytes(self, timeout: float | None = None) -> bytes: ...
-    async def receive_json(self, timeout: float | None = None) -> Any: ...
-    def iter_json(self) -> AsyncIterator[Any]: ...
+    async def receive_text(self, timeout: float | None = None) -> str:
+        """Wait for the next message, and return its text as a str.
+
+        Raises:
+            UnexpectedMessageError: the message is binary. If a handler does not catch the error, the hub closes the
+                connection with 1003.
+            TimeoutError, ConnectionClosed, MisuseError: as ``receive``.
+        """
+    async def receive_bytes(self, timeout: float | None = None) -> bytes:
+        """Wait for the next message, and return its payload as bytes.
+
+        Raises:
+            UnexpectedMessageError: the message is text. If a handler does not catch the error, the hub closes the
+                connection with 1003.
+            TimeoutError, ConnectionClosed, MisuseError: as ``receive``.
+        """
+    async def receive_json(self, timeout: float | None = None) -> Any:
+        """Wait for the next message, and return the value of its JSON text.
+
+        Raises:
+            UnexpectedMessageError: the message is binary, or its text is no JSON. If a handler does not catch the
+                error, the hub closes the connection with 1003 or 1007.
+            TimeoutError, ConnectionClosed, MisuseError: as ``receive``.
+        """
+    def iter_json(self) -> AsyncIterator[Any]:
+        """Return an iterator for ``async for`` that gives the value of each message, which is JSON text::
+
+            async for value in connection.iter_json():
+                connection.send_json({"received": value})
+
+        It ends and raises as ``async for message in connection`` does, and as ``receive_json`` for a message that is
+        no JSON.
+        """
     def __aiter__(self) -> Connection: ...
     async def __anext__(self) -> Message: ...
