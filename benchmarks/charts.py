@@ -63,7 +63,7 @@ class Bar:
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """What one measurement says about each server. Its bars have a scale of their own."""
+    """The results of one measurement. Its bars have a scale of their own."""
 
     title: str
     unit: str

@@ -28,6 +28,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
+    "docstrings",
     "reference_tables",
     "repository_pages",
 ]
@@ -57,6 +58,7 @@ html_theme = "furo"
 html_title = f"wshub {release}"
 html_static_path = ["_static"]
 html_css_files = ["wshub.css"]
+pygments_dark_style = "github-dark"
 html_show_sphinx = False
 html_show_copyright = False
 html_theme_options = {

@@ -11,17 +11,18 @@ The environment variable ``CHAT_HISTORY`` names the file that keeps the messages
 """
 
 import argparse
+import contextlib
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 from chat_history import History, Refused
-from chat_messages import BadMessage, Enter, Fetch, Ping, Say, Typing, parse
+from chat_messages import BadMessage, ClientMessage, Enter, Fetch, Ping, Say, Typing, parse
 from chat_presence import Presence
 from pages import Page
 
-from wshub import CloseCode, Connection, Hub, RateLimits
+from wshub import CloseCode, Connection, ConnectionClosed, Hub, RateLimits
 from wshub.app import App, Context
 
 PAGE = Page(Path(__file__).with_name("chat.html"))
@@ -52,21 +53,28 @@ async def chat(connection: Connection) -> None:
     """Serve one client until it leaves."""
     try:
         async for message in connection:
-            match parse(message.data):
-                case Enter() as request:
-                    enter(connection, request)
-                case Say() as request:
-                    say(connection, request)
-                case Fetch(room, after):
-                    connection.send_json(messages_after(room, after))
-                case Typing():
-                    tell_typing(connection)
-                case Ping():
-                    connection.send_json({"type": "pong"})
+            # A client that has left gets no answers. What it has sent before counts.
+            with contextlib.suppress(ConnectionClosed):
+                handle(connection, parse(message.data))
     except BadMessage as error:
         connection.close(CloseCode.POLICY_VIOLATION, str(error))
     finally:
         presence.announce(connection.rooms)
+
+
+def handle(connection: Connection, message: ClientMessage) -> None:
+    """Do what a client asks for."""
+    match message:
+        case Enter():
+            enter(connection, message)
+        case Say():
+            say(connection, message)
+        case Fetch(room, after):
+            connection.send_json(messages_after(room, after))
+        case Typing():
+            tell_typing(connection)
+        case Ping():
+            connection.send_json({"type": "pong"})
 
 
 def enter(connection: Connection, request: Enter) -> None:
@@ -93,7 +101,6 @@ def say(connection: Connection, request: Say) -> None:
         connection.send_json({"type": "refused", "id": request.id, "reason": str(refusal)})
         return
     if is_new:
-        # Before the acknowledgement, which raises an exception if the sender has left.
         said = json.dumps({"type": "said", "room": request.room, **entry})
         hub.broadcast(said, room=request.room, exclude=connection)
         presence.announce()
@@ -102,8 +109,8 @@ def say(connection: Connection, request: Say) -> None:
 
 def messages_after(room: str, number: int) -> dict[str, Any]:
     """Return the first messages of a room after that number. ``newest`` tells the client whether there are more."""
-    found = {"after": number, "newest": history.newest_number(room), "messages": history.after(room, number, HISTORY_PAGE)}
-    return {"type": "history", "room": room, **found}
+    messages, newest = history.after(room, number, HISTORY_PAGE), history.newest_number(room)
+    return {"type": "history", "room": room, "after": number, "messages": messages, "newest": newest}
 
 
 def tell_typing(connection: Connection) -> None:

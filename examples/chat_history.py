@@ -69,7 +69,7 @@ class History:
         newest = self._database.execute("SELECT room, max(number) FROM messages GROUP BY room")
         self._newest: dict[str, int] = dict(newest.fetchall())
 
-    def add(self, room: str, id: str, name: str, text: str) -> tuple[Entry, bool]:
+    def add(self, room: str, message_id: str, name: str, text: str) -> tuple[Entry, bool]:
         """Store a message, unless the room has one with that id.
 
         Returns:
@@ -85,7 +85,7 @@ class History:
         number = self.newest_number(room) + 1
         stored = self._database.execute(
             "INSERT INTO messages VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (room, id) DO NOTHING",
-            (room, number, id, name, text, time.time_ns() // 1_000_000),
+            (room, number, message_id, name, text, time.time_ns() // 1_000_000),
         )
         is_new = stored.rowcount == 1
         if is_new:
@@ -93,7 +93,7 @@ class History:
             self._database.execute(
                 "DELETE FROM messages WHERE room = ? AND number <= ?", (room, number - KEPT_MESSAGES)
             )
-        [entry] = self._entries(f"{ENTRY} AND id = ?", (room, id))
+        [entry] = self._entries(f"{ENTRY} AND id = ?", (room, message_id))
         return entry, is_new
 
     def after(self, room: str, number: int, limit: int) -> list[Entry]:

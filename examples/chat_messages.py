@@ -80,8 +80,8 @@ def parse(data: str | bytes) -> ClientMessage:
             after = None if fields.get("after") is None else _number(fields, "after")
             return Enter(_matching(fields, "room", ROOM), _name(_text(fields, "name")), after)
         case "say":
-            id, room = _matching(fields, "id", MESSAGE_ID), _matching(fields, "room", ROOM)
-            return Say(id, room, _without_controls(_text(fields, "text")))
+            message_id, room = _matching(fields, "id", MESSAGE_ID), _matching(fields, "room", ROOM)
+            return Say(message_id, room, _without_controls(_text(fields, "text")))
         case "fetch":
             return Fetch(_matching(fields, "room", ROOM), _number(fields, "after"))
         case "typing":

@@ -23,7 +23,7 @@ DELAY = 0.1
 class Presence:
     """Sends the lists of rooms and of members.
 
-    A list replaces the former one, so the policy is ``"latest"``: a client that reads slowly gets the newest list alone.
+    A list replaces the former one, so the policy is ``"latest"``: a client that reads slowly gets only the newest list.
     """
 
     def __init__(self, hub: Hub, history: History) -> None:

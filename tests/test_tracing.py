@@ -16,9 +16,9 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from tests.support.raw_peers import REQUEST
+from tests.support.raw_peers import REQUEST, raw_peer
 from tests.support.serving_hub import connected
-from tests.support.ways_to_serve import WAYS, send, served, status_of
+from tests.support.ways_to_serve import WAYS, served, status_of
 from wshub import EventHandler, HandshakeError, Hub, MisuseError
 from wshub.tracing import trace_hub
 
@@ -181,9 +181,10 @@ async def test_a_handshake_whose_client_leaves_before_the_answer_has_a_span() ->
         await asyncio.sleep(60)
 
     async with served("Hub.serve", ECHO, on_upgrade=wait, prepare=spans.trace) as (_, port):
-        _, writer = await send(port, REQUEST)
-        await asked.wait()
-        writer.transport.abort()
+        async with raw_peer(f"ws://127.0.0.1:{port}/", handshake=False) as peer:
+            peer.write(REQUEST)
+            await asked.wait()
+            peer.reset()
         span = await spans.one("websocket handshake")
     assert span.attributes["error.type"] == "abandoned"
 

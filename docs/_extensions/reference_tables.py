@@ -112,7 +112,8 @@ def _is_integer(value: ast.expr) -> bool:
 def setting(field: Field) -> nodes.Node:
     """Return a cell with the name and the default of a field. A long name may break at its underscores."""
     name = escape(field.name).replace("_", "_<wbr>")
-    return nodes.raw("", f"<code>{name}</code><br><code>{escape(field.default)}</code>", format="html")
+    code = "".join(f'<p><code class="literal">{text}</code></p>' for text in (name, escape(field.default)))
+    return nodes.raw("", code, format="html")
 
 
 class Settings(Table):
@@ -129,6 +130,12 @@ class Settings(Table):
             rows.append([setting(field), meaning, trade_off])
         targets = [f"{name}.{field.name}" for field in fields(name)]
         return [self.table(["setting, default", "meaning", "trade-off"], [22, 40, 38], rows, targets)]
+
+
+def markdown(text: str) -> str:
+    """Return the help text of a command as Markdown, with the options as code."""
+    text = re.sub(r"([\[*<])", r"\\\1", text)
+    return re.sub(r"(?<![\w`-])(--?[a-z][\w-]*)", r"``\1``", text)
 
 
 class Command(Table):
@@ -148,12 +155,12 @@ class Command(Table):
         rows = []
         for parameter in command.get_params(context):
             record = parameter.get_help_record(context)
-            if record is not None:
+            if record is not None and record[1]:
                 # [env var: ...; default: ...] stays text.
                 options, text = record
-                rows.append([f"``{options}``", text.replace("<", "&lt;").replace("[", "\\[").replace("*", "\\*")])
+                rows.append([f"``{options}``", markdown(text)])
         help_text = nodes.container()
-        lines = StringList((command.help or "").splitlines(), source=self.get_location())
+        lines = StringList(markdown(command.help or "").splitlines(), source=self.get_location())
         self.state.nested_parse(lines, self.content_offset, help_text)
         return [
             nodes.literal_block(usage, usage, language="text"),

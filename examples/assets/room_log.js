@@ -39,10 +39,10 @@ class Outbox {
 
 // What people write is only ever text to the page, never markup.
 function avatar(name) {
-  let hue = 0;
-  for (const character of name) hue = (hue * 31 + character.codePointAt(0)) % 360;
+  let hash = 0;
+  for (const character of name) hash = (hash * 31 + character.codePointAt(0)) % 65_521;
   const made = element("span", { className: "avatar", ariaHidden: "true", textContent: [...name][0].toUpperCase() });
-  made.style.setProperty("--hue", hue);
+  made.style.setProperty("--hue", (hash * 137.5) % 360);   // the golden angle: neighbours differ
   return made;
 }
 

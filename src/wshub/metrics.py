@@ -12,7 +12,6 @@ The table of metrics is in ``wshub.metrics_table``.
 from __future__ import annotations
 
 import contextlib
-import glob
 import os
 from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
 from typing import Any
@@ -193,7 +192,7 @@ def _family_of(metric: Metric) -> Any:
 
 def _bounds(histogram: Histogram) -> list[str]:
     """Return the bounds of all buckets, as text."""
-    return [floatToGoString(bound) for bound in (*histogram.bounds, float("inf"))]
+    return [floatToGoString(bound) for bound in (*histogram.bounds, float("inf"))]  # type: ignore[no-untyped-call]
 
 
 def _cumulative(histogram: Histogram) -> list[tuple[str, float]]:
@@ -208,9 +207,9 @@ def _cumulative(histogram: Histogram) -> list[tuple[str, float]]:
 
 def _forget_dead_processes(directory: str) -> None:
     """Remove the gauges of processes that were killed. Their counters stay, since totals must not fall."""
-    for path in glob.glob(os.path.join(glob.escape(directory), "gauge_live*_*.db")):
-        pid = path.rpartition("_")[2].removesuffix(".db")
-        if not pid.isdecimal():
+    for name in os.listdir(directory):
+        pid = name.removesuffix(".db").rpartition("_")[2]
+        if not name.startswith("gauge_live") or not pid.isdecimal():
             continue
         try:
             os.kill(int(pid), 0)

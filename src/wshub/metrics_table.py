@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from wshub.core.cluster_types import ClusterStats
 from wshub.core.stats_types import Histogram, HubStats
 
 __all__ = ["METRICS", "Metric", "Value"]
 
-Value: TypeAlias = float | Mapping[object, float] | Histogram | None
+Value: TypeAlias = float | Mapping[Any, float] | Histogram | None
 """A number; a number for each value of the label; a histogram; or None, if there is nothing to report."""
 
 

@@ -79,7 +79,7 @@ class _HubTracer:
         return _Handshake(span)
 
     def begin_message(self, connection: Connection, message: Message) -> MessageSpan:
-        attributes = {
+        attributes: dict[str, str | int] = {
             "wshub.hub": self._hub,
             "wshub.connection_id": connection.id,
             "wshub.message.type": "text" if message.type is MessageType.TEXT else "binary",

@@ -35,7 +35,7 @@ async def all_gone(hub: Hub) -> None:
 async def test_the_opening_and_the_end_of_a_connection_are_logged_at_debug(way: str, caplog) -> None:
     caplog.set_level(logging.DEBUG, "wshub.client")
     async with served(way, ECHO) as (hub, port):
-        async with connected(f"ws://127.0.0.1:{port}/a b?token=secret") as client:
+        async with connected(f"ws://127.0.0.1:{port}/a%20b?token=secret") as client:
             client_port = client.local_address[1]
             await client.send("payload")
             assert await client.recv() == "payload"
@@ -151,7 +151,7 @@ async def test_a_handler_of_the_log_that_closes_the_connection_does_no_harm(capl
 async def test_start_and_stop_are_logged_at_info(caplog) -> None:
     caplog.set_level(logging.INFO, "wshub.server")
     hub = Hub(name="prices")
-    async with hub.serve("127.0.0.1", 0, ECHO) as server:
+    async with hub.serve("127.0.0.1", 0, ECHO, close_hub=True) as server:
         port = server.port
         async with connected(f"ws://127.0.0.1:{port}/"):
             await server.close()

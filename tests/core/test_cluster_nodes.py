@@ -45,7 +45,7 @@ class Node:
                 sent.append({**json.loads(decoded.payload), "channel": channel, "sent_at": decoded.sent_at})
             return send(channel, envelope)
 
-        self.cluster.broker.send = recorded
+        self.cluster.broker_send = recorded
         return sent
 
     def receive(self, node: int, command: object) -> None:

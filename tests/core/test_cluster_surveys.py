@@ -127,7 +127,7 @@ async def test_while_the_engine_is_away_a_survey_is_refused() -> None:
 
 async def test_a_survey_that_the_broker_does_not_take_is_refused() -> None:
     async with nodes(2, Clock()) as (one, _two):
-        one.cluster.broker.send = lambda channel, envelope: False
+        one.cluster.broker_send = lambda channel, envelope: False
         with pytest.raises(BrokerUnavailable):
             await one.hub.survey("topic")
         assert not one.cluster.commands._surveys._open

@@ -22,8 +22,8 @@ def entering(name: str, room: str = "general", after: int | None = None) -> str:
     return json.dumps({"type": "enter", "room": room, "name": name, "after": after})
 
 
-def saying(text: str, room: str = "general", id: str | None = None) -> str:
-    return json.dumps({"type": "say", "room": room, "id": id or uuid.uuid4().hex, "text": text})
+def saying(text: str, room: str = "general", message_id: str | None = None) -> str:
+    return json.dumps({"type": "say", "room": room, "id": message_id or uuid.uuid4().hex, "text": text})
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from wshub.cli.command_line import main as wshub_command
 
 BLOCKS = [block for path in pages() for block in code_blocks(path)]
 
-# What a fragment means by these names.
+# The names that fragments use without an import.
 KNOWN: dict[str, Any] = {"hub": wshub.Hub(), "connection": wshub.Connection, "message": wshub.Message}
 
 

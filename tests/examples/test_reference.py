@@ -56,6 +56,8 @@ def documented() -> dict[str, Any]:
     """Return every object that a directive of the reference documents, by its name."""
     found = {}
     for name in re.findall(r"^\.\. auto(?:class|exception|function|data):: ([\w.]+)(?:\(.*\))?$", TEXT, re.MULTILINE):
+        # A page with currentmodule names what wshub exports.
+        name = name if name.startswith("wshub.") else f"wshub.{name}"
         found[name] = resolved(name)
     for name in re.findall(r"^\.\. automodule:: ([\w.]+)\n   :members:$", TEXT, re.MULTILINE):
         module = importlib.import_module(name)
@@ -99,6 +101,37 @@ def test_what_pages_and_examples_import_is_in_the_reference() -> None:
         if not is_documented(getattr(importlib.import_module(module), name), f"{module}.{name}")
     ]
     assert missing == []
+
+
+# Members of a hub for the packages of wshub.
+PRIVATE = {
+    "bind",
+    "can_adopt",
+    "cancel_opening",
+    "close_and_raise",
+    "drop_compression",
+    "fail_connection",
+    "hurry_closing",
+    "is_exiting",
+    "now",
+    "on_upgrade",
+    "open_on_descriptor",
+    "open_on_link",
+    "reactor_for",
+    "register_connection",
+    "servers",
+    "waiting_handlers",
+    "waits",
+    "wants_address",
+}
+
+
+@pytest.mark.parametrize("cls", [wshub.Hub, wshub.Connection])
+def test_every_member_is_listed_in_a_section(cls) -> None:
+    listed = re.findall(rf"^\.\. auto\w+:: {cls.__name__}\.(\w+)$", TEXT, re.MULTILINE)
+    assert len(listed) == len(set(listed))
+    members = {name for name in dir(cls) if not name.startswith("_")}
+    assert members - PRIVATE - set(listed) == set()
 
 
 def test_every_field_of_a_configuration_has_a_meaning_and_a_trade_off() -> None:

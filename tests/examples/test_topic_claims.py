@@ -102,7 +102,7 @@ def test_the_settings_that_a_page_names_exist() -> None:
     fields = {field.name for kind in (HubConfig, RateLimits, CompressionConfig) for field in dataclasses.fields(kind)}
     for page in PAGES:
         for name in re.findall(r"\b(\w+_(?:ms|size|buffer|origins?|proxies|takeover))\b", (DOCS / page).read_text()):
-            assert name in fields | {"latency_ms", "lag_ms"}, f"{page}: {name}"
+            assert name in fields | {"latency_ms", "duration_ms", "room_size"}, f"{page}: {name}"
 
 
 # Errors

@@ -44,6 +44,8 @@ class App:
 
     def __init__(self, *, middleware: Sequence[Middleware] = (), **starlette: Any) -> None:
         self.router = Router(self)
+        """The routes. The methods of the application with the names of HTTP methods, ``websocket`` and ``mount`` are
+        those of its router."""
         self.get = self.router.get
         self.post = self.router.post
         self.put = self.router.put
@@ -52,6 +54,7 @@ class App:
         self.websocket = self.router.websocket
         self.mount = self.router.mount
         self.ws_hub: Hub | None = None
+        """The application's hub; None before ``enable_websocket()``."""
         self._middleware = list(middleware)
         self._options = starlette
         self._starlette: Starlette | None = None

@@ -49,11 +49,17 @@ class Request:
 
     def __init__(self, scope: Scope, receive: Any = None) -> None:
         self.scope = scope
+        """The ASGI scope."""
         self.headers = Headers(scope["headers"])
+        """The header fields."""
         self.method: str = scope.get("method", "GET")
+        """The method, such as ``POST``."""
         self.http_version: str = scope.get("http_version", "1.1")
+        """Such as ``1.1``."""
         self.path: str = scope["path"]
+        """The path, percent-decoded."""
         self.path_params: Mapping[str, Any] = scope.get("path_params", {})
+        """The parameters that the route found in the path."""
         self._starlette = starlette.requests.Request(scope, receive) if receive is not None else None
         self._connection = starlette.requests.HTTPConnection(scope)
 
@@ -90,8 +96,11 @@ class Response:
     def __init__(self, context: Context) -> None:
         self._context = context
         self.status: int | None = None
+        """The HTTP status; None means 200."""
         self.headers: list[tuple[str, str]] = []
+        """The header fields."""
         self.body: bytes | None = None
+        """The body; None means an empty one."""
 
     def __repr__(self) -> str:
         size = "no body" if self.body is None else f"{len(self.body)} bytes"
@@ -157,8 +166,11 @@ class Context:
 
     def __init__(self, app: HasHub, request: Request, *, is_websocket: bool) -> None:
         self.app = app
+        """The application."""
         self.request = request
+        """The request."""
         self.response = Response(self)
+        """The response, for the handler to fill."""
         self.opening: Opening | None = None
         """The opening handshake of the connection that the request has become."""
         self.is_over = False

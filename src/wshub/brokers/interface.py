@@ -23,6 +23,8 @@ from wshub.links.reactor_api import Reactor
 
 __all__ = [
     "ALL_NODES",
+    "ROOM_CHANNELS",
+    "USER_CHANNELS",
     "Broker",
     "BrokerEvents",
     "BrokerHealth",
@@ -39,14 +41,21 @@ ALL_NODES = "all"
 """The channel that every node has subscribed to, from ``start()`` on."""
 
 
+ROOM_CHANNELS = "room:"
+"""How the channels of rooms begin; the name of the room follows."""
+
+USER_CHANNELS = "user:"
+"""How the channels of users begin; the name of the user follows."""
+
+
 def room_channel(room: str) -> str:
     """Return the channel of the messages to a room. A node with a member of the room has subscribed to it."""
-    return "room:" + room
+    return ROOM_CHANNELS + room
 
 
 def user_channel(user: str) -> str:
     """Return the channel of the messages to a user. A node with a connection of the user has subscribed to it."""
-    return "user:" + user
+    return USER_CHANNELS + user
 
 
 def node_channel(node: str) -> str:

@@ -2,10 +2,10 @@
 """Reads what a Redis engine sends: replies in the order of the commands, and pushes at any time."""
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SIZE
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stdint cimport uint8_t
 from libc.string cimport memcmp
 
-from wshub.brokers.envelope_receiver cimport EnvelopeReceiver, receiver_of
+from wshub.brokers.envelope_receiver cimport receiver_of
 
 from collections import deque
 
@@ -38,22 +38,6 @@ cdef class RedisReader:
             command that is answered by pushes.
     """
 
-    cdef object parser
-    cdef object feed_parser
-    cdef object get_reply
-    cdef object pushed
-    cdef object settled
-    cdef object refused
-    cdef object replies          # a deque, for each reply that is due: a callable, or None for an envelope
-    cdef object next_waiting
-    cdef object add_waiting
-    cdef EnvelopeReceiver receiver
-    cdef bytes probe_channel
-    cdef bint ended
-    cdef bint is_unsettled       # `pushed` was called since `settled` was
-    cdef readonly uint64_t envelopes_received
-    cdef readonly uint64_t envelopes_sent  # envelopes whose reply is only counted
-
     def __init__(self, events, bytes probe_channel not None, pushed, settled, refused):
         # BrokerError says what went wrong in either case: an error reply is an item like any other.
         self.parser = hiredis.Reader(protocolError=BrokerError, replyError=BrokerError, notEnoughData=INCOMPLETE)
@@ -73,9 +57,14 @@ cdef class RedisReader:
 
         None stands for an envelope whose reply is only counted.
         """
+        self.await_reply(waiting)
+
+    cdef int await_reply(self, object waiting) except -1:
+        """Do what expect() does."""
         self.add_waiting(waiting)
         if waiting is None:
             self.envelopes_sent += 1
+        return 0
 
     @property
     def replies_due(self):

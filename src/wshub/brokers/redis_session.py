@@ -146,7 +146,7 @@ class RedisSession:
             return
         self.is_closed = True
         self._fail(BrokerUnavailable("the broker was closed"))
-        self.publishing.connection = None
+        self.publishing.detach()
         try:
             await self._subscriber.close()
             if self._publisher.connection is not None:
@@ -177,7 +177,7 @@ class RedisSession:
         self._check_started()
 
     def _publisher_lost(self, reason: str) -> None:
-        self.publishing.connection = None
+        self.publishing.detach()
         self._probes.forget_answers()
 
     # The connection that subscribes

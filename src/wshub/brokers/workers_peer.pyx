@@ -78,7 +78,7 @@ cdef class Peer(RecordReceiver):
             link.abort(False)
             return
         self.link = link
-        link.reads_to_end = True
+        link.read_to_end()
         self.unblock(NO_LINK)
 
     def say_hello(self, bytes body not None):

@@ -16,14 +16,14 @@ from wshub.core.delivery_options cimport (
 )
 from wshub.core.fan_out cimport send_to_all, send_to_room
 from wshub.core.hub_state cimport HubBase
-from wshub.core.remote_messages cimport envelope_of
+from wshub.core.remote_messages cimport RemoteMessages, envelope_of
 from wshub.core.rooms cimport Room
 from wshub.protocol.frame_buffer cimport FrameBuffer, frame_release
 from wshub.protocol.message cimport Message, frame_with_metadata_from_data
 
 from functools import partial
 
-from wshub.brokers.interface import ALL_NODES, room_channel, user_channel
+from wshub.brokers.interface import ALL_NODES, ROOM_CHANNELS, USER_CHANNELS
 
 
 cdef Py_ssize_t send_to_many(
@@ -84,20 +84,21 @@ cdef object pass_on(
     object key, list envelopes
 ):
     """Give a message to the broker, or its channel and its envelope to a list."""
+    cdef RemoteMessages cluster = hub.cluster
     if kind == HUB_MESSAGE:
         channel = ALL_NODES
     elif found is not None:
         channel = found.channel
     elif kind == ROOM_MESSAGE:
-        channel = room_channel(name)
+        channel = ROOM_CHANNELS + name
     elif name:
-        channel = user_channel(name)
+        channel = USER_CHANNELS + name
     else:
         # Anonymous clients are no user.
         return
-    envelope = envelope_of(hub.cluster, kind, name, frame, compress, slow_consumer, key)
+    envelope = envelope_of(cluster, kind, name, frame, compress, slow_consumer, key)
     if envelopes is None:
-        hub.cluster.send(channel, envelope)
+        cluster.send_envelope(channel, envelope)
     else:
         envelopes += (channel, envelope)
 

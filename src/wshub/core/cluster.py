@@ -61,14 +61,12 @@ class Cluster(RemoteMessages):
 
     def __init__(self, hub: HubCore, broker: Broker, name: str, reactor: Reactor, answers: dict[str, Answer]) -> None:
         self.info = NodeInfo.of_this_process(name)
-        super().__init__(hub, int(self.info.id, 16))
+        super().__init__(hub, int(self.info.id, 16), broker.send)
         self.broker = broker
         self.reactor = reactor
         self.commands = ClusterCommands(self, hub, answers)
         self._hub = hub
         self._loop = asyncio.get_running_loop()
-        # Whether the broker is this cluster's: it is not any more if it could not start, or has been closed.
-        self._has_broker = True
         # Rooms that have got their first member or lost their last one in this iteration of the loop, by channel.
         self._changed: dict[str, HasMembers] = {}
         # Whether a change was not noted, so that all rooms have to be looked at.
@@ -76,9 +74,7 @@ class Cluster(RemoteMessages):
         self._subscribed: set[str] = set()
         # Rooms without members that are still subscribed, with the time at which that ends.
         self._empty: dict[str, tuple[HasMembers, float]] = {}
-        self._rejected = 0
         self._interruptions: dict[str, int] = {}
-        self._logged_failure = False
         self._starting: asyncio.Task[None] | None = None
         self._started: asyncio.Future[None] = self._loop.create_future()
         self._patient_until = self._loop.time() + START_PATIENCE
@@ -105,7 +101,7 @@ class Cluster(RemoteMessages):
             self.commands.greet()
 
     def _stay_alone(self, error: Exception) -> None:
-        self._has_broker = False
+        self.broker_send = None
         if not self._started.done():
             self._started.set_exception(error)
             # Perhaps nothing waits for it.
@@ -124,7 +120,7 @@ class Cluster(RemoteMessages):
 
     async def close(self, timeout: float) -> None:
         """Tell the other nodes, and close the broker. It takes at most twice the timeout, in seconds."""
-        was_alone = not self._has_broker
+        was_alone = not self.has_broker
         self.commands.close()
         self._stay_alone(BrokerUnavailable("the hub has closed"))
         if self._starting is not None and not self._starting.done():
@@ -142,7 +138,7 @@ class Cluster(RemoteMessages):
 
     def sweep(self, now: float) -> None:
         """Unsubscribe from rooms that have stayed empty, and have the broker and the commands do what is due."""
-        if not self._has_broker:
+        if not self.has_broker:
             return
         if self._missed_changes:
             self._missed_changes = False
@@ -163,26 +159,9 @@ class Cluster(RemoteMessages):
         try:
             function(argument)
         except Exception:
-            self._log_failure()
+            self.log_failure()
             return False
         return True
-
-    def _log_failure(self) -> None:
-        """Log the exception of a method of the broker, unless one was logged before."""
-        if not self._logged_failure:
-            self._logged_failure = True
-            logger.exception("the broker has failed; further failures are not logged")
-
-    def send(self, channel: str, envelope: bytes) -> bool:
-        """Give an envelope to the broker. Return whether the broker has taken it. Nothing is raised."""
-        taken = False
-        if self._has_broker and not self._loop.is_closed():
-            try:
-                taken = self.broker.send(channel, envelope)
-            except Exception:
-                self._log_failure()
-        self._rejected += not taken
-        return taken
 
     def members_changed(self, room: HasMembers) -> None:
         """Note that a room has got its first member or has lost its last one. Nothing is raised."""
@@ -196,7 +175,7 @@ class Cluster(RemoteMessages):
 
     def _update_subscriptions(self) -> None:
         changed, self._changed = self._changed, {}
-        if not self._has_broker:
+        if not self.has_broker:
             return
         for channel, room in changed.items():
             self._empty.pop(channel, None)
@@ -218,7 +197,7 @@ class Cluster(RemoteMessages):
             await self.wait_patiently()
             return await self.broker.publish(channel, envelope)
         except (BrokerError, ConfigurationError):
-            self._rejected += 1
+            self.rejected_count += 1
             raise
 
     def stats(self) -> ClusterStats:
@@ -229,7 +208,7 @@ class Cluster(RemoteMessages):
             node=self.info.id,
             nodes=len(self.commands.nodes) + 1,
             published=self.sent_count,
-            rejected=self._rejected,
+            rejected=self.rejected_count,
             received=self.received_count,
             delivered=self.delivered_count,
             ignored=self.ignored_counts,

@@ -25,11 +25,14 @@ class Connection(AsyncIterator[Message]):
     """One WebSocket connection of a hub.
 
     You may call its methods from any thread. A call from another thread than the hub's is handed over to the loop. Only
-    the coroutines ``drain``, ``receive`` and ``wait_closed`` need a task of that loop.
+    the coroutines, such as ``drain`` and ``receive``, need a task of that loop.
 
     The methods that send, ``close``, ``join`` and ``leave`` are ordinary functions that queue and return at once. Call
     them without ``await``; an ``await`` on their result does nothing. Messages leave in the order of the calls. To
-    wait, await ``drain`` or ``wait_closed``.
+    wait, await ``wait_writable``, ``drain`` or ``wait_closed``.
+
+    A call that needs an open connection raises ``ConnectionClosed`` once the client has left. A handler need not catch
+    it: the handler ends quietly, without a traceback in the log.
     """
 
     @property
@@ -123,6 +126,13 @@ class Connection(AsyncIterator[Message]):
         """Set ``metadata[key]`` to ``value``."""
     def get_metadata(self, key: Any, default: Any = None) -> Any:
         """Return ``metadata[key]``, or ``default`` if there is no such key."""
+    @property
+    def latency_ms(self) -> float | None:
+        """The round-trip time of the last answered ping, in milliseconds, or None before the first answer.
+
+        The hub sends a ping every ``ping_interval_ms``, and ``send_ping`` sends one at once. It stays None under
+        another ASGI server, which sends its own pings.
+        """
     def in_room(self, name: str) -> bool:
         """Return whether the connection is in that room."""
     def join(self, name: str) -> Queued:
@@ -201,7 +211,10 @@ class Connection(AsyncIterator[Message]):
             ConnectionClosed, MisuseError: as ``send``.
         """
     def send_ping(self, payload: str | Buffer = b"") -> Queued:
-        """Queue a ping of at most 125 bytes. The answer goes to ``on_pong``. Raises as ``send`` does."""
+        """Queue a ping of at most 125 bytes.
+
+        The answer goes to ``on_pong``, and sets ``latency_ms``. Raises as ``send`` does.
+        """
     def send_pong(self, payload: str | Buffer = b"") -> Queued:
         """Queue an unsolicited pong (RFC 6455 section 5.5.3). The hub answers pings by itself."""
     def close(self, code: int = 1000, reason: str | Buffer = "") -> Queued:
@@ -228,6 +241,18 @@ class Connection(AsyncIterator[Message]):
             ConnectionClosed: the connection is closing already, it ended before all bytes had left, or it was closed
                 because its queue was full.
         """
+    async def wait_writable(self) -> None:
+        """Wait until the send queue has space: until at most half of ``max_send_buffer`` is queued.
+
+        Await it before each ``send`` to send no faster than the client reads. Then the queue does not become full, and
+        ``slow_consumer`` is not applied. Messages from elsewhere, such as broadcasts, still use the same queue.
+
+        It returns at once while there is space. Where a transport or another server takes the bytes instead of the
+        kernel, only what it has not taken counts, as described for ``buffered``.
+
+        Raises:
+            ConnectionClosed: the connection is closing or closed.
+        """
     async def wait_closed(self) -> None:
         """Wait until the connection is closed or its handshake has failed."""
     async def receive(self, timeout: float | None = None) -> Message:
@@ -243,9 +268,38 @@ class Connection(AsyncIterator[Message]):
             MisuseError: messages go to ``on_message``, another task is in ``receive`` already, or ``timeout`` is
                 not a number of seconds.
         """
-    async def receive_text(self, timeout: float | None = None) -> str: ...
-    async def receive_bytes(self, timeout: float | None = None) -> bytes: ...
-    async def receive_json(self, timeout: float | None = None) -> Any: ...
-    def iter_json(self) -> AsyncIterator[Any]: ...
+    async def receive_text(self, timeout: float | None = None) -> str:
+        """Wait for the next message, and return its text as a str.
+
+        Raises:
+            UnexpectedMessageError: the message is binary. If a handler does not catch the error, the hub closes the
+                connection with 1003.
+            TimeoutError, ConnectionClosed, MisuseError: as ``receive``.
+        """
+    async def receive_bytes(self, timeout: float | None = None) -> bytes:
+        """Wait for the next message, and return its payload as bytes.
+
+        Raises:
+            UnexpectedMessageError: the message is text. If a handler does not catch the error, the hub closes the
+                connection with 1003.
+            TimeoutError, ConnectionClosed, MisuseError: as ``receive``.
+        """
+    async def receive_json(self, timeout: float | None = None) -> Any:
+        """Wait for the next message, and return the value of its JSON text.
+
+        Raises:
+            UnexpectedMessageError: the message is binary, or its text is no JSON. If a handler does not catch the
+                error, the hub closes the connection with 1003 or 1007.
+            TimeoutError, ConnectionClosed, MisuseError: as ``receive``.
+        """
+    def iter_json(self) -> AsyncIterator[Any]:
+        """Return an iterator for ``async for`` that gives the value of each message, which is JSON text::
+
+            async for value in connection.iter_json():
+                connection.send_json({"received": value})
+
+        It ends and raises as ``async for message in connection`` does, and as ``receive_json`` for a message that is
+        no JSON.
+        """
     def __aiter__(self) -> Connection: ...
     async def __anext__(self) -> Message: ...

@@ -81,6 +81,7 @@ class EventHandler:
         on_open = on_message = on_close = on_error = on_ping = on_pong = on_drain = None
 
     close_codes: Mapping[int, int] = MappingProxyType({})
+    """The codes that replace those of the hub."""
 
     def __init__(
         self,

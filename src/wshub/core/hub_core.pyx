@@ -579,4 +579,3 @@ cdef class HubCore(HubBase):
         """Measure how long a handshake took, if times are measured."""
         if self.times is not None:
             self.times.handshakes.add(seconds)
-

@@ -28,8 +28,12 @@ cdef class RemoteMessages(EnvelopeReceiver):
     cdef uint64_t delivered      # envelopes that reached a room, a user or all connections of this hub
     cdef uint64_t ignored[REASONS]
     cdef bint measures_lag       # the next envelope of another node sets `lag`
+    cdef public object broker_send      # that of the broker; None once there is none
+    cdef bint has_logged_failure
+    cdef public uint64_t rejected_count  # envelopes that the broker has not taken
     cdef double lag              # seconds that an envelope took, by the clocks of both nodes; negative: not known
 
+    cdef bint send_envelope(self, str channel, bytes envelope) except -1
     cdef bint take(self, const Envelope *envelope) except -1
     cdef bint fan_out(self, const Envelope *envelope) except -1
     cdef int resolve_delivery(self, Delivery *delivery, const Envelope *envelope, Room room) noexcept

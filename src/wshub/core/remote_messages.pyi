@@ -4,20 +4,34 @@ A message leaves as an envelope with its payload and its options. Each hub that 
 and fans it out to its own connections, as if it had been sent there.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from wshub.brokers.envelope_receiver import EnvelopeReceiver
 from wshub.core.cluster_types import IgnoredEnvelopes
 
 class RemoteMessages(EnvelopeReceiver):
-    """Takes the envelopes that other nodes have sent.
+    """Gives envelopes to the broker, and takes those that other nodes have sent.
 
     Args:
         hub: whose connections get the messages.
         node: the id of this node, a number.
+        broker_send: the broker's ``send``.
     """
 
-    def __init__(self, hub: Any, node: int) -> None: ...
+    broker_send: Callable[[str, bytes], bool] | None
+    """The broker's ``send``; None once there is no broker."""
+    rejected_count: int
+    """Envelopes that the broker has not taken."""
+
+    def __init__(self, hub: Any, node: int, broker_send: Callable[[str, bytes], bool]) -> None: ...
+    def send(self, channel: str, envelope: bytes) -> bool:
+        """Give an envelope to the broker. Return whether the broker has taken it. Nothing is raised."""
+    def log_failure(self) -> None:
+        """Log the exception of a method of the broker, unless one was logged before."""
+    @property
+    def has_broker(self) -> bool:
+        """Whether envelopes go to the broker."""
     def control_received(self, node: int, body: bytes) -> None:
         """Take a command of another node. A subclass overrides this."""
     @property

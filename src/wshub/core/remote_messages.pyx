@@ -111,18 +111,46 @@ cdef bytes envelope_of(
 
 
 cdef class RemoteMessages(EnvelopeReceiver):
-    """Takes the envelopes that other nodes have sent.
+    """Gives envelopes to the broker, and takes those that other nodes have sent.
 
     Args:
         hub: whose connections get the messages.
         node: the id of this node, a number.
+        broker_send: the broker's ``send``.
     """
 
-    def __init__(self, HubBase hub not None, node):
+    def __init__(self, HubBase hub not None, node, broker_send):
         self.hub = hub
+        self.broker_send = broker_send
         self.node = node
         self.lag = -1
         self.measures_lag = True
+
+    def send(self, str channel not None, bytes envelope not None):
+        """Give an envelope to the broker. Return whether the broker has taken it. Nothing is raised."""
+        return self.send_envelope(channel, envelope)
+
+    cdef bint send_envelope(self, str channel, bytes envelope) except -1:
+        """Do what send() does."""
+        cdef bint taken = False
+        if self.broker_send is not None and not self.hub.loop.is_closed():
+            try:
+                taken = self.broker_send(channel, envelope)
+            except Exception:
+                self.log_failure()
+        self.rejected_count += not taken
+        return taken
+
+    def log_failure(self):
+        """Log the exception of a method of the broker, unless one was logged before."""
+        if not self.has_logged_failure:
+            self.has_logged_failure = True
+            logger.exception("the broker has failed; further failures are not logged")
+
+    @property
+    def has_broker(self):
+        """Whether envelopes go to the broker."""
+        return self.broker_send is not None
 
     cdef void envelope_received(self, const uint8_t *data, size_t length) noexcept:
         cdef Envelope envelope

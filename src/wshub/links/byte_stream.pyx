@@ -5,7 +5,7 @@ from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t
 
 from wshub.links.connecting import connect_link
-from wshub.links.link cimport Link, LinkCounters, Receiver, queue_charge
+from wshub.links.link cimport LinkCounters, Receiver, queue_charge
 from wshub.protocol.frame_buffer cimport RAW, FrameBuffer, frame_release
 from wshub.protocol.message cimport frame_from_bytes
 
@@ -22,11 +22,6 @@ cdef class ByteStream(Receiver):
         received: called with the bytes of each read, in order.
         lost: called once when the stream has ended, with an OSError, or None if the peer ended it or ``abort()`` did.
     """
-
-    cdef Link link
-    cdef readonly LinkCounters counters
-    cdef object received
-    cdef object lost
 
     def __init__(self, received, lost):
         self.received = received
@@ -49,21 +44,30 @@ cdef class ByteStream(Receiver):
         It never waits: look at ``pending_bytes`` first. After the end of the stream it does nothing.
         """
         cdef FrameBuffer *frame
-        cdef int result
         if self.link is None:
             return
         frame = frame_from_bytes(<const char *>data, len(data), RAW)
-        result = self.link.write(frame)
-        frame_release(frame)
-        if result < 0:
+        try:
+            self.write_frame(frame)
+        finally:
+            frame_release(frame)
+
+    cdef int write_frame(self, FrameBuffer *frame) except -1:
+        """Send the bytes of a RAW frame, which stays the caller's, as write() does."""
+        if self.link is not None and self.link.write(frame) < 0:
             # A stream cannot go on with a gap.
             self.link.abort(False)
             raise MemoryError
+        return 0
+
+    cdef size_t pending(self) noexcept:
+        """Return the bytes that were written and have not left."""
+        return queue_charge(&self.link.queue) if self.link is not None else 0
 
     @property
     def pending_bytes(self):
         """Bytes that were written and have not left."""
-        return queue_charge(&self.link.queue) if self.link is not None else 0
+        return self.pending()
 
     @property
     def bytes_received(self):

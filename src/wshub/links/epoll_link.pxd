@@ -63,3 +63,4 @@ cdef class EpollLink(Link):
     cdef uint8_t lost_pending    # in pending_notifications, because it is lost
     cdef uint32_t peer[7]        # the peer's sockaddr_in or sockaddr_in6, aligned like these
     cdef uint8_t peer_length
+    cdef uint8_t reads_to_end    # see Link.read_to_end()

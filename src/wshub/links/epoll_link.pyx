@@ -84,6 +84,9 @@ cdef class EpollLink(Link):
             self.links.mark_dirty(self)
         return 0
 
+    cdef void read_to_end(self) noexcept:
+        self.reads_to_end = True
+
     cdef void pause(self) noexcept:
         self.paused = True
 

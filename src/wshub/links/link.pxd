@@ -76,7 +76,6 @@ cdef class Link:
     cdef uint8_t hides_bytes     # bytes that it has sent may wait in a transport although it is not blocked
     cdef uint8_t was_blocked     # it was blocked since drained() was last called with an empty queue
     cdef uint8_t finishing       # it queues no more, and ends once all has left and the peer has ended its side
-    cdef uint8_t reads_to_end    # if the peer takes no more, what it had sent is read before the link ends
     cdef int64_t bytes_written   # bytes that have left the queue, ever: for the kernel, a transport or a server
     cdef int64_t bytes_acked     # of these, how many the peer had acknowledged at the last poll_progress()
     cdef int64_t notify_at       # drained() is to be called when bytes_written reaches this; 0: no such call
@@ -84,6 +83,7 @@ cdef class Link:
     cdef Receiver receiver
 
     cdef int write(self, FrameBuffer *frame) noexcept
+    cdef void read_to_end(self) noexcept
     cdef void pause(self) noexcept
     cdef void resume(self) noexcept
     cdef void abort(self, bint after_flush) noexcept

@@ -96,9 +96,8 @@ cdef class Link:
       the link was blocked.
     - ``poll_progress()`` says whether the peer still acknowledges bytes.
     - ``detach()`` gives up the descriptor, if there is one. It does not call the receiver.
-
-    If ``reads_to_end`` is set, a link that can still read after a failed send drops its queue, and ends when it has
-    read everything. Only links that own their descriptor can.
+    - ``read_to_end()`` has a link that can still read after a failed send drop its queue, and end when it has read
+      everything. Only links that own their descriptor can.
 
     ``queue`` holds what waits. ``blocked`` is set while the other side takes no more. ``counters`` counts each byte and
     each message once: a message that was accepted is pending, delivered or dropped.
@@ -110,6 +109,9 @@ cdef class Link:
     cdef int write(self, FrameBuffer *frame) noexcept:
         """Queue a frame, with a reference of the queue's own. Return -1 if there is no memory."""
         return -1
+
+    cdef void read_to_end(self) noexcept:
+        """Read what the peer had sent before the link ends, if the peer takes no more. Others end at once."""
 
     cdef void pause(self) noexcept:
         """Stop reading until resume(). Bytes that were read already may still arrive."""

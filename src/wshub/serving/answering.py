@@ -22,7 +22,6 @@ from wshub.serving.pending import PendingByAddress, PendingHandshakes
 if TYPE_CHECKING:
     from wshub.core.clustered import ClusteredHub
     from wshub.core.handler_table import HandlerTable
-    from wshub.protocol.http.request import RequestHead
 
 __all__ = ["Handshakes"]
 
@@ -56,7 +55,7 @@ class Handshakes:
         )
         self._table = table
         self._path = path
-        self._probes = health_path.rstrip("/") + "/" if health_path is not None else None
+        self._probes = (health_path.rstrip("/") + "/").encode() if health_path is not None else None
         self._subprotocols = subprotocols
         self._timeout = config.handshake_timeout_ms / 1000
         self._trusted = tuple(ipaddress.ip_network(proxy) for proxy in config.trusted_proxies)
@@ -88,13 +87,9 @@ class Handshakes:
         """Answer a complete request; ``rest`` came behind it. Raises ``HandshakeError`` to refuse it."""
         if len(rest) > MAX_EARLY_SIZE and self.hub.on_upgrade is not None:
             raise HandshakeError(*TOO_MUCH_EARLY_DATA)
-        request = parse_request_head(head)
-        if (
-            self._probes is not None
-            and request.path.startswith(self._probes)
-            and self._answer_probe(handshake, request)
-        ):
+        if self._probes is not None and self._answer_probe(handshake, self._probes, head):
             return
+        request = parse_request_head(head)
         client = client_address(handshake.peer, request.headers, self._trusted) if self._trusted else None
         opening = Opening(self.hub, self._table, request, handshake, client)
         try:
@@ -113,18 +108,26 @@ class Handshakes:
             handshake.opening = opening
             raise
 
-    def _answer_probe(self, handshake: OpeningHandshake, request: RequestHead) -> bool:
-        """Answer a probe of a load balancer. Return False if the request is none."""
-        assert self._probes is not None
-        if request.method not in ("GET", "HEAD"):
+    def _answer_probe(self, handshake: OpeningHandshake, folder: bytes, head: bytes) -> bool:
+        """Answer a probe of a load balancer. Return False if the request is none.
+
+        Some balancers send HTTP/1.0 without a Host, so the request line is all that counts.
+        """
+        method, _, rest = head.partition(b"\r\n")[0].partition(b" ")
+        target, _, version = rest.partition(b" ")
+        if (
+            method not in (b"GET", b"HEAD")
+            or version not in (b"HTTP/1.0", b"HTTP/1.1")
+            or not target.startswith(folder)
+        ):
             return False
-        answer = answer_probe(request.path.removeprefix(self._probes), self.hub)
+        answer = answer_probe(target.removeprefix(folder).decode("latin-1"), self.hub)
         if answer is None:
             return False
         status, body = answer
         fields = Handshake.encode_fields([*PROBE_FIELDS, ("Content-Length", str(len(body))), ("Connection", "close")])
-        head = b"HTTP/1.1 %d %s\r\n%s\r\n" % (status, HTTPStatus(status).phrase.encode(), fields)
-        handshake.respond(head if request.method == "HEAD" else head + body)
+        response = b"HTTP/1.1 %d %s\r\n%s\r\n" % (status, HTTPStatus(status).phrase.encode(), fields)
+        handshake.respond(response if method == b"HEAD" else response + body)
         return True
 
     def expire(self) -> None:

@@ -166,7 +166,12 @@ class Run:
             fault = faults.inject()
             mended = time.monotonic()
             self.wait_for("recovery", lambda: self.has_recovered(fault, before, mended))  # noqa: B023
-            print(f"{mended - began:6.0f} s  {fault.text}; well after {time.monotonic() - mended:.1f} s", flush=True)
+            resident = max(node.record.last["resident"] for node in self.nodes) / 2**20
+            print(
+                f"{mended - began:6.0f} s  {resident:5.1f} MiB  {fault.text}; "
+                f"well after {time.monotonic() - mended:.1f} s",
+                flush=True,
+            )
 
     def end(self) -> None:
         """End the streams, the clients and the nodes, in this order."""

@@ -1,0 +1,29 @@
+"""What a Redis engine sends. redis_reader.pyx says how it is read."""
+
+from libc.stdint cimport uint64_t
+
+from wshub.brokers.envelope_receiver cimport EnvelopeReceiver
+
+
+cdef class RedisReader:
+    cdef object parser
+    cdef object feed_parser
+    cdef object get_reply
+    cdef object pushed
+    cdef object settled
+    cdef object refused
+    cdef object replies          # a deque, for each reply that is due: a callable, or None for an envelope
+    cdef object next_waiting
+    cdef object add_waiting
+    cdef EnvelopeReceiver receiver
+    cdef bytes probe_channel
+    cdef bint ended
+    cdef bint is_unsettled       # `pushed` was called since `settled` was
+    cdef readonly uint64_t envelopes_received
+    cdef readonly uint64_t envelopes_sent  # envelopes whose reply is only counted
+
+    cdef int await_reply(self, object waiting) except -1
+    cdef int take_replies(self) except -1
+    cdef int take_push(self, list items) except -1
+    cdef int take_reply(self, reply) except -1
+    cdef int settle(self) except -1

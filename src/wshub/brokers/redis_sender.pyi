@@ -1,0 +1,16 @@
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from wshub.brokers.redis_commands import ChannelNames
+from wshub.brokers.redis_reader import RedisReader
+from wshub.links.byte_stream import ByteStream
+
+class EnvelopeSender:
+    dropped: Counter[str]
+    why_dropped: str
+
+    def __init__(self, names: ChannelNames, max_pending: int) -> None: ...
+    def attach(self, stream: ByteStream, reader: RedisReader) -> None: ...
+    def detach(self) -> None: ...
+    def send(self, channel: str, envelope: bytes, on_answer: Callable[[Any], None] | None = None) -> bool: ...

@@ -1,0 +1,119 @@
+# cython: language_level=3
+"""Sends envelopes to a Redis engine: bounded, and counted."""
+
+from libc.stddef cimport size_t
+from libc.stdint cimport uint8_t
+from libc.stdio cimport snprintf
+from libc.string cimport memcpy
+
+from wshub.brokers.redis_reader cimport RedisReader
+from wshub.links.byte_stream cimport ByteStream
+from wshub.protocol.frame_buffer cimport RAW, FrameBuffer, frame_new, frame_payload, frame_release
+
+from collections import Counter
+
+cdef enum:
+    # Bytes of the largest envelope. By default an engine ends each subscriber for which 32 MiB wait, so one message of
+    # that size would cut off all nodes.
+    LARGEST_ENVELOPE = 16 * 1024 * 1024
+    # "$", the digits of a size_t, CR, LF and a zero.
+    LENGTH_SIZE = 24
+
+
+cdef class EnvelopeSender:
+    """Sends envelopes over the connection that is open. An envelope that it does not send counts as dropped.
+
+    Args:
+        names: the ChannelNames of the engine.
+        max_pending: bytes that may wait to be sent. While as many do, a further envelope is dropped.
+    """
+
+    cdef object names
+    cdef dict heads              # that of `names`
+    cdef size_t max_pending
+    cdef ByteStream stream       # None while there is no connection
+    cdef RedisReader reader
+    cdef readonly object dropped
+    cdef readonly str why_dropped
+
+    def __init__(self, names, size_t max_pending):
+        self.names = names
+        self.heads = names.heads
+        self.max_pending = max_pending
+        self.dropped = Counter()
+        self.why_dropped = ""
+
+    def attach(self, ByteStream stream not None, RedisReader reader not None):
+        """Send over a connection from now on: its stream, and what reads its replies."""
+        self.stream = stream
+        self.reader = reader
+
+    def detach(self):
+        """Drop envelopes from now on: there is no connection."""
+        self.stream = None
+        self.reader = None
+
+    def send(self, str channel not None, bytes envelope not None, on_answer=None):
+        """Send an envelope. Return False if it was dropped.
+
+        Args:
+            channel: the channel.
+            envelope: the envelope.
+            on_answer: called with what the engine answers. By default the answer is only counted.
+        """
+        if self.stream is None:
+            return self.drop("disconnected", "there is no connection to the engine")
+        if self.stream.pending() >= self.max_pending:
+            return self.drop("full", "too many bytes wait to be sent to the engine already")
+        if len(envelope) > LARGEST_ENVELOPE:
+            return self.drop(
+                "too_large", f"an engine passes on at most {LARGEST_ENVELOPE} bytes, not {len(envelope)}"
+            )
+        try:
+            self.write(channel, envelope)
+            self.reader.await_reply(on_answer)
+        except MemoryError:
+            return self.drop("full", "there is no memory for the message")
+        return True
+
+    cdef int write(self, str channel, bytes envelope) except -1:
+        cdef FrameBuffer *frame
+        head = self.heads.get(channel)
+        if head is None:
+            head = self.names.publish_head(channel)
+        frame = publish_frame(head, envelope)
+        try:
+            self.stream.write_frame(frame)
+        finally:
+            frame_release(frame)
+        return 0
+
+    cdef bint drop(self, str reason, str why) except -1:
+        self.dropped[reason] += 1
+        self.why_dropped = why
+        return False
+
+
+cdef FrameBuffer *publish_frame(bytes head, bytes envelope) except NULL:
+    """Return a RAW frame with a PUBLISH, which is the caller's. `head` is that of the channel.
+
+    Raises MemoryError.
+    """
+    cdef char length[LENGTH_SIZE]
+    cdef size_t head_size = len(head)
+    cdef size_t envelope_size = len(envelope)
+    cdef size_t length_size = snprintf(length, LENGTH_SIZE, b"$%zu\r\n", envelope_size)
+    cdef FrameBuffer *frame = frame_new(RAW, head_size + length_size + envelope_size + 2)
+    cdef uint8_t *end
+    if frame == NULL:
+        raise MemoryError
+    end = frame_payload(frame)
+    memcpy(end, <const char *>head, head_size)
+    end += head_size
+    memcpy(end, length, length_size)
+    end += length_size
+    memcpy(end, <const char *>envelope, envelope_size)
+    end += envelope_size
+    memcpy(end, b"\r\n", 2)
+    frame.length = head_size + length_size + envelope_size + 2
+    return frame
