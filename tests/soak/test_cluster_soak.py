@@ -37,7 +37,7 @@ def test_what_clients_miss_while_the_engine_fails_is_what_nodes_have_counted(loo
 
 def report(time: float, dropped: int, outcomes: list[tuple[int, int, str]] | None = None) -> dict[str, Any]:
     broker = {"dropped": {"disconnected": dropped, "unanswered": 0}}
-    return {"time": time, "resident": 0, "outcomes": outcomes or [], "cluster": {"broker": broker}}
+    return {"time": time, "resident": 0, "blocks": 0, "outcomes": outcomes or [], "cluster": {"broker": broker}}
 
 
 def recorded(*reports: dict[str, Any]) -> NodeRecord:

@@ -36,8 +36,11 @@ CALM_SECONDS = 8
 WARM_UP = 60
 """Seconds after which memory must stay flat."""
 
-GROWTH_ALLOWED = 0.05
-"""Maximum growth of resident memory: from its maximum in the first third to its maximum in the last third."""
+BLOCKS_ALLOWED = 0.02
+"""Maximum growth of the blocks that Python has allocated: from their minimum in the first third to that in the last."""
+
+RESIDENT_ALLOWED = 0.25
+"""Maximum growth of resident memory. What waits during an outage makes it grow, and no allocator gives it back."""
 
 
 class SoakFailure(Exception):
@@ -216,15 +219,22 @@ class Run:
 
 
 def check_memory(number: int, record: NodeRecord) -> list[str]:
-    """Return whether the memory of a node has grown."""
-    began = record.resident[0][0]
-    steady = [size for time, size in record.resident if time >= began + WARM_UP]
+    """Return whether the memory of a node has grown from the first third of its reports to the last one."""
+    began = record.memory[0][0]
+    steady = [(resident, blocks) for time, resident, blocks in record.memory if time >= began + WARM_UP]
     third = len(steady) // 3
     if third < 60:
         return []
-    early, late = max(steady[:third]), max(steady[-third:])
-    print(f"resident memory of node {number}, MiB: most early {early / 2**20:.1f}, most late {late / 2**20:.1f}")
-    return [f"the memory of node {number} grew from {early} to {late}"] if late > early * (1 + GROWTH_ALLOWED) else []
+    early, late = steady[:third], steady[-third:]
+    failures = []
+    for name, least, most, allowed in (
+        ("resident bytes", max(early)[0], max(late)[0], RESIDENT_ALLOWED),
+        ("allocated blocks", min(blocks for _, blocks in early), min(blocks for _, blocks in late), BLOCKS_ALLOWED),
+    ):
+        print(f"node {number}: {least} {name} early, {most} late")
+        if most > least * (1 + allowed):
+            failures.append(f"the memory of node {number} grew from {least} to {most} {name}")
+    return failures
 
 
 def main() -> int:

@@ -18,8 +18,8 @@ class NodeRecord:
 
     def __init__(self) -> None:
         self.last: dict[str, Any] = {}
-        self.resident: list[tuple[float, int]] = []
-        """Seconds and bytes."""
+        self.memory: list[tuple[float, int, int]] = []
+        """Seconds, the resident memory in bytes, and the blocks that Python has allocated."""
         self.failed: dict[tuple[int, int], str] = {}
         """The error of each publish() that has failed, by room and number."""
         self._dropped: list[tuple[float, int]] = [(0.0, 0)]
@@ -29,7 +29,7 @@ class NodeRecord:
         self.last = report
         for room, sequence, error in report["outcomes"]:
             self.failed[room, sequence] = error
-        self.resident.append((report["time"], report["resident"]))
+        self.memory.append((report["time"], report["resident"], report["blocks"]))
         if self.dropped != self._dropped[-1][1]:
             self._dropped.append((report["time"], self.dropped))
 

@@ -210,6 +210,7 @@ class Node:
             "published": self.published,
             "outcomes": outcomes,
             "resident": resident(),
+            "blocks": sys.getallocatedblocks(),
             "descriptors": descriptors(),
             "cluster": stats.asdict()["cluster"],
         }
