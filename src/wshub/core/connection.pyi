@@ -122,6 +122,13 @@ class Connection(AsyncIterator[Message]):
     @property
     def last_pong_time(self) -> float:
         """The time of the last pong from the client, in seconds of the hub's clock. 0 before the first."""
+    @property
+    def latency_ms(self) -> float | None:
+        """The round-trip time of the last answered ping, in milliseconds, or None before the first answer.
+
+        The hub sends a ping every ``ping_interval_ms``, and ``send_ping`` sends one at once. It stays None under
+        another ASGI server, which sends its own pings.
+        """
     def set_metadata(self, key: Any, value: Any) -> None:
         """Set ``metadata[key]`` to ``value``."""
     def get_metadata(self, key: Any, default: Any = None) -> Any:
@@ -233,6 +240,18 @@ class Connection(AsyncIterator[Message]):
         Raises:
             ConnectionClosed: the connection is closing already, it ended before all bytes had left, or it was closed
                 because its queue was full.
+        """
+    async def wait_writable(self) -> None:
+        """Wait until the send queue has space: until at most half of ``max_send_buffer`` is queued.
+
+        Await it before each ``send`` to send no faster than the client reads. Then the queue does not become full, and
+        ``slow_consumer`` is not applied. Messages from elsewhere, such as broadcasts, still use the same queue.
+
+        It returns at once while there is space. Where a transport or another server takes the bytes instead of the
+        kernel, only what it has not taken counts, as described for ``buffered``.
+
+        Raises:
+            ConnectionClosed: the connection is closing or closed.
         """
     async def wait_closed(self) -> None:
         """Wait until the connection is closed or its handshake has failed."""
