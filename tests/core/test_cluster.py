@@ -37,7 +37,7 @@ async def node(engine: MemoryEngine, *, name: str = "hub", **settings: Any) -> A
             connection.join(path)
 
     hub = Hub(HubConfig(**settings), broker=MemoryBroker(engine), name=name)
-    async with hub.serve("127.0.0.1", 0, EventHandler(on_open=join)) as server:
+    async with hub.serve("127.0.0.1", 0, EventHandler(on_open=join), close_hub=True) as server:
         await hub.broker_started()
         yield Node(hub, server.port)
 

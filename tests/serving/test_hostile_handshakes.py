@@ -275,10 +275,10 @@ HOSTILE = "\x0b\x0c\x1c\x1d\x1e\x85\x9b\u2028\r\nCRITICAL forged\x1b[2J"
 ENCODED = "%0B%0C%1C%1D%1E%C2%85%C2%9B%E2%80%A8%0D%0ACRITICAL%20forged%1B[2J"
 
 
-def test_nothing_that_a_client_sends_is_in_the_log(run, reactor, caplog) -> None:
+def test_no_control_character_and_no_credential_of_a_client_is_in_the_log(run, reactor, caplog) -> None:
     """The log never contains a client's control characters, which could forge a line or steer a terminal.
 
-    It never contains a secret either, even at debug level.
+    It never contains a secret either, even at debug level. The path of a request is there, quoted.
     """
     caplog.set_level(logging.DEBUG)
     hostile = HOSTILE.encode("utf-8").decode("latin-1")
@@ -295,7 +295,7 @@ def test_nothing_that_a_client_sends_is_in_the_log(run, reactor, caplog) -> None
         async with serving(handler, **settings) as (hub, url):
             fields = [f"{name}: {obs_text}" for name in ("X-Secret", "User-Agent", "Authorization", "X-Forwarded-For")]
             fields += [f"Cookie: session=secret{obs_text}", f"Origin: {obs_text}"]
-            good = request_for(f"/secret{ENCODED}?token=secret{ENCODED}", *fields)
+            good = request_for(f"/path{ENCODED}?token=secret{ENCODED}", *fields)
             bad = [
                 good.replace(b"13\r\n", b"13" + obs_text.encode("latin-1") + b"\r\n"),
                 good.replace(b"GET ", b"secret "),
@@ -335,7 +335,8 @@ def test_nothing_that_a_client_sends_is_in_the_log(run, reactor, caplog) -> None
     assert any("has failed" in line for line in lines)
     assert [line for line in lines if CONTROLS & set(map(ord, line))] == []
     assert "secret" not in caplog.text
-    assert "forged" not in caplog.text
+    assert any(r"'/path\x0b" in line for line in lines)
+    assert not any(line.startswith("CRITICAL") for line in caplog.text.splitlines())
     assert "\x1b" not in caplog.text
 
 
