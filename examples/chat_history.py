@@ -58,7 +58,6 @@ class History:
 
     def __init__(self, file: Path | str) -> None:
         self._database = sqlite3.connect(file, isolation_level=None)
-        self._database.row_factory = sqlite3.Row
         self._database.execute("PRAGMA journal_mode = WAL")
         self._database.execute("PRAGMA synchronous = NORMAL")
         self._database.execute(SCHEMA)
@@ -105,4 +104,7 @@ class History:
         return self._newest.get(room, 0)
 
     def _entries(self, query: str, values: tuple[str | int, ...]) -> list[Entry]:
-        return [Entry(**row) for row in self._database.execute(query, values)]
+        return [
+            Entry(number=number, id=message_id, name=name, text=text, time=stored_at)
+            for number, message_id, name, text, stored_at in self._database.execute(query, values)
+        ]

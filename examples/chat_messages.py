@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 from unicodedata import category
 
 MAX_NAME = 32
@@ -67,14 +67,7 @@ ClientMessage: TypeAlias = Enter | Say | Fetch | Typing | Ping
 
 def parse(data: str | bytes) -> ClientMessage:
     """Return the message of a client. Raises ``BadMessage`` if it is not one."""
-    if isinstance(data, bytes):
-        raise BadMessage("a chat is text")
-    try:
-        fields = json.loads(data)
-    except (ValueError, RecursionError):
-        raise BadMessage("not JSON") from None
-    if not isinstance(fields, dict):
-        raise BadMessage("not a JSON object")
+    fields = _fields(data)
     match fields.get("type"):
         case "enter":
             after = None if fields.get("after") is None else _number(fields, "after")
@@ -90,6 +83,18 @@ def parse(data: str | bytes) -> ClientMessage:
             return Ping()
         case _:
             raise BadMessage("unknown type")
+
+
+def _fields(data: str | bytes) -> dict[str, Any]:
+    if isinstance(data, bytes):
+        raise BadMessage("a chat is text")
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        raise BadMessage("not JSON") from None
+    if not isinstance(value, dict):
+        raise BadMessage("not a JSON object")
+    return cast("dict[str, Any]", value)
 
 
 def _text(fields: Mapping[str, Any], key: str) -> str:

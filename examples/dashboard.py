@@ -27,7 +27,7 @@ SLOW_RATE = 3_000
 """Bytes per second that a slow reader gets."""
 
 POLICIES: tuple[SlowConsumer, ...] = ("latest", "drop_oldest", "drop_newest", "close")
-ROOMS = {policy: f"prices:{policy}" for policy in POLICIES}
+ROOMS: dict[SlowConsumer, str] = {policy: f"prices:{policy}" for policy in POLICIES}
 """The rooms of the readers: a reader chooses what happens if it falls behind."""
 
 hub = Hub(

@@ -165,7 +165,7 @@ async def test_what_the_engine_gets_late_does_not_arrive_after_newer_messages(
         assert await receive(far, 2) == ["3", "4"]
         assert await receive(near, 4) == ["1", "2" * 1000, "3", "4"]
         assert one.dropped["unanswered"] == 2
-        assert two.stats["ignored"]["late"] == 1
+        assert two.stats.ignored.late == 1
 
 
 @pytest.mark.failure("Redis is slow")

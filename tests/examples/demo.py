@@ -56,7 +56,7 @@ class ChatTab(Tab):
         self.page.fill("#name", name)
         self.page.keyboard.press("Enter")
         self.wait_for_state("open")
-        self.page.locator("#members").get_by_text(name, exact=True).wait_for(state="attached")
+        self.page.locator("#members").get_by_text(name, exact=True).first.wait_for(state="attached")
 
     def say(self, text: str) -> None:
         """Write a message, and press Enter."""
