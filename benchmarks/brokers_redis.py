@@ -32,7 +32,7 @@ from wshub.core.cluster_types import ClusterStats
 NODE_CORE, ENGINE_CORE = 0, 1
 MESSAGE = b"x" * 64
 ROOMS = [f"room-{number}" for number in range(100)]
-ENVELOPES = [encode_envelope("room", room, MESSAGE, node=1, number=1) for room in ROOMS]
+ENVELOPES = [encode_envelope("room", room, MESSAGE) for room in ROOMS]
 NAMES = [f"wshub:hub:{room_channel(room)}" for room in ROOMS]
 # A node publishes so many times its envelopes before it waits for an answer.
 PUBLISH_TURNS = 10

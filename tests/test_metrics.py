@@ -330,5 +330,6 @@ async def test_any_worker_reports_the_counts_of_all(tmp_path: Path, socket_direc
             left = count - processes.count(processes[0])
             samples = await until(lambda samples: value(samples, "wshub_connections") == left)
             assert value(samples, "wshub_connections_opened_total") == count
-        samples = await until(lambda samples: value(samples, "wshub_connections") == 0)
-        assert value(samples, "wshub_connections_closed_total", code="1000") == left
+        key = ("wshub_connections_closed_total", (("code", "1000"), ("hub", "hub")))
+        samples = await until(lambda samples: samples.get(key) == left)
+        assert value(samples, "wshub_connections") == 0

@@ -139,6 +139,35 @@ async def test_if_the_answer_is_lost_members_elsewhere_have_a_message_once_or_no
         assert two.stats.interruptions == {}
 
 
+@pytest.mark.failure("a connection to Redis stalls, and another takes its place")
+async def test_what_the_engine_gets_late_does_not_arrive_after_newer_messages(
+    own_engine: RedisEngine, proxy: TcpProxy, clock: Clock
+) -> None:
+    async with pair(clock, proxy.port, own_engine.port) as (one, two, near, far):
+        publisher = connection_of(proxy, "publisher")
+        publisher.to_server.is_black_hole = True
+        seen = publisher.to_server.bytes_seen
+        stalled = []
+        send = one.hub._cluster.broker_send
+        one.hub._cluster.broker_send = lambda channel, envelope: stalled.append(envelope) or send(channel, envelope)
+        one.hub.broadcast("1", room="room")
+        one.hub._cluster.broker_send = send
+        publishing = asyncio.create_task(one.hub.publish("2" * 1000, room="room"))
+        await until(lambda: publisher.to_server.bytes_seen > seen + 1000)
+        publisher.reset()
+        with pytest.raises(BrokerUncertain):
+            await publishing
+        await pass_until(lambda: one.hub.health().ok, clock, one, two)
+        await one.hub.publish("3", room="room")
+        # The network has held the first message back until now.
+        own_engine.command("PUBLISH", "wshub:hub:room:room", *stalled)
+        await one.hub.publish("4", room="room")
+        assert await receive(far, 2) == ["3", "4"]
+        assert await receive(near, 4) == ["1", "2" * 1000, "3", "4"]
+        assert one.dropped["unanswered"] == 2
+        assert two.stats.ignored.late == 1
+
+
 @pytest.mark.failure("Redis is slow")
 async def test_a_slow_engine_delays_messages_until_eight_mebibytes_wait_and_the_newest_are_dropped(
     own_engine: RedisEngine, clock: Clock

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 from tests.support.raw_peers import raw_peer
 from tests.support.serving_hub import connected, serving
@@ -39,6 +40,7 @@ async def test_a_connection_that_is_not_open_yet_is_not_in_it() -> None:
             await asyncio.sleep(0)
         assert registered == [hub.connections]
         peer.send(Frame.close(1000))
+        peer.writer.write_eof()
         while hub.connection_count:
             await asyncio.sleep(0)
         assert hub.connections == []
@@ -52,6 +54,8 @@ async def test_another_thread_may_ask_for_it_while_connections_come_and_go() -> 
             most = 0
             while not ended.is_set():
                 most = max(most, len(hub.connections))
+                # The loop gets its turn.
+                time.sleep(0.0001)
             return most
 
         asking = asyncio.create_task(asyncio.to_thread(ask))

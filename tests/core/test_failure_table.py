@@ -10,7 +10,7 @@ import pytest
 from tests.core import test_cluster_engine_failures, test_cluster_node_failures
 from tests.uvicorn import test_shared_directory
 
-PAGE = Path(__file__).parents[2] / "docs" / "cluster.md"
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "cluster.md"
 HEADING = "| failure | what your program sees | what clients see | where it is counted |"
 
 

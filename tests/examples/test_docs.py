@@ -128,6 +128,12 @@ def test_every_link_leads_somewhere(path: Path) -> None:
             assert anchor in anchors(target), f"{link}#{anchor}"
 
 
+def test_the_pictures_of_the_readme_exist() -> None:
+    pictures = re.findall(r'\bsrc(?:set)?="([^"]+)"', (ROOT / "README.md").read_text())
+    assert len(pictures) == 4
+    assert [picture for picture in pictures if not (ROOT / picture).exists()] == []
+
+
 def anchors(path: Path) -> set[str]:
     """Return the anchors of a page's headings, as GitHub and MyST make them."""
     headings = re.findall(r"^#+ (.*)$", prose(path), re.MULTILINE)

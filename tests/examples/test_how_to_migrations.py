@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -171,6 +172,7 @@ def test_a_chat_of_socketio_after(tmp_path: Path) -> None:
         assert "Traceback" not in server.end()
 
 
+@pytest.mark.skipif("WSHUB_SANITIZED" in os.environ, reason="Node.js does not start with the sanitizers preloaded")
 @pytest.mark.skipif(NODE is None, reason="there is no node on this machine")
 def test_the_page_of_a_chat_of_socketio_after(tmp_path: Path) -> None:
     assert NODE is not None

@@ -87,6 +87,11 @@ def behind_nginx(directory: Path, certificate: Certificate, timeout: str) -> Ite
         yield Proxy(f"127.0.0.1:{port}", True)
 
 
+def without_sanitizers() -> dict[str, str]:
+    """Return an environment in which a program does not get the sanitizers that the tests may run under."""
+    return {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+
+
 @contextlib.contextmanager
 def behind_haproxy(directory: Path, certificate: Certificate, timeout: str) -> Iterator[Proxy]:
     assert HAPROXY is not None
@@ -107,7 +112,7 @@ def behind_haproxy(directory: Path, certificate: Certificate, timeout: str) -> I
         )
         file = directory / "haproxy.cfg"
         file.write_text(text)
-        with running_program([HAPROXY, "-db", "-f", str(file)], port=port):
+        with running_program([HAPROXY, "-db", "-f", str(file)], port=port, env=without_sanitizers()):
             yield Proxy(f"127.0.0.1:{port}", True)
 
 
@@ -123,7 +128,7 @@ def behind_caddy(directory: Path, certificate: Certificate, timeout: str) -> Ite
         file = directory / "Caddyfile"
         file.write_text("{\n    admin off\n    auto_https off\n}\n" + text)
         command = [CADDY, "run", "--config", str(file), "--adapter", "caddyfile"]
-        variables = {**os.environ, "HOME": str(directory), "XDG_DATA_HOME": str(directory)}
+        variables = {**without_sanitizers(), "HOME": str(directory), "XDG_DATA_HOME": str(directory)}
         with running_program(command, port=port, env=variables):
             yield Proxy(f"127.0.0.1:{port}", False)
 

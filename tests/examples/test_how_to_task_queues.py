@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from tests.support.programs import environment, free_port, running_program
 from tests.support.redis_engine import running_engine
 
 
+@pytest.mark.skipif("WSHUB_SANITIZED" in os.environ, reason="Celery is not what the sanitizers are for")
 @pytest.mark.skipif(importlib.util.find_spec("celery") is None, reason="celery is not installed")
 def test_a_task_reaches_every_connection_of_its_user(tmp_path: Path) -> None:
     write_programs("task-queues.md", tmp_path)

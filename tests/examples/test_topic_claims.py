@@ -7,6 +7,7 @@ import dataclasses
 import re
 import subprocess
 import sys
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -62,7 +63,56 @@ def test_the_codes_of_the_page_exist_and_those_that_can_be_sent_can() -> None:
                 encode_close_payload(code, "")
 
 
+async def test_the_handlers_of_a_connection_share_a_context() -> None:
+    variable: ContextVar[str] = ContextVar("variable", default="unset")
+
+    async def on_message(connection: Connection, message: Message) -> None:
+        connection.send(variable.get())
+
+    async def on_open(connection: Connection) -> None:
+        variable.set(f"set by {connection.id}")
+
+    async with serving(EventHandler(on_open=on_open, on_message=on_message)) as (_, url):
+        for number in (1, 2):
+            async with connected(url) as client:
+                await client.send("hello")
+                assert await client.recv() == f"set by {number}"
+
+
+# Rooms
+
+
+async def test_the_last_tab_of_a_user_sees_that_none_is_left() -> None:
+    ended: asyncio.Queue[list[str]] = asyncio.Queue()
+
+    async def live(connection: Connection) -> None:
+        connection.user = "ann"
+        connection.join("lobby")
+        try:
+            async for message in connection:
+                connection.send(message)
+        finally:
+            found = [*hub.user_connections("ann"), *hub.room_members("lobby")]
+            ended.put_nowait([*(str(one.id) for one in found), *connection.rooms, str(connection.user)])
+
+    async with serving(live) as (hub, url), connected(url) as first:
+        async with connected(url) as second:
+            for client in (first, second):
+                await client.send("hello")
+                await client.recv()
+        assert await ended.get() == ["1", "1", "lobby", "ann"]
+        await first.close()
+        assert await ended.get() == ["lobby", "ann"]
+
+
 # Slow readers, compression and security: settings and defaults
+
+
+async def test_a_message_may_be_longer_than_the_queue() -> None:
+    long = "x" * (HubConfig().max_send_buffer * 8)
+    handler = EventHandler(on_open=lambda connection: connection.send(long))
+    async with serving(handler) as (_, url), connected(url, max_size=None) as client:
+        assert await client.recv() == long
 
 
 def test_the_limits_of_the_table_have_these_defaults() -> None:
@@ -165,6 +215,6 @@ uvloop.run(main())
 
 
 def test_nothing_declares_support_for_free_threaded_builds() -> None:
-    """Python then switches the GIL on. Whoever declares it changes the page."""
+    """Python then switches the GIL on. If a module declares it, the page has to change."""
     assert "freethreading_compatible" not in (DOCS.parent / "setup.py").read_text()
     assert "does not support free-threaded builds" in (DOCS / "topics/threads.md").read_text()

@@ -43,3 +43,4 @@ cdef struct Envelope:
 
 cdef int parse_envelope(const uint8_t *data, size_t length, Envelope *envelope) noexcept
 cdef bytes build_envelope(const Envelope *envelope)
+cdef bytes with_number(bytes envelope, uint32_t number)

@@ -31,6 +31,7 @@ from wshub.errors import InvalidMessageError
 cdef enum:
     VERSION = 0xB1
     HEADER_LENGTH = 28
+    NUMBER_POSITION = 12
     KEY_LENGTH_SIZE = 4
 
 cdef tuple KINDS = ("", "room", "all", "user", "control")
@@ -54,7 +55,7 @@ cdef int parse_envelope(const uint8_t *data, size_t length, Envelope *envelope) 
     if not ROOM_MESSAGE <= envelope.kind <= CONTROL or envelope.flags & CRITICAL_FLAGS:
         return ENVELOPE_UNKNOWN
     envelope.node = read_number(data + 4, 8)
-    envelope.number = <uint32_t>read_number(data + 12, 4)
+    envelope.number = <uint32_t>read_number(data + NUMBER_POSITION, 4)
     envelope.sent_at = read_number(data + 16, 8)
     envelope.name_length = <size_t>read_number(data + 24, 4)
     if envelope.name_length > length - position:
@@ -93,7 +94,7 @@ cdef bytes build_envelope(const Envelope *envelope):
     data[1] = envelope.kind
     write_number(data + 2, 2, envelope.flags)
     write_number(data + 4, 8, envelope.node)
-    write_number(data + 12, 4, envelope.number)
+    write_number(data + NUMBER_POSITION, 4, envelope.number)
     write_number(data + 16, 8, envelope.sent_at)
     write_number(data + 24, 4, envelope.name_length)
     memcpy(data + position, envelope.name, envelope.name_length)
@@ -104,6 +105,13 @@ cdef bytes build_envelope(const Envelope *envelope):
         position += KEY_LENGTH_SIZE + envelope.key_length
     memcpy(data + position, envelope.payload, envelope.payload_length)
     return built
+
+
+cdef bytes with_number(bytes envelope, uint32_t number):
+    """Return a valid envelope with another number."""
+    cdef bytes changed = PyBytes_FromStringAndSize(PyBytes_AS_STRING(envelope), len(envelope))
+    write_number(<uint8_t *>PyBytes_AS_STRING(changed) + NUMBER_POSITION, 4, number)
+    return changed
 
 
 class DecodedEnvelope(NamedTuple):

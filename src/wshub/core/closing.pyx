@@ -244,7 +244,7 @@ cdef void wake(object future) noexcept:
 
 cdef void wake_receiver(ConnectionCore connection) noexcept:
     if connection.waiter is not None:
-        wake(connection.waiter)
+        wake(connection.waiter[0])
 
 
 cdef void wake_all(ConnectionCore connection) noexcept:

@@ -194,7 +194,10 @@ class Cluster(RemoteMessages):
     async def publish(self, channel: str, envelope: bytes) -> Published:
         """Give an envelope to the broker, and return when the broker has it. Raises ``BrokerError``."""
         try:
+            had_started = self._started.done()
             await self.wait_patiently()
+            if not had_started:
+                envelope = self.renumbered(envelope)
             return await self.broker.publish(channel, envelope)
         except (BrokerError, ConfigurationError):
             self.rejected_count += 1

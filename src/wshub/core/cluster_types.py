@@ -61,6 +61,9 @@ class IgnoredEnvelopes:
     own: int
     """The engine has given the node its own envelope. Its connections had the message already."""
 
+    late: int
+    """A later message of its node to the same room has arrived before: the node had to connect to the engine again."""
+
     no_receiver: int
     """No connection is in the room any more, or of the user."""
 

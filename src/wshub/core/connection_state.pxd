@@ -85,8 +85,7 @@ cdef class ConnectionCore(Receiver):
     cdef Parser parser
     cdef Inflater *inflater      # owned: its history is what the peer sent; or NULL
     cdef object inbox            # deque of Message for receive(), or None
-    cdef object waiter           # Future of a pending receive(), or None
-    cdef object receiving_task   # the task that waits in receive(), named in the error that a second one gets
+    cdef tuple waiter            # of a pending receive(): its Future, and its task, for the error of a second; or None
     cdef bytes unread            # bytes received and not parsed, while input is blocked
     cdef size_t unread_offset
 
@@ -99,7 +98,6 @@ cdef class ConnectionCore(Receiver):
     # Time
     cdef readonly double last_ping_time
     cdef readonly double last_pong_time
-    cdef uint32_t round_trip     # of the last answered ping, in microseconds, plus one; 0 before the first answer
     cdef double left[RATES]      # what the rates allow until the next sweep
     cdef Liveness liveness
 
@@ -115,6 +113,7 @@ cdef class ConnectionCore(Receiver):
     cdef uint8_t close_pending   # on_close is due when the suspended handler ends
     cdef uint8_t awaits_pong     # no pong has arrived since the last ping
     cdef uint16_t inbox_kibibytes  # of the messages in the inbox, as inbox_charge() counts them
+    cdef uint32_t round_trip     # of the last answered ping, in microseconds, plus one; 0 before the first answer
 
     # The log
     cdef object log              # ConnectionLog; None if the connection is not logged

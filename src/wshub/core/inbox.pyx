@@ -111,11 +111,11 @@ cdef class InboxConnection(ReceivingConnection):
             if self.status >= IS_CLOSING and (self.input_ended or self.status == IS_CLOSED):
                 raise closed_error(self)
             if self.waiter is not None:
-                raise MisuseError(f"receive(): {self.receiving_task} is receiving from this connection already")
-            self.waiter = self.hub.loop.create_future()
-            self.receiving_task = asyncio.current_task()
+                raise MisuseError(f"receive(): {self.waiter[1]} is receiving from this connection already")
+            future = self.hub.loop.create_future()
+            self.waiter = (future, asyncio.current_task())
             try:
-                await self.waiter
+                await future
             except RuntimeError:
                 if not self.hub.loop.is_closed():
                     raise
@@ -123,7 +123,6 @@ cdef class InboxConnection(ReceivingConnection):
                 raise closed_error(self) from None
             finally:
                 self.waiter = None
-                self.receiving_task = None
         message = self.inbox.popleft()
         self.inbox_kibibytes -= inbox_charge(message)
         if not self.blocks & INBOX_FULL or self.status == IS_CLOSED:

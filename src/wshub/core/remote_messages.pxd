@@ -7,6 +7,7 @@ from wshub.brokers.envelope cimport Envelope
 from wshub.brokers.envelope_receiver cimport EnvelopeReceiver
 from wshub.core.delivery_options cimport Delivery
 from wshub.core.hub_state cimport HubBase
+from wshub.core.node_numbers cimport NodeNumbers
 from wshub.core.rooms cimport Room
 from wshub.protocol.frame_buffer cimport FrameBuffer
 
@@ -14,17 +15,21 @@ from wshub.protocol.frame_buffer cimport FrameBuffer
 # Why an envelope reached no connection: indices of RemoteMessages.ignored.
 cdef enum:
     OWN          # this node has sent it
+    LATE         # a later one of its node has arrived before
     NO_RECEIVER  # no connection is in the room any more, or of the user
     UNREADABLE   # of another version, truncated, with an unknown critical flag, or with invalid UTF-8
     FAILED       # there was no memory
     REASONS      # the number of reasons
+    TAKEN = REASONS  # it has reached one
 
 
 cdef class RemoteMessages(EnvelopeReceiver):
     cdef HubBase hub
     cdef uint64_t node           # the id of this node
-    cdef uint64_t sent           # envelopes that were made; the last one has this number, modulo 2**32
+    cdef uint64_t sent           # envelopes that were made
+    cdef uint32_t last_number    # of the envelopes of this node
     cdef uint64_t received
+    cdef NodeNumbers last_numbers  # owned: of the messages of other nodes to all connections
     cdef uint64_t delivered      # envelopes that reached a room, a user or all connections of this hub
     cdef uint64_t ignored[REASONS]
     cdef bint measures_lag       # the next envelope of another node sets `lag`
@@ -34,8 +39,8 @@ cdef class RemoteMessages(EnvelopeReceiver):
     cdef double lag              # seconds that an envelope took, by the clocks of both nodes; negative: not known
 
     cdef bint send_envelope(self, str channel, bytes envelope) except -1
-    cdef bint take(self, const Envelope *envelope) except -1
-    cdef bint fan_out(self, const Envelope *envelope) except -1
+    cdef int take(self, const Envelope *envelope) except -1
+    cdef int fan_out(self, const Envelope *envelope) except -1
     cdef int resolve_delivery(self, Delivery *delivery, const Envelope *envelope, Room room) noexcept
 
 

@@ -56,3 +56,5 @@ class RemoteMessages(EnvelopeReceiver):
         """Have the next envelope of another node measured."""
     def next_number(self) -> int:
         """Return the number of the next envelope, which counts as made."""
+    def renumbered(self, envelope: bytes) -> bytes:
+        """Return an envelope that has waited as one that is made now. Others may have been sent meanwhile."""

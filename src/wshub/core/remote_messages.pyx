@@ -21,10 +21,12 @@ from wshub.brokers.envelope cimport (
     ROOM_MESSAGE,
     build_envelope,
     parse_envelope,
+    with_number,
 )
 from wshub.core.conflation_keys cimport HUB_KEYS, intern_key
 from wshub.core.delivery_options cimport CLOSE_CONNECTION, INHERITED, LATEST, policy_from_name
 from wshub.core.fan_out cimport send_to_all, send_to_room
+from wshub.core.node_numbers cimport advance_number, forget_numbers
 from wshub.protocol.frame_buffer cimport DeliveryCounters, frame_payload, frame_release, frame_with_metadata
 from wshub.protocol.message cimport frame_from_bytes
 from wshub.protocol.opcodes cimport BINARY_OPCODE, TEXT_OPCODE
@@ -90,7 +92,7 @@ cdef bytes envelope_of(
     if compress is not None:
         envelope.flags |= COMPRESS if compress else COMPRESS_NOT
     envelope.node = messages.node
-    envelope.number = <uint32_t>(messages.sent + 1)
+    envelope.number = messages.last_number + 1
     envelope.sent_at = wall_clock()
     envelope.name = NULL
     envelope.name_length = 0
@@ -107,6 +109,7 @@ cdef bytes envelope_of(
     envelope.payload_length = frame.length
     built = build_envelope(&envelope)
     messages.sent += 1
+    messages.last_number = envelope.number
     return built
 
 
@@ -118,6 +121,9 @@ cdef class RemoteMessages(EnvelopeReceiver):
         node: the id of this node, a number.
         broker_send: the broker's ``send``.
     """
+
+    def __dealloc__(self):
+        forget_numbers(&self.last_numbers)
 
     def __init__(self, HubBase hub not None, node, broker_send):
         self.hub = hub
@@ -154,6 +160,7 @@ cdef class RemoteMessages(EnvelopeReceiver):
 
     cdef void envelope_received(self, const uint8_t *data, size_t length) noexcept:
         cdef Envelope envelope
+        cdef int outcome
         self.received += 1
         if parse_envelope(data, length, &envelope) < 0:
             self.ignored[UNREADABLE] += 1
@@ -165,10 +172,11 @@ cdef class RemoteMessages(EnvelopeReceiver):
             self.measures_lag = False
             self.lag = (<int64_t>(wall_clock() - envelope.sent_at)) * 1e-6
         try:
-            if self.take(&envelope):
+            outcome = self.take(&envelope)
+            if outcome == TAKEN:
                 self.delivered += 1
             else:
-                self.ignored[NO_RECEIVER] += 1
+                self.ignored[outcome] += 1
         except ValueError:
             self.ignored[UNREADABLE] += 1
         except MemoryError:
@@ -177,15 +185,15 @@ cdef class RemoteMessages(EnvelopeReceiver):
             self.ignored[FAILED] += 1
             logger.exception("a message of another node could not be handled")
 
-    cdef bint take(self, const Envelope *envelope) except -1:
-        """Return whether the envelope is for anything here. Raise ValueError if it is not valid."""
+    cdef int take(self, const Envelope *envelope) except -1:
+        """Return TAKEN, or why the envelope reaches no connection. Raise ValueError if it is not valid."""
         if envelope.kind == CONTROL:
             self.control_received(envelope.node, envelope.payload[:envelope.payload_length])
-            return True
+            return TAKEN
         return self.fan_out(envelope)
 
-    cdef bint fan_out(self, const Envelope *envelope) except -1:
-        """Send the message to a room, a user or all connections. Return whether the room or the user is here."""
+    cdef int fan_out(self, const Envelope *envelope) except -1:
+        """Send the message to a room, a user or all connections. Return as take() does."""
         cdef HubBase hub = self.hub
         cdef Room room = None
         cdef FrameBuffer *frame
@@ -199,7 +207,12 @@ cdef class RemoteMessages(EnvelopeReceiver):
             table = hub.room_table if envelope.kind == ROOM_MESSAGE else hub.user_table
             room = table.get(PyUnicode_DecodeUTF8(envelope.name, envelope.name_length, "surrogatepass"))
             if room is None:
-                return False
+                return NO_RECEIVER
+        # A program without a hub has neither an id nor numbers.
+        if envelope.node and not advance_number(
+            &room.last_numbers if room is not None else &self.last_numbers, envelope.node, envelope.number
+        ):
+            return LATE
         if not envelope.flags & IS_BINARY and not is_utf8(envelope.payload, envelope.payload_length):
             raise ValueError("invalid UTF-8")
         if self.resolve_delivery(&delivery, envelope, room) < 0:
@@ -217,7 +230,7 @@ cdef class RemoteMessages(EnvelopeReceiver):
         else:
             send_to_room(hub, room, framed, None, &delivery)
         frame_release(framed)
-        return True
+        return TAKEN
 
     cdef int resolve_delivery(self, Delivery *delivery, const Envelope *envelope, Room room) noexcept:
         """Fill in how to send the message. Return -1 if its policy for slow consumers is unknown."""
@@ -255,6 +268,7 @@ cdef class RemoteMessages(EnvelopeReceiver):
         """The IgnoredEnvelopes."""
         return IgnoredEnvelopes(
             own=self.ignored[OWN],
+            late=self.ignored[LATE],
             no_receiver=self.ignored[NO_RECEIVER],
             unreadable=self.ignored[UNREADABLE],
             failed=self.ignored[FAILED],
@@ -280,7 +294,13 @@ cdef class RemoteMessages(EnvelopeReceiver):
     def next_number(self):
         """Return the number of the next envelope, which counts as made."""
         self.sent += 1
-        return self.sent & 0xFFFFFFFF
+        self.last_number += 1
+        return self.last_number
+
+    def renumbered(self, bytes envelope not None):
+        """Return an envelope that has waited as one that is made now. Others may have been sent meanwhile."""
+        self.last_number += 1
+        return with_number(envelope, self.last_number)
 
 
 cdef uint64_t conflation_number(

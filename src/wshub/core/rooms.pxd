@@ -3,6 +3,7 @@ from libc.stdint cimport uint8_t, uint64_t
 
 from wshub.core.connection_state cimport ConnectionCore
 from wshub.core.hub_state cimport HubBase
+from wshub.core.node_numbers cimport NodeNumbers
 from wshub.core.shared_window cimport SharedWindow
 from wshub.protocol.frame_buffer cimport DeliveryCounters
 
@@ -15,6 +16,7 @@ cdef class Room:
     cdef dict walked               # the members that a message is being queued for: do not add to that dict; or None
     cdef SharedWindow window       # or None
     cdef DeliveryCounters *delivery_counters              # owns a reference; counts what is sent to the room
+    cdef NodeNumbers last_numbers  # owned: of the messages from other nodes
     cdef uint64_t conflation_key   # of its messages without a key; also the namespace of the keys of the others
     cdef uint8_t policy            # for slow consumers; may be INHERITED
 

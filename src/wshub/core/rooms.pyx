@@ -13,6 +13,7 @@ from cpython.unicode cimport PyUnicode_FromObject
 from wshub.core.delivery_options cimport INHERITED, policy_from_name
 from wshub.core.connection_state cimport IS_CLOSING, ConnectionCore
 from wshub.core.hub_state cimport HubBase
+from wshub.core.node_numbers cimport forget_numbers
 from wshub.core.shared_window cimport SharedWindow
 from wshub.protocol.frame_buffer cimport delivery_counters_new, delivery_counters_release
 
@@ -52,6 +53,7 @@ cdef class Room:
 
     def __dealloc__(self):
         delivery_counters_release(self.delivery_counters)
+        forget_numbers(&self.last_numbers)
 
     @property
     def has_members(self):
