@@ -53,7 +53,7 @@ async def chat(connection: Connection) -> None:
     """Serve one client until it leaves."""
     try:
         async for message in connection:
-            # A client that has left gets no answers. What it has sent before counts.
+            # A client that has left gets no answers. The messages that it sent before count.
             with contextlib.suppress(ConnectionClosed):
                 handle(connection, parse(message.data))
     except BadMessage as error:

@@ -46,8 +46,9 @@ class Refused(Exception):
 class History:
     """The newest messages of each room. One process at a time may use a file.
 
-    The calls block the event loop for some microseconds: the write-ahead log is not synchronised with the disk at each
-    commit. A crash of the server loses nothing; a crash of the machine may lose the last messages.
+    ``add`` blocks the event loop, for less than a tenth of a millisecond as a rule: the write-ahead log is not
+    synchronised with the disk at each commit. A crash of the server loses nothing. A crash of the machine may lose the
+    last messages.
 
     Args:
         file: the database, which is created if it does not exist. ``":memory:"`` ends with the process.
@@ -102,6 +103,10 @@ class History:
     def newest_number(self, room: str) -> int:
         """Return the number of the newest message of a room; 0 if there is none."""
         return self._newest.get(room, 0)
+
+    def close(self) -> None:
+        """Close the database."""
+        self._database.close()
 
     def _entries(self, query: str, values: tuple[str | int, ...]) -> list[Entry]:
         return [

@@ -122,7 +122,7 @@ function say(text) {
   follow();
 }
 
-// What the page shows.
+// The functions that show something.
 
 function milliseconds(value) {
   return `${value < 10 ? value.toFixed(1) : Math.round(value)} ms`;
@@ -239,7 +239,7 @@ function follow() {
   else $("to-end").hidden = false;
 }
 
-// What the user does.
+// The actions of the user.
 
 $("log").addEventListener("scroll", () => {
   const box = $("log");

@@ -1,6 +1,6 @@
 "use strict";
 
-// What the chat and the dashboard share: elements, what the browser keeps, colours, and a connection that comes back.
+// The chat and the dashboard share this: elements, storage, colours, and a connection that comes back.
 
 const HEARTBEAT = 15_000;       // milliseconds without a message after which the connection is tried
 const ANSWER_TIMEOUT = 5_000;   // milliseconds that the server has for an answer; without one the connection is dead

@@ -1,6 +1,6 @@
 "use strict";
 
-// What the chat keeps of each room, and of what was written here. `chat.js` has the names that are not defined here.
+// The messages of a room, and those that the server has not acknowledged. `chat.js` defines the other names.
 
 const SHOWN_MESSAGES = 500;     // of each room
 
@@ -37,7 +37,7 @@ class Outbox {
   }
 }
 
-// What people write is only ever text to the page, never markup.
+// All text of users becomes textContent, never markup.
 function avatar(name) {
   let hash = 0;
   for (const character of name) hash = (hash * 31 + character.codePointAt(0)) % 65_521;
