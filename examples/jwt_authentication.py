@@ -28,7 +28,8 @@ def token_of(websocket: WebSocket) -> str | None:
     match websocket.scope["subprotocols"]:
         case ["bearer", token]:
             return str(token)
-    return websocket.query_params.get("token")
+        case _:
+            return websocket.query_params.get("token")
 
 
 def claims_of(websocket: WebSocket) -> dict[str, Any] | None:

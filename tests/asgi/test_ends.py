@@ -322,11 +322,11 @@ BEFORE = [
 NO_JSON = [
     Case(f"{way}/receives_no_JSON", End("1007 expected JSON"), others, says="{", messages=READY)
     for way, others in (
-        ("/fastapi/accept", without_reason(1007)),
-        ("/starlette/accept", without_reason(1007)),
+        ("/fastapi/accept", without_reason(4007)),
+        ("/starlette/accept", without_reason(4007)),
         ("/rebuilt/accept", {server: End(None, None, None) for server in OTHERS}),
-        ("/starlette/life", without_reason(1007)),
-        ("/own/life", without_reason(1007)),
+        ("/starlette/life", without_reason(4007)),
+        ("/own/life", without_reason(4007)),
     )
 ]
 

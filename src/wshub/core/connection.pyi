@@ -122,6 +122,13 @@ class Connection(AsyncIterator[Message]):
     @property
     def last_pong_time(self) -> float:
         """The time of the last pong from the client, in seconds of the hub's clock. 0 before the first."""
+    @property
+    def latency_ms(self) -> float | None:
+        """The round-trip time of the last answered ping, in milliseconds, or None before the first answer.
+
+        The hub sends a ping every ``ping_interval_ms``, and ``send_ping`` sends one at once. It stays None under
+        another ASGI server, which sends its own pings.
+        """
     def set_metadata(self, key: Any, value: Any) -> None:
         """Set ``metadata[key]`` to ``value``."""
     def get_metadata(self, key: Any, default: Any = None) -> Any:

@@ -22,7 +22,7 @@ from wshub import (
     __version__,
 )
 
-assert_type(__version__, str)
+version: str = __version__
 
 
 def check(request: RequestHead) -> Mapping[str, Any] | None:
