@@ -103,6 +103,10 @@ class History:
         """Return the number of the newest message of a room; 0 if there is none."""
         return self._newest.get(room, 0)
 
+    def close(self) -> None:
+        """Close the database."""
+        self._database.close()
+
     def _entries(self, query: str, values: tuple[str | int, ...]) -> list[Entry]:
         return [
             Entry(number=number, id=message_id, name=name, text=text, time=stored_at)

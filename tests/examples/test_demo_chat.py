@@ -206,3 +206,15 @@ def test_the_keyboard_reaches_everything_in_the_order_of_the_page(browser, port)
         *("skip", "dashboard", "split", "new-tab", "theme", "#/general", "#/help", "#/random", "new-room", "+"),
         *("log", "text", "Send", "Members 1"),
     ]
+    ada.page.evaluate("document.getElementById('skip').focus()")
+    ada.page.keyboard.press("Enter")
+    assert ada.page.evaluate(focused) == "text"
+
+
+def test_the_browser_runs_no_script_that_is_smuggled_into_the_page(browser, port) -> None:
+    ada = ChatTab(browser, port, "Ada")
+    ada.page.evaluate("document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"window.isRun = true\">')")
+    ada.page.evaluate("document.body.append(Object.assign(document.createElement('script'), { text: 'isRun = true' }))")
+    ada.page.evaluate("new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve)))")
+    assert ada.page.evaluate("window.isRun") is None
+    assert any("Content Security Policy" in problem for problem in ada.problems)

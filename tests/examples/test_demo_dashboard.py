@@ -52,12 +52,12 @@ def test_a_slow_reader_has_prices_replaced_and_another_tab_gets_all(browser: Bro
 
 def test_the_dashboard_comes_back_after_the_server(browser: Browser, tmp_path: Path) -> None:
     port = free_port()
-    with serving_demo(port, tmp_path / "chat.sqlite3") as server:
+    with serving_demo(port, tmp_path / "chat.sqlite3", PRICES_PER_SECOND="2000") as server:
         tab = Tab(browser, port, "/dashboard")
         wait_for(tab, "arrived > 1000")
         server.end(signal.SIGKILL)
     tab.wait_for_state("connecting")
-    with serving_demo(port, tmp_path / "chat.sqlite3"):
+    with serving_demo(port, tmp_path / "chat.sqlite3", PRICES_PER_SECOND="2000"):
         tab.wait_for_state("open")
         wait_for(tab, "arrived > 1000 && replaced === 0")
         tab.page.get_by_role("link", name="Chat").click()
@@ -67,7 +67,7 @@ def test_the_dashboard_comes_back_after_the_server(browser: Browser, tmp_path: P
 
 def test_a_phone_shows_the_dashboard_without_scrolling_sideways(browser: Browser, tmp_path: Path) -> None:
     port = free_port()
-    with serving_demo(port, tmp_path / "chat.sqlite3", "dashboard.py"):
+    with serving_demo(port, tmp_path / "chat.sqlite3", "dashboard.py", PRICES_PER_SECOND="2000"):
         tab = Tab(browser, port, "/dashboard", viewport={"width": 400, "height": 800})
         wait_for(tab, "arrived > 1000")
         assert tab.page.evaluate("document.scrollingElement.scrollWidth") == 400

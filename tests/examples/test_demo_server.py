@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import uuid
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import ClientConnection, connect
 
 from tests.examples.demo import EXAMPLES, serving_demo
-from tests.support.programs import free_port
+from tests.support.programs import environment, free_port, running_program
 
 
 def entering(name: str, room: str = "general", after: int | None = None) -> str:
@@ -169,6 +171,33 @@ def test_a_page_is_one_response_whose_policy_allows_only_its_own_scripts(port, p
     assert re.findall(r"""\s(?:style|on\w+)=["']""", answer.text) == []
 
 
+SERVERS = {
+    "wshub serve on asyncio": ("-m", "wshub", "serve", "demo:app", "--loop", "asyncio"),
+    "uvicorn with its own protocol": ("-m", "uvicorn", "demo:app", "--ws", "websockets-sansio"),
+}
+
+
+@pytest.mark.parametrize("server", SERVERS)
+@pytest.mark.parametrize("reactor", ["0", "1"])
+def test_the_demo_runs_on_other_servers_too(tmp_path, server, reactor) -> None:
+    port = free_port()
+    command = [sys.executable, *SERVERS[server], "--app-dir", str(EXAMPLES), "--port", str(port)]
+    variables = environment(CHAT_HISTORY=str(tmp_path / "chat.sqlite3"), WSHUB_USE_REACTOR=reactor)
+    with running_program(command, port=port, env=variables) as program:
+        with chatting(port) as ada, chatting(port) as ben:
+            for client, name in ((ada, "Ada"), (ben, "Ben")):
+                client.send(entering(name))
+                received(client, "history")
+            ada.send(saying("hello"))
+            assert received(ben, "said")["text"] == "hello"
+            assert received(ada, "ack")["number"] == 1
+        with connect(f"ws://127.0.0.1:{port}/dashboard/prices/latest/slow", proxy=None) as slow:
+            slow.recv(20)
+            while dropped_prices(port)["replaced"] < 1_000:
+                slow.recv(20)
+        assert "Traceback" not in program.end()
+
+
 @pytest.mark.parametrize(
     ("program", "path", "other"), [("chat.py", "/", "/dashboard"), ("dashboard.py", "/dashboard", "/")]
 )
@@ -267,15 +296,18 @@ def test_a_room_keeps_its_newest_messages_and_a_new_process_goes_on_counting(tmp
     monkeypatch.setattr(chat_history, "KEPT_MESSAGES", 10)
     monkeypatch.setattr(chat_history, "MAX_ROOMS", 2)
     file: Path = tmp_path / "chat.sqlite3"
-    history = chat_history.History(file)
-    for number in range(25):
-        history.add("red", f"id-{number}", "Ada", str(number))
-    history.add("blue", "id-1", "Ada", "another room has ids of its own")
-    with pytest.raises(chat_history.Refused):
-        history.add("green", "id-1", "Ada", "one room too many")
-    again = chat_history.History(file)
-    assert again.epoch == history.epoch != chat_history.History(":memory:").epoch
-    assert [entry["number"] for entry in again.after("red", 0, 50)] == list(range(16, 26))
-    assert again.add("red", "id-24", "Ada", "24") == (again.after("red", 24, 1)[0], False)
-    entry, is_new = again.add("red", "id-25", "Ada", "25")
-    assert (entry["number"], is_new) == (26, True)
+    with closing(chat_history.History(file)) as history:
+        for number in range(25):
+            history.add("red", f"id-{number}", "Ada", str(number))
+        history.add("blue", "id-1", "Ada", "another room has ids of its own")
+        with pytest.raises(chat_history.Refused):
+            history.add("green", "id-1", "Ada", "one room too many")
+        epoch = history.epoch
+    with closing(chat_history.History(":memory:")) as another:
+        assert another.epoch != epoch
+    with closing(chat_history.History(file)) as history:
+        assert history.epoch == epoch
+        assert [entry["number"] for entry in history.after("red", 0, 50)] == list(range(16, 26))
+        assert history.add("red", "id-24", "Ada", "24") == (history.after("red", 24, 1)[0], False)
+        entry, is_new = history.add("red", "id-25", "Ada", "25")
+        assert (entry["number"], is_new) == (26, True)
