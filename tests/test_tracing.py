@@ -17,6 +17,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 from tests.support.raw_peers import REQUEST, raw_peer
+from tests.support.reactor import needs_reactor
 from tests.support.serving_hub import connected
 from tests.support.ways_to_serve import WAYS, served, status_of
 from wshub import EventHandler, HandshakeError, Hub, MisuseError
@@ -172,7 +173,9 @@ async def test_a_refused_handshake_has_a_span_with_its_status(way: str, status: 
     assert parent_of(await spans.one("check"))[1] == id_of(span)
 
 
+@needs_reactor
 async def test_a_handshake_whose_client_leaves_before_the_answer_has_a_span() -> None:
+    """A paused transport does not notice that its client leaves: there, the handshake is refused later."""
     spans = Spans()
     asked = asyncio.Event()
 

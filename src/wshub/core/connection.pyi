@@ -133,13 +133,6 @@ class Connection(AsyncIterator[Message]):
         """Set ``metadata[key]`` to ``value``."""
     def get_metadata(self, key: Any, default: Any = None) -> Any:
         """Return ``metadata[key]``, or ``default`` if there is no such key."""
-    @property
-    def latency_ms(self) -> float | None:
-        """The round-trip time of the last answered ping, in milliseconds, or None before the first answer.
-
-        The hub sends a ping every ``ping_interval_ms``, and ``send_ping`` sends one at once. It stays None under
-        another ASGI server, which sends its own pings.
-        """
     def in_room(self, name: str) -> bool:
         """Return whether the connection is in that room."""
     def join(self, name: str) -> Queued:
