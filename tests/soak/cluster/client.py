@@ -55,13 +55,14 @@ class Gap:
 class Stream:
     """What a client knows of a stream."""
 
-    __slots__ = ("interrupted", "last", "sent")
+    __slots__ = ("interrupted_at", "last", "sent")
 
     def __init__(self) -> None:
         self.last = 0
         self.sent = 0.0
-        self.interrupted = False
-        """Whether the node has been interrupted since the last message."""
+        self.interrupted_at = 0.0
+        """When the client's node was interrupted. What was sent later may be missing, also if an older message that
+        was held up on its way arrives after the interruption."""
 
 
 class Client(FrameProtocol):
@@ -110,7 +111,7 @@ class Client(FrameProtocol):
             _, *fields = STREAMED.unpack_from(payload)
             self._sent(*fields)
         elif kind == INTERRUPTED:
-            self._interrupted(json.loads(payload[1:]))
+            self._interrupted(**json.loads(payload[1:]))
         else:
             _, number, time = READY.unpack(payload)
             self._answered(kind, number, time)
@@ -129,10 +130,10 @@ class Client(FrameProtocol):
                 if key[1] not in (ROOM, PUBLISHED) or key[2] != number
             }
 
-    def _interrupted(self, channels: list[str] | None) -> None:
+    def _interrupted(self, time: float, channels: list[str] | None) -> None:
         for (node, way, number), stream in self._streams.items():
             if node != self.node and (channels is None or channel_of(way, number) in channels):
-                stream.interrupted = True
+                stream.interrupted_at = time
         # A stream whose first message is still to come has nothing to compare it with.
         self._identified = math.inf
         self.rooms = dict.fromkeys(self.rooms, math.inf)
@@ -163,11 +164,11 @@ class Client(FrameProtocol):
         elif sequence <= stream.last:
             raise AssertionError(f"{(node, way, number)}: message {sequence} came after {stream.last}")
         elif sequence > stream.last + 1:
-            if stream.interrupted:
+            if stream.interrupted_at >= stream.sent:
                 self.interrupted_gaps += 1
             else:
                 self._found(Gap(self.node, node, way, number, stream.last + 1, sequence - 1, stream.sent, before))
-        stream.last, stream.sent, stream.interrupted = sequence, sent, False
+        stream.last, stream.sent = sequence, sent
         if last:
             self._ended.add((node, way, number))
 

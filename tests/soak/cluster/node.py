@@ -135,7 +135,8 @@ class Node:
 
     def interrupted(self, channels: Collection[str] | None) -> None:
         self.interruptions += 1
-        mark = bytes([INTERRUPTED]) + json.dumps(None if channels is None else list(channels)).encode()
+        told = {"time": time.monotonic(), "channels": None if channels is None else list(channels)}
+        mark = bytes([INTERRUPTED]) + json.dumps(told).encode()
         for connection in self.connections:
             with contextlib.suppress(ConnectionClosed):
                 connection.send(mark)

@@ -33,7 +33,7 @@ ROOMS = 40
 USERS = 100
 
 SENT = 0x4D  # a message of a stream
-INTERRUPTED = 0x47  # the node may have missed messages; JSON follows: the channels, or null for all
+INTERRUPTED = 0x47  # the node may have missed messages; JSON follows: the time and the channels, null for all
 IDENTIFY = 0x49  # a client names its user; the node answers once messages to the user arrive from all nodes
 JOIN = 0x4A  # a client asks to enter a room; the node answers once messages to the room arrive from all nodes
 LEAVE = 0x4C  # a client asks to leave a room; the node answers when it has
