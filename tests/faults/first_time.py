@@ -63,7 +63,7 @@ def logged() -> Iterator[list[str]]:
 
 
 async def is_served(hub: Hub, **options: Any) -> None:
-    async with hub.serve(None if options else "127.0.0.1", 0, echo(), **options) as server:
+    async with hub.serve(None if options else "127.0.0.1", 0, echo(), close_hub=True, **options) as server:
         listener = server.sockets[0]
         if listener.family == socket.AF_UNIX:
             client = websockets.unix_connect(listener.getsockname(), proxy=None)
