@@ -140,7 +140,8 @@ async def play(hub: Hub, port: int, count: int) -> None:
         await asyncio.sleep(0.005)
     # Some handlers still wait for ever.
     waiting = [task for task, _ in hub._tasks_of(None)]
-    hub._cancel_handlers()
+    for task in waiting:
+        task.cancel()
     await asyncio.gather(*waiting, return_exceptions=True)
     await asyncio.sleep(0.05)
 
