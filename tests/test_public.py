@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import re
+import tomllib
 from dataclasses import fields
+from pathlib import Path
 from typing import get_type_hints
 
 import wshub
@@ -19,6 +22,7 @@ from wshub import (
     Message,
     MessageType,
     Opcode,
+    Server,
 )
 from wshub.core.event_handler import Handlers
 from wshub.core.handler_checks import EVENTS
@@ -73,6 +77,13 @@ def test_the_package_exports_exactly_this() -> None:
     assert all(hasattr(wshub, name) for name in wshub.__all__)
 
 
+def test_the_version_of_the_distribution_is_that_of_the_package() -> None:
+    project = tomllib.loads((Path(__file__).resolve().parents[1] / "pyproject.toml").read_text())
+    assert project["project"]["dynamic"] == ["version"]
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "wshub.__version__"}
+    assert re.fullmatch(r"\d+\.\d+\.\d+((a|b|rc)\d+)?", wshub.__version__)
+
+
 def test_the_settings_have_the_described_defaults() -> None:
     config = HubConfig()
     assert config.max_connections == 10_000
@@ -103,11 +114,13 @@ def test_handlers_by_keyword_are_the_events() -> None:
 def test_every_described_method_is_there() -> None:
     described = {
         Connection: "id handler state rooms metadata last_ping_time last_pong_time send_text send_binary send_ping "
-        "send_pong close in_room set_metadata get_metadata send send_json receive wait_closed join leave drain",
+        "send_pong close in_room set_metadata get_metadata send send_json receive wait_closed join leave drain "
+        "send_bytes receive_text receive_bytes receive_json iter_json latency_ms wait_writable",
         Hub: "register unregister join_room leave_room broadcast broadcast_except broadcast_to_room "
-        "broadcast_to_room_except room_size rooms get_connection connection_count close serve stats",
+        "broadcast_to_room_except room_size rooms get_connection connection_count connections close serve stats",
+        Server: "start_serving serve_forever close wait_closed is_serving sockets get_loop port",
         EventHandler: "on_open on_message on_close on_error on_ping on_pong on_drain",
-        Message: "data type",
+        Message: "data type json",
         Frame: "fin rsv1 rsv2 rsv3 opcode masked mask_key payload text binary ping pong close encode decode",
         Handshake: "validate_request generate_accept_key create_response",
     }

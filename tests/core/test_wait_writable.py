@@ -15,6 +15,13 @@ CHUNK = bytes(16_384)
 LIMIT = 262_144
 
 
+async def fill(connection: Connection, size: int) -> None:
+    """Send until that many bytes are queued for a client that does not read."""
+    while connection.buffered < size:
+        connection.send(bytes(1_000_000))
+        await asyncio.sleep(0)
+
+
 @pytest.mark.parametrize("use_reactor", [True, False])
 async def test_a_sender_that_waits_never_fills_the_queue(use_reactor) -> None:
     highest = 0
@@ -51,9 +58,7 @@ async def test_it_returns_at_once_while_there_is_space_and_waits_while_there_is_
         with pytest.raises(StopIteration):
             connection.wait_writable().send(None)
         peer.writer.transport.pause_reading()
-        while connection.buffered < 48_000_000:
-            connection.send(bytes(4_000_000))
-            await asyncio.sleep(0)
+        await fill(connection, 48_000_000)
         # drain() waits for more bytes than the others, and is begun before and after them.
         waits = [
             asyncio.create_task(wait())
@@ -99,11 +104,12 @@ async def test_the_smallest_queue_is_waited_for_until_it_is_empty() -> None:
 @pytest.mark.parametrize("end", ["close", "vanish"])
 async def test_it_raises_if_the_connection_ends(end) -> None:
     opened: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
-    async with serving(EventHandler(on_open=opened.set_result), close_timeout_ms=100) as (_, url):
+    settings = {"max_send_buffer": 8_000_000, "close_timeout_ms": 100}
+    async with serving(EventHandler(on_open=opened.set_result), **settings) as (_, url):
         async with raw_peer(url) as peer:
             connection = await opened
             peer.writer.transport.pause_reading()
-            connection.send(bytes(16_000_000))
+            await fill(connection, 6_000_000)
             waiting = asyncio.create_task(connection.wait_writable())
             await asyncio.sleep(0.01)
             assert not waiting.done()
@@ -119,10 +125,11 @@ async def test_it_raises_if_the_connection_ends(end) -> None:
 
 async def test_a_wait_that_is_cancelled_leaves_the_others_alone() -> None:
     opened: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
-    async with serving(EventHandler(on_open=opened.set_result)) as (_, url), raw_peer(url) as peer:
+    handler = EventHandler(on_open=opened.set_result)
+    async with serving(handler, max_send_buffer=8_000_000) as (_, url), raw_peer(url) as peer:
         connection = await opened
         peer.writer.transport.pause_reading()
-        connection.send(bytes(16_000_000))
+        await fill(connection, 6_000_000)
         waits = [asyncio.create_task(connection.wait_writable()) for _ in range(3)]
         await asyncio.sleep(0.01)
         waits[1].cancel()

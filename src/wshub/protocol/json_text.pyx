@@ -6,7 +6,7 @@ encode only values for which they and the standard library agree. The standard l
 what is an error.
 """
 
-from cpython.long cimport PyLong_AsLongLongAndOverflow
+from cpython.object cimport PyObject
 from libc.math cimport isfinite
 
 import json
@@ -21,41 +21,63 @@ except ImportError:
     except ImportError:
         fast_encoder = None
 
+cdef extern from "Python.h":
+    # Declared with borrowed references, so that the walk over a value counts none.
+    bint PyUnicode_CheckExact(PyObject *value)
+    bint PyBool_Check(PyObject *value)
+    bint PyLong_CheckExact(PyObject *value)
+    bint PyFloat_CheckExact(PyObject *value)
+    bint PyDict_CheckExact(PyObject *value)
+    bint PyList_CheckExact(PyObject *value)
+    bint PyTuple_CheckExact(PyObject *value)
+    long long PyLong_AsLongLongAndOverflow(PyObject *value, int *overflow)
+    double PyFloat_AS_DOUBLE(PyObject *value)
+    bint PyDict_Next(PyObject *value, Py_ssize_t *place, PyObject **key, PyObject **item)
+    Py_ssize_t PySequence_Fast_GET_SIZE(PyObject *value)
+    PyObject *PySequence_Fast_GET_ITEM(PyObject *value, Py_ssize_t place)
+
 cdef enum:
     # Values that are nested deeper go to the standard library. orjson takes 254 levels.
     MAX_DEPTH = 100
 
 
-cdef bint is_plain(object value, int depth) except -1:
-    """Whether all encoders give the same JSON for a value.
+def refuse_constant(name):
+    """Raise ValueError for NaN, Infinity and -Infinity, which ``json`` takes and JSON does not have."""
+    raise ValueError(f"{name} is no JSON")
+
+
+# Made once: json.dumps() and json.loads() with arguments make one for each call.
+cdef object ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+cdef object DECODER = json.JSONDecoder(parse_constant=refuse_constant)
+
+
+cdef bint is_plain(PyObject *value, int depth) noexcept:
+    """Whether all encoders give the same JSON for a value. Runs no Python code, so the references may be borrowed.
 
     It consists of exact dicts with exact strs as keys, lists, tuples, strs, bools, None, finite floats, and ints of 64
     bits. For anything else the encoders differ: NaN, other keys, subclasses, long ints, dataclasses.
     """
     cdef int overflow = 0
-    kind = type(value)
-    if kind is str or value is None or kind is bool:
+    cdef Py_ssize_t place = 0
+    cdef PyObject *key
+    cdef PyObject *item
+    if PyUnicode_CheckExact(value) or value == <PyObject *>None or PyBool_Check(value):
         return True
-    if kind is int:
+    if PyLong_CheckExact(value):
         PyLong_AsLongLongAndOverflow(value, &overflow)
         return overflow == 0
-    if kind is float:
-        return isfinite(<double>value)
+    if PyFloat_CheckExact(value):
+        return isfinite(PyFloat_AS_DOUBLE(value))
     if depth == 0:
         return False
-    if kind is dict:
-        for key, item in (<dict>value).items():
-            if type(key) is not str or not is_plain(item, depth - 1):
+    if PyDict_CheckExact(value):
+        while PyDict_Next(value, &place, &key, &item):
+            if not PyUnicode_CheckExact(key) or not is_plain(item, depth - 1):
                 return False
         return True
-    if kind is list:
-        for item in <list>value:
-            if not is_plain(item, depth - 1):
-                return False
-        return True
-    if kind is tuple:
-        for item in <tuple>value:
-            if not is_plain(item, depth - 1):
+    if PyList_CheckExact(value) or PyTuple_CheckExact(value):
+        for place in range(PySequence_Fast_GET_SIZE(value)):
+            if not is_plain(PySequence_Fast_GET_ITEM(value, place), depth - 1):
                 return False
         return True
     return False
@@ -67,14 +89,14 @@ cdef object encode_json(object value, str caller):
     Raises TypeError for a value that ``json.dumps`` cannot encode. Raises InvalidMessageError for NaN and infinity,
     which JSON does not have, and for a value that contains itself.
     """
-    if fast_encoder is not None and is_plain(value, MAX_DEPTH):
+    if fast_encoder is not None and is_plain(<PyObject *>value, MAX_DEPTH):
         try:
             return fast_encoder(value)
         except Exception:
             # A lone surrogate: the standard library encodes it, and the text of a message refuses it.
             pass
     try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return ENCODER.encode(value)
     except TypeError as error:
         raise TypeError(f"{caller}(value): {error}") from None
     except ValueError as error:
@@ -84,15 +106,10 @@ cdef object encode_json(object value, str caller):
 cdef object decode_json(str text):
     """Return the value of JSON text. Raises UnexpectedMessageError with 1007 for text that is no JSON."""
     try:
-        return json.loads(text, parse_constant=refuse_constant)
+        return DECODER.decode(text)
     except (ValueError, RecursionError):
         # Also for more digits than Python converts, and for deeper nesting than it follows: the client sent that.
         raise UnexpectedMessageError(1007, "expected JSON") from None
-
-
-def refuse_constant(name):
-    """Raise ValueError for NaN, Infinity and -Infinity, which ``json`` takes and JSON does not have."""
-    raise ValueError(f"{name} is no JSON")
 
 
 def json_from_value(value, str caller="send_json"):
