@@ -335,6 +335,7 @@ def test_the_log_has_nothing_of_a_client_but_its_path_and_its_reason_which_are_e
     assert any("has failed" in line for line in lines)
     assert [line for line in lines if CONTROLS & set(map(ord, line))] == []
     assert any("/path%0B" in line for line in lines)
+    assert any(r"'/path\x0b" in line for line in lines)
     assert any("reason\\x0b" in line for line in lines)
     fields = [value for record in caplog.records for value in vars(record).values() if isinstance(value, str)]
     assert not any("secret" in value for value in fields)
