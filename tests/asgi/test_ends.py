@@ -189,8 +189,8 @@ LIVES = [
 HANDLERS = [
     Case(
         "/starlette/asgi/x",
-        End("1011 internal error", ("on_close 1011",), 1),
-        {"daphne": End("4011", ("on_close 1011",), 1)},
+        End("1011 internal error", ("on_close 1011 internal error",), 1),
+        {"daphne": End("4011", ("on_close 1011 internal error",), 1)},
         says="raises",
         messages=READY + LAST,
     ),

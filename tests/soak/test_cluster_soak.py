@@ -23,7 +23,7 @@ def test_what_clients_miss_while_the_engine_fails_is_what_nodes_have_counted(loo
     program_of(engine)
     result = subprocess.run(
         [
-            *(sys.executable, "-m", "tests.soak.cluster", "--minutes", "0.25", "--longest", "3"),
+            *(sys.executable, "-m", "tests.soak.cluster", "--minutes", "0.15", "--longest", "3"),
             *("--loop", loop, "--engine", engine),
         ],
         capture_output=True,

@@ -322,7 +322,7 @@ def test_no_line_of_the_log_has_a_control_character_of_a_client(run, http, serve
             caplog.set_level(logging.DEBUG, "uvicorn.error")
             caplog.set_level(logging.DEBUG, "uvicorn.access")
             ends = [
-                masked(Frame.close(4000, "secret\r\nforged\x1b")),
+                masked(Frame.close(4000, "gone\r\nforged\x1b")),
                 masked(Frame.text("secret\r\nforged\x1b")),
                 masked(Frame(Opcode.CLOSE, b"\x0f\xa0secret\xff\r\n")),
                 b"\xff\xff\r\nforged\x1b",
