@@ -92,7 +92,7 @@ async def measure(seconds: float, count: Callable[[], int], run: Callable[[], An
 async def hub_receives(url: str, seconds: float, ready: Pipe) -> dict[str, float]:
     async with hub_of(url) as hub:
         ready.send(None)
-        figures = await measure(seconds, lambda: cluster_of(hub)["received"])
+        figures = await measure(seconds, lambda: cluster_of(hub).received)
         cluster = cluster_of(hub)
         assert not cluster.interruptions, "the engine has ended the connection: the node did not keep up"
         assert hub.stats().dropped.newest > 0.9 * cluster.received, "the member takes messages"
