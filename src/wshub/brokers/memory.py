@@ -552,7 +552,7 @@ class MemoryBroker:
 
 @dataclasses.dataclass(slots=True)
 class Counts:
-    """What a broker has counted since it was started. ``BrokerStats`` describes each count."""
+    """The counts of a broker since its start. ``BrokerStats`` describes each of them."""
 
     sent: int = 0
     received: int = 0

@@ -1,4 +1,4 @@
-"""What a Redis engine sends. redis_reader.pyx says how it is read."""
+"""The reader of a Redis connection. redis_reader.pyx describes it."""
 
 from libc.stdint cimport uint64_t
 

@@ -1,8 +1,8 @@
 """The cluster's soak test: ``python -m tests.soak.cluster [--minutes 30] [--loop uvloop] [--engine redis]``.
 
-Four nodes with 400 clients share an engine, which is stopped, killed and cut off at random. Each message that a client
-misses must be one that a node has counted as dropped, or lie in a gap that the client's node was told of. The last line
-is "soak: pass" or "soak: FAIL", and the exit code is 0 or 1.
+Four nodes with 400 clients share an engine, which is stopped, killed and cut off at random. Clients look for missing
+messages. For each of them, the sending node must have counted a drop, or the broker of the client's node must have
+reported an interruption. The last line is "soak: pass" or "soak: FAIL", and the exit code is 0 or 1.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ BLOCKS_ALLOWED = 0.02
 """Maximum growth of the blocks that Python has allocated: from their minimum in the first third to that in the last."""
 
 RESIDENT_ALLOWED = 0.25
-"""Maximum growth of resident memory. What waits during an outage makes it grow, and no allocator gives it back."""
+"""Maximum growth of resident memory. Messages that wait during an outage make it grow, and it does not shrink again."""
 
 
 class SoakFailure(Exception):

@@ -53,7 +53,7 @@ class Gap:
 
 
 class Stream:
-    """What a client knows of a stream."""
+    """A stream, as a client knows it."""
 
     __slots__ = ("interrupted_at", "last", "sent")
 
@@ -61,8 +61,8 @@ class Stream:
         self.last = 0
         self.sent = 0.0
         self.interrupted_at = 0.0
-        """When the client's node was interrupted. What was sent later may be missing, also if an older message that
-        was held up on its way arrives after the interruption."""
+        """When the client's node was interrupted. Messages that were sent later may be missing. An older message may
+        still arrive after the interruption, if it was held up on its way."""
 
 
 class Client(FrameProtocol):
@@ -84,7 +84,7 @@ class Client(FrameProtocol):
         self.asked: set[tuple[int, int]] = set()
         """Requests without an answer: kind, and room or user."""
         self.rooms: dict[int, float] = {}
-        """The rooms that it is in. What was sent after the time must have arrived."""
+        """The rooms that it is in, each with a time. Messages that were sent later must have arrived."""
         self.interrupted_gaps = 0
         self._found = found
         self._heard = heard

@@ -1,4 +1,4 @@
-"""What happens to the engine, and to the connections of the nodes, in the cluster's soak test."""
+"""The faults of the cluster's soak test: of the engine, and of the connections of the nodes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.tcp_proxy import TcpProxy
 __all__ = ["Fault", "Faults"]
 
 SUBSCRIBER = b"SUBSCRIBE"
-"""What the connection that subscribes sends near its beginning."""
+"""Bytes near the beginning of each connection that subscribes."""
 
 
 @dataclass(frozen=True, slots=True)

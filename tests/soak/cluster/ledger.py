@@ -14,7 +14,7 @@ NOTICED_SECONDS = 40
 
 
 class NodeRecord:
-    """What one node has reported."""
+    """The reports of one node."""
 
     def __init__(self) -> None:
         self.last: dict[str, Any] = {}

@@ -1,7 +1,7 @@
 """One node of the cluster's soak test: ``python -m tests.soak.cluster.node NUMBER URL LOOP``.
 
-It sends to rooms, users and everybody, and tells its clients when messages from other nodes may be missing. It prints a
-report as a line of JSON twice a second. After SIGUSR1 it ends each stream; after SIGTERM it ends.
+It sends to rooms, to users and to all connections. It tells its clients when messages from other nodes may be missing.
+It prints a report as a line of JSON twice a second. After SIGUSR1 it ends each stream; after SIGTERM it ends.
 """
 
 from __future__ import annotations

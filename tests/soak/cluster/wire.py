@@ -1,6 +1,7 @@
 """The messages between the nodes and the clients of the cluster's soak test. The first byte of each is its kind.
 
-A stream is what one node sends to one room, user or to everybody, in one way. Its messages are numbered from 1.
+A stream is the messages of one node to one room, to one user or to all connections, sent in one way. They are numbered
+from 1.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ REQUEST = struct.Struct("!BH")  # kind, room or user
 READY = struct.Struct("!BHd")  # kind, room or user, time of the answer
 
 ROOM, PUBLISHED, USER, ALL = range(4)
-"""The ways of a stream: broadcast() to a room, publish() to a room, send_to_user(), and broadcast() to everybody."""
+"""The ways of a stream: broadcast() to a room, publish() to a room, send_to_user(), and broadcast() to all."""
 
 STREAMED = struct.Struct("!BBBHQdd?")
 """Kind, node, way, room or user, number, time, time of the number before, whether it is the last one of the stream."""
