@@ -217,7 +217,11 @@ class MemoryBroker:
         if not subscription.is_confirmed:
             confirmed = self._loop.create_future()
             subscription.waiting.append(confirmed)
-            await confirmed
+            try:
+                await confirmed
+            finally:
+                # As in publish().
+                del confirmed
 
     def send(self, channel: str, envelope: bytes) -> bool:
         """Send an envelope to every other node that has subscribed to the channel. Return False if it was dropped."""
@@ -241,6 +245,9 @@ class MemoryBroker:
         finally:
             self._publications.pop(request, None)
             self._note_flushed()
+            # An error of this future holds the traceback, and so this frame and the future: only the collector would
+            # free them.
+            del answer
 
     def sweep(self, now: float) -> None:
         """Send the probe that is due, connect again, and fail what was not answered in time."""

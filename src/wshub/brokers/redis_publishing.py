@@ -51,7 +51,12 @@ class Publishing(EnvelopeSender):
             raise BrokerUnavailable(self.why_dropped)
         self.published += 1
         self._waiting.append((self._now() + ANSWER_SECONDS, answer))
-        return Published(receivers=await answer)
+        try:
+            return Published(receivers=await answer)
+        finally:
+            # An error of this future holds the traceback, and so this frame and the future: only the collector would
+            # free them.
+            del answer
 
     def sweep(self, now: float) -> None:
         """End what has waited too long for its answer."""

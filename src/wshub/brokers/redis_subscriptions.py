@@ -135,7 +135,12 @@ class Subscriptions:
             raise unavailable(refusal.error)
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.setdefault(channel, []).append(waiter)
-        await waiter
+        try:
+            await waiter
+        finally:
+            # An error of this future holds the traceback, and so this frame and the future: only the collector would
+            # free them.
+            del waiter
 
     # The connection
 

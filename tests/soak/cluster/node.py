@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import random
 import signal
@@ -52,6 +53,9 @@ from wshub.brokers.redis import RedisBroker
 
 TICK = 0.02
 REPORT_PERIOD = 0.5
+COLLECTING_PERIOD = 20
+"""Reports between two collections of cycles."""
+
 BURST = 300
 """Messages that are sent to one room in one iteration of the loop, now and then."""
 
@@ -92,6 +96,7 @@ class Node:
         self.outcomes: list[tuple[int, int, str]] = []
         """Room, number and error of each publish() that has failed since the last report."""
         self._publishing: set[asyncio.Task[None]] = set()
+        self._reports = 0
 
     # Clients
 
@@ -198,6 +203,10 @@ class Node:
         self.send(ALL, 0, last=True)
 
     def report(self) -> dict[str, Any]:
+        if not self._reports % COLLECTING_PERIOD:
+            # What grows after a collection is a leak. Cycles would hide it.
+            gc.collect()
+        self._reports += 1
         stats = self.hub.stats()
         outcomes, self.outcomes = self.outcomes, []
         health = self.hub.health()
