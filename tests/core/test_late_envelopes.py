@@ -37,6 +37,7 @@ async def test_an_envelope_does_not_follow_a_later_one_of_its_node(kind: str) ->
             arrive(node, text, number, kind=kind)
         assert await receive(client, 3) == ["5", "9", "10"]
         assert node.stats.ignored.late == 3
+        assert node.stats.received == node.stats.delivered + node.stats.ignored.total
 
 
 async def test_each_node_has_numbers_of_its_own_and_programs_without_a_hub_have_none() -> None:

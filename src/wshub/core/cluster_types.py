@@ -76,7 +76,7 @@ class IgnoredEnvelopes:
     @property
     def total(self) -> int:
         """The sum over all reasons."""
-        return self.own + self.no_receiver + self.unreadable + self.failed
+        return self.own + self.late + self.no_receiver + self.unreadable + self.failed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
