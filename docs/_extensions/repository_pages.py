@@ -1,7 +1,7 @@
 """Shows files of the repository as pages of the site, and leads links to them there.
 
-A page that has nothing but an include of such a file becomes that file. In every page, a link to a file in ``PAGES``
-leads to its page: so the same link works in the repository and on the site.
+A page that begins with an include of such a file has its text there. In every page, a link to a file in ``PAGES`` leads
+to its page. So does a link to an example. So the same link works in the repository and on the site.
 """
 
 from __future__ import annotations
@@ -23,10 +23,26 @@ PAGES = {
     "CONTRIBUTING.md": "project/contributing.md",
     "SECURITY.md": "project/security.md",
     "benchmarks/README.md": "project/benchmarks.md",
+    "examples/README.md": "examples/index.md",
+    "examples/grafana/README.md": "examples/grafana.md",
 }
 
-INCLUDE = re.compile(r"\A```\{include\} (\S+)\n```\n\Z")
-LINK = re.compile(r"\]\((?!\w+:)([^)#\s]+\.md)")
+INCLUDE = re.compile(r"\A```\{include\} (\S+)\n```\n")
+LINK = re.compile(r"\]\((?!\w+:)([^)#\s]+)")
+SHOWN = re.compile(r"^```\{literalinclude\} (\S+)$|\{download\}`[^<]*<([^>]+)>`", re.MULTILINE)
+
+
+def example_pages() -> dict[str, str]:
+    """Return the pages of the examples, by the files that they show."""
+    found = {}
+    for page in sorted((DOCS / "examples").glob("*.md")):
+        for included, offered in SHOWN.findall(page.read_text()):
+            path = Path(os.path.normpath(page.parent / (included or offered)))
+            found.setdefault(str(path.relative_to(ROOT)), f"examples/{page.name}")
+    return found
+
+
+PAGES |= example_pages()
 
 
 def read_source(app: Sphinx, page: str, content: list[str]) -> None:
@@ -35,16 +51,19 @@ def read_source(app: Sphinx, page: str, content: list[str]) -> None:
     if included := INCLUDE.match(content[0]):
         path = Path(os.path.normpath(folder / included[1]))
         app.env.note_dependency(str(path))
-        content[0], folder = path.read_text(), path.parent
+        content[0], folder = path.read_text() + content[0][included.end() :], path.parent
     content[0] = LINK.sub(lambda link: f"]({site_link(folder, link[1])}", content[0])
 
 
 def site_link(folder: Path, link: str) -> str:
-    """Return where a link to a Markdown file leads on the site. `folder` has the file with the link."""
+    """Return where a link to a file leads on the site. `folder` has the file with the link."""
     path = Path(os.path.normpath(folder / link))
+    name = str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else ""
+    if name not in PAGES and path.suffix != ".md":
+        return link
     if path.is_relative_to(DOCS):
         return f"/{path.relative_to(DOCS)}"
-    return f"/{PAGES[str(path.relative_to(ROOT))]}"
+    return f"/{PAGES[name]}"
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

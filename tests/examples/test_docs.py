@@ -128,6 +128,17 @@ def test_every_link_leads_somewhere(path: Path) -> None:
             assert anchor in anchors(target), f"{link}#{anchor}"
 
 
+def test_the_site_shows_every_example() -> None:
+    shown = set()
+    for path in (ROOT / "docs" / "examples").glob("*.md"):
+        for name in re.findall(
+            r"\{literalinclude\} (\S+)$|\{download\}`[^<]*<([^>]+)>`", path.read_text(), re.MULTILINE
+        ):
+            shown.add((path.parent / "".join(name)).resolve())
+    files = {path for path in (ROOT / "examples").rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    assert shown == {path for path in files if path.name != "README.md"}
+
+
 def test_the_pictures_of_the_readme_exist() -> None:
     pictures = re.findall(r'\bsrc(?:set)?="([^"]+)"', (ROOT / "README.md").read_text())
     assert len(pictures) == 4

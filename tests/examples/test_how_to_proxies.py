@@ -221,3 +221,27 @@ def test_the_router_of_traefik_names_a_service_that_is_there() -> None:
     http = yaml.safe_load(program("proxies.md", "dynamic.yaml"))["http"]
     for router in http["routers"].values():
         assert router["service"] in http["services"]
+
+
+@pytest.mark.skipif(nginx.PATH is None, reason="nginx is not installed")
+def test_nginx_passes_websockets_to_several_servers(tmp_path: Path) -> None:
+    (tmp_path / "main.py").write_text(APPLICATION)
+    port = free_port()
+
+    async def scenario() -> None:
+        async with websockets.connect(f"ws://127.0.0.1:{port}/quiet", proxy=None) as client:
+            assert await client.recv() == "127.0.0.1"
+
+    with serving("main:app", "--app-dir", str(tmp_path)) as server:
+        servers = {"10.0.0.1:8000": server.address, "10.0.0.2:8000": server.address}
+        site = replaced(
+            program("proxies.md", "chat.conf"),
+            {
+                "listen 443 ssl;": f"listen 127.0.0.1:{port};",
+                "    ssl_certificate /etc/ssl/chat.pem;\n": "",
+                "    ssl_certificate_key /etc/ssl/chat.key;\n": "",
+                "http://unix:/run/chat/chat.sock": "http://chat",
+            },
+        )
+        with nginx.running(replaced(program("proxies.md", "upstream.conf"), servers) + site, tmp_path / "nginx", port):
+            asyncio.run(asyncio.wait_for(scenario(), 20))

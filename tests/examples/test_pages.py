@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from typing import Any
 
 import httpx
 import pytest
 import websockets
+from starlette.testclient import TestClient
 
-from tests.support.pages import page, write_programs
+from tests.support.pages import page, snippet, write_programs
 from tests.support.wshub_serve import serving
+from wshub import Connection
+from wshub.app import App
 
 FRAMEWORKS = ["app.md", "django.md", "fastapi.md", "litestar.md", "starlette.md"]
 
@@ -72,3 +76,16 @@ def test_the_program_on_several_workers_reaches_the_members_on_each(tmp_path, so
     with serving("chat:app", "--app-dir", str(tmp_path), "--workers", "2") as server:
         asyncio.run(asyncio.wait_for(scenario(server.address), 30))
         assert "Traceback" not in server.end()
+
+
+def test_a_task_in_the_background_of_an_app_sends_to_all_clients() -> None:
+    names: dict[str, Any] = {"App": App}
+    exec(snippet("how-to/app.md", "async def lifespan"), names)
+
+    @names["app"].websocket("/chat")
+    async def chat(connection: Connection) -> None:
+        async for _ in connection:
+            pass
+
+    with TestClient(names["app"]) as client, client.websocket_connect("/chat") as one:
+        assert one.receive_text().count(":") == 2

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import wshub
-from tests.support.pages import DOCS, codes, rows
+from tests.support.pages import DOCS, codes, program, rows
 from tests.support.raw_peers import raw_peer
 from tests.support.serving_hub import connected, serving
 from wshub import (
@@ -49,6 +49,12 @@ async def test_a_connection_has_every_attribute_of_the_table() -> None:
         for cells in rows("topics/lifecycle.md", "What a connection knows"):
             for name in codes(cells[0]):
                 getattr(connection, name)
+
+
+def test_the_client_that_reconnects_stops_at_the_codes_for_which_the_table_says_so() -> None:
+    (final,) = re.findall(r"const FINAL = \[(.*)\];", program("reconnecting.md", "page.html"))
+    table = {code: advice for code, _, advice in rows("topics/lifecycle.md", "Close codes")}
+    assert [code for code, advice in table.items() if advice.startswith("no")] == final.split(", ")
 
 
 def test_the_codes_of_the_page_exist_and_those_that_can_be_sent_can() -> None:

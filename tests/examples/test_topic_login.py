@@ -13,6 +13,7 @@ import pytest
 from tests.examples.test_framework_examples import status_of
 from tests.support.pages import blocks, program, snippet
 from tests.support.serving_hub import connected
+from tests.support.serving_hub import serving as serving_hub
 from tests.support.wshub_serve import serving
 from wshub import EventHandler
 
@@ -102,3 +103,20 @@ async def test_on_upgrade_reads_the_cookie_of_a_request(tmp_path: Path) -> None:
         assert await status_of(url, additional_headers={"Cookie": "session=guessed"}) == 401
         assert await status_of(url, additional_headers={"Cookie": "a=1; session=known"}) == 101
     assert opened == [("ann", {"user": "ann", "role": "admin"})]
+
+
+async def test_a_client_logs_in_with_its_first_message(tmp_path: Path) -> None:
+    source = snippet(PAGE, "async def enter").replace("        ...\n", "        connection.send(connection.user)\n")
+    names: dict[str, Any] = {"user_of_token": {"known": "ann"}.get}
+    exec(source.replace("timeout=10", "timeout=0.1"), names)
+    async with serving_hub(names["enter"]) as (_, url):
+        async with connected(url) as client:
+            await client.send("known")
+            await client.send("who am I?")
+            assert await client.recv() == "ann"
+        for messages in (["guessed"], []):
+            async with connected(url) as client:
+                for message in messages:
+                    await client.send(message)
+                await client.wait_closed()
+                assert client.close_code == 4001

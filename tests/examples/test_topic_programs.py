@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import signal
 import subprocess
@@ -17,6 +18,8 @@ import websockets
 from tests.support.pages import blocks, load, program, served, snippet
 from tests.support.programs import environment, free_port, running_program
 from tests.support.raw_peers import raw_peer
+from tests.support.redis_engine import running_engine
+from tests.support.replacing import replaced
 from tests.support.serving_hub import connected
 from tests.support.wshub_serve import serving
 from wshub import Frame
@@ -250,6 +253,30 @@ async def test_a_slow_reader_gets_the_newest_price_of_every_symbol(tmp_path: Pat
             received += 1
         assert newest == dict.fromkeys(symbols, 2_999)
         assert received < 30_000
+
+
+def test_one_program_publishes_the_prices_to_all_workers(tmp_path: Path) -> None:
+    port = free_port()
+    ticker = program("topics/slow-readers.md", "ticker.py")
+    (tmp_path / "ticker.py").write_text(replaced(ticker, {", lifespan=lifespan": ""}))
+
+    async def scenario() -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            url = f"ws://127.0.0.1:{port}/prices"
+            clients = [await stack.enter_async_context(connected(url)) for _ in range(8)]
+            for client in clients:
+                assert len(await decoded(client)) == 3
+                assert len(await decoded(client)) == 1
+
+    with running_engine("redis") as engine:
+        market = replaced(program("topics/slow-readers.md", "market.py"), {"redis://localhost": engine.url})
+        (tmp_path / "market.py").write_text(market)
+        server = ["-m", "wshub", "serve", "ticker:app", "--workers", "2", "--port", str(port), "--broker", engine.url]
+        with (
+            running_program([sys.executable, *server], port=port, env=environment(), cwd=tmp_path),
+            running_program([sys.executable, "market.py"], port=engine.port, env=environment(), cwd=tmp_path),
+        ):
+            asyncio.run(asyncio.wait_for(scenario(), 30))
 
 
 async def test_a_file_is_sent_no_faster_than_it_is_read(tmp_path: Path) -> None:
