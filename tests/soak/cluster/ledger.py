@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tests.soak.cluster.client import Gap
-from tests.soak.cluster.wire import PUBLISHED
+from tests.soak.cluster.wire import PUBLISHED, RETURNED
 
 __all__ = ["NodeRecord", "check_gaps", "check_published"]
 
@@ -20,15 +20,15 @@ class NodeRecord:
         self.last: dict[str, Any] = {}
         self.memory: list[tuple[float, int, int]] = []
         """Seconds, the resident memory in bytes, and the blocks that Python has allocated."""
-        self.failed: dict[tuple[int, int], str] = {}
-        """The error of each publish() that has failed, by room and number."""
+        self.outcomes: dict[tuple[int, int], str] = {}
+        """What each publish() has ended with, by room and number."""
         self._dropped: list[tuple[float, int]] = [(0.0, 0)]
 
     def add(self, report: dict[str, Any]) -> None:
         """Take a report."""
         self.last = report
-        for room, sequence, error in report["outcomes"]:
-            self.failed[room, sequence] = error
+        for room, sequence, outcome in report["outcomes"]:
+            self.outcomes[room, sequence] = outcome
         self.memory.append((report["time"], report["resident"], report["blocks"]))
         if self.dropped != self._dropped[-1][1]:
             self._dropped.append((report["time"], self.dropped))
@@ -56,10 +56,13 @@ def check_gaps(nodes: list[NodeRecord], gaps: list[Gap]) -> list[str]:
             failures.append(f"a client misses messages of its own node: {gap}")
         elif not sender.has_dropped(gap.since, gap.until + NOTICED_SECONDS):
             failures.append(f"nothing was counted: {gap}")
-        elif gap.way == PUBLISHED and not all(
-            (gap.number, sequence) in sender.failed for sequence in range(gap.first, gap.last + 1)
-        ):
-            failures.append(f"publish() has returned for a message that is missing: {gap}")
+        elif gap.way == PUBLISHED:
+            outcomes = {
+                sequence: sender.outcomes.get((gap.number, sequence), "not ended")
+                for sequence in range(gap.first, gap.last + 1)
+            }
+            if any(outcome.startswith(RETURNED) or outcome == "not ended" for outcome in outcomes.values()):
+                failures.append(f"publish() has not failed for a message that is missing: {gap}: {outcomes}")
         missing[gap.node].update((gap.way, gap.number, sequence) for sequence in range(gap.first, gap.last + 1))
     for number, (node, lost) in enumerate(zip(nodes, missing, strict=True)):
         if len(lost) > node.dropped:
@@ -76,10 +79,10 @@ def check_published(nodes: list[NodeRecord], heard: list[tuple[int, int, list[in
     """
     failures = []
     for number, room, sequences in heard:
-        failed = nodes[number].failed
+        outcomes = nodes[number].outcomes
         failures += [
             f"message {sequence} of node {number} to room {room} was received, and publish() said unavailable"
             for sequence in sequences
-            if failed.get((room, sequence)) == "unavailable"
+            if outcomes.get((room, sequence)) == "unavailable"
         ]
     return failures

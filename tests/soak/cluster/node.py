@@ -28,6 +28,7 @@ from tests.soak.cluster.wire import (
     PUBLISHED,
     READY,
     REQUEST,
+    RETURNED,
     ROOM,
     ROOMS,
     SENT,
@@ -94,7 +95,7 @@ class Node:
         """The last number of each stream, and when it was sent."""
         self.published = 0
         self.outcomes: list[tuple[int, int, str]] = []
-        """Room, number and error of each publish() that has failed since the last report."""
+        """Room, number and outcome of each publish() that has ended since the last report."""
         self._publishing: set[asyncio.Task[None]] = set()
         self._reports = 0
 
@@ -172,12 +173,13 @@ class Node:
 
     async def publish(self, message: bytes, room: int, sequence: int) -> None:
         try:
-            await self.hub.publish(message, room=room_name(room))
+            published = await self.hub.publish(message, room=room_name(room))
         except BrokerError as error:
             kinds = {BrokerUnavailable: "unavailable", BrokerUncertain: "uncertain"}
             self.outcomes.append((room, sequence, kinds.get(type(error), "refused")))
         else:
             self.published += 1
+            self.outcomes.append((room, sequence, f"{RETURNED} with {published.receivers} receivers"))
 
     def tick(self, chance: random.Random) -> None:
         for _ in range(2):

@@ -19,6 +19,7 @@ __all__ = [
     "PUBLISHED",
     "READY",
     "REQUEST",
+    "RETURNED",
     "ROOM",
     "ROOMS",
     "SENT",
@@ -30,6 +31,9 @@ __all__ = [
 ]
 
 NODES = 4
+RETURNED = "returned"
+"""How the outcome of a publish() begins that has not failed."""
+
 ROOMS = 40
 USERS = 100
 
