@@ -57,10 +57,10 @@ class Stream:
 
     __slots__ = ("interrupted_at", "last", "sent")
 
-    def __init__(self) -> None:
+    def __init__(self, interrupted_at: float) -> None:
         self.last = 0
         self.sent = 0.0
-        self.interrupted_at = 0.0
+        self.interrupted_at = interrupted_at
         """When the client's node was interrupted. Messages that were sent later may be missing. An older message may
         still arrive after the interruption, if it was held up on its way."""
 
@@ -90,6 +90,9 @@ class Client(FrameProtocol):
         self._heard = heard
         self._identified = math.inf
         self._streams: dict[tuple[int, int, int], Stream] = {}
+        # When each channel was interrupted last; None stands for all of them. The first message of a stream may have
+        # been held up on its way since before that.
+        self._interruptions: dict[str | None, float] = {}
         self._ended: set[tuple[int, int, int]] = set()
 
     def ask(self, kind: int, number: int) -> None:
@@ -131,6 +134,7 @@ class Client(FrameProtocol):
             }
 
     def _interrupted(self, time: float, channels: list[str] | None) -> None:
+        self._interruptions.update(dict.fromkeys([None] if channels is None else channels, time))
         for (node, way, number), stream in self._streams.items():
             if node != self.node and (channels is None or channel_of(way, number) in channels):
                 stream.interrupted_at = time
@@ -158,7 +162,7 @@ class Client(FrameProtocol):
             complete_since = math.inf
         stream = self._streams.get((node, way, number))
         if stream is None:
-            stream = self._streams[node, way, number] = Stream()
+            stream = self._streams[node, way, number] = Stream(self._last_interruption(channel_of(way, number)))
             if before > complete_since:
                 self._found(Gap(self.node, node, way, number, sequence - 1, sequence - 1, complete_since, before))
         elif sequence <= stream.last:
@@ -171,6 +175,10 @@ class Client(FrameProtocol):
         stream.last, stream.sent = sequence, sent
         if last:
             self._ended.add((node, way, number))
+
+    def _last_interruption(self, channel: str) -> float:
+        """Return when messages of a channel were interrupted last."""
+        return max(self._interruptions.get(None, 0.0), self._interruptions.get(channel, 0.0))
 
     def describe(self) -> dict[str, Any]:
         """Return what may explain the connection's end."""
