@@ -162,7 +162,8 @@ class Client(FrameProtocol):
             complete_since = math.inf
         stream = self._streams.get((node, way, number))
         if stream is None:
-            stream = self._streams[node, way, number] = Stream(self._last_interruption(channel_of(way, number)))
+            interrupted_at = 0.0 if node == self.node else self._last_interruption(channel_of(way, number))
+            stream = self._streams[node, way, number] = Stream(interrupted_at)
             if before > complete_since:
                 self._found(Gap(self.node, node, way, number, sequence - 1, sequence - 1, complete_since, before))
         elif sequence <= stream.last:
