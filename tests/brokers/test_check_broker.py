@@ -525,6 +525,7 @@ class TrustsTheEngine(MemoryBroker):
         self._requested = requested | self._requested
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("broken", "name"), BROKEN)
 def test_a_broken_broker_fails_the_check(broken: type[MemoryBroker], name: str) -> None:
     engine = MemoryEngine()

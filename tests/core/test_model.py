@@ -474,7 +474,9 @@ class HubMachine(RuleBasedStateMachine):
 
 
 @needs_reactor
-@pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+@pytest.mark.parametrize(
+    "loop_factory", [pytest.param(asyncio.new_event_loop, marks=pytest.mark.long), uvloop.new_event_loop]
+)
 def test_every_client_gets_what_the_model_says_whatever_happens(loop_factory) -> None:
     class Machine(HubMachine):
         pass

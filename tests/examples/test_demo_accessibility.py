@@ -17,8 +17,15 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.skipif(chromium.MISSING is not None, reason=str(chromium.MISSING)),
-    pytest.mark.parametrize("width", [1280, 400]),
-    pytest.mark.parametrize("scheme", ["light", "dark"]),
+    pytest.mark.parametrize(
+        ("width", "scheme"),
+        [
+            (1280, "light"),
+            (400, "dark"),
+            pytest.param(1280, "dark", marks=pytest.mark.long),
+            pytest.param(400, "light", marks=pytest.mark.long),
+        ],
+    ),
 ]
 
 

@@ -244,6 +244,7 @@ def test_a_slow_reader_gets_the_newest_prices_and_a_fast_one_gets_all(port) -> N
     assert all(after[reason] == before[reason] for reason in ("oldest", "newest", "slow"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("policy", "reason"), [("drop_oldest", "oldest"), ("drop_newest", "newest")])
 def test_another_policy_drops_prices_that_a_slow_reader_would_get_late(port, policy, reason) -> None:
     with (

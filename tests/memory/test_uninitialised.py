@@ -38,6 +38,7 @@ def concerns_wshub(error: ElementTree.Element) -> bool:
 @needs_reactor
 @pytest.mark.skipif("WSHUB_SANITIZED" in os.environ, reason="memcheck and the sanitizers do not run together")
 @pytest.mark.skipif(shutil.which("valgrind") is None, reason="valgrind is not installed")
+@pytest.mark.long
 def test_nothing_uninitialised_is_sent_or_decides(tmp_path: Path) -> None:
     reports = tmp_path / "reports.xml"
     memcheck = ["valgrind", "-q", "--num-callers=40", "--xml=yes", f"--xml-file={reports}"]

@@ -26,6 +26,7 @@ def build(**environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.long
 def test_a_wheel_from_the_sdist_needs_no_isal_and_chats_in_an_empty_environment() -> None:
     result = subprocess.run([ROOT / "scripts" / "wheels", "--quick"], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr

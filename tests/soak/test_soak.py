@@ -12,7 +12,7 @@ SANITIZED = "WSHUB_SANITIZED" in os.environ
 
 
 @pytest.mark.skipif(SANITIZED, reason="under the sanitizers the clients are too slow to keep up")
-@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("loop", [pytest.param("asyncio", marks=pytest.mark.long), "uvloop"])
 def test_nothing_is_lost_and_every_count_agrees_while_everything_comes_and_goes(loop: str) -> None:
     result = subprocess.run(
         [sys.executable, "-m", "tests.soak", "--minutes", "0.25", "--loop", loop],

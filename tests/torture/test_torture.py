@@ -29,7 +29,14 @@ def round_that_serves(server: str, *, restarts: bool = False) -> str:
     raise AssertionError("no such round is drawn")
 
 
-@pytest.mark.parametrize(("server", "restarts"), [("hub", True), ("fastapi", False), ("app", False)])
+@pytest.mark.parametrize(
+    ("server", "restarts"),
+    [
+        ("hub", True),
+        pytest.param("fastapi", False, marks=pytest.mark.long),
+        pytest.param("app", False, marks=pytest.mark.long),
+    ],
+)
 def test_everything_acts_at_random_and_every_message_comes_in_order(server: str, restarts: bool) -> None:
     result = run("1", str(SEED), "--round", "4", "--first", round_that_serves(server, restarts=restarts))
     assert result.returncode == 0, result.stdout + result.stderr
@@ -37,6 +44,7 @@ def test_everything_acts_at_random_and_every_message_comes_in_order(server: str,
 
 
 @pytest.mark.skipif("WSHUB_SANITIZED" in os.environ, reason="the fault is not in native code")
+@pytest.mark.long
 @pytest.mark.parametrize("fault", FAULTS)
 def test_the_torture_notices_what_goes_wrong(fault: str) -> None:
     result = run("1", str(SEED), "--round", "4", "--first", round_that_serves("hub"), "--fault", fault)
