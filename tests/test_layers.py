@@ -31,13 +31,16 @@ ALLOWED = {
     "metrics_table": {"core"},
     "tracing": {"errors", "protocol", "core", "hub"},
     "publisher": {"errors", "protocol", "links", "brokers"},
+    "django": {"errors", "protocol", "links", "brokers", "publisher"},
     "testing": {"errors", "protocol", "links", "brokers"},
     "__init__": {"errors", "protocol", "brokers", "core", "serving", "hub"},
 }
 
 OPTIONAL = {
     "aiofastnet",
+    "channels",
     "click",
+    "django",
     "graphql",
     "hiredis",
     "httptools",
