@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fnmatch
 import logging
-import re
 import threading
 import time
 import uuid
@@ -33,8 +31,8 @@ __all__ = ["ChannelLayer"]
 
 logger = logging.getLogger("wshub.broker")
 
-OWN_CHANNEL = re.compile(r".*\.(?P<node>[0-9a-f]{16})!.+")
-"""The names that ``new_channel`` returns, with the id of the process."""
+NODE_DIGITS = 16
+HEXADECIMAL = frozenset("0123456789abcdef")
 
 NewBroker: TypeAlias = Callable[[], Broker]
 
@@ -81,14 +79,14 @@ class ChannelLayer(BaseChannelLayer):  # type: ignore[misc]
         expiry: float = 60,
         group_expiry: float = 86_400,
         capacity: int = 100,
-        channel_capacity: Mapping[str | re.Pattern[str], int] | None = None,
+        channel_capacity: Mapping[Any, int] | None = None,
         max_message_size: int = 4 << 20,
     ) -> None:
         capacity = check_integer("capacity", capacity, 1, 1 << 31)
-        patterns = _patterns(channel_capacity)
+        capacities = _check_capacities(channel_capacity)
         super().__init__(expiry=_check_seconds("expiry", expiry), capacity=capacity)
         self.group_expiry = _check_seconds("group_expiry", group_expiry)
-        self.channel_capacity = patterns
+        self.channel_capacity = self.compile_capacities(capacities)
         self._name = check_str("name", name)
         self._max_message_size = check_integer("max_message_size", max_message_size, 1, 15 << 20)
         self._new_broker = _broker_factory(broker)
@@ -337,7 +335,8 @@ class _Process:
     """
 
     def __init__(self, layer: ChannelLayer) -> None:
-        patterns, capacity = layer.channel_capacity, layer.capacity
+        patterns: list[tuple[Any, int]] = layer.channel_capacity
+        capacity: int = layer.capacity
 
         def capacity_of(channel: str) -> int:
             return next((limit for pattern, limit in patterns if pattern.match(channel)), capacity)
@@ -356,12 +355,13 @@ class _Process:
 
 def _node_of(channel: str) -> str:
     """Return the id of the process that reads a process-specific channel."""
-    found = OWN_CHANNEL.fullmatch(channel)
-    if found is None:
+    head, _, local = channel.partition("!")
+    node = head.rpartition(".")[2]
+    if len(node) != NODE_DIGITS or not HEXADECIMAL.issuperset(node) or not local:
         raise MisuseError(
             f"{channel!r} is no name that new_channel() has returned: only these may have an exclamation mark"
         )
-    return found["node"]
+    return node
 
 
 def _broker_factory(broker: str | NewBroker | None) -> NewBroker | None:
@@ -389,13 +389,10 @@ def _check_seconds(name: str, value: float) -> float:
     return value
 
 
-def _patterns(capacities: Mapping[str | re.Pattern[str], int] | None) -> list[tuple[re.Pattern[str], int]]:
+def _check_capacities(capacities: Mapping[Any, int] | None) -> dict[Any, int]:
     if capacities is not None and not isinstance(capacities, Mapping):
         raise ConfigurationError(f"channel_capacity must be a dict of patterns and numbers, not {capacities!r}")
-    return [
-        (
-            re.compile(fnmatch.translate(pattern)) if isinstance(pattern, str) else pattern,
-            check_integer(f"channel_capacity[{pattern!r}]", capacity, 1, 1 << 31),
-        )
+    return {
+        pattern: check_integer(f"channel_capacity[{pattern!r}]", capacity, 1, 1 << 31)
         for pattern, capacity in (capacities or {}).items()
-    ]
+    }
