@@ -275,6 +275,9 @@ async def test_limits_hold() -> None:
         command = {"command": "publish_to_all", "text": "x"}
         assert (await api.post("/batch", json={"commands": [command] * 2})).status_code == 200
         assert (await api.post("/batch", json={"commands": [command] * 3})).status_code == 400
+        rooms_in_batch = {"command": "publish_to_rooms", "rooms": ["a", "b"], "text": "x"}
+        assert (await api.post("/batch", json={"commands": [rooms_in_batch]})).status_code == 200
+        assert (await api.post("/batch", json={"commands": [rooms_in_batch, command]})).status_code == 400
         for rooms, status in ((["a", "b"], 200), (["a", "b", "c"], 400), ([], 400)):
             assert (await api.post("/publish_to_rooms", json={"rooms": rooms, "text": "x"})).status_code == status
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 import uuid
@@ -28,8 +27,6 @@ from wshub.protocol.validation import check_integer, check_str
 from wshub.publisher.forks import fork_count
 
 __all__ = ["ChannelLayer"]
-
-logger = logging.getLogger("wshub.broker")
 
 NODE_DIGITS = 16
 HEXADECIMAL = frozenset("0123456789abcdef")
@@ -89,14 +86,13 @@ class ChannelLayer(BaseChannelLayer):  # type: ignore[misc]
         self.channel_capacity = self.compile_capacities(capacities)
         self._name = check_str("name", name)
         self._max_message_size = check_integer("max_message_size", max_message_size, 1, 15 << 20)
-        self._new_broker = _broker_factory(broker)
+        self._new_broker, self._place = _broker_factory(broker)
         # One state for each process, by the number of forks that led to it. A child never uses that of its parent, and
         # keeps it, so that nothing there is closed.
         self._processes: dict[int, _Process] = {}
 
     def __repr__(self) -> str:
-        shown = "alone" if self._new_broker is None else f"over {self._new_broker()!r}"
-        return f"<ChannelLayer {self._name!r} {shown}>"
+        return f"<ChannelLayer {self._name!r} {self._place}>"
 
     # Channels
 
@@ -234,16 +230,7 @@ class ChannelLayer(BaseChannelLayer):  # type: ignore[misc]
         self.require_valid_group_name(group)
         payload = self._encode(message)
         process = self._process()
-        count, full = process.groups.put(group, payload)
-        if full and not process.is_limit_logged:
-            process.is_limit_logged = True
-            logger.warning(
-                "%d of %d channels of the group %s are full (capacity): messages for them are dropped; "
-                "this is logged once, and stats() counts",
-                full,
-                count,
-                group,
-            )
+        process.groups.put(group, payload)
         if process.exchange is not None:
             await process.exchange.run(process.exchange.send_to_group(group, payload))
 
@@ -350,7 +337,6 @@ class _Process:
         self.exchange: Exchange | None = None
         self.has_connected = False
         self.unreachable = 0
-        self.is_limit_logged = False
 
 
 def _node_of(channel: str) -> str:
@@ -364,14 +350,15 @@ def _node_of(channel: str) -> str:
     return node
 
 
-def _broker_factory(broker: str | NewBroker | None) -> NewBroker | None:
+def _broker_factory(broker: str | NewBroker | None) -> tuple[NewBroker | None, str]:
+    """Return what makes the broker, and a text that tells the broker without its password."""
     if callable(broker):
-        return broker
+        return broker, f"over {broker!r}"
     if broker is not None and not isinstance(broker, str):
         raise ConfigurationError(f"broker must be a URL, or a function that returns a broker, not {broker!r}")
     url = broker if broker is not None else broker_url_of_environment()
     if url is None or url == NO_BROKER:
-        return None
+        return None, "alone"
 
     def new_broker() -> Broker:
         made = broker_from_url(url)
@@ -379,8 +366,7 @@ def _broker_factory(broker: str | NewBroker | None) -> NewBroker | None:
         return made
 
     # A URL that names no broker is refused here rather than at the first message.
-    new_broker()
-    return new_broker
+    return new_broker, f"over {new_broker()!r}"
 
 
 def _check_seconds(name: str, value: float) -> float:

@@ -288,20 +288,24 @@ class Exchange:
             BrokerUnavailable, BrokerUncertain, ConfigurationError: as ``send_to_channel``.
         """
         broker = await self._broker()
-        is_full = False
+        capacities: dict[str, int] = {}
         with self._requests.open() as request:
             command = {"do": "tell_capacity", "channel": channel, "request": request.number}
             published = await broker.publish(user_channel(channel), self._command(command))
-            async for node, capacity in request.answers(published.receivers, READER_SECONDS):
-                # -1 stands for a process that has stopped reading.
-                if isinstance(capacity, int) and capacity > 0:
-                    outcome = await self.send_to_channel(node, channel, payload)
-                    if outcome == "taken":
-                        return outcome
-                    is_full = is_full or outcome == "full"
-                else:
-                    is_full = is_full or capacity == 0
-        return "full" if is_full else "gone"
+            async for node, found in request.answers(published.receivers, READER_SECONDS):
+                match found:
+                    # A receiver waits there. Nobody needs to be asked further.
+                    case [int(capacity), True] if capacity > 0:
+                        capacities = {node: capacity}
+                        break
+                    # -1 stands for a process that has stopped reading.
+                    case [int(capacity), False] if capacity >= 0:
+                        capacities[node] = capacity
+        # All are busy: the one with the most space comes first.
+        for node in sorted(capacities, key=capacities.__getitem__, reverse=True):
+            if capacities[node] > 0 and await self.send_to_channel(node, channel, payload) == "taken":
+                return "taken"
+        return "full" if capacities else "gone"
 
     async def flush(self) -> None:
         """Have all other processes forget their messages and groups.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 
 from wshub.django.mailboxes import Futures, Mailboxes
 
 __all__ = ["Groups"]
+
+logger = logging.getLogger("wshub.broker")
 
 ABANDONED_AFTER = 10
 """A channel that nothing has read for so many times the expiry leaves all its groups: its consumer has ended."""
@@ -34,6 +37,7 @@ class Groups:
         # Groups whose messages from other processes arrive.
         self._subscribed: set[str] = set()
         self._expire_at = 0.0
+        self._is_limit_logged = False
 
     def add(self, group: str, channel: str) -> bool:
         """Add a channel to a group. Return whether messages of other processes to the group arrive already."""
@@ -58,15 +62,14 @@ class Groups:
         if not groups:
             del self._groups_of[channel]
 
-    def put(self, group: str, payload: bytes) -> tuple[int, int]:
-        """Put a message into each channel of a group. Return how many channels there are, and how many were full."""
+    def put(self, group: str, payload: bytes) -> None:
+        """Put a message into each channel of a group that has space for it."""
         now = time.monotonic()
         waiters: Futures = {}
         full = 0
         expired = []
         with self._lock:
             members = self._members.get(group, {})
-            count = len(members)
             put = self._mailboxes.put_locked
             for channel, leaves_at in members.items():
                 if leaves_at <= now:
@@ -76,7 +79,14 @@ class Groups:
             for channel in expired:
                 self._discard(group, channel)
         self._mailboxes.wake(waiters)
-        return count - len(expired), full
+        if full and not self._is_limit_logged:
+            self._is_limit_logged = True
+            logger.warning(
+                "%d channels of the group %s are full (capacity): messages for them are dropped; this is logged once, "
+                "and stats() counts",
+                full,
+                group,
+            )
 
     def clear(self) -> None:
         """Remove all channels from all groups, and drop all messages."""

@@ -219,16 +219,19 @@ class Mailboxes:
         reader = self._readers.get(channel)
         return reader is not None and (reader.waiting > 0 or time.monotonic() - reader.read_at < READER_SECONDS)
 
-    def capacity_left(self, channel: str) -> int:
-        """Return how many messages the channel can take; -1 if nothing in this process reads it."""
+    def capacity_left(self, channel: str) -> tuple[int, bool]:
+        """Return how many messages the channel can take, and whether a receiver waits for the next one.
+
+        The number is -1 if nothing in this process reads the channel.
+        """
         with self._lock:
             if not self._is_read(channel):
-                return -1
+                return -1, False
             mailbox = self._mailboxes.get(channel)
             if mailbox is None:
-                return self._capacity_of(channel)
+                return self._capacity_of(channel), False
             self._expire(mailbox, time.monotonic())
-            return max(mailbox.capacity - len(mailbox.messages), 0)
+            return max(mailbox.capacity - len(mailbox.messages), 0), bool(mailbox.waiters)
 
     def unread_channels(self) -> list[str]:
         """Return the channels with messages that any process may read, and that nothing in this process reads."""
@@ -255,6 +258,9 @@ class Mailboxes:
         """
         abandoned = []
         for channel, mailbox in list(self._mailboxes.items()):
+            if mailbox.unread_since is None and not mailbox.messages:
+                # Nearly always: a consumer waits.
+                continue
             self._expire(mailbox, now)
             if mailbox.unread_since is not None and now - mailbox.unread_since >= patience:
                 mailbox.unread_since = None

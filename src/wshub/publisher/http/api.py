@@ -23,7 +23,7 @@ from wshub.errors import MisuseError
 from wshub.hub import Hub
 from wshub.protocol.validation import check_integer
 from wshub.publisher.http.answers import ApiError, answer, api_error_of, error_answer
-from wshub.publisher.http.commands import COMMANDS, Command, Target, carry_out_all
+from wshub.publisher.http.commands import COMMANDS, Command, Target, carry_out_all, count_messages
 from wshub.publisher.http.openapi import document
 from wshub.publisher.http.queries import QUERIES, Query, health
 from wshub.publisher.http.schemas import find_mistake
@@ -51,7 +51,7 @@ class HttpApi:
             about rooms and nodes. Served by itself, the API closes the publisher at the end.
         tokens: those that are accepted. To change a token, accept both for a while.
         max_body: bytes that a body may have.
-        max_commands: the number of commands in a batch, and of rooms in a command.
+        max_commands: the number of commands in a batch, and of rooms in a command; in a batch, both together.
 
     Raises:
         ConfigurationError: a token is too short, or a limit cannot be.
@@ -67,6 +67,7 @@ class HttpApi:
         self._tokens = Tokens(tokens)
         self._max_body = check_integer("max_body", max_body, 1, 1 << 30)
         self._max_commands = check_integer("max_commands", max_commands, 1, 100_000)
+        self._schemas = {command.name: command.schema(self._max_commands) for command in COMMANDS.values()}
         routes = [
             *(self._route("POST", command.name, self._command(command)) for command in COMMANDS.values()),
             self._route("POST", "batch", self._batch),
@@ -117,7 +118,7 @@ class HttpApi:
     # Endpoints
 
     def _command(self, command: Command) -> Endpoint:
-        schema = command.schema(self._max_commands)
+        schema = self._schemas[command.name]
 
         async def endpoint(request: Request) -> Response:
             body = await self._body(request)
@@ -133,9 +134,9 @@ class HttpApi:
         commands = body.get("commands") if isinstance(body, dict) and len(body) == 1 else None
         if not isinstance(commands, list):
             raise ApiError("invalid_request", "the body must be an object with the field 'commands', an array")
-        if len(commands) > self._max_commands:
-            raise ApiError("invalid_request", f"a batch has at most {self._max_commands} commands")
-        return _several({"results": await carry_out_all(self._target, commands, self._max_commands)})
+        if count_messages(commands) > self._max_commands:
+            raise ApiError("invalid_request", f"a batch has at most {self._max_commands} commands and rooms together")
+        return _several({"results": await carry_out_all(self._target, commands, self._schemas)})
 
     def _query(self, query: Query) -> Endpoint:
         async def endpoint(request: Request) -> Response:

@@ -17,7 +17,7 @@ from wshub.publisher.http.answers import ApiError, api_error_of
 from wshub.publisher.http.schemas import Schema, find_mistake
 from wshub.publisher.publishers import AsyncPublisher
 
-__all__ = ["COMMANDS", "Command", "Target", "carry_out_all", "result_of"]
+__all__ = ["COMMANDS", "Command", "Target", "carry_out_all", "count_messages", "result_of"]
 
 logger = logging.getLogger("wshub.server")
 
@@ -198,20 +198,31 @@ async def result_of(call: Awaitable[Body]) -> Body:
         return {"error": known.asdict()}
 
 
-async def carry_out_all(target: Target, commands: list[Any], max_commands: int) -> list[Body]:
+async def carry_out_all(target: Target, commands: list[Any], schemas: dict[str, Schema]) -> list[Body]:
     """Carry out the commands of a batch, and return the result of each.
 
     They begin in their order, and none waits for the one before: a slow broker delays the batch once.
+
+    Args:
+        target: a hub or a publisher.
+        commands: from JSON.
+        schemas: of the bodies of all commands, by name.
     """
     return await asyncio.gather(
         *(
-            result_of(_carry_out(target, command, f"commands[{index}]", max_commands))
+            result_of(_carry_out(target, command, f"commands[{index}]", schemas))
             for index, command in enumerate(commands)
         )
     )
 
 
-async def _carry_out(target: Target, item: Any, place: str, max_commands: int) -> Body:
+def count_messages(commands: list[Any]) -> int:
+    """Return the number of commands, in which each room of a command counts as one."""
+    rooms = (command.get("rooms") if isinstance(command, dict) else None for command in commands)
+    return sum(max(len(names), 1) if isinstance(names, list) else 1 for names in rooms)
+
+
+async def _carry_out(target: Target, item: Any, place: str, schemas: dict[str, Schema]) -> Body:
     if not isinstance(item, dict):
         raise ApiError("invalid_request", f"{place} must be of the type object")
     body = dict(item)
@@ -219,7 +230,7 @@ async def _carry_out(target: Target, item: Any, place: str, max_commands: int) -
     command = COMMANDS.get(name) if isinstance(name, str) else None
     if command is None:
         raise ApiError("invalid_request", f"{place}.command must be one of {', '.join(COMMANDS)}")
-    mistake = find_mistake(command.schema(max_commands), body, place)
+    mistake = find_mistake(schemas[command.name], body, place)
     if mistake is not None:
         raise ApiError("invalid_request", mistake)
     return await command.run(target, body)

@@ -168,7 +168,8 @@ def _batch_operation(max_commands: int) -> dict[str, Any]:
         schema = command.schema(max_commands)
         properties = {"command": {"const": command.name}, **schema["properties"]}
         items.append({**schema, "properties": properties, "required": ["command", *schema.get("required", ())]})
-    commands = {"type": "array", "maxItems": max_commands, "items": {"oneOf": items}}
+    text = f"At most {max_commands} commands, in which each room of publish_to_rooms counts as one."
+    commands = {"type": "array", "description": text, "maxItems": max_commands, "items": {"oneOf": items}}
     body = {**_object(commands=commands), "additionalProperties": False}
     results = _content(_reference("BatchResults"))
     return {

@@ -51,7 +51,7 @@ def _find_in_object(schema: Schema, value: dict[str, Any], place: str) -> str | 
     properties = schema["properties"]
     for name in value:
         if name not in properties:
-            return f"{place} has a field {name!r}, and may have {', '.join(properties)}"
+            return f"{place} has a field {name[:50]!r}, and may have {', '.join(properties)}"
     for name in schema.get("required", ()):
         if name not in value:
             return f"{place} needs the field {name!r}"
