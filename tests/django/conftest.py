@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -49,8 +48,6 @@ def new_layer(request: pytest.FixtureRequest, socket_directory: Path) -> Iterato
     yield make
     for layer in layers:
         asyncio.run(layer.close())
-    layers.clear()
-    gc.collect()
     assert len(layer_threads()) == before
 
 

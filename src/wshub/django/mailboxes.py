@@ -17,18 +17,19 @@ Futures = dict[asyncio.AbstractEventLoop, list["Waiter"]]
 
 
 class Waiter:
-    """A coroutine that waits in ``get()``."""
+    """A coroutine that waits in ``get()``. It is given its message before it goes on."""
 
-    __slots__ = ("future", "loop", "mailbox")
+    __slots__ = ("channel", "future", "loop", "payload")
 
-    def __init__(self, mailbox: Mailbox, loop: asyncio.AbstractEventLoop) -> None:
-        self.mailbox = mailbox
+    def __init__(self, channel: str, loop: asyncio.AbstractEventLoop) -> None:
+        self.channel = channel
         self.loop = loop
         self.future: asyncio.Future[None] = loop.create_future()
+        self.payload: bytes | None = None
 
 
 class Mailbox:
-    """The messages that wait in one channel."""
+    """The messages that wait in one channel, or the coroutines that wait for one: never both."""
 
     __slots__ = ("capacity", "messages", "unread_since", "waiters")
 
@@ -83,6 +84,10 @@ class Mailboxes:
         mailbox = self._mailboxes.get(channel)
         if mailbox is None:
             mailbox = self._mailboxes[channel] = Mailbox(self._capacity_of(channel))
+        if mailbox.waiters:
+            self.queued += 1
+            self._give(mailbox, payload, waiters)
+            return True
         if len(mailbox.messages) >= mailbox.capacity:
             self._expire(mailbox, now)
             if len(mailbox.messages) >= mailbox.capacity:
@@ -92,10 +97,13 @@ class Mailboxes:
         mailbox.messages.append((now + self._expiry, payload))
         if mailbox.unread_since is None:
             mailbox.unread_since = now
-        if mailbox.waiters:
-            waiter = mailbox.waiters.popleft()
-            waiters.setdefault(waiter.loop, []).append(waiter)
         return True
+
+    def _give(self, mailbox: Mailbox, payload: bytes, waiters: Futures) -> None:
+        """Give a message to the coroutine that has waited longest."""
+        waiter = mailbox.waiters.popleft()
+        waiter.payload = payload
+        waiters.setdefault(waiter.loop, []).append(waiter)
 
     def wake(self, waiters: Futures) -> None:
         """Have coroutines go on, each on its loop. The lock is not held."""
@@ -106,101 +114,95 @@ class Mailboxes:
             try:
                 loop.call_soon_threadsafe(_set_results, woken)
             except RuntimeError:
-                # The loop was closed. Others may wait for the same messages.
-                self._wake_others(woken)
-
-    def _wake_others(self, closed: Iterable[Waiter]) -> None:
-        waiters: Futures = {}
-        with self._lock:
-            for waiter in closed:
-                self._wake_next(waiter.mailbox, waiters)
-        if waiters:
-            self.wake(waiters)
-
-    def _wake_next(self, mailbox: Mailbox, waiters: Futures) -> None:
-        if mailbox.messages and mailbox.waiters:
-            waiter = mailbox.waiters.popleft()
-            waiters.setdefault(waiter.loop, []).append(waiter)
-
-    # Getting
-
-    async def get(self, channel: str) -> bytes:
-        """Return the oldest message of a channel, once there is one. A call that is cancelled takes none."""
-        loop = asyncio.get_running_loop()
-        reader = None
-        with self._lock:
-            if "!" not in channel:
-                reader = self._readers.setdefault(channel, Reader())
-                reader.waiting += 1
-        was_read = False
-        try:
-            while True:
-                with self._lock:
-                    mailbox = self._mailboxes.get(channel)
-                    if mailbox is None:
-                        mailbox = self._mailboxes[channel] = Mailbox(self._capacity_of(channel))
-                    self._expire(mailbox, time.monotonic())
-                    if mailbox.messages:
-                        _, payload = mailbox.messages.popleft()
-                        mailbox.unread_since = None
-                        self._forget_idle(channel, mailbox)
-                        was_read = True
-                        return payload
-                    waiter = Waiter(mailbox, loop)
-                    mailbox.waiters.append(waiter)
-                try:
-                    await waiter.future
-                except BaseException:
-                    self._stop_waiting(channel, waiter)
-                    raise
-        finally:
-            if reader is not None:
-                with self._lock:
-                    reader.waiting -= 1
-                    if was_read:
-                        reader.read_at = time.monotonic()
-                    elif not reader.waiting:
-                        # It has stopped reading, as far as one can tell.
-                        self._readers.pop(channel, None)
-
-    def _stop_waiting(self, channel: str, waiter: Waiter) -> None:
-        waiters: Futures = {}
-        mailbox = waiter.mailbox
-        with self._lock:
-            try:
-                mailbox.waiters.remove(waiter)
-            except ValueError:
-                # It was woken for a message that it does not take.
-                self._wake_next(mailbox, waiters)
-            if self._mailboxes.get(channel) is mailbox:
-                self._forget_idle(channel, mailbox)
-        self.wake(waiters)
-
-    def take(self, channel: str) -> bytes | None:
-        """Return the oldest message of a channel that nothing in this process reads; None if there is none."""
-        with self._lock:
-            mailbox = self._mailboxes.get(channel)
-            if mailbox is None or self._is_read(channel):
-                return None
-            self._expire(mailbox, time.monotonic())
-            if not mailbox.messages:
-                return None
-            _, payload = mailbox.messages.popleft()
-            mailbox.unread_since = None
-            self._forget_idle(channel, mailbox)
-            return payload
+                # The loop was closed.
+                for waiter in woken:
+                    self._stop_waiting(waiter)
 
     def put_back(self, channel: str, payload: bytes) -> None:
         """Put a message in front of the others of a channel. It expires as if it were new."""
         now = time.monotonic()
         waiters: Futures = {}
         with self._lock:
-            mailbox = self._mailboxes.setdefault(channel, Mailbox(self._capacity_of(channel)))
-            mailbox.messages.appendleft((now + self._expiry, payload))
-            if mailbox.unread_since is None:
-                mailbox.unread_since = now
-            self._wake_next(mailbox, waiters)
+            mailbox = self._mailboxes.get(channel)
+            if mailbox is None:
+                mailbox = self._mailboxes[channel] = Mailbox(self._capacity_of(channel))
+            if mailbox.waiters:
+                self._give(mailbox, payload, waiters)
+            else:
+                mailbox.messages.appendleft((now + self._expiry, payload))
+                if mailbox.unread_since is None:
+                    mailbox.unread_since = now
         self.wake(waiters)
+
+    # Getting
+
+    async def get(self, channel: str) -> bytes:
+        """Return the oldest message of a channel, once there is one. A call that is cancelled takes none."""
+        reader = None
+        with self._lock:
+            if "!" not in channel:
+                reader = self._readers.setdefault(channel, Reader())
+            mailbox = self._mailboxes.get(channel)
+            payload = self._pop(channel, mailbox) if mailbox is not None and mailbox.messages else None
+            if payload is not None:
+                if reader is not None:
+                    reader.read_at = time.monotonic()
+                return payload
+            # The last message may have expired, and the mailbox with it.
+            mailbox = self._mailboxes.get(channel)
+            if mailbox is None:
+                mailbox = self._mailboxes[channel] = Mailbox(self._capacity_of(channel))
+            mailbox.unread_since = None
+            waiter = Waiter(channel, asyncio.get_running_loop())
+            mailbox.waiters.append(waiter)
+            if reader is not None:
+                reader.waiting += 1
+        try:
+            await waiter.future
+        except BaseException:
+            self._stop_waiting(waiter)
+            raise
+        finally:
+            if reader is not None:
+                self._stop_reading(channel, reader, has_read=waiter.payload is not None)
+        assert waiter.payload is not None
+        return waiter.payload
+
+    def _pop(self, channel: str, mailbox: Mailbox) -> bytes | None:
+        """Return the oldest message of a channel that has not expired, or None. The lock is held."""
+        self._expire(mailbox, time.monotonic())
+        if not mailbox.messages:
+            return None
+        _, payload = mailbox.messages.popleft()
+        mailbox.unread_since = None
+        self._forget_idle(channel, mailbox)
+        return payload
+
+    def _stop_waiting(self, waiter: Waiter) -> None:
+        """Give a coroutine no message. One that it was given already goes to the next, or back into the channel."""
+        with self._lock:
+            payload, waiter.payload = waiter.payload, None
+            mailbox = self._mailboxes.get(waiter.channel)
+            if payload is None and mailbox is not None and waiter in mailbox.waiters:
+                mailbox.waiters.remove(waiter)
+                self._forget_idle(waiter.channel, mailbox)
+        if payload is not None:
+            self.put_back(waiter.channel, payload)
+
+    def _stop_reading(self, channel: str, reader: Reader, *, has_read: bool) -> None:
+        with self._lock:
+            reader.waiting -= 1
+            if has_read:
+                reader.read_at = time.monotonic()
+            elif not reader.waiting and self._readers.get(channel) is reader:
+                # It has stopped reading, as far as one can tell.
+                del self._readers[channel]
+
+    def take(self, channel: str) -> bytes | None:
+        """Return the oldest message of a channel that nothing in this process reads; None if there is none."""
+        with self._lock:
+            mailbox = self._mailboxes.get(channel)
+            return None if mailbox is None or self._is_read(channel) else self._pop(channel, mailbox)
 
     # Looking
 

@@ -16,6 +16,7 @@ MARK = "\uffff"
 ESCAPED_MARK = b"\\uffff"
 
 _encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
+_decode = json.JSONDecoder().decode
 
 
 def encode_message(message: object) -> bytes:
@@ -39,7 +40,7 @@ def decode_message(data: bytes) -> dict[str, Any]:
     Raises:
         ValueError: they are something else.
     """
-    message = json.loads(data)
+    message = _decode(data.decode("ascii"))
     if ESCAPED_MARK in data:
         message = _unboxed(message)
     if not isinstance(message, dict):
