@@ -12,7 +12,9 @@ from channels.exceptions import ChannelFull
 from tests.django.conftest import NewLayer, joined
 from tests.django.test_channel_layer import nothing_arrives, received
 from wshub.brokers.envelope import encode_envelope
-from wshub.brokers.interface import ALL_NODES, node_channel
+from wshub.brokers.interface import ALL_NODES, Published, node_channel
+from wshub.brokers.memory import MemoryBroker, MemoryEngine
+from wshub.django import ChannelLayer
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -238,3 +240,34 @@ async def test_what_cannot_be_read_is_counted_and_ignored(new_layer: NewLayer) -
     await two.send(channel, {"n": 1})
     assert await received(one, channel) == [1]
     assert one.stats().unreadable == 3 + len(bodies)
+
+
+class Silent(MemoryBroker):
+    """A broker that does not tell how many nodes get an envelope."""
+
+    async def publish(self, channel: str, envelope: bytes) -> Published:
+        await super().publish(channel, envelope)
+        return Published(receivers=None)
+
+
+async def test_a_broker_need_not_count_receivers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wshub.django.exchange.ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr("wshub.django.exchange.READER_SECONDS", 0.1)
+    engine = MemoryEngine()
+    one, two, gone = [ChannelLayer(lambda: Silent(engine), capacity=1) for _ in range(3)]
+    channel, nowhere = await one.new_channel(), await gone.new_channel()
+    await gone.close()
+    await one.group_add("chat", channel)
+    await two.group_send("chat", {"n": 1})
+    assert await received(one, channel) == [1]
+    await two.send(channel, {"n": 2})
+    with pytest.raises(ChannelFull):
+        await two.send(channel, {"n": 3})
+    await two.send(nowhere, {"n": 4})
+    assert two.stats().unreachable == 1
+    await two.send("jobs", {"n": 5})
+    assert two.stats().waiting == 1
+    await two.flush()
+    assert one.stats().waiting == two.stats().waiting == 0
+    for layer in (one, two):
+        await layer.close()

@@ -36,7 +36,7 @@ from wshub.brokers.interface import (
 )
 from wshub.django.groups import Groups
 from wshub.django.mailboxes import Mailboxes
-from wshub.django.open_requests import OpenRequests
+from wshub.django.open_requests import Answers, OpenRequests
 from wshub.errors import BrokerError, BrokerUnavailable, BrokerUncertain
 from wshub.publisher.forks import fork_count
 from wshub.publisher.loop_thread import LoopThread
@@ -269,13 +269,18 @@ class Exchange:
             if await self._ask_one(broker, node, self._command(command), request.answers) is None:
                 self.unreachable += 1
 
-    async def _ask_one(self, broker: Broker, node: str, envelope: bytes, answers: Callable[..., Any]) -> object:
+    async def _ask_one(
+        self, broker: Broker, node: str, envelope: bytes, answers: Callable[[int, float], Answers]
+    ) -> object:
         """Send an envelope to one process, and return its answer; None if it is gone."""
         published = await broker.publish(node_channel(node), envelope)
         if published.receivers == 0:
             return None
         async for _, answer in answers(1, ANSWER_SECONDS):
             return answer
+        if published.receivers is None:
+            # The broker cannot tell whether the process is there, and nothing has answered.
+            return None
         raise BrokerUncertain(f"the process {node} has not answered within {ANSWER_SECONDS:.0f} seconds")
 
     async def send_to_reader(self, channel: str, payload: bytes) -> Outcome:

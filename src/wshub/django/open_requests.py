@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Self
 
@@ -13,7 +12,7 @@ LARGEST_NUMBER = 2**32 - 1
 
 
 class OpenRequest:
-    """A question that waits for answers, within an ``async with`` or ``with`` block.
+    """A question that waits for answers, within a ``with`` block.
 
     Args:
         requests: that it belongs to.
@@ -37,23 +36,43 @@ class OpenRequest:
         """Take the answer of a node."""
         self._answers.put_nowait((node, answer))
 
-    async def answers(self, expected: int | None, timeout: float) -> AsyncIterator[tuple[str, object]]:
-        """Yield each node and its answer, until there are enough or the time is over.
+    def answers(self, expected: int | None, timeout: float) -> Answers:
+        """Return an iterator over nodes and their answers, until there are enough or the time is over.
 
         Args:
             expected: the number of answers; None if that is not known.
             timeout: seconds.
         """
-        deadline = asyncio.get_running_loop().time() + timeout
-        count = 0
-        while expected is None or count < expected:
-            try:
-                async with asyncio.timeout_at(deadline):
-                    answer = await self._answers.get()
-            except TimeoutError:
-                return
-            count += 1
-            yield answer
+        return Answers(self._answers, expected, asyncio.get_running_loop().time() + timeout)
+
+
+class Answers:
+    """The answers to a question, as they arrive. It is no generator, which would have to be closed.
+
+    Args:
+        queue: of the answers.
+        expected: their number, or None.
+        deadline: when to wait no longer, by the time of the loop.
+    """
+
+    def __init__(self, queue: asyncio.Queue[tuple[str, object]], expected: int | None, deadline: float) -> None:
+        self._queue = queue
+        self._missing = expected
+        self._deadline = deadline
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> tuple[str, object]:
+        if self._missing is not None:
+            if self._missing <= 0:
+                raise StopAsyncIteration
+            self._missing -= 1
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                return await self._queue.get()
+        except TimeoutError:
+            raise StopAsyncIteration from None
 
 
 class OpenRequests:
