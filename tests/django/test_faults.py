@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -66,7 +68,7 @@ async def test_an_outage_ends_with_the_engine(own_redis: RedisEngine) -> None:
 
 
 async def test_an_engine_that_was_never_there_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wshub.django.exchange.START_PATIENCE", 0.2)
+    monkeypatch.setattr("wshub.django.broker_thread.START_PATIENCE", 0.2)
     with engine_of("redis") as engine:
         async with closing(ChannelLayer(engine.url)) as (layer,):
             channel = await layer.new_channel()
@@ -133,9 +135,29 @@ def own_engine_with_password() -> Iterator[RedisEngine]:
 
 
 async def test_a_port_on_which_nothing_listens_leaks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wshub.django.exchange.START_PATIENCE", 0.05)
+    monkeypatch.setattr("wshub.django.broker_thread.START_PATIENCE", 0.05)
     async with closing(ChannelLayer(f"redis://127.0.0.1:{free_port()}")) as (layer,):
         for number in range(20):
             with pytest.raises(BrokerUnavailable):
                 await layer.group_send("chat", {"n": number})
         assert layer.stats().waiting == 0
+
+
+async def test_errors_of_an_outage_leave_no_cycles(own_redis: RedisEngine) -> None:
+    errors: list[weakref.ref[Exception]] = []
+    async with closing(ChannelLayer(own_redis.url), ChannelLayer(own_redis.url)) as (one, two):
+        other = await two.new_channel()
+        await one.new_channel()
+        own_redis.stop()
+        gc.collect()
+        gc.disable()
+        try:
+            for call in (lambda: one.group_send("chat", {}), lambda: one.send(other, {}), one.flush):
+                try:
+                    await call()
+                except BrokerUnavailable as error:
+                    errors.append(weakref.ref(error))
+            await until(lambda: all(error() is None for error in errors))
+        finally:
+            gc.enable()
+    assert len(errors) == 3

@@ -230,7 +230,7 @@ async def test_what_cannot_be_read_is_counted_and_ignored(new_layer: NewLayer) -
 
     async def send_wrong() -> None:
         assert exchange is not None
-        broker = await exchange._broker()
+        broker = await exchange.broker()
         for envelope in (b"", b"text", b"\xb1\x09", *(encode_envelope("control", "", body, node=7) for body in bodies)):
             await broker.publish(node_channel(node.id), envelope)
         known: Any = encode_envelope("control", "", b'{"do": "something new"}', node=7)

@@ -1,7 +1,4 @@
-"""The side of a channel layer that faces the broker.
-
-It has an event loop in a thread of its own. So a call from any loop uses the same connection: ``async_to_sync`` makes
-a loop for each call, and closes it afterwards.
+"""Exchanges messages between the processes of a channel layer.
 
 Processes send to one another:
 
@@ -13,41 +10,31 @@ Processes send to one another:
 from __future__ import annotations
 
 import asyncio
-import atexit
 import json
 import logging
-import threading
 import time
-import weakref
-from collections.abc import Callable, Collection, Coroutine
-from typing import Any, Literal, TypeAlias, TypeVar
+from collections.abc import Callable, Collection
+from typing import Any, Literal, TypeAlias
 
 from wshub.brokers.envelope import DecodedEnvelope, decode_envelope, encode_envelope
 from wshub.brokers.interface import (
     ALL_NODES,
     ROOM_CHANNELS,
     Broker,
-    BrokerHealth,
-    BrokerStats,
     NodeInfo,
     node_channel,
     room_channel,
     user_channel,
 )
+from wshub.django.broker_thread import BrokerThread
 from wshub.django.groups import Groups
 from wshub.django.mailboxes import Mailboxes
 from wshub.django.open_requests import Answers, OpenRequests
-from wshub.errors import BrokerError, BrokerUnavailable, BrokerUncertain
-from wshub.publisher.forks import fork_count
-from wshub.publisher.loop_thread import LoopThread
-from wshub.publisher.session import BrokerSession, SessionEvents
+from wshub.errors import BrokerError, BrokerUncertain
 
 __all__ = ["Exchange", "Outcome"]
 
 logger = logging.getLogger("wshub.broker")
-
-START_PATIENCE = 5.0
-"""Seconds, from the first use on, for which a call waits until the broker has started."""
 
 ANSWER_SECONDS = 5.0
 """Seconds in which another process must answer."""
@@ -58,19 +45,11 @@ READER_SECONDS = 1.0
 UNSUBSCRIBE_DELAY = 1.0
 """Seconds for which a group without channels stays subscribed. Groups often lose a channel, and soon get one."""
 
-CLOSE_SECONDS = 10.0
-"""Seconds that ``close()`` waits for the thread at most."""
-
-EXIT_SECONDS = 2.0
-"""Seconds that the end of the interpreter waits for the goodbye to the broker."""
-
 Outcome: TypeAlias = Literal["taken", "full", "gone"]
 
-Result = TypeVar("Result")
 
-
-class Exchange:
-    """Exchanges messages with other processes. Its coroutines may be awaited on any event loop.
+class Exchange(BrokerThread):
+    """Exchanges messages with other processes. Give its coroutines to ``run()``, on any event loop.
 
     Args:
         new_broker: makes the broker.
@@ -79,89 +58,18 @@ class Exchange:
     """
 
     def __init__(self, new_broker: Callable[[], Broker], node: NodeInfo, mailboxes: Mailboxes, groups: Groups) -> None:
+        super().__init__(new_broker, node, {room_channel(group) for group in groups.names()})
+        # Messages of other processes arrive only once the broker has started.
+        groups.forget_all_subscribed()
         self.unreachable = self.unreadable = 0
-        self._new_broker = new_broker
-        self._node = node
         self._mailboxes = mailboxes
         self._groups = groups
-        self._forks = fork_count()
-        # Guards the thread, and whether it may be used.
-        self._lock = threading.RLock()
-        self._thread: LoopThread | None = None
-        self._is_closed = False
-        self._session: BrokerSession | None = None
-        self._patient_until = 0.0
         self._requests = OpenRequests()
-        # The channels of the broker that are subscribed to, besides those of each node.
-        self._wanted = {room_channel(group) for group in groups.names()}
         # Groups without channels of this process, with the time at which they are unsubscribed from.
         self._empty: dict[str, float] = {}
-        self._tasks: set[asyncio.Task[Any]] = set()
         # Channels whose messages are being offered to other processes.
         self._offered: set[str] = set()
         self._is_failure_logged = False
-
-    # The thread
-
-    async def run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
-        """Run a coroutine on the loop of the thread, and return its result on the running loop.
-
-        Raises:
-            BrokerUnavailable: the exchange is closed, or is being closed.
-        """
-        with self._lock:
-            if self._is_closed:
-                coroutine.close()
-                raise BrokerUnavailable("the channel layer was closed")
-            if self._thread is None:
-                self._thread = LoopThread("wshub channel layer")
-                _living.add(self)
-            future = self._thread.submit(coroutine)
-        try:
-            return await asyncio.wrap_future(future)
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            raise BrokerUncertain("the channel layer was closed before the broker had answered") from None
-
-    def end_soon(self) -> LoopThread | None:
-        """Leave the broker and end the thread, without waiting for it. In a forked process it does nothing.
-
-        Returns:
-            The thread that ends, if there is one.
-        """
-        if self._forks != fork_count():
-            return None
-        with self._lock:
-            if self._thread is not None and not self._is_closed:
-                self._thread.submit(self._end(self._thread))
-            self._is_closed = True
-            return self._thread
-
-    async def close(self) -> None:
-        """Leave the broker, and end the thread. Calls that are under way get ``BrokerUncertain``."""
-        thread = self.end_soon()
-        if thread is not None:
-            await asyncio.to_thread(thread.join, CLOSE_SECONDS)
-
-    async def _end(self, thread: LoopThread) -> None:
-        own = asyncio.current_task()
-        try:
-            # Nothing waits for another process any longer.
-            callers = [task for task in asyncio.all_tasks() if task is not own]
-            session, self._session = self._session, None
-            if session is not None:
-                await session.close()
-            for task in callers:
-                task.cancel()
-            if callers:
-                await asyncio.wait(callers)
-        finally:
-            self._groups.forget_all_subscribed()
-            thread.loop.stop()
-
-    # The broker. From here on, everything runs on the loop of the thread.
 
     async def connect(self) -> None:
         """Return when messages from other processes arrive, or when the broker cannot be reached.
@@ -170,31 +78,9 @@ class Exchange:
             ConfigurationError: the broker cannot work, such as with a wrong password.
         """
         try:
-            await self._broker()
+            await self.broker()
         except BrokerError as error:
             logger.debug("the channel layer goes on without its broker: %s", error)
-
-    async def _broker(self) -> Broker:
-        """Return the broker once it has started."""
-        session = self._open_session()
-        if not session.has_started:
-            patience = self._patient_until - session.loop.time()
-            if patience <= 0:
-                raise BrokerUnavailable(f"the broker has no connection: {session.broker.health().reason}")
-            await session.wait_started(patience)
-        return session.broker
-
-    def _open_session(self) -> BrokerSession:
-        """Return the session, which may not have started yet: a new one if there is none, or if the last one failed."""
-        session = self._session
-        if session is None or session.has_failed:
-            loop = asyncio.get_running_loop()
-            broker = self._new_broker()
-            session = self._session = BrokerSession(broker, self._node, ExchangeEvents(loop, self), loop)
-            self._patient_until = loop.time() + START_PATIENCE
-            for channel in self._wanted:
-                broker.subscribe(channel)
-        return session
 
     async def send_to_group(self, group: str, payload: bytes) -> None:
         """Send a message to the channels of a group in other processes.
@@ -204,7 +90,7 @@ class Exchange:
             BrokerUncertain: it may have been sent.
             ConfigurationError: the broker cannot work.
         """
-        broker = await self._broker()
+        broker = await self.broker()
         await broker.publish(room_channel(group), self._envelope("room", group, payload, 0))
 
     async def subscribe_to_group(self, group: str) -> None:
@@ -236,8 +122,8 @@ class Exchange:
     async def _subscribe(self, channel: str) -> None:
         self._wanted.add(channel)
         # A broker that has no connection subscribes once it has one.
-        self._open_session().broker.subscribe(channel)
-        broker = await self._broker()
+        self.open_session().broker.subscribe(channel)
+        broker = await self.broker()
         async with asyncio.timeout(ANSWER_SECONDS):
             await broker.subscribed(channel)
 
@@ -252,7 +138,7 @@ class Exchange:
             BrokerUncertain: it may have been sent.
             ConfigurationError: the broker cannot work.
         """
-        broker = await self._broker()
+        broker = await self.broker()
         with self._requests.open() as request:
             envelope = self._envelope("user", channel, payload, request.number)
             answer = await self._ask_one(broker, node, envelope, request.answers)
@@ -263,7 +149,7 @@ class Exchange:
 
     async def change_group(self, node: str, change: Literal["add", "discard"], group: str, channel: str) -> None:
         """Have another process add its channel to a group, or remove it. Raises as ``send_to_channel``."""
-        broker = await self._broker()
+        broker = await self.broker()
         with self._requests.open() as request:
             command = {"do": change, "group": group, "channel": channel, "request": request.number}
             if await self._ask_one(broker, node, self._command(command), request.answers) is None:
@@ -292,7 +178,7 @@ class Exchange:
         Raises:
             BrokerUnavailable, BrokerUncertain, ConfigurationError: as ``send_to_channel``.
         """
-        broker = await self._broker()
+        broker = await self.broker()
         capacities: dict[str, int] = {}
         with self._requests.open() as request:
             command = {"do": "tell_capacity", "channel": channel, "request": request.number}
@@ -320,7 +206,7 @@ class Exchange:
             BrokerUncertain: some have not answered.
             ConfigurationError: the broker cannot work.
         """
-        broker = await self._broker()
+        broker = await self.broker()
         with self._requests.open() as request:
             command = self._command({"do": "flush", "request": request.number})
             expected = (await broker.publish(ALL_NODES, command)).receivers
@@ -375,7 +261,7 @@ class Exchange:
                 self._answer(node, command["request"], self._mailboxes.capacity_left(str(command["channel"])))
             case "add":
                 group, channel, request = str(command["group"]), str(command["channel"]), int(command["request"])
-                self._start(self._add(node, group, channel, request))
+                self.start_task(self._add(node, group, channel, request))
             case "discard":
                 self._groups.discard(str(command["group"]), str(command["channel"]))
                 self._answer(node, command["request"], "done")
@@ -394,11 +280,6 @@ class Exchange:
             session.broker.send(
                 node_channel(node), self._command({"do": "answer", "request": request, "answer": answer})
             )
-
-    def _start(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     def interrupted(self, channels: Collection[str] | None) -> None:
         """Note that messages may not arrive: the next channel of a group waits until they do."""
@@ -422,7 +303,7 @@ class Exchange:
         for channel in self._mailboxes.unread_channels():
             if channel not in self._offered:
                 self._offered.add(channel)
-                self._start(self._offer(channel))
+                self.start_task(self._offer(channel))
 
     def _is_wanted(self, channel: str) -> bool:
         kind, _, name = channel.partition(":")
@@ -454,46 +335,3 @@ class Exchange:
             logger.debug("the messages of the channel %s stay in this process: %s", channel, error)
         finally:
             self._offered.discard(channel)
-
-    def stats(self) -> tuple[BrokerStats, BrokerHealth] | None:
-        """Return the counts and the health of the broker; None if it was not needed yet."""
-        session = self._session
-        return (session.broker.stats(), session.broker.health()) if session is not None else None
-
-
-class ExchangeEvents(SessionEvents):
-    """Gives an exchange what its broker tells.
-
-    Args:
-        loop: of the broker.
-        exchange: that is told.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, exchange: Exchange) -> None:
-        super().__init__(loop)
-        self._exchange = exchange
-
-    def receive(self, envelope: bytes) -> None:
-        """Give the envelope to the exchange."""
-        self._exchange.received(envelope)
-
-    def interrupted(self, channels: Collection[str] | None, reason: str) -> None:
-        """Tell the exchange."""
-        self._exchange.interrupted(channels)
-
-    def swept(self, now: float) -> None:
-        """Have the exchange do what is due."""
-        self._exchange.swept(now)
-
-
-# Exchanges with a thread. The end of the interpreter waits a moment until they have left their brokers.
-_living: weakref.WeakSet[Exchange] = weakref.WeakSet()
-
-
-@atexit.register
-def _end_all() -> None:
-    threads = [exchange.end_soon() for exchange in _living]
-    deadline = time.monotonic() + EXIT_SECONDS
-    for thread in threads:
-        if thread is not None:
-            thread.join(max(deadline - time.monotonic(), 0))
