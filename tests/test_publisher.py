@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import multiprocessing
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable
 from enum import StrEnum
 from pathlib import Path
@@ -229,6 +231,27 @@ def unused_port() -> int:
 
 
 # Failures, and the end
+
+
+def test_errors_of_a_publisher_leave_no_cycles(monkeypatch: pytest.MonkeyPatch, unused_port: int) -> None:
+    monkeypatch.setattr("wshub.publisher.session.START_TIMEOUT", 0.05)
+    gc.collect()
+    gc.disable()
+    try:
+        with Publisher(f"redis://127.0.0.1:{unused_port}") as publisher:
+            errors = []
+            for call in (lambda: publisher.publish("message"), lambda: publisher.disconnect_user("ann")):
+                try:
+                    call()
+                except BrokerUnavailable as error:
+                    errors.append(weakref.ref(error))
+            deadline = time.monotonic() + 10
+            while any(error() is not None for error in errors):
+                assert time.monotonic() < deadline
+                time.sleep(0.001)
+            assert len(errors) == 2
+    finally:
+        gc.enable()
 
 
 @pytest.fixture

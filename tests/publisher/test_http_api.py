@@ -20,6 +20,7 @@ from starlette.routing import Mount
 from tests.support.programs import free_port
 from tests.support.serving_hub import connected
 from wshub import ConfigurationError, EventHandler, Hub, MisuseError
+from wshub.brokers.memory import MemoryBroker, MemoryEngine
 from wshub.brokers.workers import WorkersBroker
 from wshub.publisher import AsyncPublisher, Publisher
 from wshub.publisher.http import HttpApi
@@ -307,6 +308,24 @@ async def test_a_broker_that_is_away_is_told(monkeypatch: pytest.MonkeyPatch) ->
         assert response.status_code == 207
         assert [result["error"]["code"] for result in response.json()["results"]] == ["broker_unavailable"] * 2
     await publisher.close()
+
+
+async def test_an_answer_of_the_broker_that_is_lost_is_told() -> None:
+    engine = MemoryEngine()
+    broker = MemoryBroker(engine)
+    hub = Hub(broker=broker)
+    async with serving(hub) as client, client_of(HttpApi(hub, tokens=[TOKEN])) as api:
+        engine.freeze()
+        posting = asyncio.create_task(api.post("/publish", json={"room": "lobby", "text": "x"}))
+        # The connections of the hub get it at once.
+        assert await client.recv() == "x"
+        engine.cut(broker)
+        engine.heal()
+        response = await posting
+        assert (response.status_code, response.json()["error"]["code"]) in (
+            (504, "broker_uncertain"),
+            (503, "broker_unavailable"),
+        )
 
 
 async def test_a_failure_of_the_program_is_logged_and_not_told(

@@ -301,6 +301,10 @@ class _PublisherThread:
             # Such as KeyboardInterrupt. The loop need not go on with it.
             future.cancel()
             raise
+        finally:
+            # An error of this future holds the traceback, and so this frame and the future: only the collector would
+            # free them.
+            del future
 
     async def _call(self, call: Callable[[AsyncPublisher], Coroutine[Any, Any, Result]]) -> Result:
         if self._is_closing:
@@ -309,6 +313,8 @@ class _PublisherThread:
         assert task is not None
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        # As in run().
+        del task
         return await call(self._publisher)
 
     async def _close(self) -> None:

@@ -95,11 +95,12 @@ class BrokerSession:
             ConfigurationError: it cannot work.
         """
         timeout = START_TIMEOUT if timeout is None else timeout
-        try:
-            async with asyncio.timeout(timeout):
-                await asyncio.shield(self._started)
-        except TimeoutError:
-            raise BrokerUnavailable(f"the broker was not reached within {timeout:.0f} seconds") from None
+        # An error of asyncio.timeout() would be in a cycle, which only the collector frees.
+        if not self._started.done():
+            await asyncio.wait([self._started], timeout=timeout)
+        if not self._started.done():
+            raise BrokerUnavailable(f"the broker was not reached within {timeout:.0f} seconds")
+        self._started.result()
 
     async def close(self) -> None:
         """Close the broker. If the call is cancelled, it is closed all the same."""
