@@ -59,7 +59,10 @@ async def test_an_outage_ends_with_the_engine(own_redis: RedisEngine) -> None:
                     if not await nothing_arrives(one, channel):
                         break
                 await asyncio.sleep(0.02)
-        await until(lambda: one.stats().health is not None and one.stats().health.ok)  # type: ignore[union-attr]
+        for layer in (one, two):
+            await until(lambda layer=layer: layer.stats().health.ok)
+        # It returns when messages arrive again.
+        await two.group_add("chat", other)
         await one.group_send("chat", {"n": 4})
         assert await received(two, other) == [4]
         await two.send(channel, {"n": 5})
