@@ -185,7 +185,7 @@ class Exchange(BrokerThread):
             published = await broker.publish(user_channel(channel), self._command(command))
             async for node, found in request.answers(published.receivers, READER_SECONDS):
                 match found:
-                    # A receiver waits there. Nobody needs to be asked further.
+                    # A receiver waits there: no other process needs to be asked.
                     case [int(capacity), True] if capacity > 0:
                         capacities = {node: capacity}
                         break
