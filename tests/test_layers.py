@@ -30,14 +30,17 @@ ALLOWED = {
     "metrics": {"errors", "core", "hub", "metrics_table"},
     "metrics_table": {"core"},
     "tracing": {"errors", "protocol", "core", "hub"},
-    "publisher": {"errors", "protocol", "links", "brokers"},
+    "publisher": {"errors", "protocol", "links", "brokers", "core", "hub"},
+    "django": {"errors", "protocol", "links", "brokers", "publisher"},
     "testing": {"errors", "protocol", "links", "brokers"},
     "__init__": {"errors", "protocol", "brokers", "core", "serving", "hub"},
 }
 
 OPTIONAL = {
     "aiofastnet",
+    "channels",
     "click",
+    "django",
     "graphql",
     "hiredis",
     "httptools",

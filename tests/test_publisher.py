@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import multiprocessing
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 import pytest
+import websockets
 
 from tests.support.programs import free_port
 from tests.support.serving_hub import connected
@@ -24,6 +27,7 @@ from wshub import (
     ConfigurationError,
     EventHandler,
     Hub,
+    InvalidMessageError,
     MisuseError,
 )
 from wshub.brokers.interface import Published
@@ -114,6 +118,53 @@ async def test_a_forked_process_connects_anew(directory) -> None:
         assert [await client.recv() for _ in range(3)] == ["from the parent", "from the child", "the parent again"]
 
 
+async def test_a_publisher_closes_the_connections_of_a_user(directory) -> None:
+    member = Member(directory)
+    async for client in member.clients():
+        async with AsyncPublisher(member.url) as publisher:
+            await publisher.disconnect_user("ben", 4001, "not this one")
+            await publisher.publish("still there", room="lobby")
+            assert await client.recv() == "still there"
+            assert (await publisher.disconnect_user("ann", 4000, "bye")).receivers == 1
+        with pytest.raises(websockets.ConnectionClosed) as closed:
+            await client.recv()
+        assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (4000, "bye")
+
+
+async def test_a_program_without_asyncio_closes_the_connections_of_a_user(directory) -> None:
+    member = Member(directory)
+    async for client in member.clients():
+        with Publisher(member.url) as publisher:
+            await asyncio.to_thread(publisher.disconnect_user, "ann")
+        with pytest.raises(websockets.ConnectionClosed) as closed:
+            await client.recv()
+        assert closed.value.rcvd.code == 1008
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (("",), MisuseError),
+        ((7,), TypeError),
+        (("ann", 1006), InvalidMessageError),
+        (("ann", 4000, "x" * 124), InvalidMessageError),
+        (("ann", 4000, 7), TypeError),
+    ],
+)
+async def test_a_command_that_cannot_be_sent_is_refused(directory, arguments: Any, error: type[Exception]) -> None:
+    async with AsyncPublisher(f"workers:{directory}") as publisher:
+        with pytest.raises(error):
+            await publisher.disconnect_user(*arguments)
+
+
+async def test_the_health_of_a_publisher_has_it_connect(engine) -> None:
+    publisher = AsyncPublisher("memory")
+    assert publisher.health().state == "starting"
+    async with publisher:
+        assert publisher.health().ok
+    await nothing_is_left()
+
+
 @pytest.mark.parametrize(
     ("options", "error"),
     [
@@ -169,7 +220,7 @@ def test_a_url_that_names_no_broker_is_refused(url: str) -> None:
 
 
 def test_a_broker_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch, unused_port: int) -> None:
-    monkeypatch.setattr("wshub.publisher.START_TIMEOUT", 0.2)
+    monkeypatch.setattr("wshub.publisher.session.START_TIMEOUT", 0.2)
     with Publisher(f"redis://127.0.0.1:{unused_port}") as publisher, pytest.raises(BrokerUnavailable):
         publisher.publish("message", room="lobby")
 
@@ -182,18 +233,41 @@ def unused_port() -> int:
 # Failures, and the end
 
 
+def test_errors_of_a_publisher_leave_no_cycles(monkeypatch: pytest.MonkeyPatch, unused_port: int) -> None:
+    monkeypatch.setattr("wshub.publisher.session.START_TIMEOUT", 0.05)
+    gc.collect()
+    gc.disable()
+    try:
+        with Publisher(f"redis://127.0.0.1:{unused_port}") as publisher:
+            errors = []
+            for call in (lambda: publisher.publish("message"), lambda: publisher.disconnect_user("ann")):
+                try:
+                    call()
+                except BrokerUnavailable as error:
+                    errors.append(weakref.ref(error))
+            deadline = time.monotonic() + 10
+            while any(error() is not None for error in errors):
+                assert time.monotonic() < deadline
+                time.sleep(0.001)
+            assert len(errors) == 2
+    finally:
+        gc.enable()
+
+
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> MemoryEngine:
     """The engine of all publishers that the test makes."""
     engine = MemoryEngine()
-    monkeypatch.setattr("wshub.publisher.broker_from_url", lambda url: MemoryBroker(engine))
+    monkeypatch.setattr("wshub.publisher.publishers.broker_from_url", lambda url: MemoryBroker(engine))
     return engine
 
 
 @pytest.fixture
 def use_broker(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
     """A function that has all publishers use brokers of a class."""
-    return lambda broker: monkeypatch.setattr("wshub.publisher.broker_from_url", lambda url: broker(MemoryEngine()))
+    return lambda broker: monkeypatch.setattr(
+        "wshub.publisher.publishers.broker_from_url", lambda url: broker(MemoryEngine())
+    )
 
 
 async def nothing_is_left() -> None:
@@ -261,7 +335,7 @@ async def test_a_close_that_is_cancelled_goes_on(engine) -> None:
 
 
 async def test_a_block_that_is_not_entered_leaves_nothing_behind(engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wshub.publisher.START_TIMEOUT", 0.05)
+    monkeypatch.setattr("wshub.publisher.session.START_TIMEOUT", 0.05)
     engine.stop()
     with pytest.raises(BrokerUnavailable):
         async with AsyncPublisher("memory"):
@@ -301,7 +375,7 @@ async def test_a_broker_that_fails_to_start_is_unavailable(use_broker, caplog: p
 async def test_a_sweep_that_fails_is_logged_once_and_goes_on(
     use_broker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("wshub.publisher.SWEEP_PERIOD", 0.001)
+    monkeypatch.setattr("wshub.publisher.session.SWEEP_PERIOD", 0.001)
     swept = asyncio.Semaphore(0)
 
     class Failing(MemoryBroker):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ import websockets
 
 from tests.support.pages import page, program, write_programs
 from tests.support.programs import environment, free_port, running_program
+from tests.support.redis_engine import running_engine
 from tests.support.replacing import replaced
 
 NODE = shutil.which("node")
@@ -101,6 +103,41 @@ def test_a_chat_of_django(name: str, tmp_path: Path) -> None:
             assert await cleo.recv() == "hi"
 
     with running_program(command_for(name, port), port=port, env=environment(), cwd=tmp_path) as server:
+        within(scenario())
+        assert "Traceback" not in server.end()
+
+
+def channels_with_another_layer() -> str:
+    """Return the program of Channels with the layer of wshub in place of its own."""
+    return replaced(
+        program("from-channels.md", "before.py"),
+        {"channels.layers.InMemoryChannelLayer": "wshub.django.ChannelLayer"},
+    )
+
+
+@pytest.mark.parametrize("broker", ["workers", "redis"])
+def test_consumers_of_channels_in_several_workers(broker: str, tmp_path: Path) -> None:
+    port = free_port()
+    (tmp_path / "layer.py").write_text(channels_with_another_layer())
+
+    async def scenario() -> None:
+        url = f"ws://127.0.0.1:{port}/chat/red"
+        clients = [await websockets.connect(url, proxy=None) for _ in range(8)]
+        for number, sender in enumerate(clients):
+            await sender.send(f"hello {number}")
+            assert {await client.recv() for client in clients} == {f"hello {number}"}
+        async with httpx.AsyncClient(trust_env=False) as browser:
+            for _ in range(4):
+                assert (await browser.get(f"http://127.0.0.1:{port}/notify/red")).text == "sent"
+                assert {await client.recv() for client in clients} == {"A word from the server."}
+        for client in clients:
+            await client.close()
+
+    with contextlib.ExitStack() as stack:
+        command = [*command_for("layer", port), "--workers", "2"]
+        if broker == "redis":
+            command += ["--broker", stack.enter_context(running_engine("redis")).url]
+        server = stack.enter_context(running_program(command, port=port, env=environment(), cwd=tmp_path))
         within(scenario())
         assert "Traceback" not in server.end()
 

@@ -1,0 +1,13 @@
+"""Sends messages to the connections of hubs from other programs: task queues, views of a web framework, cron jobs.
+
+::
+
+    with Publisher("redis://localhost") as publisher:
+        publisher.publish("Your report is ready.", user="ann")
+
+The hubs must have the same broker: ``wshub serve main:app --broker redis://localhost``.
+"""
+
+from wshub.publisher.publishers import AsyncPublisher, Publisher
+
+__all__ = ["AsyncPublisher", "Publisher"]
