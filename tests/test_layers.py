@@ -42,6 +42,7 @@ OPTIONAL = {
     "hiredis",
     "httptools",
     "msgspec",
+    "nats",
     "opentelemetry",
     "orjson",
     "prometheus_client",

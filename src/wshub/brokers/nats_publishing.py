@@ -1,0 +1,111 @@
+"""Publishing through NATS: bounded and counted."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from functools import partial
+
+from wshub.brokers.interface import Published
+from wshub.brokers.nats_barriers import Barriers
+from wshub.brokers.nats_connection import NatsConnection
+from wshub.brokers.nats_subjects import SubjectNames
+from wshub.errors import BrokerError, BrokerUnavailable, BrokerUncertain
+
+__all__ = ["Publishing"]
+
+logger = logging.getLogger("wshub.broker")
+
+
+class Publishing:
+    """Sends envelopes over the connection that is open. Each envelope counts once: as sent, or as dropped.
+
+    Args:
+        names: the subjects of the channels.
+        max_pending: bytes that may wait to be sent. While as many do, a further envelope is dropped.
+        barriers: tell when the engine has taken an envelope.
+    """
+
+    def __init__(self, names: SubjectNames, max_pending: int, barriers: Barriers) -> None:
+        self.sent = 0
+        """Envelopes that were sent, and that the engine has not refused."""
+        self.dropped: Counter[str] = Counter(disconnected=0, full=0, too_large=0, refused=0)
+        self._names = names
+        self._max_pending = max_pending
+        self._barriers = barriers
+        self._connection: NatsConnection | None = None
+        self._why_dropped = ""
+        # The subjects of the answers that are waited for.
+        self._waiting: dict[asyncio.Future[None], str] = {}
+        self._logged: set[str] = set()
+
+    def attach(self, connection: NatsConnection) -> None:
+        """Send over a connection from now on."""
+        self._connection = connection
+        self._logged.clear()
+
+    def detach(self) -> None:
+        """Drop envelopes from now on: there is no connection."""
+        self._connection = None
+
+    def send(self, channel: str, envelope: bytes) -> bool:
+        """Send an envelope. Return False if it was dropped."""
+        connection = self._connection
+        if connection is None:
+            return self._drop("disconnected", "there is no connection to the engine")
+        if connection.pending_bytes >= self._max_pending:
+            return self._drop("full", "too many bytes wait to be sent to the engine already")
+        if len(envelope) > connection.largest_message:
+            why = f"the engine takes at most {connection.largest_message} bytes (max_payload), not {len(envelope)}"
+            self._log_once("too_large", f"a message is dropped and counted: {why}")
+            return self._drop("too_large", why)
+        if not connection.publish(self._names.subject(channel), envelope):
+            return self._drop("disconnected", "the connection to the engine has ended")
+        self.sent += 1
+        return True
+
+    async def publish(self, channel: str, envelope: bytes) -> Published:
+        """Send an envelope, and return when the engine has taken it."""
+        if not self.send(channel, envelope):
+            raise BrokerUnavailable(self._why_dropped)
+        answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting[answer] = self._names.subject(channel).lower()
+        self._barriers.after(partial(settle, answer))
+        try:
+            await answer
+        finally:
+            del self._waiting[answer]
+            # An error of this future holds the traceback, and so this frame and the future: only the collector would
+            # free them.
+            del answer
+        return Published()
+
+    def refused(self, subject: str, error: BrokerError) -> None:
+        """Count an envelope that the engine has refused. The subject is in small letters."""
+        self.sent -= 1
+        self.dropped["refused"] += 1
+        self._log_once("refused", f"the engine refuses messages, which are dropped and counted: {error}")
+        for answer, waiting_for in self._waiting.items():
+            if waiting_for == subject and not answer.done():
+                answer.set_exception(BrokerError(*error.args))
+
+    def _drop(self, reason: str, why: str) -> bool:
+        self.dropped[reason] += 1
+        self._why_dropped = why
+        return False
+
+    def _log_once(self, reason: str, text: str) -> None:
+        if reason not in self._logged:
+            self._logged.add(reason)
+            logger.warning("%s", text)
+
+
+def settle(answer: asyncio.Future[None], error: BrokerUncertain | None) -> None:
+    """Set the outcome of a future. Each has an error of its own."""
+    if answer.done():
+        return
+    if error is None:
+        answer.set_result(None)
+    else:
+        answer.set_exception(BrokerUncertain(*error.args))
