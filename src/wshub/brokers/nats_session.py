@@ -130,7 +130,7 @@ class NatsSession:
         self._fail(BrokerUnavailable("the broker was closed"))
         self.publishing.detach()
         try:
-            if self._kept.connection is not None:
+            if self._is_heard:
                 await self._drain()
         finally:
             try:
