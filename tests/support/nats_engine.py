@@ -58,8 +58,9 @@ class NatsEngine:
         self.port = free_port()
         self.url = f"nats://127.0.0.1:{self.port}"
         self._program = program_of(kind)
-        self._directory = Path(directory)
-        self._file = self._directory / "server.conf"
+        self.directory = directory
+        self._file = Path(directory) / "server.conf"
+        self._log = Path(directory) / "log"
         self._tls = ""
         if certificate is not None:
             self._tls = f"tls {{ cert_file: {certificate.chain!r}, key_file: {certificate.key!r} }}\n"
@@ -68,13 +69,13 @@ class NatsEngine:
 
     def configure(self, settings: str) -> None:
         """Write the file of settings. A server that runs reads it at ``reload()``."""
-        fixed = f"listen: 127.0.0.1:{self.port}\nlogfile: {str(self._directory / 'log')!r}\n"
+        fixed = f"listen: 127.0.0.1:{self.port}\nlogfile: {str(self._log)!r}\n"
         self._file.write_text(fixed + self._tls + settings)
 
     @property
     def log(self) -> str:
         """The lines that the server has logged."""
-        return (self._directory / "log").read_text()
+        return self._log.read_text() if self._log.exists() else ""
 
     def reload(self) -> None:
         """Have the server read its settings, and return when it has."""

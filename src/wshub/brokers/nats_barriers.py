@@ -86,14 +86,16 @@ class Barriers:
         if self._waiting and self._flush_handle is None:
             self._send_one()
 
-    def sweep(self, now: float) -> bool:
-        """Send a barrier if it is time for one. Return whether it was."""
-        if self._send is None or now < self._next_at:
-            return False
-        self._next_at = now + INTERVAL
-        if len(self._sent) < IN_FLIGHT:
-            self._send_one()
-        return True
+    def is_due(self, now: float) -> bool:
+        """Return whether it is time for a barrier that tests the connection."""
+        return self._send is not None and now >= self._next_at
+
+    def sweep(self, now: float) -> None:
+        """Send a barrier if it is time for one."""
+        if self.is_due(now):
+            self._next_at = now + INTERVAL
+            if len(self._sent) < IN_FLIGHT:
+                self._send_one()
 
     def is_late(self, now: float) -> bool:
         """Return whether a barrier should have come back by now."""

@@ -85,7 +85,7 @@ class NatsSession:
         self.subscriptions = Subscriptions(
             self._names, service, wanted, self._take_message, self._barriers, self._settle, events.now
         )
-        self.publishing = Publishing(self._names, settings.max_pending, self._barriers)
+        self.publishing = Publishing(self._names, settings.max_pending, self._barriers, events.now)
         self._received = 0
         self._is_deaf = False
         # Whether a barrier of the present connection has come back, and the node's own channels are subscribed to.
@@ -140,6 +140,7 @@ class NatsSession:
 
     async def _drain(self) -> None:
         """Return when the engine has taken all that was sent, or after a second."""
+        self.publishing.confirm()
         passed = asyncio.Event()
         self._barriers.after(lambda error: passed.set())
         try:
@@ -180,6 +181,7 @@ class NatsSession:
         self._tested.clear()
         had_any = self.subscriptions.disconnected()
         self._barriers.disconnected(BrokerUncertain(f"the connection to the engine has ended: {reason}"))
+        self.publishing.count_unanswered()
         if had_any and reason != CLOSED and not self.is_closed:
             self._interrupt(None, "deaf" if reason == DEAF else "disconnected")
 
@@ -246,7 +248,9 @@ class NatsSession:
                 self._is_deaf = True
                 logger.error("the broker is deaf: a probe has not come back")
             self._kept.replace(DEAF)
-        if self._barriers.sweep(now):
+        if self._barriers.is_due(now):
+            self.publishing.confirm()
+            self._barriers.sweep(now)
             self._test_sample()
 
     def _test_sample(self) -> None:

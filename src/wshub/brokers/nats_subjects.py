@@ -30,19 +30,25 @@ class SubjectNames:
 
     def __init__(self, prefix: str, hub: str) -> None:
         token = _token(hub)
-        self._start = f"{prefix}.{token if len(token) <= _LONGEST else _hash(hub)}."
+        self.hub = token if len(token) <= _LONGEST else _hash(hub)
+        """The token of the hub."""
+        self._start = f"{prefix}.{self.hub}."
         self._kept: dict[str, str] = {}
 
     def subject(self, channel: str) -> str:
         """Return the subject of a channel."""
         subject = self._kept.get(channel)
         if subject is None:
-            subject = self._start + _tokens(channel)
+            subject = self._start + self.tokens(channel)
             if len(channel) <= _KEPT_LENGTH:
                 if len(self._kept) >= _KEPT_SUBJECTS:
                     self._kept.clear()
                 self._kept[channel] = subject
         return subject
+
+    def tokens(self, channel: str) -> str:
+        """Return the tokens of a channel, behind those of the prefix and the hub."""
+        return _tokens(channel)
 
 
 def _tokens(channel: str) -> str:
