@@ -63,7 +63,8 @@ class CountingTransport(TcpTransport):
     def write(self, payload: bytes) -> None:
         if self._needs_tls:
             raise ConnectionError("the server does not ask for TLS, and the URL begins with tls://")
-        if self._stream is not None:
+        # At the end of a connection nats-py writes what waited, and uvloop's transport raises an error for that.
+        if self._stream is not None and not self._stream.transport.is_closing():
             self._bytes_written += len(payload)
             self._stream.write(payload)
 
