@@ -340,6 +340,7 @@ async def test_a_lost_answer_is_uncertain_and_the_key_makes_it_safe(engine: Nats
             # A server that is ending may answer that it has no stream any more: then nothing was stored.
             with contextlib.suppress(BrokerUncertain, BrokerUnavailable):
                 await publishing
+            await until(lambda: one.client.is_closed)
             with pytest.raises(BrokerUnavailable):
                 await one.history.publish_stored("room:a", b"8", LIMITS)
             with pytest.raises(BrokerUnavailable):

@@ -127,8 +127,8 @@ class JetStreamHistory:
             channel: its name.
             envelope: any bytes.
             limits: how much of the channel is kept. All programs must use the same.
-            key: not empty: if an envelope with this key was stored on the channel within five minutes, nothing is
-                stored, and the result has the position of that one.
+            key: stores nothing if an envelope with this key was stored on the channel within five minutes. The result
+                has the position of that one then. An empty key does nothing.
 
         Raises:
             BrokerUnavailable: nothing was stored.
@@ -315,7 +315,7 @@ def bounded(messages: Iterable[StoredMessage], limit: int, max_bytes: int, last:
     size = 0
     for message in messages:
         size += len(message.data)
-        # What was stored after the position was read belongs to a later answer.
+        # Envelopes that were stored after the position was read belong to a later answer.
         if len(found) >= limit or (found and size > max_bytes) or message.sequence > last:
             break
         found.append((message.sequence, message.data))
