@@ -273,3 +273,31 @@ async def test_it_closes_while_the_server_is_away() -> None:
             await node.close()
         with pytest.raises(BrokerUnavailable):
             await starting
+
+
+async def test_it_closes_in_the_moment_in_which_the_server_answers() -> None:
+    """wait_for() of Python 3.11 loses a cancellation in that moment."""
+    answered = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b'INFO {"server_id":"x","version":"2.10.0","max_payload":1048576}\r\n')
+        await reader.readuntil(b"PING\r\n")
+        writer.write(b"PONG\r\n")
+        answered.set()
+        with contextlib.suppress(OSError):
+            await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        for iterations in range(8):
+            answered.clear()
+            node = BrokerNode(NatsBroker(f"nats://127.0.0.1:{port}"), "hub")
+            starting = asyncio.create_task(node.start())
+            await answered.wait()
+            for _ in range(iterations):
+                await asyncio.sleep(0)
+            async with asyncio.timeout(3):
+                await node.close()
+            with pytest.raises(BrokerUnavailable):
+                await starting

@@ -121,6 +121,14 @@ class NatsEngine:
         """Stop the process until ``resume()``: its sockets stay open and nothing answers."""
         assert self.process is not None
         self.process.send_signal(signal.SIGSTOP)
+        # The signal stops one thread after the other.
+        while any(state != "T" for state in self._thread_states()):
+            time.sleep(0.001)
+
+    def _thread_states(self) -> list[str]:
+        assert self.process is not None
+        threads = Path(f"/proc/{self.process.pid}/task").glob("*/stat")
+        return [thread.read_text().rpartition(")")[2].split()[0] for thread in threads]
 
     def resume(self) -> None:
         assert self.process is not None

@@ -77,6 +77,7 @@ class NatsConnection:
         self._refused = refused
         self._client = Client()
         self._transport = CountingTransport(False, self._transport_ended)
+        self._unused_queue: asyncio.Queue[Msg] = asyncio.Queue()
         self._is_open = False
         self._is_opening = True
         self._ended = ""
@@ -186,9 +187,12 @@ class NatsConnection:
     def subscribe(self, subject: str, sink: MessageSink) -> Subscription | None:
         """Subscribe to a subject. Return None if the connection has ended."""
         try:
-            return run_at_once(self._client.subscribe(subject, future=sink))
+            subscription = run_at_once(self._client.subscribe(subject, future=sink))
         except Error:
             return None
+        # nats-py makes a queue for each, which takes most of its memory. With a future nothing goes into it.
+        subscription._pending_queue = self._unused_queue
+        return subscription
 
     def unsubscribe(self, subscription: Subscription) -> None:
         """End a subscription. Nothing of it arrives any more."""
