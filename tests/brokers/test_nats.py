@@ -265,13 +265,13 @@ async def test_the_first_server_that_answers_is_taken(nats_engine: NatsEngine) -
 
 async def test_many_channels_are_subscribed_to_and_left(nats_engine: NatsEngine) -> None:
     broker = NatsBroker(nats_engine.url)
-    channels = [f"room:{number}" for number in range(20_000)]
+    channels = [f"room:{number}" for number in range(5_000)]
     async with joined(broker) as node:
         for channel in channels:
             broker.subscribe(channel)
         await broker.subscribed(channels[-1])
-        assert broker.stats().subscriptions == 20_002
-        for number in range(0, 20_000, 200):
+        assert broker.stats().subscriptions == 5_002
+        for number in range(0, 5_000, 50):
             broker.send(f"room:{number}", b"%d" % number)
         await until(lambda: len(node.received) == 100)
         for channel in channels:

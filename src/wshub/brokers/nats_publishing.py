@@ -94,7 +94,8 @@ class Publishing:
             return self._drop("full", "too many bytes wait to be sent to the engine already")
         if len(envelope) > connection.largest_message:
             why = f"the engine takes at most {connection.largest_message} bytes (max_payload), not {len(envelope)}"
-            self._log_once("too_large", f"a message is dropped and counted: {why}")
+            if self._is_first("too_large"):
+                logger.warning("messages are too large, and are dropped and counted: %s", why)
             return self._drop("too_large", why)
         if not connection.publish(self._names.subject(channel), envelope):
             return self._drop("disconnected", "the connection to the engine has ended")
@@ -124,7 +125,8 @@ class Publishing:
         """Count an envelope that the engine has refused. The subject is in small letters."""
         self.dropped["refused"] += 1
         self._refused_since += 1
-        self._log_once("refused", f"the engine refuses messages, which are dropped and counted: {error}")
+        if self._is_first("refused"):
+            logger.warning("the engine refuses messages, which are dropped and counted: %s", error)
         for answer, waiting_for in self._waiting.items():
             if waiting_for == subject and not answer.done():
                 answer.set_exception(BrokerError(*error.args))
@@ -134,10 +136,11 @@ class Publishing:
         self._why_dropped = why
         return False
 
-    def _log_once(self, reason: str, text: str) -> None:
-        if reason not in self._logged:
-            self._logged.add(reason)
-            logger.warning("%s", text)
+    def _is_first(self, reason: str) -> bool:
+        """Return whether this is the first drop for a reason on the connection, which is logged."""
+        is_first = reason not in self._logged
+        self._logged.add(reason)
+        return is_first
 
 
 def settle(answer: asyncio.Future[None], error: BrokerUncertain | None) -> None:
