@@ -301,3 +301,30 @@ async def test_it_closes_in_the_moment_in_which_the_server_answers() -> None:
                 await node.close()
             with pytest.raises(BrokerUnavailable):
                 await starting
+
+
+async def test_a_server_that_ends_the_connection_after_the_login_is_tried_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    attempts = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal attempts
+        attempts += 1
+        writer.write(b'INFO {"server_id":"x","version":"2.10.0","max_payload":1048576}\r\n')
+        await reader.readuntil(b"PING\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        node = BrokerNode(NatsBroker(f"nats://127.0.0.1:{port}"), "hub")
+        starting = asyncio.create_task(node.start())
+        while attempts < 3:
+            node.skip(1)
+            await asyncio.sleep(0.02)
+        assert node.broker.stats().reconnects == 0
+        assert node.broker.health().state == "starting"
+        await node.close()
+        with pytest.raises(BrokerUnavailable):
+            await starting
+    assert [record.levelname for record in caplog.records] == ["WARNING"]

@@ -146,8 +146,9 @@ class NatsConnection:
                 tls_hostname=fallback_host if is_number(server.host) else server.host,
                 **options,
             )
-            if self._ended:
-                raise ConnectionError(self._ended)
+            if not self._client.is_connected:
+                # For nats-py, a server that says nothing more has accepted the login.
+                raise ConnectionError("the engine has ended the connection")
         except BaseException as error:
             self._end(str(error) or type(error).__name__)
             if isinstance(error, ModuleNotFoundError):

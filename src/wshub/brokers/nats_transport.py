@@ -72,6 +72,13 @@ class CountingTransport(TcpTransport):
         # The writelines() of some transports makes a system call for each piece.
         self.write(b"".join(payload))
 
+    async def drain(self) -> None:
+        try:
+            await super().drain()  # type: ignore[no-untyped-call]
+        except OSError as error:
+            # A task of nats-py would end with a second error at its attempt to close, which asyncio would log.
+            self._ended(str(error) or type(error).__name__)
+
     async def read(self, buffer_size: int) -> bytes:
         try:
             data: bytes = await super().read(buffer_size)
