@@ -297,8 +297,11 @@ async def test_a_position_of_the_future_begins_a_new_epoch_if_it_is_the_node_s_o
 async def test_nodes_that_begin_at_once_have_one_epoch(engine: NatsEngine, hub: str) -> None:
     async with contextlib.AsyncExitStack() as stack:
         nodes = [await stack.enter_async_context(node(engine, hub)) for _ in range(6)]
-        found = await asyncio.gather(*(fill(each.history, 1) for each in nodes))
-        assert len({positions[0].epoch for positions in found}) == 1
+        for size in range(1, 16):
+            limits = StreamLimits(size=size)
+            published = await asyncio.gather(*(each.history.publish_stored("room:a", b"1", limits) for each in nodes))
+            assert len({each.position.epoch for each in published}) == 1
+            assert len({each.position.offset for each in published}) == 6
 
 
 @pytest.mark.parametrize("storage", ["file", "memory"])

@@ -7,7 +7,6 @@ import hashlib
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from nats.aio.client import Client
@@ -16,7 +15,7 @@ from nats.errors import Error, NoRespondersError
 from wshub.brokers.nats_reading import Page, StoredMessage, StreamReader
 from wshub.brokers.nats_streams import (
     API,
-    NO_STREAM,
+    GONE,
     SECONDS,
     ApiError,
     Storage,
@@ -25,6 +24,7 @@ from wshub.brokers.nats_streams import (
     Streams,
     ask,
     read_answer,
+    seconds_of,
 )
 from wshub.errors import BrokerUnavailable, BrokerUncertain
 
@@ -33,6 +33,9 @@ __all__ = ["JetStreamHistory", "StoredHead", "StoredMessages", "StoredPosition",
 # The codes of errors that say that a message, or a stream, is not there; and that the stream is another one.
 NO_MESSAGE = 10037
 WRONG_STREAM = 10060
+
+# Streams that are tried, if one after the other is deleted meanwhile.
+ATTEMPTS = 4
 
 # Seconds for which the engine's clock is taken to run like that of this machine.
 CLOCK_SECONDS = 60.0
@@ -136,15 +139,15 @@ class JetStreamHistory:
             BrokerError: the engine refuses.
         """
         headers = {"Nats-Msg-Id": hashlib.sha256(f"{channel}\0{key}".encode(errors="surrogatepass")).hexdigest()}
-        for attempt in range(2):
+        for attempt in range(ATTEMPTS):
             stream = await self._streams.find(limits)
             try:
                 answer = await self._store(stream, channel, envelope, limits, headers if key else {})
             except ApiError as error:
-                if error.code != WRONG_STREAM or attempt:
+                if error.code != WRONG_STREAM or attempt == ATTEMPTS - 1:
                     raise
             except NoRespondersError:
-                if attempt:
+                if attempt == ATTEMPTS - 1:
                     raise BrokerUnavailable("the engine has no stream for the channel") from None
             else:
                 position = StoredPosition(int(answer["seq"]), stream.epoch)
@@ -199,7 +202,7 @@ class JetStreamHistory:
             BrokerUnavailable: the engine has not answered.
             BrokerError: it refuses.
         """
-        for _ in range(2):
+        for _ in range(ATTEMPTS):
             stream = await self._streams.find(limits)
             source = Source(stream, self._streams.subject(channel, limits), limits)
             try:
@@ -210,7 +213,7 @@ class JetStreamHistory:
                 read = self._newest if reverse else self._oldest
                 return await read(source, last, since, limit, max_bytes)
             except ApiError as error:
-                if error.code != NO_STREAM:
+                if error.code not in GONE:
                     raise
                 self._streams.forget(limits)
         raise BrokerUnavailable("the stream of the channel has gone again and again")
@@ -320,10 +323,3 @@ def bounded(messages: Iterable[StoredMessage], limit: int, max_bytes: int, last:
             break
         found.append((message.sequence, message.data))
     return tuple(found)
-
-
-def seconds_of(text: str) -> float:
-    """Return a time of JetStream, which has nanoseconds, in seconds since 1970."""
-    moment, _, fraction = text.rstrip("Z").partition(".")
-    seconds = datetime.fromisoformat(f"{moment}+00:00").timestamp()
-    return seconds + float(f"0.{fraction or '0'}")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import secrets
 import string
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
 from nats.aio.client import Client
@@ -18,6 +20,7 @@ from wshub.errors import BrokerError, BrokerUnavailable
 
 __all__ = [
     "API",
+    "GONE",
     "NO_STREAM",
     "SECONDS",
     "ApiError",
@@ -27,6 +30,7 @@ __all__ = [
     "Streams",
     "ask",
     "read_answer",
+    "seconds_of",
 ]
 
 API = "$JS.API"
@@ -40,6 +44,9 @@ DUPLICATE_SECONDS = 300
 # The codes of errors that say that another node was faster, or that a stream is not there.
 OVERLAP = (10058, 10065)
 NO_STREAM = 10059
+
+# The codes of errors of a stream that is gone, or about to be. The second one is of a consumer that cannot be made.
+GONE = (NO_STREAM, 10012)
 
 Storage = Literal["file", "memory"]
 
@@ -123,7 +130,9 @@ class Streams:
         found = self._known.get(limits)
         if found is None:
             async with self._lock:
-                found = self._known.get(limits) or await self._look_up(limits) or await self._create(limits)
+                found = self._known.get(limits) or await self._look_up(limits)
+                while found is None:
+                    found = await self._create(limits)
                 self._known[limits] = found
         return found
 
@@ -136,17 +145,20 @@ class Streams:
         try:
             await ask(self._client, f"{API}.STREAM.DELETE.{stream}", {})
         except ApiError as error:
-            if error.code != NO_STREAM:
+            if error.code not in GONE:
                 raise
         self.forget(limits)
         return await self.find(limits)
 
     async def _look_up(self, limits: StreamLimits) -> StreamName | None:
-        answer = await ask(self._client, f"{API}.STREAM.NAMES", {"subject": self._subjects(limits)})
-        names = answer.get("streams") or []
-        return StreamName.parse(names[0]) if names else None
+        """Return the oldest stream for these limits: there may be several for a moment."""
+        answer = await ask(self._client, f"{API}.STREAM.LIST", {"subject": self._subjects(limits)})
+        streams = [each for each in answer.get("streams") or [] if self._subjects(limits) in each["config"]["subjects"]]
+        oldest = min(streams, key=lambda each: (seconds_of(each["created"]), each["config"]["name"]), default=None)
+        return None if oldest is None else StreamName.parse(oldest["config"]["name"])
 
-    async def _create(self, limits: StreamLimits) -> StreamName:
+    async def _create(self, limits: StreamLimits) -> StreamName | None:
+        """Make a stream, or find that of another node. Return None if there is none again."""
         digest = hashlib.sha256(self._subjects(limits).encode()).hexdigest()[:16]
         epoch = "".join(secrets.choice(string.ascii_lowercase) for _ in range(8))
         stream = StreamName(f"wshub-{digest}", epoch)
@@ -170,11 +182,13 @@ class Streams:
         except ApiError as error:
             if error.code not in OVERLAP:
                 raise
-            found = await self._look_up(limits)
-            if found is None:
-                raise
-            return found
-        return stream
+            return await self._look_up(limits)
+        # A server may take two streams for the same subjects if both are made at once. The older one stays.
+        found = await self._look_up(limits)
+        if found != stream:
+            with contextlib.suppress(ApiError):
+                await ask(self._client, f"{API}.STREAM.DELETE.{stream}", {})
+        return found
 
     def _subjects(self, limits: StreamLimits) -> str:
         return f"{self._inside}.{limits.token}.>"
@@ -206,3 +220,10 @@ def read_answer(data: bytes) -> dict[str, Any]:
     except (ValueError, AttributeError, TypeError):
         raise BrokerUnavailable("the answer is not one of JetStream") from None
     return answer
+
+
+def seconds_of(text: str) -> float:
+    """Return a time of JetStream, which has nanoseconds, in seconds since 1970."""
+    moment, _, fraction = text.rstrip("Z").partition(".")
+    seconds = datetime.fromisoformat(f"{moment}+00:00").timestamp()
+    return seconds + float(f"0.{fraction or '0'}")
