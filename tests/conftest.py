@@ -14,6 +14,8 @@ import uvloop
 from hypothesis import HealthCheck, settings
 
 from tests.support.certificate import Certificate
+from tests.support.nats_engine import PROGRAMS as NATS_PROGRAMS
+from tests.support.nats_engine import NatsEngine, running_nats
 from tests.support.redis_engine import PROGRAMS, RedisEngine, running_engine
 from tests.support.serving_hub import Clock
 
@@ -53,6 +55,13 @@ def redis_engine(request: pytest.FixtureRequest) -> Iterator[RedisEngine]:
 def own_engine(redis_engine: RedisEngine) -> Iterator[RedisEngine]:
     """An engine that the test may stop, of the same kind as the shared one."""
     with running_engine(redis_engine.kind) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="session", params=NATS_PROGRAMS)
+def nats_engine(request: pytest.FixtureRequest) -> Iterator[NatsEngine]:
+    """A server that all tests share: NATS 2.9, then a current one. A test that stops one starts its own."""
+    with running_nats(request.param) as engine:
         yield engine
 
 

@@ -45,6 +45,7 @@ OPTIONAL = {
     "hiredis",
     "httptools",
     "msgspec",
+    "nats",
     "opentelemetry",
     "orjson",
     "prometheus_client",

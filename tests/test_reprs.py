@@ -88,6 +88,7 @@ def test_brokers_and_publishers_hide_their_passwords(tmp_path) -> None:
     for publisher in (Publisher(url), AsyncPublisher(url)):
         assert "redis://localhost:6379" in repr(publisher)
         assert SECRET not in repr(publisher)
+    assert SECRET not in repr(Publisher(f"nats://user:{SECRET}@localhost"))
     assert repr(WorkersBroker(tmp_path)) == f"WorkersBroker({str(tmp_path)!r})"
     assert repr(MemoryBroker(MemoryEngine())) == "<MemoryBroker starting, 0 channels>"
     assert SECRET not in repr(Hub(broker=url))

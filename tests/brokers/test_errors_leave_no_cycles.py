@@ -15,11 +15,13 @@ import pytest
 
 from tests.brokers.mesh import mesh
 from tests.support.broker_node import joined, until
+from tests.support.nats_engine import NatsEngine, running_nats
 from tests.support.redis_engine import RedisEngine
 from tests.support.serving_hub import connected, serving
 from wshub import Connection, ConnectionClosed, Hub
 from wshub.brokers.memory import MemoryBroker
 from wshub.brokers.memory_engine import MemoryEngine
+from wshub.brokers.nats import NatsBroker
 from wshub.brokers.redis import RedisBroker
 from wshub.errors import BrokerError
 
@@ -72,6 +74,23 @@ async def test_a_redis_engine_that_has_ended(own_engine: RedisEngine) -> None:
         await noted(errors, lambda: node.broker.publish("room:a", b"1"))
         await noted(errors, lambda: node.broker.subscribed("room:a"))
         await check_freed(errors, 2)
+
+
+async def test_a_nats_server_that_does_not_answer(nats_engine: NatsEngine) -> None:
+    errors: Errors = []
+    with running_nats(nats_engine.kind) as engine:
+        async with joined(NatsBroker(engine.url), "room:a") as node, asyncio.TaskGroup() as group:
+            engine.pause()
+            node.broker.subscribe("room:b")
+            group.create_task(noted(errors, lambda: node.broker.publish("room:a", b"1")))
+            group.create_task(noted(errors, lambda: node.broker.subscribed("room:b")))
+            while len(errors) < 2:
+                node.skip(1)
+                await asyncio.sleep(0.02)
+            await noted(errors, lambda: node.broker.publish("room:a", b"2"))
+            await noted(errors, lambda: node.broker.subscribed("room:a"))
+            engine.resume()
+            await check_freed(errors, 4)
 
 
 async def test_an_engine_in_memory_that_does_not_answer() -> None:

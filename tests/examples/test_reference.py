@@ -33,6 +33,7 @@ MODULES = [
     "wshub.app",
     "wshub.brokers.interface",
     "wshub.brokers.memory",
+    "wshub.brokers.nats",
     "wshub.brokers.redis",
     "wshub.brokers.workers",
     "wshub.django",

@@ -12,15 +12,19 @@ import pytest
 from tests.soak.cluster.client import Gap
 from tests.soak.cluster.ledger import NodeRecord, check_gaps, check_published
 from tests.soak.cluster.wire import PUBLISHED, ROOM
+from tests.support import nats_engine
 from tests.support.redis_engine import program_of
 
 SANITIZED = "WSHUB_SANITIZED" in os.environ
 
 
 @pytest.mark.skipif(SANITIZED, reason="under the sanitizers the clients are too slow to keep up")
-@pytest.mark.parametrize(("loop", "engine"), [("asyncio", "valkey"), ("uvloop", "redis")])
+@pytest.mark.parametrize(("loop", "engine"), [("asyncio", "valkey"), ("uvloop", "redis"), ("uvloop", "nats-current")])
 def test_what_clients_miss_while_the_engine_fails_is_what_nodes_have_counted(loop: str, engine: str) -> None:
-    program_of(engine)
+    if engine.startswith("nats-"):
+        nats_engine.program_of(engine.removeprefix("nats-"))
+    else:
+        program_of(engine)
     result = subprocess.run(
         [
             *(sys.executable, "-m", "tests.soak.cluster", "--minutes", "0.15", "--longest", "3"),

@@ -14,10 +14,11 @@ NO_BROKER = "none"
 """Stands for no broker, whatever the environment says."""
 
 REDIS_SCHEMES = ("redis", "rediss", "valkey", "valkeys", "unix")
+NATS_SCHEMES = ("nats", "tls")
 
 
 def broker_from_url(url: str) -> Broker | None:
-    """Return the broker that a URL names: ``redis://...``, ``workers:DIRECTORY``, or ``none``.
+    """Return the broker that a URL names: ``redis://...``, ``nats://...``, ``workers:DIRECTORY``, or ``none``.
 
     Raises:
         ConfigurationError: the URL names none, or a package that the broker needs is not installed.
@@ -31,12 +32,20 @@ def broker_from_url(url: str) -> Broker | None:
         except ModuleNotFoundError as error:
             raise ConfigurationError(f"a broker at Redis needs: pip install wshub[redis] ({error})") from error
         return RedisBroker(url)
+    if colon and scheme in NATS_SCHEMES:
+        try:
+            from wshub.brokers.nats import NatsBroker
+        except ModuleNotFoundError as error:
+            raise ConfigurationError(f"a broker at NATS needs: pip install wshub[nats] ({error})") from error
+        return NatsBroker(url)
     if colon and scheme == "workers":
         from wshub.brokers.workers import WorkersBroker
 
         return WorkersBroker(rest)
     # The URL may have a password, so the message has its beginning only.
-    raise ConfigurationError(f"a broker is named by redis://HOST, workers:DIRECTORY or none, not by {scheme!r}")
+    raise ConfigurationError(
+        f"a broker is named by redis://HOST, nats://HOST, workers:DIRECTORY or none, not by {scheme!r}"
+    )
 
 
 def broker_url_of_environment() -> str | None:

@@ -55,7 +55,8 @@ def _parameters() -> list[click.Parameter]:
         click.Option(
             ["--broker"],
             metavar="URL",
-            help="Join the hubs of all machines, such as redis://HOST. Without it, those of --workers are joined.",
+            help="Join the hubs of all machines, such as redis://HOST or nats://HOST. "
+            "Without it, those of --workers are joined.",
         ),
         click.Option(
             ["--timeout-graceful-shutdown"],

@@ -23,8 +23,9 @@ from tests.soak.cluster.client import Gap
 from tests.soak.cluster.faults import Fault, Faults
 from tests.soak.cluster.ledger import NodeRecord, check_gaps, check_published
 from tests.soak.cluster.wire import NODES
+from tests.support.nats_engine import NatsEngine, running_nats
 from tests.support.programs import environment
-from tests.support.redis_engine import running_engine
+from tests.support.redis_engine import RedisEngine, running_engine
 from tests.support.tcp_proxy import proxy_to
 
 RECOVERY_SECONDS = 60
@@ -41,6 +42,9 @@ BLOCKS_ALLOWED = 0.02
 
 RESIDENT_ALLOWED = 0.25
 """Maximum growth of resident memory. Messages that wait during an outage make it grow, and it does not shrink again."""
+
+
+ENGINES = ("redis", "valkey", "nats-2.9", "nats-current")
 
 
 class SoakFailure(Exception):
@@ -113,10 +117,14 @@ class Run:
     """One run. Its parts end with the stack."""
 
     def __init__(self, stack: contextlib.ExitStack, arguments: argparse.Namespace) -> None:
-        self.engine = stack.enter_context(running_engine(arguments.engine))
+        is_nats = arguments.engine.startswith("nats")
+        self.engine: RedisEngine | NatsEngine = stack.enter_context(
+            running_nats(arguments.engine.removeprefix("nats-")) if is_nats else running_engine(arguments.engine)
+        )
         self.proxies = [stack.enter_context(proxy_to("127.0.0.1", self.engine.port)) for _ in range(NODES)]
         self.nodes = [
-            Node(number, f"redis://127.0.0.1:{proxy.port}", arguments.loop) for number, proxy in enumerate(self.proxies)
+            Node(number, f"{'nats' if is_nats else 'redis'}://127.0.0.1:{proxy.port}", arguments.loop)
+            for number, proxy in enumerate(self.proxies)
         ]
         for node in self.nodes:
             stack.callback(node.program.kill)
@@ -241,7 +249,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--loop", choices=["asyncio", "uvloop"], default="uvloop")
-    parser.add_argument("--engine", choices=["redis", "valkey"], default="redis")
+    parser.add_argument("--engine", choices=ENGINES, default="redis")
     parser.add_argument("--longest", type=float, default=20.0, help="seconds that a fault lasts at most")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import random
+import re
 import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from tests.support.nats_engine import NatsEngine
 from tests.support.redis_engine import RedisEngine
 from tests.support.tcp_proxy import TcpProxy
 
 __all__ = ["Fault", "Faults"]
 
-SUBSCRIBER = b"SUBSCRIBE"
-"""Bytes near the beginning of each connection that subscribes."""
+SUBSCRIBER = re.compile(rb"SUBSCRIBE|SUB ")
+"""Bytes near the beginning of each connection that subscribes, to Redis or to NATS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,9 @@ class Faults:
         chance: the random numbers.
     """
 
-    def __init__(self, engine: RedisEngine, proxies: list[TcpProxy], longest: float, chance: random.Random) -> None:
+    def __init__(
+        self, engine: RedisEngine | NatsEngine, proxies: list[TcpProxy], longest: float, chance: random.Random
+    ) -> None:
         self._engine = engine
         self._proxies = proxies
         self._longest = longest
@@ -88,6 +92,8 @@ class Faults:
         return Fault(f"the engine did nothing for {seconds:.1f} s")
 
     def _kill_subscribers(self) -> Fault:
+        if not isinstance(self._engine, RedisEngine):
+            return self._reset()
         return Fault(f"the engine ended {self._engine.command('CLIENT', 'KILL', 'TYPE', 'pubsub')} subscribers")
 
     def _black_hole(self) -> Fault:
@@ -116,10 +122,11 @@ class Faults:
     def _lose_connection(self) -> Fault:
         """Let the bytes of one connection vanish for ever: the node must notice, and make another one."""
         number, proxy = self._one()
-        subscribes = self._chance.random() < 0.5
+        # With NATS, a node has one connection for both.
+        subscribes = not isinstance(self._engine, RedisEngine) or self._chance.random() < 0.5
         to_node = self._chance.random() < 0.5
         for connection in proxy.open_connections():
-            if (SUBSCRIBER in connection.to_server.seen) == subscribes:
+            if (SUBSCRIBER.search(connection.to_server.seen) is not None) == subscribes:
                 direction = connection.to_client if to_node else connection.to_server
                 direction.is_black_hole = True
         which = "subscriber" if subscribes else "publisher"

@@ -49,8 +49,8 @@ from wshub import (
     HubConfig,
     MisuseError,
 )
-from wshub.brokers.interface import BrokerEvents, NodeInfo, user_channel
-from wshub.brokers.redis import RedisBroker
+from wshub.brokers.choosing import broker_from_url
+from wshub.brokers.interface import Broker, BrokerEvents, NodeInfo, user_channel
 
 TICK = 0.02
 REPORT_PERIOD = 0.5
@@ -64,22 +64,24 @@ PUBLISHING_AT_ONCE = 200
 RETRY_SECONDS = 0.05
 
 
-class WatchedBroker(RedisBroker):
-    """Calls a function at each interruption, before the hub hears of it."""
+def watched_broker(url: str, interrupted: Callable[[Collection[str] | None], None]) -> Broker:
+    """Return a broker that calls a function at each interruption, before the hub hears of it."""
+    broker = broker_from_url(url)
+    assert broker is not None
+    start = broker.start
 
-    def __init__(self, url: str, interrupted: Callable[[Collection[str] | None], None]) -> None:
-        super().__init__(url)
-        self._tell = interrupted
-
-    async def start(self, node: NodeInfo, events: BrokerEvents) -> None:
-        interrupted = events.interrupted
+    async def watched_start(node: NodeInfo, events: BrokerEvents) -> None:
+        tell_hub = events.interrupted
 
         def tell(channels: Collection[str] | None, reason: str) -> None:
-            self._tell(channels)
-            interrupted(channels, reason)
+            interrupted(channels)
+            tell_hub(channels, reason)
 
         events.interrupted = tell  # type: ignore[method-assign]
-        await super().start(node, events)
+        await start(node, events)
+
+    broker.start = watched_start  # type: ignore[method-assign]
+    return broker
 
 
 class Node:
@@ -87,7 +89,7 @@ class Node:
 
     def __init__(self, number: int, url: str) -> None:
         self.number = number
-        self.broker = WatchedBroker(url, self.interrupted)
+        self.broker = watched_broker(url, self.interrupted)
         self.hub = Hub(HubConfig(ping_interval_ms=5_000), broker=self.broker)
         self.interruptions = 0
         self.connections: set[Connection] = set()

@@ -1,0 +1,134 @@
+"""URLs of NATS servers, and the subjects of channels."""
+
+from __future__ import annotations
+
+import re
+from itertools import combinations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wshub.brokers.choosing import broker_from_url
+from wshub.errors import ConfigurationError
+
+pytest.importorskip("nats")
+
+from wshub.brokers.nats import NatsBroker
+from wshub.brokers.nats_subjects import SubjectNames
+from wshub.brokers.nats_url import NatsAddress, NatsServer, parse_nats_url
+
+LOCAL = (NatsServer("localhost"),)
+
+
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        ("nats://localhost", NatsAddress(LOCAL)),
+        ("nats://localhost/", NatsAddress(LOCAL)),
+        ("tls://localhost:1", NatsAddress((NatsServer("localhost", 1),), tls=True)),
+        ("nats://[::1]:7000", NatsAddress((NatsServer("::1", 7000),))),
+        ("nats://ann:s%40cr%2Ct@localhost", NatsAddress(LOCAL, username="ann", password="s@cr,t")),
+        ("nats://t0ken@localhost", NatsAddress(LOCAL, token="t0ken")),
+        ("nats://localhost?credentials=/run/a%20b", NatsAddress(LOCAL, credentials="/run/a b")),
+        ("nats://a,b:1", NatsAddress((NatsServer("a"), NatsServer("b", 1)))),
+        ("nats://u:p@a, nats://u:p@b", NatsAddress((NatsServer("a"), NatsServer("b")), username="u", password="p")),
+        ("tls://u:@a,b", NatsAddress((NatsServer("a"), NatsServer("b")), username="u", tls=True)),
+    ],
+)
+def test_a_url_names_servers(url: str, address: NatsAddress) -> None:
+    assert parse_nats_url(url) == address
+    broker = broker_from_url(url)
+    assert isinstance(broker, NatsBroker)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "localhost",
+        "ws://localhost",
+        "nats://",
+        "nats://a,",
+        "nats://a:port",
+        "nats://a:99999",
+        "nats://a/room",
+        "nats://a?x=1",
+        "nats://user:p#ss@a",
+        "nats://a,tls://b",
+        "nats://u:p@a,v:q@b",
+        "nats://u:p@a?credentials=/run/c",
+        "nats://[::1",
+    ],
+)
+def test_a_wrong_url_is_a_configuration_error(url: str) -> None:
+    with pytest.raises(ConfigurationError):
+        NatsBroker(url)
+
+
+@pytest.mark.parametrize("url", ["nats://ann:secret@host:port", "nats://ann:secret@a/x", "tls://ann:secret@a,nats://b"])
+def test_an_error_does_not_show_the_password(url: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        NatsBroker(url)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_repr_does_not_show_credentials() -> None:
+    assert repr(NatsBroker("nats://ann:secret@a,b:1")) == "NatsBroker('nats://a:4222,b:1', prefix='wshub')"
+    assert "secret" not in repr(NatsBroker("nats://secret@a"))
+    assert "secret" not in repr(parse_nats_url("nats://ann:secret@a"))
+
+
+@pytest.mark.parametrize("prefix", ["", "a.b", "a b", "*", ">", 5, "größe"])
+def test_a_prefix_is_one_plain_token(prefix: str) -> None:
+    with pytest.raises(ConfigurationError, match="prefix"):
+        NatsBroker("nats://localhost", prefix=prefix)
+
+
+def test_arguments_are_checked(certificate) -> None:
+    with pytest.raises(ConfigurationError, match="tls://"):
+        NatsBroker("nats://localhost", ssl=certificate.client_context())
+    with pytest.raises(ConfigurationError, match="max_pending"):
+        NatsBroker("nats://localhost", max_pending=0)
+
+
+@pytest.mark.parametrize(
+    ("channel", "subject"),
+    [
+        ("all", "p.h.all"),
+        ("room:lobby", "p.h.room.lobby"),
+        ("room:chat.7", "p.h.room.chat.7"),
+        ("room:", "p.h.room.="),
+        ("room:.", "p.h.room.=.="),
+        ("room:a b", "p.h.room.a=20b"),
+        ("room:=", "p.h.room.=3D"),
+        ("room:*", "p.h.room.=2A"),
+        ("room:ü", "p.h.room.=C3=BC"),
+        ("room:\udc80", "p.h.room.=ED=B2=80"),
+    ],
+)
+def test_a_channel_has_a_readable_subject(channel: str, subject: str) -> None:
+    assert SubjectNames("p", "h").subject(channel) == subject
+
+
+def test_a_long_name_has_a_hash() -> None:
+    names = SubjectNames("p", "h" * 5000)
+    subjects = {names.subject(f"room:{'x' * length}") for length in (250, 300, 301, 65_536)}
+    assert len(subjects) == 4
+    assert max(map(len, subjects)) < 400
+    assert names.subject("room:" + "x" * 300).split(".")[2:][0] == "room"
+
+
+ODD = st.text(alphabet="a.:=*>2A \0ü\udc80", max_size=6)
+
+
+@given(st.lists(st.tuples(ODD, ODD), min_size=2, max_size=8, unique=True))
+def test_no_two_channels_of_any_hubs_have_one_subject(pairs: list[tuple[str, str]]) -> None:
+    subjects = {}
+    for hub, channel in pairs:
+        subject = SubjectNames("p", hub).subject(channel)
+        # Tokens are not empty, and nothing in them is a wildcard, a space or a control character.
+        assert re.fullmatch(r"[A-Za-z0-9_=-]+(\.[A-Za-z0-9_=-]+)+", subject)
+        subjects[hub, channel] = subject
+    for one, other in combinations(subjects, 2):
+        assert subjects[one] != subjects[other]
