@@ -1,10 +1,11 @@
 """wshub: a WebSocket hub for Python."""
 
-from wshub.brokers.interface import Published
+from wshub.brokers.interface import History, HistoryConfig, Position, Publication, Published
 from wshub.core.cluster_types import HubHealth, Node, Survey
 from wshub.core.config import DeliveryOptions, HubConfig, HubSettings, RateLimits, RoomConfig, SlowConsumer
 from wshub.core.connection import Connection, ConnectionState
 from wshub.core.event_handler import EventHandler
+from wshub.core.history_types import Recovery
 from wshub.core.stats_types import HubStats, RoomStats
 from wshub.errors import (
     BrokerError,
@@ -47,6 +48,8 @@ __all__ = [
     "Handshake",
     "HandshakeError",
     "Headers",
+    "History",
+    "HistoryConfig",
     "Hub",
     "HubConfig",
     "HubHealth",
@@ -58,9 +61,12 @@ __all__ = [
     "MisuseError",
     "Node",
     "Opcode",
+    "Position",
     "ProtocolError",
+    "Publication",
     "Published",
     "RateLimits",
+    "Recovery",
     "RequestHead",
     "RoomConfig",
     "RoomStats",

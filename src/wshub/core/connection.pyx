@@ -39,6 +39,7 @@ import enum
 import logging
 from functools import partial
 
+from wshub.brokers.interface import Position
 from wshub.errors import ConnectionClosed, InvalidMessageError
 from wshub.protocol.close_code import encode_close_payload
 
@@ -230,6 +231,32 @@ cdef class Connection(InboxConnection):
             return QUEUED
         leave_room(self, room)
         return QUEUED
+
+    async def recover(self, name, position=None, *, limit=10_000):
+        """Join a room with history, and send the client what it has missed, in order.
+
+        The client gets every message behind the position once, and then each new one. If that cannot be, it gets none
+        of the missed messages, or only the first of them, and the result has a gap. It is a member then all the same.
+
+        Args:
+            name: of the room.
+            position: of the last message that the client has, as the client says. None for a client that has none: it
+                only joins, and the result tells the position to begin with.
+            limit: maximum number of messages to send. If the client has missed more, the gap is ``too_much``.
+
+        Returns:
+            A ``Recovery``: the position, the number of messages sent, and the gap.
+
+        Raises:
+            ConnectionClosed: the connection is closing.
+            MisuseError: the room has no history.
+            BrokerUnavailable: the history could not be read. The connection is no member.
+            TypeError: ``name`` is not a str, or ``position`` is no Position.
+        """
+        cdef str room = room_name(name)
+        if position is not None and not isinstance(position, Position):
+            raise TypeError(f"position must be a Position or None, not {type(position).__name__}")
+        return await self.hub._recover(self, room, position, limit)
 
     # Sending
 

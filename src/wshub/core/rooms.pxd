@@ -19,6 +19,7 @@ cdef class Room:
     cdef NodeNumbers last_numbers  # owned: of the messages from other nodes
     cdef uint64_t conflation_key   # of its messages without a key; also the namespace of the keys of the others
     cdef uint8_t policy            # for slow consumers; may be INHERITED
+    cdef bint has_history          # messages are stored, and go to the members when they come back
 
 
 cdef str room_name_from(object name)

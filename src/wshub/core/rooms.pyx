@@ -167,9 +167,11 @@ cdef object drop_if_empty(HubBase hub, Room room):
 
 
 cdef void note_change(HubBase hub, Room room) noexcept:
-    """Have the hub's cluster subscribe to the room's messages, or unsubscribe."""
+    """Have the hub's cluster subscribe to the room's messages, or unsubscribe; and its history begin or end."""
     if hub.cluster is not None:
         hub.cluster.members_changed(room)
+    if room.has_history and hub.histories is not None:
+        hub.histories.members_changed(room.name)
 
 
 # Users
@@ -218,10 +220,15 @@ cdef object configure_rooms(HubBase hub, str pattern, object config):
     cdef Room room
     hub.room_configs.set(pattern, config)
     hub.has_room_configs = True
+    if config.history is not None:
+        hub._keeps_histories = True
     for room in list(hub.room_table.values()):
         # A more specific pattern may have other settings for the room.
         if hub.room_configs.pattern_of(room.name) == pattern:
+            had_history = room.has_history
             change_settings(hub, room, config)
+            if hub.histories is not None and (had_history or room.has_history):
+                hub.histories.settings_changed(room.name)
 
 
 cdef object change_settings(HubBase hub, Room room, object config):
@@ -238,6 +245,7 @@ cdef object apply_settings(HubBase hub, Room room, object config):
     """Take the settings from a RoomConfig. No member may be in sync with the room's former window."""
     room.policy = policy_from_name(config.slow_consumer)
     room.window = new_window(hub, config)
+    room.has_history = config.history is not None
 
 
 cdef SharedWindow new_window(HubBase hub, object config):
