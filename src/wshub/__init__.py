@@ -1,6 +1,6 @@
 """wshub: a WebSocket hub for Python."""
 
-from wshub.brokers.interface import History, HistoryConfig, Position, Publication, Published
+from wshub.brokers.interface import Gap, History, HistoryConfig, Position, Publication, Published
 from wshub.core.cluster_types import HubHealth, Node, Survey
 from wshub.core.config import DeliveryOptions, HubConfig, HubSettings, RateLimits, RoomConfig, SlowConsumer
 from wshub.core.connection import Connection, ConnectionState
@@ -45,6 +45,7 @@ __all__ = [
     "DeliveryOptions",
     "EventHandler",
     "Frame",
+    "Gap",
     "Handshake",
     "HandshakeError",
     "Headers",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Protocol
 
@@ -95,14 +95,16 @@ class Histories:
         """The ids of connections that come back, and the rooms."""
         self._hub = hub
         self._loop = asyncio.get_running_loop()
-        # Rooms whose history is to be read. A room is there once.
-        self._due: deque[RoomHistory] = deque()
-        self._is_due: set[RoomHistory] = set()
+        # Rooms whose history is to be read, in order; is being read; and could not be read.
+        self._due: dict[RoomHistory, None] = {}
+        self._being_read: set[RoomHistory] = set()
+        self._failed: set[RoomHistory] = set()
         self._readers: set[asyncio.Task[None]] = set()
+        self._retry: asyncio.TimerHandle | None = None
+        self._delay = RETRY_SECONDS
         self._changed: set[str] = set()
-        self._restored = asyncio.Event()
-        self._checked_at = 0.0
-        self._unchecked: list[RoomHistory] = []
+        self._checked_at = hub.now()
+        self._checking: asyncio.Task[None] | None = None
         self._reads = 0
         self._holes = 0
         self._gaps: Counter[str] = Counter()
@@ -121,20 +123,23 @@ class Histories:
     def close(self) -> None:
         """Read nothing more."""
         self._is_closed = True
-        for reader in self._readers:
-            reader.cancel()
+        if self._retry is not None:
+            self._retry.cancel()
+        for task in (*self._readers, self._checking):
+            if task is not None:
+                task.cancel()
 
     # Rooms
 
     def members_changed(self, room: str) -> None:
         """Note that a room has got its first member or has lost its last one."""
-        if room not in self.cursors:
-            self._open(room)
-        elif not self._changed:
-            self._changed.add(room)
+        history = self.cursors.get(room)
+        if not isinstance(history, RoomHistory):
+            history = self._open(room)
+        self._hub._subscribe_for(history)
+        if not self._changed:
             self._loop.call_soon(self._drop_unwanted)
-        else:
-            self._changed.add(room)
+        self._changed.add(room)
 
     def settings_changed(self, room: str) -> None:
         """Note that a room has other settings."""
@@ -146,7 +151,7 @@ class Histories:
             else:
                 self.cursors.pop(room, None)
         elif self._hub.room_size(room):
-            self._open(room)
+            self.members_changed(room)
 
     def _open(self, room: str) -> RoomHistory:
         history = RoomHistory(room, self.config_of(room), self.messages, self.is_wanted, self._note_missing)
@@ -181,7 +186,6 @@ class Histories:
         """End what ``hold()`` has begun."""
         history.recoveries -= 1
         if not history.recoveries:
-            self._hub._subscribe_for(history)
             self.members_changed(history.name)
 
     # Publishing and reading
@@ -271,13 +275,16 @@ class Histories:
 
     def interrupted(self, channels: Collection[str] | None) -> None:
         """Note that messages of these channels may have been lost; None stands for all."""
-        self._restored.clear()
         for history in self._histories_of(channels):
             history.interrupt()
 
     def restored(self, channels: Collection[str] | None) -> None:
-        """Note that messages arrive again."""
-        self._restored.set()
+        """Note that messages of these channels arrive again; None stands for all."""
+        self._delay = RETRY_SECONDS
+        for history in self._histories_of(channels):
+            if history in self._failed:
+                self._failed.discard(history)
+                self._note_missing(history)
 
     def _histories_of(self, channels: Collection[str] | None) -> list[RoomHistory]:
         if channels is None:
@@ -288,44 +295,42 @@ class Histories:
         return [history for history in found if isinstance(history, RoomHistory)]
 
     def _note_missing(self, history: RoomHistory) -> None:
-        if history in self._is_due or self._is_closed:
+        """Have a history read, once more if that is under way."""
+        if self._is_closed:
             return
-        self._is_due.add(history)
-        self._due.append(history)
-        if len(self._readers) < MAX_READERS:
+        self._due[history] = None
+        if len(self._readers) < MAX_READERS and history not in self._being_read:
             reader = self._loop.create_task(self._read_due())
             self._readers.add(reader)
             reader.add_done_callback(self._readers.discard)
 
     async def _read_due(self) -> None:
         """Read the histories that are due, one after the other."""
-        delay = RETRY_SECONDS
-        while self._due:
-            history = self._due.popleft()
-            self._is_due.discard(history)
-            if self.cursors.get(history.name) is not history:
-                continue
+        while (history := next((due for due in self._due if due not in self._being_read), None)) is not None:
+            del self._due[history]
+            self._being_read.add(history)
             try:
                 await self._catch_up(history)
             except BrokerError:
-                self._note_missing(history)
-                await self._wait_restored(delay)
-                delay = min(2 * delay, MAX_RETRY_SECONDS)
+                self._retry_later(history)
             except Exception:
                 logger.exception("the history of the room %r could not be read", history.name)
-                self._note_missing(history)
-                await asyncio.sleep(MAX_RETRY_SECONDS)
-            else:
-                delay = RETRY_SECONDS
+                self._retry_later(history)
+            finally:
+                self._being_read.discard(history)
 
-    async def _wait_restored(self, delay: float) -> None:
-        try:
-            async with asyncio.timeout(delay):
-                await self._restored.wait()
-                # The event may be set all the time, since an interruption was short.
-                await asyncio.sleep(delay)
-        except TimeoutError:
-            pass
+    def _retry_later(self, history: RoomHistory) -> None:
+        self._due.pop(history, None)
+        self._failed.add(history)
+        if self._retry is None:
+            self._retry = self._loop.call_later(self._delay, self._retry_failed)
+            self._delay = min(2 * self._delay, MAX_RETRY_SECONDS)
+
+    def _retry_failed(self) -> None:
+        self._retry = None
+        failed, self._failed = self._failed, set()
+        for history in failed:
+            self._note_missing(history)
 
     async def _catch_up(self, history: RoomHistory) -> None:
         """Read what a room has missed, and deliver it."""
@@ -351,10 +356,7 @@ class Histories:
             self._holes += 1
             if found.gap:
                 self._gaps[found.gap] += 1
-            if history.caught_up(found):
-                return
-            if history in self._is_due:
-                # It was interrupted again.
+            if history.caught_up(found) or history in self._due:
                 return
 
     # Time
@@ -366,9 +368,10 @@ class Histories:
         for history in self._histories_of(None):
             if history.window is not None and not history.recoveries and now >= history.window_ends_at:
                 history.drop_window()
-        if self._local is None and now >= self._checked_at + CHECK_SECONDS:
+        is_checking = self._checking is not None and not self._checking.done()
+        if self._local is None and not is_checking and now >= self._checked_at + CHECK_SECONDS:
             self._checked_at = now
-            self._loop.create_task(self._check_positions())
+            self._checking = self._loop.create_task(self._check_positions())
 
     async def _check_positions(self) -> None:
         """Find messages that have not arrived although the broker has noticed nothing. See ``CHECK_SECONDS``."""

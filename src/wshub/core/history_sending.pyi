@@ -1,4 +1,3 @@
-
 from typing_extensions import Buffer
 
 from wshub.core.config import SlowConsumer

@@ -190,8 +190,9 @@ cdef class HubCore(HubBase):
         return True
 
     def _subscribed_rooms(self):
-        """Return every Room that has a member, those of users included."""
-        return [*self.room_table.values(), *self.user_table.values()]
+        """Return all whose messages are to arrive from other nodes: each Room, user and RoomHistory."""
+        rooms = [room for room in self.room_table.values() if not (<Room>room).has_history]
+        return [*rooms, *self.user_table.values(), *self.history_cursors.values()]
 
     @property
     def _has_closed(self):

@@ -168,10 +168,11 @@ cdef object drop_if_empty(HubBase hub, Room room):
 
 cdef void note_change(HubBase hub, Room room) noexcept:
     """Have the hub's cluster subscribe to the room's messages, or unsubscribe; and its history begin or end."""
-    if hub.cluster is not None:
-        hub.cluster.members_changed(room)
     if room.has_history and hub.histories is not None:
+        # It may have messages arrive for clients that come back, too.
         hub.histories.members_changed(room.name)
+    elif hub.cluster is not None:
+        hub.cluster.members_changed(room)
 
 
 # Users
