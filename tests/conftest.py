@@ -18,7 +18,7 @@ from tests.support.redis_engine import PROGRAMS, RedisEngine, running_engine
 from tests.support.serving_hub import Clock
 
 # Maximum seconds for a test on a loop. It is far more than any test needs, for the sake of busy machines.
-TIMEOUT = 6
+TIMEOUT = 60
 
 # A shared machine stalls now and then, so Hypothesis must not report slow draws or examples.
 settings.register_profile("wshub", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -17,49 +17,60 @@ from wshub.errors import BrokerError
 
 async def test_members_at_all_nodes_get_one_order() -> None:
     engine = MemoryEngine()
-    async with history_node(MemoryBroker(engine)) as one, history_node(MemoryBroker(engine)) as two:
-        async with client_of(one) as first, client_of(two) as second:
-            for number in range(50):
-                one.hub.broadcast(f"one {number}", room=ROOM)
-                two.hub.broadcast(f"two {number}", room=ROOM)
-            await until(lambda: len(first.data) == len(second.data) == 100)
-            assert first.offsets == second.offsets
-            assert first.data == second.data
-            assert [offset for _, offset in first.offsets] == list(range(1, 101))
+    async with (
+        history_node(MemoryBroker(engine)) as one,
+        history_node(MemoryBroker(engine)) as two,
+        client_of(one) as first,
+        client_of(two) as second,
+    ):
+        for number in range(50):
+            one.hub.broadcast(f"one {number}", room=ROOM)
+            two.hub.broadcast(f"two {number}", room=ROOM)
+        await until(lambda: len(first.data) == len(second.data) == 100)
+        assert first.offsets == second.offsets
+        assert first.data == second.data
+        assert [offset for _, offset in first.offsets] == list(range(1, 101))
 
 
 async def test_a_client_that_moves_to_another_node_misses_nothing() -> None:
     engine = MemoryEngine()
-    async with history_node(MemoryBroker(engine)) as one, history_node(MemoryBroker(engine)) as two:
-        async with client_of(one) as client:
-            await one.hub.publish("1", room=ROOM)
-            await until(lambda: client.data == ["1"])
-            await client.leave()
-            await one.hub.publish("2", room=ROOM)
-            await two.hub.publish("3", room=ROOM)
-            await client.come_back(two.url)
-            await one.hub.publish("4", room=ROOM)
-            await until(lambda: len(client.data) == 4)
-            assert client.data == ["1", "2", "3", "4"]
-            assert not client.gaps
+    async with (
+        history_node(MemoryBroker(engine)) as one,
+        history_node(MemoryBroker(engine)) as two,
+        client_of(one) as client,
+    ):
+        await one.hub.publish("1", room=ROOM)
+        await until(lambda: client.data == ["1"])
+        await client.leave()
+        await one.hub.publish("2", room=ROOM)
+        await two.hub.publish("3", room=ROOM)
+        await client.come_back(two.url)
+        await one.hub.publish("4", room=ROOM)
+        await until(lambda: len(client.data) == 4)
+        assert client.data == ["1", "2", "3", "4"]
+        assert not client.gaps
 
 
 async def test_a_client_that_is_ahead_of_the_node_it_comes_to_gets_nothing_twice() -> None:
     engine = MemoryEngine()
     fast, slow = MemoryBroker(engine), MemoryBroker(engine)
-    async with history_node(fast) as one, history_node(slow) as two:
-        async with client_of(one) as client, client_of(two) as member:
-            # What is sent to this node is under way until the end.
-            engine.delay(0.05)
-            published = await one.hub.publish("1", room=ROOM)
-            await client.leave()
-            client.position = published.position
-            await client.come_back(two.url)
-            await one.hub.publish("2", room=ROOM)
-            await until(lambda: client.data[-1:] == ["2"])
-            assert client.data in (["2"], ["1", "2"])
-            assert member.data == ["1", "2"]
-            assert not client.gaps
+    async with (
+        history_node(fast) as one,
+        history_node(slow) as two,
+        client_of(one) as client,
+        client_of(two) as member,
+    ):
+        # What is sent to this node is under way until the end.
+        engine.delay(0.05)
+        published = await one.hub.publish("1", room=ROOM)
+        await client.leave()
+        client.position = published.position
+        await client.come_back(two.url)
+        await one.hub.publish("2", room=ROOM)
+        await until(lambda: client.data[-1:] == ["2"])
+        assert client.data in (["2"], ["1", "2"])
+        assert member.data == ["1", "2"]
+        assert not client.gaps
 
 
 async def test_a_node_that_was_cut_off_catches_up() -> None:
@@ -77,15 +88,18 @@ async def test_a_node_that_was_cut_off_catches_up() -> None:
 
 async def test_what_was_lost_on_the_way_is_read_when_the_next_message_shows_it() -> None:
     engine = MemoryEngine()
-    async with history_node(MemoryBroker(engine)) as one, history_node(MemoryBroker(engine)) as two:
-        async with client_of(two) as member:
-            for number in range(20):
-                one.hub.broadcast(str(number), room=ROOM)
-            await asyncio.sleep(0)
-            assert engine.drop_under_way() > 0
-            await one.hub.publish("20", room=ROOM)
-            await until(lambda: len(member.data) == 21)
-            assert member.data == [str(number) for number in range(21)]
+    async with (
+        history_node(MemoryBroker(engine)) as one,
+        history_node(MemoryBroker(engine)) as two,
+        client_of(two) as member,
+    ):
+        for number in range(20):
+            one.hub.broadcast(str(number), room=ROOM)
+        await asyncio.sleep(0)
+        assert engine.drop_under_way() > 0
+        await one.hub.publish("20", room=ROOM)
+        await until(lambda: len(member.data) == 21)
+        assert member.data == [str(number) for number in range(21)]
 
 
 async def test_more_than_can_be_held_back_arrives_too() -> None:
@@ -95,46 +109,55 @@ async def test_more_than_can_be_held_back_arrives_too() -> None:
         max_bytes=100_000_000,
         encode=lambda publication: json.dumps([publication.offset, publication.epoch, publication.data]),
     )
-    async with history_node(MemoryBroker(engine), config) as one, history_node(MemoryBroker(engine), config) as two:
-        async with client_of(two) as member:
-            for number in range(2000):
-                one.hub.broadcast(str(number), room=ROOM)
-                if number == 100:
-                    await asyncio.sleep(0)
-                    engine.drop_under_way()
-            await until(lambda: len(member.data) == 2000)
-            assert member.data == [str(number) for number in range(2000)]
+    async with (
+        history_node(MemoryBroker(engine), config) as one,
+        history_node(MemoryBroker(engine), config) as two,
+        client_of(two) as member,
+    ):
+        for number in range(2000):
+            one.hub.broadcast(str(number), room=ROOM)
+            if number == 100:
+                await asyncio.sleep(0)
+                engine.drop_under_way()
+        await until(lambda: len(member.data) == 2000)
+        assert member.data == [str(number) for number in range(2000)]
 
 
 async def test_members_are_told_of_messages_that_are_not_kept_any_more() -> None:
     engine = MemoryEngine()
     broker = MemoryBroker(engine)
     config = HistoryConfig(size=2, encode_gap=gap_as_json)
-    async with history_node(MemoryBroker(engine), config) as one, history_node(broker, config) as two:
-        async with client_of(two) as member:
-            engine.deafen(broker)
-            for number in range(5):
-                await one.hub.publish(json.dumps([number + 1, "-", number]), room=ROOM)
-            engine.heal()
-            engine.cut(broker)
-            await until(lambda: len(member.data) == 2)
-            assert member.gaps == ["trimmed"]
-            assert member.data == [3, 4]
+    async with (
+        history_node(MemoryBroker(engine), config) as one,
+        history_node(broker, config) as two,
+        client_of(two) as member,
+    ):
+        engine.deafen(broker)
+        for number in range(5):
+            await one.hub.publish(json.dumps([number + 1, "-", number]), room=ROOM)
+        engine.heal()
+        engine.cut(broker)
+        await until(lambda: len(member.data) == 2)
+        assert member.gaps == ["trimmed"]
+        assert member.data == [3, 4]
 
 
 async def test_members_are_told_that_the_history_was_lost() -> None:
     engine = MemoryEngine()
-    async with history_node(MemoryBroker(engine)) as one, history_node(MemoryBroker(engine)) as two:
-        async with client_of(two) as member:
-            await one.hub.publish("1", room=ROOM)
-            await until(lambda: member.data == ["1"])
-            engine.lose_histories()
-            await one.hub.publish("2", room=ROOM)
-            await until(lambda: len(member.data) == 2)
-            assert member.gaps == ["epoch"]
-            assert [offset for _, offset in member.offsets] == [1, 1]
-            async with client_of(one, Position(1, member.offsets[0][0])) as other:
-                assert other.gaps == ["epoch"]
+    async with (
+        history_node(MemoryBroker(engine)) as one,
+        history_node(MemoryBroker(engine)) as two,
+        client_of(two) as member,
+    ):
+        await one.hub.publish("1", room=ROOM)
+        await until(lambda: member.data == ["1"])
+        engine.lose_histories()
+        await one.hub.publish("2", room=ROOM)
+        await until(lambda: len(member.data) == 2)
+        assert member.gaps == ["epoch"]
+        assert [offset for _, offset in member.offsets] == [1, 1]
+        async with client_of(one, Position(1, member.offsets[0][0])) as other:
+            assert other.gaps == ["epoch"]
 
 
 async def test_publishing_raises_when_the_engine_has_ended() -> None:
@@ -151,7 +174,7 @@ async def test_publishing_raises_when_the_engine_has_ended() -> None:
         assert node.hub.broadcast("2", room=ROOM) == 1
         assert node.hub.stats().cluster.rejected == 2
         engine.heal()
-        await until(lambda: node.hub.health().ok or node.hub._cluster.sweep(node.hub.now() + 60))
+        await until(lambda: node.skip() or node.hub.health().ok)
         await node.hub.publish("3", room=ROOM)
         await until(lambda: member.data == ["3"])
 
@@ -223,7 +246,7 @@ async def test_whatever_fails_every_client_gets_every_message_once_and_in_order(
                     client.is_back = False
                     coming.append(asyncio.create_task(client.come_back(chance.choice(nodes).url)))
             for node in nodes:
-                node.hub._cluster.sweep(node.hub.now())
+                node.skip()
             await asyncio.sleep(0.005)
         engine.heal()
         store = engine._stores["hub"]
@@ -231,8 +254,7 @@ async def test_whatever_fails_every_client_gets_every_message_once_and_in_order(
 
         def is_complete() -> bool:
             for node in nodes:
-                # A broker without a connection does not wait for its next attempt.
-                node.hub._cluster.sweep(node.hub.now() + (0 if node.hub.health().ok else 60))
+                node.skip()
             return all(client.is_back and client.offsets[-1:] == [(client.offsets[0][0], total)] for client in clients)
 
         await until(is_complete)

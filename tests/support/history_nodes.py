@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -91,12 +92,29 @@ class Client:
             self.socket = None
 
 
+class RunningClock:
+    """A clock that goes on with time, and that a test sets forward."""
+
+    def __init__(self) -> None:
+        self.skipped = 0.0
+
+    def __call__(self) -> float:
+        return time.monotonic() + self.skipped
+
+
 class HistoryNode:
     """A served hub with the room."""
 
-    def __init__(self, hub: Hub, url: str) -> None:
+    def __init__(self, hub: Hub, url: str, clock: RunningClock) -> None:
         self.hub = hub
         self.url = url
+        self.clock = clock
+
+    def skip(self) -> None:
+        """Set the hub's clock a second forward if its broker has no connection, which waits to be made again."""
+        if not self.hub.health().ok:
+            self.clock.skipped += 1
+        self.hub._cluster.sweep(self.hub.now())  # type: ignore[union-attr]
 
 
 @contextlib.asynccontextmanager
@@ -104,11 +122,12 @@ async def history_node(
     broker: Broker, config: HistoryConfig | None = None, **settings: Any
 ) -> AsyncIterator[HistoryNode]:
     """Serve a hub whose broker keeps the messages of the room."""
-    hub = Hub(HubConfig(**settings), broker=broker)
+    clock = RunningClock()
+    hub = Hub(HubConfig(**settings), broker=broker, clock=clock)
     hub.configure_room(ROOM, history=config or HistoryConfig(encode=as_json, encode_gap=gap_as_json))
     async with hub.serve("127.0.0.1", 0, serve, close_hub=True) as server:
         await hub.broker_started()
-        yield HistoryNode(hub, f"ws://127.0.0.1:{server.port}/")
+        yield HistoryNode(hub, f"ws://127.0.0.1:{server.port}/", clock)
 
 
 @contextlib.asynccontextmanager

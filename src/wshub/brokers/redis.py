@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import ssl as ssl_module
 
-from wshub.brokers.interface import BrokerEvents, BrokerHealth, BrokerStats, NodeInfo, Published
+from wshub.brokers.interface import (
+    BrokerEvents,
+    BrokerHealth,
+    BrokerStats,
+    HistoryConfig,
+    NodeInfo,
+    Position,
+    Published,
+    StoredHistory,
+)
 from wshub.brokers.redis_session import RedisSession, RedisSettings
 from wshub.brokers.redis_url import parse_redis_url
 from wshub.errors import BrokerUnavailable, ConfigurationError, MisuseError
@@ -16,11 +25,19 @@ __all__ = ["RedisBroker"]
 class RedisBroker:
     """Joins the hubs of many processes and machines through one Redis (7.0 or newer) or Valkey engine.
 
-    It needs hiredis: ``pip install wshub[redis]``. The engine carries messages and stores nothing: it needs neither
-    memory for keys nor persistence. A user of the engine needs the commands HELLO, PING, PUBLISH, SUBSCRIBE,
-    UNSUBSCRIBE and PUBSUB, and the channels that begin with the prefix::
+    It needs hiredis: ``pip install wshub[redis]``. The engine stores the messages of rooms with history; the others it
+    only carries. A user of the engine needs the commands HELLO, PING, PUBLISH, SUBSCRIBE, UNSUBSCRIBE and PUBSUB, and
+    the channels that begin with the prefix::
 
         ACL SETUSER hub on >PASSWORD resetchannels &wshub:* -@all +hello +ping +publish +subscribe +unsubscribe +pubsub
+
+    For rooms with history it needs more commands, and the keys that begin with the prefix::
+
+        ACL SETUSER hub ~wshub:* +evalsha +script|load +time +hmget +hset +hincrby +xadd +xrange +xrevrange +xtrim +xlen
+        ACL SETUSER hub +del +pexpire
+
+    Keys must not be evicted: with ``maxmemory``, set ``maxmemory-policy noeviction``. Otherwise histories get lost,
+    which clients are told.
 
     Args:
         url: ``redis://[USER:PASSWORD@]HOST[:PORT][/DATABASE]``, ``rediss://...`` for TLS, or
@@ -132,6 +149,50 @@ class RedisBroker:
         if session is None:
             raise BrokerUnavailable("the broker is not started")
         return await session.publishing.publish(channel, envelope)
+
+    def send_stored(self, channel: str, envelope: bytes, config: HistoryConfig) -> bool:
+        """Store an envelope and send it to every node that has subscribed to the channel, and forget it.
+
+        Returns False if the envelope was dropped, as for ``send()``.
+        """
+        session = self._session
+        return session is not None and session.histories.send(channel, envelope, config)
+
+    async def publish_stored(
+        self, channel: str, envelope: bytes, config: HistoryConfig, *, idempotency_key: str = ""
+    ) -> Published:
+        """Store an envelope and send it, and return its position. See ``HistoryBroker.publish_stored``.
+
+        Raises:
+            BrokerUnavailable, BrokerUncertain, BrokerError: as ``publish()``.
+        """
+        session = self._running()
+        if session is None:
+            raise BrokerUnavailable("the broker is not started")
+        return await session.histories.publish(channel, envelope, config, idempotency_key)
+
+    async def history(
+        self,
+        channel: str,
+        config: HistoryConfig,
+        *,
+        since: Position | None = None,
+        limit: int = 100,
+        max_bytes: int = 1024 * 1024,
+        reverse: bool = False,
+        is_own: bool = False,
+    ) -> StoredHistory:
+        """Return what is stored of a channel. See ``HistoryBroker.history``.
+
+        Raises:
+            BrokerUnavailable: there is no connection, it was lost, or the engine refuses.
+        """
+        session = self._running()
+        if session is None:
+            raise BrokerUnavailable("the broker is not started")
+        return await session.histories.read(
+            channel, config, since=since, limit=limit, max_bytes=max_bytes, reverse=reverse, is_own=is_own
+        )
 
     def sweep(self, now: float) -> None:
         """Send the probes that are due, and end what has taken too long. The hub calls it at least once a second."""
