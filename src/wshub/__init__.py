@@ -1,6 +1,7 @@
 """wshub: a WebSocket hub for Python."""
 
 from wshub.brokers.interface import Gap, History, HistoryConfig, Position, Publication, Published
+from wshub.brokers.presence_interface import Member, PresenceConfig, PresenceCounts, PresencePage
 from wshub.core.cluster_types import HubHealth, Node, Survey
 from wshub.core.config import DeliveryOptions, HubConfig, HubSettings, RateLimits, RoomConfig, SlowConsumer
 from wshub.core.connection import Connection, ConnectionState
@@ -57,12 +58,16 @@ __all__ = [
     "HubSettings",
     "HubStats",
     "InvalidMessageError",
+    "Member",
     "Message",
     "MessageType",
     "MisuseError",
     "Node",
     "Opcode",
     "Position",
+    "PresenceConfig",
+    "PresenceCounts",
+    "PresencePage",
     "ProtocolError",
     "Publication",
     "Published",

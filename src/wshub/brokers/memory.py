@@ -37,6 +37,7 @@ from wshub.brokers.memory_engine import (
     Answer,
     Answered,
     Arrived,
+    Ask,
     Command,
     EngineConnection,
     MemoryEngine,
@@ -50,6 +51,7 @@ from wshub.brokers.memory_engine import (
     Subscribed,
     Unsubscribe,
 )
+from wshub.brokers.memory_presence import MemoryPresence
 from wshub.brokers.memory_state import Counts, Request, Subscription, fail, fail_all
 from wshub.errors import BrokerUnavailable, BrokerUncertain, MisuseError
 
@@ -63,7 +65,7 @@ ENVELOPE_CHARGE = 64
 LONGEST_PAUSE = 30.0
 
 
-class MemoryBroker:
+class MemoryBroker(MemoryPresence):
     """Joins a hub to the others of this process that use the same engine.
 
     Args:
@@ -250,7 +252,7 @@ class MemoryBroker:
             raise BrokerUnavailable(str(error)) from None
         return found
 
-    async def _request(self, command: Send | Store | Read) -> Any:
+    async def _request(self, command: Send | Store | Read | Ask) -> Any:
         """Send a command, and return the result of its answer. Raise as ``publish()`` does."""
         dropped = self._enqueue(command)
         if dropped is not None or self._loop is None or self._events is None or command.request is None:
@@ -301,7 +303,7 @@ class MemoryBroker:
 
     # What leaves.
 
-    def _enqueue(self, command: Send | Store | Read) -> str | None:
+    def _enqueue(self, command: Send | Store | Read | Ask) -> str | None:
         """Have a command leave at the end of this iteration of the loop. Return why it was dropped, or None."""
         charge = charge_of_command(command)
         if self._state != "connected" or self._is_closing:
@@ -337,11 +339,11 @@ class MemoryBroker:
         self._note_flushed()
 
     def _count_sent(self, command: Command) -> None:
-        if not isinstance(command, Send | Store | Read):
+        if not isinstance(command, Send | Store | Read | Ask):
             self._outgoing_changes -= not isinstance(command, Probe)
             return
         self._pending_bytes -= charge_of_command(command)
-        if not isinstance(command, Read):
+        if isinstance(command, Send | Store):
             self._counts.sent += 1
             self._counts.bytes_sent += len(command.envelope)
         if command.request is not None and command.request in self._pending:
@@ -575,6 +577,6 @@ class MemoryBroker:
             self._events.restored(channels)
 
 
-def charge_of_command(command: Send | Store | Read) -> int:
+def charge_of_command(command: Send | Store | Read | Ask) -> int:
     """Return the bytes that a command counts for while it waits."""
-    return ENVELOPE_CHARGE + (0 if isinstance(command, Read) else len(command.envelope))
+    return ENVELOPE_CHARGE + (len(command.envelope) if isinstance(command, Send | Store) else 0)

@@ -8,16 +8,18 @@ import time
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from wshub.brokers.envelope import encode_stored
 from wshub.brokers.history_store import HistoryStore
-from wshub.brokers.interface import HistoryConfig, Position, Published, StoredHistory
+from wshub.brokers.interface import HistoryConfig, Position, Published
+from wshub.brokers.presence_store import PresenceStore
 
 __all__ = [
     "Answer",
     "Answered",
     "Arrived",
+    "Ask",
     "Command",
     "EngineConnection",
     "MemoryEngine",
@@ -86,6 +88,16 @@ class Read:
 
 
 @dataclass(frozen=True, slots=True)
+class Ask:
+    """Call a method of the hub's PresenceStore. The engine adds the time to those that take one."""
+
+    method: str
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
+    request: int
+
+
+@dataclass(frozen=True, slots=True)
 class Probe:
     """Ask for an answer, and which of these channels the connection has not subscribed to."""
 
@@ -93,7 +105,7 @@ class Probe:
     channels: frozenset[str]
 
 
-Command: TypeAlias = Subscribe | Unsubscribe | Send | Store | Read | Probe
+Command: TypeAlias = Subscribe | Unsubscribe | Send | Store | Read | Ask | Probe
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +134,10 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """The answer to ``Send``, ``Store`` and ``Read``."""
+    """The answer to ``Send``, ``Store``, ``Read`` and ``Ask``."""
 
     request: int
-    result: Published | StoredHistory
+    result: Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +239,9 @@ class MemoryEngine:
         self._subscribers: dict[tuple[str, str], dict[EngineConnection, None]] = {}
         # The histories of each hub, by its name.
         self._stores: dict[str, HistoryStore] = {}
+        self._presences: dict[str, PresenceStore] = {}
+        # Seconds that the engine's clock was set forward.
+        self._skipped = 0.0
         self._lost: Counter[str] = Counter()
         self._is_running = True
         self._is_frozen = False
@@ -296,6 +311,16 @@ class MemoryEngine:
         with self.lock:
             for connection in self._connections_of(broker):
                 self._unsubscribe(connection, channel)
+
+    def skip(self, seconds: float) -> None:
+        """Set the clock of the engine forward, by which nodes are dead."""
+        with self.lock:
+            self._skipped += seconds
+
+    def lose_presences(self) -> None:
+        """Lose all entries of members."""
+        with self.lock:
+            self._presences.clear()
 
     def lose_histories(self) -> None:
         """Lose all that is stored. Each channel begins a new epoch."""
@@ -384,6 +409,8 @@ class MemoryEngine:
             self._store(connection, command)
         elif isinstance(command, Read):
             self._read(connection, command)
+        elif isinstance(command, Ask):
+            self._ask(connection, command)
         elif isinstance(command, Subscribe):
             self._subscribe(connection, command)
         elif isinstance(command, Unsubscribe):
@@ -438,6 +465,13 @@ class MemoryEngine:
             is_own=command.is_own,
         )
         self._put(connection, Answered(command.request, found))
+
+    def _ask(self, connection: EngineConnection, command: Ask) -> None:
+        store = self._presences.setdefault(connection.hub, PresenceStore())
+        arguments = command.arguments
+        if command.method in ("enter", "beat", "take_over"):
+            arguments += (time.monotonic() + self._skipped,)
+        self._put(connection, Answered(command.request, getattr(store, command.method)(*arguments, **command.keywords)))
 
     def _subscribe(self, connection: EngineConnection, command: Subscribe) -> None:
         if command.channel in self._refused:

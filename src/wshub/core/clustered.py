@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from wshub.brokers.interface import History, NodeInfo, Position, Published, room_channel
+from wshub.brokers.presence_interface import PresenceCounts, PresencePage
 from wshub.core.cluster_surveys import ROOM_COUNT, Surveys, check_answer
 from wshub.core.cluster_types import HubHealth, Node, RoomChange, Survey
 from wshub.core.command_fields import check_name, check_reason
@@ -15,7 +16,8 @@ from wshub.core.histories import Histories
 from wshub.core.history_recovery import recover
 from wshub.core.history_sending import is_kept, make_history_envelope
 from wshub.core.history_types import Recovery
-from wshub.core.lifecycle import HubLifecycle
+from wshub.core.lifecycle import ALONE, HubLifecycle
+from wshub.core.presences import Presences
 from wshub.errors import BrokerUnavailable, MisuseError
 from wshub.protocol.close_code import CloseCode, encode_close_payload
 from wshub.protocol.validation import check_integer, check_str
@@ -28,9 +30,6 @@ if TYPE_CHECKING:
     from wshub.protocol.message import Message
 
 __all__ = ["ClusteredHub"]
-
-ALONE = "0" * 16
-"""The id of the only node, where there is no broker."""
 
 
 class ClusteredHub(HubLifecycle):
@@ -160,6 +159,43 @@ class ClusteredHub(HubLifecycle):
         if self._histories is None:
             raise MisuseError("no room has a history: call hub.configure_room(..., history=HistoryConfig())")
         return self._histories
+
+    async def presence(self, room: str, *, limit: int = 1000, cursor: str = "") -> PresencePage:
+        """Return members of a room, on all nodes.
+
+        Args:
+            room: the name of a room with presence.
+            limit: about how many members to return.
+            cursor: empty for the first page; then the ``cursor`` of the page before.
+
+        Raises:
+            MisuseError: the room has no presence.
+            BrokerUnavailable: the broker cannot be asked.
+        """
+        limit = check_integer("limit", limit, 1, 100_000)
+        self._bind_unless_closed()
+        return await self._known_presences().read(check_name("room", room), check_str("cursor", cursor), limit)
+
+    async def presence_counts(self, room: str) -> PresenceCounts:
+        """Return the number of connections and of users in a room, on all nodes.
+
+        Raises:
+            MisuseError: the room has no presence.
+            BrokerUnavailable: the broker cannot be asked.
+        """
+        self._bind_unless_closed()
+        return await self._known_presences().counts(check_name("room", room))
+
+    def _set_presence_info(self, room: str, connection: int, info: Any) -> None:
+        """Set the info with which a connection joins a room."""
+        presences = self._known_presences()
+        presences.check(room)
+        presences.set_info(room, connection, info)
+
+    def _known_presences(self) -> Presences:
+        if self._presences is None:
+            raise MisuseError("no room has a presence: call hub.configure_room(..., presence=True)")
+        return self._presences
 
     async def disconnect_user(self, user: str, code: int = CloseCode.POLICY_VIOLATION, reason: str = "") -> int:
         """Close every connection of a user, on every node. Return the number of those at this hub.

@@ -137,12 +137,19 @@ class Connection(AsyncIterator[Message]):
         """Return ``metadata[key]``, or ``default`` if there is no such key."""
     def in_room(self, name: str) -> bool:
         """Return whether the connection is in that room."""
-    def join(self, name: str) -> Queued:
+    def join(self, name: str, *, info: Any = None) -> Queued:
         """Join a room. Does nothing if the connection is in the room already.
+
+        Args:
+            name: of the room.
+            info: what others see of the member in a room with presence: anything that JSON can hold, in at most 1 KiB.
+                A later call replaces it.
 
         Raises:
             ConnectionClosed: the connection is closing.
-            TypeError: ``name`` is not a str.
+            TypeError: ``name`` is not a str, or the info is no JSON.
+            InvalidMessageError: the info is too large.
+            MisuseError: there is an info, and the room has no presence.
         """
     def leave(self, name: str) -> Queued:
         """Leave a room. Does nothing if the connection is not in it. Raises TypeError if ``name`` is not a str."""

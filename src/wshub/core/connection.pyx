@@ -208,17 +208,26 @@ cdef class Connection(InboxConnection):
         cdef str room = room_name(name)
         return self.room_table is not None and room in self.room_table
 
-    def join(self, name):
+    def join(self, name, *, info=None):
         """Join a room. Does nothing if the connection is in the room already.
+
+        Args:
+            name: of the room.
+            info: what others see of the member in a room with presence: anything that JSON can hold, in at most 1 KiB.
+                A later call replaces it.
 
         Raises:
             ConnectionClosed: the connection is closing.
-            TypeError: ``name`` is not a str.
+            TypeError: ``name`` is not a str, or the info is no JSON.
+            InvalidMessageError: the info is too large.
+            MisuseError: there is an info, and the room has no presence.
         """
         cdef str room = room_name(name)
         if is_other_thread(self):
-            hand_over(self, partial(self._quietly, partial(self.join, room)))
+            hand_over(self, partial(self._quietly, partial(self.join, room, info=info)))
             return QUEUED
+        if info is not None:
+            self.hub._set_presence_info(room, self.connection_id, info)
         if not join_room(self, room):
             raise closed_error(self)
         return QUEUED

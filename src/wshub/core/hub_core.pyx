@@ -26,7 +26,7 @@ from wshub.core.hub_state cimport (
 from wshub.core.keepalive cimport sweep
 from wshub.core.remote_messages cimport RemoteMessages
 from wshub.core.named_connections cimport check_connection_id, connection_of, publisher_name
-from wshub.core.rooms cimport Room, configure_rooms, find_room, room_name, set_user, user_name
+from wshub.core.rooms cimport Room, configure_rooms, note_members, find_room, room_name, set_user, user_name
 from wshub.core.stats cimport hub_stats, room_stats
 from wshub.core.times cimport Times
 from wshub.links.link cimport LinkCounters, Link
@@ -122,6 +122,7 @@ cdef class HubCore(HubBase):
         self.user_table = {}
         self.cluster = None
         self.histories = None
+        self.presences = None
         self.history_cursors = {}
         self.closes = {}
         self.refused = {}
@@ -170,6 +171,13 @@ cdef class HubCore(HubBase):
         for room in self.room_table.values():
             if (<Room>room).has_history:
                 histories.members_changed((<Room>room).name)
+
+    def _keep_presences(self, presences):
+        """Tell Presences of the members of rooms with presence from now on."""
+        self.presences = presences
+        for room in self.room_table.values():
+            if (<Room>room).has_presence:
+                note_members(self, <Room>room)
 
     def _room_config(self, room):
         """Return the RoomConfig of a room; None if it has the hub's settings."""

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias
 
 from wshub.brokers.interface import Broker, HistoryBroker
+from wshub.brokers.presence_interface import PresenceBroker
 from wshub.core.brokers_in_use import BROKERS_IN_USE
 from wshub.core.cluster import Cluster, HasMembers
 from wshub.core.cluster_surveys import Answer
@@ -20,6 +21,8 @@ from wshub.core.handler_checks import check_function
 from wshub.core.histories import Histories
 from wshub.core.hub_core import HubCore
 from wshub.core.local_history import LocalHistory
+from wshub.core.local_presence import LocalPresence
+from wshub.core.presences import Presences, PresenceSource
 from wshub.core.remote_messages import RemoteMessages
 from wshub.core.shutdown import Shutdown, WaitingHandlers
 from wshub.errors import ConfigurationError, MisuseError
@@ -35,6 +38,9 @@ __all__ = ["HandshakeWait", "HubLifecycle", "HubServer", "UpgradeHook"]
 UpgradeHook: TypeAlias = Callable[[RequestHead], Awaitable[Mapping[str, Any] | None] | Mapping[str, Any] | None]
 
 logger = logging.getLogger("wshub.server")
+
+ALONE = "0" * 16
+"""The id of the only node, where there is no broker."""
 
 WATCH_PERIOD = 1.0
 """Seconds between two calls of each watcher."""
@@ -83,6 +89,8 @@ class HubLifecycle(HubCore):
     _cluster: Cluster | None
     # The rooms whose messages are kept; None if the hub is not in use, or no settings ask for it.
     _histories: Histories | None
+    # The rooms whose members are known on all nodes; None likewise.
+    _presences: Presences | None
     # The functions with which the application answers surveys, by topic.
     _survey_answers: dict[str, Answer]
     # Closes the broker, after a close() that was cancelled.
@@ -156,6 +164,8 @@ class HubLifecycle(HubCore):
                 self._start_cluster(self.broker, reactor)
             if self._keeps_histories:
                 self._start_histories()
+            if self._keeps_presences:
+                self._start_presences()
             self._start_sweeping()
             logger.info("the hub %r has started", self.name, extra={"event": "started", "hub": self.name})
         return reactor
@@ -179,6 +189,19 @@ class HubLifecycle(HubCore):
             self._histories = Histories(self, messages, LocalHistory(self.now, messages.receive))
         self._keep_histories(self._histories)
 
+    def _start_presences(self) -> None:
+        """Know who is in the rooms whose settings say so: at the broker, or in memory without one."""
+        cluster = self._cluster
+        if cluster is None:
+            node = ALONE
+            source: PresenceSource = LocalPresence(node, self.now)
+        elif isinstance(cluster.broker, PresenceBroker):
+            node, source = cluster.info.id, cluster.broker
+        else:
+            raise ConfigurationError(f"rooms with presence need a broker that knows who is there, not {cluster.broker}")
+        self._presences = Presences(self, node, source)
+        self._keep_presences(self._presences)
+
     def _subscribe_for(self, room: HasMembers) -> None:
         """Have messages of a room arrive for as long as it has members."""
         if self._cluster is not None:
@@ -199,6 +222,7 @@ class HubLifecycle(HubCore):
         super()._begin_anew()
         self._cluster = None
         self._histories = None
+        self._presences = None
         self._sweeper = None
         self._closing = None
         self._exiting = None
@@ -246,6 +270,8 @@ class HubLifecycle(HubCore):
                 self._cluster.sweep(now)
             if self._histories is not None:
                 self._histories.sweep(now)
+            if self._presences is not None:
+                self._presences.sweep(now)
             if self._watchers and now >= self._watched_at:
                 self._watched_at = now + WATCH_PERIOD
                 self._call_watchers()
@@ -283,6 +309,8 @@ class HubLifecycle(HubCore):
             await Shutdown(self, self.waiting_handlers).run(payload)
             if self._histories is not None:
                 self._histories.close()
+            if self._presences is not None:
+                await self._presences.close(timeout)
             if self._cluster is not None:
                 await self._cluster.close(timeout)
         except asyncio.CancelledError:
