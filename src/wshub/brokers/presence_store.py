@@ -30,6 +30,8 @@ class PresenceStore:
         self.epoch = new_epoch()
         self._channels: dict[str, Presence] = {}
         self._beats: dict[str, float] = {}
+        # Nodes that have had a beat, and were not taken for dead since.
+        self._known: set[str] = set()
         # The channels and ids of the entries of each node.
         self._of_node: dict[str, dict[tuple[str, str], None]] = {}
 
@@ -66,7 +68,8 @@ class PresenceStore:
 
     def beat(self, node: str, now: float, *, is_leaving: bool = False) -> Beat:
         """Note that a node lives, or that it ends."""
-        is_known = node in self._beats
+        is_known = node in self._known
+        self._known.add(node)
         self._beats[node] = float("-inf") if is_leaving else now
         dead = [other for other, beat in self._beats.items() if beat <= now - DEAD_SECONDS and other != node]
         for other in dead:
@@ -106,5 +109,6 @@ class PresenceStore:
         return PresenceCounts(connections=len(presence.entries), users=len(presence.users))
 
     def _forget(self, node: str) -> None:
+        self._known.discard(node)
         self._beats.pop(node, None)
         self._of_node.pop(node, None)

@@ -218,6 +218,10 @@ class Presences:
         """Tell the store of all changes. What could not be told is tried again, ever more seldom."""
         try:
             while self._changed:
+                if not self._epoch and not await self._say_alive():
+                    # Without a beat, nobody would notice that the node is dead.
+                    await self._pause()
+                    continue
                 changed, self._changed = self._changed, {}
                 rooms: dict[tuple[str, bool], list[Attendance]] = {}
                 for attendance in changed:
@@ -227,13 +231,17 @@ class Presences:
                 outcomes = await asyncio.gather(
                     *(self._tell_room(room, group, limit, enters=enters) for (room, enters), group in rooms.items())
                 )
-                if not all(outcomes):
-                    await asyncio.sleep(self._delay)
-                    self._delay = min(2 * self._delay, MAX_RETRY_SECONDS)
-                else:
+                if all(outcomes):
                     self._delay = RETRY_SECONDS
+                else:
+                    await self._pause()
         finally:
             self._telling = None
+
+    async def _pause(self) -> None:
+        """Wait before the next attempt, each time longer."""
+        await asyncio.sleep(self._delay)
+        self._delay = min(2 * self._delay, MAX_RETRY_SECONDS)
 
     async def _tell_room(
         self, room: str, attendances: list[Attendance], limit: asyncio.Semaphore, *, enters: bool
@@ -308,18 +316,25 @@ class Presences:
 
     async def _beat(self) -> None:
         try:
+            await self._say_alive()
+        finally:
+            self._beating = None
+
+    async def _say_alive(self) -> bool:
+        """Send a beat, and do what its answer asks for. Return False if there was none."""
+        try:
             beat = await self._source.presence_beat()
             if not beat.is_known:
                 self._enter_anew(is_lost=beat.epoch != self._epoch)
             self._epoch = beat.epoch
             for node in beat.dead:
                 await self._take_over(node)
-        except BrokerError as error:
-            logger.debug("the beat of the node was not taken: %s", error)
+        except BrokerError:
+            return False
         except Exception:
             logger.exception("the beat of the node has failed")
-        finally:
-            self._beating = None
+            return False
+        return True
 
     def _enter_anew(self, *, is_lost: bool) -> None:
         """Enter all members again.
