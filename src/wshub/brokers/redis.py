@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl as ssl_module
+from collections.abc import Sequence
 
 from wshub.brokers.interface import (
     BrokerEvents,
@@ -14,6 +15,8 @@ from wshub.brokers.interface import (
     Published,
     StoredHistory,
 )
+from wshub.brokers.presence_interface import Beat, PresenceCounts, PresenceEntry, StoredPresence
+from wshub.brokers.redis_presences import RedisPresences
 from wshub.brokers.redis_session import RedisSession, RedisSettings
 from wshub.brokers.redis_url import parse_redis_url
 from wshub.errors import BrokerUnavailable, ConfigurationError, MisuseError
@@ -31,10 +34,11 @@ class RedisBroker:
 
         ACL SETUSER hub on >PASSWORD resetchannels &wshub:* -@all +hello +ping +publish +subscribe +unsubscribe +pubsub
 
-    For rooms with history it needs more commands, and the keys that begin with the prefix::
+    For rooms with history or presence it needs more commands, and the keys that begin with the prefix::
 
         ACL SETUSER hub ~wshub:* +evalsha +script|load +time +hmget +hset +hincrby +xadd +xrange +xrevrange +xtrim +xlen
-        ACL SETUSER hub +del +pexpire
+        ACL SETUSER hub +del +pexpire +get +set +hget +hdel +hlen +hexists +hscan +sadd +srem +spop +exists +zadd
+        ACL SETUSER hub +zrem +zscore +zrangebyscore
 
     Keys must not be evicted: with ``maxmemory``, set ``maxmemory-policy noeviction``. Otherwise histories get lost,
     which clients are told.
@@ -193,6 +197,36 @@ class RedisBroker:
         return await session.histories.read(
             channel, config, since=since, limit=limit, max_bytes=max_bytes, reverse=reverse, is_own=is_own
         )
+
+    async def presence_enter(self, channel: str, entries: Sequence[PresenceEntry]) -> list[bool]:
+        """Add entries of this node. See ``PresenceBroker.presence_enter``."""
+        return await self._presences().enter(channel, entries)
+
+    async def presence_leave(self, channel: str, entries: Sequence[PresenceEntry]) -> list[bool]:
+        """Remove entries of this node. See ``PresenceBroker.presence_leave``."""
+        return await self._presences().leave(channel, entries)
+
+    async def presence_beat(self, *, is_leaving: bool = False) -> Beat:
+        """Say that this node lives. See ``PresenceBroker.presence_beat``."""
+        return await self._presences().beat(is_leaving=is_leaving)
+
+    async def presence_take_over(self, node: str) -> list[tuple[str, PresenceEntry]]:
+        """Take entries of a dead node over. See ``PresenceBroker.presence_take_over``."""
+        return await self._presences().take_over(node)
+
+    async def presence_read(self, channel: str, cursor: str, limit: int) -> StoredPresence:
+        """Return some entries of a channel. See ``PresenceBroker.presence_read``."""
+        return await self._presences().read(channel, cursor, limit)
+
+    async def presence_counts(self, channel: str) -> PresenceCounts:
+        """Return the number of entries and users. See ``PresenceBroker.presence_counts``."""
+        return await self._presences().counts(channel)
+
+    def _presences(self) -> RedisPresences:
+        session = self._running()
+        if session is None:
+            raise BrokerUnavailable("the broker is not started")
+        return session.presences
 
     def sweep(self, now: float) -> None:
         """Send the probes that are due, and end what has taken too long. The hub calls it at least once a second."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import secrets
-from typing import Any
 
 from wshub.brokers.history_store import IDEMPOTENCY_SECONDS
 from wshub.brokers.interface import Gap, HistoryConfig, Position, Published, StoredEnvelope, StoredHistory
+from wshub.brokers.redis_calls import ScriptCalls
 from wshub.brokers.redis_commands import ChannelNames, pack_command
-from wshub.brokers.redis_connection import RedisConnection
 from wshub.brokers.redis_publishing import Publishing
-from wshub.brokers.redis_scripts import PUBLISH, READ, Script
+from wshub.brokers.redis_scripts import PUBLISH, READ
 from wshub.errors import BrokerError, BrokerUnavailable, BrokerUncertain
 
 __all__ = ["RedisHistories"]
@@ -33,21 +32,20 @@ class RedisHistories:
         self._names = names
         self._publishing = publishing
         self._heads: dict[str, tuple[HistoryConfig, bytes]] = {}
-        # The connection over which the scripts were loaded.
-        self._loaded_over: RedisConnection | None = None
+        self._calls = ScriptCalls(publishing, (PUBLISH, READ))
         # Together with the engine's time it makes epochs that nobody has used before.
         self._seed = secrets.token_hex(8).encode()
 
     def send(self, channel: str, envelope: bytes, config: HistoryConfig) -> bool:
         """Store an envelope and send it, and forget it. Return False if it was dropped."""
-        self._load()
+        self._calls.load()
         return self._publishing.send_command(self._head(channel, config), envelope)
 
     async def publish(self, channel: str, envelope: bytes, config: HistoryConfig, idempotency_key: str) -> Published:
         """Store an envelope and send it, and return its position. Raises ``BrokerError``."""
-        self._load()
+        self._calls.load()
         head = self._make_head(channel, config, idempotency_key) if idempotency_key else self._head(channel, config)
-        answer = await self._call(self._publishing.ask(head, envelope))
+        answer = await self._calls.finish(self._publishing.ask(head, envelope))
         if not isinstance(answer, list) or len(answer) != 4:
             raise BrokerUncertain(f"the engine has answered with something else than a position: {answer!r}")
         offset, epoch, is_duplicate, receivers = answer
@@ -67,15 +65,12 @@ class RedisHistories:
         is_own: bool,
     ) -> StoredHistory:
         """Return what is stored of a channel. Raises ``BrokerUnavailable``."""
-        self._load()
         place = (b"", b"") if since is None else (b"%d" % since.offset, since.epoch.encode(errors="surrogatepass"))
-        command = pack_command(
-            *(b"EVALSHA", READ.digest, b"2", *self._keys(channel)),
-            *(b"%d" % config.position_ttl_ms, self._seed, *place),
-            *(b"%d" % limit, b"%d" % max_bytes, b"%d" % reverse, b"%d" % is_own),
-        )
+        limits = b"%d" % limit, b"%d" % max_bytes, b"%d" % reverse, b"%d" % is_own
         try:
-            answer = await self._call(self._publishing.request(command))
+            answer = await self._calls.call(
+                READ, self._keys(channel), b"%d" % config.position_ttl_ms, self._seed, *place, *limits
+            )
         except BrokerUnavailable:
             raise
         except BrokerError as error:
@@ -87,32 +82,6 @@ class RedisHistories:
             StoredEnvelope(int(number), envelope) for number, envelope in zip(found[::2], found[1::2], strict=True)
         )
         return StoredHistory(envelopes=envelopes, position=Position(offset, epoch.decode()), gap=GAPS[gap])
-
-    async def _call(self, answer: Any) -> Any:
-        try:
-            return await answer
-        except BrokerError as error:
-            if str(error).startswith("NOSCRIPT"):
-                self._loaded_over = None
-                raise BrokerUnavailable(f"the engine has lost its scripts, try again: {error}") from None
-            raise
-
-    def _load(self) -> None:
-        """Have the present connection begin with the scripts. The engine runs commands of a connection in order."""
-        connection = self._publishing.connection
-        if connection is None or connection is self._loaded_over:
-            return
-        self._loaded_over = connection
-        for script in (PUBLISH, READ):
-            self._load_script(connection, script)
-
-    def _load_script(self, connection: RedisConnection, script: Script) -> None:
-        def loaded(reply: Any) -> None:
-            if isinstance(reply, BrokerError) and self._loaded_over is connection:
-                # Calls fail, and the next one loads again.
-                self._loaded_over = None
-
-        connection.request(pack_command(b"SCRIPT", b"LOAD", script.text), loaded)
 
     def _keys(self, channel: str) -> tuple[bytes, bytes]:
         return self._names.key("history", channel), self._names.key("position", channel)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 
-__all__ = ["PUBLISH", "READ", "Script"]
+__all__ = ["NEW_EPOCH", "PUBLISH", "READ", "Script"]
 
 
 class Script:
@@ -26,7 +26,7 @@ class Script:
 
 
 # Eight letters that no earlier epoch of the channel has: from the engine's time, the caller's seed and the name.
-_NEW_EPOCH = """
+NEW_EPOCH = """
 local function new_epoch(seed)
     local time = redis.call('TIME')
     local digest = redis.sha1hex(seed .. time[1] .. '.' .. time[2] .. KEYS[1])
@@ -35,7 +35,7 @@ end
 """
 
 PUBLISH = Script(
-    _NEW_EPOCH
+    NEW_EPOCH
     + """
 local size, max_bytes, ttl, position_ttl = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local seed, key_ttl, channel, envelope = ARGV[5], ARGV[6], ARGV[7], ARGV[8]
@@ -84,7 +84,7 @@ Keys: the stream, the hash, and a key of its own for the idempotency key if ther
 """
 
 READ = Script(
-    _NEW_EPOCH
+    NEW_EPOCH
     + """
 local position_ttl, seed, since, since_epoch = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local limit, max_bytes, reverse, is_own = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7] == '1', ARGV[8] == '1'

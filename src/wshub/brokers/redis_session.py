@@ -24,6 +24,7 @@ from wshub.brokers.interface import (
 from wshub.brokers.redis_commands import ChannelNames, pack_command, publish_command
 from wshub.brokers.redis_connection import RedisConnection
 from wshub.brokers.redis_histories import RedisHistories
+from wshub.brokers.redis_presences import RedisPresences
 from wshub.brokers.redis_probes import TIMEOUT, Probes
 from wshub.brokers.redis_publishing import Publishing
 from wshub.brokers.redis_reader import RedisReader
@@ -85,6 +86,7 @@ class RedisSession:
         self.subscriptions = Subscriptions(self._names, service, wanted, events.now)
         self.publishing = Publishing(self._names, settings.max_pending, events.now)
         self.histories = RedisHistories(self._names, self.publishing)
+        self.presences = RedisPresences(self._names, self.publishing, node.id)
         self._probes = Probes()
         self._is_deaf = False
         # Whether the present connection has subscribed to the node's own channels.

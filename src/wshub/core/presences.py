@@ -276,7 +276,8 @@ class Presences:
             attendance.is_stored = enters
             if not enters:
                 self._attendances.pop(attendance, None)
-            if alone and (attendance.is_new or not enters) and config is not None:
+            # Whose join was not told has not left either.
+            if alone and attendance.is_new == enters and config is not None:
                 self._call(config.on_join if enters else config.on_leave, attendance)
             attendance.is_new = False
             if attendance.is_present != attendance.is_stored:
@@ -356,6 +357,7 @@ class Presences:
                 room = channel.removeprefix(ROOM_CHANNELS)
                 attendance = Attendance(room, entry, member_of(entry))
                 attendance.is_stored = True
+                attendance.is_new = False
                 self._attendances[attendance] = None
                 self._leave_later(attendance)
 
