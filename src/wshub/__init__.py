@@ -1,10 +1,12 @@
 """wshub: a WebSocket hub for Python."""
 
-from wshub.brokers.interface import Published
+from wshub.brokers.interface import Gap, History, HistoryConfig, Position, Publication, Published
+from wshub.brokers.presence_interface import Member, PresenceConfig, PresenceCounts, PresencePage
 from wshub.core.cluster_types import HubHealth, Node, Survey
 from wshub.core.config import DeliveryOptions, HubConfig, HubSettings, RateLimits, RoomConfig, SlowConsumer
 from wshub.core.connection import Connection, ConnectionState
 from wshub.core.event_handler import EventHandler
+from wshub.core.history_types import Recovery
 from wshub.core.stats_types import HubStats, RoomStats
 from wshub.errors import (
     BrokerError,
@@ -44,23 +46,33 @@ __all__ = [
     "DeliveryOptions",
     "EventHandler",
     "Frame",
+    "Gap",
     "Handshake",
     "HandshakeError",
     "Headers",
+    "History",
+    "HistoryConfig",
     "Hub",
     "HubConfig",
     "HubHealth",
     "HubSettings",
     "HubStats",
     "InvalidMessageError",
+    "Member",
     "Message",
     "MessageType",
     "MisuseError",
     "Node",
     "Opcode",
+    "Position",
+    "PresenceConfig",
+    "PresenceCounts",
+    "PresencePage",
     "ProtocolError",
+    "Publication",
     "Published",
     "RateLimits",
+    "Recovery",
     "RequestHead",
     "RoomConfig",
     "RoomStats",

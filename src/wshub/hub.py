@@ -12,7 +12,8 @@ from typing import Any, Literal, overload
 from wshub.asgi.accept import AsgiWebSocket, accept_websocket
 from wshub.asgi.application import HubApplication
 from wshub.brokers.choosing import broker_from_url, broker_url_of_environment
-from wshub.brokers.interface import Broker
+from wshub.brokers.interface import Broker, HistoryBroker, HistoryConfig
+from wshub.brokers.presence_interface import PresenceBroker, PresenceConfig
 from wshub.core.clustered import ClusteredHub
 from wshub.core.config import HubConfig, RoomConfig, SlowConsumer
 from wshub.core.connection import Connection
@@ -20,7 +21,7 @@ from wshub.core.event_handler import EventHandler
 from wshub.core.lifecycle import UpgradeHook
 from wshub.core.stats_types import HubStats, RoomStats
 from wshub.core.upgrade import current_upgrade
-from wshub.errors import MisuseError
+from wshub.errors import ConfigurationError, MisuseError
 from wshub.links.tls import create_own_context
 from wshub.protocol.http.fields import HeaderField
 from wshub.serving.server import Server
@@ -219,6 +220,8 @@ class Hub(ClusteredHub):
         compression: Literal["message", "shared"] = "message",
         restart_interval: int = 128,
         slow_consumer: SlowConsumer | None = None,
+        history: HistoryConfig | None = None,
+        presence: bool | PresenceConfig | None = None,
     ) -> None:
         """Set how a room behaves, or all rooms of a pattern, for as long as the hub lives, also while they are empty.
 
@@ -226,17 +229,31 @@ class Hub(ClusteredHub):
             name: of the room, or a pattern: one ``*`` in it stands for any characters. ``"chat:*"`` is all rooms whose
                 names begin with ``chat:``. If a room has settings by its own name, these count. Otherwise those of the
                 most specific pattern do: the one with the most other characters.
-            compression, restart_interval, slow_consumer: as in ``RoomConfig``.
+            compression, restart_interval, slow_consumer, history, presence: as in ``RoomConfig``.
 
         Raises:
             ConfigurationError: a value that cannot be, or a name with more than one ``*``.
             MisuseError: the room is to compress, and the hub does not.
             TypeError: ``name`` is no str.
         """
-        config = RoomConfig(compression=compression, restart_interval=restart_interval, slow_consumer=slow_consumer)
+        config = RoomConfig(
+            compression=compression,
+            restart_interval=restart_interval,
+            slow_consumer=slow_consumer,
+            history=history,
+            presence=presence,
+        )
         if config.compression == "shared" and self.config.compression is None:
             raise MisuseError("a room can share a window only in a hub that compresses: set enable_compression")
+        if history is not None and self.broker is not None and not isinstance(self.broker, HistoryBroker):
+            raise ConfigurationError(f"rooms with history need a broker that keeps messages, not {self.broker!r}")
+        if presence and self.broker is not None and not isinstance(self.broker, PresenceBroker):
+            raise ConfigurationError(f"rooms with presence need a broker that knows who is there, not {self.broker!r}")
         self._configure_room(name, config)
+        if presence and self.is_in_use and self._presences is None:
+            self._start_presences()
+        if history is not None and self.is_in_use and self._histories is None:
+            self._start_histories()
 
     @overload
     def stats(self, *, room: None = None) -> HubStats: ...

@@ -17,7 +17,7 @@ from wshub.brokers.redis import RedisBroker
 
 check_broker = pytest.importorskip("wshub.testing.check_broker")
 
-USER = "user check on >pw allchannels +@all"
+USER = "user check on >pw allchannels allkeys +@all"
 
 
 class RedisFaults(check_broker.BrokerFaults):

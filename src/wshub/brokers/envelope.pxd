@@ -19,6 +19,8 @@ cdef enum:
     POLICY_SHIFT = 3      # three bits: 0 is the receiving hub's policy, else 1 + a Policy
     POLICY_MASK = 7 << 3
     HAS_KEY = 64
+    HAS_EXCLUDED = 128    # a connection of the sending node does not get it
+    HAS_PUBLISHER = 256   # the user who has published it
     CRITICAL_FLAGS = 0xF000
 
 # Why parse_envelope() takes no envelope.
@@ -37,10 +39,25 @@ cdef struct Envelope:
     size_t name_length
     const char *key
     size_t key_length
+    uint64_t excluded  # the id of the connection that does not get it
+    const char *publisher
+    size_t publisher_length
     const uint8_t *payload
     size_t payload_length
+
+# In front of an envelope that is stored.
+cdef struct StoredHead:
+    uint64_t offset
+    uint64_t previous       # the offset before it
+    const uint8_t *epoch    # EPOCH_LENGTH bytes, within the memory that was parsed
+
+cdef enum:
+    STORED_VERSION = 0xC1   # the first byte of a head
+    EPOCH_LENGTH = 8
+    STORED_HEAD_LENGTH = 25
 
 
 cdef int parse_envelope(const uint8_t *data, size_t length, Envelope *envelope) noexcept
 cdef bytes build_envelope(const Envelope *envelope)
 cdef bytes with_number(bytes envelope, uint32_t number)
+cdef int parse_stored_head(const uint8_t *data, size_t length, StoredHead *head) noexcept

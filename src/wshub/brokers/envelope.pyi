@@ -13,6 +13,8 @@ class DecodedEnvelope(NamedTuple):
     compress: bool | None
     slow_consumer: str | None
     key: str | None
+    excluded: int | None = None
+    publisher: str | None = None
 
 def encode_envelope(
     kind: _EnvelopeKind,
@@ -26,5 +28,15 @@ def encode_envelope(
     compress: bool | None = None,
     slow_consumer: str | None = None,
     key: str | None = None,
+    excluded: int | None = None,
+    publisher: str | None = None,
 ) -> bytes: ...
 def decode_envelope(data: bytes) -> DecodedEnvelope: ...
+
+class DecodedHead(NamedTuple):
+    offset: int
+    previous: int
+    epoch: str
+
+def encode_stored(envelope: bytes, *, offset: int, previous: int, epoch: str) -> bytes: ...
+def decode_stored(data: bytes) -> tuple[DecodedHead, bytes]: ...

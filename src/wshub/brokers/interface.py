@@ -7,6 +7,9 @@ implementation.
 A broker delivers at most once. The envelopes that one node sends on one channel arrive in the order in which it sent
 them. Between two channels, and between two nodes, there is no order. If envelopes may have been lost, the broker calls
 ``BrokerEvents.interrupted`` before it delivers the first envelope after the gap.
+
+A ``HistoryBroker`` also stores envelopes. What it stores on a channel has one order for all nodes, and each envelope
+names the one before it. So a node notices a gap, and reads what it has missed.
 """
 
 from __future__ import annotations
@@ -15,11 +18,13 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
+from wshub.errors import ConfigurationError
 from wshub.links.reactor_api import Reactor
+from wshub.protocol.validation import check_integer
 
 __all__ = [
     "ALL_NODES",
@@ -30,8 +35,16 @@ __all__ = [
     "BrokerHealth",
     "BrokerState",
     "BrokerStats",
+    "Gap",
+    "History",
+    "HistoryBroker",
+    "HistoryConfig",
     "NodeInfo",
+    "Position",
+    "Publication",
     "Published",
+    "StoredEnvelope",
+    "StoredHistory",
     "node_channel",
     "room_channel",
     "user_channel",
@@ -98,12 +111,146 @@ class NodeInfo:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a message stands in the history of its room.
+
+    Within an epoch, a later message has a greater offset. The epoch changes if the history was lost. Then offsets of
+    the former epoch say nothing.
+    """
+
+    offset: int
+    """The number of the message; 0 stands for the time before the first one."""
+
+    epoch: str
+    """Eight letters, chosen at random when the history begins."""
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """A message of a room with history."""
+
+    offset: int
+    """Its number in the history."""
+
+    epoch: str
+    """The epoch of the history."""
+
+    data: str | bytes
+    """What was published."""
+
+    publisher: str | None = None
+    """The user who has published it, if that was said."""
+
+    time: float = 0.0
+    """When it was published: seconds since 1970, by the clock of the publisher's machine."""
+
+    @property
+    def position(self) -> Position:
+        """The position of a reader that has this message, and all before it."""
+        return Position(self.offset, self.epoch)
+
+
+Gap: TypeAlias = Literal["", "epoch", "trimmed", "too_much"]
+"""Why messages since a position cannot be had.
+
+Empty if they can. ``epoch``: the history was lost since. ``trimmed``: the oldest of them are not kept any more.
+``too_much``: they are more than was asked for.
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class History:
+    """Messages of a room, as they were kept."""
+
+    publications: tuple[Publication, ...]
+    """The oldest first, or the newest first if it was read in reverse."""
+
+    position: Position
+    """The position of the newest message of the room. It may be newer than the publications."""
+
+    gap: Gap = ""
+    """Why the publications do not begin behind the position that was asked for; empty if they do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HistoryConfig:
+    """How much of a room is kept. Immutable. Raises ``ConfigurationError`` for an invalid value.
+
+    All programs that publish to a room must have the same.
+    """
+
+    size: int = 100
+    """Maximum number of messages."""
+
+    max_bytes: int = 1024 * 1024
+    """Maximum number of bytes of these messages. The newest one is kept whatever its size."""
+
+    ttl_ms: int = 300_000
+    """Milliseconds after the last message at which all are forgotten. Offsets go on."""
+
+    position_ttl_ms: int = 30 * 86_400_000
+    """Milliseconds after the last message at which the offset is forgotten too, and a new epoch begins."""
+
+    encode: Callable[[Publication], str | bytes] | None = None
+    """Makes what members receive out of a publication, such as JSON with its offset. It is called once for each
+    message and node. None sends the data as it was published."""
+
+    encode_gap: Callable[[Gap], str | bytes | None] | None = None
+    """Makes what members receive when messages were lost that cannot be read any more. None, as function or as result,
+    sends nothing."""
+
+    def __post_init__(self) -> None:
+        for name, highest in (("size", 1_000_000), ("max_bytes", 1 << 40)):
+            object.__setattr__(self, name, check_integer(name, getattr(self, name), 1, highest))
+        ttl = check_integer("ttl_ms", self.ttl_ms, 1, 1 << 40)
+        object.__setattr__(self, "ttl_ms", ttl)
+        # A history that outlives its offsets would have two messages of one offset.
+        position_ttl = check_integer("position_ttl_ms", self.position_ttl_ms, ttl, 1 << 40)
+        object.__setattr__(self, "position_ttl_ms", position_ttl)
+        for name in ("encode", "encode_gap"):
+            function = getattr(self, name)
+            if function is not None and not callable(function):
+                raise ConfigurationError(f"{name} must be a function or None, not {function!r}")
+
+
+class StoredEnvelope(NamedTuple):
+    """An envelope of a history."""
+
+    offset: int
+    envelope: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredHistory:
+    """Envelopes of a channel, as they were kept."""
+
+    envelopes: tuple[StoredEnvelope, ...]
+    """The oldest first, or the newest first if they were read in reverse."""
+
+    position: Position
+    """The position of the newest envelope of the channel."""
+
+    gap: Gap = ""
+    """Why the envelopes do not begin behind the position that was asked for; empty if they do.
+
+    It is ``epoch`` or ``trimmed``. With either, the envelopes begin with the oldest one that is kept.
+    """
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
     """The outcome of a published message."""
 
     receivers: int | None = None
     """The number of nodes that the broker has given the message to; None if the broker cannot tell."""
+
+    position: Position | None = None
+    """The position of the message in the history of its room; None if the room has none."""
+
+    is_duplicate: bool = False
+    """Whether a message with the same idempotency key was published before. Then the position is that message's, and
+    nothing was sent."""
 
 
 BrokerState: TypeAlias = Literal["starting", "connected", "disconnected", "deaf"]
@@ -255,3 +402,67 @@ class Broker(Protocol):
 
     def stats(self) -> BrokerStats:
         """Return what was counted since ``start()``."""
+
+
+@runtime_checkable
+class HistoryBroker(Broker, Protocol):
+    """A broker that stores envelopes too.
+
+    Storing and sending is one step: what was stored is sent, and what was not stored is not. Each node that has
+    subscribed to the channel gets it, the sender too, by ``BrokerEvents.receive``. In front of the envelope there is a
+    head with its offset, the offset of the envelope before it on the channel, and the epoch:
+    ``wshub.brokers.envelope.encode_stored``.
+
+    An epoch ends when stored envelopes were lost: the next one begins with offset 1 and nothing before it.
+    """
+
+    def send_stored(self, channel: str, envelope: bytes, config: HistoryConfig) -> bool:
+        """Store an envelope and send it to every node that has subscribed to the channel, and forget it.
+
+        Returns False if the envelope was dropped, as for ``send()``.
+        """
+
+    async def publish_stored(
+        self, channel: str, envelope: bytes, config: HistoryConfig, *, idempotency_key: str = ""
+    ) -> Published:
+        """Store an envelope and send it, and return its position.
+
+        Args:
+            channel: of a room.
+            envelope: is stored without the head.
+            config: how much of the channel is kept.
+            idempotency_key: not empty: if an envelope with this key was stored on the channel within the last
+                five minutes, nothing is stored or sent, and the result has the position of that envelope.
+
+        Raises:
+            BrokerUnavailable: nothing was stored.
+            BrokerUncertain: the answer was lost, so it may have been stored. Try again with the same key.
+        """
+
+    async def history(
+        self,
+        channel: str,
+        config: HistoryConfig,
+        *,
+        since: Position | None = None,
+        limit: int = 100,
+        max_bytes: int = 1024 * 1024,
+        reverse: bool = False,
+        is_own: bool = False,
+    ) -> StoredHistory:
+        """Return what is stored of a channel. A channel without a history gets one, which is empty.
+
+        Args:
+            channel: of a room.
+            config: how much of the channel is kept.
+            since: return envelopes behind this position; in reverse, before it. None begins with the oldest envelope,
+                or with the newest in reverse.
+            limit: maximum number of envelopes; 0 asks for the position alone.
+            max_bytes: maximum number of bytes of envelopes. The first one is returned whatever its size.
+            reverse: whether the newest comes first.
+            is_own: whether ``since`` is the position that this node has got to, and no client has said it. If it is
+                newer than all that is stored, the engine has lost envelopes: a new epoch begins, which is empty.
+
+        Raises:
+            BrokerUnavailable: there is no connection, or it was lost.
+        """

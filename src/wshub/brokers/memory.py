@@ -18,6 +18,7 @@ import logging
 from collections import deque
 from collections.abc import Collection, Sequence
 from itertools import count
+from typing import Any
 
 from wshub.brokers.interface import (
     ALL_NODES,
@@ -25,26 +26,34 @@ from wshub.brokers.interface import (
     BrokerHealth,
     BrokerState,
     BrokerStats,
+    HistoryConfig,
     NodeInfo,
+    Position,
     Published,
+    StoredHistory,
     node_channel,
 )
 from wshub.brokers.memory_engine import (
     Answer,
+    Answered,
     Arrived,
+    Ask,
     Command,
     EngineConnection,
     MemoryEngine,
     Probe,
     ProbeAnswer,
+    Read,
     Refused,
     Send,
+    Store,
     Subscribe,
     Subscribed,
-    Taken,
     Unsubscribe,
 )
-from wshub.errors import BrokerError, BrokerUnavailable, BrokerUncertain, MisuseError
+from wshub.brokers.memory_presence import MemoryPresence
+from wshub.brokers.memory_state import Counts, Request, Subscription, fail, fail_all
+from wshub.errors import BrokerUnavailable, BrokerUncertain, MisuseError
 
 __all__ = ["MemoryBroker", "MemoryEngine"]
 
@@ -56,32 +65,7 @@ ENVELOPE_CHARGE = 64
 LONGEST_PAUSE = 30.0
 
 
-class Subscription:
-    """A channel that the node has subscribed to, and what the engine knows about it."""
-
-    __slots__ = ("interrupted", "is_confirmed", "request", "waiting")
-
-    def __init__(self) -> None:
-        # The number of the request that the engine was given last; None if it has to be given one.
-        self.request: int | None = None
-        self.is_confirmed = False
-        # Whether the hub was told that envelopes of this channel alone may be lost.
-        self.interrupted = False
-        self.waiting: list[asyncio.Future[None]] = []
-
-
-class Publication:
-    """A call of ``publish()`` that waits for the engine."""
-
-    __slots__ = ("answer", "expires_at", "is_sent")
-
-    def __init__(self, answer: asyncio.Future[Published], expires_at: float) -> None:
-        self.answer = answer
-        self.expires_at = expires_at
-        self.is_sent = False
-
-
-class MemoryBroker:
+class MemoryBroker(MemoryPresence):
     """Joins a hub to the others of this process that use the same engine.
 
     Args:
@@ -123,7 +107,7 @@ class MemoryBroker:
         self._changed: dict[str, None] = {}
         # The channels that the engine was asked for. It may have some of them only later.
         self._requested: set[str] = set()
-        self._publications: dict[int, Publication] = {}
+        self._pending: dict[int, Request] = {}
         self._requests = count(1)
         self._outgoing: deque[Command] = deque()
         self._outgoing_changes = 0
@@ -173,7 +157,7 @@ class MemoryBroker:
             self._flush_handle.cancel()
         self._flushed = asyncio.Event()
         self._flush()
-        if self._connection is not None and not self._loop.is_closed() and (self._outgoing or self._publications):
+        if self._connection is not None and not self._loop.is_closed() and (self._outgoing or self._pending):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(1):
                     await self._flushed.wait()
@@ -234,16 +218,51 @@ class MemoryBroker:
             BrokerUnavailable: nothing was sent: there is no connection, or too much waits.
             BrokerUncertain: the connection was lost before the answer came, or no answer came in time.
         """
-        request = next(self._requests)
-        dropped = self._enqueue(Send(channel, envelope, request))
-        if dropped is not None or self._loop is None or self._events is None:
+        published: Published = await self._request(Send(channel, envelope, next(self._requests)))
+        return published
+
+    def send_stored(self, channel: str, envelope: bytes, config: HistoryConfig) -> bool:
+        """Store an envelope, and send it to every node that has subscribed. Return False if it was dropped."""
+        return self._enqueue(Store(channel, envelope, config)) is None
+
+    async def publish_stored(
+        self, channel: str, envelope: bytes, config: HistoryConfig, *, idempotency_key: str = ""
+    ) -> Published:
+        """Store an envelope and send it, and return its position. See ``HistoryBroker.publish_stored``."""
+        command = Store(channel, envelope, config, idempotency_key, next(self._requests))
+        published: Published = await self._request(command)
+        return published
+
+    async def history(
+        self,
+        channel: str,
+        config: HistoryConfig,
+        *,
+        since: Position | None = None,
+        limit: int = 100,
+        max_bytes: int = 1024 * 1024,
+        reverse: bool = False,
+        is_own: bool = False,
+    ) -> StoredHistory:
+        """Return what is stored of a channel. See ``HistoryBroker.history``."""
+        command = Read(channel, config, since, limit, max_bytes, reverse, is_own, next(self._requests))
+        try:
+            found: StoredHistory = await self._request(command)
+        except BrokerUncertain as error:
+            raise BrokerUnavailable(str(error)) from None
+        return found
+
+    async def _request(self, command: Send | Store | Read | Ask) -> Any:
+        """Send a command, and return the result of its answer. Raise as ``publish()`` does."""
+        dropped = self._enqueue(command)
+        if dropped is not None or self._loop is None or self._events is None or command.request is None:
             raise BrokerUnavailable(f"nothing was sent: {dropped}")
-        answer: asyncio.Future[Published] = self._loop.create_future()
-        self._publications[request] = Publication(answer, self._events.now() + self._probe_timeout)
+        answer: asyncio.Future[Any] = self._loop.create_future()
+        self._pending[command.request] = Request(answer, self._events.now() + self._probe_timeout)
         try:
             return await answer
         finally:
-            self._publications.pop(request, None)
+            self._pending.pop(command.request, None)
             self._note_flushed()
             # An error of this future holds the traceback, and so this frame and the future: only the collector would
             # free them.
@@ -253,9 +272,9 @@ class MemoryBroker:
         """Send the probe that is due, connect again, and fail what was not answered in time."""
         if self._loop is None or self._is_closing:
             return
-        for publication in list(self._publications.values()):
-            if now >= publication.expires_at:
-                fail(publication.answer, BrokerUncertain("the engine has not answered in time"))
+        for request in list(self._pending.values()):
+            if now >= request.expires_at:
+                fail(request.answer, BrokerUncertain("the engine has not answered in time"))
         if self._connection is None:
             if now >= self._retry_at:
                 self._connect()
@@ -284,9 +303,9 @@ class MemoryBroker:
 
     # What leaves.
 
-    def _enqueue(self, command: Send) -> str | None:
-        """Have an envelope leave at the end of this iteration of the loop. Return why it was dropped, or None."""
-        charge = ENVELOPE_CHARGE + len(command.envelope)
+    def _enqueue(self, command: Send | Store | Read | Ask) -> str | None:
+        """Have a command leave at the end of this iteration of the loop. Return why it was dropped, or None."""
+        charge = charge_of_command(command)
         if self._state != "connected" or self._is_closing:
             self._count_dropped("disconnected")
             return "there is no connection" if self._state != "connected" else "the broker is being closed"
@@ -320,18 +339,19 @@ class MemoryBroker:
         self._note_flushed()
 
     def _count_sent(self, command: Command) -> None:
-        if not isinstance(command, Send):
+        if not isinstance(command, Send | Store | Read | Ask):
             self._outgoing_changes -= not isinstance(command, Probe)
             return
-        self._pending_bytes -= ENVELOPE_CHARGE + len(command.envelope)
-        self._counts.sent += 1
-        self._counts.bytes_sent += len(command.envelope)
-        if command.request is not None and command.request in self._publications:
-            self._publications[command.request].is_sent = True
+        self._pending_bytes -= charge_of_command(command)
+        if isinstance(command, Send | Store):
+            self._counts.sent += 1
+            self._counts.bytes_sent += len(command.envelope)
+        if command.request is not None and command.request in self._pending:
+            self._pending[command.request].is_sent = True
 
     def _note_flushed(self) -> None:
         """Have ``close()`` go on once nothing waits."""
-        if self._flushed is not None and not self._outgoing and not self._publications:
+        if self._flushed is not None and not self._outgoing and not self._pending:
             self._flushed.set()
 
     def _enqueue_changes(self) -> None:
@@ -392,8 +412,8 @@ class MemoryBroker:
                 self._confirm(answer)
             elif isinstance(answer, Refused):
                 self._note_refused(answer)
-            elif isinstance(answer, Taken):
-                self._note_taken(answer)
+            elif isinstance(answer, Answered):
+                self._note_answered(answer)
             else:
                 self._note_probe(answer)
 
@@ -434,10 +454,10 @@ class MemoryBroker:
         if news:
             self._interrupt(news, reason)
 
-    def _note_taken(self, answer: Taken) -> None:
-        publication = self._publications.get(answer.request)
-        if publication is not None and not publication.answer.done():
-            publication.answer.set_result(Published(receivers=answer.receivers))
+    def _note_answered(self, answer: Answered) -> None:
+        request = self._pending.get(answer.request)
+        if request is not None and not request.answer.done():
+            request.answer.set_result(answer.result)
 
     def _note_probe(self, answer: ProbeAnswer) -> None:
         if self._probe is None or answer.request != self._probe.request or self._events is None:
@@ -533,11 +553,11 @@ class MemoryBroker:
             subscription.is_confirmed = False
             subscription.interrupted = False
             fail_all(subscription.waiting, BrokerUnavailable("the connection was lost"))
-        for publication in self._publications.values():
-            if publication.is_sent:
-                fail(publication.answer, BrokerUncertain("the connection was lost before the answer came"))
+        for request in self._pending.values():
+            if request.is_sent:
+                fail(request.answer, BrokerUncertain("the connection was lost before the answer came"))
             else:
-                fail(publication.answer, BrokerUnavailable("nothing was sent: the connection was lost"))
+                fail(request.answer, BrokerUnavailable("nothing was sent: the connection was lost"))
         if self._flushed is not None:
             self._flushed.set()
 
@@ -557,27 +577,6 @@ class MemoryBroker:
             self._events.restored(channels)
 
 
-@dataclasses.dataclass(slots=True)
-class Counts:
-    """The counts of a broker since its start. ``BrokerStats`` describes each of them."""
-
-    sent: int = 0
-    received: int = 0
-    bytes_sent: int = 0
-    bytes_received: int = 0
-    dropped: dict[str, int] = dataclasses.field(default_factory=dict)
-    interruptions: dict[str, int] = dataclasses.field(default_factory=dict)
-    reconnects: int = 0
-
-
-def fail(future: asyncio.Future[Published] | asyncio.Future[None], error: BrokerError) -> None:
-    """Have whoever waits for the future get the error. If its loop has closed, nobody does."""
-    if not future.done() and not future.get_loop().is_closed():
-        future.set_exception(error)
-
-
-def fail_all(futures: list[asyncio.Future[None]], error: BrokerError) -> None:
-    """Have whoever waits for one of the futures get the error, and forget them."""
-    for future in futures:
-        fail(future, error)
-    futures.clear()
+def charge_of_command(command: Send | Store | Read | Ask) -> int:
+    """Return the bytes that a command counts for while it waits."""
+    return ENVELOPE_CHARGE + (len(command.envelope) if isinstance(command, Send | Store) else 0)

@@ -8,21 +8,29 @@ import time
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
+
+from wshub.brokers.envelope import encode_stored
+from wshub.brokers.history_store import HistoryStore
+from wshub.brokers.interface import HistoryConfig, Position, Published
+from wshub.brokers.presence_store import PresenceStore
 
 __all__ = [
     "Answer",
+    "Answered",
     "Arrived",
+    "Ask",
     "Command",
     "EngineConnection",
     "MemoryEngine",
     "Probe",
     "ProbeAnswer",
+    "Read",
     "Refused",
     "Send",
+    "Store",
     "Subscribe",
     "Subscribed",
-    "Taken",
     "Unsubscribe",
 ]
 
@@ -55,6 +63,41 @@ class Send:
 
 
 @dataclass(frozen=True, slots=True)
+class Store:
+    """Store an envelope, and give it to all subscribers. Only one with the number of a request is answered."""
+
+    channel: str
+    envelope: bytes
+    config: HistoryConfig
+    idempotency_key: str = ""
+    request: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """Answer with what is stored of a channel. The other fields are those of ``HistoryBroker.history``."""
+
+    channel: str
+    config: HistoryConfig
+    since: Position | None
+    limit: int
+    max_bytes: int
+    reverse: bool
+    is_own: bool
+    request: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Call a method of the hub's PresenceStore. The engine adds the time to those that take one."""
+
+    method: str
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
+    request: int
+
+
+@dataclass(frozen=True, slots=True)
 class Probe:
     """Ask for an answer, and which of these channels the connection has not subscribed to."""
 
@@ -62,7 +105,7 @@ class Probe:
     channels: frozenset[str]
 
 
-Command: TypeAlias = Subscribe | Unsubscribe | Send | Probe
+Command: TypeAlias = Subscribe | Unsubscribe | Send | Store | Read | Ask | Probe
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +133,11 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
-    """The answer to ``Send``, with the number of connections that get the envelope."""
+class Answered:
+    """The answer to ``Send``, ``Store``, ``Read`` and ``Ask``."""
 
     request: int
-    receivers: int
+    result: Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +148,7 @@ class ProbeAnswer:
     missing: frozenset[str]
 
 
-Answer: TypeAlias = Arrived | Subscribed | Refused | Taken | ProbeAnswer
+Answer: TypeAlias = Arrived | Subscribed | Refused | Answered | ProbeAnswer
 
 
 class EngineClient(Protocol):
@@ -194,6 +237,11 @@ class MemoryEngine:
         self._max_undelivered_bytes = max_undelivered_bytes
         self._connections: dict[EngineConnection, None] = {}
         self._subscribers: dict[tuple[str, str], dict[EngineConnection, None]] = {}
+        # The histories of each hub, by its name.
+        self._stores: dict[str, HistoryStore] = {}
+        self._presences: dict[str, PresenceStore] = {}
+        # Seconds that the engine's clock was set forward.
+        self._skipped = 0.0
         self._lost: Counter[str] = Counter()
         self._is_running = True
         self._is_frozen = False
@@ -264,6 +312,21 @@ class MemoryEngine:
             for connection in self._connections_of(broker):
                 self._unsubscribe(connection, channel)
 
+    def skip(self, seconds: float) -> None:
+        """Set the clock of the engine forward, by which nodes are dead."""
+        with self.lock:
+            self._skipped += seconds
+
+    def lose_presences(self) -> None:
+        """Lose all entries of members."""
+        with self.lock:
+            self._presences.clear()
+
+    def lose_histories(self) -> None:
+        """Lose all that is stored. Each channel begins a new epoch."""
+        with self.lock:
+            self._stores.clear()
+
     def drop_under_way(self) -> int:
         """Lose what is under way to all brokers. Return how many envelopes that were."""
         with self.lock:
@@ -333,7 +396,7 @@ class MemoryEngine:
 
     def _carry_out(self, connection: EngineConnection, command: Command) -> None:
         if connection.client in self._muted:
-            if isinstance(command, Send):
+            if isinstance(command, Send | Store):
                 connection.has_gap = True
                 self._lost["muted"] += 1
             return
@@ -342,6 +405,12 @@ class MemoryEngine:
             self._tell_gap(connection)
         if isinstance(command, Send):
             self._send(connection, command)
+        elif isinstance(command, Store):
+            self._store(connection, command)
+        elif isinstance(command, Read):
+            self._read(connection, command)
+        elif isinstance(command, Ask):
+            self._ask(connection, command)
         elif isinstance(command, Subscribe):
             self._subscribe(connection, command)
         elif isinstance(command, Unsubscribe):
@@ -364,7 +433,45 @@ class MemoryEngine:
         for connection in receivers:
             self._put(connection, answer)
         if command.request is not None:
-            self._put(sender, Taken(command.request, len(receivers)))
+            self._put(sender, Answered(command.request, Published(receivers=len(receivers))))
+
+    def _store(self, sender: EngineConnection, command: Store) -> None:
+        store = self._stores.setdefault(sender.hub, HistoryStore())
+        stored = store.store(
+            command.channel, command.envelope, command.config, time.monotonic(), command.idempotency_key
+        )
+        position = stored.position
+        subscribers = self._subscribers.get((sender.hub, command.channel), {})
+        if not stored.is_duplicate:
+            envelope = encode_stored(
+                command.envelope, offset=position.offset, previous=stored.previous, epoch=position.epoch
+            )
+            for connection in tuple(subscribers):
+                self._put(connection, Arrived(command.channel, envelope))
+        if command.request is not None:
+            published = Published(receivers=len(subscribers), position=position, is_duplicate=stored.is_duplicate)
+            self._put(sender, Answered(command.request, published))
+
+    def _read(self, connection: EngineConnection, command: Read) -> None:
+        store = self._stores.setdefault(connection.hub, HistoryStore())
+        found = store.read(
+            command.channel,
+            command.config,
+            time.monotonic(),
+            since=command.since,
+            limit=command.limit,
+            max_bytes=command.max_bytes,
+            reverse=command.reverse,
+            is_own=command.is_own,
+        )
+        self._put(connection, Answered(command.request, found))
+
+    def _ask(self, connection: EngineConnection, command: Ask) -> None:
+        store = self._presences.setdefault(connection.hub, PresenceStore())
+        arguments = command.arguments
+        if command.method in ("enter", "beat", "take_over"):
+            arguments += (time.monotonic() + self._skipped,)
+        self._put(connection, Answered(command.request, getattr(store, command.method)(*arguments, **command.keywords)))
 
     def _subscribe(self, connection: EngineConnection, command: Subscribe) -> None:
         if command.channel in self._refused:

@@ -3,8 +3,20 @@
 from __future__ import annotations
 
 import ssl as ssl_module
+from collections.abc import Sequence
 
-from wshub.brokers.interface import BrokerEvents, BrokerHealth, BrokerStats, NodeInfo, Published
+from wshub.brokers.interface import (
+    BrokerEvents,
+    BrokerHealth,
+    BrokerStats,
+    HistoryConfig,
+    NodeInfo,
+    Position,
+    Published,
+    StoredHistory,
+)
+from wshub.brokers.presence_interface import Beat, PresenceCounts, PresenceEntry, StoredPresence
+from wshub.brokers.redis_presences import RedisPresences
 from wshub.brokers.redis_session import RedisSession, RedisSettings
 from wshub.brokers.redis_url import parse_redis_url
 from wshub.errors import BrokerUnavailable, ConfigurationError, MisuseError
@@ -16,11 +28,20 @@ __all__ = ["RedisBroker"]
 class RedisBroker:
     """Joins the hubs of many processes and machines through one Redis (7.0 or newer) or Valkey engine.
 
-    It needs hiredis: ``pip install wshub[redis]``. The engine carries messages and stores nothing: it needs neither
-    memory for keys nor persistence. A user of the engine needs the commands HELLO, PING, PUBLISH, SUBSCRIBE,
-    UNSUBSCRIBE and PUBSUB, and the channels that begin with the prefix::
+    It needs hiredis: ``pip install wshub[redis]``. The engine stores the messages of rooms with history; the others it
+    only carries. A user of the engine needs the commands HELLO, PING, PUBLISH, SUBSCRIBE, UNSUBSCRIBE and PUBSUB, and
+    the channels that begin with the prefix::
 
         ACL SETUSER hub on >PASSWORD resetchannels &wshub:* -@all +hello +ping +publish +subscribe +unsubscribe +pubsub
+
+    For rooms with history or presence it needs more commands, and the keys that begin with the prefix::
+
+        ACL SETUSER hub ~wshub:* +evalsha +script|load +time +hmget +hset +hincrby +xadd +xrange +xrevrange +xtrim +xlen
+        ACL SETUSER hub +del +pexpire +get +set +hget +hdel +hlen +hexists +hscan +sadd +srem +spop +exists +zadd
+        ACL SETUSER hub +zrem +zscore +zrangebyscore
+
+    Keys must not be evicted: with ``maxmemory``, set ``maxmemory-policy noeviction``. Otherwise histories get lost,
+    which clients are told.
 
     Args:
         url: ``redis://[USER:PASSWORD@]HOST[:PORT][/DATABASE]``, ``rediss://...`` for TLS, or
@@ -132,6 +153,80 @@ class RedisBroker:
         if session is None:
             raise BrokerUnavailable("the broker is not started")
         return await session.publishing.publish(channel, envelope)
+
+    def send_stored(self, channel: str, envelope: bytes, config: HistoryConfig) -> bool:
+        """Store an envelope and send it to every node that has subscribed to the channel, and forget it.
+
+        Returns False if the envelope was dropped, as for ``send()``.
+        """
+        session = self._session
+        return session is not None and session.histories.send(channel, envelope, config)
+
+    async def publish_stored(
+        self, channel: str, envelope: bytes, config: HistoryConfig, *, idempotency_key: str = ""
+    ) -> Published:
+        """Store an envelope and send it, and return its position. See ``HistoryBroker.publish_stored``.
+
+        Raises:
+            BrokerUnavailable, BrokerUncertain, BrokerError: as ``publish()``.
+        """
+        session = self._running()
+        if session is None:
+            raise BrokerUnavailable("the broker is not started")
+        return await session.histories.publish(channel, envelope, config, idempotency_key)
+
+    async def history(
+        self,
+        channel: str,
+        config: HistoryConfig,
+        *,
+        since: Position | None = None,
+        limit: int = 100,
+        max_bytes: int = 1024 * 1024,
+        reverse: bool = False,
+        is_own: bool = False,
+    ) -> StoredHistory:
+        """Return what is stored of a channel. See ``HistoryBroker.history``.
+
+        Raises:
+            BrokerUnavailable: there is no connection, it was lost, or the engine refuses.
+        """
+        session = self._running()
+        if session is None:
+            raise BrokerUnavailable("the broker is not started")
+        return await session.histories.read(
+            channel, config, since=since, limit=limit, max_bytes=max_bytes, reverse=reverse, is_own=is_own
+        )
+
+    async def presence_enter(self, channel: str, entries: Sequence[PresenceEntry]) -> list[bool]:
+        """Add entries of this node. See ``PresenceBroker.presence_enter``."""
+        return await self._presences().enter(channel, entries)
+
+    async def presence_leave(self, channel: str, entries: Sequence[PresenceEntry]) -> list[bool]:
+        """Remove entries of this node. See ``PresenceBroker.presence_leave``."""
+        return await self._presences().leave(channel, entries)
+
+    async def presence_beat(self, *, is_leaving: bool = False) -> Beat:
+        """Say that this node lives. See ``PresenceBroker.presence_beat``."""
+        return await self._presences().beat(is_leaving=is_leaving)
+
+    async def presence_take_over(self, node: str) -> list[tuple[str, PresenceEntry]]:
+        """Take entries of a dead node over. See ``PresenceBroker.presence_take_over``."""
+        return await self._presences().take_over(node)
+
+    async def presence_read(self, channel: str, cursor: str, limit: int) -> StoredPresence:
+        """Return some entries of a channel. See ``PresenceBroker.presence_read``."""
+        return await self._presences().read(channel, cursor, limit)
+
+    async def presence_counts(self, channel: str) -> PresenceCounts:
+        """Return the number of entries and users. See ``PresenceBroker.presence_counts``."""
+        return await self._presences().counts(channel)
+
+    def _presences(self) -> RedisPresences:
+        session = self._running()
+        if session is None:
+            raise BrokerUnavailable("the broker is not started")
+        return session.presences
 
     def sweep(self, now: float) -> None:
         """Send the probes that are due, and end what has taken too long. The hub calls it at least once a second."""

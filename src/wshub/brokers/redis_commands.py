@@ -30,6 +30,10 @@ class ChannelNames:
         """Return the name of a channel in the engine."""
         return self._start + channel.encode(errors="surrogatepass")
 
+    def key(self, kind: str, channel: str) -> bytes:
+        """Return the name of a key of a channel. Keys and channels have separate names in an engine."""
+        return self._start + kind.encode() + b":" + channel.encode(errors="surrogatepass")
+
     def decode(self, name: bytes) -> str | None:
         """Return the channel of a name that ``encode()`` has returned; None if it has not."""
         if not name.startswith(self._start):

@@ -37,22 +37,41 @@ class Publishing(EnvelopeSender):
 
     def __init__(self, names: ChannelNames, max_pending: int, now: Callable[[], float]) -> None:
         super().__init__(names, max_pending)
+        self.connection: RedisConnection | None = None
+        """The connection that is open; None if there is none."""
+        self._names = names
         self.published = 0
         """Envelopes that ``publish()`` has sent."""
         self._now = now
         # Answers that are waited for, and until when.
-        self._waiting: deque[tuple[float, asyncio.Future[int]]] = deque()
+        self._waiting: deque[tuple[float, asyncio.Future[Any]]] = deque()
         self._is_refusal_logged = False
 
     async def publish(self, channel: str, envelope: bytes) -> Published:
         """Send an envelope, and return when the engine has answered. Raise BrokerUnavailable if it was dropped."""
-        answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        if not self.send(channel, envelope, partial(self._take_answer, answer)):
+        return Published(receivers=await self.ask(self._names.publish_head(channel), envelope))
+
+    async def ask(self, head: bytes, envelope: bytes) -> Any:
+        """Send a command whose last word is an envelope, and return the answer. Raise as ``publish()`` does."""
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        if not self.send_command(head, envelope, partial(self._take_answer, answer)):
             raise BrokerUnavailable(self.why_dropped)
         self.published += 1
+        return await self._answer(answer)
+
+    async def request(self, command: bytes) -> Any:
+        """Send a command without an envelope, and return the answer. Raises ``BrokerError``."""
+        if self.connection is None:
+            raise BrokerUnavailable("there is no connection to the engine")
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.connection.request(command, partial(settle, answer))
+        return await self._answer(answer)
+
+    async def _answer(self, answer: asyncio.Future[Any]) -> Any:
+        """Return the answer, or raise it. Raise BrokerUncertain if it takes too long."""
         self._waiting.append((self._now() + ANSWER_SECONDS, answer))
         try:
-            return Published(receivers=await answer)
+            return await answer
         finally:
             # An error of this future holds the traceback, and so this frame and the future: only the collector would
             # free them.
@@ -74,18 +93,29 @@ class Publishing(EnvelopeSender):
 
     def connected(self, connection: RedisConnection) -> None:
         """Send over this connection from now on."""
+        self.connection = connection
         self.attach(connection.stream, connection.reader)
         self._is_refusal_logged = False
 
-    def _take_answer(self, answer: asyncio.Future[int], reply: Any) -> None:
+    def disconnected(self) -> None:
+        """Drop envelopes from now on: there is no connection."""
+        self.connection = None
+        self.detach()
+
+    def _take_answer(self, answer: asyncio.Future[Any], reply: Any) -> None:
         if isinstance(reply, BrokerUncertain):
             self.dropped["unanswered"] += 1
         elif isinstance(reply, BrokerError):
             self.refused(reply)
-        if answer.done():
-            return
-        if isinstance(reply, BrokerError):
-            # Each caller raises an error of its own.
-            answer.set_exception(type(reply)(*reply.args))
-        else:
-            answer.set_result(reply)
+        settle(answer, reply)
+
+
+def settle(answer: asyncio.Future[Any], reply: Any) -> None:
+    """Give a reply to what waits for it. An error is raised there."""
+    if answer.done():
+        return
+    if isinstance(reply, BrokerError):
+        # Each caller raises an error of its own.
+        answer.set_exception(type(reply)(*reply.args))
+    else:
+        answer.set_result(reply)

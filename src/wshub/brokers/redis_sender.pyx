@@ -63,6 +63,26 @@ cdef class EnvelopeSender:
         """
         if self.stream is None:
             return self.drop("disconnected", "there is no connection to the engine")
+        head = self.heads.get(channel)
+        if head is None:
+            head = self.names.publish_head(channel)
+        return self.take(head, envelope, on_answer)
+
+    def send_command(self, bytes head not None, bytes envelope not None, on_answer=None):
+        """Send a command whose last word is an envelope. Return False if it was dropped.
+
+        Args:
+            head: the bytes of the command before the last word.
+            envelope: the last word.
+            on_answer: as for ``send``.
+        """
+        return self.take(head, envelope, on_answer)
+
+    cdef bint take(self, bytes head, bytes envelope, object on_answer) except -1:
+        """Do what send_command() does."""
+        cdef FrameBuffer *frame
+        if self.stream is None:
+            return self.drop("disconnected", "there is no connection to the engine")
         if self.stream.pending() >= self.max_pending:
             return self.drop("full", "too many bytes wait to be sent to the engine already")
         if len(envelope) > LARGEST_ENVELOPE:
@@ -70,23 +90,15 @@ cdef class EnvelopeSender:
                 "too_large", f"an engine passes on at most {LARGEST_ENVELOPE} bytes, not {len(envelope)}"
             )
         try:
-            self.write(channel, envelope)
+            frame = command_frame(head, envelope)
+            try:
+                self.stream.write_frame(frame)
+            finally:
+                frame_release(frame)
             self.reader.await_reply(on_answer)
         except MemoryError:
             return self.drop("full", "there is no memory for the message")
         return True
-
-    cdef int write(self, str channel, bytes envelope) except -1:
-        cdef FrameBuffer *frame
-        head = self.heads.get(channel)
-        if head is None:
-            head = self.names.publish_head(channel)
-        frame = publish_frame(head, envelope)
-        try:
-            self.stream.write_frame(frame)
-        finally:
-            frame_release(frame)
-        return 0
 
     cdef bint drop(self, str reason, str why) except -1:
         self.dropped[reason] += 1
@@ -94,8 +106,8 @@ cdef class EnvelopeSender:
         return False
 
 
-cdef FrameBuffer *publish_frame(bytes head, bytes envelope) except NULL:
-    """Return a RAW frame with a PUBLISH, which is the caller's. `head` is that of the channel.
+cdef FrameBuffer *command_frame(bytes head, bytes envelope) except NULL:
+    """Return a RAW frame with a command, which is the caller's. `head` is all of it before the envelope.
 
     Raises MemoryError.
     """

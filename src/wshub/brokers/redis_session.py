@@ -23,6 +23,8 @@ from wshub.brokers.interface import (
 )
 from wshub.brokers.redis_commands import ChannelNames, pack_command, publish_command
 from wshub.brokers.redis_connection import RedisConnection
+from wshub.brokers.redis_histories import RedisHistories
+from wshub.brokers.redis_presences import RedisPresences
 from wshub.brokers.redis_probes import TIMEOUT, Probes
 from wshub.brokers.redis_publishing import Publishing
 from wshub.brokers.redis_reader import RedisReader
@@ -83,6 +85,8 @@ class RedisSession:
         service = (*own, self._probe_channel)
         self.subscriptions = Subscriptions(self._names, service, wanted, events.now)
         self.publishing = Publishing(self._names, settings.max_pending, events.now)
+        self.histories = RedisHistories(self._names, self.publishing)
+        self.presences = RedisPresences(self._names, self.publishing, node.id)
         self._probes = Probes()
         self._is_deaf = False
         # Whether the present connection has subscribed to the node's own channels.
@@ -146,7 +150,7 @@ class RedisSession:
             return
         self.is_closed = True
         self._fail(BrokerUnavailable("the broker was closed"))
-        self.publishing.detach()
+        self.publishing.disconnected()
         try:
             await self._subscriber.close()
             if self._publisher.connection is not None:
@@ -177,7 +181,7 @@ class RedisSession:
         self._check_started()
 
     def _publisher_lost(self, reason: str) -> None:
-        self.publishing.detach()
+        self.publishing.disconnected()
         self._probes.forget_answers()
 
     # The connection that subscribes

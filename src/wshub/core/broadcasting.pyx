@@ -96,7 +96,7 @@ cdef object pass_on(
     else:
         # Anonymous clients are no user.
         return
-    envelope = envelope_of(cluster, kind, name, frame, compress, slow_consumer, key)
+    envelope = envelope_of(cluster, kind, name, frame, compress, slow_consumer, key, None, None)
     if envelopes is None:
         cluster.send_envelope(channel, envelope)
     else:

@@ -19,6 +19,7 @@ from wshub.core.remote_messages import RemoteMessages
 from wshub.errors import BrokerError, BrokerUnavailable, ConfigurationError
 
 if TYPE_CHECKING:
+    from wshub.core.histories import Histories
     from wshub.core.hub_core import HubCore
     from wshub.links.reactor_api import Reactor
 
@@ -65,6 +66,8 @@ class Cluster(RemoteMessages):
         self.broker = broker
         self.reactor = reactor
         self.commands = ClusterCommands(self, hub, answers)
+        self.histories: Histories | None = None
+        """The rooms whose messages the broker keeps."""
         self._hub = hub
         self._loop = asyncio.get_running_loop()
         # Rooms that have got their first member or lost their last one in this iteration of the loop, by channel.
@@ -231,9 +234,13 @@ class Cluster(RemoteMessages):
     def interrupted(self, channels: Collection[str] | None, reason: str) -> None:
         """Count that messages from other nodes may have been lost."""
         self._interruptions[reason] = self._interruptions.get(reason, 0) + 1
+        if self.histories is not None:
+            self.histories.interrupted(channels)
 
     def restored(self, channels: Collection[str] | None) -> None:
-        """Note that messages arrive again. Rooms without history have nothing to do then."""
+        """Note that messages arrive again. Rooms with history read what they have missed."""
+        if self.histories is not None:
+            self.histories.restored(channels)
 
     def control_received(self, node: int, body: bytes) -> None:
         """Take a command of another node."""

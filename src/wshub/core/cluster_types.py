@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
@@ -64,6 +65,12 @@ class IgnoredEnvelopes:
     late: int
     """A later message of its node to the same room has arrived before: the node had to connect to the engine again."""
 
+    duplicate: int
+    """A message of a history that the node has had already."""
+
+    without_position: int
+    """A message to a room with history, from a program that was not told that the room has one."""
+
     no_receiver: int
     """No connection is in the room any more, or of the user."""
 
@@ -76,7 +83,7 @@ class IgnoredEnvelopes:
     @property
     def total(self) -> int:
         """The sum over all reasons."""
-        return self.own + self.late + self.no_receiver + self.unreadable + self.failed
+        return sum(dataclasses.astuple(self))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,15 +6,21 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from wshub.brokers.interface import NodeInfo, Published, room_channel
+from wshub.brokers.interface import History, NodeInfo, Position, Published, room_channel
+from wshub.brokers.presence_interface import PresenceCounts, PresencePage
 from wshub.core.cluster_surveys import ROOM_COUNT, Surveys, check_answer
 from wshub.core.cluster_types import HubHealth, Node, RoomChange, Survey
 from wshub.core.command_fields import check_name, check_reason
 from wshub.core.config import SlowConsumer
-from wshub.core.lifecycle import HubLifecycle
+from wshub.core.histories import Histories
+from wshub.core.history_recovery import recover
+from wshub.core.history_sending import is_kept, make_history_envelope
+from wshub.core.history_types import Recovery
+from wshub.core.lifecycle import ALONE, HubLifecycle
+from wshub.core.presences import Presences
 from wshub.errors import BrokerUnavailable, MisuseError
 from wshub.protocol.close_code import CloseCode, encode_close_payload
-from wshub.protocol.validation import check_integer
+from wshub.protocol.validation import check_integer, check_str
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -24,9 +30,6 @@ if TYPE_CHECKING:
     from wshub.protocol.message import Message
 
 __all__ = ["ClusteredHub"]
-
-ALONE = "0" * 16
-"""The id of the only node, where there is no broker."""
 
 
 class ClusteredHub(HubLifecycle):
@@ -70,6 +73,8 @@ class ClusteredHub(HubLifecycle):
         compress: bool | None = None,
         slow_consumer: SlowConsumer | None = None,
         key: str | None = None,
+        publisher: Connection | str | None = None,
+        idempotency_key: str = "",
     ) -> Published:
         """Send a message as ``broadcast`` does, and return when the broker has taken it.
 
@@ -82,23 +87,115 @@ class ClusteredHub(HubLifecycle):
             user: the name of a user; without either, all connections get it.
             exclude: a Connection of this hub, or its id, that does not get it.
             compress, slow_consumer, key: as in ``Connection.send``.
+            publisher: as in ``broadcast``.
+            idempotency_key: names this message, for a room with history. If a message of this name was published to the
+                room within the last five minutes, nothing is sent. So you may try again after an error.
+
+        Returns:
+            A ``Published``. For a room with history it has the position of the message.
 
         Raises:
-            BrokerUnavailable: the broker has not taken it: no other node gets it.
+            BrokerUnavailable: the broker has not taken it: no other node gets it. In a room with history, nobody does.
             BrokerUncertain: the answer was lost: other nodes may get it.
             ConfigurationError: the broker cannot work, such as with a wrong password.
-            MisuseError: both a room and a user are given.
+            MisuseError: both a room and a user are given; or an idempotency key for what is not kept.
             TypeError, InvalidMessageError: as ``broadcast``.
         """
         if room is not None and user is not None:
             raise MisuseError("give publish() a room or a user, not both")
+        check_str("idempotency_key", idempotency_key)
         self._bind_unless_closed()
+        if room is not None and self._histories is not None and is_kept(self, room):
+            stored = make_history_envelope(self, room, message, exclude, compress, slow_consumer, key, publisher)
+            if self._cluster is not None:
+                await self._cluster.wait_patiently()
+            return await self._histories.publish(room, stored, idempotency_key)
+        if idempotency_key:
+            raise MisuseError("an idempotency key is for a message to a room with history")
         channel, envelope = self._send_to_own(
             message, room=room, user=user, exclude=exclude, compress=compress, slow_consumer=slow_consumer, key=key
         )
         if self._cluster is None or channel is None or envelope is None:
             return Published(receivers=0)
         return await self._cluster.publish(channel, envelope)
+
+    async def history(
+        self,
+        room: str,
+        *,
+        since: Position | None = None,
+        limit: int = 100,
+        max_bytes: int = 1024 * 1024,
+        reverse: bool = False,
+    ) -> History:
+        """Return the messages of a room that are kept.
+
+        Args:
+            room: the name of a room with history.
+            since: return the messages behind this position; in reverse, those before it. None begins with the oldest
+                message, or with the newest in reverse.
+            limit: maximum number of messages. 0 asks for the position alone.
+            max_bytes: maximum number of bytes. The first message is returned whatever its size.
+            reverse: whether the newest message comes first.
+
+        Returns:
+            A ``History``: the publications, the position of the newest message of the room, and a gap if messages
+            behind ``since`` are not kept any more. Go on reading behind the position of the last publication.
+
+        Raises:
+            MisuseError: the room has no history.
+            BrokerUnavailable: the broker cannot be asked.
+        """
+        limit = check_integer("limit", limit, 0, 1_000_000)
+        max_bytes = check_integer("max_bytes", max_bytes, 1, 1 << 40)
+        self._bind_unless_closed()
+        return await self._kept().read(room, since, limit, max_bytes, reverse=reverse)
+
+    async def _recover(self, connection: Connection, room: str, position: Position | None, limit: int) -> Recovery:
+        """Do what ``Connection.recover`` does."""
+        return await recover(self._kept(), connection, check_name("room", room), position, limit)
+
+    def _kept(self) -> Histories:
+        if self._histories is None:
+            raise MisuseError("no room has a history: call hub.configure_room(..., history=HistoryConfig())")
+        return self._histories
+
+    async def presence(self, room: str, *, limit: int = 1000, cursor: str = "") -> PresencePage:
+        """Return members of a room, on all nodes.
+
+        Args:
+            room: the name of a room with presence.
+            limit: about how many members to return.
+            cursor: empty for the first page; then the ``cursor`` of the page before.
+
+        Raises:
+            MisuseError: the room has no presence.
+            BrokerUnavailable: the broker cannot be asked.
+        """
+        limit = check_integer("limit", limit, 1, 100_000)
+        self._bind_unless_closed()
+        return await self._known_presences().read(check_name("room", room), check_str("cursor", cursor), limit)
+
+    async def presence_counts(self, room: str) -> PresenceCounts:
+        """Return the number of connections and of users in a room, on all nodes.
+
+        Raises:
+            MisuseError: the room has no presence.
+            BrokerUnavailable: the broker cannot be asked.
+        """
+        self._bind_unless_closed()
+        return await self._known_presences().counts(check_name("room", room))
+
+    def _set_presence_info(self, room: str, connection: int, info: Any) -> None:
+        """Set the info with which a connection joins a room."""
+        presences = self._known_presences()
+        presences.check(room)
+        presences.set_info(room, connection, info)
+
+    def _known_presences(self) -> Presences:
+        if self._presences is None:
+            raise MisuseError("no room has a presence: call hub.configure_room(..., presence=True)")
+        return self._presences
 
     async def disconnect_user(self, user: str, code: int = CloseCode.POLICY_VIOLATION, reason: str = "") -> int:
         """Close every connection of a user, on every node. Return the number of those at this hub.

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, TypedDict, get_args
 
+from wshub.brokers.interface import HistoryConfig
+from wshub.brokers.presence_interface import PresenceConfig
 from wshub.errors import ConfigurationError
 from wshub.protocol.compression.config import CompressionConfig
 from wshub.protocol.validation import check_bool, check_choice, check_integer
@@ -415,7 +417,27 @@ class RoomConfig:
     message.
     """
 
+    history: HistoryConfig | None = None
+    """How much of the room is kept, so that clients that come back get what they have missed. None keeps nothing.
+
+    Members get messages in the one order of the history: with a broker, once they have been stored there. That takes a
+    round trip, and the engine several times as much work as a message that is not kept.
+    """
+
+    presence: bool | PresenceConfig | None = None
+    """Whether the hub knows who is in the room, on all nodes: True, or a PresenceConfig. Afterwards the attribute is a
+    PresenceConfig or None.
+
+    Each join and each leave costs a call of the engine; calls of one iteration of the event loop go together.
+    """
+
     def __post_init__(self) -> None:
+        presence = PresenceConfig() if self.presence is True else self.presence or None
+        if presence is not None and not isinstance(presence, PresenceConfig):
+            raise ConfigurationError(f"presence must be a bool or a PresenceConfig, not {self.presence!r}")
+        object.__setattr__(self, "presence", presence)
+        if self.history is not None and not isinstance(self.history, HistoryConfig):
+            raise ConfigurationError(f"history must be a HistoryConfig or None, not {self.history!r}")
         if self.slow_consumer is not None:
             policy = check_choice("slow_consumer", self.slow_consumer, get_args(SlowConsumer))
             object.__setattr__(self, "slow_consumer", policy)

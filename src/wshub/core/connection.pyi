@@ -6,7 +6,9 @@ from typing import Any, Unpack
 
 from typing_extensions import Buffer
 
+from wshub.brokers.interface import Position
 from wshub.core.config import DeliveryOptions
+from wshub.core.history_types import Recovery
 from wshub.core.queued import Queued
 from wshub.protocol.compression.negotiation import PermessageDeflate
 from wshub.protocol.http.headers import Headers
@@ -135,15 +137,43 @@ class Connection(AsyncIterator[Message]):
         """Return ``metadata[key]``, or ``default`` if there is no such key."""
     def in_room(self, name: str) -> bool:
         """Return whether the connection is in that room."""
-    def join(self, name: str) -> Queued:
+    def join(self, name: str, *, info: Any = None) -> Queued:
         """Join a room. Does nothing if the connection is in the room already.
+
+        Args:
+            name: of the room.
+            info: what others see of the member in a room with presence: anything that JSON can hold, in at most 1 KiB.
+                A later call replaces it.
 
         Raises:
             ConnectionClosed: the connection is closing.
-            TypeError: ``name`` is not a str.
+            TypeError: ``name`` is not a str, or the info is no JSON.
+            InvalidMessageError: the info is too large.
+            MisuseError: there is an info, and the room has no presence.
         """
     def leave(self, name: str) -> Queued:
         """Leave a room. Does nothing if the connection is not in it. Raises TypeError if ``name`` is not a str."""
+    async def recover(self, name: str, position: Position | None = None, *, limit: int = 10_000) -> Recovery:
+        """Join a room with history, and send the client what it has missed, in order.
+
+        The client gets every message behind the position once, and then each new one. If that cannot be, it gets none
+        of the missed messages, or only the first of them, and the result has a gap. It is a member then all the same.
+
+        Args:
+            name: of the room.
+            position: of the last message that the client has, as the client says. None for a client that has none: it
+                only joins, and the result tells the position to begin with.
+            limit: maximum number of messages to send. If the client has missed more, the gap is ``too_much``.
+
+        Returns:
+            A ``Recovery``: the position, the number of messages sent, and the gap.
+
+        Raises:
+            ConnectionClosed: the connection is closing.
+            MisuseError: the room has no history.
+            BrokerUnavailable: the history could not be read. The connection is no member.
+            TypeError: ``name`` is not a str, or ``position`` is no Position.
+        """
     def send(
         self,
         message: str | Buffer | Message,

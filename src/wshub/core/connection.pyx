@@ -39,6 +39,7 @@ import enum
 import logging
 from functools import partial
 
+from wshub.brokers.interface import Position
 from wshub.errors import ConnectionClosed, InvalidMessageError
 from wshub.protocol.close_code import encode_close_payload
 
@@ -207,17 +208,26 @@ cdef class Connection(InboxConnection):
         cdef str room = room_name(name)
         return self.room_table is not None and room in self.room_table
 
-    def join(self, name):
+    def join(self, name, *, info=None):
         """Join a room. Does nothing if the connection is in the room already.
+
+        Args:
+            name: of the room.
+            info: what others see of the member in a room with presence: anything that JSON can hold, in at most 1 KiB.
+                A later call replaces it.
 
         Raises:
             ConnectionClosed: the connection is closing.
-            TypeError: ``name`` is not a str.
+            TypeError: ``name`` is not a str, or the info is no JSON.
+            InvalidMessageError: the info is too large.
+            MisuseError: there is an info, and the room has no presence.
         """
         cdef str room = room_name(name)
         if is_other_thread(self):
-            hand_over(self, partial(self._quietly, partial(self.join, room)))
+            hand_over(self, partial(self._quietly, partial(self.join, room, info=info)))
             return QUEUED
+        if info is not None:
+            self.hub._set_presence_info(room, self.connection_id, info)
         if not join_room(self, room):
             raise closed_error(self)
         return QUEUED
@@ -230,6 +240,32 @@ cdef class Connection(InboxConnection):
             return QUEUED
         leave_room(self, room)
         return QUEUED
+
+    async def recover(self, name, position=None, *, limit=10_000):
+        """Join a room with history, and send the client what it has missed, in order.
+
+        The client gets every message behind the position once, and then each new one. If that cannot be, it gets none
+        of the missed messages, or only the first of them, and the result has a gap. It is a member then all the same.
+
+        Args:
+            name: of the room.
+            position: of the last message that the client has, as the client says. None for a client that has none: it
+                only joins, and the result tells the position to begin with.
+            limit: maximum number of messages to send. If the client has missed more, the gap is ``too_much``.
+
+        Returns:
+            A ``Recovery``: the position, the number of messages sent, and the gap.
+
+        Raises:
+            ConnectionClosed: the connection is closing.
+            MisuseError: the room has no history.
+            BrokerUnavailable: the history could not be read. The connection is no member.
+            TypeError: ``name`` is not a str, or ``position`` is no Position.
+        """
+        cdef str room = room_name(name)
+        if position is not None and not isinstance(position, Position):
+            raise TypeError(f"position must be a Position or None, not {type(position).__name__}")
+        return await self.hub._recover(self, room, position, limit)
 
     # Sending
 

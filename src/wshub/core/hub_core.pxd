@@ -15,4 +15,3 @@ cdef class HubCore(HubBase):
 
     cdef object set_rates(self, object config)
     cdef object begin_anew(self)
-    cdef Connection resolve_connection(self, object exclude)

@@ -21,6 +21,7 @@ from wshub.protocol.http.request import RequestHead
 from wshub.protocol.message import Message
 
 class HubCore:
+    _keeps_histories: bool
     """Connections, rooms and broadcasts. See :class:`wshub.Hub`.
 
     Methods that the reference does not list are for wshub's own packages.
@@ -52,6 +53,7 @@ class HubCore:
         *,
         room: str | None = None,
         exclude: Connection | int | None = None,
+        publisher: Connection | str | None = None,
         **options: Unpack[DeliveryOptions],
     ) -> int:
         """Queue a message for every open connection, or for every member of a room.
@@ -144,6 +146,10 @@ class HubCore:
     @property
     def _admission(self) -> Admission: ...
     def _join_cluster(self, cluster: Any) -> None: ...
+    _keeps_presences: bool
+    def _keep_presences(self, presences: Any) -> None: ...
+    def _keep_histories(self, histories: Any) -> None: ...
+    def _room_config(self, room: str) -> RoomConfig | None: ...
     def _bind_to_send(self) -> bool: ...
     def _hand_over(self, call: Callable[[], object]) -> bool: ...
     def _subscribed_rooms(self) -> list[Any]: ...

@@ -1,13 +1,13 @@
 # cython: language_level=3
 """The native part of a hub: its life, its connections, and the sweep over all of them."""
 
-from cpython.number cimport PyIndex_Check, PyNumber_Index
 from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stdint cimport SIZE_MAX, uint8_t
 
 from wshub.brokers.envelope cimport HUB_MESSAGE, ROOM_MESSAGE, USER_MESSAGE
 from wshub.core.backlog cimport Backlog
 from wshub.core.broadcasting cimport send_to_many
+from wshub.core.history_sending cimport keeps_history, send_to_history
 from wshub.core.delivery_options cimport policy_from_name
 from wshub.core.closing cimport cancel_opening, close_if_open, close_without_loop, fail
 from wshub.core.conflation_keys cimport ConflationKeys
@@ -25,7 +25,8 @@ from wshub.core.hub_state cimport (
 )
 from wshub.core.keepalive cimport sweep
 from wshub.core.remote_messages cimport RemoteMessages
-from wshub.core.rooms cimport Room, configure_rooms, find_room, room_name, set_user, user_name
+from wshub.core.named_connections cimport check_connection_id, connection_of, publisher_name
+from wshub.core.rooms cimport Room, configure_rooms, note_members, find_room, room_name, set_user, user_name
 from wshub.core.stats cimport hub_stats, room_stats
 from wshub.core.times cimport Times
 from wshub.links.link cimport LinkCounters, Link
@@ -53,13 +54,6 @@ logger = logging.getLogger("wshub.server")
 
 # Above any rate and any time. It stays finite in every calculation.
 cdef double UNBOUNDED = 1e30
-
-
-cdef object check_connection_id(str name, str what, object value):
-    """Return the id of a connection as an int. Raise MisuseError if Python does not take the value for an integer."""
-    if isinstance(value, bool) or not PyIndex_Check(value):
-        raise MisuseError(f"{name} must be {what}, not {value!r}")
-    return PyNumber_Index(value)
 
 
 cdef double seconds_or_never(object milliseconds):
@@ -127,6 +121,9 @@ cdef class HubCore(HubBase):
         self.room_table = {}
         self.user_table = {}
         self.cluster = None
+        self.histories = None
+        self.presences = None
+        self.history_cursors = {}
         self.closes = {}
         self.refused = {}
         self.handler_tasks = {}
@@ -167,6 +164,25 @@ cdef class HubCore(HubBase):
         """Send messages to a Cluster from now on, or to no other hub for None."""
         self.cluster = <RemoteMessages?>cluster if cluster is not None else None
 
+    def _keep_histories(self, histories):
+        """Store the messages of rooms with history in Histories from now on."""
+        self.histories = histories
+        histories.cursors = self.history_cursors
+        for room in self.room_table.values():
+            if (<Room>room).has_history:
+                histories.members_changed((<Room>room).name)
+
+    def _keep_presences(self, presences):
+        """Tell Presences of the members of rooms with presence from now on."""
+        self.presences = presences
+        for room in self.room_table.values():
+            if (<Room>room).has_presence:
+                note_members(self, <Room>room)
+
+    def _room_config(self, room):
+        """Return the RoomConfig of a room; None if it has the hub's settings."""
+        return self.room_configs.find(room)
+
     cdef bint bind_to_send(self) except -1:
         return self._bind_to_send()
 
@@ -182,8 +198,9 @@ cdef class HubCore(HubBase):
         return True
 
     def _subscribed_rooms(self):
-        """Return every Room that has a member, those of users included."""
-        return [*self.room_table.values(), *self.user_table.values()]
+        """Return all whose messages are to arrive from other nodes: each Room, user and RoomHistory."""
+        rooms = [room for room in self.room_table.values() if not (<Room>room).has_history]
+        return [*rooms, *self.user_table.values(), *self.history_cursors.values()]
 
     @property
     def _has_closed(self):
@@ -322,16 +339,9 @@ cdef class HubCore(HubBase):
         if self.shutdown_close_payload is not None:
             close_if_open(connection, self.shutdown_close_payload)
 
-    cdef Connection resolve_connection(self, object exclude):
-        """Return the connection of this hub for a Connection or an id, or None."""
-        if exclude is None:
-            return None
-        if isinstance(exclude, Connection):
-            return exclude if (<Connection>exclude).hub is self else None
-        connection_id = check_connection_id("exclude", "a Connection or the id of one, an int", exclude)
-        return self.connection_table.get(connection_id)
-
-    def broadcast(self, message, *, room=None, exclude=None, compress=None, slow_consumer=None, key=None):
+    def broadcast(
+        self, message, *, room=None, exclude=None, compress=None, slow_consumer=None, key=None, publisher=None
+    ):
         """Queue a message for every open connection, or for every member of a room.
 
         The message is framed once, and compressed once for all clients with the same window. A call from another thread
@@ -345,6 +355,11 @@ cdef class HubCore(HubBase):
             compress: as in ``Connection.send``.
             slow_consumer: as in ``Connection.send``; None uses the policy of the room, or else of the hub.
             key: as in ``Connection.send``. All messages to a room that have no key share one.
+            publisher: the Connection that the message comes from, or the name of its user. A room with history keeps
+                the name; other rooms ignore it.
+
+        A message to a room with history is stored first. The members get it when it comes back with its offset: with a
+        broker, a little later.
 
         Returns:
             The number of connections of this hub that it was queued for. If called from another thread: the number of
@@ -355,11 +370,15 @@ cdef class HubCore(HubBase):
             TypeError: ``room`` is not a str.
             MisuseError: ``exclude`` is a bool, or neither a Connection nor an int.
         """
-        cdef Connection excluded = self.resolve_connection(exclude)
+        cdef Connection excluded = connection_of(self, exclude)
         cdef str name
         if room is None:
             return send_to_many(self, HUB_MESSAGE, None, message, excluded, compress, slow_consumer, key, None)
         name = room_name(room)
+        if self._keeps_histories and keeps_history(self, name):
+            return send_to_history(
+                self, name, message, excluded, compress, slow_consumer, key, publisher_name(publisher)
+            )
         return send_to_many(self, ROOM_MESSAGE, name, message, excluded, compress, slow_consumer, key, None)
 
     def send_to_user(self, user not None, message, *, exclude=None, compress=None, slow_consumer=None, key=None):
@@ -373,7 +392,7 @@ cdef class HubCore(HubBase):
         Raises:
             TypeError, InvalidMessageError, MisuseError: as ``broadcast``.
         """
-        cdef Connection excluded = self.resolve_connection(exclude)
+        cdef Connection excluded = connection_of(self, exclude)
         cdef str name = user_name(user)
         return send_to_many(self, USER_MESSAGE, name, message, excluded, compress, slow_consumer, key, None)
 
@@ -383,7 +402,7 @@ cdef class HubCore(HubBase):
         Return the channel and the envelope for the other nodes; None for both if there is nothing to send there.
         """
         cdef list envelopes = []
-        cdef Connection excluded = self.resolve_connection(exclude)
+        cdef Connection excluded = connection_of(self, exclude)
         cdef uint8_t kind = HUB_MESSAGE
         cdef str name = None
         if room is not None:

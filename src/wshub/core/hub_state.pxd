@@ -38,6 +38,11 @@ cdef class HubBase:
     cdef dict room_table         # name: Room, of all that have a member
     cdef dict user_table         # user: Room of the user's connections, of all that have one
     cdef object cluster          # Cluster: the hubs that a broker joins to this one; None without a broker
+    cdef object histories        # Histories of rooms; None until the hub is in use and keeps one
+    cdef readonly bint _keeps_histories  # the settings of some room have a history
+    cdef object presences        # Presences: who is in which room; None until the hub is in use and knows it of one
+    cdef readonly bint _keeps_presences  # the settings of some room have a presence
+    cdef dict history_cursors    # name: HistoryCursor, of the rooms with history that messages arrive for
     cdef readonly object _admission  # Admission
     cdef bint counts_addresses   # the connections of each address are counted
     cdef dict closes             # close code: number of connections

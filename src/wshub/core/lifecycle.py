@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import Context
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias
 
-from wshub.brokers.interface import Broker
+from wshub.brokers.interface import Broker, HistoryBroker
+from wshub.brokers.presence_interface import PresenceBroker
 from wshub.core.brokers_in_use import BROKERS_IN_USE
-from wshub.core.cluster import Cluster
+from wshub.core.cluster import Cluster, HasMembers
 from wshub.core.cluster_surveys import Answer
 from wshub.core.config import HubConfig
 from wshub.core.handler_checks import check_function
+from wshub.core.histories import Histories
 from wshub.core.hub_core import HubCore
+from wshub.core.local_history import LocalHistory
+from wshub.core.local_presence import LocalPresence
+from wshub.core.presences import Presences, PresenceSource
+from wshub.core.remote_messages import RemoteMessages
 from wshub.core.shutdown import Shutdown, WaitingHandlers
-from wshub.errors import MisuseError
+from wshub.errors import ConfigurationError, MisuseError
 from wshub.protocol.close_code import CloseCode, encode_close_payload
 from wshub.protocol.http.request import RequestHead
 from wshub.protocol.validation import check_str
@@ -31,6 +38,9 @@ __all__ = ["HandshakeWait", "HubLifecycle", "HubServer", "UpgradeHook"]
 UpgradeHook: TypeAlias = Callable[[RequestHead], Awaitable[Mapping[str, Any] | None] | Mapping[str, Any] | None]
 
 logger = logging.getLogger("wshub.server")
+
+ALONE = "0" * 16
+"""The id of the only node, where there is no broker."""
 
 WATCH_PERIOD = 1.0
 """Seconds between two calls of each watcher."""
@@ -77,6 +87,10 @@ class HubLifecycle(HubCore):
     """The name of the hub: a broker joins hubs of the same name."""
 
     _cluster: Cluster | None
+    # The rooms whose messages are kept; None if the hub is not in use, or no settings ask for it.
+    _histories: Histories | None
+    # The rooms whose members are known on all nodes; None likewise.
+    _presences: Presences | None
     # The functions with which the application answers surveys, by topic.
     _survey_answers: dict[str, Answer]
     # Closes the broker, after a close() that was cancelled.
@@ -148,6 +162,10 @@ class HubLifecycle(HubCore):
             if self.broker is not None:
                 BROKERS_IN_USE.take(self, self.broker, self.name, self._broker_place)
                 self._start_cluster(self.broker, reactor)
+            if self._keeps_histories:
+                self._start_histories()
+            if self._keeps_presences:
+                self._start_presences()
             self._start_sweeping()
             logger.info("the hub %r has started", self.name, extra={"event": "started", "hub": self.name})
         return reactor
@@ -159,8 +177,38 @@ class HubLifecycle(HubCore):
         of_this_loop = leaving is not None and leaving.get_loop() is asyncio.get_running_loop()
         self._cluster.start(leaving if of_this_loop else None)
 
+    def _start_histories(self) -> None:
+        """Keep the messages of the rooms whose settings say so: at the broker, or in memory without one."""
+        cluster = self._cluster
+        if cluster is not None:
+            if not isinstance(cluster.broker, HistoryBroker):
+                raise ConfigurationError(f"rooms with history need a broker that keeps messages, not {cluster.broker}")
+            self._histories = cluster.histories = Histories(self, cluster, cluster.broker)
+        else:
+            messages = RemoteMessages(self, secrets.randbits(64), None)
+            self._histories = Histories(self, messages, LocalHistory(self.now, messages.receive))
+        self._keep_histories(self._histories)
+
+    def _start_presences(self) -> None:
+        """Know who is in the rooms whose settings say so: at the broker, or in memory without one."""
+        cluster = self._cluster
+        if cluster is None:
+            node = ALONE
+            source: PresenceSource = LocalPresence(node, self.now)
+        elif isinstance(cluster.broker, PresenceBroker):
+            node, source = cluster.info.id, cluster.broker
+        else:
+            raise ConfigurationError(f"rooms with presence need a broker that knows who is there, not {cluster.broker}")
+        self._presences = Presences(self, node, source)
+        self._keep_presences(self._presences)
+
+    def _subscribe_for(self, room: HasMembers) -> None:
+        """Have messages of a room arrive for as long as it has members."""
+        if self._cluster is not None:
+            self._cluster.members_changed(room)
+
     def _bind_to_send(self) -> bool:
-        if self.broker is None:
+        if self.broker is None and not self._keeps_histories:
             return False
         try:
             asyncio.get_running_loop()
@@ -173,6 +221,8 @@ class HubLifecycle(HubCore):
     def _begin_anew(self) -> None:
         super()._begin_anew()
         self._cluster = None
+        self._histories = None
+        self._presences = None
         self._sweeper = None
         self._closing = None
         self._exiting = None
@@ -218,6 +268,10 @@ class HubLifecycle(HubCore):
                     wait.expire()
             if self._cluster is not None:
                 self._cluster.sweep(now)
+            if self._histories is not None:
+                self._histories.sweep(now)
+            if self._presences is not None:
+                self._presences.sweep(now)
             if self._watchers and now >= self._watched_at:
                 self._watched_at = now + WATCH_PERIOD
                 self._call_watchers()
@@ -253,6 +307,10 @@ class HubLifecycle(HubCore):
         began, connections = self.now(), self.connection_count
         try:
             await Shutdown(self, self.waiting_handlers).run(payload)
+            if self._histories is not None:
+                self._histories.close()
+            if self._presences is not None:
+                await self._presences.close(timeout)
             if self._cluster is not None:
                 await self._cluster.close(timeout)
         except asyncio.CancelledError:

@@ -7,8 +7,11 @@ and fans it out to its own connections, as if it had been sent there.
 from collections.abc import Callable
 from typing import Any
 
+from typing_extensions import Buffer
+
 from wshub.brokers.envelope_receiver import EnvelopeReceiver
 from wshub.core.cluster_types import IgnoredEnvelopes
+from wshub.protocol.message import Message
 
 class RemoteMessages(EnvelopeReceiver):
     """Gives envelopes to the broker, and takes those that other nodes have sent.
@@ -24,7 +27,7 @@ class RemoteMessages(EnvelopeReceiver):
     rejected_count: int
     """Envelopes that the broker has not taken."""
 
-    def __init__(self, hub: Any, node: int, broker_send: Callable[[str, bytes], bool]) -> None: ...
+    def __init__(self, hub: Any, node: int, broker_send: Callable[[str, bytes], bool] | None) -> None: ...
     def send(self, channel: str, envelope: bytes) -> bool:
         """Give an envelope to the broker. Return whether the broker has taken it. Nothing is raised."""
     def log_failure(self) -> None:
@@ -54,6 +57,20 @@ class RemoteMessages(EnvelopeReceiver):
         """The number of envelopes that this node has made."""
     def measure_lag(self) -> None:
         """Have the next envelope of another node measured."""
+    def deliver_stored(self, name: str, envelope: bytes, data: str | Buffer | Message | None = None) -> None:
+        """Send an envelope of a history to the members of its room.
+
+        Args:
+            name: of the room.
+            envelope: without a head.
+            data: what members receive instead of its payload: a str, bytes or another buffer, or a Message.
+
+        Raises:
+            ValueError: it is no envelope.
+            TypeError, InvalidMessageError: as ``Connection.send``, for ``data``.
+        """
+    def log_without_position(self, room: str) -> None:
+        """Log a message to a room with history that was published without it, unless one was logged before."""
     def next_number(self) -> int:
         """Return the number of the next envelope, which counts as made."""
     def renumbered(self, envelope: bytes) -> bytes:

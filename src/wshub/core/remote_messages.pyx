@@ -13,22 +13,30 @@ from wshub.brokers.envelope cimport (
     COMPRESS,
     COMPRESS_NOT,
     CONTROL,
+    HAS_EXCLUDED,
     HAS_KEY,
+    HAS_PUBLISHER,
     HUB_MESSAGE,
     IS_BINARY,
     POLICY_MASK,
     POLICY_SHIFT,
     ROOM_MESSAGE,
+    STORED_HEAD_LENGTH,
+    STORED_VERSION,
+    StoredHead,
     build_envelope,
     parse_envelope,
+    parse_stored_head,
     with_number,
 )
 from wshub.core.conflation_keys cimport HUB_KEYS, intern_key
+from wshub.core.connection_state cimport ConnectionCore
 from wshub.core.delivery_options cimport CLOSE_CONNECTION, INHERITED, LATEST, policy_from_name
 from wshub.core.fan_out cimport send_to_all, send_to_room
+from wshub.core.history_cursor cimport HistoryCursor
 from wshub.core.node_numbers cimport advance_number, forget_numbers
 from wshub.protocol.frame_buffer cimport DeliveryCounters, frame_payload, frame_release, frame_with_metadata
-from wshub.protocol.message cimport frame_from_bytes
+from wshub.protocol.message cimport Message, frame_from_bytes
 from wshub.protocol.opcodes cimport BINARY_OPCODE, TEXT_OPCODE
 from wshub.protocol.parser cimport Utf8State
 
@@ -80,7 +88,7 @@ cdef const char *encoded_name(object owner, size_t *length) except NULL:
 
 cdef bytes envelope_of(
     RemoteMessages messages, uint8_t kind, str name, FrameBuffer *frame, object compress, object slow_consumer,
-    object key
+    object key, ConnectionCore excluded, str publisher
 ):
     """Return the envelope of a message. The options are those of the call, not those of a room or the hub."""
     cdef Envelope envelope
@@ -105,6 +113,15 @@ cdef bytes envelope_of(
         envelope.flags |= HAS_KEY
         key_owner = encode_name(key)
         envelope.key = encoded_name(key_owner, &envelope.key_length)
+    if excluded is not None:
+        envelope.flags |= HAS_EXCLUDED
+        envelope.excluded = excluded.connection_id
+    envelope.publisher = NULL
+    envelope.publisher_length = 0
+    if publisher is not None:
+        envelope.flags |= HAS_PUBLISHER
+        publisher_owner = encode_name(publisher)
+        envelope.publisher = encoded_name(publisher_owner, &envelope.publisher_length)
     envelope.payload = frame_payload(frame)
     envelope.payload_length = frame.length
     built = build_envelope(&envelope)
@@ -161,18 +178,20 @@ cdef class RemoteMessages(EnvelopeReceiver):
     cdef void envelope_received(self, const uint8_t *data, size_t length) noexcept:
         cdef Envelope envelope
         cdef int outcome
+        cdef bint is_stored = length > 0 and data[0] == STORED_VERSION
         self.received += 1
-        if parse_envelope(data, length, &envelope) < 0:
-            self.ignored[UNREADABLE] += 1
-            return
-        if envelope.node == self.node:
-            self.ignored[OWN] += 1
-            return
-        if self.measures_lag and envelope.kind != CONTROL and envelope.sent_at:
-            self.measures_lag = False
-            self.lag = (<int64_t>(wall_clock() - envelope.sent_at)) * 1e-6
+        if not is_stored:
+            if parse_envelope(data, length, &envelope) < 0:
+                self.ignored[UNREADABLE] += 1
+                return
+            if envelope.node == self.node:
+                self.ignored[OWN] += 1
+                return
+            if self.measures_lag and envelope.kind != CONTROL and envelope.sent_at:
+                self.measures_lag = False
+                self.lag = (<int64_t>(wall_clock() - envelope.sent_at)) * 1e-6
         try:
-            outcome = self.take(&envelope)
+            outcome = self.take_stored(data, length) if is_stored else self.take(&envelope)
             if outcome == TAKEN:
                 self.delivered += 1
             else:
@@ -196,12 +215,6 @@ cdef class RemoteMessages(EnvelopeReceiver):
         """Send the message to a room, a user or all connections. Return as take() does."""
         cdef HubBase hub = self.hub
         cdef Room room = None
-        cdef FrameBuffer *frame
-        cdef FrameBuffer *framed
-        cdef Delivery delivery
-        cdef DeliveryCounters *counters
-        cdef uint64_t number
-        cdef uint8_t opcode
         cdef dict table
         if envelope.kind != HUB_MESSAGE:
             table = hub.room_table if envelope.kind == ROOM_MESSAGE else hub.user_table
@@ -213,6 +226,22 @@ cdef class RemoteMessages(EnvelopeReceiver):
             &room.last_numbers if room is not None else &self.last_numbers, envelope.node, envelope.number
         ):
             return LATE
+        if room is not None and room.has_history:
+            # Without a position it would be a message that the history does not have.
+            self.log_without_position(room.name)
+            return WITHOUT_POSITION
+        return self.deliver(envelope, room)
+
+    cdef int deliver(self, const Envelope *envelope, Room room) except -1:
+        """Send the message to the members of a room, or to all connections. Return TAKEN."""
+        cdef HubBase hub = self.hub
+        cdef FrameBuffer *frame
+        cdef FrameBuffer *framed
+        cdef Delivery delivery
+        cdef DeliveryCounters *counters
+        cdef ConnectionCore excluded = None
+        cdef uint64_t number
+        cdef uint8_t opcode
         if not envelope.flags & IS_BINARY and not is_utf8(envelope.payload, envelope.payload_length):
             raise ValueError("invalid UTF-8")
         if self.resolve_delivery(&delivery, envelope, room) < 0:
@@ -225,12 +254,87 @@ cdef class RemoteMessages(EnvelopeReceiver):
         if framed == NULL:
             frame_release(frame)
             raise MemoryError
+        if envelope.flags & HAS_EXCLUDED and envelope.node == self.node:
+            excluded = hub.connection_table.get(envelope.excluded)
         if room is None:
-            send_to_all(hub, framed, None, &delivery)
+            send_to_all(hub, framed, excluded, &delivery)
         else:
-            send_to_room(hub, room, framed, None, &delivery)
+            send_to_room(hub, room, framed, excluded, &delivery)
         frame_release(framed)
         return TAKEN
+
+    cdef int take_stored(self, const uint8_t *data, size_t length) except -1:
+        """Take an envelope with the head of a stored one. Return as take() does."""
+        cdef HubBase hub = self.hub
+        cdef StoredHead head
+        cdef Envelope envelope
+        cdef HistoryCursor cursor
+        cdef Room room
+        if parse_stored_head(data, length, &head) < 0:
+            return UNREADABLE
+        if parse_envelope(data + STORED_HEAD_LENGTH, length - STORED_HEAD_LENGTH, &envelope) < 0:
+            return UNREADABLE
+        if envelope.kind != ROOM_MESSAGE:
+            return UNREADABLE
+        if self.measures_lag and envelope.sent_at:
+            self.measures_lag = False
+            self.lag = (<int64_t>(wall_clock() - envelope.sent_at)) * 1e-6
+        name = PyUnicode_DecodeUTF8(envelope.name, envelope.name_length, "surrogatepass")
+        cursor = hub.history_cursors.get(name)
+        if cursor is None:
+            return NO_RECEIVER
+        if not cursor.passes_on or not cursor.follows(&head):
+            return TAKEN if cursor.take(data[:length]) else DUPLICATE
+        room = hub.room_table.get(name)
+        try:
+            if room is not None:
+                self.deliver(&envelope, room)
+        except MemoryError:
+            # The next message finds that this one is missing, and has the history read again.
+            raise
+        except Exception:
+            cursor.offset = head.offset
+            raise
+        cursor.offset = head.offset
+        return TAKEN if room is not None else NO_RECEIVER
+
+    def deliver_stored(self, str name not None, bytes envelope not None, data=None):
+        """Send an envelope of a history to the members of its room.
+
+        Args:
+            name: of the room.
+            envelope: without a head.
+            data: what members receive instead of its payload: a str, bytes or another buffer, or a Message.
+
+        Raises:
+            ValueError: it is no envelope.
+            TypeError, InvalidMessageError: as ``Connection.send``, for ``data``.
+        """
+        cdef Envelope parsed
+        cdef Message message
+        cdef Room room = self.hub.room_table.get(name)
+        if parse_envelope(<const uint8_t *><const char *>envelope, len(envelope), &parsed) < 0:
+            raise ValueError("the history has something else than an envelope")
+        if room is None:
+            return
+        if data is not None:
+            message = Message(data)
+            parsed.flags = <uint16_t>(parsed.flags & ~IS_BINARY)
+            if message.frame.opcode == BINARY_OPCODE:
+                parsed.flags |= IS_BINARY
+            parsed.payload = frame_payload(message.frame)
+            parsed.payload_length = message.frame.length
+        self.deliver(&parsed, room)
+
+    def log_without_position(self, room):
+        """Log a message to a room with history that was published without it, unless one was logged before."""
+        if not self.has_logged_without_position:
+            self.has_logged_without_position = True
+            logger.error(
+                "a message to the room %r was published without its history, and is dropped: configure the room in the "
+                "program that publishes as in this one",
+                room,
+            )
 
     cdef int resolve_delivery(self, Delivery *delivery, const Envelope *envelope, Room room) noexcept:
         """Fill in how to send the message. Return -1 if its policy for slow consumers is unknown."""
@@ -269,6 +373,8 @@ cdef class RemoteMessages(EnvelopeReceiver):
         return IgnoredEnvelopes(
             own=self.ignored[OWN],
             late=self.ignored[LATE],
+            duplicate=self.ignored[DUPLICATE],
+            without_position=self.ignored[WITHOUT_POSITION],
             no_receiver=self.ignored[NO_RECEIVER],
             unreadable=self.ignored[UNREADABLE],
             failed=self.ignored[FAILED],

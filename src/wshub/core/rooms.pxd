@@ -19,6 +19,8 @@ cdef class Room:
     cdef NodeNumbers last_numbers  # owned: of the messages from other nodes
     cdef uint64_t conflation_key   # of its messages without a key; also the namespace of the keys of the others
     cdef uint8_t policy            # for slow consumers; may be INHERITED
+    cdef bint has_presence         # the hub's presences know its members
+    cdef bint has_history          # messages are stored, and go to the members when they come back
 
 
 cdef str room_name_from(object name)
@@ -59,5 +61,6 @@ cdef void leave_all_rooms(ConnectionCore connection) noexcept
 cdef object names_of_rooms(ConnectionCore connection)
 cdef str user_of(ConnectionCore connection)
 cdef object set_user(ConnectionCore connection, str user)
+cdef object note_members(HubBase hub, Room room)
 cdef object configure_rooms(HubBase hub, str pattern, object config)
 cdef void restart_window(HubBase hub, SharedWindow window) noexcept

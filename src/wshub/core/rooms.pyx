@@ -109,6 +109,8 @@ cdef bint add_member(ConnectionCore connection, object key, Room room) except -1
         remove_member(connection, former)
     if is_first:
         note_change(hub, room)
+    if room.has_presence and hub.presences is not None:
+        hub.presences.joined(room.name, connection.connection_id, user_of(connection))
     return True
 
 
@@ -136,6 +138,8 @@ cdef void leave_all_rooms(ConnectionCore connection) noexcept:
 
 cdef object remove_member(ConnectionCore connection, Room room):
     room.members.pop(connection.connection_id, None)
+    if room.has_presence and connection.hub.presences is not None:
+        connection.hub.presences.left(room.name, connection.connection_id)
     connection.hub.window_changes += room.window is not None
     drop_if_empty(connection.hub, room)
 
@@ -167,8 +171,11 @@ cdef object drop_if_empty(HubBase hub, Room room):
 
 
 cdef void note_change(HubBase hub, Room room) noexcept:
-    """Have the hub's cluster subscribe to the room's messages, or unsubscribe."""
-    if hub.cluster is not None:
+    """Have the hub's cluster subscribe to the room's messages, or unsubscribe; and its history begin or end."""
+    if room.has_history and hub.histories is not None:
+        # It may have messages arrive for clients that come back, too.
+        hub.histories.members_changed(room.name)
+    elif hub.cluster is not None:
         hub.cluster.members_changed(room)
 
 
@@ -197,11 +204,24 @@ cdef object set_user(ConnectionCore connection, str user):
         room = connection.room_table.pop(USER, None)
         if room is not None:
             remove_member(connection, room)
+            note_user(connection)
         return
     room = hub.user_table.get(user)
     if room is None:
         room = open_user(hub, user)
     add_member(connection, USER, room)
+    note_user(connection)
+
+
+cdef object note_user(ConnectionCore connection):
+    """Tell the presences of the connection's rooms that its user has changed."""
+    cdef HubBase hub = connection.hub
+    cdef Room room
+    if hub.presences is None:
+        return
+    for room in list(connection.room_table.values()):
+        if room.has_presence:
+            hub.presences.user_changed(room.name, connection.connection_id, user_of(connection))
 
 
 cdef Room open_user(HubBase hub, str user):
@@ -218,10 +238,27 @@ cdef object configure_rooms(HubBase hub, str pattern, object config):
     cdef Room room
     hub.room_configs.set(pattern, config)
     hub.has_room_configs = True
+    if config.history is not None:
+        hub._keeps_histories = True
+    if config.presence is not None:
+        hub._keeps_presences = True
     for room in list(hub.room_table.values()):
         # A more specific pattern may have other settings for the room.
         if hub.room_configs.pattern_of(room.name) == pattern:
+            had_history = room.has_history
+            had_presence = room.has_presence
             change_settings(hub, room, config)
+            if hub.presences is not None and room.has_presence and not had_presence:
+                note_members(hub, room)
+            if hub.histories is not None and (had_history or room.has_history):
+                hub.histories.settings_changed(room.name)
+
+
+cdef object note_members(HubBase hub, Room room):
+    """Tell the presences of the members that the room has already."""
+    cdef ConnectionCore connection
+    for connection in list(room.members.values()):
+        hub.presences.joined(room.name, connection.connection_id, user_of(connection))
 
 
 cdef object change_settings(HubBase hub, Room room, object config):
@@ -238,6 +275,8 @@ cdef object apply_settings(HubBase hub, Room room, object config):
     """Take the settings from a RoomConfig. No member may be in sync with the room's former window."""
     room.policy = policy_from_name(config.slow_consumer)
     room.window = new_window(hub, config)
+    room.has_history = config.history is not None
+    room.has_presence = config.presence is not None
 
 
 cdef SharedWindow new_window(HubBase hub, object config):

@@ -51,6 +51,7 @@ cdef object hub_stats(HubBase hub, dict refused, object cluster):
         handler_seconds=hub.times.handlers.snapshot() if hub.times is not None else None,
         ping_seconds=hub.times.pings.snapshot() if hub.times is not None else None,
         cluster=cluster,
+        history=hub.histories.stats() if hub.histories is not None else None,
     )
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from wshub.core.cluster_types import ClusterStats
+from wshub.core.history_types import HistoryStats
 
 __all__ = ["CompressionStats", "DroppedMessages", "Histogram", "HubStats", "MessageStats", "RoomStats"]
 
@@ -153,3 +154,6 @@ class HubStats(MessageStats):
 
     cluster: ClusterStats | None
     """Messages between nodes; None without a broker."""
+
+    history: HistoryStats | None
+    """Rooms whose messages are kept; None if there are none."""

@@ -41,6 +41,7 @@ from typing import Protocol
 # The modules of the checks add them to CHECKS.
 from wshub.testing import (  # noqa: F401
     checks_of_delivery,
+    checks_of_history,
     checks_of_lifecycle,
     checks_of_outages,
     checks_of_silence,

@@ -1,0 +1,190 @@
+"""Histories of channels in the memory of a process.
+
+A hub without a broker keeps the histories of its rooms here, a worker those of the rooms that it owns, and the engine
+in memory those of all. Time is given from outside.
+"""
+
+from __future__ import annotations
+
+import random
+import string
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import NamedTuple
+
+from wshub.brokers.interface import HistoryConfig, Position, StoredEnvelope, StoredHistory
+
+__all__ = ["EPOCH_LENGTH", "IDEMPOTENCY_SECONDS", "HistoryStore", "Stored", "new_epoch", "select"]
+
+EPOCH_LENGTH = 8
+
+IDEMPOTENCY_SECONDS = 300.0
+"""Seconds for which an idempotency key is known."""
+
+
+class Stored(NamedTuple):
+    """The outcome of storing an envelope."""
+
+    position: Position
+    previous: int
+    """The offset before it."""
+    is_duplicate: bool = False
+
+
+def new_epoch() -> str:
+    """Return the name of an epoch. Two of them differ, as far as chance goes."""
+    return "".join(random.choices(string.ascii_lowercase, k=EPOCH_LENGTH))
+
+
+def select(kept: Iterator[StoredEnvelope], limit: int, max_bytes: int) -> tuple[StoredEnvelope, ...]:
+    """Return the first envelopes within the limits. The first one is returned whatever its size."""
+    chosen: list[StoredEnvelope] = []
+    size = 0
+    for stored in islice(kept, limit):
+        size += len(stored.envelope)
+        if chosen and size > max_bytes:
+            break
+        chosen.append(stored)
+    return tuple(chosen)
+
+
+@dataclass(slots=True)
+class Channel:
+    """The history of one channel."""
+
+    epoch: str
+    offset: int
+    """That of the newest envelope that was ever stored."""
+    kept: deque[StoredEnvelope]
+    size: int
+    """Bytes of the envelopes that are kept."""
+    forgets_at: float
+    """When the envelopes are forgotten."""
+    ends_at: float
+    """When the epoch ends."""
+    keys: OrderedDict[str, tuple[float, Position]]
+    """The idempotency keys, the oldest first: when each is forgotten, and the position of its envelope."""
+
+    def trim(self, config: HistoryConfig) -> None:
+        """Forget the oldest envelopes, down to what the configuration allows."""
+        while len(self.kept) > config.size or (self.size > config.max_bytes and len(self.kept) > 1):
+            self.size -= len(self.kept.popleft().envelope)
+
+    def expire(self, now: float) -> None:
+        """Forget what is too old at this time."""
+        if now >= self.forgets_at:
+            self.kept.clear()
+            self.size = 0
+        while self.keys:
+            key, (forgotten_at, _) = next(iter(self.keys.items()))
+            if forgotten_at > now:
+                break
+            del self.keys[key]
+
+
+class HistoryStore:
+    """The histories of channels. All times are seconds by one clock."""
+
+    def __init__(self) -> None:
+        self._channels: dict[str, Channel] = {}
+
+    def __len__(self) -> int:
+        return len(self._channels)
+
+    @property
+    def kept(self) -> int:
+        """The number of envelopes that are kept."""
+        return sum(len(channel.kept) for channel in self._channels.values())
+
+    @property
+    def kept_bytes(self) -> int:
+        """The number of their bytes."""
+        return sum(channel.size for channel in self._channels.values())
+
+    def store(self, name: str, envelope: bytes, config: HistoryConfig, now: float, key: str = "") -> Stored:
+        """Give an envelope the next offset, and keep it. With a key that is known, nothing is stored."""
+        channel = self._channel(name, config, now)
+        if key:
+            known = channel.keys.get(key)
+            if known is not None:
+                return Stored(known[1], known[1].offset, is_duplicate=True)
+        previous = channel.offset
+        channel.offset += 1
+        channel.kept.append(StoredEnvelope(channel.offset, envelope))
+        channel.size += len(envelope)
+        channel.trim(config)
+        channel.forgets_at = now + config.ttl_ms / 1000
+        channel.ends_at = now + config.position_ttl_ms / 1000
+        position = Position(channel.offset, channel.epoch)
+        if key:
+            channel.keys[key] = (now + IDEMPOTENCY_SECONDS, position)
+        return Stored(position, previous)
+
+    def read(
+        self,
+        name: str,
+        config: HistoryConfig,
+        now: float,
+        *,
+        since: Position | None = None,
+        limit: int = 100,
+        max_bytes: int = 1024 * 1024,
+        reverse: bool = False,
+        is_own: bool = False,
+    ) -> StoredHistory:
+        """Return what is kept. The arguments are those of ``HistoryBroker.history``."""
+        channel = self._channel(name, config, now)
+        if is_own and since is not None and since.epoch == channel.epoch and since.offset > channel.offset:
+            del self._channels[name]
+            channel = self._channel(name, config, now)
+        position = Position(channel.offset, channel.epoch)
+        kept = channel.kept
+        if since is None:
+            found = select(reversed(kept) if reverse else iter(kept), limit, max_bytes)
+            return StoredHistory(envelopes=found, position=position)
+        if since.epoch != channel.epoch or since.offset > channel.offset:
+            # Offsets beyond the newest one are of a history that was lost, too.
+            found = () if reverse else select(iter(kept), limit, max_bytes)
+            return StoredHistory(envelopes=found, position=position, gap="epoch")
+        oldest = kept[0].offset if kept else channel.offset + 1
+        # Offsets within the deque have no holes.
+        if reverse:
+            before = min(max(since.offset - oldest, 0), len(kept))
+            found = select(islice(reversed(kept), len(kept) - before, None), limit, max_bytes)
+            return StoredHistory(envelopes=found, position=position)
+        found = select(islice(kept, max(since.offset + 1 - oldest, 0), None), limit, max_bytes)
+        return StoredHistory(envelopes=found, position=position, gap="trimmed" if since.offset + 1 < oldest else "")
+
+    def sweep(self, now: float) -> None:
+        """Forget what is too old."""
+        for name, channel in tuple(self._channels.items()):
+            channel.expire(now)
+            if now >= channel.ends_at:
+                del self._channels[name]
+
+    def clear(self) -> None:
+        """Forget everything. Each channel begins a new epoch."""
+        self._channels.clear()
+
+    def forget(self, name: str) -> None:
+        """Forget the history of a channel. It begins a new epoch."""
+        self._channels.pop(name, None)
+
+    def _channel(self, name: str, config: HistoryConfig, now: float) -> Channel:
+        channel = self._channels.get(name)
+        if channel is not None and now < channel.ends_at:
+            channel.expire(now)
+            return channel
+        channel = Channel(
+            epoch=new_epoch(),
+            offset=0,
+            kept=deque(),
+            size=0,
+            forgets_at=now + config.ttl_ms / 1000,
+            ends_at=now + config.position_ttl_ms / 1000,
+            keys=OrderedDict(),
+        )
+        self._channels[name] = channel
+        return channel

@@ -1,0 +1,168 @@
+"""The contract between a hub and a broker that knows who is in which room.
+
+Each node says who its members are, and the engine keeps that. An entry belongs to a node. While the node lives it has a
+beat every few seconds; a node without one is dead by the engine's clock, and one of the others takes its entries over.
+So the clocks of the nodes do not matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from wshub.brokers.interface import Broker
+from wshub.errors import ConfigurationError
+from wshub.protocol.validation import check_integer
+
+__all__ = [
+    "BEAT_SECONDS",
+    "DEAD_SECONDS",
+    "Beat",
+    "Member",
+    "PresenceBroker",
+    "PresenceConfig",
+    "PresenceCounts",
+    "PresenceEntry",
+    "PresencePage",
+    "StoredPresence",
+]
+
+BEAT_SECONDS = 3.0
+"""Seconds between two beats of a node."""
+
+DEAD_SECONDS = 9.0
+"""Seconds after its last beat at which a node counts as dead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A connection in a room with presence."""
+
+    node: str
+    """The id of the node that the connection is at."""
+
+    connection: int
+    """The id of the connection at that node."""
+
+    user: str | None
+    """The connection's user when it joined; None if it had none."""
+
+    info: Any = None
+    """What ``Connection.join`` was given."""
+
+
+PresenceFunction = Callable[[str, Member], Awaitable[None] | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PresenceConfig:
+    """Who is in a room. Immutable. Raises ``ConfigurationError`` for an invalid value.
+
+    All nodes must have the same. The functions take the name of the room and a ``Member``; they may be coroutine
+    functions. Of all nodes, one calls them: so a message to the room from there reaches each member once.
+    """
+
+    on_join: PresenceFunction | None = None
+    """Called when the first connection of a user joins, and when one joins that has no user."""
+
+    on_leave: PresenceFunction | None = None
+    """Called when the last connection of a user has left and ``grace_ms`` have passed, or one that had no user."""
+
+    grace_ms: int = 5_000
+    """Milliseconds for which a user may be gone, such as to reconnect. Meanwhile the user counts as present. A user who
+    comes back in time has neither left nor joined."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "grace_ms", check_integer("grace_ms", self.grace_ms, 0, 1 << 31))
+        for name in ("on_join", "on_leave"):
+            function = getattr(self, name)
+            if function is not None and not callable(function):
+                raise ConfigurationError(f"{name} must be a function or None, not {function!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PresencePage:
+    """Some members of a room."""
+
+    members: tuple[Member, ...]
+    """The members, in no particular order. One that joins or leaves meanwhile may be on no page."""
+
+    cursor: str = ""
+    """What ``Hub.presence`` takes for the next page; empty after the last one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PresenceCounts:
+    """How many are in a room."""
+
+    connections: int
+    """Members."""
+
+    users: int
+    """Different users among them. Connections without a user count once each."""
+
+
+class PresenceEntry(NamedTuple):
+    """A member, as an engine keeps it."""
+
+    id: str
+    """The node and the connection. No two members of a hub have the same."""
+
+    user: str
+    """The user, or something unique for a connection that has none."""
+
+    data: bytes
+    """The member, for hubs to read."""
+
+
+class StoredPresence(NamedTuple):
+    """Some entries of a channel."""
+
+    entries: tuple[PresenceEntry, ...]
+    cursor: str
+    """Where the next page begins; empty after the last one."""
+
+
+class Beat(NamedTuple):
+    """The answer to a beat."""
+
+    is_known: bool
+    """False if the node has to enter all its members: it begins, it was taken for dead, or the engine has lost all."""
+
+    epoch: str
+    """Changes when the engine has lost all entries."""
+
+    dead: tuple[str, ...]
+    """Nodes that are dead, and whose entries nobody has taken over yet."""
+
+
+@runtime_checkable
+class PresenceBroker(Broker, Protocol):
+    """A broker that keeps who is in which room. Each method is one step for all other nodes.
+
+    All of them raise ``BrokerUnavailable`` if nothing was done, and ``BrokerUncertain`` if the answer was lost. Then
+    they can be called again.
+    """
+
+    async def presence_enter(self, channel: str, entries: Sequence[PresenceEntry]) -> list[bool]:
+        """Add entries of this node, or replace their data. Return for each whether it is the only one of its user."""
+
+    async def presence_leave(self, channel: str, entries: Sequence[PresenceEntry]) -> list[bool]:
+        """Remove entries of this node. Return for each whether no entry of its user is left."""
+
+    async def presence_beat(self, *, is_leaving: bool = False) -> Beat:
+        """Say that this node lives; or that it is about to end, so that the others take its entries over at once."""
+
+    async def presence_take_over(self, node: str) -> list[tuple[str, PresenceEntry]]:
+        """Make entries of a dead node those of this one, under other ids. Return channels and entries.
+
+        No other node gets the same. Call it until nothing is left. An entry whose connection is gone stays until it is
+        removed.
+        """
+
+    async def presence_read(self, channel: str, cursor: str, limit: int) -> StoredPresence:
+        """Return some entries of a channel: about so many, behind a cursor that an earlier call has returned."""
+
+    async def presence_counts(self, channel: str) -> PresenceCounts:
+        """Return the number of entries and of different users of a channel."""

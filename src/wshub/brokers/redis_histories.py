@@ -1,0 +1,111 @@
+"""The histories that an engine keeps for the rooms of a hub."""
+
+from __future__ import annotations
+
+import secrets
+
+from wshub.brokers.history_store import IDEMPOTENCY_SECONDS
+from wshub.brokers.interface import Gap, HistoryConfig, Position, Published, StoredEnvelope, StoredHistory
+from wshub.brokers.redis_calls import ScriptCalls
+from wshub.brokers.redis_commands import ChannelNames, pack_command
+from wshub.brokers.redis_publishing import Publishing
+from wshub.brokers.redis_scripts import PUBLISH, READ
+from wshub.errors import BrokerError, BrokerUnavailable, BrokerUncertain
+
+__all__ = ["RedisHistories"]
+
+# Heads that are kept, so that a message to a room that is used often finds its own.
+KEPT_HEADS = 4096
+
+GAPS: dict[bytes, Gap] = {b"": "", b"epoch": "epoch", b"trimmed": "trimmed"}
+
+
+class RedisHistories:
+    """Stores envelopes and reads them, over the connection that publishes.
+
+    Args:
+        names: the names of channels and keys in the engine.
+        publishing: sends, and waits for answers.
+    """
+
+    def __init__(self, names: ChannelNames, publishing: Publishing) -> None:
+        self._names = names
+        self._publishing = publishing
+        self._heads: dict[str, tuple[HistoryConfig, bytes]] = {}
+        self._calls = ScriptCalls(publishing, (PUBLISH, READ))
+        # Together with the engine's time it makes epochs that nobody has used before.
+        self._seed = secrets.token_hex(8).encode()
+
+    def send(self, channel: str, envelope: bytes, config: HistoryConfig) -> bool:
+        """Store an envelope and send it, and forget it. Return False if it was dropped."""
+        self._calls.load()
+        return self._publishing.send_command(self._head(channel, config), envelope)
+
+    async def publish(self, channel: str, envelope: bytes, config: HistoryConfig, idempotency_key: str) -> Published:
+        """Store an envelope and send it, and return its position. Raises ``BrokerError``."""
+        self._calls.load()
+        head = self._make_head(channel, config, idempotency_key) if idempotency_key else self._head(channel, config)
+        answer = await self._calls.finish(self._publishing.ask(head, envelope))
+        if not isinstance(answer, list) or len(answer) != 4:
+            raise BrokerUncertain(f"the engine has answered with something else than a position: {answer!r}")
+        offset, epoch, is_duplicate, receivers = answer
+        return Published(
+            receivers=receivers, position=Position(offset, epoch.decode()), is_duplicate=bool(is_duplicate)
+        )
+
+    async def read(
+        self,
+        channel: str,
+        config: HistoryConfig,
+        *,
+        since: Position | None,
+        limit: int,
+        max_bytes: int,
+        reverse: bool,
+        is_own: bool,
+    ) -> StoredHistory:
+        """Return what is stored of a channel. Raises ``BrokerUnavailable``."""
+        place = (b"", b"") if since is None else (b"%d" % since.offset, since.epoch.encode(errors="surrogatepass"))
+        limits = b"%d" % limit, b"%d" % max_bytes, b"%d" % reverse, b"%d" % is_own
+        try:
+            answer = await self._calls.call(
+                READ, self._keys(channel), b"%d" % config.position_ttl_ms, self._seed, *place, *limits
+            )
+        except BrokerUnavailable:
+            raise
+        except BrokerError as error:
+            raise BrokerUnavailable(f"the history could not be read: {error}") from None
+        if not isinstance(answer, list) or len(answer) != 4 or answer[2] not in GAPS:
+            raise BrokerUnavailable(f"the engine has answered with something else than a history: {answer!r}")
+        offset, epoch, gap, found = answer
+        envelopes = tuple(
+            StoredEnvelope(int(number), envelope) for number, envelope in zip(found[::2], found[1::2], strict=True)
+        )
+        return StoredHistory(envelopes=envelopes, position=Position(offset, epoch.decode()), gap=GAPS[gap])
+
+    def _keys(self, channel: str) -> tuple[bytes, bytes]:
+        return self._names.key("history", channel), self._names.key("position", channel)
+
+    def _head(self, channel: str, config: HistoryConfig) -> bytes:
+        """Return the first bytes of each call that publishes on a channel."""
+        kept = self._heads.get(channel)
+        if kept is not None and kept[0] is config:
+            return kept[1]
+        head = self._make_head(channel, config, "")
+        if len(self._heads) >= KEPT_HEADS:
+            self._heads.clear()
+        self._heads[channel] = config, head
+        return head
+
+    def _make_head(self, channel: str, config: HistoryConfig, idempotency_key: str) -> bytes:
+        keys = self._keys(channel)
+        if idempotency_key:
+            name = self._names.key("idempotency", f"{len(idempotency_key)}:{idempotency_key}:{channel}")
+            keys = (*keys, name)  # type: ignore[assignment]
+        words = [
+            *(b"EVALSHA", PUBLISH.digest, b"%d" % len(keys), *keys),
+            *(b"%d" % config.size, b"%d" % config.max_bytes, b"%d" % config.ttl_ms, b"%d" % config.position_ttl_ms),
+            *(self._seed, b"%d" % (IDEMPOTENCY_SECONDS * 1000), self._names.encode(channel)),
+        ]
+        # The envelope is one more word.
+        return b"*%d\r\n" % (len(words) + 1) + pack_command(*words).partition(b"\r\n")[2]

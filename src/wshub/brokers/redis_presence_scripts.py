@@ -1,0 +1,127 @@
+"""The scripts with which an engine keeps who is in which room. Each call is one step for all other clients.
+
+A channel has two hashes: its entries by id, and the number of entries of each user. An entry is the length of the
+user's name, a colon, the name, and the data. A node has a set of its entries: each is an id, a line feed and a channel.
+A hub has a sorted set of the times of beats, by the engine's clock in milliseconds; a set of the nodes that have had
+one; and an epoch, which is lost with everything else.
+"""
+
+from __future__ import annotations
+
+from wshub.brokers.redis_scripts import NEW_EPOCH, Script
+
+__all__ = ["BEAT", "ENTER", "LEAVE", "TAKE_OVER"]
+
+_NOW = """
+local function engine_time()
+    local time = redis.call('TIME')
+    return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+"""
+
+ENTER = Script(
+    _NOW
+    + """
+local node, channel, outcome = ARGV[1], ARGV[2], {}
+redis.call('ZADD', KEYS[4], 'NX', engine_time(), node)
+for index = 3, #ARGV, 3 do
+    local id, user, data = ARGV[index], ARGV[index + 1], ARGV[index + 2]
+    if redis.call('HSET', KEYS[1], id, #user .. ':' .. user .. data) == 1 then
+        redis.call('HINCRBY', KEYS[2], user, 1)
+    end
+    redis.call('SADD', KEYS[3], id .. '\\n' .. channel)
+    outcome[#outcome + 1] = redis.call('HGET', KEYS[2], user) == '1' and 1 or 0
+end
+return outcome
+"""
+)
+"""Adds entries, and answers for each with 1 if it is the only one of its user.
+
+Keys: the entries, the users, the node's set, the beats.
+"""
+
+LEAVE = Script(
+    """
+local channel, outcome = ARGV[1], {}
+for index = 2, #ARGV, 2 do
+    local id, user = ARGV[index], ARGV[index + 1]
+    if redis.call('HDEL', KEYS[1], id) == 1 and redis.call('HINCRBY', KEYS[2], user, -1) <= 0 then
+        redis.call('HDEL', KEYS[2], user)
+    end
+    redis.call('SREM', KEYS[3], id .. '\\n' .. channel)
+    outcome[#outcome + 1] = 1 - redis.call('HEXISTS', KEYS[2], user)
+end
+return outcome
+"""
+)
+"""Removes entries, and answers for each with 1 if no entry of its user is left.
+
+Keys: the entries, the users, the node's set.
+"""
+
+BEAT = Script(
+    NEW_EPOCH
+    + _NOW
+    + """
+local node, is_leaving, seed, dead_after, sets = ARGV[1], ARGV[2] == '1', ARGV[3], tonumber(ARGV[4]), ARGV[5]
+local now = engine_time()
+local is_known = 1 - redis.call('SADD', KEYS[2], node)
+redis.call('ZADD', KEYS[1], is_leaving and 0 or now, node)
+local epoch = redis.call('GET', KEYS[3])
+if not epoch then
+    epoch = new_epoch(seed)
+    redis.call('SET', KEYS[3], epoch)
+end
+local dead = {}
+for _, other in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now - dead_after)) do
+    if other ~= node then
+        if redis.call('EXISTS', sets .. other) == 1 then
+            dead[#dead + 1] = other
+        else
+            redis.call('ZREM', KEYS[1], other)
+            redis.call('SREM', KEYS[2], other)
+        end
+    end
+end
+return {is_known, epoch, dead}
+"""
+)
+"""Notes a beat. Answers with 1 if the node is known, the epoch, and the dead nodes that have entries.
+
+Keys: the beats, the known nodes, the epoch.
+"""
+
+TAKE_OVER = Script(
+    _NOW
+    + """
+local node, dead, dead_after, count = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
+local sets, entries = ARGV[5], ARGV[6]
+local beat = redis.call('ZSCORE', KEYS[1], dead)
+if not beat or tonumber(beat) > engine_time() - dead_after then
+    return {}
+end
+local taken = {}
+for _, element in ipairs(redis.call('SPOP', sets .. dead, count)) do
+    local id, channel = string.match(element, '^([^\\n]*)\\n(.*)$')
+    local value = redis.call('HGET', entries .. channel, id)
+    if value then
+        local name = node .. '/' .. id
+        redis.call('HDEL', entries .. channel, id)
+        redis.call('HSET', entries .. channel, name, value)
+        redis.call('SADD', sets .. node, name .. '\\n' .. channel)
+        taken[#taken + 1] = channel
+        taken[#taken + 1] = name
+        taken[#taken + 1] = value
+    end
+end
+if redis.call('EXISTS', sets .. dead) == 0 then
+    redis.call('ZREM', KEYS[1], dead)
+    redis.call('SREM', KEYS[2], dead)
+end
+return taken
+"""
+)
+"""Makes entries of a dead node those of another one. Answers with channel, id and value of each in turn.
+
+Keys: the beats, the known nodes.
+"""

@@ -1,0 +1,152 @@
+"""The scripts with which an engine keeps histories. Each call is one step for all other clients of the engine.
+
+A channel has two keys:
+
+- a stream of its envelopes. The entry of offset 7 has the id 7-0, and the fields ``d``, the envelope, and ``c``, the
+  bytes of all envelopes before it.
+- a hash of its position: ``e`` the epoch, ``o`` the offset of the newest envelope, ``b`` the bytes of all envelopes
+  ever, and ``k`` the value of ``c`` of an entry that was the oldest one lately.
+
+Without the hash, the stream says nothing: it is deleted, and a new epoch begins.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+__all__ = ["NEW_EPOCH", "PUBLISH", "READ", "Script"]
+
+
+class Script:
+    """A script, and the digest that calls it once the engine has it."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text.encode()
+        self.digest = hashlib.sha1(self.text).hexdigest().encode()
+
+
+# Eight letters that no earlier epoch of the channel has: from the engine's time, the caller's seed and the name.
+NEW_EPOCH = """
+local function new_epoch(seed)
+    local time = redis.call('TIME')
+    local digest = redis.sha1hex(seed .. time[1] .. '.' .. time[2] .. KEYS[1])
+    return (string.gsub(string.sub(digest, 1, 8), '%d', function(digit) return string.char(113 + digit % 10) end))
+end
+"""
+
+PUBLISH = Script(
+    NEW_EPOCH
+    + """
+local size, max_bytes, ttl, position_ttl = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], ARGV[4]
+local seed, key_ttl, channel, envelope = ARGV[5], ARGV[6], ARGV[7], ARGV[8]
+if KEYS[3] then
+    local known = redis.call('HMGET', KEYS[3], 'o', 'e')
+    if known[1] then
+        return {tonumber(known[1]), known[2], 1, 0}
+    end
+end
+local position = redis.call('HMGET', KEYS[2], 'e', 'b', 'k')
+local epoch, total, kept_from = position[1], tonumber(position[2] or 0), tonumber(position[3] or 0)
+if not epoch then
+    redis.call('DEL', KEYS[1])
+    epoch = new_epoch(seed)
+    redis.call('HSET', KEYS[2], 'e', epoch, 'o', 0)
+end
+local offset = redis.call('HINCRBY', KEYS[2], 'o', 1)
+local id = string.format('%.0f-0', offset)
+redis.call('XADD', KEYS[1], 'MAXLEN', size, id, 'c', string.format('%.0f', total), 'd', envelope)
+total = total + #envelope
+if total - kept_from > max_bytes then
+    while true do
+        local oldest = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
+        kept_from = tonumber(oldest[2][2])
+        if oldest[1] == id or total - kept_from <= max_bytes then
+            break
+        end
+        redis.call('XTRIM', KEYS[1], 'MAXLEN', redis.call('XLEN', KEYS[1]) - 1)
+    end
+end
+redis.call('HSET', KEYS[2], 'b', string.format('%.0f', total), 'k', string.format('%.0f', kept_from))
+redis.call('PEXPIRE', KEYS[1], ttl)
+redis.call('PEXPIRE', KEYS[2], position_ttl)
+local receivers = redis.call('PUBLISH', channel, struct.pack('<BI8I8', 193, offset, offset - 1) .. epoch .. envelope)
+if KEYS[3] then
+    redis.call('HSET', KEYS[3], 'o', offset, 'e', epoch)
+    redis.call('PEXPIRE', KEYS[3], key_ttl)
+end
+return {offset, epoch, 0, receivers}
+"""
+)
+"""Stores an envelope and publishes it with its head. Answers with the offset, the epoch, 1 for a known key, and the
+number of receivers.
+
+Keys: the stream, the hash, and a key of its own for the idempotency key if there is one.
+"""
+
+READ = Script(
+    NEW_EPOCH
+    + """
+local position_ttl, seed, since, since_epoch = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local limit, max_bytes, reverse, is_own = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7] == '1', ARGV[8] == '1'
+local position = redis.call('HMGET', KEYS[2], 'e', 'o')
+local epoch, offset = position[1], tonumber(position[2] or 0)
+if is_own and epoch == since_epoch and tonumber(since) > offset then
+    epoch = nil
+end
+if not epoch then
+    redis.call('DEL', KEYS[1], KEYS[2])
+    epoch, offset = new_epoch(seed), 0
+    redis.call('HSET', KEYS[2], 'e', epoch, 'o', 0)
+    redis.call('PEXPIRE', KEYS[2], position_ttl)
+end
+local gap = ''
+local first, last = '-', '+'
+if since ~= '' then
+    if since_epoch ~= epoch or tonumber(since) > offset then
+        gap = 'epoch'
+    elseif reverse then
+        last = '(' .. since .. '-0'
+    else
+        first = '(' .. since .. '-0'
+        local oldest = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
+        local oldest_offset = oldest and tonumber(string.match(oldest[1], '%d+')) or offset + 1
+        if tonumber(since) + 1 < oldest_offset then
+            gap = 'trimmed'
+        end
+    end
+end
+local found, bytes = {}, 0
+if not (reverse and gap ~= '') then
+    while #found < 2 * limit do
+        local count = math.min(64, limit - #found / 2)
+        local entries
+        if reverse then
+            entries = redis.call('XREVRANGE', KEYS[1], last, first, 'COUNT', count)
+        else
+            entries = redis.call('XRANGE', KEYS[1], first, last, 'COUNT', count)
+        end
+        for _, entry in ipairs(entries) do
+            bytes = bytes + #entry[2][4]
+            if #found > 0 and bytes > max_bytes then
+                return {offset, epoch, gap, found}
+            end
+            found[#found + 1] = string.match(entry[1], '%d+')
+            found[#found + 1] = entry[2][4]
+            if reverse then
+                last = '(' .. entry[1]
+            else
+                first = '(' .. entry[1]
+            end
+        end
+        if #entries < count then
+            break
+        end
+    end
+end
+return {offset, epoch, gap, found}
+"""
+)
+"""Answers with the offset and the epoch of the newest envelope, the gap, and offsets and envelopes in turn.
+
+A channel without a position gets one, so that a reader has a position before anybody has published.
+"""

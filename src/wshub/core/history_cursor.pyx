@@ -1,0 +1,36 @@
+# cython: language_level=3
+"""How far a room with history has got at this node."""
+
+from libc.string cimport memcmp, memcpy
+
+
+cdef class HistoryCursor:
+    """The position of the last message that the members of a room have been sent.
+
+    Args:
+        name: of the room.
+    """
+
+    def __init__(self, str name not None):
+        self.name = name
+        self.epoch = ""
+
+    cdef bint follows(self, const StoredHead *head) noexcept:
+        """Whether a message is the next one of the history."""
+        return head.previous == self.offset and memcmp(head.epoch, self.letters, EPOCH_LENGTH) == 0
+
+    def move(self, uint64_t offset, str epoch not None):
+        """Note that the members have been sent everything up to an offset of an epoch."""
+        cdef bytes letters = epoch.encode("ascii")
+        if len(letters) != EPOCH_LENGTH:
+            raise ValueError(f"an epoch is {EPOCH_LENGTH} letters, not {epoch!r}")
+        self.offset = offset
+        self.epoch = epoch
+        memcpy(self.letters, <const char *>letters, EPOCH_LENGTH)
+
+    def take(self, bytes stored not None):
+        """Take a stored envelope that does not go to the members at once. Return whether it was not taken before.
+
+        A subclass overrides this.
+        """
+        return False

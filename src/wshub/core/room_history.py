@@ -1,0 +1,311 @@
+"""A room with history at one node: its messages reach the members in the order of the history, each once.
+
+A message names the one before it. If that is not the last one that the members were sent, some are missing: the room
+waits, reads them, and goes on. Messages that arrive meanwhile are held back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+from wshub.brokers.envelope import decode_envelope, decode_stored, encode_envelope
+from wshub.brokers.interface import (
+    HistoryConfig,
+    Position,
+    Publication,
+    Published,
+    StoredEnvelope,
+    StoredHistory,
+    room_channel,
+)
+from wshub.core.history_cursor import HistoryCursor
+from wshub.core.history_window import HistoryWindow, Prepared
+from wshub.protocol.message import Message
+
+if TYPE_CHECKING:
+    from wshub.core.remote_messages import RemoteMessages
+
+__all__ = ["HistorySource", "RoomHistory", "publication_of"]
+
+logger = logging.getLogger("wshub.server")
+
+# Messages, and bytes of them, that are held back while the history is read. More are read again.
+MAX_HELD = 256
+MAX_HELD_BYTES = 1024 * 1024
+
+# Envelopes, and bytes of them, of one reading.
+READ_LIMIT = 1000
+READ_BYTES = 4 * 1024 * 1024
+
+
+class HistorySource(Protocol):
+    """What stores messages: a HistoryBroker, or the memory of a hub without a broker."""
+
+    async def subscribed(self, channel: str) -> None: ...
+
+    def send_stored(self, channel: str, envelope: bytes, config: HistoryConfig) -> bool: ...
+
+    async def publish_stored(
+        self, channel: str, envelope: bytes, config: HistoryConfig, *, idempotency_key: str = ""
+    ) -> Published: ...
+
+    async def history(
+        self,
+        channel: str,
+        config: HistoryConfig,
+        *,
+        since: Position | None = None,
+        limit: int = 100,
+        max_bytes: int = 1024 * 1024,
+        reverse: bool = False,
+        is_own: bool = False,
+    ) -> StoredHistory: ...
+
+
+def publication_of(stored: StoredEnvelope, epoch: str) -> Publication:
+    """Return an envelope as the application sees it. Raises ``ValueError`` if it is no envelope."""
+    decoded = decode_envelope(stored.envelope)
+    return Publication(
+        stored.offset,
+        epoch,
+        decoded.payload if decoded.is_binary else decoded.payload.decode(),
+        decoded.publisher,
+        decoded.sent_at / 1e6,
+    )
+
+
+class RoomHistory(HistoryCursor):
+    """The history of one room, for its members at this node.
+
+    Args:
+        name: of the room.
+        config: how much of the room is kept, and what members receive.
+        messages: delivers envelopes to the members.
+        is_wanted: whether the room has members here, or clients that come back to it.
+        is_missing: is called when messages have to be read.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: HistoryConfig,
+        messages: RemoteMessages,
+        is_wanted: Callable[[RoomHistory], bool],
+        is_missing: Callable[[RoomHistory], None],
+    ) -> None:
+        super().__init__(name)
+        self.channel = room_channel(name)
+        self.config = config
+        self.recoveries = 0
+        """Clients that come back at present."""
+        self.window: HistoryWindow | None = None
+        self.window_ends_at = 0.0
+        """When the window is dropped, if nobody comes back."""
+        self.is_live = False
+        """Whether the members have been sent all that has arrived."""
+        self.opening: asyncio.Task[None] | None = None
+        """Reads what the window begins with."""
+        self._live = asyncio.Event()
+        self._messages = messages
+        self._is_wanted = is_wanted
+        self._is_missing = is_missing
+        self._held: list[tuple[int, int, str, bytes]] = []
+        self._held_bytes = 0
+        # Some messages were not held back, for want of space.
+        self._has_overflowed = False
+        self._is_delivering = False
+        # What is delivered while the window is read.
+        self._captured: list[Prepared] | None = None
+
+    def __repr__(self) -> str:
+        return f"<RoomHistory {self.name!r} at {self.offset} of {self.epoch or 'no epoch'}>"
+
+    @property
+    def has_members(self) -> bool:
+        """Whether messages of the room are to arrive here."""
+        return self._is_wanted(self)
+
+    @property
+    def position(self) -> Position:
+        """The position of the last message that the members were sent."""
+        return Position(self.offset, self.epoch)
+
+    def settings_changed(self, config: HistoryConfig) -> None:
+        """Take another configuration."""
+        self.config = config
+        self.window = None
+        self._settle()
+
+    def begin_at(self, position: Position) -> None:
+        """Go on behind the newest message, since the members expect none before it."""
+        self.move(position.offset, position.epoch)
+        self._go_live()
+
+    def interrupt(self) -> None:
+        """Hold messages back until what may be missing was read."""
+        self.is_live = False
+        self.passes_on = False
+        self._live.clear()
+        self._is_missing(self)
+
+    async def wait_live(self) -> None:
+        """Return when the members have been sent all that has arrived."""
+        await self._live.wait()
+
+    # Messages
+
+    def take(self, stored: bytes) -> bool:
+        """Take a stored envelope that has arrived. Return False if the members were sent it before."""
+        head, envelope = decode_stored(stored)
+        is_known = head.epoch == self.epoch and head.offset <= self.offset
+        if is_known:
+            return False
+        if self.is_live and not self._is_delivering and head.epoch == self.epoch and head.previous == self.offset:
+            self._deliver(StoredEnvelope(head.offset, envelope))
+            self._release()
+            return True
+        self._hold(head.offset, head.previous, head.epoch, envelope)
+        if self.is_live and not self._is_delivering:
+            self.interrupt()
+        return True
+
+    def _hold(self, offset: int, previous: int, epoch: str, envelope: bytes) -> None:
+        if len(self._held) >= MAX_HELD or self._held_bytes + len(envelope) > MAX_HELD_BYTES:
+            self._has_overflowed = True
+            return
+        self._held.append((offset, previous, epoch, envelope))
+        self._held_bytes += len(envelope)
+
+    def _release(self) -> None:
+        """Deliver what was held back, as far as nothing is missing."""
+        while self._held and self.is_live:
+            held, self._held, self._held_bytes = self._held, [], 0
+            for offset, previous, epoch, envelope in held:
+                if epoch == self.epoch and offset <= self.offset:
+                    continue
+                if self.is_live and epoch == self.epoch and previous == self.offset:
+                    self._deliver(StoredEnvelope(offset, envelope))
+                else:
+                    self._hold(offset, previous, epoch, envelope)
+                    if self.is_live:
+                        self.interrupt()
+        if self._has_overflowed and self.is_live:
+            self._has_overflowed = False
+            self.interrupt()
+
+    def _deliver(self, stored: StoredEnvelope) -> None:
+        """Send a message to the members, and note its offset."""
+        self._is_delivering = True
+        self.passes_on = False
+        try:
+            data = self._encode(stored) if self.config.encode is not None else None
+            if self.config.encode is None or data is not None:
+                self._messages.deliver_stored(self.name, stored.envelope, data)
+            if self.window is not None:
+                self.window.append(self._prepare(stored, data))
+            elif self._captured is not None:
+                self._captured.append(self._prepare(stored, data))
+        except MemoryError:
+            self._is_delivering = False
+            self.interrupt()
+            raise
+        except Exception:
+            logger.exception("message %d of the room %r could not be delivered", stored.offset, self.name)
+        self._is_delivering = False
+        self.move(stored.offset, self.epoch)
+        self._settle()
+
+    def _encode(self, stored: StoredEnvelope) -> Message | None:
+        """Return what members receive; None if the application's function fails, which is logged."""
+        if self.config.encode is None:
+            return None
+        try:
+            return Message(self.config.encode(publication_of(stored, self.epoch)))
+        except Exception:
+            logger.exception("encode() of the room %r has failed for message %d", self.name, stored.offset)
+            return None
+
+    def _prepare(self, stored: StoredEnvelope, data: Message | None) -> Prepared:
+        try:
+            decoded = decode_envelope(stored.envelope)
+            if self.config.encode is None:
+                data = Message(decoded.payload if decoded.is_binary else decoded.payload.decode())
+        except ValueError:
+            # Members have not got it either.
+            return Prepared(stored.offset, None, None, len(stored.envelope))
+        return Prepared(stored.offset, data, decoded.compress, len(stored.envelope))
+
+    # What was missed
+
+    def caught_up(self, found: StoredHistory) -> bool:
+        """Deliver what was read behind the room's position. Return whether nothing more is to be read."""
+        if found.gap:
+            self._tell_gap(found)
+        for stored in found.envelopes:
+            self._deliver(stored)
+        if self.offset < found.position.offset and found.envelopes:
+            return False
+        self.move(found.position.offset, found.position.epoch)
+        self._go_live()
+        return self.is_live
+
+    def _tell_gap(self, found: StoredHistory) -> None:
+        """Go on with another epoch, or behind messages that are not kept any more, and tell the members."""
+        first = found.envelopes[0].offset - 1 if found.envelopes else found.position.offset
+        self.move(first, found.position.epoch)
+        self.window = None
+        logger.warning("members of the room %r miss messages that are not kept any more: %s", self.name, found.gap)
+        if self.config.encode_gap is None:
+            return
+        try:
+            data = self.config.encode_gap(found.gap)
+            if data is not None:
+                self._messages.deliver_stored(self.name, encode_envelope("room", self.name, b""), data)
+        except Exception:
+            logger.exception("encode_gap() of the room %r has failed", self.name)
+
+    def _go_live(self) -> None:
+        self.is_live = True
+        self._settle()
+        self._release()
+        if self.is_live:
+            self._live.set()
+
+    def _settle(self) -> None:
+        is_observed = self.window is not None or self._captured is not None or self.config.encode is not None
+        self.passes_on = self.is_live and not is_observed and not self._is_delivering
+
+    # Clients that come back
+
+    def begin_window(self) -> None:
+        """Note what is delivered from now on, until the window is open."""
+        self._captured = []
+        self._settle()
+
+    def open_window(self, found: StoredHistory | None) -> None:
+        """Have the newest messages ready for clients that come back.
+
+        Args:
+            found: what is kept, the oldest first; None if it could not be read.
+        """
+        captured, self._captured = self._captured or [], None
+        if found is not None and found.position.epoch == self.epoch:
+            start = found.envelopes[0].offset - 1 if found.envelopes else found.position.offset
+            window = HistoryWindow(start, 2 * self.config.size, 2 * self.config.max_bytes)
+            for stored in found.envelopes:
+                # A later one is still to arrive.
+                if stored.offset <= self.offset:
+                    window.append(self._prepare(stored, self._encode(stored)))
+            for prepared in captured:
+                if prepared.offset > found.position.offset:
+                    window.append(prepared)
+            self.window = window
+        self._settle()
+
+    def drop_window(self) -> None:
+        """Forget the prepared messages."""
+        self.window = None
+        self._settle()

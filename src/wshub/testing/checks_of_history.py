@@ -1,0 +1,281 @@
+"""Checks of brokers that keep envelopes: ``HistoryBroker``. They are not run for a broker that keeps none."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+from wshub.brokers.envelope import decode_stored
+from wshub.brokers.interface import HistoryBroker, HistoryConfig, Position, Published
+from wshub.errors import BrokerError
+from wshub.testing.broker_faults import CheckNotRunError
+from wshub.testing.broker_nodes import Node, Nodes, Received, require
+from wshub.testing.broker_registry import check
+
+CONFIG = HistoryConfig(size=1000, max_bytes=10 * 1024 * 1024)
+
+
+def keeper(node: Node) -> HistoryBroker:
+    """Return the broker of a node, which keeps envelopes. Raise CheckNotRunError if it does not."""
+    if not isinstance(node.broker, HistoryBroker):
+        raise CheckNotRunError("the broker keeps no envelopes")
+    return node.broker
+
+
+async def publish(node: Node, channel: str, envelope: bytes, config: HistoryConfig = CONFIG, key: str = "") -> Position:
+    """Publish an envelope, and return its position."""
+    published = await node.nodes.finish(
+        keeper(node).publish_stored(channel, envelope, config, idempotency_key=key), "publish_stored() returns"
+    )
+    require(published.position is not None, "publish_stored() returns a position")
+    assert published.position is not None
+    return published.position
+
+
+def arrived(node: Node) -> list[tuple[int, int, str, bytes]]:
+    """Return the offset, the offset before, the epoch and the envelope of all that has arrived with a head."""
+    found = []
+    for event in node.log:
+        if isinstance(event, Received):
+            head, envelope = decode_stored(event.envelope)
+            found.append((head.offset, head.previous, head.epoch, envelope))
+    return found
+
+
+@check()
+async def stored_envelopes_have_one_order(nodes: Nodes) -> None:
+    """What several nodes store on a channel has one order: each subscriber gets all of it, its own too."""
+    first, second = await nodes.two("room:a")
+    keeper(first)
+    await first.join("room:a")
+
+    async def publish_many(node: Node, name: str) -> None:
+        for number in range(50):
+            await publish(node, "room:a", f"{name} {number}".encode())
+
+    await asyncio.gather(
+        *(publish_many(node, f"{node.info.id} {task}") for node in (first, second) for task in range(4))
+    )
+    for node in (first, second):
+        await nodes.until(lambda node=node: len(arrived(node)) >= 400, "all envelopes arrive")  # type: ignore[misc]
+    require(arrived(first) == arrived(second), "two nodes received stored envelopes in two orders")
+    last = 0
+    for offset, previous, epoch, _ in arrived(first):
+        require(previous == last, f"the envelope at {offset} names {previous} as the one before, after {last}")
+        require(offset > previous, f"the offset {offset} follows {previous}")
+        require(len(epoch) == 8 and epoch == arrived(first)[0][2], f"the epoch is {epoch!r} within one history")
+        last = offset
+    await nodes.quiet()
+    require(len(arrived(first)) == 400, "400 envelopes were stored, and more arrived")
+
+
+@check()
+async def envelopes_of_one_node_keep_their_order(nodes: Nodes) -> None:
+    """What one node stores on a channel, by either method, has the order in which it was sent."""
+    first, second = await nodes.two("room:a")
+    broker = keeper(first)
+    calls = []
+    for number in range(200):
+        if number % 3:
+            require(broker.send_stored("room:a", b"%d" % number, CONFIG), "send_stored() returns True")
+        else:
+            calls.append(asyncio.ensure_future(publish(first, "room:a", b"%d" % number)))
+            # The call sends at once, or with those of this iteration.
+            await asyncio.sleep(0)
+    await asyncio.gather(*calls)
+    await nodes.until(lambda: len(arrived(second)) >= 200, "all envelopes arrive")
+    numbers = [int(envelope) for *_, envelope in arrived(second)]
+    require(numbers == list(range(200)), f"200 envelopes of one node arrived as {numbers[:20]}…")
+
+
+@check()
+async def what_was_stored_can_be_read(nodes: Nodes) -> None:
+    """History is read from any node, behind a position, in pages and backwards, bounded in number and bytes."""
+    first, second = await nodes.two("room:a")
+    broker = keeper(second)
+    keeper(first)
+    positions = [await publish(first, "room:a", b"%d" % number + bytes(1000)) for number in range(20)]
+
+    async def read(**further: object) -> tuple[list[int], str]:
+        found = await nodes.finish(broker.history("room:a", CONFIG, **further), "history() returns")  # type: ignore[arg-type]
+        require(found.position == positions[-1], f"the newest position is {positions[-1]}, not {found.position}")
+        for stored in found.envelopes:
+            number = int(stored.envelope.rstrip(b"\0"))
+            require(stored.offset == positions[number].offset, f"envelope {number} was read at {stored.offset}")
+        return [int(stored.envelope.rstrip(b"\0")) for stored in found.envelopes], found.gap
+
+    require(await read() == (list(range(20)), ""), "all envelopes are read, the oldest first")
+    require(await read(limit=0) == ([], ""), "a limit of 0 reads nothing but the position")
+    require(await read(limit=5) == ([0, 1, 2, 3, 4], ""), "a limit bounds what is read")
+    require(await read(since=positions[9]) == (list(range(10, 20)), ""), "a position begins behind its envelope")
+    require(await read(since=positions[9], limit=2) == ([10, 11], ""), "a page begins behind a position")
+    require(await read(since=positions[-1]) == ([], ""), "nothing is behind the newest position")
+    require(await read(reverse=True, limit=3) == ([19, 18, 17], ""), "in reverse the newest comes first")
+    require(await read(reverse=True, since=positions[2]) == ([1, 0], ""), "in reverse a position ends what is read")
+    numbers, _ = await read(max_bytes=3500)
+    require(numbers in ([0, 1], [0, 1, 2]), f"3,500 bytes hold 3 envelopes of 1,000, not {numbers}")
+    require((await read(max_bytes=1))[0] == [0], "the first envelope is read whatever its size")
+    start = Position(0, positions[0].epoch)
+    require(await read(since=start) == (list(range(20)), ""), "everything is behind the offset 0")
+
+
+@check()
+async def any_bytes_can_be_stored(nodes: Nodes) -> None:
+    """A stored envelope is any bytes: every value, none at all, and a mebibyte."""
+    first, second = await nodes.two("room:a")
+    keeper(first)
+    every_value = bytes(range(256))
+    sent = [every_value, b"", b"\0", b"\r\n", b"$-1\r\n", b"\xc1" * 30, every_value * 4096, b"the last one"]
+    for envelope in sent:
+        await publish(first, "room:a", envelope)
+    await nodes.until(lambda: len(arrived(second)) >= len(sent), "every envelope arrives")
+    require([envelope for *_, envelope in arrived(second)] == sent, "envelopes arrived changed")
+    found = await nodes.finish(keeper(second).history("room:a", CONFIG, max_bytes=1 << 30), "history() returns")
+    require([stored.envelope for stored in found.envelopes] == sent, "envelopes were read changed")
+
+
+@check()
+async def channels_have_histories_of_their_own(nodes: Nodes) -> None:
+    """Each channel, and each hub, has its own history. A channel without one gets a position."""
+    first = await nodes.start()
+    broker = keeper(first)
+    other_hub = await nodes.start(hub=nodes.hub + "-b")
+    names = [
+        "room:a",
+        "room:",
+        "room:a:b",
+        "room:ab",
+        "room:*",
+        "room:{a}",
+        "room:a\0",
+        "room:\r\n",
+        "room:ä",
+        "user:a",
+    ]
+    before = {name: (await nodes.finish(broker.history(name, CONFIG), "history() returns")).position for name in names}
+    require(all(position.offset == 0 for position in before.values()), "a history begins with the offset 0")
+    require(len({position.epoch for position in before.values()}) == len(names), "two channels have one epoch")
+    for name in names:
+        position = await publish(first, name, name.encode())
+        require(position.epoch == before[name].epoch, "the first envelope has another epoch than the position before")
+    for name in names:
+        found = await nodes.finish(broker.history(name, CONFIG), "history() returns")
+        require([stored.envelope for stored in found.envelopes] == [name.encode()], f"the history of {name!r} is wrong")
+    found = await nodes.finish(keeper(other_hub).history("room:a", CONFIG), "history() returns")
+    require(found.envelopes == (), "a hub reads the history of another one")
+
+
+@check()
+async def old_envelopes_are_forgotten(nodes: Nodes) -> None:
+    """Only so many envelopes, and so many bytes of them, are kept. Who asks for earlier ones is told."""
+    first = await nodes.start()
+    broker = keeper(first)
+    few = HistoryConfig(size=5)
+    positions = [await publish(first, "room:a", b"%d" % number, few) for number in range(20)]
+    found = await nodes.finish(broker.history("room:a", few, since=positions[3]), "history() returns")
+    require(found.gap == "trimmed", f"envelopes are missing, and the gap is {found.gap!r}")
+    require([stored.envelope for stored in found.envelopes] == [b"15", b"16", b"17", b"18", b"19"], "5 are kept")
+    found = await nodes.finish(broker.history("room:a", few, since=positions[14]), "history() returns")
+    require((len(found.envelopes), found.gap) == (5, ""), "nothing is missing behind the last that was forgotten")
+    small = HistoryConfig(size=100, max_bytes=3000)
+    for number in range(20):
+        await publish(first, "room:b", b"%d" % number + bytes(990), small)
+    found = await nodes.finish(broker.history("room:b", small), "history() returns")
+    require(1 <= len(found.envelopes) <= 3, f"3,000 bytes hold 3 envelopes of 990, not {len(found.envelopes)}")
+    position = await publish(first, "room:b", bytes(10_000), small)
+    found = await nodes.finish(broker.history("room:b", small), "history() returns")
+    require([stored.offset for stored in found.envelopes] == [position.offset], "the newest is kept whatever its size")
+
+
+@check()
+async def what_is_too_old_is_forgotten(nodes: Nodes) -> None:
+    """After its time to live an envelope is forgotten, and offsets go on. Later an epoch begins."""
+    first = await nodes.start()
+    broker = keeper(first)
+    short = HistoryConfig(ttl_ms=100)
+    last = await publish(first, "room:a", b"1", short)
+
+    async def is_empty() -> bool:
+        return not (await broker.history("room:a", short)).envelopes
+
+    for _ in range(500):
+        if await nodes.finish(is_empty(), "history() returns"):
+            break
+        await asyncio.sleep(0.02)
+    found = await nodes.finish(broker.history("room:a", short, since=last), "history() returns")
+    require(found.position == last and not found.gap and not found.envelopes, f"nothing was missed, not {found}")
+    following = await publish(first, "room:a", b"2", short)
+    require(following == replace(last, offset=last.offset + 1), f"{following} follows {last}")
+    brief = HistoryConfig(ttl_ms=50, position_ttl_ms=50)
+    last = await publish(first, "room:b", b"1", brief)
+    for _ in range(500):
+        position = (await nodes.finish(broker.history("room:b", brief), "history() returns")).position
+        if position.epoch != last.epoch:
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError("the epoch goes on although the position has outlived its time")
+
+
+@check()
+async def a_lost_position_is_told(nodes: Nodes) -> None:
+    """A position of another epoch, or behind the newest envelope, is answered with a gap, and with what there is."""
+    first = await nodes.start()
+    broker = keeper(first)
+    last = await publish(first, "room:a", b"1")
+    for since in (Position(1, "zzzzzzzz"), Position(last.offset + 1, last.epoch), Position(0, "")):
+        found = await nodes.finish(broker.history("room:a", CONFIG, since=since), "history() returns")
+        require(found.gap == "epoch", f"{since} is no position of the history, and the gap is {found.gap!r}")
+        require([stored.envelope for stored in found.envelopes] == [b"1"], "what is kept is read with the gap")
+        require(found.position == last, "a reader has changed the position")
+    ahead = Position(last.offset + 5, last.epoch)
+    found = await nodes.finish(broker.history("room:a", CONFIG, since=ahead, is_own=True), "history() returns")
+    require(found.position.epoch != last.epoch, "a node has got further than the history, and the epoch goes on")
+    require((found.gap, found.envelopes, found.position.offset) == ("epoch", (), 0), "the new epoch is not empty")
+    following = await publish(first, "room:a", b"2")
+    require(following.epoch == found.position.epoch and following.offset >= 1, "the new epoch does not go on")
+
+
+@check()
+async def an_idempotency_key_stores_once(nodes: Nodes) -> None:
+    """Of envelopes with one key, one is stored, whichever node publishes them, and at the same time too."""
+    first, second = await nodes.two("room:a")
+    keeper(first)
+
+    async def attempt(node: Node, key: str) -> Published:
+        return await nodes.finish(
+            keeper(node).publish_stored("room:a", b"once", CONFIG, idempotency_key=key), "publish_stored() returns"
+        )
+
+    outcomes = await asyncio.gather(*(attempt(node, "key") for node in (first, second) * 5))
+    require(len({outcome.position for outcome in outcomes}) == 1, "one key has two positions")
+    require([outcome.is_duplicate for outcome in outcomes].count(False) == 1, "one of ten was no duplicate")
+    other = await attempt(second, "another key")
+    require(not other.is_duplicate, "another key is taken for the first one")
+    await nodes.until(lambda: len(arrived(second)) >= 2, "both envelopes arrive")
+    await nodes.quiet()
+    require(len(arrived(second)) == 2, "a duplicate arrived")
+
+
+@check("cut")
+async def what_was_published_is_stored_whatever_fails(nodes: Nodes) -> None:
+    """While connections are lost, each envelope whose publishing has not failed is stored once, and can be read."""
+    first, second = await nodes.two("room:a")
+    broker = keeper(first)
+    known: dict[bytes, Position] = {}
+    failed = 0
+    for number in range(120):
+        if number % 20 == 10:
+            await nodes.faults.cut(first.broker)
+        envelope = b"%d" % number
+        try:
+            known[envelope] = await publish(first, "room:a", envelope)
+        except BrokerError:
+            failed += 1
+            await asyncio.sleep(0.01)
+    await nodes.until(lambda: second.broker.health().ok and first.broker.health().ok, "the brokers connect", rate=5.0)
+    found = await nodes.finish(broker.history("room:a", CONFIG, limit=1000), "history() returns")
+    read = {stored.envelope: stored.offset for stored in found.envelopes}
+    require(len(read) == len(found.envelopes), "an envelope is stored twice")
+    for envelope, position in known.items():
+        require(read.get(envelope) == position.offset, f"{envelope!r} was published at {position}, and is not there")
+    require(len(known) >= 20, f"only {len(known)} of 120 were published")

@@ -1,0 +1,173 @@
+"""Rooms with history whose messages a Redis or Valkey engine keeps, at several nodes and while it fails."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import secrets
+
+from tests.support.broker_node import until
+from tests.support.history_nodes import ROOM, Client, HistoryNode, as_json, client_of, gap_as_json, history_node
+from tests.support.redis_engine import RedisEngine
+from tests.support.tcp_proxy import proxy_to
+from wshub import HistoryConfig, Hub, Position
+from wshub.brokers.redis import RedisBroker
+from wshub.errors import BrokerError
+
+
+async def publish_at_last(node: HistoryNode, text: str) -> Position:
+    """Publish a message once, also if the engine has to come back first."""
+    key = secrets.token_hex(4)
+    while True:
+        try:
+            published = await node.hub.publish(text, room=ROOM, idempotency_key=key)
+        except BrokerError:
+            node.skip()
+            await asyncio.sleep(0.01)
+        else:
+            assert published.position is not None
+            return published.position
+
+
+LARGE = HistoryConfig(size=100_000, max_bytes=1 << 30, encode=as_json, encode_gap=gap_as_json)
+
+
+async def test_members_at_all_nodes_get_one_order(redis_engine: RedisEngine) -> None:
+    prefix = secrets.token_hex(4)
+    async with (
+        history_node(RedisBroker(redis_engine.url, prefix=prefix)) as one,
+        history_node(RedisBroker(redis_engine.url, prefix=prefix)) as two,
+        client_of(one) as first,
+        client_of(two) as second,
+    ):
+        for number in range(500):
+            one.hub.broadcast(f"one {number}", room=ROOM)
+            two.hub.broadcast(f"two {number}", room=ROOM)
+            if number % 10 == 0:
+                await asyncio.sleep(0)
+        await until(lambda: len(first.data) == len(second.data) == 1000)
+        assert first.offsets == second.offsets
+        assert first.data == second.data
+
+
+async def test_a_hub_that_starts_later_reads_the_same(redis_engine: RedisEngine) -> None:
+    prefix = secrets.token_hex(4)
+    async with history_node(RedisBroker(redis_engine.url, prefix=prefix)) as one:
+        for number in range(3):
+            await one.hub.publish(str(number), room=ROOM, publisher="ann")
+    async with Hub(broker=RedisBroker(redis_engine.url, prefix=prefix)) as hub:
+        hub.configure_room(ROOM, history=HistoryConfig())
+        await hub.broker_started()
+        history = await hub.history(ROOM)
+        assert [(entry.data, entry.publisher) for entry in history.publications] == [
+            ("0", "ann"),
+            ("1", "ann"),
+            ("2", "ann"),
+        ]
+
+
+async def test_an_engine_that_comes_back_empty_begins_an_epoch_and_members_are_told(own_engine: RedisEngine) -> None:
+    async with (
+        history_node(RedisBroker(own_engine.url)) as one,
+        history_node(RedisBroker(own_engine.url)) as two,
+        client_of(two) as member,
+    ):
+        await one.hub.publish("1", room=ROOM)
+        await until(lambda: member.data == ["1"])
+        own_engine.stop()
+        own_engine.start()
+        await publish_at_last(one, "2")
+        await until(lambda: two.skip() or member.data == ["1", "2"])
+        assert member.gaps == ["epoch"]
+        assert [offset for _, offset in member.offsets] == [1, 1]
+        assert len({epoch for epoch, _ in member.offsets}) == 2
+
+
+async def test_an_engine_that_was_flushed_does_not_mix_two_histories(own_engine: RedisEngine) -> None:
+    async with history_node(RedisBroker(own_engine.url)) as node, client_of(node) as member:
+        for number in range(3):
+            await node.hub.publish(str(number), room=ROOM)
+        # The position alone is lost, as if it had been evicted: the stream says nothing then.
+        own_engine.command("DEL", *[key for key in own_engine.command("KEYS", "*") if ":position:" in key])
+        await node.hub.publish("new", room=ROOM)
+        await until(lambda: member.data[-1:] == ["new"])
+        assert member.gaps == ["epoch"]
+        history = await node.hub.history(ROOM)
+        assert [(entry.offset, entry.data) for entry in history.publications] == [(1, "new")]
+
+
+async def test_scripts_that_the_engine_has_lost_are_loaded_again(own_engine: RedisEngine) -> None:
+    async with history_node(RedisBroker(own_engine.url)) as node:
+        await node.hub.publish("1", room=ROOM)
+        own_engine.command("SCRIPT", "FLUSH")
+        with contextlib.suppress(BrokerError):
+            await node.hub.publish("lost", room=ROOM)
+        published = await node.hub.publish("2", room=ROOM)
+        assert published.position is not None
+        assert published.position.offset == 2
+
+
+async def test_an_engine_that_does_not_allow_keys_says_so(own_engine: RedisEngine, caplog) -> None:
+    own_engine.command("ACL", "SETUSER", "plain", "on", ">pw", "&*", "-@all", "+hello", "+ping", "+publish")
+    own_engine.command("ACL", "SETUSER", "plain", "+subscribe", "+unsubscribe", "+pubsub")
+    url = own_engine.url.replace("redis://", "redis://plain:pw@")
+    async with Hub(broker=RedisBroker(url)) as hub:
+        hub.configure_room(ROOM, history=HistoryConfig())
+        await hub.broker_started()
+        try:
+            await hub.publish("1", room=ROOM)
+        except BrokerError as error:
+            assert "NOPERM" in str(error)
+        else:
+            raise AssertionError("the engine has allowed it")
+        assert await hub.publish("1", room="plain") is not None
+
+
+async def test_whatever_fails_every_client_gets_every_message_once_and_in_order(own_engine: RedisEngine) -> None:
+    """Clients come and go at two nodes, while subscribers are killed, and connections reset, held and lost."""
+    chance = random.Random(11)
+    with proxy_to("127.0.0.1", own_engine.port) as proxy:
+        brokers = [RedisBroker(own_engine.url), RedisBroker(f"redis://127.0.0.1:{proxy.port}")]
+        async with history_node(brokers[0], LARGE) as one, history_node(brokers[1], LARGE) as two:
+            nodes = (one, two)
+            clients = [Client() for _ in range(4)]
+            for client in clients:
+                await client.come_back(chance.choice(nodes).url)
+            coming: list[asyncio.Task[None]] = []
+            for step in range(60):
+                for _ in range(chance.randrange(40)):
+                    chance.choice(nodes).hub.broadcast(str(step), room=ROOM)
+                fault = chance.randrange(6)
+                if fault == 0:
+                    own_engine.command("CLIENT", "KILL", "TYPE", "pubsub")
+                elif fault == 1:
+                    proxy.heal()
+                    for connection in list(proxy.open_connections()):
+                        connection.reset()
+                elif fault == 2:
+                    proxy.to_client.clear()
+                elif fault == 3:
+                    proxy.heal()
+                else:
+                    client = chance.choice(clients)
+                    if client.is_back:
+                        await client.leave()
+                        client.is_back = False
+                        coming.append(asyncio.create_task(client.come_back(chance.choice(nodes).url)))
+                await asyncio.sleep(0.02)
+            proxy.heal()
+            last = await publish_at_last(one, "last")
+
+            def have_all() -> bool:
+                for node in nodes:
+                    node.skip()
+                return all(client.is_back and client.data[-1:] == ["last"] for client in clients)
+
+            await until(have_all)
+            for client in clients:
+                offsets = [offset for _, offset in client.offsets]
+                assert offsets == list(range(offsets[0], last.offset + 1))
+                assert not client.gaps
+                await client.leave()
+            await asyncio.gather(*coming)

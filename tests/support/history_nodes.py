@@ -1,0 +1,142 @@
+"""Nodes with a room whose messages are kept, and clients that come back to it at any of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import websockets
+
+from tests.support.broker_node import until
+from wshub import Connection, Gap, HistoryConfig, Hub, HubConfig, Position, Publication
+from wshub.brokers.interface import Broker
+
+ROOM = "room"
+
+
+def as_json(publication: Publication) -> str:
+    """Return what members receive: the offset, the epoch and the data."""
+    return json.dumps([publication.offset, publication.epoch, publication.data])
+
+
+def gap_as_json(gap: Gap) -> str:
+    """Return what members receive when messages were lost."""
+    return json.dumps(["gap", gap])
+
+
+async def serve(connection: Connection) -> None:
+    """Have the client come back with the position that it sends, and tell it the outcome."""
+    async for asked in connection.iter_json():
+        position = Position(*asked) if asked is not None else None
+        recovery = await connection.recover(ROOM, position)
+        connection.send_json(["back", recovery.sent, recovery.gap, *vars_of(recovery.position)])
+
+
+def vars_of(position: Position) -> tuple[int, str]:
+    return position.offset, position.epoch
+
+
+class Client:
+    """A client of the room that keeps its position, and all messages that it has got."""
+
+    def __init__(self) -> None:
+        self.position: Position | None = None
+        self.offsets: list[tuple[str, int]] = []
+        self.data: list[Any] = []
+        self.gaps: list[str] = []
+        self.socket: websockets.ClientConnection | None = None
+        self._reader: asyncio.Task[None] | None = None
+        self.is_back = False
+
+    async def come_back(self, url: str) -> None:
+        """Connect and recover from the position; again if the node cannot read the history in time."""
+        self.is_back = False
+        while not self.is_back:
+            self.socket = await websockets.connect(url, compression=None, max_size=None, max_queue=None)
+            place = None if self.position is None else vars_of(self.position)
+            await self.socket.send(json.dumps(place))
+            self._reader = reader = asyncio.create_task(self._read(self.socket))
+            await until(lambda reader=reader: self.is_back or reader.done())
+
+    async def _read(self, socket: websockets.ClientConnection) -> None:
+        with contextlib.suppress(websockets.ConnectionClosed):
+            async for text in socket:
+                self._take(json.loads(text))
+
+    def _take(self, message: list[Any]) -> None:
+        if message[0] == "back":
+            _, _, gap, offset, epoch = message
+            if gap:
+                self.gaps.append(gap)
+            if gap or self.position is None:
+                self.position = Position(offset, epoch)
+            assert self.position == Position(offset, epoch), "the outcome and the messages differ"
+            self.is_back = True
+        elif message[0] == "gap":
+            self.gaps.append(message[1])
+        else:
+            offset, epoch, data = message
+            self.position = Position(offset, epoch)
+            self.offsets.append((epoch, offset))
+            self.data.append(data)
+
+    async def leave(self) -> None:
+        """Be cut off, as by a network. What has arrived counts."""
+        if self.socket is not None and self._reader is not None:
+            self.socket.transport.abort()
+            await self._reader
+            self.socket = None
+
+
+class RunningClock:
+    """A clock that goes on with time, and that a test sets forward."""
+
+    def __init__(self) -> None:
+        self.skipped = 0.0
+
+    def __call__(self) -> float:
+        return time.monotonic() + self.skipped
+
+
+class HistoryNode:
+    """A served hub with the room."""
+
+    def __init__(self, hub: Hub, url: str, clock: RunningClock) -> None:
+        self.hub = hub
+        self.url = url
+        self.clock = clock
+
+    def skip(self) -> None:
+        """Set the hub's clock a second forward if its broker has no connection, which waits to be made again."""
+        if not self.hub.health().ok:
+            self.clock.skipped += 1
+        self.hub._cluster.sweep(self.hub.now())  # type: ignore[union-attr]
+
+
+@contextlib.asynccontextmanager
+async def history_node(
+    broker: Broker, config: HistoryConfig | None = None, **settings: Any
+) -> AsyncIterator[HistoryNode]:
+    """Serve a hub whose broker keeps the messages of the room."""
+    clock = RunningClock()
+    hub = Hub(HubConfig(**settings), broker=broker, clock=clock)
+    hub.configure_room(ROOM, history=config or HistoryConfig(encode=as_json, encode_gap=gap_as_json))
+    async with hub.serve("127.0.0.1", 0, serve, close_hub=True) as server:
+        await hub.broker_started()
+        yield HistoryNode(hub, f"ws://127.0.0.1:{server.port}/", clock)
+
+
+@contextlib.asynccontextmanager
+async def client_of(node: HistoryNode, position: Position | None = None) -> AsyncIterator[Client]:
+    """Have a client come back to a node, and go at the end."""
+    client = Client()
+    client.position = position
+    await client.come_back(node.url)
+    try:
+        yield client
+    finally:
+        await client.leave()
