@@ -18,17 +18,22 @@ from wshub.brokers.memory import MemoryBroker, MemoryEngine
 
 async def test_members_are_seen_with_their_info_and_counted() -> None:
     events = Events()
-    async with node(events) as one, connected(one.url + "ann"), connected(one.url + "ann"), connected(one.url + "bob"):
-        async with connected(one.url):
-            await are(one, "ann", "ann", "bob", None)
-            assert await one.hub.presence_counts(ROOM) == PresenceCounts(connections=4, users=3)
-            page = await one.hub.presence(ROOM)
-            assert {member.user: member.info for member in page.members} == {
-                "ann": {"name": "ann"},
-                "bob": {"name": "bob"},
-                None: None,
-            }
-            assert events.counts() == {("join", "ann"): 1, ("join", "bob"): 1, ("join", None): 1}
+    async with (
+        node(events) as one,
+        connected(one.url + "ann"),
+        connected(one.url + "ann"),
+        connected(one.url + "bob"),
+        connected(one.url),
+    ):
+        await are(one, "ann", "ann", "bob", None)
+        assert await one.hub.presence_counts(ROOM) == PresenceCounts(connections=4, users=3)
+        page = await one.hub.presence(ROOM)
+        assert {member.user: member.info for member in page.members} == {
+            "ann": {"name": "ann"},
+            "bob": {"name": "bob"},
+            None: None,
+        }
+        assert events.counts() == {("join", "ann"): 1, ("join", "bob"): 1, ("join", None): 1}
 
 
 async def test_a_user_who_comes_back_within_the_grace_has_neither_left_nor_joined() -> None:
@@ -121,14 +126,18 @@ async def test_a_room_that_gets_presence_later_knows_who_is_there() -> None:
 
 async def test_all_nodes_see_all_members_and_one_calls_the_functions() -> None:
     events, engine = Events(), MemoryEngine()
-    async with node(events, MemoryBroker(engine)) as one, node(events, MemoryBroker(engine)) as two:
-        async with connected(one.url + "ann"), connected(two.url + "bob"):
-            for each in (one, two):
-                await are(each, "ann", "bob")
-            async with connected(two.url + "ann"):
-                await are(one, "ann", "ann", "bob")
-            assert await two.hub.presence_counts(ROOM) == PresenceCounts(connections=3, users=2)
-            assert events.counts() == {("join", "ann"): 1, ("join", "bob"): 1}
+    async with (
+        node(events, MemoryBroker(engine)) as one,
+        node(events, MemoryBroker(engine)) as two,
+        connected(one.url + "ann"),
+        connected(two.url + "bob"),
+    ):
+        for each in (one, two):
+            await are(each, "ann", "bob")
+        async with connected(two.url + "ann"):
+            await are(one, "ann", "ann", "bob")
+        assert await two.hub.presence_counts(ROOM) == PresenceCounts(connections=3, users=2)
+        assert events.counts() == {("join", "ann"): 1, ("join", "bob"): 1}
 
 
 async def test_a_user_who_moves_to_another_node_has_neither_left_nor_joined() -> None:
@@ -178,9 +187,12 @@ async def test_the_members_of_a_node_that_was_cut_off_leave_once_and_join_when_i
 async def test_the_members_of_a_node_that_closes_may_come_back_at_another_one() -> None:
     events, engine = Events(), MemoryEngine()
     async with node(events, MemoryBroker(engine)) as two:
-        async with node(events, MemoryBroker(engine)) as one:
-            async with connected(one.url + "ann"), connected(one.url + "bob"):
-                await are(two, "ann", "bob")
+        async with (
+            node(events, MemoryBroker(engine)) as one,
+            connected(one.url + "ann"),
+            connected(one.url + "bob"),
+        ):
+            await are(two, "ann", "bob")
         two.skip(4)
         await asyncio.sleep(0.02)
         async with connected(two.url + "ann"):
@@ -193,30 +205,37 @@ async def test_the_members_of_a_node_that_closes_may_come_back_at_another_one() 
 
 async def test_an_engine_that_has_lost_all_is_told_again_and_nobody_joins_twice() -> None:
     events, engine = Events(), MemoryEngine()
-    async with node(events, MemoryBroker(engine)) as one, node(events, MemoryBroker(engine)) as two:
-        async with connected(one.url + "ann"), connected(two.url + "bob"):
-            await are(one, "ann", "bob")
-            engine.lose_presences()
-            for each in (one, two):
-                each.skip(4)
-            await are(one, "ann", "bob")
-            assert events.counts() == {("join", "ann"): 1, ("join", "bob"): 1}
+    async with (
+        node(events, MemoryBroker(engine)) as one,
+        node(events, MemoryBroker(engine)) as two,
+        connected(one.url + "ann"),
+        connected(two.url + "bob"),
+    ):
+        await are(one, "ann", "bob")
+        engine.lose_presences()
+        for each in (one, two):
+            each.skip(4)
+        await are(one, "ann", "bob")
+        assert events.counts() == {("join", "ann"): 1, ("join", "bob"): 1}
 
 
 async def test_joins_and_leaves_during_an_outage_are_told_after_it() -> None:
     events, engine = Events(), MemoryEngine()
-    async with node(events, MemoryBroker(engine)) as one, node(events, MemoryBroker(engine)) as two:
-        async with connected(one.url + "ann"):
-            await are(two, "ann")
-            engine.stop()
-            async with connected(one.url + "bob"):
-                await until(lambda: one.hub.room_size(ROOM) == 2)
-            async with connected(one.url + "cid"):
-                await until(lambda: one.hub.room_size(ROOM) == 2)
-                engine.heal()
-                await until(lambda: all(each.skip(1) or each.hub.health().ok for each in (one, two)))
-                one.skip(10)
-                await are(two, "ann", "cid")
+    async with (
+        node(events, MemoryBroker(engine)) as one,
+        node(events, MemoryBroker(engine)) as two,
+        connected(one.url + "ann"),
+    ):
+        await are(two, "ann")
+        engine.stop()
+        async with connected(one.url + "bob"):
+            await until(lambda: one.hub.room_size(ROOM) == 2)
+        async with connected(one.url + "cid"):
+            await until(lambda: one.hub.room_size(ROOM) == 2)
+            engine.heal()
+            await until(lambda: all(each.skip(1) or each.hub.health().ok for each in (one, two)))
+            one.skip(10)
+            await are(two, "ann", "cid")
 
 
 async def test_whatever_fails_nobody_is_missing_and_there_is_no_ghost() -> None:
