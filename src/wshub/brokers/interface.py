@@ -175,30 +175,49 @@ class History:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HistoryConfig:
-    """How much of a room is kept. Immutable. Raises ``ConfigurationError`` for an invalid value.
+    """How much of a room is kept, and what its members receive.
 
-    All programs that publish to a room must have the same.
+    Immutable. Raises ``ConfigurationError`` for an invalid value. Configure the room in the same way in every program
+    that publishes to it.
     """
 
     size: int = 100
-    """Maximum number of messages."""
+    """Maximum number of messages that are kept.
+
+    A client that has missed more gets the gap ``trimmed``. The first client that recovers has the node read all that is
+    kept, so a larger history costs more time and memory.
+    """
 
     max_bytes: int = 1024 * 1024
-    """Maximum number of bytes of these messages. The newest one is kept whatever its size."""
+    """Maximum number of bytes of the messages that are kept. The newest message is kept whatever its size.
+
+    It bounds the memory of each room in the engine.
+    """
 
     ttl_ms: int = 300_000
-    """Milliseconds after the last message at which all are forgotten. Offsets go on."""
+    """Milliseconds after the last message at which all messages are forgotten. Offsets go on.
+
+    Make it longer than your clients are away. A longer time keeps more rooms in memory that nobody uses.
+    """
 
     position_ttl_ms: int = 30 * 86_400_000
-    """Milliseconds after the last message at which the offset is forgotten too, and a new epoch begins."""
+    """Milliseconds after the last message at which the offset is forgotten too. Then a new epoch begins.
+
+    It is at least ``ttl_ms``. Until then, a room that nobody uses needs a few hundred bytes.
+    """
 
     encode: Callable[[Publication], str | bytes] | None = None
-    """Makes what members receive out of a publication, such as JSON with its offset. It is called once for each
-    message and node. None sends the data as it was published."""
+    """A function that makes what members receive, such as JSON with the offset. None sends the data as published.
+
+    It runs on the event loop, once for each message and node. It runs again for the messages that are kept when clients
+    recover: clients that recover within ten seconds of one another share the results.
+    """
 
     encode_gap: Callable[[Gap], str | bytes | None] | None = None
-    """Makes what members receive when messages were lost that cannot be read any more. None, as function or as result,
-    sends nothing."""
+    """A function that makes what members receive when they have missed messages that are not kept any more.
+
+    None, as the function or as its result, sends nothing. Then a member does not learn that it has missed something.
+    """
 
     def __post_init__(self) -> None:
         for name, highest in (("size", 1_000_000), ("max_bytes", 1 << 40)):
