@@ -22,7 +22,7 @@ from tests.support.raw_peers import REQUEST
 from tests.support.serving_hub import Clock, connected, serving
 from tests.support.ways_to_serve import WAYS, served, status_of
 from tests.support.wshub_serve import serving as wshub_serve
-from wshub import EventHandler, Hub, MisuseError
+from wshub import Connection, EventHandler, HistoryConfig, Hub, MisuseError, Position
 from wshub.brokers.memory import MemoryBroker, MemoryEngine
 from wshub.metrics import HubCollector, _Total, metrics_endpoint
 from wshub.metrics_table import METRICS
@@ -215,6 +215,24 @@ async def test_the_counts_of_a_broker_are_metrics() -> None:
     assert value(samples, "wshub_broker_connected") == 1
     assert value(samples, "wshub_cluster_published_total") >= 1
     assert value(samples, "wshub_broker_sent_total") >= 1
+
+
+async def test_the_counts_of_histories_are_metrics() -> None:
+    async def serve(connection: Connection) -> None:
+        await connection.recover("room", Position(0, "unknown!"))
+
+    registry = CollectorRegistry()
+    async with serving(serve) as (hub, url):
+        HubCollector(hub, registry=registry)
+        assert not any(name.startswith("wshub_history") for name, _ in scrape(registry))
+        hub.configure_room("room", history=HistoryConfig(encode_gap=lambda gap: gap))
+        async with connected(url) as client:
+            await client.wait_closed()
+        samples = scrape(registry)
+    assert value(samples, "wshub_history_recoveries_total", outcome="epoch") == 1
+    assert value(samples, "wshub_history_reads_total") == 0
+    assert value(samples, "wshub_history_catch_ups_total") == 0
+    assert ("wshub_history_rooms", (("hub", "hub"),)) in samples
 
 
 def test_a_hub_without_a_broker_has_no_metrics_of_one() -> None:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
 from wshub.core.cluster_types import ClusterStats
+from wshub.core.history_types import HistoryStats
 from wshub.core.stats_types import Histogram, HubStats
 
 __all__ = ["METRICS", "Metric", "Value"]
@@ -42,6 +43,15 @@ def _of_cluster(read: Callable[[ClusterStats], Value]) -> Callable[[HubStats], V
         return read(stats.cluster) if stats.cluster is not None else None
 
     return read_cluster
+
+
+def _of_history(read: Callable[[HistoryStats], Value]) -> Callable[[HubStats], Value]:
+    """Return a function that reads the counts of histories, or nothing if no room has one."""
+
+    def read_history(stats: HubStats) -> Value:
+        return read(stats.history) if stats.history is not None else None
+
+    return read_history
 
 
 def _seconds(milliseconds: float | None) -> float | None:
@@ -155,4 +165,28 @@ METRICS: tuple[Metric, ...] = (
         "gauge", "wshub_broker_subscriptions", "Channels subscribed to.", _of_cluster(lambda c: c.broker.subscriptions)
     ),
     Metric("gauge", "wshub_broker_peers", "Open connections of the broker.", _of_cluster(lambda c: c.broker.peers)),
+    Metric(
+        "gauge", "wshub_history_rooms", "Rooms with history that have a member here.", _of_history(lambda h: h.rooms)
+    ),
+    Metric("counter", "wshub_history_reads", "Times that a history was read.", _of_history(lambda h: h.reads)),
+    Metric(
+        "counter",
+        "wshub_history_catch_ups",
+        "Times that a room read messages which had not arrived.",
+        _of_history(lambda h: h.caught_up),
+    ),
+    Metric(
+        "counter",
+        "wshub_history_gaps",
+        "Times that such messages were not kept any more, by reason.",
+        _of_history(lambda h: h.gaps),
+        "reason",
+    ),
+    Metric(
+        "counter",
+        "wshub_history_recoveries",
+        "Clients that came back to a room, by outcome.",
+        _of_history(lambda h: h.recoveries),
+        "outcome",
+    ),
 )

@@ -8,8 +8,8 @@ A broker delivers at most once. The envelopes that one node sends on one channel
 them. Between two channels, and between two nodes, there is no order. If envelopes may have been lost, the broker calls
 ``BrokerEvents.interrupted`` before it delivers the first envelope after the gap.
 
-A ``HistoryBroker`` also stores envelopes. What it stores on a channel has one order for all nodes, and each envelope
-names the one before it. So a node notices a gap, and reads what it has missed.
+A ``HistoryBroker`` also stores envelopes. The stored envelopes of a channel have one order for all nodes, and each of
+them names the one before it. So a node notices a gap, and reads what it has missed.
 """
 
 from __future__ import annotations
@@ -137,10 +137,10 @@ class Publication:
     """The epoch of the history."""
 
     data: str | bytes
-    """What was published."""
+    """The message, as it was published."""
 
     publisher: str | None = None
-    """The user who has published it, if that was said."""
+    """The name of the user who has published it, if ``publish()`` was given one."""
 
     time: float = 0.0
     """When it was published: seconds since 1970, by the clock of the publisher's machine."""
@@ -152,16 +152,16 @@ class Publication:
 
 
 Gap: TypeAlias = Literal["", "epoch", "trimmed", "too_much"]
-"""Why messages since a position cannot be had.
+"""Why a reader cannot have all messages behind a position; empty if it can.
 
-Empty if they can. ``epoch``: the history was lost since. ``trimmed``: the oldest of them are not kept any more.
-``too_much``: they are more than was asked for.
+``epoch``: the history was lost since then. ``trimmed``: the oldest of the messages are not kept any more.
+``too_much``: there are more messages than the limit allows.
 """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class History:
-    """Messages of a room, as they were kept."""
+    """Messages that were read from the history of a room."""
 
     publications: tuple[Publication, ...]
     """The oldest first, or the newest first if it was read in reverse."""
@@ -170,35 +170,54 @@ class History:
     """The position of the newest message of the room. It may be newer than the publications."""
 
     gap: Gap = ""
-    """Why the publications do not begin behind the position that was asked for; empty if they do."""
+    """Why messages are missing between ``since`` and the publications; empty if none is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HistoryConfig:
-    """How much of a room is kept. Immutable. Raises ``ConfigurationError`` for an invalid value.
+    """How much of a room is kept, and what its members receive.
 
-    All programs that publish to a room must have the same.
+    Immutable. Raises ``ConfigurationError`` for an invalid value. Configure the room in the same way in every program
+    that publishes to it.
     """
 
     size: int = 100
-    """Maximum number of messages."""
+    """Maximum number of messages that are kept.
+
+    A client that has missed more gets the gap ``trimmed``. The first client that recovers has the node read all that is
+    kept, so a larger history costs more time and memory.
+    """
 
     max_bytes: int = 1024 * 1024
-    """Maximum number of bytes of these messages. The newest one is kept whatever its size."""
+    """Maximum number of bytes of the messages that are kept. The newest message is kept whatever its size.
+
+    It bounds the memory of each room in the engine.
+    """
 
     ttl_ms: int = 300_000
-    """Milliseconds after the last message at which all are forgotten. Offsets go on."""
+    """Milliseconds after the last message at which all messages are forgotten. Offsets go on.
+
+    Make it longer than your clients are away. A longer time keeps more rooms in memory that nobody uses.
+    """
 
     position_ttl_ms: int = 30 * 86_400_000
-    """Milliseconds after the last message at which the offset is forgotten too, and a new epoch begins."""
+    """Milliseconds after the last message at which the offset is forgotten too. Then a new epoch begins.
+
+    It is at least ``ttl_ms``. Until then, a room that nobody uses needs a few hundred bytes.
+    """
 
     encode: Callable[[Publication], str | bytes] | None = None
-    """Makes what members receive out of a publication, such as JSON with its offset. It is called once for each
-    message and node. None sends the data as it was published."""
+    """A function that makes what members receive, such as JSON with the offset. None sends the data as published.
+
+    It runs on the event loop, once for each message and node. It runs again for the messages that are kept when clients
+    recover: clients that recover within ten seconds of one another share the results.
+    """
 
     encode_gap: Callable[[Gap], str | bytes | None] | None = None
-    """Makes what members receive when messages were lost that cannot be read any more. None, as function or as result,
-    sends nothing."""
+    """A function that makes what members receive when they have missed messages that are not kept any more.
+
+    None, as the function or as its result, sends nothing. Then a member does not learn that it has missed something.
+    """
 
     def __post_init__(self) -> None:
         for name, highest in (("size", 1_000_000), ("max_bytes", 1 << 40)):
@@ -223,7 +242,7 @@ class StoredEnvelope(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredHistory:
-    """Envelopes of a channel, as they were kept."""
+    """Envelopes that were read from the history of a channel."""
 
     envelopes: tuple[StoredEnvelope, ...]
     """The oldest first, or the newest first if they were read in reverse."""
@@ -232,7 +251,7 @@ class StoredHistory:
     """The position of the newest envelope of the channel."""
 
     gap: Gap = ""
-    """Why the envelopes do not begin behind the position that was asked for; empty if they do.
+    """Why envelopes are missing between ``since`` and the first one here; empty if none is.
 
     It is ``epoch`` or ``trimmed``. With either, the envelopes begin with the oldest one that is kept.
     """
@@ -431,8 +450,8 @@ class HistoryBroker(Broker, Protocol):
             channel: of a room.
             envelope: is stored without the head.
             config: how much of the channel is kept.
-            idempotency_key: not empty: if an envelope with this key was stored on the channel within the last
-                five minutes, nothing is stored or sent, and the result has the position of that envelope.
+            idempotency_key: names the envelope, unless it is empty. A channel stores one envelope for a key within
+                five minutes. A second call stores and sends nothing, and returns the position of the first one.
 
         Raises:
             BrokerUnavailable: nothing was stored.
@@ -460,8 +479,8 @@ class HistoryBroker(Broker, Protocol):
             limit: maximum number of envelopes; 0 asks for the position alone.
             max_bytes: maximum number of bytes of envelopes. The first one is returned whatever its size.
             reverse: whether the newest comes first.
-            is_own: whether ``since`` is the position that this node has got to, and no client has said it. If it is
-                newer than all that is stored, the engine has lost envelopes: a new epoch begins, which is empty.
+            is_own: whether ``since`` is the position of this node, and not one that a client has sent. If it is newer
+                than everything stored, the engine has lost envelopes. Then a new epoch begins, which is empty.
 
         Raises:
             BrokerUnavailable: there is no connection, or it was lost.

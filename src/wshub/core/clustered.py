@@ -78,8 +78,8 @@ class ClusteredHub(HubLifecycle):
     ) -> Published:
         """Send a message as ``broadcast`` does, and return when the broker has taken it.
 
-        The connections of this node get it at once, also if it raises. A broker that has not started yet has five
-        seconds for that, from the hub's first use on.
+        The connections of this node get it at once, even if it raises. In a room with history, members get it once it
+        is stored. A broker that has not started yet has five seconds for that, from the hub's first use on.
 
         Args:
             message: a str, bytes or another buffer, or a Message.
@@ -88,8 +88,8 @@ class ClusteredHub(HubLifecycle):
             exclude: a Connection of this hub, or its id, that does not get it.
             compress, slow_consumer, key: as in ``Connection.send``.
             publisher: as in ``broadcast``.
-            idempotency_key: names this message, for a room with history. If a message of this name was published to the
-                room within the last five minutes, nothing is sent. So you may try again after an error.
+            idempotency_key: names this message, for a room with history. The room stores one message for a key within
+                five minutes. So you may try again after an error.
 
         Returns:
             A ``Published``. For a room with history it has the position of the message.

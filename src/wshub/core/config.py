@@ -418,10 +418,10 @@ class RoomConfig:
     """
 
     history: HistoryConfig | None = None
-    """How much of the room is kept, so that clients that come back get what they have missed. None keeps nothing.
+    """How much of the room is kept. A client that comes back gets what it has missed. None keeps nothing.
 
-    Members get messages in the one order of the history: with a broker, once they have been stored there. That takes a
-    round trip, and the engine several times as much work as a message that is not kept.
+    All members get the messages in one order. With a broker, they get a message once it has been stored there. That
+    takes a round trip, and several times as much work of the engine as a message that is not kept.
     """
 
     presence: bool | PresenceConfig | None = None

@@ -159,6 +159,8 @@ class Histories:
         if self._local is not None:
             history.begin_at(self._local.position(history.channel, history.config))
         else:
+            # The subscription is due first: a reader waits for it.
+            self._hub._subscribe_for(history)
             self._note_missing(history)
         return history
 

@@ -12,17 +12,19 @@ __all__ = ["HistoryStats", "Recovery"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recovery:
-    """How a client came back to a room with history."""
+    """The outcome of ``Connection.recover``."""
 
     position: Position
-    """The position of the last message before those that arrive from now on. Send it to the client if it had none."""
+    """The position from which the client gets each new message. Send it to a client that had none."""
 
     sent: int = 0
     """The number of messages that the client was sent."""
 
     gap: Gap = ""
-    """Why the client misses messages; empty if it misses none. With a gap it is a member all the same: have it load
-    what it shows anew."""
+    """Why the client misses messages; empty if it misses none.
+
+    With a gap, the connection is a member all the same. Have the client load anew what it shows.
+    """
 
     @property
     def is_complete(self) -> bool:
@@ -38,13 +40,13 @@ class HistoryStats:
     """Rooms with history that have members here."""
 
     reads: int
-    """Readings of histories."""
+    """Times that a history was read."""
 
     caught_up: int
-    """Times that messages were read which had not arrived."""
+    """Times that a room read messages which had not arrived."""
 
     gaps: Mapping[str, int] = field(default_factory=dict)
-    """Times that these could not be read any more, by reason."""
+    """Times that such messages were not kept any more, by reason."""
 
     recoveries: Mapping[str, int] = field(default_factory=dict)
-    """Clients that came back: ``complete``, or by the gap that they have."""
+    """Clients that recovered, by outcome: ``complete``, or the gap."""
