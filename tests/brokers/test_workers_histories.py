@@ -100,7 +100,7 @@ async def test_a_worker_that_joins_takes_no_history_away(path: Path) -> None:
         await late.close()
 
 
-async def test_a_worker_that_is_closed_hands_its_histories_over(path: Path) -> None:
+async def test_a_worker_that_is_closed_hands_its_histories_over(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with mesh(path, 3) as (first, *others):
         before = {}
         for channel in CHANNELS:
@@ -117,6 +117,7 @@ async def test_a_worker_that_is_closed_hands_its_histories_over(path: Path) -> N
             # The idempotency keys have moved too.
             assert (await store(first, channel, b"again", "key 2")).offset == 3
             assert await store(first, channel, b"next") == Position(6, position.epoch)
+        assert caplog.records == []
 
 
 async def test_what_is_left_of_the_time_to_live_is_handed_over(path: Path) -> None:

@@ -158,8 +158,10 @@ class WorkersBroker:
         return Published(receivers=receivers)
 
     def send_stored(self, channel: str, envelope: bytes, config: HistoryConfig) -> bool:
-        """Have the process that keeps the channel's history store an envelope and send it. Return False if it was
-        dropped: too much waits for that process."""
+        """Have the owner of the channel store an envelope and send it. Return False if it was dropped.
+
+        See ``HistoryBroker.send_stored``.
+        """
         if self._session is None:
             self._dropped_early += 1
             return False

@@ -1,7 +1,7 @@
 """The histories of the workers of one machine: requests of this node, and the slots that it owns.
 
-A request goes to the owner of its channel's slot, over the one connection of the two nodes: so requests of a node on a
-channel arrive in order. While the owner is unknown, leaves or cannot be reached, requests wait in that order.
+A request goes to the owner of its channel's slot, over the one connection of the two nodes. So the requests of a node
+on a channel arrive in order. While the owner is unknown, leaves or cannot be reached, requests wait in that order.
 """
 
 from __future__ import annotations
@@ -316,7 +316,8 @@ class Histories:
     def _owner_changed(self, slots: Iterable[int]) -> None:
         """Note that slots have another owner, or none."""
         for slot in slots:
-            if self.members.owners.owner(slot) != self.members.own_id:
+            # Histories that are handed over stay until all of them have been sent.
+            if self.members.owners.owner(slot) != self.members.own_id and not self.moves.is_frozen:
                 self.keeper.forget(slot)
             self._send_held_of(slot)
 

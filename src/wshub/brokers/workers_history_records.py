@@ -1,4 +1,4 @@
-"""What workers say to each other about histories: the bodies of HISTORY records.
+"""The bodies of HISTORY records, by which workers speak about histories.
 
 A body is a byte for its kind, and fields. A number has 8 bytes, little-endian; text and bytes follow their length.
 A worker ignores a body of an unknown kind.

@@ -55,7 +55,7 @@ class Keeper:
         """Forget the histories of a slot that has another owner."""
         store = self.stores.pop(slot, None)
         if store is not None and len(store):
-            logger.warning("another worker keeps %d histories of this one: they begin new epochs", len(store))
+            logger.warning("another worker owns %d histories that this one has kept: they begin new epochs", len(store))
 
     def store(self, slot: int, body: Store) -> Published:
         """Store an envelope, and send it to each node that has subscribed."""

@@ -105,11 +105,17 @@ class Moves:
             return slots
         now = self._events.now()
         left = HANDOVER_BYTES
+        under_way = 0
         for slot in slots:
             for part in self._keeper.stores[slot].parts(now, PART_BYTES, left):
                 left -= sum(len(stored.envelope) for stored in part.envelopes)
-                if not peer.send_history(Moving(slot, part).encode(), always=True):
+                body = Moving(slot, part).encode()
+                if not peer.send_history(body, always=True):
                     return slots
+                under_way += len(body)
+                if under_way < PART_BYTES:
+                    continue
+                under_way = 0
                 done, _ = await asyncio.wait([peer.departure()], timeout=max(deadline - self._loop.time(), 0))
                 if not done:
                     return []

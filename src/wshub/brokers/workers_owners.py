@@ -1,4 +1,4 @@
-"""Who owns which histories: channels share slots, and a slot has one owner.
+"""The owners of histories: channels share slots, and a slot has one owner.
 
 A slot keeps its owner until that leaves or ends. The oldest worker chooses the next one, by rendezvous hash over the
 live workers, and tells all. Each change of the owner has a higher term, so that late news of a former owner is known as
