@@ -1,12 +1,4 @@
-"""How far a room with history has got at this node."""
-
 class HistoryCursor:
-    """The position of the last message that the members of a room have been sent.
-
-    Args:
-        name: of the room.
-    """
-
     def __init__(self, name: str) -> None: ...
     @property
     def name(self) -> str: ...
@@ -15,10 +7,5 @@ class HistoryCursor:
     @property
     def epoch(self) -> str: ...
     passes_on: bool
-    def move(self, offset: int, epoch: str) -> None:
-        """Note that the members have been sent everything up to an offset of an epoch."""
-    def take(self, stored: bytes) -> bool:
-        """Take a stored envelope that does not go to the members at once. Return whether it was not taken before.
-
-        A subclass overrides this.
-        """
+    def move(self, offset: int, epoch: str) -> None: ...
+    def take(self, stored: bytes) -> bool: ...

@@ -1,5 +1,3 @@
-"""Messages to rooms with history: they are stored first, and go to the members when they come back with an offset."""
-
 from typing_extensions import Buffer
 
 from wshub.core.config import SlowConsumer
@@ -7,9 +5,7 @@ from wshub.core.connection import Connection
 from wshub.core.hub_core import HubCore
 from wshub.protocol.message import Message
 
-def is_kept(hub: HubCore, room: str) -> bool:
-    """Whether a hub keeps the messages to a room."""
-
+def is_kept(hub: HubCore, room: str) -> bool: ...
 def make_history_envelope(
     hub: HubCore,
     room: str,
@@ -19,5 +15,4 @@ def make_history_envelope(
     slow_consumer: SlowConsumer | None,
     key: str | None,
     publisher: Connection | str | None,
-) -> bytes:
-    """Return the envelope of a message to a room with history. The arguments are those of ``Hub.publish``."""
+) -> bytes: ...

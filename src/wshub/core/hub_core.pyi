@@ -21,11 +21,6 @@ from wshub.protocol.http.request import RequestHead
 from wshub.protocol.message import Message
 
 class HubCore:
-    """Connections, rooms and broadcasts. See :class:`wshub.Hub`.
-
-    Methods that the reference does not list are for wshub's own packages.
-    """
-
     _keeps_histories: bool
     """Connections, rooms and broadcasts. See :class:`wshub.Hub`.
 
@@ -74,11 +69,6 @@ class HubCore:
             compress: as in ``Connection.send``.
             slow_consumer: as in ``Connection.send``; None uses the policy of the room, or else of the hub.
             key: as in ``Connection.send``. All messages to a room that have no key share one.
-            publisher: the Connection that the message comes from, or the name of its user. A room with history keeps
-                the name; other rooms ignore it.
-
-        A message to a room with history is stored first. The members get it when it comes back with its offset: with a
-        broker, a little later.
 
         Returns:
             The number of connections of this hub that it was queued for. If called from another thread: the number of
