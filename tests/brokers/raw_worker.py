@@ -66,7 +66,8 @@ class RawWorker:
         return records
 
     def hello(self, serial: int = 1, **fields: object) -> None:
-        self.write(HELLO, Hello(self.info, serial, **fields).encode())  # type: ignore[arg-type]
+        """Say HELLO, as a worker that knows no histories if nothing else is said."""
+        self.write(HELLO, Hello(self.info, serial, **{"knows_histories": False, **fields}).encode())  # type: ignore[arg-type]
 
     def write(self, kind: int, body: bytes = b"") -> None:
         self.writer.write(record(kind, body))

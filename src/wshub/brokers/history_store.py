@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from wshub.brokers.interface import HistoryConfig, Position, StoredEnvelope, StoredHistory
 
-__all__ = ["EPOCH_LENGTH", "IDEMPOTENCY_SECONDS", "HistoryStore", "Stored", "new_epoch", "select"]
+__all__ = ["EPOCH_LENGTH", "IDEMPOTENCY_SECONDS", "HistoryPart", "HistoryStore", "Stored", "new_epoch", "select"]
 
 EPOCH_LENGTH = 8
 
@@ -31,6 +31,20 @@ class Stored(NamedTuple):
     previous: int
     """The offset before it."""
     is_duplicate: bool = False
+
+
+class HistoryPart(NamedTuple):
+    """A part of a history, for another store. Times are the rest of them, since the clocks of two programs differ."""
+
+    name: str
+    """The channel."""
+    position: Position
+    """That of the newest envelope."""
+    forgets_in_ms: int
+    ends_in_ms: int
+    keys: tuple[tuple[str, int, int], ...]
+    """Idempotency keys, the oldest first: the milliseconds until each is forgotten, and the offset of its envelope."""
+    envelopes: tuple[StoredEnvelope, ...]
 
 
 def new_epoch() -> str:
@@ -172,6 +186,84 @@ class HistoryStore:
         """Forget the history of a channel. It begins a new epoch."""
         self._channels.pop(name, None)
 
+    # Histories that move to another store
+
+    def parts(self, now: float, part_bytes: int, max_bytes: int) -> Iterator[HistoryPart]:
+        """Yield all histories in parts, to ``restore()`` them in that order.
+
+        Args:
+            now: the time.
+            part_bytes: bytes of keys and envelopes after which another part begins.
+            max_bytes: bytes of envelopes at most; the oldest of the channels that come last are left out.
+        """
+        for name in tuple(self._channels):
+            channel = self._channels[name]
+            channel.expire(now)
+            if now >= channel.ends_at:
+                continue
+            chosen: deque[StoredEnvelope] = deque()
+            for stored in reversed(channel.kept):
+                if len(stored.envelope) > max_bytes:
+                    break
+                max_bytes -= len(stored.envelope)
+                chosen.appendleft(stored)
+            entries: list[tuple[str, int, int] | StoredEnvelope] = [
+                (key, _milliseconds(ends_at - now), position.offset)
+                for key, (ends_at, position) in channel.keys.items()
+                if position.epoch == channel.epoch
+            ]
+            entries += chosen
+            yield from self._split(name, channel, entries, now, part_bytes)
+
+    def _split(
+        self,
+        name: str,
+        channel: Channel,
+        entries: list[tuple[str, int, int] | StoredEnvelope],
+        now: float,
+        part_bytes: int,
+    ) -> Iterator[HistoryPart]:
+        keys: list[tuple[str, int, int]] = []
+        envelopes: list[StoredEnvelope] = []
+        size = 0
+
+        def part() -> HistoryPart:
+            position = Position(channel.offset, channel.epoch)
+            forgets_in, ends_in = _milliseconds(channel.forgets_at - now), _milliseconds(channel.ends_at - now)
+            return HistoryPart(name, position, forgets_in, ends_in, tuple(keys), tuple(envelopes))
+
+        for entry in entries:
+            if isinstance(entry, StoredEnvelope):
+                envelopes.append(entry)
+                size += len(entry.envelope)
+            else:
+                keys.append(entry)
+                size += len(entry[0]) + 64
+            if size >= part_bytes:
+                yield part()
+                keys, envelopes, size = [], [], 0
+        if keys or envelopes or not entries:
+            yield part()
+
+    def restore(self, part: HistoryPart, now: float) -> None:
+        """Take a part of a history of another store, behind the parts before it."""
+        channel = self._channels.get(part.name)
+        if channel is None or channel.epoch != part.position.epoch:
+            channel = self._channels[part.name] = Channel(
+                epoch=part.position.epoch,
+                offset=part.position.offset,
+                kept=deque(),
+                size=0,
+                forgets_at=now + part.forgets_in_ms / 1000,
+                ends_at=now + part.ends_in_ms / 1000,
+                keys=OrderedDict(),
+            )
+        for stored in part.envelopes:
+            channel.kept.append(stored)
+            channel.size += len(stored.envelope)
+        for key, remaining_ms, offset in part.keys:
+            channel.keys[key] = (now + remaining_ms / 1000, Position(offset, channel.epoch))
+
     def _channel(self, name: str, config: HistoryConfig, now: float) -> Channel:
         channel = self._channels.get(name)
         if channel is not None and now < channel.ends_at:
@@ -188,3 +280,7 @@ class HistoryStore:
         )
         self._channels[name] = channel
         return channel
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(round(seconds * 1000), 0)

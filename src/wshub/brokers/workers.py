@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections import Counter
 
 from wshub.brokers.interface import (
     ALL_NODES,
     BrokerEvents,
     BrokerHealth,
     BrokerStats,
+    HistoryConfig,
     NodeInfo,
+    Position,
     Published,
+    StoredHistory,
     node_channel,
 )
 from wshub.brokers.workers_directory import SocketDirectory
+from wshub.brokers.workers_histories import Histories
 from wshub.brokers.workers_session import WorkersSession
 from wshub.errors import BrokerUnavailable, ConfigurationError, MisuseError
 from wshub.protocol.validation import check_integer
@@ -31,6 +36,9 @@ class WorkersBroker:
     Each process has a Unix socket in a directory, and a connection to each other process. An envelope goes only to
     processes that have subscribed to its channel. Processes may come and go at any time: one that was killed is missed
     at once, and one that hangs after ten seconds.
+
+    One process keeps the history of a room, and decides the order of its messages. It hands its histories over when its
+    broker is closed. If it is killed, each of them begins a new epoch in another process.
 
     Args:
         path: a directory for the sockets. It is made if it is missing, for the user of the process alone. Give all
@@ -92,7 +100,7 @@ class WorkersBroker:
             raise
 
     async def close(self) -> None:
-        """Send what waits, for a second at most, and say goodbye to the other processes."""
+        """Hand histories over, for a few seconds at most, send what waits, and say goodbye to the other processes."""
         self._abandon_closed_loop()
         self._early.clear()
         if self._session is not None:
@@ -149,6 +157,52 @@ class WorkersBroker:
             raise BrokerUnavailable("no process got the message: too much waits for each, or all are gone")
         return Published(receivers=receivers)
 
+    def send_stored(self, channel: str, envelope: bytes, config: HistoryConfig) -> bool:
+        """Have the owner of the channel store an envelope and send it. Return False if it was dropped.
+
+        See ``HistoryBroker.send_stored``.
+        """
+        if self._session is None:
+            self._dropped_early += 1
+            return False
+        return self._session.histories.send(channel, envelope, config)
+
+    async def publish_stored(
+        self, channel: str, envelope: bytes, config: HistoryConfig, *, idempotency_key: str = ""
+    ) -> Published:
+        """Store an envelope and send it, and return its position. See ``HistoryBroker.publish_stored``.
+
+        Raises:
+            BrokerUnavailable: nothing was stored: the process that keeps the history cannot be reached.
+            BrokerUncertain: it has not answered. Try again with the same key.
+        """
+        return await self._histories().publish(channel, envelope, config, idempotency_key)
+
+    async def history(
+        self,
+        channel: str,
+        config: HistoryConfig,
+        *,
+        since: Position | None = None,
+        limit: int = 100,
+        max_bytes: int = 1024 * 1024,
+        reverse: bool = False,
+        is_own: bool = False,
+    ) -> StoredHistory:
+        """Return what is stored of a channel. See ``HistoryBroker.history``.
+
+        Raises:
+            BrokerUnavailable: the process that keeps the history cannot be reached, or has not answered.
+        """
+        return await self._histories().read(
+            channel, config, since=since, limit=limit, max_bytes=max_bytes, reverse=reverse, is_own=is_own
+        )
+
+    def _histories(self) -> Histories:
+        if self._session is None:
+            raise BrokerUnavailable("the broker is not started")
+        return self._session.histories
+
     def sweep(self, now: float) -> None:
         """Probe the other processes, end connections that are silent, and look for new processes."""
         if self._session is not None:
@@ -185,7 +239,7 @@ class WorkersBroker:
             received=mesh.received,
             bytes_sent=mesh.bytes_sent,
             bytes_received=mesh.bytes_received,
-            dropped=mesh.dropped,
+            dropped=dict(session.histories.dropped + Counter(mesh.dropped)),
             interruptions=dict(session.losses.interruptions),
             reconnects=session.losses.reconnects,
             subscriptions=mesh.subscription_count,

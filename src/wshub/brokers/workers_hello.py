@@ -30,9 +30,18 @@ class Hello:
 
     version: int = VERSION
 
+    knows_histories: bool = True
+    """Whether the node takes records about histories. A worker of an earlier release does not say it."""
+
     def encode(self) -> bytes:
         """Return the body of the record."""
-        return json.dumps({"version": self.version, "serial": self.serial, "node": asdict(self.node)}).encode()
+        fields = {
+            "version": self.version,
+            "serial": self.serial,
+            "node": asdict(self.node),
+            "knows_histories": self.knows_histories,
+        }
+        return json.dumps(fields).encode()
 
     @classmethod
     def decode(cls, body: bytes) -> Hello:
@@ -55,6 +64,7 @@ class Hello:
                 ),
                 _expect(fields["serial"], int),
                 _expect(fields["version"], int),
+                _expect(fields.get("knows_histories", False), bool),
             )
         except (KeyError, TypeError, AttributeError, RecursionError, ValueError) as error:
             raise ValueError(f"a malformed HELLO: {error}") from None

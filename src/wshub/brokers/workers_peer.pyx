@@ -18,6 +18,7 @@ from wshub.brokers.workers_record cimport (
     GOODBYE,
     HEADER_SIZE,
     HELLO,
+    HISTORY,
     MAX_ENVELOPE,
     NUMBER_SIZE,
     PING,
@@ -103,6 +104,19 @@ cdef class Peer(RecordReceiver):
     def ping(self, uint64_t number):
         """Send a PING. Its PONG says that every record that was queued before has been handled."""
         self.write_number_record(PING, number)
+
+    def send_history(self, bytes body not None, *, bint always=False):
+        """Queue a HISTORY record. Return False if it is not sent: there is no space, or no connection.
+
+        Args:
+            body: of the record.
+            always: queue it even if there is no space. The number of such records must be bounded.
+        """
+        if not self.is_up or self.ended or self.link is None or self.link.closed:
+            return False
+        if not always and (self.is_dropping or not self.has_space(HEADER_SIZE + len(body))):
+            return False
+        return self.write_record(HISTORY, <const char *>body, len(body)) == 0
 
     def leave(self):
         """Send GOODBYE and all that waits, then end the connection."""
@@ -346,6 +360,10 @@ cdef class Peer(RecordReceiver):
                 self.owner.pong_received(self, number)
             else:
                 self.owner.gap_received(self, number)
+        elif kind == HISTORY:
+            if not self.is_up:
+                raise ValueError("a record of a history is out of order")
+            self.owner.history_received(self, body[:length])
         elif kind == GOODBYE:
             self.has_left = True
             self.owner.peer_left(self)

@@ -13,6 +13,7 @@ from wshub.brokers.workers_barriers import Barriers
 from wshub.brokers.workers_directory import SocketDirectory, is_same_user
 from wshub.brokers.workers_doorway import Doorway
 from wshub.brokers.workers_hello import VERSION, Hello
+from wshub.brokers.workers_histories import Histories
 from wshub.brokers.workers_losses import Losses
 from wshub.brokers.workers_mesh import Mesh
 from wshub.brokers.workers_peer import Peer
@@ -67,10 +68,12 @@ class WorkersSession:
         self.directory = directory
         self.mesh = Mesh(loop, events, max_pending)
         self.losses = Losses(events)
+        self.histories = Histories(loop, node, events, self.mesh, max_pending)
         self.has_started = False
         self._events = events
         self._reactor = events.reactor
         self._doorway = Doorway(loop, events.reactor, directory, self.mesh.link_counters, self._accepted)
+        self._is_leaving = False
         self._closed = False
         # Every connection, until peer_lost().
         self._connections: set[Peer] = set()
@@ -108,12 +111,23 @@ class WorkersSession:
             await asyncio.wait([self._all_answered], timeout=START_SECONDS)
             self._all_answered = None
         self.has_started = True
+        if not self._closed:
+            self.histories.started()
 
     async def close(self) -> None:
-        """Say GOODBYE, send what waits for a second at most, and end every connection."""
-        if self._closed:
+        """Hand histories over, say GOODBYE, send what waits for a second at most, and end every connection."""
+        if self._closed or self._is_leaving:
             return
+        self._is_leaving = True
+        try:
+            if self.has_started:
+                await self.histories.leave(CLOSE_SECONDS)
+        finally:
+            await self._end()
+
+    async def _end(self) -> None:
         self._closed = True
+        self.histories.close()
         self.mesh.close()
         self.losses.close()
         self._doorway.close()
@@ -141,6 +155,7 @@ class WorkersSession:
     def abandon(self) -> None:
         """Give up what this node has although its loop was closed: the socket, and the connections if that works."""
         self._closed = True
+        self.histories.abandon()
         self.mesh.close()
         self.losses.close()
         self._doorway.close()
@@ -288,6 +303,7 @@ class WorkersSession:
         receives = peer.hello is None or peer.hello.node.receives
         own = (ALL_NODES, node_channel(peer.node_id)) if receives else ()
         self.mesh.add(peer, own)
+        self.histories.peer_up(peer)
         self._logged.discard(("connect", peer.node_id))
         # The PONG says that the peer knows what this node has subscribed to. A wait may be for that too.
         peer.announced = self.barriers.number_for(peer.node_id) or self._take_number()
@@ -313,9 +329,16 @@ class WorkersSession:
         """Tell the hub that envelopes for this node were dropped: it did not read fast enough."""
         self.losses.envelopes_dropped()
 
+    def history_received(self, peer: Peer, body: bytes) -> None:
+        """Have a record about histories handled. Raises ValueError if it is malformed."""
+        if not self._closed:
+            self.histories.received(peer, body)
+
     def peer_left(self, peer: Peer) -> None:
         """Send the node no more. It ends the connection once all that it had sent has left."""
         self.mesh.remove(peer)
+        self.histories.peer_down(peer)
+        self.histories.node_ended(peer.node_id)
         self._release_waits(peer.node_id)
 
     def peer_failed(self, peer: Peer, reason: str) -> None:
@@ -338,6 +361,7 @@ class WorkersSession:
             del self._peers[peer.node_id]
             self.mesh.remove(peer)
             if not self._closed:
+                self.histories.peer_down(peer)
                 if not peer.has_left:
                     self._node_lost(peer, error)
                 self._answer_held(peer.node_id)
@@ -365,6 +389,7 @@ class WorkersSession:
         """Note that a node has ended."""
         self.losses.node_ended(node_id)
         if node_id not in self._peers:
+            self.histories.node_ended(node_id)
             self._release_waits(node_id)
 
     def _release_waits(self, node_id: str) -> None:
@@ -416,6 +441,7 @@ class WorkersSession:
                 self._send_probe(peer, now)
             elif not peer.is_up and peer.silent >= START_SECONDS:
                 self._release_waits(peer.node_id)
+        self.histories.sweep(now)
         if self._looked_at is None or now - self._looked_at >= LOOK_SECONDS:
             self._looked_at = now
             self._look_around()

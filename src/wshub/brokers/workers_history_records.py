@@ -1,0 +1,444 @@
+"""The bodies of HISTORY records, by which workers speak about histories.
+
+A body is a byte for its kind, and fields. A number has 8 bytes, little-endian; text and bytes follow their length.
+A worker ignores a body of an unknown kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from struct import Struct
+from typing import ClassVar, TypeAlias
+
+from wshub.brokers.history_store import HistoryPart
+from wshub.brokers.interface import (
+    Gap,
+    HistoryConfig,
+    Position,
+    Published,
+    StoredEnvelope,
+    StoredHistory,
+)
+from wshub.errors import ConfigurationError
+
+__all__ = [
+    "Body",
+    "Claim",
+    "Fenced",
+    "Found",
+    "Leave",
+    "Moved",
+    "Moving",
+    "Owned",
+    "Owners",
+    "Read",
+    "Ready",
+    "Refused",
+    "Store",
+    "StoreOutcome",
+    "Taken",
+    "decode_body",
+]
+
+NUMBER = Struct("<Q")
+CONFIG = Struct("<QQQQ")
+GAPS: tuple[Gap, ...] = ("", "epoch", "trimmed", "too_much")
+
+
+class Writer:
+    """Builds a body."""
+
+    def __init__(self, kind: int) -> None:
+        self._parts = [bytes([kind])]
+
+    def number(self, number: int) -> None:
+        self._parts.append(NUMBER.pack(number))
+
+    def data(self, data: bytes) -> None:
+        self._parts += (NUMBER.pack(len(data)), data)
+
+    def text(self, text: str) -> None:
+        self.data(text.encode("utf-8", "surrogatepass"))
+
+    def position(self, position: Position) -> None:
+        self.number(position.offset)
+        self.text(position.epoch)
+
+    def config(self, config: HistoryConfig) -> None:
+        self._parts.append(CONFIG.pack(config.size, config.max_bytes, config.ttl_ms, config.position_ttl_ms))
+
+    def envelopes(self, envelopes: Iterable[StoredEnvelope]) -> None:
+        for offset, envelope in envelopes:
+            self.number(offset)
+            self.data(envelope)
+
+    def body(self) -> bytes:
+        return b"".join(self._parts)
+
+
+class Reader:
+    """Takes a body apart. Raises ``ValueError`` if it is malformed."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+        self._position = 1
+
+    def number(self) -> int:
+        (number,) = NUMBER.unpack(self._take(NUMBER.size))
+        return int(number)
+
+    def data(self) -> bytes:
+        return self._take(self.number())
+
+    def text(self) -> str:
+        return self.data().decode("utf-8", "surrogatepass")
+
+    def position(self) -> Position:
+        return Position(self.number(), self.text())
+
+    def config(self) -> HistoryConfig:
+        return make_config(*CONFIG.unpack(self._take(CONFIG.size)))
+
+    def envelopes(self, count: int) -> tuple[StoredEnvelope, ...]:
+        return tuple(StoredEnvelope(self.number(), self.data()) for _ in range(count))
+
+    def _take(self, length: int) -> bytes:
+        start, self._position = self._position, self._position + length
+        if self._position > len(self._body):
+            raise ValueError("a body about a history is too short")
+        return self._body[start : self._position]
+
+
+@lru_cache(maxsize=256)
+def make_config(size: int, max_bytes: int, ttl_ms: int, position_ttl_ms: int) -> HistoryConfig:
+    """Return a configuration as another worker has said it. Raises ``ValueError`` if it is out of bounds."""
+    try:
+        return HistoryConfig(size=size, max_bytes=max_bytes, ttl_ms=ttl_ms, position_ttl_ms=position_ttl_ms)
+    except ConfigurationError as error:
+        raise ValueError(str(error)) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """Store an envelope."""
+
+    KIND: ClassVar = 1
+    number: int
+    """Of the request; 0 if there is to be no answer."""
+    term: int
+    """Of the owner, as the sender knows it."""
+    channel: str
+    config: HistoryConfig
+    key: str
+    envelope: bytes
+
+    def encode(self) -> bytes:
+        writer = Writer(self.KIND)
+        writer.number(self.number)
+        writer.number(self.term)
+        writer.text(self.channel)
+        writer.config(self.config)
+        writer.text(self.key)
+        writer.data(self.envelope)
+        return writer.body()
+
+    @classmethod
+    def decode(cls, reader: Reader) -> Store:
+        return cls(reader.number(), reader.number(), reader.text(), reader.config(), reader.text(), reader.data())
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """Answer with what is stored. The fields are those of ``HistoryBroker.history``."""
+
+    KIND: ClassVar = 2
+    number: int
+    term: int
+    channel: str
+    config: HistoryConfig
+    since: Position | None
+    limit: int
+    max_bytes: int
+    reverse: bool
+    is_own: bool
+
+    def encode(self) -> bytes:
+        writer = Writer(self.KIND)
+        writer.number(self.number)
+        writer.number(self.term)
+        writer.text(self.channel)
+        writer.config(self.config)
+        writer.number(self.limit)
+        writer.number(self.max_bytes)
+        writer.number(self.reverse)
+        writer.number(self.is_own)
+        writer.number(self.since is not None)
+        if self.since is not None:
+            writer.position(self.since)
+        return writer.body()
+
+    @classmethod
+    def decode(cls, reader: Reader) -> Read:
+        number, term, channel, config = reader.number(), reader.number(), reader.text(), reader.config()
+        limit, max_bytes, reverse, is_own = (reader.number() for _ in range(4))
+        since = reader.position() if reader.number() else None
+        return cls(number, term, channel, config, since, limit, max_bytes, bool(reverse), bool(is_own))
+
+
+@dataclass(frozen=True, slots=True)
+class StoreOutcome:
+    """The answer to Store."""
+
+    KIND: ClassVar = 3
+    number: int
+    published: Published
+
+    def encode(self) -> bytes:
+        assert self.published.position is not None
+        writer = Writer(self.KIND)
+        writer.number(self.number)
+        writer.number(self.published.receivers or 0)
+        writer.number(self.published.is_duplicate)
+        writer.position(self.published.position)
+        return writer.body()
+
+    @classmethod
+    def decode(cls, reader: Reader) -> StoreOutcome:
+        number, receivers, is_duplicate = reader.number(), reader.number(), bool(reader.number())
+        position = reader.position()
+        return cls(number, Published(receivers=receivers, position=position, is_duplicate=is_duplicate))
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The answer to Read."""
+
+    KIND: ClassVar = 4
+    number: int
+    found: StoredHistory
+
+    def encode(self) -> bytes:
+        writer = Writer(self.KIND)
+        writer.number(self.number)
+        writer.position(self.found.position)
+        writer.number(GAPS.index(self.found.gap))
+        writer.number(len(self.found.envelopes))
+        writer.envelopes(self.found.envelopes)
+        return writer.body()
+
+    @classmethod
+    def decode(cls, reader: Reader) -> Found:
+        number, position, gap = reader.number(), reader.position(), reader.number()
+        if gap >= len(GAPS):
+            raise ValueError(f"a gap of the unknown kind {gap}")
+        envelopes = reader.envelopes(reader.number())
+        return cls(number, StoredHistory(envelopes=envelopes, position=position, gap=GAPS[gap]))
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The answer to Store or Read of a worker that has done nothing."""
+
+    KIND: ClassVar = 5
+    number: int
+    reason: str
+
+    def encode(self) -> bytes:
+        writer = Writer(self.KIND)
+        writer.number(self.number)
+        writer.text(self.reason)
+        return writer.body()
+
+    @classmethod
+    def decode(cls, reader: Reader) -> Refused:
+        return cls(reader.number(), reader.text())
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Say who owns a slot, or choose an owner."""
+
+    KIND: ClassVar = 6
+    slot: int
+    term: int
+    """The highest term of the slot that the sender knows."""
+
+    def encode(self) -> bytes:
+        writer = Writer(self.KIND)
+        writer.number(self.slot)
+        writer.number(self.term)
+        return writer.body()
+
+    @classmethod
+    def decode(cls, reader: Reader) -> Claim:
+        return cls(reader.number(), reader.number())
+
+
+@dataclass(frozen=True, slots=True)
+class Owned:
+    """Who owns a slot."""
+
+    slot: int
+    term: int
+    node_id: str
+    """Empty if its owner has ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Owners:
+    """Note who owns these slots."""
+
+    KIND: ClassVar = 7
+    owned: tuple[Owned, ...]
+
+    def encode(self) -> bytes:
+        writer = Writer(self.KIND)
+        write_owned(writer, self.owned)
+        return writer.body()
+
+    @classmethod
+    def decode(cls, reader: Reader) -> Owners:
+        return cls(read_owned(reader))
+
+
+def write_owned(writer: Writer, owned: tuple[Owned, ...]) -> None:
+    writer.number(len(owned))
+    for one in owned:
+        writer.number(one.slot)
+        writer.number(one.term)
+        writer.text(one.node_id)
+
+
+def read_owned(reader: Reader) -> tuple[Owned, ...]:
+    return tuple(Owned(reader.number(), reader.number(), reader.text()) for _ in range(reader.number()))
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """Send no further Store or Read to this worker, and say Fenced: it leaves."""
+
+    KIND: ClassVar = 8
+
+    def encode(self) -> bytes:
+        return bytes([self.KIND])
+
+    @classmethod
+    def decode(cls, reader: Reader) -> Leave:
+        return cls()
+
+
+@dataclass(frozen=True, slots=True)
+class Fenced:
+    """The answer to Leave, behind all requests."""
+
+    KIND: ClassVar = 9
+
+    def encode(self) -> bytes:
+        return bytes([self.KIND])
+
+    @classmethod
+    def decode(cls, reader: Reader) -> Fenced:
+        return cls()
+
+
+@dataclass(frozen=True, slots=True)
+class Moving:
+    """A part of a history that is to have another owner."""
+
+    KIND: ClassVar = 10
+    slot: int
+    part: HistoryPart
+
+    def encode(self) -> bytes:
+        part = self.part
+        writer = Writer(self.KIND)
+        writer.number(self.slot)
+        writer.text(part.name)
+        writer.position(part.position)
+        writer.number(part.forgets_in_ms)
+        writer.number(part.ends_in_ms)
+        writer.number(len(part.keys))
+        for key, remaining_ms, offset in part.keys:
+            writer.text(key)
+            writer.number(remaining_ms)
+            writer.number(offset)
+        writer.number(len(part.envelopes))
+        writer.envelopes(part.envelopes)
+        return writer.body()
+
+    @classmethod
+    def decode(cls, reader: Reader) -> Moving:
+        slot, name, position = reader.number(), reader.text(), reader.position()
+        forgets_in_ms, ends_in_ms = reader.number(), reader.number()
+        keys = tuple((reader.text(), reader.number(), reader.number()) for _ in range(reader.number()))
+        envelopes = reader.envelopes(reader.number())
+        return cls(slot, HistoryPart(name, position, forgets_in_ms, ends_in_ms, keys, envelopes))
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """Own these slots from now on, with the parts that were sent before. The answer is Taken."""
+
+    KIND: ClassVar = 11
+    owned: tuple[Owned, ...]
+
+    def encode(self) -> bytes:
+        writer = Writer(self.KIND)
+        write_owned(writer, self.owned)
+        return writer.body()
+
+    @classmethod
+    def decode(cls, reader: Reader) -> Moved:
+        return cls(read_owned(reader))
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """The answer to Moved."""
+
+    KIND: ClassVar = 12
+    is_taken: bool
+    """False if the worker leaves too, or has no space for the histories."""
+
+    def encode(self) -> bytes:
+        writer = Writer(self.KIND)
+        writer.number(self.is_taken)
+        return writer.body()
+
+    @classmethod
+    def decode(cls, reader: Reader) -> Taken:
+        return cls(bool(reader.number()))
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Note that this worker knows the others: it may own slots, and choose owners."""
+
+    KIND: ClassVar = 13
+
+    def encode(self) -> bytes:
+        return bytes([self.KIND])
+
+    @classmethod
+    def decode(cls, reader: Reader) -> Ready:
+        return cls()
+
+
+Body: TypeAlias = (
+    Store | Read | StoreOutcome | Found | Refused | Claim | Owners | Leave | Fenced | Moving | Moved | Taken | Ready
+)
+
+KINDS: dict[int, type[Body]] = {
+    kind.KIND: kind
+    for kind in (Store, Read, StoreOutcome, Found, Refused, Claim, Owners, Leave, Fenced, Moving, Moved, Taken, Ready)
+}
+
+
+def decode_body(body: bytes) -> Body | None:
+    """Return what a body says; None if its kind is unknown. Raises ``ValueError`` if it is malformed."""
+    if not body:
+        raise ValueError("a body about a history is empty")
+    kind = KINDS.get(body[0])
+    return kind.decode(Reader(body)) if kind is not None else None

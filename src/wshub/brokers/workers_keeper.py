@@ -1,0 +1,131 @@
+"""The histories that this worker owns: stores, and sends what it has stored to those that have subscribed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+
+from wshub.brokers.envelope import encode_stored
+from wshub.brokers.history_store import HistoryStore
+from wshub.brokers.interface import BrokerEvents, Published, StoredHistory
+from wshub.brokers.workers_history_records import Found, Read, Refused, Store, StoreOutcome
+from wshub.brokers.workers_mesh import Mesh
+from wshub.brokers.workers_peer import Peer
+
+__all__ = ["Keeper"]
+
+logger = logging.getLogger("wshub.broker")
+
+ANSWER_BYTES = 4 << 20
+"""Bytes of envelopes in one answer to another worker. Readers ask for the rest."""
+
+RETRY_BYTES = 64 << 10
+"""Bytes of envelopes in an answer for which there was no space."""
+
+SWEEP_SECONDS = 1.0
+
+
+class Keeper:
+    """The stores of the slots that this node owns.
+
+    Args:
+        loop: the event loop of the session.
+        events: the hub's side.
+        mesh: sends envelopes to the nodes that have subscribed.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, events: BrokerEvents, mesh: Mesh) -> None:
+        self.stores: dict[int, HistoryStore] = {}
+        self._loop = loop
+        self._events = events
+        self._mesh = mesh
+        # Envelopes for the hub of this node: it is never called from within send().
+        self._arriving: deque[tuple[str, bytes]] = deque()
+        self._swept_at = 0.0
+        self._is_closed = False
+
+    def close(self) -> None:
+        """Give the hub nothing more."""
+        self._is_closed = True
+        self._arriving.clear()
+        self.stores.clear()
+
+    def forget(self, slot: int) -> None:
+        """Forget the histories of a slot that has another owner."""
+        store = self.stores.pop(slot, None)
+        if store is not None and len(store):
+            logger.warning("another worker owns %d histories that this one has kept: they begin new epochs", len(store))
+
+    def store(self, slot: int, body: Store) -> Published:
+        """Store an envelope, and send it to each node that has subscribed."""
+        stored = self._store_of(slot).store(body.channel, body.envelope, body.config, self._events.now(), body.key)
+        position = stored.position
+        if stored.is_duplicate:
+            return Published(receivers=0, position=position, is_duplicate=True)
+        envelope = encode_stored(body.envelope, offset=position.offset, previous=stored.previous, epoch=position.epoch)
+        peers, _ = self._mesh.send_to_each(body.channel, envelope)
+        receives = self._mesh.has_subscribed(body.channel)
+        if receives:
+            if not self._arriving:
+                self._loop.call_soon(self._deliver)
+            self._arriving.append((body.channel, envelope))
+        return Published(receivers=len(peers) + receives, position=position)
+
+    def read(self, slot: int, body: Read, max_bytes: int) -> StoredHistory:
+        """Return what is stored of a channel."""
+        return self._store_of(slot).read(
+            body.channel,
+            body.config,
+            self._events.now(),
+            since=body.since,
+            limit=body.limit,
+            max_bytes=max_bytes,
+            reverse=body.reverse,
+            is_own=body.is_own,
+        )
+
+    def serve(self, peer: Peer, slot: int, body: Store | Read) -> None:
+        """Serve a request of another node, and answer it.
+
+        An answer for which there is no space is not sent: the node then does not know what has become of its request.
+        """
+        if isinstance(body, Store):
+            published = self.store(slot, body)
+            if body.number:
+                peer.send_history(StoreOutcome(body.number, published).encode())
+            return
+        for max_bytes in (ANSWER_BYTES, RETRY_BYTES):
+            found = self.read(slot, body, min(body.max_bytes, max_bytes))
+            if peer.send_history(Found(body.number, found).encode()):
+                return
+        self.refuse(peer, body, "too much waits for this worker")
+
+    def refuse(self, peer: Peer, body: Store | Read, reason: str) -> None:
+        """Answer that nothing was done."""
+        if body.number:
+            peer.send_history(Refused(body.number, reason).encode())
+
+    def sweep(self, now: float) -> None:
+        """Forget what is too old."""
+        if now >= self._swept_at + SWEEP_SECONDS:
+            self._swept_at = now
+            for slot, store in tuple(self.stores.items()):
+                store.sweep(now)
+                if not len(store):
+                    del self.stores[slot]
+
+    def _store_of(self, slot: int) -> HistoryStore:
+        store = self.stores.get(slot)
+        if store is None:
+            store = self.stores[slot] = HistoryStore()
+        return store
+
+    def _deliver(self) -> None:
+        """Give the hub of this node what was stored in the last iteration of the loop."""
+        arriving, self._arriving = self._arriving, deque()
+        for channel, envelope in arriving:
+            if self._is_closed:
+                return
+            if self._mesh.has_subscribed(channel):
+                self._events.receive(envelope)

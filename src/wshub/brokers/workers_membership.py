@@ -1,0 +1,231 @@
+"""The workers that keep histories, and how they agree on the owner of a slot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from wshub.brokers.interface import NodeInfo
+from wshub.brokers.workers_history_records import Body, Claim, Leave, Owned, Ready
+from wshub.brokers.workers_history_records import Owners as OwnersBody
+from wshub.brokers.workers_owners import Owners, check_slot, rendezvous
+from wshub.brokers.workers_peer import Peer
+
+__all__ = ["Membership"]
+
+UNKNOWN_SECONDS = 3.0
+"""Seconds after which an owner that this node has never met is taken for ended."""
+
+
+class Membership:
+    """The nodes that are there, as this node knows them, and the owners of slots.
+
+    Args:
+        node: this node.
+        owner_changed: called with the slots that have another owner, or none.
+    """
+
+    def __init__(self, node: NodeInfo, owner_changed: Callable[[Iterable[int]], None]) -> None:
+        self.own_id = node.id
+        self.owners = Owners(node.id)
+        self.has_started = False
+        self.is_leaving = False
+        self._owner_changed = owner_changed
+        # Connections that are up, by node.
+        self._peers: dict[str, Peer] = {}
+        # Nodes that keep histories, this one too, until they have ended; those that know the others; those that leave.
+        self._keepers: dict[str, NodeInfo] = {node.id: node} if node.receives else {}
+        self._ready: set[str] = set()
+        self._leaving: set[str] = set()
+        # By slot: the coordinator that was asked for an owner, and the term.
+        self._asked: dict[int, tuple[str, int]] = {}
+        # Slots for which others have asked this node, and the term that they know.
+        self._claims: dict[int, int] = {}
+        # When an owner that was never met was looked for first.
+        self._unknown: dict[str, float] = {}
+
+    @property
+    def has_keepers(self) -> bool:
+        """Whether some node keeps histories, or may do so: a node that starts does not know."""
+        return not self.has_started or bool(self._keepers)
+
+    @property
+    def peers(self) -> list[Peer]:
+        """The connections that are up."""
+        return list(self._peers.values())
+
+    def candidates(self) -> list[str]:
+        """Return the ids of the nodes that can own a slot now."""
+        return [
+            node_id
+            for node_id in self._keepers
+            if node_id in self._ready
+            and node_id not in self._leaving
+            and (node_id == self.own_id or node_id in self._peers)
+        ]
+
+    def tell(self, body: Body) -> None:
+        """Say something to every node."""
+        encoded = body.encode()
+        for peer in self._peers.values():
+            peer.send_history(encoded, always=True)
+
+    # Nodes
+
+    def started(self) -> None:
+        """Note that this node knows the others: it may own slots, and choose owners."""
+        self.has_started = True
+        self._ready.add(self.own_id)
+        self.tell(Ready())
+        self._choose_claimed()
+
+    def leave(self) -> None:
+        """Tell all that this node leaves."""
+        self.is_leaving = True
+        self._leaving.add(self.own_id)
+        self.tell(Leave())
+
+    def peer_up(self, peer: Peer) -> None:
+        """Note a connection, and say what this node knows."""
+        assert peer.hello is not None
+        if not peer.hello.knows_histories:
+            return
+        node = peer.hello.node
+        self.owners.node_met(node.id)
+        self._unknown.pop(node.id, None)
+        self._peers[node.id] = peer
+        if node.receives:
+            self._keepers[node.id] = node
+        known = self.owners.known()
+        if known:
+            peer.send_history(OwnersBody(known).encode(), always=True)
+        if self.has_started:
+            peer.send_history(Ready().encode(), always=True)
+        if self.is_leaving:
+            peer.send_history(Leave().encode(), always=True)
+
+    def peer_down(self, peer: Peer) -> bool:
+        """Note that a connection is down. Return whether it was up."""
+        if self._peers.get(peer.node_id) is not peer:
+            return False
+        del self._peers[peer.node_id]
+        self._asked = {slot: asked for slot, asked in self._asked.items() if asked[0] != peer.node_id}
+        return True
+
+    def node_ended(self, node_id: str) -> None:
+        """Note that a node has ended: its slots have no owner."""
+        self._keepers.pop(node_id, None)
+        self._ready.discard(node_id)
+        self._leaving.discard(node_id)
+        slots = self.owners.node_ended(node_id)
+        self._owner_changed(slots)
+        self._choose_claimed()
+
+    def is_ready(self, peer: Peer) -> None:
+        """Note that a node knows the others."""
+        self._ready.add(peer.node_id)
+        self._choose_claimed()
+
+    def leaves(self, peer: Peer) -> None:
+        """Note that a node leaves: it takes no more requests."""
+        self._leaving.add(peer.node_id)
+        self._choose_claimed()
+
+    # Owners
+
+    def route(self, slot: int) -> tuple[int, str]:
+        """Return the term and the owner of a slot; no owner before this node has started."""
+        if not self.has_started:
+            return 0, ""
+        return self.owners.term(slot), self.owners.owner(slot)
+
+    def reachable(self, node_id: str) -> Peer | None:
+        """Return the connection to an owner that takes requests."""
+        return None if node_id in self._leaving else self._peers.get(node_id)
+
+    def seek(self, slot: int, now: float) -> None:
+        """Have an owner chosen for a slot that has none."""
+        owner = self.owners.owner(slot)
+        if owner:
+            self._doubt(owner, now)
+            return
+        coordinator = self._coordinator()
+        if coordinator == self.own_id:
+            self._choose(slot)
+        elif coordinator in self._peers:
+            asked = (coordinator, self.owners.term(slot))
+            if self._asked.get(slot) != asked:
+                self._asked[slot] = asked
+                self._peers[coordinator].send_history(Claim(slot, asked[1]).encode(), always=True)
+
+    def _doubt(self, owner: str, now: float) -> None:
+        """Take an owner for ended that this node has not met for some seconds."""
+        if owner in self._keepers or owner == self.own_id:
+            return
+        since = self._unknown.setdefault(owner, now)
+        if now >= since + UNKNOWN_SECONDS:
+            del self._unknown[owner]
+            self.node_ended(owner)
+
+    def learn(self, owned: Owned) -> None:
+        """Note what another node says about a slot. Raises ``ValueError`` if there is no such slot."""
+        if not self.owners.merge(owned):
+            return
+        if owned.node_id == self.own_id:
+            self._accept(owned)
+        self._owner_changed((owned.slot,))
+        self._choose_claimed()
+
+    def adopt(self, slot: int, term: int) -> None:
+        """Own a slot for which another node has a request: it knows that this node was chosen, and by what term."""
+        if term > self.owners.term(slot):
+            self.learn(Owned(slot, term, self.own_id))
+
+    def claimed(self, peer: Peer, claim: Claim) -> None:
+        """Answer a node that looks for an owner. Raises ``ValueError`` if there is no such slot."""
+        check_slot(claim.slot)
+        term, owner = self.owners.term(claim.slot), self.owners.owner(claim.slot)
+        if owner and term > claim.term:
+            peer.send_history(OwnersBody((Owned(claim.slot, term, owner),)).encode(), always=True)
+            return
+        self._claims[claim.slot] = max(claim.term, self._claims.get(claim.slot, 0))
+        self._choose_claimed()
+
+    def handed_over(self, owned: tuple[Owned, ...]) -> None:
+        """Note that slots were handed over, to this node or by it, and tell all."""
+        for one in owned:
+            self.owners.set(one)
+        self.tell(OwnersBody(owned))
+        self._owner_changed([one.slot for one in owned])
+
+    def _accept(self, owned: Owned) -> None:
+        """Tell all that this node owns a slot for which it was chosen, or that it does not since it leaves."""
+        if self.is_leaving:
+            owned = Owned(owned.slot, owned.term + 1, "")
+            self.owners.set(owned)
+        self.tell(OwnersBody((owned,)))
+
+    def _coordinator(self) -> str:
+        """Return the id of the node that chooses owners: the oldest one that stays; empty if there is none."""
+        staying = [self._keepers[one] for one in self._ready - self._leaving if one in self._keepers]
+        return min(staying, key=lambda node: (node.started_at, node.id)).id if staying else ""
+
+    def _choose_claimed(self) -> None:
+        """Choose owners for the slots that others look for, if that is for this node to do."""
+        if not self._claims or not self.has_started or self._coordinator() != self.own_id:
+            return
+        for slot, term in tuple(self._claims.items()):
+            if self.owners.owner(slot):
+                if self.owners.term(slot) > term:
+                    del self._claims[slot]
+            else:
+                del self._claims[slot]
+                self._choose(slot, term)
+
+    def _choose(self, slot: int, term: int = 0) -> None:
+        """Choose the owner of a slot, and tell all."""
+        if not self.has_started or not (candidates := self.candidates()):
+            return
+        owned = Owned(slot, max(term, self.owners.term(slot)) + 1, rendezvous(slot, candidates))
+        self.owners.set(owned)
+        self.tell(OwnersBody((owned,)))
+        self._owner_changed((slot,))
