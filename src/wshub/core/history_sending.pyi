@@ -4,14 +4,13 @@ from typing_extensions import Buffer
 
 from wshub.core.config import SlowConsumer
 from wshub.core.connection import Connection
-from wshub.core.hub_core import HubCore
 from wshub.protocol.message import Message
 
-def is_kept(hub: HubCore, room: str) -> bool:
+def is_kept(hub: Any, room: str) -> bool:
     """Whether a hub keeps the messages to a room."""
 
 def make_history_envelope(
-    hub: HubCore,
+    hub: Any,
     room: str,
     message: str | Buffer | Message,
     exclude: Connection | int | None,
