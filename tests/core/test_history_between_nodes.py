@@ -60,7 +60,7 @@ async def test_a_client_that_is_ahead_of_the_node_it_comes_to_gets_nothing_twice
         client_of(one) as client,
         client_of(two) as member,
     ):
-        # What is sent to this node is under way until the end.
+        # Messages take a while to this node.
         engine.delay(0.05)
         published = await one.hub.publish("1", room=ROOM)
         await client.leave()

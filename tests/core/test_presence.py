@@ -1,4 +1,4 @@
-"""Who is in a room, on one node and on several, while nodes and their engine come and go."""
+"""The members of a room, on one node and on several, while nodes and their engine come and go."""
 
 from __future__ import annotations
 

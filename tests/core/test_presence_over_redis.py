@@ -1,4 +1,4 @@
-"""Who is in a room, as a Redis or Valkey engine keeps it."""
+"""The members of a room, which a Redis or Valkey engine keeps."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ ROOM = "room"
 
 
 class Events:
-    """What the nodes of a test have called, by user."""
+    """The calls of the nodes of a test, by user."""
 
     def __init__(self) -> None:
         self.log: list[tuple[str, str | None]] = []

@@ -1,7 +1,7 @@
 """Histories of channels in the memory of a process.
 
-A hub without a broker keeps the histories of its rooms here, a worker those of the rooms that it owns, and the engine
-in memory those of all. Time is given from outside.
+A hub without a broker keeps the histories of its rooms here. A worker keeps those of the rooms that it owns, and the
+engine in memory keeps all. Time is given from outside.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Who is in which room, as a broker in memory asks its engine."""
+"""The members of rooms, which a broker in memory has its engine keep."""
 
 from __future__ import annotations
 

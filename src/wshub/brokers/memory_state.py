@@ -1,4 +1,4 @@
-"""What a broker in memory knows about its channels and calls, and its counts."""
+"""The channels, the calls and the counts of a broker in memory."""
 
 from __future__ import annotations
 

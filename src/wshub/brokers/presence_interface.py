@@ -1,8 +1,8 @@
 """The contract between a hub and a broker that knows who is in which room.
 
-Each node says who its members are, and the engine keeps that. An entry belongs to a node. While the node lives it has a
-beat every few seconds; a node without one is dead by the engine's clock, and one of the others takes its entries over.
-So the clocks of the nodes do not matter.
+Each node says who its members are, and the engine keeps that. An entry belongs to a node. A node
+that lives has a beat every few seconds. A node without one is dead, and another node takes its entries over. The
+engine's clock decides, so those of the nodes may differ.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ PresenceFunction = Callable[[str, Member], Awaitable[None] | None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PresenceConfig:
-    """Who is in a room. Immutable. Raises ``ConfigurationError`` for an invalid value.
+    """The presence of a room. Immutable. Raises ``ConfigurationError`` for an invalid value.
 
     All nodes must have the same. The functions take the name of the room and a ``Member``; they may be coroutine
     functions. Of all nodes, one calls them: so a message to the room from there reaches each member once.
@@ -89,7 +89,7 @@ class PresencePage:
     """The members, in no particular order. One that joins or leaves meanwhile may be on no page."""
 
     cursor: str = ""
-    """What ``Hub.presence`` takes for the next page; empty after the last one."""
+    """The ``cursor`` of the next call of ``Hub.presence``; empty after the last page."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

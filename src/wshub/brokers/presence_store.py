@@ -1,4 +1,4 @@
-"""Who is in which channel, in the memory of a process. Time is given from outside."""
+"""The members of channels, in the memory of a process. Time is given from outside."""
 
 from __future__ import annotations
 

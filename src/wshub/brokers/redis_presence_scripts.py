@@ -2,8 +2,8 @@
 
 A channel has two hashes: its entries by id, and the number of entries of each user. An entry is the length of the
 user's name, a colon, the name, and the data. A node has a set of its entries: each is an id, a line feed and a channel.
-A hub has a sorted set of the times of beats, by the engine's clock in milliseconds; a set of the nodes that have had
-one; and an epoch, which is lost with everything else.
+A hub has a sorted set with the time of each node's beat, in milliseconds by the engine's clock. It has a set of the
+nodes that have had one, and an epoch. The epoch is lost if everything else is.
 """
 
 from __future__ import annotations

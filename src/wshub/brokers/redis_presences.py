@@ -1,4 +1,4 @@
-"""Who is in which room, as an engine keeps it for the nodes of a hub."""
+"""The members of rooms, which an engine keeps for the nodes of a hub."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class RedisPresences:
         self._beats = names.key("presence", "beats")
         self._known = names.key("presence", "known")
         self._epoch = names.key("presence", "epoch")
-        # What the names of sets and of entries begin with.
+        # The beginnings of the names of sets and of entries.
         self._sets = names.key("presence-of", "")
         self._entries = names.key("presence-entries", "")
         self._dead_after = b"%d" % (DEAD_SECONDS * 1000)

@@ -4,8 +4,8 @@ A channel has two keys:
 
 - a stream of its envelopes. The entry of offset 7 has the id 7-0, and the fields ``d``, the envelope, and ``c``, the
   bytes of all envelopes before it.
-- a hash of its position: ``e`` the epoch, ``o`` the offset of the newest envelope, ``b`` the bytes of all envelopes
-  ever, and ``k`` the value of ``c`` of an entry that was the oldest one lately.
+- a hash of its position. ``e`` is the epoch, and ``o`` the offset of the newest envelope. ``b`` is the bytes of all
+  envelopes ever. ``k`` is the ``c`` of an entry that was the oldest one lately.
 
 Without the hash, the stream says nothing: it is deleted, and a new epoch begins.
 """

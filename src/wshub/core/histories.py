@@ -61,7 +61,7 @@ class HasChannel(Protocol):
 
 
 class HubWithHistories(Protocol):
-    """What histories need of their hub."""
+    """The hub, as far as histories use it."""
 
     def now(self) -> float: ...
 
@@ -259,7 +259,7 @@ class Histories:
                 history.channel, history.config, since=since, limit=READ_LIMIT, max_bytes=READ_BYTES
             )
             if found.gap:
-                # What was read before is trimmed by now.
+                # The messages that were read before are trimmed by now.
                 envelopes = []
             envelopes += found.envelopes
             if not found.envelopes or envelopes[-1].offset >= found.position.offset:

@@ -30,7 +30,7 @@ async def recover(
         raise MisuseError(f"recover(): the connection comes back to the room {room!r} already")
     histories.coming_back.add(key)
     try:
-        # What a member is sent could overtake what it has missed.
+        # To a member, new messages could overtake those that it has missed.
         connection.leave(room)
         history = histories.hold(room)
         try:

@@ -1,4 +1,4 @@
-"""Who is in the rooms of a hub that has no broker."""
+"""The members of rooms of a hub without a broker."""
 
 from __future__ import annotations
 

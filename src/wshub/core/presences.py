@@ -1,8 +1,8 @@
-"""Who is in the rooms of a hub that have presence: what the hub tells the store, and what it calls.
+"""The members of rooms with presence, in a store that all nodes share.
 
-Each connection in such a room has an entry. The store is told of changes once an iteration of the loop; what could not
-be told is tried again. A user who leaves keeps the entry for the grace. So another node finds it, and calls nothing, if
-the user comes back there.
+Each connection in such a room has an entry. The hub stores changes once an iteration of the loop, and tries again if
+that fails. A user who leaves keeps the entry for the grace. If the user comes back at another node meanwhile, that node
+finds the entry, and calls no function.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ MAX_RETRY_SECONDS = 5.0
 
 
 class PresenceSource(Protocol):
-    """What keeps the entries: a PresenceBroker, or the memory of a hub without a broker."""
+    """Keeps the entries: a PresenceBroker, or the memory of a hub without a broker."""
 
     async def presence_enter(self, channel: str, entries: Sequence[PresenceEntry]) -> list[bool]: ...
 
@@ -67,7 +67,7 @@ class PresenceSource(Protocol):
 
 
 class HubWithPresence(Protocol):
-    """What presences need of their hub."""
+    """The hub, as far as presences use it."""
 
     def now(self) -> float: ...
 
@@ -215,7 +215,7 @@ class Presences:
             self._telling = self._loop.create_task(self._tell())
 
     async def _tell(self) -> None:
-        """Tell the store of all changes. What could not be told is tried again, ever more seldom."""
+        """Tell the store of all changes. Try again, ever more seldom, if that fails."""
         try:
             while self._changed:
                 if not self._epoch and not await self._say_alive():
@@ -285,7 +285,7 @@ class Presences:
         return True
 
     def _call(self, function: Any, attendance: Attendance) -> None:
-        """Call a function of the application. What it raises is logged."""
+        """Call a function of the application. Its errors are logged."""
         if function is None:
             return
         try:

@@ -42,7 +42,7 @@ READ_BYTES = 4 * 1024 * 1024
 
 
 class HistorySource(Protocol):
-    """What stores messages: a HistoryBroker, or the memory of a hub without a broker."""
+    """Stores messages: a HistoryBroker, or the memory of a hub without a broker."""
 
     async def subscribed(self, channel: str) -> None: ...
 
@@ -117,7 +117,7 @@ class RoomHistory(HistoryCursor):
         # Some messages were not held back, for want of space.
         self._has_overflowed = False
         self._is_delivering = False
-        # What is delivered while the window is read.
+        # The messages that are delivered while the window is read.
         self._captured: list[Prepared] | None = None
 
     def __repr__(self) -> str:

@@ -44,7 +44,7 @@ def arrived(node: Node) -> list[tuple[int, int, str, bytes]]:
 
 @check()
 async def stored_envelopes_have_one_order(nodes: Nodes) -> None:
-    """What several nodes store on a channel has one order: each subscriber gets all of it, its own too."""
+    """Envelopes that several nodes store on a channel have one order. Each subscriber gets all, its own too."""
     first, second = await nodes.two("room:a")
     keeper(first)
     await first.join("room:a")
@@ -71,7 +71,7 @@ async def stored_envelopes_have_one_order(nodes: Nodes) -> None:
 
 @check()
 async def envelopes_of_one_node_keep_their_order(nodes: Nodes) -> None:
-    """What one node stores on a channel, by either method, has the order in which it was sent."""
+    """Envelopes that one node stores on a channel, by either method, keep their order."""
     first, second = await nodes.two("room:a")
     broker = keeper(first)
     calls = []
@@ -167,7 +167,7 @@ async def channels_have_histories_of_their_own(nodes: Nodes) -> None:
 
 @check()
 async def old_envelopes_are_forgotten(nodes: Nodes) -> None:
-    """Only so many envelopes, and so many bytes of them, are kept. Who asks for earlier ones is told."""
+    """Only so many envelopes, and so many bytes of them, are kept. A question for earlier ones is answered with a gap."""
     first = await nodes.start()
     broker = keeper(first)
     few = HistoryConfig(size=5)

@@ -21,7 +21,7 @@ class NodeRecord:
         self.memory: list[tuple[float, int, int]] = []
         """Seconds, the resident memory in bytes, and the blocks that Python has allocated."""
         self.outcomes: dict[tuple[int, int], str] = {}
-        """What each publish() has ended with, by room and number."""
+        """The outcome of each publish(), by room and number."""
         self._dropped: list[tuple[float, int]] = [(0.0, 0)]
 
     def add(self, report: dict[str, Any]) -> None:

@@ -208,7 +208,7 @@ class Node:
 
     def report(self) -> dict[str, Any]:
         if not self._reports % COLLECTING_PERIOD:
-            # What grows after a collection is a leak. Cycles would hide it.
+            # Memory that grows after a collection is a leak. Cycles would hide it.
             gc.collect()
         self._reports += 1
         stats = self.hub.stats()
