@@ -1,5 +1,7 @@
 """Messages to rooms with history: they are stored first, and go to the members when they come back with an offset."""
 
+from typing import Any
+
 from typing_extensions import Buffer
 
 from wshub.core.config import SlowConsumer

@@ -167,7 +167,7 @@ async def channels_have_histories_of_their_own(nodes: Nodes) -> None:
 
 @check()
 async def old_envelopes_are_forgotten(nodes: Nodes) -> None:
-    """Only so many envelopes, and so many bytes of them, are kept. A question for earlier ones is answered with a gap."""
+    """Only so many envelopes, and so many bytes of them, are kept. A question for earlier ones gets a gap."""
     first = await nodes.start()
     broker = keeper(first)
     few = HistoryConfig(size=5)
