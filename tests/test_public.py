@@ -28,7 +28,7 @@ from wshub.core.event_handler import Handlers
 from wshub.core.handler_checks import EVENTS
 
 # Types of arguments, and a constant. They cannot have a docstring at run time.
-ALIASES = {"SlowConsumer", "UpgradeHook", "__version__"}
+ALIASES = {"Gap", "SlowConsumer", "UpgradeHook", "__version__"}
 
 
 def test_the_package_exports_exactly_this() -> None:
@@ -46,23 +46,33 @@ def test_the_package_exports_exactly_this() -> None:
         "DeliveryOptions",
         "EventHandler",
         "Frame",
+        "Gap",
         "Handshake",
         "HandshakeError",
         "Headers",
+        "History",
+        "HistoryConfig",
         "Hub",
         "HubConfig",
         "HubHealth",
         "HubSettings",
         "HubStats",
         "InvalidMessageError",
+        "Member",
         "Message",
         "MessageType",
         "MisuseError",
         "Node",
         "Opcode",
+        "Position",
+        "PresenceConfig",
+        "PresenceCounts",
+        "PresencePage",
         "ProtocolError",
+        "Publication",
         "Published",
         "RateLimits",
+        "Recovery",
         "RequestHead",
         "RoomConfig",
         "RoomStats",

@@ -6,13 +6,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wshub.brokers.envelope import DecodedEnvelope, decode_envelope, encode_envelope
+from wshub.brokers.envelope import (
+    DecodedEnvelope,
+    DecodedHead,
+    decode_envelope,
+    decode_stored,
+    encode_envelope,
+    encode_stored,
+)
 
 HEADER_LENGTH = 28
 # Where the fields are.
 KIND, FLAGS, NAME_LENGTH = 1, 2, 24
 CRITICAL_FLAGS = range(12, 16)
-UNKNOWN_FLAGS = range(7, 12)
+UNKNOWN_FLAGS = range(9, 12)
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 envelopes = st.fixed_dictionaries(
@@ -27,6 +34,8 @@ envelopes = st.fixed_dictionaries(
         "compress": st.sampled_from([None, False, True]),
         "slow_consumer": st.sampled_from([None, "close", "drop_newest", "drop_oldest", "latest"]),
         "key": st.none() | texts,
+        "excluded": st.none() | st.integers(0, 2**64 - 1),
+        "publisher": st.none() | texts,
     }
 )
 
@@ -41,6 +50,8 @@ FULL = encode_envelope(
     compress=False,
     slow_consumer="latest",
     key="kl\u00fcssel",
+    excluded=2**63 + 1,
+    publisher="\u00e4nn",
 )
 
 
@@ -182,3 +193,23 @@ def test_what_cannot_be_encoded_is_refused() -> None:
 def test_a_name_with_a_lone_surrogate_travels(name: str) -> None:
     decoded = decode_envelope(encode_envelope("room", name, b"", key=name))
     assert (decoded.name, decoded.key) == (name, name)
+
+
+@given(
+    envelope=st.binary(max_size=200),
+    offset=st.integers(0, 2**64 - 1),
+    previous=st.integers(0, 2**64 - 1),
+    epoch=st.text("abcxyzABC", min_size=8, max_size=8),
+)
+def test_a_stored_envelope_has_its_head_in_front(envelope: bytes, offset: int, previous: int, epoch: str) -> None:
+    stored = encode_stored(envelope, offset=offset, previous=previous, epoch=epoch)
+    assert decode_stored(stored) == (DecodedHead(offset, previous, epoch), envelope)
+    for length in range(len(stored) - len(envelope)):
+        with pytest.raises(ValueError, match="no head"):
+            decode_stored(stored[:length])
+
+
+@pytest.mark.parametrize("epoch", ["", "short", "toolongepoch", "abcd efg", "abcdefg1", "abcdefgé"])
+def test_an_epoch_is_eight_letters(epoch: str) -> None:
+    with pytest.raises(ValueError, match="epoch"):
+        encode_stored(b"", offset=1, previous=0, epoch=epoch)
