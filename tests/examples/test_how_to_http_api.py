@@ -37,7 +37,8 @@ def test_the_programs_send_to_clients(tmp_path: Path) -> None:
             httpx.AsyncClient(trust_env=False, headers=headers) as http,
         ):
             for url in (f"http://127.0.0.1:{port}/api", f"http://127.0.0.1:{api_port}"):
-                assert (await http.get(f"{url}/health", headers={"Authorization": ""})).json()["ok"]
+                while not (await http.get(f"{url}/health", headers={"Authorization": ""})).json()["ok"]:
+                    await asyncio.sleep(0.05)
                 assert (
                     await http.post(f"{url}/publish", json=message, headers={"Authorization": ""})
                 ).status_code == 401

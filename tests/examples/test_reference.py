@@ -46,7 +46,14 @@ MODULES = [
     "wshub.uvicorn.protocol",
     *(name for name in ("wshub.health", "wshub.metrics", "wshub.tracing") if importlib.util.find_spec(name)),
 ]
-SETTINGS = [wshub.HubConfig, wshub.RateLimits, wshub.RoomConfig, wshub.CompressionConfig, wshub.HistoryConfig]
+SETTINGS = [
+    wshub.HubConfig,
+    wshub.RateLimits,
+    wshub.RoomConfig,
+    wshub.CompressionConfig,
+    wshub.HistoryConfig,
+    wshub.PresenceConfig,
+]
 
 
 def resolved(name: str) -> Any:

@@ -22,10 +22,12 @@ from wshub import (
     Connection,
     EventHandler,
     Frame,
+    HistoryConfig,
     Hub,
     HubConfig,
     InvalidMessageError,
     Message,
+    PresenceConfig,
     RateLimits,
 )
 from wshub.core.handler_checks import EVENTS
@@ -155,7 +157,11 @@ def test_the_rates_of_the_table_have_these_defaults() -> None:
 
 
 def test_the_settings_that_a_page_names_exist() -> None:
-    fields = {field.name for kind in (HubConfig, RateLimits, CompressionConfig) for field in dataclasses.fields(kind)}
+    fields = {
+        field.name
+        for kind in (HubConfig, RateLimits, CompressionConfig, HistoryConfig, PresenceConfig)
+        for field in dataclasses.fields(kind)
+    }
     for page in PAGES:
         for name in re.findall(r"\b(\w+_(?:ms|size|buffer|origins?|proxies|takeover))\b", (DOCS / page).read_text()):
             assert name in fields | {"latency_ms", "duration_ms", "room_size"}, f"{page}: {name}"

@@ -53,19 +53,25 @@ class Publishing(EnvelopeSender):
 
     async def ask(self, head: bytes, envelope: bytes) -> Any:
         """Send a command whose last word is an envelope, and return the answer. Raise as ``publish()`` does."""
+        return await self._answer(self._send_for_answer(head, envelope))
+
+    def _send_for_answer(self, head: bytes, envelope: bytes) -> asyncio.Future[Any]:
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         if not self.send_command(head, envelope, partial(self._take_answer, answer)):
             raise BrokerUnavailable(self.why_dropped)
         self.published += 1
-        return await self._answer(answer)
+        return answer
 
     async def request(self, command: bytes) -> Any:
         """Send a command without an envelope, and return the answer. Raises ``BrokerError``."""
+        return await self._answer(self._request_answer(command))
+
+    def _request_answer(self, command: bytes) -> asyncio.Future[Any]:
         if self.connection is None:
             raise BrokerUnavailable("there is no connection to the engine")
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.connection.request(command, partial(settle, answer))
-        return await self._answer(answer)
+        return answer
 
     async def _answer(self, answer: asyncio.Future[Any]) -> Any:
         """Return the answer, or raise it. Raise BrokerUncertain if it takes too long."""
