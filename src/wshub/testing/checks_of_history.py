@@ -6,8 +6,8 @@ import asyncio
 from dataclasses import replace
 
 from wshub.brokers.envelope import decode_stored
-from wshub.brokers.interface import HistoryBroker, HistoryConfig, Position, Published
-from wshub.errors import BrokerError
+from wshub.brokers.interface import HistoryBroker, HistoryConfig, Position, Published, StoredHistory
+from wshub.errors import BrokerError, BrokerUnavailable
 from wshub.testing.broker_faults import CheckNotRunError
 from wshub.testing.broker_nodes import Node, Nodes, Received, require
 from wshub.testing.broker_registry import check
@@ -30,6 +30,15 @@ async def publish(node: Node, channel: str, envelope: bytes, config: HistoryConf
     require(published.position is not None, "publish_stored() returns a position")
     assert published.position is not None
     return published.position
+
+
+async def read_at_last(broker: HistoryBroker) -> StoredHistory:
+    """Return the history of room:a, as soon as it can be read."""
+    while True:
+        try:
+            return await broker.history("room:a", CONFIG, limit=1000)
+        except BrokerUnavailable:
+            await asyncio.sleep(0.01)
 
 
 def arrived(node: Node) -> list[tuple[int, int, str, bytes]]:
@@ -271,9 +280,10 @@ async def what_was_published_is_stored_whatever_fails(nodes: Nodes) -> None:
         except BrokerError:
             # A broker that has lost several connections waits for a while before it tries again.
             await nodes.until(lambda: first.broker.health().ok, "the broker connects again", within=100.0, rate=10.0)
+            await asyncio.sleep(0.01)
     brokers = first.broker, second.broker
     await nodes.until(lambda: all(each.health().ok for each in brokers), "the brokers connect", within=100.0, rate=10.0)
-    found = await nodes.finish(broker.history("room:a", CONFIG, limit=1000), "history() returns")
+    found = await nodes.finish(read_at_last(broker), "history() returns once the brokers are connected")
     read = {stored.envelope: stored.offset for stored in found.envelopes}
     require(len(read) == len(found.envelopes), "an envelope is stored twice")
     for envelope, position in known.items():
