@@ -233,6 +233,7 @@ async def test_garbage_ends_the_connection_and_another_one_takes_its_place(
 ) -> None:
     with proxy_to("127.0.0.1", nats_engine.port) as proxy:
         async with behind(proxy, "room:a") as node:
+            await until(lambda: len(list(proxy.open_connections())) == 1)
             (connection,) = proxy.open_connections()
             connection.send_to_client(garbage)
             await recovers(node)

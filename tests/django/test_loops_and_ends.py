@@ -38,7 +38,9 @@ def test_blocking_callers_use_one_connection(new_layer: NewLayer) -> None:
         async_to_sync(layer.group_send)("chat", {"n": number})
         async_to_sync(layer.send, force_new_loop=True)(channel, {"n": number})
     gc.collect()
-    assert (descriptors(), len(threading.enumerate())) <= before
+    # One more may be on its way between the workers. A connection for each call would be far more.
+    assert descriptors() <= before[0] + 2
+    assert len(threading.enumerate()) <= before[1]
     assert len(asyncio.run(received(receiver, *[channel] * 39))) == 39
 
 
