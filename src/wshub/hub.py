@@ -12,8 +12,8 @@ from typing import Any, Literal, overload
 from wshub.asgi.accept import AsgiWebSocket, accept_websocket
 from wshub.asgi.application import HubApplication
 from wshub.brokers.choosing import broker_from_url, broker_url_of_environment
-from wshub.brokers.interface import Broker, HistoryBroker, HistoryConfig
-from wshub.brokers.presence_interface import PresenceBroker, PresenceConfig
+from wshub.brokers.interface import Broker, HistoryConfig
+from wshub.brokers.presence_interface import PresenceConfig
 from wshub.core.clustered import ClusteredHub
 from wshub.core.config import HubConfig, RoomConfig, SlowConsumer
 from wshub.core.connection import Connection
@@ -21,7 +21,7 @@ from wshub.core.event_handler import EventHandler
 from wshub.core.lifecycle import UpgradeHook
 from wshub.core.stats_types import HubStats, RoomStats
 from wshub.core.upgrade import current_upgrade
-from wshub.errors import ConfigurationError, MisuseError
+from wshub.errors import MisuseError
 from wshub.links.tls import create_own_context
 from wshub.protocol.http.fields import HeaderField
 from wshub.serving.server import Server
@@ -245,10 +245,10 @@ class Hub(ClusteredHub):
         )
         if config.compression == "shared" and self.config.compression is None:
             raise MisuseError("a room can share a window only in a hub that compresses: set enable_compression")
-        if history is not None and self.broker is not None and not isinstance(self.broker, HistoryBroker):
-            raise ConfigurationError(f"rooms with history need a broker that keeps messages, not {self.broker!r}")
-        if presence and self.broker is not None and not isinstance(self.broker, PresenceBroker):
-            raise ConfigurationError(f"rooms with presence need a broker that knows who is there, not {self.broker!r}")
+        if history is not None:
+            self._history_broker()
+        if presence:
+            self._presence_broker()
         self._configure_room(name, config)
         if presence and self.is_in_use and self._presences is None:
             self._start_presences()

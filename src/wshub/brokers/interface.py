@@ -39,6 +39,7 @@ __all__ = [
     "History",
     "HistoryBroker",
     "HistoryConfig",
+    "HistorySource",
     "NodeInfo",
     "Position",
     "Publication",
@@ -423,17 +424,11 @@ class Broker(Protocol):
         """Return what was counted since ``start()``."""
 
 
-@runtime_checkable
-class HistoryBroker(Broker, Protocol):
-    """A broker that stores envelopes too.
+class HistorySource(Protocol):
+    """Stores the envelopes of channels."""
 
-    Storing and sending is one step: what was stored is sent, and what was not stored is not. Each node that has
-    subscribed to the channel gets it, the sender too, by ``BrokerEvents.receive``. In front of the envelope there is a
-    head with its offset, the offset of the envelope before it on the channel, and the epoch:
-    ``wshub.brokers.envelope.encode_stored``.
-
-    An epoch ends when stored envelopes were lost: the next one begins with offset 1 and nothing before it.
-    """
+    async def subscribed(self, channel: str) -> None:
+        """Do what ``Broker.subscribed`` does."""
 
     def send_stored(self, channel: str, envelope: bytes, config: HistoryConfig) -> bool:
         """Store an envelope and send it to every node that has subscribed to the channel, and forget it.
@@ -485,3 +480,16 @@ class HistoryBroker(Broker, Protocol):
         Raises:
             BrokerUnavailable: there is no connection, or it was lost.
         """
+
+
+@runtime_checkable
+class HistoryBroker(HistorySource, Broker, Protocol):
+    """A broker that stores envelopes too.
+
+    Storing and sending is one step: what was stored is sent, and what was not stored is not. Each node that has
+    subscribed to the channel gets it, the sender too, by ``BrokerEvents.receive``. In front of the envelope there is a
+    head with its offset, the offset of the envelope before it on the channel, and the epoch:
+    ``wshub.brokers.envelope.encode_stored``.
+
+    An epoch ends when stored envelopes were lost: the next one begins with offset 1 and nothing before it.
+    """

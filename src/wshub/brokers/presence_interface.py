@@ -25,6 +25,7 @@ __all__ = [
     "PresenceCounts",
     "PresenceEntry",
     "PresencePage",
+    "PresenceSource",
     "StoredPresence",
 ]
 
@@ -146,9 +147,8 @@ class Beat(NamedTuple):
     """Nodes that are dead, and whose entries nobody has taken over yet."""
 
 
-@runtime_checkable
-class PresenceBroker(Broker, Protocol):
-    """A broker that keeps who is in which room. Each method is one step for all other nodes.
+class PresenceSource(Protocol):
+    """Keeps who is in which room. Each method is one step for all other nodes.
 
     All of them raise ``BrokerUnavailable`` if nothing was done, and ``BrokerUncertain`` if the answer was lost. Then
     they can be called again.
@@ -175,3 +175,8 @@ class PresenceBroker(Broker, Protocol):
 
     async def presence_counts(self, channel: str) -> PresenceCounts:
         """Return the number of entries and of different users of a channel."""
+
+
+@runtime_checkable
+class PresenceBroker(PresenceSource, Broker, Protocol):
+    """A broker that keeps who is in which room, for all nodes."""

@@ -103,19 +103,25 @@ cdef object pass_on(
         envelopes += (channel, envelope)
 
 
+cdef bint hand_to_loop(HubBase hub, object call) except -1:
+    """Have the loop make a call that comes from another thread. Return False if the loop has closed."""
+    try:
+        hub.loop.call_soon_threadsafe(call)
+    except RuntimeError:
+        if not hub.loop.is_closed():
+            raise
+        # It closed a moment ago, and its connections are gone.
+        return False
+    return True
+
+
 cdef Py_ssize_t send_from_loop(
     HubBase hub, uint8_t kind, str name, object message, ConnectionCore excluded, object compress, object slow_consumer,
     object key
 ) except -1:
     """Have the loop send a message. Return the number of connections that it is for at this moment."""
     cdef Room found
-    later = partial(send_now, hub, kind, name, message, excluded, compress, slow_consumer, key)
-    try:
-        hub.loop.call_soon_threadsafe(later)
-    except RuntimeError:
-        if not hub.loop.is_closed():
-            raise
-        # The loop closed a moment ago, and its connections are gone.
+    if not hand_to_loop(hub, partial(send_now, hub, kind, name, message, excluded, compress, slow_consumer, key)):
         return 0
     if kind == HUB_MESSAGE:
         return len(hub.connection_table)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from wshub.brokers.interface import Broker, NodeInfo, Published
 from wshub.core.cluster_commands import ClusterCommands
 from wshub.core.cluster_surveys import Answer
-from wshub.core.cluster_types import ClusterStats
+from wshub.core.cluster_types import ClusterStats, HasMembers
 from wshub.core.remote_messages import RemoteMessages
 from wshub.errors import BrokerError, BrokerUnavailable, ConfigurationError
 
@@ -35,18 +35,6 @@ START_PATIENCE = 5.0
 """Seconds, from the hub's first use on, for which a message that is published waits until the broker has started."""
 
 Argument = TypeVar("Argument")
-
-
-class HasMembers(Protocol):
-    """A room, or the connections of a user."""
-
-    @property
-    def channel(self) -> str:
-        """The channel of its messages."""
-
-    @property
-    def has_members(self) -> bool:
-        """Whether the hub has a connection in a room of that name now."""
 
 
 class Cluster(RemoteMessages):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 from wshub.brokers.interface import BrokerHealth, BrokerStats, NodeInfo
 
-__all__ = ["ClusterStats", "HubHealth", "IgnoredEnvelopes", "Node", "RoomChange", "Survey"]
+__all__ = ["ClusterStats", "HasMembers", "HubHealth", "IgnoredEnvelopes", "Node", "RoomChange", "Survey"]
 
 RoomChange: TypeAlias = Literal["join", "leave"]
 
@@ -128,3 +128,15 @@ class ClusterStats:
 
     broker: BrokerStats
     """The counts of the broker."""
+
+
+class HasMembers(Protocol):
+    """A room, its history, or the connections of a user: messages arrive from other nodes while it has members."""
+
+    @property
+    def channel(self) -> str:
+        """The channel of its messages."""
+
+    @property
+    def has_members(self) -> bool:
+        """Whether the hub has a connection in a room of that name now."""

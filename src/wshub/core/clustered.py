@@ -186,11 +186,15 @@ class ClusteredHub(HubLifecycle):
         self._bind_unless_closed()
         return await self._known_presences().counts(check_name("room", room))
 
-    def _set_presence_info(self, room: str, connection: int, info: Any) -> None:
-        """Set the info with which a connection joins a room."""
+    def _check_presence_info(self, room: str, info: Any) -> None:
+        """Check the info with which a connection is to join a room."""
         presences = self._known_presences()
         presences.check(room)
-        presences.set_info(room, connection, info)
+        presences.check_info(info)
+
+    def _set_presence_info(self, room: str, connection: int, info: Any) -> None:
+        """Set the info of a connection that has joined a room."""
+        self._known_presences().set_info(room, connection, info)
 
     def _known_presences(self) -> Presences:
         if self._presences is None:

@@ -227,9 +227,11 @@ cdef class Connection(InboxConnection):
             hand_over(self, partial(self._quietly, partial(self.join, room, info=info)))
             return QUEUED
         if info is not None:
-            self.hub._set_presence_info(room, self.connection_id, info)
+            self.hub._check_presence_info(room, info)
         if not join_room(self, room):
             raise closed_error(self)
+        if info is not None:
+            self.hub._set_presence_info(room, self.connection_id, info)
         return QUEUED
 
     def leave(self, name):

@@ -12,20 +12,21 @@ from wshub.brokers.interface import (
     ROOM_CHANNELS,
     History,
     HistoryConfig,
+    HistorySource,
     Position,
     Published,
     StoredEnvelope,
     StoredHistory,
     room_channel,
 )
+from wshub.core.cluster_types import HasMembers
 from wshub.core.history_types import HistoryStats
 from wshub.core.local_history import LocalHistory
-from wshub.core.room_history import READ_BYTES, READ_LIMIT, HistorySource, RoomHistory, publication_of
+from wshub.core.room_history import READ_BYTES, READ_LIMIT, RoomHistory, publication_of
 from wshub.errors import BrokerError, MisuseError
 
 if TYPE_CHECKING:
     from wshub.core.config import RoomConfig
-    from wshub.core.history_cursor import HistoryCursor
     from wshub.core.remote_messages import RemoteMessages
 
 __all__ = ["Histories"]
@@ -50,16 +51,6 @@ DOUBT_SECONDS = 2.0
 """Seconds that a message has to arrive which a check has found in the history."""
 
 
-class HasChannel(Protocol):
-    """A room whose messages are to arrive while it has members."""
-
-    @property
-    def channel(self) -> str: ...
-
-    @property
-    def has_members(self) -> bool: ...
-
-
 class HubWithHistories(Protocol):
     """The hub, as far as histories use it."""
 
@@ -69,7 +60,7 @@ class HubWithHistories(Protocol):
 
     def _room_config(self, room: str) -> RoomConfig | None: ...
 
-    def _subscribe_for(self, room: HasChannel) -> None: ...
+    def _subscribe_for(self, room: HasMembers) -> None: ...
 
 
 class Histories:
@@ -81,8 +72,8 @@ class Histories:
         source: stores them.
     """
 
-    cursors: dict[str, HistoryCursor]
-    """The RoomHistory of each room with members here, or with clients that come back to it."""
+    cursors: dict[str, RoomHistory]
+    """The history of each room with members here, or with clients that come back to it."""
 
     def __init__(self, hub: HubWithHistories, messages: RemoteMessages, source: HistorySource) -> None:
         self.messages = messages
@@ -99,6 +90,8 @@ class Histories:
         self._due: dict[RoomHistory, None] = {}
         self._being_read: set[RoomHistory] = set()
         self._failed: set[RoomHistory] = set()
+        # Rooms that have had a window opened. There are few of them, so the sweep looks at no others.
+        self._windowed: set[RoomHistory] = set()
         self._readers: set[asyncio.Task[None]] = set()
         self._retry: asyncio.TimerHandle | None = None
         self._delay = RETRY_SECONDS
@@ -133,23 +126,28 @@ class Histories:
 
     def members_changed(self, room: str) -> None:
         """Note that a room has got its first member or has lost its last one."""
-        history = self.cursors.get(room)
-        if not isinstance(history, RoomHistory):
-            history = self._open(room)
-        self._hub._subscribe_for(history)
+        self._subscribed(room)
         if not self._changed:
             self._loop.call_soon(self._drop_unwanted)
         self._changed.add(room)
+
+    def _subscribed(self, room: str) -> RoomHistory:
+        """Return the history of a room, whose messages arrive while it has members."""
+        history = self.cursors.get(room)
+        if history is None:
+            return self._open(room)
+        self._hub._subscribe_for(history)
+        return history
 
     def settings_changed(self, room: str) -> None:
         """Note that a room has other settings."""
         config = self._hub._room_config(room)
         history = self.cursors.get(room)
-        if isinstance(history, RoomHistory):
+        if history is not None:
             if config is not None and config.history is not None:
                 history.settings_changed(config.history)
             else:
-                self.cursors.pop(room, None)
+                del self.cursors[room]
         elif self._hub.room_size(room):
             self.members_changed(room)
 
@@ -172,16 +170,13 @@ class Histories:
         changed, self._changed = self._changed, set()
         for room in changed:
             history = self.cursors.get(room)
-            if isinstance(history, RoomHistory) and not self.is_wanted(history):
+            if history is not None and not self.is_wanted(history):
                 del self.cursors[room]
 
     def hold(self, room: str) -> RoomHistory:
         """Return the history of a room, which stays until ``release()`` although the room may have no member."""
-        history = self.cursors.get(room)
-        if not isinstance(history, RoomHistory):
-            history = self._open(room)
+        history = self._subscribed(room)
         history.recoveries += 1
-        self._hub._subscribe_for(history)
         return history
 
     def release(self, history: RoomHistory) -> None:
@@ -234,6 +229,7 @@ class Histories:
         Raises ``BrokerError``.
         """
         history.window_ends_at = self._hub.now() + WINDOW_SECONDS
+        self._windowed.add(history)
         if history.window is not None:
             return
         if history.opening is None:
@@ -290,11 +286,9 @@ class Histories:
 
     def _histories_of(self, channels: Collection[str] | None) -> list[RoomHistory]:
         if channels is None:
-            found = list(self.cursors.values())
-        else:
-            names = [name.removeprefix(ROOM_CHANNELS) for name in channels if name.startswith(ROOM_CHANNELS)]
-            found = [self.cursors[name] for name in names if name in self.cursors]
-        return [history for history in found if isinstance(history, RoomHistory)]
+            return list(self.cursors.values())
+        names = [name.removeprefix(ROOM_CHANNELS) for name in channels if name.startswith(ROOM_CHANNELS)]
+        return [self.cursors[name] for name in names if name in self.cursors]
 
     def _note_missing(self, history: RoomHistory) -> None:
         """Have a history read, once more if that is under way."""
@@ -367,8 +361,9 @@ class Histories:
         """Drop windows that are not used, and compare positions with those of the histories."""
         if self._local is not None:
             self._local.sweep(now)
-        for history in self._histories_of(None):
-            if history.window is not None and not history.recoveries and now >= history.window_ends_at:
+        for history in tuple(self._windowed):
+            if not history.recoveries and now >= history.window_ends_at:
+                self._windowed.discard(history)
                 history.drop_window()
         is_checking = self._checking is not None and not self._checking.done()
         if self._local is None and not is_checking and now >= self._checked_at + CHECK_SECONDS:
@@ -377,7 +372,7 @@ class Histories:
 
     async def _check_positions(self) -> None:
         """Find messages that have not arrived although the broker has noticed nothing. See ``CHECK_SECONDS``."""
-        histories = [history for history in self._histories_of(None) if history.is_live]
+        histories = [history for history in self.cursors.values() if history.is_live]
         for history in histories:
             await asyncio.sleep(CHECK_SECONDS / 2 / len(histories))
             try:

@@ -4,6 +4,7 @@
 from cpython.pythread cimport PyThread_get_thread_ident
 
 from wshub.brokers.envelope cimport ROOM_MESSAGE
+from wshub.core.broadcasting cimport hand_to_loop
 from wshub.core.connection_state cimport ConnectionCore
 from wshub.core.conflation_keys cimport check_conflation_key
 from wshub.core.delivery_options cimport INHERITED, Delivery, resolve_delivery_options
@@ -55,11 +56,7 @@ cdef Py_ssize_t send_to_history(
     if PyThread_get_thread_ident() != hub.thread_id and not hub.loop.is_closed():
         message = Message(message)
         later = partial(send_later, hub, name, message, excluded, compress, slow_consumer, key, publisher)
-        try:
-            hub.loop.call_soon_threadsafe(later)
-        except RuntimeError:
-            if not hub.loop.is_closed():
-                raise
+        if not hand_to_loop(hub, later):
             return 0
     else:
         hub.histories.send(

@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias
 from wshub.brokers.interface import Broker, HistoryBroker
 from wshub.brokers.presence_interface import PresenceBroker
 from wshub.core.brokers_in_use import BROKERS_IN_USE
-from wshub.core.cluster import Cluster, HasMembers
+from wshub.core.cluster import Cluster
 from wshub.core.cluster_surveys import Answer
+from wshub.core.cluster_types import HasMembers
 from wshub.core.config import HubConfig
 from wshub.core.handler_checks import check_function
 from wshub.core.histories import Histories
 from wshub.core.hub_core import HubCore
 from wshub.core.local_history import LocalHistory
 from wshub.core.local_presence import LocalPresence
-from wshub.core.presences import Presences, PresenceSource
+from wshub.core.presences import Presences
 from wshub.core.remote_messages import RemoteMessages
 from wshub.core.shutdown import Shutdown, WaitingHandlers
 from wshub.errors import ConfigurationError, MisuseError
@@ -179,11 +180,9 @@ class HubLifecycle(HubCore):
 
     def _start_histories(self) -> None:
         """Keep the messages of the rooms whose settings say so: at the broker, or in memory without one."""
-        cluster = self._cluster
-        if cluster is not None:
-            if not isinstance(cluster.broker, HistoryBroker):
-                raise ConfigurationError(f"rooms with history need a broker that keeps messages, not {cluster.broker}")
-            self._histories = cluster.histories = Histories(self, cluster, cluster.broker)
+        cluster, broker = self._cluster, self._history_broker()
+        if cluster is not None and broker is not None:
+            self._histories = cluster.histories = Histories(self, cluster, broker)
         else:
             messages = RemoteMessages(self, secrets.randbits(64), None)
             self._histories = Histories(self, messages, LocalHistory(self.now, messages.receive))
@@ -191,16 +190,24 @@ class HubLifecycle(HubCore):
 
     def _start_presences(self) -> None:
         """Know who is in the rooms whose settings say so: at the broker, or in memory without one."""
-        cluster = self._cluster
-        if cluster is None:
-            node = ALONE
-            source: PresenceSource = LocalPresence(node, self.now)
-        elif isinstance(cluster.broker, PresenceBroker):
-            node, source = cluster.info.id, cluster.broker
+        cluster, broker = self._cluster, self._presence_broker()
+        if cluster is not None and broker is not None:
+            self._presences = Presences(self, cluster.info.id, broker)
         else:
-            raise ConfigurationError(f"rooms with presence need a broker that knows who is there, not {cluster.broker}")
-        self._presences = Presences(self, node, source)
+            self._presences = Presences(self, ALONE, LocalPresence(ALONE, self.now))
         self._keep_presences(self._presences)
+
+    def _history_broker(self) -> HistoryBroker | None:
+        """Return the broker, which keeps messages; None without one. Raises ``ConfigurationError`` if it keeps none."""
+        if self.broker is None or isinstance(self.broker, HistoryBroker):
+            return self.broker
+        raise ConfigurationError(f"rooms with history need a broker that keeps messages, not {self.broker!r}")
+
+    def _presence_broker(self) -> PresenceBroker | None:
+        """Return the broker, which knows members; None without one. Raises ``ConfigurationError`` if it does not."""
+        if self.broker is None or isinstance(self.broker, PresenceBroker):
+            return self.broker
+        raise ConfigurationError(f"rooms with presence need a broker that knows who is there, not {self.broker!r}")
 
     def _subscribe_for(self, room: HasMembers) -> None:
         """Have messages of a room arrive for as long as it has members."""

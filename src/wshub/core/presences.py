@@ -13,27 +13,26 @@ import inspect
 import itertools
 import json
 import logging
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from wshub.brokers.interface import ROOM_CHANNELS, room_channel
 from wshub.brokers.presence_interface import (
     BEAT_SECONDS,
-    Beat,
     Member,
     PresenceConfig,
     PresenceCounts,
     PresenceEntry,
     PresencePage,
-    StoredPresence,
+    PresenceSource,
 )
 from wshub.errors import BrokerError, BrokerUncertain, InvalidMessageError, MisuseError
 
 if TYPE_CHECKING:
     from wshub.core.config import RoomConfig
 
-__all__ = ["PresenceSource", "Presences"]
+__all__ = ["Presences"]
 
 logger = logging.getLogger("wshub.broker")
 
@@ -48,22 +47,6 @@ ENTRIES_AT_ONCE = 500
 
 RETRY_SECONDS = 0.25
 MAX_RETRY_SECONDS = 5.0
-
-
-class PresenceSource(Protocol):
-    """Keeps the entries: a PresenceBroker, or the memory of a hub without a broker."""
-
-    async def presence_enter(self, channel: str, entries: Sequence[PresenceEntry]) -> list[bool]: ...
-
-    async def presence_leave(self, channel: str, entries: Sequence[PresenceEntry]) -> list[bool]: ...
-
-    async def presence_beat(self, *, is_leaving: bool = False) -> Beat: ...
-
-    async def presence_take_over(self, node: str) -> list[tuple[str, PresenceEntry]]: ...
-
-    async def presence_read(self, channel: str, cursor: str, limit: int) -> StoredPresence: ...
-
-    async def presence_counts(self, channel: str) -> PresenceCounts: ...
 
 
 class HubWithPresence(Protocol):
@@ -119,7 +102,6 @@ class Presences:
         self._changed: dict[Attendance, None] = {}
         # Users who have left: when their grace ends, and a number that keeps the order.
         self._leaving: list[tuple[float, int, Attendance]] = []
-        self._infos: dict[tuple[str, int], Any] = {}
         self._telling: asyncio.Task[None] | None = None
         self._beating: asyncio.Task[None] | None = None
         self._beat_at = hub.now()
@@ -136,8 +118,9 @@ class Presences:
 
     # Members
 
-    def set_info(self, room: str, connection: int, info: Any) -> None:
-        """Set what a member that joins has as its info; or that of a member that has joined.
+    @staticmethod
+    def check_info(info: Any) -> None:
+        """Check what is to be the info of a member.
 
         Raises:
             InvalidMessageError: it has more than 1 KiB as JSON.
@@ -146,16 +129,16 @@ class Presences:
         size = len(json.dumps(info, ensure_ascii=False).encode(errors="surrogatepass"))
         if size > MAX_INFO_BYTES:
             raise InvalidMessageError(f"the info of a member has at most {MAX_INFO_BYTES} bytes as JSON, not {size}")
+
+    def set_info(self, room: str, connection: int, info: Any) -> None:
+        """Set the info of a member, which ``check_info`` has taken."""
         attendance = self._members.get((room, connection))
-        if attendance is None or attendance.leaves_at is not None:
-            self._infos[room, connection] = info
-        else:
+        if attendance is not None:
             self._set_info(attendance, info)
 
-    def joined(self, room: str, connection: int, user: str | None) -> None:
+    def joined(self, room: str, connection: int, user: str | None, info: Any = None) -> None:
         """Note that a connection has joined a room with presence."""
         known = self._members.get((room, connection))
-        info = self._infos.pop((room, connection), None)
         if known is not None and known.is_present and known.member.user == user:
             # It has left and comes back within the grace.
             known.leaves_at = None
@@ -170,7 +153,6 @@ class Presences:
 
     def left(self, room: str, connection: int) -> None:
         """Note that a connection has left a room with presence, or has ended."""
-        self._infos.pop((room, connection), None)
         attendance = self._members.get((room, connection))
         if attendance is not None and attendance.leaves_at is None:
             self._leave_later(attendance)
@@ -180,8 +162,7 @@ class Presences:
         attendance = self._members.get((room, connection))
         if attendance is not None and attendance.member.user != user:
             self.left(room, connection)
-            self._infos[room, connection] = attendance.member.info
-            self.joined(room, connection, user)
+            self.joined(room, connection, user, attendance.member.info)
 
     def _leave_later(self, attendance: Attendance) -> None:
         config = self.config_of(attendance.room)

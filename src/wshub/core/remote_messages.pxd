@@ -43,6 +43,7 @@ cdef class RemoteMessages(EnvelopeReceiver):
     cdef double lag              # seconds that an envelope took, by the clocks of both nodes; negative: not known
 
     cdef bint send_envelope(self, str channel, bytes envelope) except -1
+    cdef void note_lag(self, const Envelope *envelope) noexcept
     cdef int take(self, const Envelope *envelope) except -1
     cdef int take_stored(self, const uint8_t *data, size_t length) except -1
     cdef int fan_out(self, const Envelope *envelope) except -1

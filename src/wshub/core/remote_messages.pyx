@@ -187,9 +187,8 @@ cdef class RemoteMessages(EnvelopeReceiver):
             if envelope.node == self.node:
                 self.ignored[OWN] += 1
                 return
-            if self.measures_lag and envelope.kind != CONTROL and envelope.sent_at:
-                self.measures_lag = False
-                self.lag = (<int64_t>(wall_clock() - envelope.sent_at)) * 1e-6
+            if envelope.kind != CONTROL:
+                self.note_lag(&envelope)
         try:
             outcome = self.take_stored(data, length) if is_stored else self.take(&envelope)
             if outcome == TAKEN:
@@ -203,6 +202,12 @@ cdef class RemoteMessages(EnvelopeReceiver):
         except Exception:
             self.ignored[FAILED] += 1
             logger.exception("a message of another node could not be handled")
+
+    cdef void note_lag(self, const Envelope *envelope) noexcept:
+        """Measure how long a message has taken, if that is due."""
+        if self.measures_lag and envelope.sent_at:
+            self.measures_lag = False
+            self.lag = (<int64_t>(wall_clock() - envelope.sent_at)) * 1e-6
 
     cdef int take(self, const Envelope *envelope) except -1:
         """Return TAKEN, or why the envelope reaches no connection. Raise ValueError if it is not valid."""
@@ -276,9 +281,7 @@ cdef class RemoteMessages(EnvelopeReceiver):
             return UNREADABLE
         if envelope.kind != ROOM_MESSAGE:
             return UNREADABLE
-        if self.measures_lag and envelope.sent_at:
-            self.measures_lag = False
-            self.lag = (<int64_t>(wall_clock() - envelope.sent_at)) * 1e-6
+        self.note_lag(&envelope)
         name = PyUnicode_DecodeUTF8(envelope.name, envelope.name_length, "surrogatepass")
         cursor = hub.history_cursors.get(name)
         if cursor is None:

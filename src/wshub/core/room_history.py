@@ -9,14 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from wshub.brokers.envelope import decode_envelope, decode_stored, encode_envelope
 from wshub.brokers.interface import (
     HistoryConfig,
     Position,
     Publication,
-    Published,
     StoredEnvelope,
     StoredHistory,
     room_channel,
@@ -28,7 +27,7 @@ from wshub.protocol.message import Message
 if TYPE_CHECKING:
     from wshub.core.remote_messages import RemoteMessages
 
-__all__ = ["HistorySource", "RoomHistory", "publication_of"]
+__all__ = ["RoomHistory", "publication_of"]
 
 logger = logging.getLogger("wshub.server")
 
@@ -39,30 +38,6 @@ MAX_HELD_BYTES = 1024 * 1024
 # Envelopes, and bytes of them, of one reading.
 READ_LIMIT = 1000
 READ_BYTES = 4 * 1024 * 1024
-
-
-class HistorySource(Protocol):
-    """Stores messages: a HistoryBroker, or the memory of a hub without a broker."""
-
-    async def subscribed(self, channel: str) -> None: ...
-
-    def send_stored(self, channel: str, envelope: bytes, config: HistoryConfig) -> bool: ...
-
-    async def publish_stored(
-        self, channel: str, envelope: bytes, config: HistoryConfig, *, idempotency_key: str = ""
-    ) -> Published: ...
-
-    async def history(
-        self,
-        channel: str,
-        config: HistoryConfig,
-        *,
-        since: Position | None = None,
-        limit: int = 100,
-        max_bytes: int = 1024 * 1024,
-        reverse: bool = False,
-        is_own: bool = False,
-    ) -> StoredHistory: ...
 
 
 def publication_of(stored: StoredEnvelope, epoch: str) -> Publication:
@@ -136,8 +111,7 @@ class RoomHistory(HistoryCursor):
     def settings_changed(self, config: HistoryConfig) -> None:
         """Take another configuration."""
         self.config = config
-        self.window = None
-        self._settle()
+        self.drop_window()
 
     def begin_at(self, position: Position) -> None:
         """Go on behind the newest message, since the members expect none before it."""
@@ -160,8 +134,7 @@ class RoomHistory(HistoryCursor):
     def take(self, stored: bytes) -> bool:
         """Take a stored envelope that has arrived. Return False if the members were sent it before."""
         head, envelope = decode_stored(stored)
-        is_known = head.epoch == self.epoch and head.offset <= self.offset
-        if is_known:
+        if head.epoch == self.epoch and head.offset <= self.offset:
             return False
         if self.is_live and not self._is_delivering and head.epoch == self.epoch and head.previous == self.offset:
             self._deliver(StoredEnvelope(head.offset, envelope))
