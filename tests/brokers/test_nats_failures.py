@@ -276,14 +276,18 @@ async def test_it_closes_while_the_server_is_away() -> None:
             await starting
 
 
-async def test_it_closes_in_the_moment_in_which_the_server_answers() -> None:
+@pytest.mark.parametrize("answer", [b"PONG\r\n", b""], ids=["answers", "ends the connection"])
+async def test_it_closes_in_the_moment_in_which_the_server(answer: bytes) -> None:
     """wait_for() of Python 3.11 loses a cancellation in that moment."""
     answered = asyncio.Event()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b'INFO {"server_id":"x","version":"2.10.0","max_payload":1048576}\r\n')
         await reader.readuntil(b"PING\r\n")
-        writer.write(b"PONG\r\n")
+        if answer:
+            writer.write(answer)
+        else:
+            writer.close()
         answered.set()
         with contextlib.suppress(OSError):
             await reader.read()

@@ -207,11 +207,12 @@ class KeptConnection:
             raise TimeoutError(f"no answer within {OPENING_SECONDS:g} s") from None
         finally:
             self._opening = None
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            # asyncio.wait_for() of Python 3.11, which nats-py uses, loses a cancellation if the answer has just come.
-            connection.abort()
-            raise asyncio.CancelledError
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                # asyncio.wait_for() of Python 3.11, which nats-py uses, loses a cancellation if what it waits for
+                # has just ended, with an answer or with an error.
+                connection.abort()
+                raise asyncio.CancelledError
 
     def _connection_lost(self, connection: NatsConnection, reason: str) -> None:
         self.connection = None

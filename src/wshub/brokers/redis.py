@@ -7,8 +7,6 @@ from collections.abc import Sequence
 
 from wshub.brokers.interface import (
     BrokerEvents,
-    BrokerHealth,
-    BrokerStats,
     HistoryConfig,
     NodeInfo,
     Position,
@@ -16,16 +14,16 @@ from wshub.brokers.interface import (
     StoredHistory,
 )
 from wshub.brokers.presence_interface import Beat, PresenceCounts, PresenceEntry, StoredPresence
-from wshub.brokers.redis_presences import RedisPresences
 from wshub.brokers.redis_session import RedisSession, RedisSettings
 from wshub.brokers.redis_url import parse_redis_url
-from wshub.errors import BrokerUnavailable, ConfigurationError, MisuseError
+from wshub.brokers.session_broker import SessionBroker
+from wshub.errors import ConfigurationError
 from wshub.protocol.validation import check_integer, check_str
 
 __all__ = ["RedisBroker"]
 
 
-class RedisBroker:
+class RedisBroker(SessionBroker[RedisSession]):
     """Joins the hubs of many processes and machines through one Redis (7.0 or newer) or Valkey engine.
 
     It needs hiredis: ``pip install wshub[redis]``. The engine stores the messages of rooms with history; the others it
@@ -42,6 +40,8 @@ class RedisBroker:
 
     Keys must not be evicted: with ``maxmemory``, set ``maxmemory-policy noeviction``. Otherwise histories get lost,
     which clients are told.
+
+    ``publish()`` returns the number of receivers, this node among them.
 
     Args:
         url: ``redis://[USER:PASSWORD@]HOST[:PORT][/DATABASE]``, ``rediss://...`` for TLS, or
@@ -64,6 +64,7 @@ class RedisBroker:
         ssl: ssl_module.SSLContext | None = None,
         max_pending: int = 8 * 1024 * 1024,
     ) -> None:
+        super().__init__()
         address = parse_redis_url(check_str("url", url))
         if ssl is not None and not address.tls:
             raise ConfigurationError("ssl is for a URL that begins with rediss://")
@@ -72,87 +73,12 @@ class RedisBroker:
         if address.tls and ssl is None:
             ssl = ssl_module.create_default_context()
         self._settings = RedisSettings(address, prefix, ssl, check_integer("max_pending", max_pending, 1, 1 << 40))
-        self._session: RedisSession | None = None
-        # Channels that were subscribed to before start().
-        self._wanted: set[str] = set()
 
     def __repr__(self) -> str:
         return f"RedisBroker({str(self._settings.address)!r}, prefix={self._settings.prefix!r})"
 
-    async def start(self, node: NodeInfo, events: BrokerEvents) -> None:
-        """Join the other nodes, and return when envelopes on ``ALL_NODES`` and on the node's channel arrive.
-
-        While the engine cannot be reached it logs that once, and tries again, ever more seldom. After ``close()``, or
-        if the loop has closed without it, it can be started again.
-
-        Raises:
-            ConfigurationError: the engine does not accept the credentials, does not let the user subscribe, or is too
-                old.
-            BrokerUnavailable: the broker was closed meanwhile.
-            MisuseError: it is started already.
-        """
-        if self._running() is not None:
-            raise MisuseError("the broker is started already: a broker belongs to one hub")
-        wanted, self._wanted = self._wanted, set()
-        self._session = RedisSession(self._settings, node, events, wanted)
-        await self._session.start()
-
-    async def close(self) -> None:
-        """Send what waits, for a second at most, and leave the other nodes. A second call does nothing."""
-        self._wanted.clear()
-        session = self._running()
-        if session is not None:
-            await session.close()
-
-    def subscribe(self, channel: str) -> None:
-        """Have envelopes of the channel arrive. A second call for a channel does nothing."""
-        session = self._running()
-        if session is not None:
-            session.subscriptions.want(channel)
-        else:
-            self._wanted.add(channel)
-
-    def unsubscribe(self, channel: str) -> None:
-        """Let no more envelopes of the channel arrive. Some that are under way still may."""
-        session = self._running()
-        if session is not None:
-            session.subscriptions.unwant(channel)
-        else:
-            self._wanted.discard(channel)
-
-    async def subscribed(self, channel: str) -> None:
-        """Return when every envelope that any node sends on the channel from now on arrives.
-
-        Raises:
-            BrokerUnavailable: the broker has no connection, or has lost it; the node has left the channel; or the
-                engine refuses the subscription. The broker goes on to try.
-            MisuseError: the channel is not subscribed to.
-        """
-        session = self._running()
-        if session is None:
-            raise BrokerUnavailable("the broker is not started")
-        await session.subscriptions.wait(channel)
-
-    def send(self, channel: str, envelope: bytes) -> bool:
-        """Send an envelope to every node that has subscribed to the channel, and forget it.
-
-        Returns False if the envelope was dropped: there is no connection, or too much waits already.
-        """
-        session = self._session
-        return session is not None and session.publishing.send(channel, envelope)
-
-    async def publish(self, channel: str, envelope: bytes) -> Published:
-        """Send an envelope, and return when the engine has taken it. ``receivers`` counts this node too.
-
-        Raises:
-            BrokerUnavailable: nothing was sent: there is no connection, or too much waits already.
-            BrokerUncertain: the connection has ended before the answer, or five seconds have passed.
-            BrokerError: the engine refuses the message.
-        """
-        session = self._running()
-        if session is None:
-            raise BrokerUnavailable("the broker is not started")
-        return await session.publishing.publish(channel, envelope)
+    def _create_session(self, node: NodeInfo, events: BrokerEvents, wanted: set[str]) -> RedisSession:
+        return RedisSession(self._settings, node, events, wanted)
 
     def send_stored(self, channel: str, envelope: bytes, config: HistoryConfig) -> bool:
         """Store an envelope and send it to every node that has subscribed to the channel, and forget it.
@@ -170,10 +96,7 @@ class RedisBroker:
         Raises:
             BrokerUnavailable, BrokerUncertain, BrokerError: as ``publish()``.
         """
-        session = self._running()
-        if session is None:
-            raise BrokerUnavailable("the broker is not started")
-        return await session.histories.publish(channel, envelope, config, idempotency_key)
+        return await self._started().histories.publish(channel, envelope, config, idempotency_key)
 
     async def history(
         self,
@@ -191,63 +114,30 @@ class RedisBroker:
         Raises:
             BrokerUnavailable: there is no connection, it was lost, or the engine refuses.
         """
-        session = self._running()
-        if session is None:
-            raise BrokerUnavailable("the broker is not started")
-        return await session.histories.read(
+        return await self._started().histories.read(
             channel, config, since=since, limit=limit, max_bytes=max_bytes, reverse=reverse, is_own=is_own
         )
 
     async def presence_enter(self, channel: str, entries: Sequence[PresenceEntry]) -> list[bool]:
         """Add entries of this node. See ``PresenceBroker.presence_enter``."""
-        return await self._presences().enter(channel, entries)
+        return await self._started().presences.enter(channel, entries)
 
     async def presence_leave(self, channel: str, entries: Sequence[PresenceEntry]) -> list[bool]:
         """Remove entries of this node. See ``PresenceBroker.presence_leave``."""
-        return await self._presences().leave(channel, entries)
+        return await self._started().presences.leave(channel, entries)
 
     async def presence_beat(self, *, is_leaving: bool = False) -> Beat:
         """Say that this node lives. See ``PresenceBroker.presence_beat``."""
-        return await self._presences().beat(is_leaving=is_leaving)
+        return await self._started().presences.beat(is_leaving=is_leaving)
 
     async def presence_take_over(self, node: str) -> list[tuple[str, PresenceEntry]]:
         """Take entries of a dead node over. See ``PresenceBroker.presence_take_over``."""
-        return await self._presences().take_over(node)
+        return await self._started().presences.take_over(node)
 
     async def presence_read(self, channel: str, cursor: str, limit: int) -> StoredPresence:
         """Return some entries of a channel. See ``PresenceBroker.presence_read``."""
-        return await self._presences().read(channel, cursor, limit)
+        return await self._started().presences.read(channel, cursor, limit)
 
     async def presence_counts(self, channel: str) -> PresenceCounts:
         """Return the number of entries and users. See ``PresenceBroker.presence_counts``."""
-        return await self._presences().counts(channel)
-
-    def _presences(self) -> RedisPresences:
-        session = self._running()
-        if session is None:
-            raise BrokerUnavailable("the broker is not started")
-        return session.presences
-
-    def sweep(self, now: float) -> None:
-        """Send the probes that are due, and end what has taken too long. The hub calls it at least once a second."""
-        session = self._running()
-        if session is not None:
-            session.sweep(now)
-
-    def health(self) -> BrokerHealth:
-        """Return how the broker is at present."""
-        if self._session is None:
-            return BrokerHealth(state="starting", reason="the broker is not started")
-        return self._session.health()
-
-    def stats(self) -> BrokerStats:
-        """Return what was counted since ``start()``."""
-        if self._session is not None:
-            return self._session.stats()
-        return BrokerStats(subscriptions=len(self._wanted))
-
-    def _running(self) -> RedisSession | None:
-        session = self._session
-        if session is None or session.is_closed or session.loop.is_closed():
-            return None
-        return session
+        return await self._started().presences.counts(channel)

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from struct import Struct
-from typing import ClassVar, TypeAlias
+from typing import ClassVar, Self, TypeAlias
 
 from wshub.brokers.history_store import HistoryPart
 from wshub.brokers.interface import (
@@ -118,6 +118,20 @@ def make_config(size: int, max_bytes: int, ttl_ms: int, position_ttl_ms: int) ->
         return HistoryConfig(size=size, max_bytes=max_bytes, ttl_ms=ttl_ms, position_ttl_ms=position_ttl_ms)
     except ConfigurationError as error:
         raise ValueError(str(error)) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """A body without fields."""
+
+    KIND: ClassVar[int]
+
+    def encode(self) -> bytes:
+        return bytes([self.KIND])
+
+    @classmethod
+    def decode(cls, reader: Reader) -> Self:
+        return cls()
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,60 +301,45 @@ class Owned:
 
 
 @dataclass(frozen=True, slots=True)
-class Owners:
-    """Note who owns these slots."""
+class OwnedSlots:
+    """A body about the owners of slots."""
 
-    KIND: ClassVar = 7
+    KIND: ClassVar[int]
     owned: tuple[Owned, ...]
 
     def encode(self) -> bytes:
         writer = Writer(self.KIND)
-        write_owned(writer, self.owned)
+        writer.number(len(self.owned))
+        for one in self.owned:
+            writer.number(one.slot)
+            writer.number(one.term)
+            writer.text(one.node_id)
         return writer.body()
 
     @classmethod
-    def decode(cls, reader: Reader) -> Owners:
-        return cls(read_owned(reader))
+    def decode(cls, reader: Reader) -> Self:
+        return cls(tuple(Owned(reader.number(), reader.number(), reader.text()) for _ in range(reader.number())))
 
 
-def write_owned(writer: Writer, owned: tuple[Owned, ...]) -> None:
-    writer.number(len(owned))
-    for one in owned:
-        writer.number(one.slot)
-        writer.number(one.term)
-        writer.text(one.node_id)
+class Owners(OwnedSlots):
+    """Note who owns these slots."""
 
-
-def read_owned(reader: Reader) -> tuple[Owned, ...]:
-    return tuple(Owned(reader.number(), reader.number(), reader.text()) for _ in range(reader.number()))
+    __slots__ = ()
+    KIND: ClassVar = 7
 
 
 @dataclass(frozen=True, slots=True)
-class Leave:
+class Leave(Signal):
     """Send no further Store or Read to this worker, and say Fenced: it leaves."""
 
     KIND: ClassVar = 8
 
-    def encode(self) -> bytes:
-        return bytes([self.KIND])
-
-    @classmethod
-    def decode(cls, reader: Reader) -> Leave:
-        return cls()
-
 
 @dataclass(frozen=True, slots=True)
-class Fenced:
+class Fenced(Signal):
     """The answer to Leave, behind all requests."""
 
     KIND: ClassVar = 9
-
-    def encode(self) -> bytes:
-        return bytes([self.KIND])
-
-    @classmethod
-    def decode(cls, reader: Reader) -> Fenced:
-        return cls()
 
 
 @dataclass(frozen=True, slots=True)
@@ -377,21 +376,11 @@ class Moving:
         return cls(slot, HistoryPart(name, position, forgets_in_ms, ends_in_ms, keys, envelopes))
 
 
-@dataclass(frozen=True, slots=True)
-class Moved:
+class Moved(OwnedSlots):
     """Own these slots from now on, with the parts that were sent before. The answer is Taken."""
 
+    __slots__ = ()
     KIND: ClassVar = 11
-    owned: tuple[Owned, ...]
-
-    def encode(self) -> bytes:
-        writer = Writer(self.KIND)
-        write_owned(writer, self.owned)
-        return writer.body()
-
-    @classmethod
-    def decode(cls, reader: Reader) -> Moved:
-        return cls(read_owned(reader))
 
 
 @dataclass(frozen=True, slots=True)
@@ -413,17 +402,10 @@ class Taken:
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
+class Ready(Signal):
     """Note that this worker knows the others: it may own slots, and choose owners."""
 
     KIND: ClassVar = 13
-
-    def encode(self) -> bytes:
-        return bytes([self.KIND])
-
-    @classmethod
-    def decode(cls, reader: Reader) -> Ready:
-        return cls()
 
 
 Body: TypeAlias = (

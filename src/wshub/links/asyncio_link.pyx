@@ -154,7 +154,11 @@ cdef class AsyncioLink(Link):
         return found
 
     cdef int64_t bytes_unacked(self) noexcept:
-        return <int64_t>self.transport.get_write_buffer_size() + <int64_t>unacked_bytes(self.transport)
+        try:
+            return <int64_t>self.transport.get_write_buffer_size() + <int64_t>unacked_bytes(self.transport)
+        except AttributeError:
+            # A TLS transport that has ended has no buffer any more. It reports its end in a later iteration.
+            return 0
 
     cdef object peer_name(self):
         return self.peer
