@@ -9,6 +9,7 @@ from typing import Any
 from wshub.brokers.interface import NodeInfo
 from wshub.brokers.memory_engine import Ask
 from wshub.brokers.presence_interface import Beat, PresenceCounts, PresenceEntry, StoredPresence
+from wshub.brokers.presence_store import check_cursor
 
 __all__ = ["MemoryPresence"]
 
@@ -48,6 +49,7 @@ class MemoryPresence:
 
     async def presence_read(self, channel: str, cursor: str, limit: int) -> StoredPresence:
         """Return some entries of a channel. See ``PresenceBroker.presence_read``."""
+        check_cursor(cursor)
         found: StoredPresence = await self._ask("read", channel, cursor, limit)
         return found
 

@@ -146,6 +146,12 @@ class Beat(NamedTuple):
     dead: tuple[str, ...]
     """Nodes that are dead, and whose entries nobody has taken over yet."""
 
+    lost: tuple[str, ...] = ()
+    """The ids of entries of this node that others have taken over. The node has to enter those members."""
+
+    next_in: float = BEAT_SECONDS
+    """Seconds until the next beat is due."""
+
 
 class PresenceSource(Protocol):
     """Keeps who is in which room. Each method is one step for all other nodes.

@@ -65,8 +65,12 @@ BEAT = Script(
     + """
 local node, is_leaving, seed, dead_after, sets = ARGV[1], ARGV[2] == '1', ARGV[3], tonumber(ARGV[4]), ARGV[5]
 local now = engine_time()
-local is_known = 1 - redis.call('SADD', KEYS[2], node)
-redis.call('ZADD', KEYS[1], is_leaving and 0 or now, node)
+local is_known = 1
+-- Some entries of a node with this time were taken over: it stays dead until the others have followed.
+if redis.call('ZSCORE', KEYS[1], node) ~= '-1' or redis.call('EXISTS', sets .. node) == 0 then
+    is_known = 1 - redis.call('SADD', KEYS[2], node)
+    redis.call('ZADD', KEYS[1], is_leaving and 0 or now, node)
+end
 local epoch = redis.call('GET', KEYS[3])
 if not epoch then
     epoch = new_epoch(seed)
@@ -100,6 +104,7 @@ local beat = redis.call('ZSCORE', KEYS[1], dead)
 if not beat or tonumber(beat) > engine_time() - dead_after then
     return {}
 end
+redis.call('ZADD', KEYS[1], -1, dead)
 local taken = {}
 for _, element in ipairs(redis.call('SPOP', sets .. dead, count)) do
     local id, channel = string.match(element, '^([^\\n]*)\\n(.*)$')

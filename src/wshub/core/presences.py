@@ -13,7 +13,7 @@ import inspect
 import itertools
 import json
 import logging
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -105,6 +105,7 @@ class Presences:
         self._telling: asyncio.Task[None] | None = None
         self._beating: asyncio.Task[None] | None = None
         self._beat_at = hub.now()
+        self._beat_seconds = BEAT_SECONDS
         self._epoch = ""
         self._delay = RETRY_SECONDS
         self._calls: set[asyncio.Task[None]] = set()
@@ -293,7 +294,7 @@ class Presences:
             if attendance.leaves_at == due:
                 self._leave(attendance)
         if now >= self._beat_at and self._beating is None and not self._is_closed:
-            self._beat_at = now + BEAT_SECONDS
+            self._beat_at = now + self._beat_seconds
             self._beating = self._loop.create_task(self._beat())
 
     async def _beat(self) -> None:
@@ -307,8 +308,12 @@ class Presences:
         try:
             beat = await self._source.presence_beat()
             if not beat.is_known:
-                self._enter_anew(is_lost=beat.epoch != self._epoch)
+                self._enter_anew(tuple(self._attendances), is_lost=beat.epoch != self._epoch)
+            elif beat.lost:
+                lost = set(beat.lost)
+                self._enter_anew([one for one in self._attendances if one.entry.id in lost], is_lost=False)
             self._epoch = beat.epoch
+            self._beat_seconds = beat.next_in
             for node in beat.dead:
                 await self._take_over(node)
         except BrokerError:
@@ -318,18 +323,30 @@ class Presences:
             return False
         return True
 
-    def _enter_anew(self, *, is_lost: bool) -> None:
-        """Enter all members again.
+    def _enter_anew(self, attendances: Sequence[Attendance], *, is_lost: bool) -> None:
+        """Enter members again.
 
         Args:
+            attendances: those of the members.
             is_lost: whether the store has lost all entries. Otherwise other nodes have said that the members have left,
-                so they join again.
+                so they join again. Those that are gone, and whose grace lasts, have left already.
         """
-        for attendance in self._attendances:
-            if attendance.is_stored and attendance.is_present:
+        for attendance in attendances:
+            if not is_lost and attendance.leaves_at is not None:
+                self._forget(attendance)
+            elif attendance.is_stored and attendance.is_present:
                 attendance.is_stored = False
                 attendance.is_new = not is_lost
                 self._note(attendance)
+
+    def _forget(self, attendance: Attendance) -> None:
+        """Leave the rest of a member's grace to the node that has taken it over."""
+        attendance.is_present = attendance.is_stored = attendance.is_uncertain = False
+        attendance.leaves_at = None
+        self._attendances.pop(attendance, None)
+        key = attendance.room, attendance.member.connection
+        if self._members.get(key) is attendance:
+            del self._members[key]
 
     async def _take_over(self, node: str) -> None:
         """Let the members of a dead node leave, once their grace is over."""
