@@ -75,6 +75,14 @@ class PresenceEntries:
         """The nodes that have entries."""
         return list(self._of_node)
 
+    def count(self, node: str) -> int:
+        """Return the number of entries of a node."""
+        return len(self._of_node.get(node, ()))
+
+    def of_node(self, node: str) -> list[tuple[str, PresenceEntry]]:
+        """Return channels and entries of a node."""
+        return [(channel, self._channels[channel].entries[name]) for channel, name in self._of_node.get(node, ())]
+
     def has(self, channel: str, entry_id: str) -> bool:
         """Return whether there is such an entry."""
         presence = self._channels.get(channel)
@@ -152,8 +160,8 @@ class PresenceStore:
         self.epoch = new_epoch()
         self._entries = PresenceEntries()
         self._beats: dict[str, float] = {}
-        # Nodes that have had a beat, and were not taken for dead since.
-        self._known: set[str] = set()
+        # Nodes that have had a beat, and were not taken for dead since: the number of the first one.
+        self._known: dict[str, int] = {}
         # Nodes of which some entries were taken over. They stay dead until the others have followed.
         self._condemned: set[str] = set()
 
@@ -167,18 +175,32 @@ class PresenceStore:
         """Remove entries of a node. Return for each whether no entry of its user is left."""
         return self._entries.leave(node, channel, entries)
 
-    def beat(self, node: str, now: float, *, is_leaving: bool = False) -> Beat:
-        """Note that a node lives, or that it ends."""
-        is_known = node in self._known
+    def beat(self, node: str, now: float, *, is_leaving: bool = False, seen: int = 0, number: int = 0) -> Beat:
+        """Note that a node lives, or that it ends.
+
+        Args:
+            node: the node.
+            now: the time.
+            is_leaving: whether it ends.
+            seen: the number of the last beat whose answer has said that the node is not known.
+            number: that of this beat. If its answer is lost, that of the next one says the same.
+        """
+        is_known = node in self._condemned or self._known.get(node) == seen
         if node not in self._condemned:
-            self._known.add(node)
+            if not is_known:
+                self._known[node] = number
             self._beats[node] = float("-inf") if is_leaving else now
         dead = [other for other, beat in self._beats.items() if beat <= now - DEAD_SECONDS and other != node]
         have_entries = set(self._entries.nodes)
         for other in dead:
             if other not in have_entries:
                 self._forget(other)
-        return Beat(is_known, self.epoch, tuple(other for other in dead if other in have_entries))
+        dead = [other for other in dead if other in have_entries]
+        return Beat(is_known, self.epoch, tuple(dead), entry_count=self._entries.count(node))
+
+    def own(self, node: str) -> list[tuple[str, PresenceEntry]]:
+        """Return channels and entries of a node."""
+        return self._entries.of_node(node)
 
     def take_over(self, node: str, dead: str, now: float) -> list[tuple[str, PresenceEntry]]:
         """Make entries of a dead node those of another one."""
@@ -200,5 +222,5 @@ class PresenceStore:
 
     def _forget(self, node: str) -> None:
         self._condemned.discard(node)
-        self._known.discard(node)
+        self._known.pop(node, None)
         self._beats.pop(node, None)

@@ -33,6 +33,10 @@ class WorkersPresence:
         """Take entries of a dead node over in the rooms that this node keeps. See ``PresenceSource``."""
         return self._presences().take_over(node)
 
+    async def presence_own(self) -> list[tuple[str, PresenceEntry]]:
+        """Return nothing: no beat has a ``entry_count``. See ``PresenceSource.presence_own``."""
+        return []
+
     async def presence_read(self, channel: str, cursor: str, limit: int) -> StoredPresence:
         """Return some entries of a channel. See ``PresenceSource.presence_read``."""
         return await self._presences().read(channel, cursor, limit)
