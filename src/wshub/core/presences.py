@@ -13,7 +13,7 @@ import inspect
 import itertools
 import json
 import logging
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -48,6 +48,9 @@ ENTRIES_AT_ONCE = 500
 
 WRONG_COUNTS = 2
 """Beats in a row that must tell of another number of entries than this node expects, before it compares them."""
+
+LAST_SECONDS = 1.0
+"""Seconds in which a hub that closes tells the store what has changed, and finishes the calls of the application."""
 
 RETRY_SECONDS = 0.25
 MAX_RETRY_SECONDS = 5.0
@@ -418,6 +421,10 @@ class Presences:
     async def close(self, timeout: float) -> None:
         """Let the other nodes take the members over: they may come back there, within the grace."""
         self._is_closed = True
+        # A join that the store knows and that nobody was told would be followed by a leave.
+        last = min(timeout, LAST_SECONDS)
+        await wait_for_some([self._telling], last)
+        await wait_for_some(self._calls, last)
         for task in (self._telling, self._beating, *self._calls):
             if task is not None:
                 task.cancel()
@@ -427,6 +434,13 @@ class Presences:
         except (BrokerError, TimeoutError):
             # They notice it by themselves.
             pass
+
+
+async def wait_for_some(tasks: Iterable[asyncio.Task[None] | None], timeout: float) -> None:
+    """Wait until tasks have ended, but not longer than so many seconds."""
+    waiting = [task for task in tasks if task is not None]
+    if waiting:
+        await asyncio.wait(waiting, timeout=timeout)
 
 
 def entry_of(name: str, member: Member) -> PresenceEntry:
