@@ -204,8 +204,8 @@ async def test_many_runs(kind: str, socket_directory: Path, monkeypatch: pytest.
         for faults in (("close", "kill", "cut", "split", "split", "heal", "lose"), ("close", "cut")):
             if len(faults) == 2 and kind not in ("memory", "workers"):
                 continue
-            directory = socket_directory / f"{seed}-{len(faults)}"
-            directory.mkdir()
+            directory = socket_directory / f"{seed}{len(faults)}"
+            directory.mkdir(mode=0o700)
             async with world_of(kind, directory, monkeypatch) as world:
                 chosen = tuple(fault for fault in faults if world.loses_all or fault != "lose")
                 try:
