@@ -79,6 +79,10 @@ class PresenceEntries:
         """Return the number of entries of a node."""
         return len(self._of_node.get(node, ()))
 
+    def names_of(self, node: str) -> list[tuple[str, str]]:
+        """Return channels and ids of the entries of a node."""
+        return list(self._of_node.get(node, ()))
+
     def of_node(self, node: str) -> list[tuple[str, PresenceEntry]]:
         """Return channels and entries of a node."""
         return [(channel, self._channels[channel].entries[name]) for channel, name in self._of_node.get(node, ())]

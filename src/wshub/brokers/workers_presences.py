@@ -36,6 +36,7 @@ from wshub.brokers.workers_presence_records import (
     Outcome,
     Read,
     RequestBody,
+    Resending,
     Resent,
     ResentAll,
     Uncopied,
@@ -270,6 +271,7 @@ class Presences:
         if peer.node_id in self._connected:
             self._connected.discard(peer.node_id)
             self._absent[peer.node_id] = peer.silent
+            self.keeper.node_down(peer.node_id)
         if self.members.peer_down(peer):
             self.copies.choose()
             self._requests.peer_down(peer)
@@ -313,7 +315,7 @@ class Presences:
             self.members.is_ready(peer)
             self.copies.choose()
             self._requests.send_held()
-        elif isinstance(body, Resent | ResentAll):
+        elif isinstance(body, Resent | ResentAll | Resending):
             self._take_resent(peer, body)
         elif isinstance(body, Lost):
             # The hub enters those again that are still there.
@@ -356,7 +358,8 @@ class Presences:
                 owned.entries.enter(self.members.own_id, channel, entries)
                 self.copies.add(channel, entries)
         for node_id, channel, entries in self._take_orphans(slot):
-            self._enter_missing(owned, node_id, channel, entries)
+            if node_id not in self._connected:
+                self._enter_missing(owned, node_id, channel, entries)
         self.keeper.serve_waiting(owned)
 
     def _take_orphans(self, slot: int) -> Iterator[tuple[str, str, tuple[PresenceEntry, ...]]]:
@@ -384,7 +387,11 @@ class Presences:
         if peer is None or self._is_closed or not self._takes_part:
             # All is sent once the node is connected.
             return
-        self._due.setdefault(peer, {})[slot] = None
+        due = self._due.setdefault(peer, {})
+        if slot not in due:
+            due[slot] = None
+            # Requests that follow are about entries that it need not look for among those that are resent.
+            peer.send_presence(Resending(slot, self.members.owners.term(slot)).encode(), always=True)
         if peer not in self._resending:
             self._resending[peer] = self._loop.create_task(self._resend_due(peer))
 
@@ -409,7 +416,7 @@ class Presences:
                 yield Resent(slot, term, node_id, channel, entries).encode()
             yield ResentAll(slot, term).encode()
 
-    def _take_resent(self, peer: Peer, body: Resent | ResentAll) -> None:
+    def _take_resent(self, peer: Peer, body: Resent | ResentAll | Resending) -> None:
         """Take entries of another node."""
         owners = self.members.owners
         # The node that has chosen this one may have told the sender first.
@@ -417,11 +424,20 @@ class Presences:
         owned = self.keeper.slots.get(body.slot)
         if owned is None or owners.owner(body.slot) != self.members.own_id or owners.term(body.slot) != body.term:
             return
+        if isinstance(body, Resending):
+            self.keeper.resend_begins(owned, peer.node_id)
+            return
         if isinstance(body, ResentAll):
-            self.keeper.resent(body.slot, peer.node_id)
-        elif body.node_id != peer.node_id or peer.node_id in owned.awaited:
-            if slot_of(body.channel) != body.slot:
-                raise ValueError("an entry is resent that belongs to another slot")
+            self.keeper.resent_all(owned, peer.node_id)
+            return
+        if slot_of(body.channel) != body.slot:
+            raise ValueError("an entry is resent that belongs to another slot")
+        owned.confirm(body.node_id, body.channel, body.entries)
+        if body.node_id != peer.node_id:
+            # A node that is connected says itself what it has.
+            if body.node_id not in self._connected:
+                self._enter_missing(owned, body.node_id, body.channel, body.entries)
+        elif peer.node_id in owned.awaited:
             self._enter_missing(owned, body.node_id, body.channel, body.entries)
         else:
             # This node has kept the entries of that one, except for those that it has taken over.

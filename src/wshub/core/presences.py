@@ -343,20 +343,18 @@ class Presences:
         """
         for attendance in attendances:
             if not is_lost and attendance.leaves_at is not None:
-                self._forget(attendance)
+                self._remove(attendance)
             elif attendance.is_stored and attendance.is_present:
                 attendance.is_stored = False
                 attendance.is_new = not is_lost
                 self._note(attendance)
 
-    def _forget(self, attendance: Attendance) -> None:
-        """Leave the rest of a member's grace to the node that has taken it over."""
-        attendance.is_present = attendance.is_stored = attendance.is_uncertain = False
-        attendance.leaves_at = None
-        self._attendances.pop(attendance, None)
-        key = attendance.room, attendance.member.connection
-        if self._members.get(key) is attendance:
-            del self._members[key]
+    def _remove(self, attendance: Attendance) -> None:
+        """Remove an entry, if it is there, and tell nobody: another node has taken the member over, or nobody knew."""
+        attendance.is_stored = True
+        # Whose join was not told has not left either.
+        attendance.is_new = True
+        self._leave(attendance)
 
     async def _take_over(self, node: str) -> None:
         """Let the members of a dead node leave, once their grace is over."""
@@ -391,14 +389,13 @@ class Presences:
     def _note_left_over(self, channel: str, entry: PresenceEntry) -> None:
         """Remove an entry that a failed call has left behind; or let one leave that was taken over by such a call."""
         attendance = Attendance(channel.removeprefix(ROOM_CHANNELS), entry, member_of(entry))
-        attendance.is_stored = True
-        # Whose join was not told has not left either.
-        attendance.is_new = not entry.id.startswith(f"{self._node}/")
         self._attendances[attendance] = None
-        if attendance.is_new:
-            self._leave(attendance)
-        else:
+        if entry.id.startswith(f"{self._node}/"):
+            attendance.is_stored = True
+            attendance.is_new = False
             self._leave_later(attendance)
+        else:
+            self._remove(attendance)
 
     # Questions
 
