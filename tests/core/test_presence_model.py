@@ -144,7 +144,7 @@ async def drive(world: World, seed: int, steps: int, faults: tuple[str, ...]) ->
                 await asyncio.sleep(0.001)
             world.heal()
             await model.settle()
-            # Everybody's grace is over.
+            # All graces are over.
             for _ in range(12):
                 await world.skip(0.5)
                 await asyncio.sleep(0.002)
@@ -168,7 +168,7 @@ async def fail(world: World, model: Model, fault: str, chance: random.Random) ->
 
 
 def check_told_in_turn(world: World, model: Model) -> None:
-    """Check what was told of each user: joins and leaves in turn, and in the end how things are."""
+    """Check that each user was told to join and to leave in turn, and in the end as things are."""
     told: dict[str, list[str]] = {}
     for event, user in world.events.log:
         assert user is not None

@@ -90,7 +90,7 @@ class World:
         for member in self.members:
             member.node.skip(seconds)
 
-    # What is between the nodes
+    # Faults
 
     def make_broker(self) -> Broker:
         raise NotImplementedError

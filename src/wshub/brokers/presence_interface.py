@@ -155,8 +155,8 @@ class Beat(NamedTuple):
     entry_count: int | None = None
     """The number of entries of this node; None if the node need not compare it.
 
-    If it is not what the node expects, it asks for them by ``presence_own()``: the answer to a call was lost, or a
-    call that had failed was carried out later.
+    If the node expects another number, it calls ``presence_own()``. The answer to a call was lost, or a call that had
+    failed was carried out later.
     """
 
 

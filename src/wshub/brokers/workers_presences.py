@@ -286,7 +286,7 @@ class Presences:
         self.members.node_ended(node_id)
         self.keeper.node_ended(node_id)
         for slot in orphans.slots:
-            self._hand_on(slot)
+            self._update_owner(slot)
         self.copies.choose()
         self._requests.send_held()
 
@@ -335,10 +335,10 @@ class Presences:
             if self.members.owners.owner(slot) != self.members.own_id and self._owns(slot):
                 self.keeper.end(slot)
                 self.copies.drop(slot)
-            self._hand_on(slot)
+            self._update_owner(slot)
             self._requests.send_held_of(slot)
 
-    def _hand_on(self, slot: int) -> None:
+    def _update_owner(self, slot: int) -> None:
         """Give the owner of a slot all entries that it may not have."""
         owner = self.members.owners.owner(slot)
         if owner == self.members.own_id:
