@@ -194,6 +194,8 @@ async def test_while_nodes_are_replaced_and_connections_lost_each_user_joins_and
     kind: str, socket_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with world_of(kind, socket_directory, monkeypatch) as world:
+        # A node that was cut off has the time to tell what has changed.
+        world.close_timeout_ms = 10_000
         await drive(world, 2, 60, ("close", "cut"))
 
 
@@ -227,4 +229,5 @@ async def test_in_long_runs_each_user_joins_and_leaves_in_turn(
     kind: str, seed: int, socket_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with world_of(kind, socket_directory, monkeypatch) as world:
+        world.close_timeout_ms = 10_000
         await drive(world, seed, 100, ("close", "cut"))

@@ -49,7 +49,7 @@ ENTRIES_AT_ONCE = 500
 WRONG_COUNTS = 2
 """Beats in a row that must tell of another number of entries than this node expects, before it compares them."""
 
-LAST_SECONDS = 1.0
+LAST_SECONDS = 3.0
 """Seconds in which a hub that closes tells the store what has changed, and finishes the calls of the application."""
 
 RETRY_SECONDS = 0.25
