@@ -116,7 +116,7 @@ class PresenceKeeper:
         owned.resending[node_id] -= 1
         if owned.resending[node_id] <= 0:
             for channel, entry_id in owned.unconfirmed.get(node_id, ()):
-                owned.entries.leave(node_id, channel, [PresenceEntry(entry_id, "", b"")])
+                owned.entries.drop(node_id, channel, entry_id)
             owned.forget_resending(node_id)
         owned.awaited.discard(node_id)
         self.serve_waiting(owned)

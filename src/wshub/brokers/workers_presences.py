@@ -157,9 +157,12 @@ class Presences:
         if self._is_alive(node_id):
             return []
         taken = self.keeper.take_over(node_id)
+        channels: dict[str, list[PresenceEntry]] = {}
         for channel, entry in taken:
-            self.own.add(channel, (entry,))
-            self.copies.add(channel, (entry,))
+            channels.setdefault(channel, []).append(entry)
+        for channel, entries in channels.items():
+            self.own.add(channel, entries)
+            self.copies.add(channel, entries)
         return taken
 
     async def read(self, channel: str, cursor: str, limit: int) -> StoredPresence:
