@@ -120,4 +120,4 @@ if COMPILING.intersection(sys.argv) and (lacking := missing()):
     # It is alone on its line, and above everything that setuptools prints.
     sys.exit(f"wshub needs {lacking} to be built. {PACKAGES}")
 
-setup(ext_modules=modules())
+setup(ext_modules=modules(), options={"build_ext": {"parallel": os.cpu_count() or 1}})
