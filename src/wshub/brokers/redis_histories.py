@@ -30,7 +30,6 @@ class RedisHistories:
 
     def __init__(self, names: ChannelNames, publishing: Publishing) -> None:
         self._names = names
-        self._publishing = publishing
         self._heads: dict[str, tuple[HistoryConfig, bytes]] = {}
         self._calls = ScriptCalls(publishing, (PUBLISH, READ))
         # Together with the engine's time it makes epochs that nobody has used before.
@@ -38,14 +37,12 @@ class RedisHistories:
 
     def send(self, channel: str, envelope: bytes, config: HistoryConfig) -> bool:
         """Store an envelope and send it, and forget it. Return False if it was dropped."""
-        self._calls.load()
-        return self._publishing.send_command(self._head(channel, config), envelope)
+        return self._calls.send(self._head(channel, config), envelope)
 
     async def publish(self, channel: str, envelope: bytes, config: HistoryConfig, idempotency_key: str) -> Published:
         """Store an envelope and send it, and return its position. Raises ``BrokerError``."""
-        self._calls.load()
         head = self._make_head(channel, config, idempotency_key) if idempotency_key else self._head(channel, config)
-        answer = await self._calls.finish(self._publishing.ask(head, envelope))
+        answer = await self._calls.ask(head, envelope)
         if not isinstance(answer, list) or len(answer) != 4:
             raise BrokerUncertain(f"the engine has answered with something else than a position: {answer!r}")
         offset, epoch, is_duplicate, receivers = answer

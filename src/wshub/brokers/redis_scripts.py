@@ -2,8 +2,8 @@
 
 A channel has two keys:
 
-- a stream of its envelopes. The entry of offset 7 has the id 7-0. Its field ``d`` is the envelope, ``c`` is the bytes of
-  all envelopes before it, and ``p`` is the mark of the envelope at offset 6.
+- a stream of its envelopes. The entry of offset 7 has the id 7-0. Its field ``d`` is the envelope, ``c`` is the bytes
+  of all envelopes before it, and ``p`` is the mark of the envelope at offset 6.
 - a hash of its position. ``e`` is the epoch, and ``o`` the offset of the newest envelope. ``m`` is its mark. ``s`` is
   the offset behind which the epoch began, 0 if it is missing. ``b`` is the bytes of all envelopes ever. ``k`` is the
   ``c`` of an entry that was the oldest one lately.
