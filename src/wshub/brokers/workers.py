@@ -188,6 +188,7 @@ class WorkersBroker:
         max_bytes: int = 1024 * 1024,
         reverse: bool = False,
         is_own: bool = False,
+        mark: bytes = b"",
     ) -> StoredHistory:
         """Return what is stored of a channel. See ``HistoryBroker.history``.
 
@@ -195,7 +196,14 @@ class WorkersBroker:
             BrokerUnavailable: the process that keeps the history cannot be reached, or has not answered.
         """
         return await self._histories().read(
-            channel, config, since=since, limit=limit, max_bytes=max_bytes, reverse=reverse, is_own=is_own
+            channel,
+            config,
+            since=since,
+            limit=limit,
+            max_bytes=max_bytes,
+            reverse=reverse,
+            is_own=is_own,
+            mark=mark,
         )
 
     def _histories(self) -> Histories:

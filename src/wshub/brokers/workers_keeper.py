@@ -83,6 +83,7 @@ class Keeper:
             max_bytes=max_bytes,
             reverse=body.reverse,
             is_own=body.is_own,
+            mark=body.mark,
         )
 
     def serve(self, peer: Peer, slot: int, body: Store | Read) -> None:

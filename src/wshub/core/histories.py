@@ -155,7 +155,7 @@ class Histories:
         history = RoomHistory(room, self.config_of(room), self.messages, self.is_wanted, self._note_missing)
         self.cursors[room] = history
         if self._local is not None:
-            history.begin_at(self._local.position(history.channel, history.config))
+            history.begin_at(self._local.position(history.channel, history.config), b"")
         else:
             # The subscription is due first: a reader waits for it.
             self._hub._subscribe_for(history)
@@ -336,6 +336,7 @@ class Histories:
         while True:
             is_new = not history.epoch
             self._reads += 1
+            history.begin_reading()
             found = await self.source.history(
                 history.channel,
                 history.config,
@@ -343,11 +344,12 @@ class Histories:
                 limit=0 if is_new else READ_LIMIT,
                 max_bytes=READ_BYTES,
                 is_own=True,
+                mark=history.mark,
             )
             if self.cursors.get(history.name) is not history:
                 return
             if is_new:
-                history.begin_at(found.position)
+                history.begin_at(found.position, found.mark)
                 return
             self._holes += 1
             if found.gap:
@@ -381,7 +383,9 @@ class Histories:
                 return
 
     async def _check_position(self, history: RoomHistory) -> None:
-        found = await self.source.history(history.channel, history.config, limit=0)
+        found = await self.source.history(
+            history.channel, history.config, since=history.position, limit=0, is_own=True, mark=history.mark
+        )
         if not self._is_behind(history, found.position):
             return
         await asyncio.sleep(DOUBT_SECONDS)
