@@ -19,7 +19,7 @@ from wshub.publisher import AsyncPublisher, Publisher
 
 CONFIG = HistoryConfig(size=50, encode=as_json, encode_gap=gap_as_json)
 
-# What a publisher needs of it: how much is kept.
+# A publisher needs only the limits.
 HISTORIES = {"room*": HistoryConfig(size=50)}
 
 

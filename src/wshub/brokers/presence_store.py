@@ -8,6 +8,7 @@ from itertools import islice
 
 from wshub.brokers.history_store import new_epoch
 from wshub.brokers.presence_interface import DEAD_SECONDS, Beat, PresenceCounts, PresenceEntry, StoredPresence
+from wshub.errors import MisuseError
 
 __all__ = ["PresenceStore"]
 
@@ -96,7 +97,9 @@ class PresenceStore:
         return taken
 
     def read(self, channel: str, cursor: str, limit: int) -> StoredPresence:
-        """Return entries behind a cursor, which is the number of those before it."""
+        """Return entries behind a cursor, which is the number of those before it. Raises ``MisuseError``."""
+        if cursor and not (cursor.isascii() and cursor.isdigit() and len(cursor) < 20):
+            raise MisuseError(f"cursor must be that of an earlier page, not {cursor!r}")
         presence = self._channels.get(channel) or Presence()
         first = int(cursor or 0)
         found = tuple(islice(presence.entries.values(), first, first + limit))

@@ -104,8 +104,8 @@ class AsyncPublisher:
             BrokerUnavailable: nothing was sent. Try again later.
             BrokerUncertain: the answer was lost, so it may have been sent.
             ConfigurationError: the broker cannot work, such as with a wrong password.
-            MisuseError: both a room and a user are given, the user is empty, an option has another value, or there is
-                an idempotency key for what is not kept.
+            MisuseError: both a room and a user are given, the user is empty, an option has another value, or an
+                idempotency key is given without a history.
             InvalidMessageError: text with a lone surrogate.
             TypeError: the message, the room or the user is of another type.
         """
