@@ -234,6 +234,7 @@ class WorkersBroker:
             dropped = {"disconnected": self._dropped_early} if self._dropped_early else {}
             return BrokerStats(dropped=dropped, subscriptions=len(self._early))
         mesh = session.mesh
+        kept, kept_bytes = session.histories.keeper.kept
         return BrokerStats(
             sent=mesh.sent,
             received=mesh.received,
@@ -244,6 +245,8 @@ class WorkersBroker:
             reconnects=session.losses.reconnects,
             subscriptions=mesh.subscription_count,
             peers=len(session.peers),
+            kept=kept,
+            kept_bytes=kept_bytes,
         )
 
     def _abandon_closed_loop(self) -> None:
