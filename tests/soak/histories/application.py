@@ -39,7 +39,7 @@ def encode_gap(room: int, gap: Gap) -> str:
 
 
 for number in range(ROOMS):
-    # What members receive names the room, so each room has functions of its own.
+    # Members learn the room from the message, so each room has functions of its own.
     settings = HISTORIES["short-*" if is_short(number) else "long-*"]
     functions = {"encode": partial(encode, number), "encode_gap": partial(encode_gap, number)}
     hub.configure_room(room_name(number), history=replace(settings, **functions))

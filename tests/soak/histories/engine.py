@@ -15,7 +15,7 @@ from tests.support.redis_engine import RedisEngine
 
 __all__ = ["ReplicatedEngine", "replicated_engine"]
 
-# Whatever it has answered is on the disk, unless the machine fails.
+# The disk has all that the engine has answered, unless the machine fails.
 SETTINGS = (
     *("--appendonly", "yes", "--appendfsync", "everysec", "--maxmemory-policy", "noeviction"),
     *("--repl-diskless-sync-delay", "0", "--repl-backlog-size", "64mb"),

@@ -1,4 +1,4 @@
-"""What must hold in rooms with history: at each client, and for all clients together."""
+"""The checks of rooms with history: at each client, and for all clients together."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Place = tuple[str, int]
 
 
 class Ledger:
-    """What all clients have seen, and what publishers were told. It says what is wrong as soon as it is."""
+    """The messages of all clients and publishers. It notes each failure as soon as it happens."""
 
     def __init__(self) -> None:
         self.failures: list[str] = []

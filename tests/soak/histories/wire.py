@@ -1,4 +1,4 @@
-"""What the application and the clients of the histories' soak test agree on. Every message is an array of JSON.
+"""The messages between the application and the clients of the histories' soak test. Each is an array of JSON.
 
 From a client:
 
