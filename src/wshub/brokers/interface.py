@@ -332,6 +332,12 @@ class BrokerStats:
     peers: int = 0
     """Open connections: to other nodes, or to an engine."""
 
+    kept: int | None = None
+    """Stored envelopes in the memory of this process; None if it keeps none, as with an engine."""
+
+    kept_bytes: int | None = None
+    """Bytes of these envelopes; None as for ``kept``."""
+
 
 class BrokerEvents(Protocol):
     """The hub's side. A broker calls it on the hub's loop, in the order of arrival; no method raises or waits.

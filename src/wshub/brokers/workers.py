@@ -245,6 +245,7 @@ class WorkersBroker(WorkersPresence):
             dropped = {"disconnected": self._dropped_early} if self._dropped_early else {}
             return BrokerStats(dropped=dropped, subscriptions=len(self._early))
         mesh = session.mesh
+        kept, kept_bytes = session.histories.keeper.kept
         return BrokerStats(
             sent=mesh.sent,
             received=mesh.received,
@@ -255,6 +256,8 @@ class WorkersBroker(WorkersPresence):
             reconnects=session.losses.reconnects,
             subscriptions=mesh.subscription_count,
             peers=len(session.peers),
+            kept=kept,
+            kept_bytes=kept_bytes,
         )
 
     def _abandon_closed_loop(self) -> None:

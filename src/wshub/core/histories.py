@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from wshub.brokers.interface import (
     ROOM_CHANNELS,
     History,
+    HistoryBroker,
     HistoryConfig,
     HistorySource,
     Position,
@@ -82,6 +83,8 @@ class Histories:
         self.cursors = {}
         self.recoveries: Counter[str] = Counter()
         """Clients that came back, by the gap; ``""`` for those that missed nothing or got all."""
+        self.recovered = 0
+        """Messages that these clients were sent."""
         self.coming_back: set[tuple[int, str]] = set()
         """The ids of connections that come back, and the rooms."""
         self._hub = hub
@@ -400,10 +403,21 @@ class Histories:
 
     def stats(self) -> HistoryStats:
         """Return the counts."""
+        kept, kept_bytes = self._kept()
         return HistoryStats(
             rooms=len(self.cursors),
             reads=self._reads,
             caught_up=self._holes,
             gaps=dict(self._gaps),
             recoveries={gap or "complete": count for gap, count in self.recoveries.items()},
+            recovered=self.recovered,
+            kept=kept,
+            kept_bytes=kept_bytes,
         )
+
+    def _kept(self) -> tuple[int | None, int | None]:
+        """Return the number of messages in the memory of this process, and that of their bytes."""
+        if self._local is not None:
+            return self._local.store.kept, self._local.store.kept_bytes
+        stats = self.source.stats() if isinstance(self.source, HistoryBroker) else None
+        return (stats.kept, stats.kept_bytes) if stats is not None else (None, None)
