@@ -16,8 +16,13 @@ cdef class HistoryCursor:
         self.epoch = ""
 
     cdef bint follows(self, const StoredHead *head) noexcept:
-        """Whether a message is the next one of the history."""
-        return head.previous == self.offset and memcmp(head.epoch, self.letters, EPOCH_LENGTH) == 0
+        """Whether a message is the next one of the history.
+
+        Members may have been sent everything up to an offset that no message has.
+        """
+        return (
+            head.previous <= self.offset < head.offset and memcmp(head.epoch, self.letters, EPOCH_LENGTH) == 0
+        )
 
     def move(self, uint64_t offset, str epoch not None):
         """Note that the members have been sent everything up to an offset of an epoch."""

@@ -89,6 +89,8 @@ class RoomHistory(HistoryCursor):
         self._is_missing = is_missing
         self._held: list[tuple[int, int, str, bytes]] = []
         self._held_bytes = 0
+        # How many of them arrived before the history was read last.
+        self._held_before = 0
         # Some messages were not held back, for want of space.
         self._has_overflowed = False
         self._is_delivering = False
@@ -136,7 +138,7 @@ class RoomHistory(HistoryCursor):
         head, envelope = decode_stored(stored)
         if head.epoch == self.epoch and head.offset <= self.offset:
             return False
-        if self.is_live and not self._is_delivering and head.epoch == self.epoch and head.previous == self.offset:
+        if self.is_live and not self._is_delivering and head.epoch == self.epoch and head.previous <= self.offset:
             self._deliver(StoredEnvelope(head.offset, envelope))
             self._release()
             return True
@@ -159,7 +161,7 @@ class RoomHistory(HistoryCursor):
             for offset, previous, epoch, envelope in held:
                 if epoch == self.epoch and offset <= self.offset:
                     continue
-                if self.is_live and epoch == self.epoch and previous == self.offset:
+                if self.is_live and epoch == self.epoch and previous <= self.offset:
                     self._deliver(StoredEnvelope(offset, envelope))
                 else:
                     self._hold(offset, previous, epoch, envelope)
@@ -213,6 +215,10 @@ class RoomHistory(HistoryCursor):
 
     # What was missed
 
+    def begin_reading(self) -> None:
+        """Note that the history is about to be read."""
+        self._held_before = len(self._held)
+
     def caught_up(self, found: StoredHistory) -> bool:
         """Deliver what was read behind the room's position. Return whether nothing more is to be read."""
         if found.gap:
@@ -222,13 +228,19 @@ class RoomHistory(HistoryCursor):
         if self.offset < found.position.offset and found.envelopes:
             return False
         self.move(found.position.offset, found.position.epoch)
+        self._drop_former()
         self._go_live()
         return self.is_live
 
+    def _drop_former(self) -> None:
+        """Drop messages of another epoch that arrived before the history was read: that epoch has ended."""
+        before, after = self._held[: self._held_before], self._held[self._held_before :]
+        self._held = [held for held in before if held[2] == self.epoch] + after
+        self._held_bytes = sum(len(held[3]) for held in self._held)
+
     def _tell_gap(self, found: StoredHistory) -> None:
         """Go on with another epoch, or behind messages that are not kept any more, and tell the members."""
-        first = found.envelopes[0].offset - 1 if found.envelopes else found.position.offset
-        self.move(first, found.position.epoch)
+        self.move(found.start, found.position.epoch)
         self.window = None
         logger.warning("members of the room %r miss messages that are not kept any more: %s", self.name, found.gap)
         if self.config.encode_gap is None:
@@ -266,8 +278,7 @@ class RoomHistory(HistoryCursor):
         """
         captured, self._captured = self._captured or [], None
         if found is not None and found.position.epoch == self.epoch:
-            start = found.envelopes[0].offset - 1 if found.envelopes else found.position.offset
-            window = HistoryWindow(start, 2 * self.config.size, 2 * self.config.max_bytes)
+            window = HistoryWindow(found.start, 2 * self.config.size, 2 * self.config.max_bytes)
             for stored in found.envelopes:
                 # A later one is still to arrive.
                 if stored.offset <= self.offset:
