@@ -138,7 +138,7 @@ class RoomHistory(HistoryCursor):
         head, envelope = decode_stored(stored)
         if head.epoch == self.epoch and head.offset <= self.offset:
             return False
-        if self.is_live and not self._is_delivering and head.epoch == self.epoch and head.previous == self.offset:
+        if self.is_live and not self._is_delivering and head.epoch == self.epoch and head.previous <= self.offset:
             self._deliver(StoredEnvelope(head.offset, envelope))
             self._release()
             return True
@@ -163,7 +163,7 @@ class RoomHistory(HistoryCursor):
                 if (epoch == self.epoch and offset <= self.offset) or (epoch != self.epoch and index < earlier):
                     # The members have got it, or it is of an epoch that has ended.
                     continue
-                if self.is_live and epoch == self.epoch and previous == self.offset:
+                if self.is_live and epoch == self.epoch and previous <= self.offset:
                     self._deliver(StoredEnvelope(offset, envelope))
                 else:
                     self._hold(offset, previous, epoch, envelope)
@@ -235,8 +235,7 @@ class RoomHistory(HistoryCursor):
 
     def _tell_gap(self, found: StoredHistory) -> None:
         """Go on with another epoch, or behind messages that are not kept any more, and tell the members."""
-        first = found.envelopes[0].offset - 1 if found.envelopes else found.position.offset
-        self.move(first, found.position.epoch, b"")
+        self.move(found.start, found.position.epoch, b"")
         self.window = None
         logger.warning("members of the room %r miss messages that are not kept any more: %s", self.name, found.gap)
         if self.config.encode_gap is None:
@@ -274,8 +273,7 @@ class RoomHistory(HistoryCursor):
         """
         captured, self._captured = self._captured or [], None
         if found is not None and found.position.epoch == self.epoch:
-            start = found.envelopes[0].offset - 1 if found.envelopes else found.position.offset
-            window = HistoryWindow(start, 2 * self.config.size, 2 * self.config.max_bytes)
+            window = HistoryWindow(found.start, 2 * self.config.size, 2 * self.config.max_bytes)
             for stored in found.envelopes:
                 # A later one is still to arrive.
                 if stored.offset <= self.offset:
