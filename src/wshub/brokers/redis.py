@@ -108,6 +108,7 @@ class RedisBroker(SessionBroker[RedisSession]):
         max_bytes: int = 1024 * 1024,
         reverse: bool = False,
         is_own: bool = False,
+        mark: bytes = b"",
     ) -> StoredHistory:
         """Return what is stored of a channel. See ``HistoryBroker.history``.
 
@@ -115,7 +116,14 @@ class RedisBroker(SessionBroker[RedisSession]):
             BrokerUnavailable: there is no connection, it was lost, or the engine refuses.
         """
         return await self._started().histories.read(
-            channel, config, since=since, limit=limit, max_bytes=max_bytes, reverse=reverse, is_own=is_own
+            channel,
+            config,
+            since=since,
+            limit=limit,
+            max_bytes=max_bytes,
+            reverse=reverse,
+            is_own=is_own,
+            mark=mark,
         )
 
     async def presence_enter(self, channel: str, entries: Sequence[PresenceEntry]) -> list[bool]:

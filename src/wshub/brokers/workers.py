@@ -191,6 +191,7 @@ class WorkersBroker(WorkersPresence):
         max_bytes: int = 1024 * 1024,
         reverse: bool = False,
         is_own: bool = False,
+        mark: bytes = b"",
     ) -> StoredHistory:
         """Return what is stored of a channel. See ``HistoryBroker.history``.
 
@@ -198,7 +199,14 @@ class WorkersBroker(WorkersPresence):
             BrokerUnavailable: the process that keeps the history cannot be reached, or has not answered.
         """
         return await self._histories().read(
-            channel, config, since=since, limit=limit, max_bytes=max_bytes, reverse=reverse, is_own=is_own
+            channel,
+            config,
+            since=since,
+            limit=limit,
+            max_bytes=max_bytes,
+            reverse=reverse,
+            is_own=is_own,
+            mark=mark,
         )
 
     def _histories(self) -> Histories:
@@ -237,6 +245,7 @@ class WorkersBroker(WorkersPresence):
             dropped = {"disconnected": self._dropped_early} if self._dropped_early else {}
             return BrokerStats(dropped=dropped, subscriptions=len(self._early))
         mesh = session.mesh
+        kept, kept_bytes = session.histories.keeper.kept
         return BrokerStats(
             sent=mesh.sent,
             received=mesh.received,
@@ -247,6 +256,8 @@ class WorkersBroker(WorkersPresence):
             reconnects=session.losses.reconnects,
             subscriptions=mesh.subscription_count,
             peers=len(session.peers),
+            kept=kept,
+            kept_bytes=kept_bytes,
         )
 
     def _abandon_closed_loop(self) -> None:

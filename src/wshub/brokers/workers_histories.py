@@ -95,9 +95,10 @@ class Histories:
         max_bytes: int,
         reverse: bool,
         is_own: bool,
+        mark: bytes,
     ) -> StoredHistory:
         """Return what is stored of a channel. Raises ``BrokerUnavailable``."""
-        body = Read(next(self._numbers), 0, channel, config, since, limit, max_bytes, reverse, is_own)
+        body = Read(next(self._numbers), 0, channel, config, since, limit, max_bytes, reverse, is_own, mark)
         try:
             found = await self._requests.ask(body)
         except BrokerUncertain as error:

@@ -129,6 +129,7 @@ class Read:
     max_bytes: int
     reverse: bool
     is_own: bool
+    mark: bytes
 
     @property
     def size(self) -> int:
@@ -147,6 +148,7 @@ class Read:
         writer.number(self.max_bytes)
         writer.number(self.reverse)
         writer.number(self.is_own)
+        writer.data(self.mark)
         writer.number(self.since is not None)
         if self.since is not None:
             writer.position(self.since)
@@ -156,8 +158,9 @@ class Read:
     def decode(cls, reader: HistoryReader) -> Read:
         number, term, channel, config = reader.number(), reader.number(), reader.text(), reader.config()
         limit, max_bytes, reverse, is_own = (reader.number() for _ in range(4))
+        mark = reader.data()
         since = reader.position() if reader.number() else None
-        return cls(number, term, channel, config, since, limit, max_bytes, bool(reverse), bool(is_own))
+        return cls(number, term, channel, config, since, limit, max_bytes, bool(reverse), bool(is_own), mark)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,17 +200,18 @@ class Found:
         writer.number(self.number)
         writer.position(self.found.position)
         writer.number(GAPS.index(self.found.gap))
+        writer.data(self.found.mark)
         writer.number(len(self.found.envelopes))
         writer.envelopes(self.found.envelopes)
         return writer.body()
 
     @classmethod
     def decode(cls, reader: HistoryReader) -> Found:
-        number, position, gap = reader.number(), reader.position(), reader.number()
+        number, position, gap, mark = reader.number(), reader.position(), reader.number(), reader.data()
         if gap >= len(GAPS):
             raise ValueError(f"a gap of the unknown kind {gap}")
         envelopes = reader.envelopes(reader.number())
-        return cls(number, StoredHistory(envelopes=envelopes, position=position, gap=GAPS[gap]))
+        return cls(number, StoredHistory(envelopes=envelopes, position=position, gap=GAPS[gap], mark=mark))
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ from wshub.brokers.presence_interface import (
     PresencePage,
     PresenceSource,
 )
+from wshub.core.presence_types import PresenceStats
 from wshub.errors import BrokerError, BrokerUncertain, InvalidMessageError, MisuseError
 
 if TYPE_CHECKING:
@@ -107,6 +108,8 @@ class Presences:
         self._entries = itertools.count(1)
         # Those of which the store has to be told.
         self._changed: dict[Attendance, None] = {}
+        # How many of them it is being told of.
+        self._in_progress = 0
         # Users who have left: when their grace ends, and a number that keeps the order.
         self._leaving: list[tuple[float, int, Attendance]] = []
         self._telling: asyncio.Task[None] | None = None
@@ -118,6 +121,7 @@ class Presences:
         self._wrong_counts = 0
         self._delay = RETRY_SECONDS
         self._calls: set[asyncio.Task[None]] = set()
+        self._taken_over = 0
         self._is_closed = False
 
     def config_of(self, room: str) -> PresenceConfig | None:
@@ -214,6 +218,7 @@ class Presences:
                     await self._pause()
                     continue
                 changed, self._changed = self._changed, {}
+                self._in_progress = len(changed)
                 rooms: dict[tuple[str, bool], list[Attendance]] = {}
                 for attendance in changed:
                     if attendance.is_present != attendance.is_stored or attendance.is_uncertain:
@@ -222,11 +227,13 @@ class Presences:
                 outcomes = await asyncio.gather(
                     *(self._tell_room(room, group, limit, enters=enters) for (room, enters), group in rooms.items())
                 )
+                self._in_progress = 0
                 if all(outcomes):
                     self._delay = RETRY_SECONDS
                 else:
                     await self._pause()
         finally:
+            self._in_progress = 0
             self._telling = None
 
     async def _pause(self) -> None:
@@ -359,6 +366,7 @@ class Presences:
     async def _take_over(self, node: str) -> None:
         """Let the members of a dead node leave, once their grace is over."""
         while taken := await self._source.presence_take_over(node):
+            self._taken_over += len(taken)
             for channel, entry in taken:
                 room = channel.removeprefix(ROOM_CHANNELS)
                 attendance = Attendance(room, entry, member_of(entry))
@@ -414,6 +422,11 @@ class Presences:
         """Raise ``MisuseError`` if a room has no presence."""
         if self.config_of(room) is None:
             raise MisuseError(f"the room {room!r} has no presence: call hub.configure_room(..., presence=True)")
+
+    def stats(self) -> PresenceStats:
+        """Return the counts."""
+        pending = len(self._changed) + self._in_progress
+        return PresenceStats(members=len(self._members), pending=pending, taken_over=self._taken_over)
 
     async def close(self, timeout: float) -> None:
         """Let the other nodes take the members over: they may come back there, within the grace."""
