@@ -20,7 +20,7 @@ from wshub.brokers.presence_interface import Beat, PresenceCounts, PresenceEntry
 from wshub.brokers.presence_store import check_cursor
 from wshub.brokers.workers_membership import Membership
 from wshub.brokers.workers_owner_records import Claim, Owners, Ready, Refused
-from wshub.brokers.workers_owners import slot_of
+from wshub.brokers.workers_owners import check_slot, slot_of
 from wshub.brokers.workers_peer import Peer
 from wshub.brokers.workers_presence_copies import Copies
 from wshub.brokers.workers_presence_keeper import OwnedSlot, PresenceKeeper
@@ -123,9 +123,7 @@ class Presences:
             if self._owns(slot_of(channel)):
                 self.copies.add(channel, entries)
 
-        make = partial(Enter, channel=channel, entries=tuple(entries))
-        outcome: list[bool] = await self._ask(make, CHANGE_SECONDS, take)
-        return outcome
+        return await self._change(partial(Enter, channel=channel, entries=tuple(entries)), len(entries), take)
 
     async def leave(self, channel: str, entries: Sequence[PresenceEntry]) -> list[bool]:
         """Remove entries of this node. See ``PresenceSource.presence_leave``."""
@@ -136,8 +134,7 @@ class Presences:
             self.copies.remove(channel, ids)
         # The owner needs no data.
         make = partial(Leave, channel=channel, entries=tuple(entry._replace(data=b"") for entry in entries))
-        outcome: list[bool] = await self._ask(make, CHANGE_SECONDS)
-        return outcome
+        return await self._change(make, len(entries))
 
     def beat(self) -> Beat:
         """Return which nodes are dead, and which entries of this one are lost."""
@@ -175,6 +172,14 @@ class Presences:
         """Return the number of entries and users of a channel. Raises ``BrokerUnavailable``."""
         counts: PresenceCounts = await self._read(partial(Counts, channel=channel))
         return counts
+
+    async def _change(
+        self, make: Callable[..., RequestBody], count: int, take: Callable[[Any], None] | None = None
+    ) -> list[bool]:
+        outcome: list[bool] = await self._ask(make, CHANGE_SECONDS, take)
+        if len(outcome) != count:
+            raise BrokerUncertain(f"the owner has answered for {len(outcome)} entries, and not for {count}")
+        return outcome
 
     async def _read(self, make: Callable[..., RequestBody]) -> Any:
         try:
@@ -246,8 +251,9 @@ class Presences:
         with contextlib.suppress(TimeoutError, BrokerUnavailable):
             async with asyncio.timeout(MEET_SECONDS):
                 await self._barrier()
-        self.members.started()
-        self._requests.send_held()
+        if not self._is_closed:
+            self.members.started()
+            self._requests.send_held()
 
     # What the session calls
 
@@ -374,13 +380,11 @@ class Presences:
             if not orphans.slots:
                 self._orphans.pop(node_id, None)
 
-    def _enter_missing(
-        self, owned: OwnedSlot, node_id: str, channel: str, entries: tuple[PresenceEntry, ...]
-    ) -> list[str]:
-        """Add entries that are not there yet. Return their ids."""
+    @staticmethod
+    def _enter_missing(owned: OwnedSlot, node_id: str, channel: str, entries: tuple[PresenceEntry, ...]) -> None:
+        """Add entries that are not there yet."""
         missing = [entry for entry in entries if not owned.entries.has(channel, entry.id)]
         owned.entries.enter(node_id, channel, missing)
-        return [entry.id for entry in missing]
 
     # Entries for other owners
 
@@ -393,7 +397,7 @@ class Presences:
         due = self._due.setdefault(peer, {})
         if slot not in due:
             due[slot] = None
-            # Requests that follow are about entries that it need not look for among those that are resent.
+            # The owner drops entries that are not resent, except for those that this node enters from now on.
             peer.send_presence(Resending(slot, self.members.owners.term(slot)).encode(), always=True)
         if peer not in self._resending:
             self._resending[peer] = self._loop.create_task(self._resend_due(peer))
@@ -421,6 +425,7 @@ class Presences:
 
     def _take_resent(self, peer: Peer, body: Resent | ResentAll | Resending) -> None:
         """Take entries of another node."""
+        check_slot(body.slot)
         owners = self.members.owners
         # The node that has chosen this one may have told the sender first.
         self.members.adopt(body.slot, body.term)
