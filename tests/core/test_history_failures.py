@@ -16,7 +16,8 @@ from tests.support.redis_engine import RedisEngine, running_engine
 from wshub import BrokerError, BrokerUnavailable
 from wshub.brokers.redis import RedisBroker
 
-KEEPS_DATA = ("--appendonly", "yes")
+# By default a write may wait until an earlier one is on the disk, and be lost.
+KEEPS_DATA = ("--appendonly", "yes", "--appendfsync", "always")
 
 
 @pytest.mark.failure("the engine is down")

@@ -6,30 +6,32 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from wshub.brokers.interface import (
     ROOM_CHANNELS,
+    Gap,
     History,
     HistoryConfig,
     HistorySource,
     Position,
     Published,
-    StoredEnvelope,
-    StoredHistory,
     room_channel,
 )
 from wshub.core.cluster_types import HasMembers
 from wshub.core.history_types import HistoryStats
+from wshub.core.history_window import HistoryWindow
 from wshub.core.local_history import LocalHistory
 from wshub.core.room_history import READ_BYTES, READ_LIMIT, RoomHistory, publication_of
+from wshub.core.turns import Turns
 from wshub.errors import BrokerError, MisuseError
 
 if TYPE_CHECKING:
     from wshub.core.config import RoomConfig
+    from wshub.core.connection import Connection
     from wshub.core.remote_messages import RemoteMessages
 
-__all__ = ["Histories"]
+__all__ = ["PIECE_BYTES", "PIECE_MESSAGES", "Histories", "Return"]
 
 logger = logging.getLogger("wshub.broker")
 
@@ -44,11 +46,38 @@ MAX_RETRY_SECONDS = 5.0
 WINDOW_SECONDS = 10.0
 """Seconds for which prepared messages wait for further clients that come back."""
 
+PIECE_MESSAGES = 128
+"""Maximum number of messages that a client is sent in one iteration of the loop."""
+
+PIECE_BYTES = 256 * 1024
+"""Maximum number of bytes of these messages. The first one is sent whatever its size."""
+
+PIECES_PER_ITERATION = 4
+"""Clients that are sent a piece in one iteration of the loop."""
+
+WINDOWS_BYTES = 64 * 1024 * 1024
+"""Bytes of prepared messages of all rooms, above which those are dropped that were used the longest time ago."""
+
+COUNTING = 4
+"""Clients at a time whose missed messages are read to be counted."""
+
 CHECK_SECONDS = 30.0
 """Seconds within which the position of each room is compared with that of its history."""
 
 DOUBT_SECONDS = 2.0
 """Seconds that a message has to arrive which a check has found in the history."""
+
+
+class Return:
+    """What becomes of a connection that comes back to a room."""
+
+    __slots__ = ("info", "is_wanted")
+
+    def __init__(self) -> None:
+        self.is_wanted = True
+        """Whether it is to be a member. The application may have it leave the room meanwhile."""
+        self.info: Any = None
+        """With what it joins a room with presence."""
 
 
 class HubWithHistories(Protocol):
@@ -82,8 +111,10 @@ class Histories:
         self.cursors = {}
         self.recoveries: Counter[str] = Counter()
         """Clients that came back, by the gap; ``""`` for those that missed nothing or got all."""
-        self.coming_back: set[tuple[int, str]] = set()
-        """The ids of connections that come back, and the rooms."""
+        self.returning: dict[tuple[int, str], Return] = {}
+        """The connections that come back, by id and room."""
+        self.turns = Turns(asyncio.get_running_loop(), PIECES_PER_ITERATION)
+        """Whose turn it is to send a piece of what a client has missed."""
         self._hub = hub
         self._loop = asyncio.get_running_loop()
         # Rooms whose history is to be read, in order; is being read; and could not be read.
@@ -92,6 +123,7 @@ class Histories:
         self._failed: set[RoomHistory] = set()
         # Rooms that have had a window opened. There are few of them, so the sweep looks at no others.
         self._windowed: set[RoomHistory] = set()
+        self._counting = asyncio.Semaphore(COUNTING)
         self._readers: set[asyncio.Task[None]] = set()
         self._retry: asyncio.TimerHandle | None = None
         self._delay = RETRY_SECONDS
@@ -223,44 +255,91 @@ class Histories:
                 logger.error("the history of the room %r has something else than a message at %d", room, stored.offset)
         return History(publications=tuple(publications), position=found.position, gap=found.gap)
 
-    async def ensure_window(self, history: RoomHistory) -> None:
-        """Have the messages of a room prepared that are kept. Clients that come back together share them.
+    async def has_more(self, history: RoomHistory, position: Position, limit: int) -> bool:
+        """Whether more messages are kept behind a position than a limit. Raises ``BrokerError``."""
+        count, since = 0, position
+        while count <= limit:
+            self._reads += 1
+            # What is read is for nothing but the count, so many clients at once must not hold it.
+            async with self._counting:
+                found = await self.source.history(
+                    history.channel, history.config, since=since, limit=READ_LIMIT, max_bytes=READ_BYTES
+                )
+                count += len(found.envelopes)
+                if found.gap or not found.envelopes or found.envelopes[-1].offset >= found.position.offset:
+                    return not found.gap and count > limit
+                since = Position(found.envelopes[-1].offset, found.position.epoch)
+                del found
+            await self.turns.wait()
+        return True
+
+    def keep_window(self, history: RoomHistory) -> HistoryWindow:
+        """Return what is ready for clients that come back. It stays for ``WINDOW_SECONDS``."""
+        history.window_ends_at = self._hub.now() + WINDOW_SECONDS
+        self._windowed.add(history)
+        return history.open_window()
+
+    async def read_page(self, history: RoomHistory, offset: int) -> Gap:
+        """Have the messages behind an offset in the window. Return why they are not kept any more; or an empty string.
+
+        If another page of the room is being read, this returns once that is there. Look whether it has the messages.
 
         Raises ``BrokerError``.
         """
-        history.window_ends_at = self._hub.now() + WINDOW_SECONDS
-        self._windowed.add(history)
-        if history.window is not None:
-            return
-        if history.opening is None:
-            history.opening = self._loop.create_task(self._open_window(history))
-        await asyncio.shield(history.opening)
+        reading = history.reading
+        if reading is not None:
+            await asyncio.shield(reading)
+            return ""
+        history.reading = reading = self._loop.create_task(self._read_page(history, offset))
+        # All clients may have gone by then.
+        reading.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return await asyncio.shield(reading)
 
-    async def _open_window(self, history: RoomHistory) -> None:
-        history.begin_window()
-        found = None
+    async def _read_page(self, history: RoomHistory, offset: int) -> Gap:
+        window, since = history.window, Position(offset, history.epoch)
+        self._reads += 1
         try:
-            found = await self._read_all(history)
-        finally:
-            history.opening = None
-            history.open_window(found)
-
-    async def _read_all(self, history: RoomHistory) -> StoredHistory:
-        """Return all that is kept of a room, the oldest first."""
-        envelopes: list[StoredEnvelope] = []
-        since = None
-        while True:
-            self._reads += 1
             found = await self.source.history(
-                history.channel, history.config, since=since, limit=READ_LIMIT, max_bytes=READ_BYTES
+                history.channel, history.config, since=since, limit=PIECE_MESSAGES, max_bytes=PIECE_BYTES
             )
-            if found.gap:
-                # The messages that were read before are trimmed by now.
-                envelopes = []
-            envelopes += found.envelopes
-            if not found.envelopes or envelopes[-1].offset >= found.position.offset:
-                return StoredHistory(envelopes=tuple(envelopes), position=found.position)
-            since = Position(envelopes[-1].offset, found.position.epoch)
+            await self.turns.wait()
+        finally:
+            history.reading = None
+        if window is None or history.window is not window or history.epoch != since.epoch:
+            # The page would be of another epoch, or made by another encode().
+            return ""
+        if found.gap:
+            return found.gap
+        page = history.prepare_page(offset, found)
+        if page.end <= offset:
+            # The members here have had more than there is: the engine has lost messages.
+            history.interrupt()
+            return "epoch"
+        window.add(page)
+        return ""
+
+    # Connections that come back
+
+    def left(self, connection: int, room: str) -> None:
+        """Note that the application has had a connection leave a room."""
+        returning = self.returning.get((connection, room))
+        if returning is not None:
+            returning.is_wanted, returning.info = False, None
+
+    def rejoined(self, connection: int, room: str, info: Any) -> bool:
+        """Note that the application has a connection join a room. Return whether it joins once it has recovered."""
+        returning = self.returning.get((connection, room))
+        if returning is None:
+            return False
+        returning.is_wanted = True
+        if info is not None:
+            returning.info = info
+        return True
+
+    def join(self, connection: Connection, room: str, returning: Return) -> None:
+        """Have a connection that has recovered join the room."""
+        del self.returning[connection.id, room]
+        connection.join(room, info=returning.info)
 
     async def is_newer_elsewhere(self, history: RoomHistory, position: Position) -> bool:
         """Whether the history has got to a position that has not arrived here yet. Raises ``BrokerError``."""
@@ -367,10 +446,20 @@ class Histories:
             if not history.recoveries and now >= history.window_ends_at:
                 self._windowed.discard(history)
                 history.drop_window()
+        self._bound_windows()
         is_checking = self._checking is not None and not self._checking.done()
         if self._local is None and not is_checking and now >= self._checked_at + CHECK_SECONDS:
             self._checked_at = now
             self._checking = self._loop.create_task(self._check_positions())
+
+    def _bound_windows(self) -> None:
+        size = sum(history.window.size for history in self._windowed if history.window is not None)
+        for history in sorted(self._windowed, key=lambda history: history.window_ends_at):
+            if size <= WINDOWS_BYTES:
+                return
+            if history.window is not None:
+                size -= history.window.size
+                history.drop_window()
 
     async def _check_positions(self) -> None:
         """Find messages that have not arrived although the broker has noticed nothing. See ``CHECK_SECONDS``."""
