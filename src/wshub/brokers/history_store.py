@@ -152,12 +152,13 @@ class HistoryStore:
     @property
     def kept(self) -> int:
         """The number of envelopes that are kept."""
-        return sum(len(channel.kept) for channel in self._channels.values())
+        # Another thread may ask, and meanwhile channels come and go.
+        return sum(len(channel.kept) for channel in tuple(self._channels.values()))
 
     @property
     def kept_bytes(self) -> int:
         """The number of their bytes."""
-        return sum(channel.size for channel in self._channels.values())
+        return sum(channel.size for channel in tuple(self._channels.values()))
 
     def store(self, name: str, envelope: bytes, config: HistoryConfig, now: float, key: str = "") -> Stored:
         """Give an envelope the next offset, and keep it. With a key that is known, nothing is stored."""

@@ -121,7 +121,7 @@ class Position:
     """
 
     offset: int
-    """The number of the message; 0 stands for the time before the first one."""
+    """The number of the message. Before the first one it is a smaller number, such as 0."""
 
     epoch: str
     """Eight letters, chosen at random when the history begins."""
@@ -201,7 +201,7 @@ class HistoryConfig:
     """
 
     position_ttl_ms: int = 30 * 86_400_000
-    """Milliseconds after the last message at which the offset is forgotten too. Then a new epoch begins.
+    """Milliseconds after the last message at which the offset may be forgotten too. Then a new epoch begins.
 
     It is at least ``ttl_ms``. Until then, a room that nobody uses needs a few hundred bytes.
     """
@@ -258,6 +258,19 @@ class StoredHistory:
 
     mark: bytes = b""
     """The mark of the newest envelope of the channel, if the broker knows it: ``wshub.brokers.envelope.mark_of``."""
+
+    previous: int | None = None
+    """An offset of the history behind which no envelope is missing before the first one here.
+
+    None stands for the offset before that of the first one. So a broker whose offsets have no holes leaves it out.
+    """
+
+    @property
+    def start(self) -> int:
+        """The offset behind which the envelopes begin, the oldest first."""
+        if self.previous is not None:
+            return self.previous
+        return self.envelopes[0].offset - 1 if self.envelopes else self.position.offset
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -330,6 +343,12 @@ class BrokerStats:
 
     peers: int = 0
     """Open connections: to other nodes, or to an engine."""
+
+    kept: int | None = None
+    """Stored envelopes in the memory of this process; None if it keeps none, as with an engine."""
+
+    kept_bytes: int | None = None
+    """Bytes of these envelopes; None as for ``kept``."""
 
 
 class BrokerEvents(Protocol):

@@ -12,10 +12,12 @@ from wshub.brokers.interface import (
     ROOM_CHANNELS,
     Gap,
     History,
+    HistoryBroker,
     HistoryConfig,
     HistorySource,
     Position,
     Published,
+    StoredHistory,
     room_channel,
 )
 from wshub.core.cluster_types import HasMembers
@@ -111,6 +113,8 @@ class Histories:
         self.cursors = {}
         self.recoveries: Counter[str] = Counter()
         """Clients that came back, by the gap; ``""`` for those that missed nothing or got all."""
+        self.recovered = 0
+        """Messages that these clients were sent."""
         self.returning: dict[tuple[int, str], Return] = {}
         """The connections that come back, by id and room."""
         self.turns = Turns(asyncio.get_running_loop(), PIECES_PER_ITERATION)
@@ -296,27 +300,32 @@ class Histories:
         return await asyncio.shield(reading)
 
     async def _read_page(self, history: RoomHistory, offset: int) -> Gap:
-        window, since = history.window, Position(offset, history.epoch)
+        window, since, delivered = history.window, Position(offset, history.epoch), history.offset
         self._reads += 1
         try:
             found = await self.source.history(
                 history.channel, history.config, since=since, limit=PIECE_MESSAGES, max_bytes=PIECE_BYTES
             )
+            if found.position.offset < delivered and not found.gap:
+                await self._verify(history)
             await self.turns.wait()
         finally:
             history.reading = None
-        if window is None or history.window is not window or history.epoch != since.epoch:
-            # The page would be of another epoch, or made by another encode().
+        if window is None or history.window is not window or not history.is_live or history.epoch != since.epoch:
+            # The page would be of an epoch that has ended, or made by another encode().
             return ""
-        if found.gap:
-            return found.gap
-        page = history.prepare_page(offset, found)
-        if page.end <= offset:
-            # The members here have had more than there is: the engine has lost messages.
+        if not found.gap:
+            window.add(history.prepare_page(offset, found, delivered))
+        return found.gap
+
+    async def _verify(self, history: RoomHistory) -> None:
+        """Have a room read its history again if that has lost messages which the members here have had."""
+        position = history.position
+        found = await self.source.history(
+            history.channel, history.config, since=position, limit=0, is_own=True, mark=history.mark
+        )
+        if history.position == position and (found.gap or found.position.epoch != position.epoch):
             history.interrupt()
-            return "epoch"
-        window.add(page)
-        return ""
 
     # Connections that come back
 
@@ -475,24 +484,37 @@ class Histories:
         found = await self.source.history(
             history.channel, history.config, since=history.position, limit=0, is_own=True, mark=history.mark
         )
-        if not self._is_behind(history, found.position):
+        if not self._differs(history, found):
             return
         await asyncio.sleep(DOUBT_SECONDS)
-        if self._is_behind(history, found.position):
+        if self._differs(history, found):
             logger.warning("messages to the room %r have not arrived, and are read", history.name)
             history.interrupt()
 
-    def _is_behind(self, history: RoomHistory, position: Position) -> bool:
+    def _differs(self, history: RoomHistory, found: StoredHistory) -> bool:
+        """Whether a room is behind its history, or its history has lost messages that the room has had."""
         if self.cursors.get(history.name) is not history or not history.is_live:
             return False
-        return history.epoch != position.epoch or history.offset < position.offset
+        position = found.position
+        return history.epoch != position.epoch or history.offset < position.offset or found.gap == "epoch"
 
     def stats(self) -> HistoryStats:
         """Return the counts."""
+        kept, kept_bytes = self._kept()
         return HistoryStats(
             rooms=len(self.cursors),
             reads=self._reads,
             caught_up=self._holes,
             gaps=dict(self._gaps),
             recoveries={gap or "complete": count for gap, count in self.recoveries.items()},
+            recovered=self.recovered,
+            kept=kept,
+            kept_bytes=kept_bytes,
         )
+
+    def _kept(self) -> tuple[int | None, int | None]:
+        """Return the number of messages in the memory of this process, and that of their bytes."""
+        if self._local is not None:
+            return self._local.store.kept, self._local.store.kept_bytes
+        stats = self.source.stats() if isinstance(self.source, HistoryBroker) else None
+        return (stats.kept, stats.kept_bytes) if stats is not None else (None, None)

@@ -16,8 +16,13 @@ cdef class HistoryCursor:
         self.epoch = ""
 
     cdef bint follows(self, const StoredHead *head) noexcept:
-        """Whether a message is the next one of the history."""
-        return head.previous == self.offset and memcmp(head.epoch, self.letters, EPOCH_LENGTH) == 0
+        """Whether a message is the next one of the history.
+
+        Members may have been sent everything up to an offset that no message has.
+        """
+        return (
+            head.previous <= self.offset < head.offset and memcmp(head.epoch, self.letters, EPOCH_LENGTH) == 0
+        )
 
     cdef void advance(self, const StoredHead *head, const uint8_t *mark) noexcept:
         """Note that the members have been sent the next message, with MARK_LENGTH bytes of its mark."""

@@ -45,6 +45,7 @@ async def recover(
     finally:
         histories.returning.pop(key, None)
     histories.recoveries[recovery.gap] += 1
+    histories.recovered += recovery.sent
     return recovery
 
 
@@ -116,6 +117,8 @@ class Recovering:
     async def _advance(self, position: Position) -> tuple[Position, Gap]:
         """Send the next messages. Return the position behind them, and why no more can be sent."""
         history, connection = self._history, self._connection
+        # Until the room has read again, nobody knows whether the engine still has what the client has had.
+        await wait_live(history)
         await connection.wait_writable()
         await self._histories.turns.wait()
         gap = gap_before(history, position)

@@ -137,7 +137,7 @@ class RoomHistory(HistoryCursor):
         head, envelope = decode_stored(stored)
         if head.epoch == self.epoch and head.offset <= self.offset:
             return False
-        if self.is_live and not self._is_delivering and head.epoch == self.epoch and head.previous == self.offset:
+        if self.is_live and not self._is_delivering and head.epoch == self.epoch and head.previous <= self.offset:
             self._deliver(StoredEnvelope(head.offset, envelope))
             self._release()
             return True
@@ -162,7 +162,7 @@ class RoomHistory(HistoryCursor):
                 if (epoch == self.epoch and offset <= self.offset) or (epoch != self.epoch and index < earlier):
                     # The members have got it, or it is of an epoch that has ended.
                     continue
-                if self.is_live and epoch == self.epoch and previous == self.offset:
+                if self.is_live and epoch == self.epoch and previous <= self.offset:
                     self._deliver(StoredEnvelope(offset, envelope))
                 else:
                     self._hold(offset, previous, epoch, envelope)
@@ -230,14 +230,15 @@ class RoomHistory(HistoryCursor):
             return False
         if self.offset != found.position.offset:
             self.window = None
-        self.move(found.position.offset, found.position.epoch, found.mark)
+            self.move(found.position.offset, found.position.epoch, found.mark)
+        elif found.mark:
+            self.move(self.offset, self.epoch, found.mark)
         self._go_live()
         return self.is_live
 
     def _tell_gap(self, found: StoredHistory) -> None:
         """Go on with another epoch, or behind messages that are not kept any more, and tell the members."""
-        first = found.envelopes[0].offset - 1 if found.envelopes else found.position.offset
-        self.move(first, found.position.epoch, b"")
+        self.move(found.start, found.position.epoch, b"")
         self.window = None
         logger.warning("members of the room %r miss messages that are not kept any more: %s", self.name, found.gap)
         if self.config.encode_gap is None:
@@ -269,14 +270,20 @@ class RoomHistory(HistoryCursor):
             self._settle()
         return self.window
 
-    def prepare_page(self, start: int, found: StoredHistory) -> Page:
-        """Return what was read behind an offset, as far as the members have been sent it."""
-        delivered = [stored for stored in found.envelopes if stored.offset <= self.offset]
-        end = min(found.position.offset, self.offset)
-        if delivered and delivered[-1] is found.envelopes[-1]:
-            # More messages may follow, unless it is the newest one.
-            end = delivered[-1].offset
-        return Page(start, end, [self._prepare(stored, self._encode(stored)) for stored in delivered])
+    def prepare_page(self, start: int, found: StoredHistory, delivered: int) -> Page:
+        """Return what was read behind an offset, as far as the members have been sent it.
+
+        Args:
+            start: the offset.
+            found: what was read.
+            delivered: the offset of the last message that the members had been sent before.
+        """
+        envelopes = [stored for stored in found.envelopes if stored.offset <= self.offset]
+        end = max(min(found.position.offset, self.offset), delivered)
+        if envelopes and envelopes[-1] is found.envelopes[-1] and envelopes[-1].offset < found.position.offset:
+            # More messages follow.
+            end = envelopes[-1].offset
+        return Page(start, end, [self._prepare(stored, self._encode(stored)) for stored in envelopes])
 
     def drop_window(self) -> None:
         """Forget the prepared messages."""
