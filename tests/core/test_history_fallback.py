@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 import signal
 from collections.abc import AsyncIterator
 
@@ -13,7 +14,7 @@ from tests.support.broker_node import until
 from tests.support.history_nodes import ROOM, Client, HistoryNode, client_of, history_node
 from tests.support.redis_engine import RedisEngine
 from tests.support.tcp_proxy import TcpProxy, proxy_to
-from wshub import HistoryConfig
+from wshub import HistoryConfig, Hub
 from wshub.brokers.envelope import encode_envelope, encode_stored
 from wshub.brokers.memory import MemoryBroker, MemoryEngine
 from wshub.brokers.redis import RedisBroker
@@ -117,6 +118,41 @@ async def test_a_client_of_another_node_is_told_as_soon_as_a_node_with_the_lost_
             await publish_at_last(other, "z")
             await until(lambda: moved.data[-1:] == ["z"])
             assert moved.gaps == ["epoch"]
+
+
+async def test_a_node_remembers_how_far_a_room_without_members_had_got(own_engine: RedisEngine) -> None:
+    async with falling(own_engine) as world:
+        await world.publish("12")
+        own_engine.command("SAVE")
+        await world.publish("34")
+        await world.member.leave()
+        await until(lambda: not world.node.hub._histories.cursors)  # type: ignore[union-attr]
+        world.fall_back()
+        await world.publish_elsewhere("cdef")
+        world.proxy.heal()
+        await until(lambda: world.node.skip() or world.node.hub.health().ok)
+        await world.member.come_back(world.node.url)
+        assert world.member.gaps == ["epoch"]
+        await publish_at_last(world.node, "z")
+        await until(lambda: world.member.data[-1:] == ["z"])
+        assert world.member.data == ["1", "2", "3", "4", "z"]
+
+
+async def test_only_so_many_rooms_without_members_are_remembered(
+    redis_engine: RedisEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(histories, "FORMER_ROOMS", 3)
+    async with Hub(broker=RedisBroker(redis_engine.url, prefix=secrets.token_hex(4))) as hub:
+        hub.configure_room("room:*", history=HistoryConfig())
+        await hub.broker_started()
+        kept = hub._histories
+        assert kept is not None
+        for number in [0, 1, 2, 3, 4, 3]:
+            history = kept.hold(f"room:{number}")
+            await history.wait_live()
+            kept.release(history)
+            await until(lambda: not kept.cursors)
+        assert list(kept._former) == ["room:2", "room:4", "room:3"]
 
 
 async def test_lost_messages_are_found_although_no_connection_was_lost(

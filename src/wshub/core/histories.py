@@ -63,6 +63,9 @@ WINDOWS_BYTES = 64 * 1024 * 1024
 COUNTING = 4
 """Clients at a time whose missed messages are read to be counted."""
 
+FORMER_ROOMS = 10_000
+"""Rooms without members of which is known how far they had got."""
+
 CHECK_SECONDS = 30.0
 """Seconds within which the position of each room is compared with that of its history."""
 
@@ -71,7 +74,7 @@ DOUBT_SECONDS = 2.0
 
 
 class Return:
-    """What becomes of a connection that comes back to a room."""
+    """A connection that comes back to a room, and how it is to join."""
 
     __slots__ = ("info", "is_wanted")
 
@@ -132,6 +135,8 @@ class Histories:
         self._retry: asyncio.TimerHandle | None = None
         self._delay = RETRY_SECONDS
         self._changed: set[str] = set()
+        # How far rooms had got that have no members any more, by name: the position, and the mark of its message.
+        self._former: dict[str, tuple[Position, bytes]] = {}
         self._checked_at = hub.now()
         self._checking: asyncio.Task[None] | None = None
         self._reads = 0
@@ -208,6 +213,15 @@ class Histories:
             history = self.cursors.get(room)
             if history is not None and not self.is_wanted(history):
                 del self.cursors[room]
+                self._remember(history)
+
+    def _remember(self, history: RoomHistory) -> None:
+        """Note how far a room without members has got: with that, it notices later what its history has lost."""
+        if self._local is None and history.epoch:
+            self._former.pop(history.name, None)
+            self._former[history.name] = history.position, history.mark
+            if len(self._former) > FORMER_ROOMS:
+                del self._former[next(iter(self._former))]
 
     def hold(self, room: str) -> RoomHistory:
         """Return the history of a room, which stays until ``release()`` although the room may have no member."""
@@ -264,7 +278,7 @@ class Histories:
         count, since = 0, position
         while count <= limit:
             self._reads += 1
-            # What is read is for nothing but the count, so many clients at once must not hold it.
+            # Only the number of these messages is used, so few clients at a time hold them.
             async with self._counting:
                 found = await self.source.history(
                     history.channel, history.config, since=since, limit=READ_LIMIT, max_bytes=READ_BYTES
@@ -423,16 +437,17 @@ class Histories:
         await self.source.subscribed(history.channel)
         while True:
             is_new = not history.epoch
+            position, mark = (history.position, history.mark) if not is_new else self._former_position(history)
             self._reads += 1
             history.begin_reading()
             found = await self.source.history(
                 history.channel,
                 history.config,
-                since=None if is_new else history.position,
+                since=position,
                 limit=0 if is_new else READ_LIMIT,
                 max_bytes=READ_BYTES,
                 is_own=True,
-                mark=history.mark,
+                mark=mark,
             )
             if self.cursors.get(history.name) is not history:
                 return
@@ -444,6 +459,10 @@ class Histories:
                 self._gaps[found.gap] += 1
             if history.caught_up(found) or history in self._due:
                 return
+
+    def _former_position(self, history: RoomHistory) -> tuple[Position | None, bytes]:
+        """Return how far a room had got when it had members last."""
+        return self._former.get(history.name, (None, b""))
 
     # Time
 
