@@ -39,8 +39,9 @@ class Member:
         self.node: Node
 
     async def start(self) -> Member:
-        settings = {"close_timeout_ms": 300}
-        self.node = await self.stack.enter_async_context(node(self.world.events, self.broker, **settings))
+        self.node = await self.stack.enter_async_context(
+            node(self.world.events, self.broker, close_timeout_ms=self.world.close_timeout_ms)
+        )
         # The clocks of the nodes differ by hours.
         self.node.clock.skipped += self.number * HOUR
         return self
@@ -60,6 +61,9 @@ class World:
 
     loses_all = False
     """Whether what joins the nodes can lose all entries."""
+
+    close_timeout_ms = 300
+    """Of the hubs. A killed node waits in vain for so long."""
 
     settled_seconds = 15.0
     """Seconds after the last fault after which each node must know who is there."""
@@ -90,7 +94,7 @@ class World:
         for member in self.members:
             member.node.skip(seconds)
 
-    # What is between the nodes
+    # Faults
 
     def make_broker(self) -> Broker:
         raise NotImplementedError

@@ -2,7 +2,7 @@
 
 Each node says who its members are, and the engine keeps that. An entry belongs to a node. A node
 that lives has a beat every few seconds. A node without one is dead, and another node takes its entries over. The
-engine's clock decides, so those of the nodes may differ.
+engine's clock decides, so those of the nodes may differ. Between workers, their connections show who lives.
 """
 
 from __future__ import annotations
@@ -155,8 +155,8 @@ class Beat(NamedTuple):
     entry_count: int | None = None
     """The number of entries of this node; None if the node need not compare it.
 
-    If it is not what the node expects, it asks for them by ``presence_own()``: the answer to a call was lost, or a
-    call that had failed was carried out later.
+    If the node expects another number, it calls ``presence_own()``. The answer to a call was lost, or a call that had
+    failed was carried out later.
     """
 
 
@@ -168,7 +168,10 @@ class PresenceSource(Protocol):
     """
 
     async def presence_enter(self, channel: str, entries: Sequence[PresenceEntry]) -> list[bool]:
-        """Add entries of this node, or replace their data. Return for each whether it is the only one of its user."""
+        """Add entries of this node, or replace their data. Return for each whether it was the first one of its user.
+
+        An entry that is there already has the same answer as when it was added: that answer may have been lost.
+        """
 
     async def presence_leave(self, channel: str, entries: Sequence[PresenceEntry]) -> list[bool]:
         """Remove entries of this node. Return for each whether no entry of its user is left."""

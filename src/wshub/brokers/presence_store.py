@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import islice
 
@@ -14,6 +15,9 @@ __all__ = ["PresenceEntries", "PresenceStore", "check_cursor"]
 
 TAKEN_AT_ONCE = 1000
 """Entries that one call of ``take_over()`` returns at most."""
+
+REMEMBERED = 1000
+"""Entries that have left, and of which the outcome is known."""
 
 CURSOR_MARK = ">"
 
@@ -27,7 +31,7 @@ def check_cursor(cursor: str) -> None:
 class Presence:
     """The entries of one channel."""
 
-    __slots__ = ("entries", "ids", "users")
+    __slots__ = ("entries", "ids", "later", "users")
 
     def __init__(self) -> None:
         self.entries: dict[str, PresenceEntry] = {}
@@ -35,16 +39,21 @@ class Presence:
         """The ids in order: a page begins behind the last one of the page before, whatever has gone since."""
         self.users: dict[str, int] = {}
         """The number of entries of each user."""
+        self.later: set[str] = set()
+        """The ids of entries whose user had another one when they came."""
 
-    def add(self, entry: PresenceEntry) -> None:
-        """Add an entry, or replace that of the same id."""
+    def add(self, entry: PresenceEntry) -> bool:
+        """Add an entry, or replace that of the same id. Return whether it was the only one of its user at first."""
         if entry.id not in self.entries:
+            if entry.user in self.users:
+                self.later.add(entry.id)
             self.users[entry.user] = self.users.get(entry.user, 0) + 1
             if not self.ids or entry.id > self.ids[-1]:
                 self.ids.append(entry.id)
             else:
                 self.ids.insert(bisect_left(self.ids, entry.id), entry.id)
         self.entries[entry.id] = entry
+        return entry.id not in self.later
 
     def remove(self, entry_id: str) -> PresenceEntry | None:
         """Remove an entry and return it; None if there is none."""
@@ -52,6 +61,7 @@ class Presence:
         if entry is None:
             return None
         del self.ids[bisect_left(self.ids, entry_id)]
+        self.later.discard(entry_id)
         if self.users[entry.user] > 1:
             self.users[entry.user] -= 1
         else:
@@ -66,6 +76,8 @@ class PresenceEntries:
         self._channels: dict[str, Presence] = {}
         # The channels and ids of the entries of each node.
         self._of_node: dict[str, dict[tuple[str, str], None]] = {}
+        # By channel and id of entries that have left: whether it was the last one of its user.
+        self._left: OrderedDict[tuple[str, str], bool] = OrderedDict()
 
     def __len__(self) -> int:
         return sum(len(owned) for owned in self._of_node.values())
@@ -79,6 +91,10 @@ class PresenceEntries:
         """Return the number of entries of a node."""
         return len(self._of_node.get(node, ()))
 
+    def names_of(self, node: str) -> list[tuple[str, str]]:
+        """Return channels and ids of the entries of a node."""
+        return list(self._of_node.get(node, ()))
+
     def of_node(self, node: str) -> list[tuple[str, PresenceEntry]]:
         """Return channels and entries of a node."""
         return [(channel, self._channels[channel].entries[name]) for channel, name in self._of_node.get(node, ())]
@@ -89,7 +105,7 @@ class PresenceEntries:
         return presence is not None and entry_id in presence.entries
 
     def enter(self, node: str, channel: str, entries: Sequence[PresenceEntry]) -> list[bool]:
-        """Add entries of a node. Return for each whether it is the only one of its user."""
+        """Add entries of a node. Return for each whether it was the only one of its user when it came."""
         if not entries:
             return []
         presence = self._channels.get(channel)
@@ -98,25 +114,43 @@ class PresenceEntries:
         own = self._of_node.setdefault(node, {})
         outcome = []
         for entry in entries:
-            presence.add(entry)
+            self._left.pop((channel, entry.id), None)
+            outcome.append(presence.add(entry))
             own[channel, entry.id] = None
-            outcome.append(presence.users[entry.user] == 1)
         return outcome
 
     def leave(self, node: str, channel: str, entries: Sequence[PresenceEntry]) -> list[bool]:
-        """Remove entries of a node. Return for each whether no entry of its user is left."""
+        """Remove entries of a node. Return for each whether no entry of its user was left then."""
         presence = self._channels.get(channel) or Presence()
         own = self._of_node.get(node, {})
         outcome = []
         for entry in entries:
-            own.pop((channel, entry.id), None)
-            presence.remove(entry.id)
-            outcome.append(entry.user not in presence.users)
-        if not presence.entries:
-            self._channels.pop(channel, None)
-        if not own:
-            self._of_node.pop(node, None)
+            key = channel, entry.id
+            own.pop(key, None)
+            if presence.remove(entry.id) is not None:
+                self._left[key] = entry.user not in presence.users
+            # The answer to an earlier call may have been lost.
+            outcome.append(self._left.get(key, entry.user not in presence.users))
+        while len(self._left) > REMEMBERED:
+            self._left.popitem(last=False)
+        self._tidy(node, channel)
         return outcome
+
+    def drop(self, node: str, channel: str, entry_id: str) -> None:
+        """Remove an entry of a node of which nobody is told."""
+        self._of_node.get(node, {}).pop((channel, entry_id), None)
+        presence = self._channels.get(channel)
+        if presence is not None:
+            presence.remove(entry_id)
+        self._tidy(node, channel)
+
+    def _tidy(self, node: str, channel: str) -> None:
+        """Keep nothing of a node or a channel without entries."""
+        presence = self._channels.get(channel)
+        if presence is not None and not presence.entries:
+            del self._channels[channel]
+        if not self._of_node.get(node, True):
+            del self._of_node[node]
 
     def take(self, node: str, other: str) -> list[tuple[str, PresenceEntry]]:
         """Make some entries of another node those of a node, under other ids. Return channels and entries."""

@@ -1,7 +1,7 @@
 """The scripts with which an engine keeps who is in which room. Each call is one step for all other clients.
 
-A channel has two hashes: its entries by id, and the number of entries of each user. An entry is the length of the
-user's name, a colon, the name, and the data. A node has a set of its entries: each is an id, a line feed and a channel.
+A channel has two hashes: its entries by id, and the number of entries of each user. An entry is a mark, the length of
+the user's name, a colon, the name, and the data. The mark is a plus if it was the only entry of its user when it came. A node has a set of its entries: each is an id, a line feed and a channel.
 A hub has a sorted set with the time of each node's beat, in milliseconds by the engine's clock. It has a hash with the
 number of each node's first beat, and an epoch. The epoch is lost if everything else is.
 """
@@ -26,16 +26,20 @@ local node, channel, outcome = ARGV[1], ARGV[2], {}
 redis.call('ZADD', KEYS[4], 'NX', engine_time(), node)
 for index = 3, #ARGV, 3 do
     local id, user, data = ARGV[index], ARGV[index + 1], ARGV[index + 2]
-    if redis.call('HSET', KEYS[1], id, #user .. ':' .. user .. data) == 1 then
-        redis.call('HINCRBY', KEYS[2], user, 1)
+    local former, mark = redis.call('HGET', KEYS[1], id), '-'
+    if former then
+        mark = string.sub(former, 1, 1)
+    elseif redis.call('HINCRBY', KEYS[2], user, 1) == 1 then
+        mark = '+'
     end
+    redis.call('HSET', KEYS[1], id, mark .. #user .. ':' .. user .. data)
     redis.call('SADD', KEYS[3], id .. '\\n' .. channel)
-    outcome[#outcome + 1] = redis.call('HGET', KEYS[2], user) == '1' and 1 or 0
+    outcome[#outcome + 1] = mark == '+' and 1 or 0
 end
 return outcome
 """
 )
-"""Adds entries, and answers for each with 1 if it is the only one of its user.
+"""Adds entries, and answers for each with 1 if it was the only one of its user when it came.
 
 Keys: the entries, the users, the node's set, the beats.
 """

@@ -109,7 +109,8 @@ def encoded(text: str) -> bytes:
 
 def entry_of(name: bytes, value: bytes) -> PresenceEntry:
     """Return an entry that the engine has kept."""
-    size, _, rest = value.partition(b":")
+    # The first byte is a mark of the scripts.
+    size, _, rest = value[1:].partition(b":")
     user, data = rest[: int(size)], rest[int(size) :]
     return PresenceEntry(name.decode(), user.decode(errors="surrogatepass"), data)
 

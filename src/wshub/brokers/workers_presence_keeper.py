@@ -5,7 +5,7 @@ A new owner first gets the entries of all other nodes again. Requests wait meanw
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -42,7 +42,7 @@ class Waiting:
 class OwnedSlot:
     """A slot that this node owns."""
 
-    __slots__ = ("awaited", "entries", "term", "waiting")
+    __slots__ = ("awaited", "entries", "resending", "term", "unconfirmed", "waiting")
 
     def __init__(self) -> None:
         self.term = 0
@@ -50,6 +50,21 @@ class OwnedSlot:
         self.awaited: set[str] = set()
         """Nodes that have not resent their entries yet."""
         self.waiting: deque[Waiting] = deque()
+        self.resending: Counter[str] = Counter()
+        """How often each node is about to resend its entries."""
+        self.unconfirmed: dict[str, set[tuple[str, str]]] = {}
+        """Channels and ids of entries that were there before, and that have not come yet."""
+
+    def confirm(self, node_id: str, channel: str, entries: Iterable[PresenceEntry]) -> None:
+        """Note that a node has these entries."""
+        unconfirmed = self.unconfirmed.get(node_id)
+        if unconfirmed:
+            unconfirmed.difference_update((channel, entry.id) for entry in entries)
+
+    def forget_resending(self, node_id: str) -> None:
+        """Expect no more from a node: its connection is lost."""
+        self.resending.pop(node_id, None)
+        self.unconfirmed.pop(node_id, None)
 
 
 class PresenceKeeper:
@@ -73,6 +88,8 @@ class PresenceKeeper:
             owned = self.slots[slot] = OwnedSlot()
         owned.term = term
         owned.awaited = set(awaited)
+        owned.resending.clear()
+        owned.unconfirmed.clear()
         return owned
 
     def end(self, slot: int) -> None:
@@ -89,17 +106,32 @@ class PresenceKeeper:
 
     # Nodes
 
-    def resent(self, slot: int, node_id: str) -> None:
+    def resend_begins(self, owned: OwnedSlot, node_id: str) -> None:
+        """Note that a node will resend all its entries. It may have removed some without this node."""
+        owned.resending[node_id] += 1
+        owned.unconfirmed.setdefault(node_id, set()).update(owned.entries.names_of(node_id))
+
+    def resent_all(self, owned: OwnedSlot, node_id: str) -> None:
         """Note that a node has resent all its entries."""
-        owned = self.slots.get(slot)
-        if owned is not None and node_id in owned.awaited:
-            owned.awaited.discard(node_id)
-            self.serve_waiting(owned)
+        owned.resending[node_id] -= 1
+        if owned.resending[node_id] <= 0:
+            for channel, entry_id in owned.unconfirmed.get(node_id, ()):
+                owned.entries.drop(node_id, channel, entry_id)
+            owned.forget_resending(node_id)
+        owned.awaited.discard(node_id)
+        self.serve_waiting(owned)
+
+    def node_down(self, node_id: str) -> None:
+        """Note that the connection to a node is lost. It resends its entries when it is back."""
+        for owned in self.slots.values():
+            owned.forget_resending(node_id)
 
     def node_ended(self, node_id: str) -> None:
         """Wait no more for the entries of a node."""
-        for slot in tuple(self.slots):
-            self.resent(slot, node_id)
+        for owned in tuple(self.slots.values()):
+            if node_id in owned.awaited:
+                owned.awaited.discard(node_id)
+                self.serve_waiting(owned)
 
     def dead(self, is_alive: Callable[[str], bool]) -> list[str]:
         """Return the nodes that have entries, and are not alive."""
@@ -151,6 +183,7 @@ class PresenceKeeper:
     @staticmethod
     def _answer(owned: OwnedSlot, node_id: str, body: RequestBody) -> Any:
         if isinstance(body, Enter):
+            owned.confirm(node_id, body.channel, body.entries)
             return owned.entries.enter(node_id, body.channel, body.entries)
         if isinstance(body, Leave):
             return owned.entries.leave(node_id, body.channel, body.entries)

@@ -26,6 +26,7 @@ __all__ = [
     "Outcome",
     "Read",
     "RequestBody",
+    "Resending",
     "Resent",
     "ResentAll",
     "Uncopied",
@@ -250,10 +251,10 @@ class Resent:
 
 
 @dataclass(frozen=True, slots=True)
-class ResentAll:
-    """Note that the sender has resent all its entries of a slot."""
+class ResendStep:
+    """A step in resending the entries of a slot."""
 
-    KIND: ClassVar = 28
+    KIND: ClassVar[int]
     slot: int
     term: int
 
@@ -264,8 +265,22 @@ class ResentAll:
         return writer.body()
 
     @classmethod
-    def decode(cls, reader: Reader) -> ResentAll:
+    def decode(cls, reader: Reader) -> Self:
         return cls(reader.number(), reader.number())
+
+
+class ResentAll(ResendStep):
+    """Note that the sender has resent all its entries of a slot. Drop those that you had before, and that are not."""
+
+    __slots__ = ()
+    KIND: ClassVar = 28
+
+
+class Resending(ResendStep):
+    """Note that the sender will resend all its entries of a slot."""
+
+    __slots__ = ()
+    KIND: ClassVar = 34
 
 
 @dataclass(frozen=True, slots=True)
@@ -362,6 +377,7 @@ Body: TypeAlias = (
     | Ready
     | Resent
     | ResentAll
+    | Resending
     | Lost
     | CopiedAnew
     | Copied
@@ -373,7 +389,7 @@ KINDS: dict[int, type[Body]] = {
     kind.KIND: kind
     for kind in (
         *(Enter, Leave, Read, Counts, Outcome, Found, Counted, Refused, Claim, Owners, Ready),
-        *(Resent, ResentAll, Lost, CopiedAnew, Copied, Uncopied, UncopiedSlot),
+        *(Resent, ResentAll, Resending, Lost, CopiedAnew, Copied, Uncopied, UncopiedSlot),
     )
 }
 

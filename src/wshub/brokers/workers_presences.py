@@ -20,7 +20,7 @@ from wshub.brokers.presence_interface import Beat, PresenceCounts, PresenceEntry
 from wshub.brokers.presence_store import check_cursor
 from wshub.brokers.workers_membership import Membership
 from wshub.brokers.workers_owner_records import Claim, Owners, Ready, Refused
-from wshub.brokers.workers_owners import slot_of
+from wshub.brokers.workers_owners import check_slot, slot_of
 from wshub.brokers.workers_peer import Peer
 from wshub.brokers.workers_presence_copies import Copies
 from wshub.brokers.workers_presence_keeper import OwnedSlot, PresenceKeeper
@@ -36,6 +36,7 @@ from wshub.brokers.workers_presence_records import (
     Outcome,
     Read,
     RequestBody,
+    Resending,
     Resent,
     ResentAll,
     Uncopied,
@@ -122,9 +123,7 @@ class Presences:
             if self._owns(slot_of(channel)):
                 self.copies.add(channel, entries)
 
-        make = partial(Enter, channel=channel, entries=tuple(entries))
-        outcome: list[bool] = await self._ask(make, CHANGE_SECONDS, take)
-        return outcome
+        return await self._change(partial(Enter, channel=channel, entries=tuple(entries)), len(entries), take)
 
     async def leave(self, channel: str, entries: Sequence[PresenceEntry]) -> list[bool]:
         """Remove entries of this node. See ``PresenceSource.presence_leave``."""
@@ -135,8 +134,7 @@ class Presences:
             self.copies.remove(channel, ids)
         # The owner needs no data.
         make = partial(Leave, channel=channel, entries=tuple(entry._replace(data=b"") for entry in entries))
-        outcome: list[bool] = await self._ask(make, CHANGE_SECONDS)
-        return outcome
+        return await self._change(make, len(entries))
 
     def beat(self) -> Beat:
         """Return which nodes are dead, and which entries of this one are lost."""
@@ -156,9 +154,12 @@ class Presences:
         if self._is_alive(node_id):
             return []
         taken = self.keeper.take_over(node_id)
+        channels: dict[str, list[PresenceEntry]] = {}
         for channel, entry in taken:
-            self.own.add(channel, (entry,))
-            self.copies.add(channel, (entry,))
+            channels.setdefault(channel, []).append(entry)
+        for channel, entries in channels.items():
+            self.own.add(channel, entries)
+            self.copies.add(channel, entries)
         return taken
 
     async def read(self, channel: str, cursor: str, limit: int) -> StoredPresence:
@@ -171,6 +172,14 @@ class Presences:
         """Return the number of entries and users of a channel. Raises ``BrokerUnavailable``."""
         counts: PresenceCounts = await self._read(partial(Counts, channel=channel))
         return counts
+
+    async def _change(
+        self, make: Callable[..., RequestBody], count: int, take: Callable[[Any], None] | None = None
+    ) -> list[bool]:
+        outcome: list[bool] = await self._ask(make, CHANGE_SECONDS, take)
+        if len(outcome) != count:
+            raise BrokerUncertain(f"the owner has answered for {len(outcome)} entries, and not for {count}")
+        return outcome
 
     async def _read(self, make: Callable[..., RequestBody]) -> Any:
         try:
@@ -242,8 +251,9 @@ class Presences:
         with contextlib.suppress(TimeoutError, BrokerUnavailable):
             async with asyncio.timeout(MEET_SECONDS):
                 await self._barrier()
-        self.members.started()
-        self._requests.send_held()
+        if not self._is_closed:
+            self.members.started()
+            self._requests.send_held()
 
     # What the session calls
 
@@ -270,6 +280,7 @@ class Presences:
         if peer.node_id in self._connected:
             self._connected.discard(peer.node_id)
             self._absent[peer.node_id] = peer.silent
+            self.keeper.node_down(peer.node_id)
         if self.members.peer_down(peer):
             self.copies.choose()
             self._requests.peer_down(peer)
@@ -284,7 +295,7 @@ class Presences:
         self.members.node_ended(node_id)
         self.keeper.node_ended(node_id)
         for slot in orphans.slots:
-            self._hand_on(slot)
+            self._update_owner(slot)
         self.copies.choose()
         self._requests.send_held()
 
@@ -313,7 +324,7 @@ class Presences:
             self.members.is_ready(peer)
             self.copies.choose()
             self._requests.send_held()
-        elif isinstance(body, Resent | ResentAll):
+        elif isinstance(body, Resent | ResentAll | Resending):
             self._take_resent(peer, body)
         elif isinstance(body, Lost):
             # The hub enters those again that are still there.
@@ -333,10 +344,10 @@ class Presences:
             if self.members.owners.owner(slot) != self.members.own_id and self._owns(slot):
                 self.keeper.end(slot)
                 self.copies.drop(slot)
-            self._hand_on(slot)
+            self._update_owner(slot)
             self._requests.send_held_of(slot)
 
-    def _hand_on(self, slot: int) -> None:
+    def _update_owner(self, slot: int) -> None:
         """Give the owner of a slot all entries that it may not have."""
         owner = self.members.owners.owner(slot)
         if owner == self.members.own_id:
@@ -356,7 +367,8 @@ class Presences:
                 owned.entries.enter(self.members.own_id, channel, entries)
                 self.copies.add(channel, entries)
         for node_id, channel, entries in self._take_orphans(slot):
-            self._enter_missing(owned, node_id, channel, entries)
+            if node_id not in self._connected:
+                self._enter_missing(owned, node_id, channel, entries)
         self.keeper.serve_waiting(owned)
 
     def _take_orphans(self, slot: int) -> Iterator[tuple[str, str, tuple[PresenceEntry, ...]]]:
@@ -368,13 +380,11 @@ class Presences:
             if not orphans.slots:
                 self._orphans.pop(node_id, None)
 
-    def _enter_missing(
-        self, owned: OwnedSlot, node_id: str, channel: str, entries: tuple[PresenceEntry, ...]
-    ) -> list[str]:
-        """Add entries that are not there yet. Return their ids."""
+    @staticmethod
+    def _enter_missing(owned: OwnedSlot, node_id: str, channel: str, entries: tuple[PresenceEntry, ...]) -> None:
+        """Add entries that are not there yet."""
         missing = [entry for entry in entries if not owned.entries.has(channel, entry.id)]
         owned.entries.enter(node_id, channel, missing)
-        return [entry.id for entry in missing]
 
     # Entries for other owners
 
@@ -384,7 +394,11 @@ class Presences:
         if peer is None or self._is_closed or not self._takes_part:
             # All is sent once the node is connected.
             return
-        self._due.setdefault(peer, {})[slot] = None
+        due = self._due.setdefault(peer, {})
+        if slot not in due:
+            due[slot] = None
+            # The owner drops entries that are not resent, except for those that this node enters from now on.
+            peer.send_presence(Resending(slot, self.members.owners.term(slot)).encode(), always=True)
         if peer not in self._resending:
             self._resending[peer] = self._loop.create_task(self._resend_due(peer))
 
@@ -409,19 +423,29 @@ class Presences:
                 yield Resent(slot, term, node_id, channel, entries).encode()
             yield ResentAll(slot, term).encode()
 
-    def _take_resent(self, peer: Peer, body: Resent | ResentAll) -> None:
+    def _take_resent(self, peer: Peer, body: Resent | ResentAll | Resending) -> None:
         """Take entries of another node."""
+        check_slot(body.slot)
         owners = self.members.owners
         # The node that has chosen this one may have told the sender first.
         self.members.adopt(body.slot, body.term)
         owned = self.keeper.slots.get(body.slot)
         if owned is None or owners.owner(body.slot) != self.members.own_id or owners.term(body.slot) != body.term:
             return
+        if isinstance(body, Resending):
+            self.keeper.resend_begins(owned, peer.node_id)
+            return
         if isinstance(body, ResentAll):
-            self.keeper.resent(body.slot, peer.node_id)
-        elif body.node_id != peer.node_id or peer.node_id in owned.awaited:
-            if slot_of(body.channel) != body.slot:
-                raise ValueError("an entry is resent that belongs to another slot")
+            self.keeper.resent_all(owned, peer.node_id)
+            return
+        if slot_of(body.channel) != body.slot:
+            raise ValueError("an entry is resent that belongs to another slot")
+        owned.confirm(body.node_id, body.channel, body.entries)
+        if body.node_id != peer.node_id:
+            # A node that is connected says itself what it has.
+            if body.node_id not in self._connected:
+                self._enter_missing(owned, body.node_id, body.channel, body.entries)
+        elif peer.node_id in owned.awaited:
             self._enter_missing(owned, body.node_id, body.channel, body.entries)
         else:
             # This node has kept the entries of that one, except for those that it has taken over.

@@ -35,7 +35,7 @@ FULL = "too much waits for the worker that keeps it"
 
 
 class RequestBody(Protocol):
-    """What a request asks for."""
+    """The body of a request."""
 
     @property
     def number(self) -> int: ...
@@ -92,14 +92,14 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What requests are about, for errors."""
+    """The subject of requests, for errors."""
 
     undone: str
-    """What a request has not done that was not sent: ``nothing was stored``."""
+    """For a request that was not sent: ``nothing was stored``."""
     kept: str
-    """What an owner keeps: ``history``."""
+    """The thing that an owner keeps: ``history``."""
     keepers: str
-    """What owners keep: ``histories``."""
+    """The same in plural: ``histories``."""
     follows_terms: bool = False
     """Whether an answer is worth nothing if the slot has another owner when it arrives."""
 

@@ -13,7 +13,7 @@ import inspect
 import itertools
 import json
 import logging
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -49,6 +49,9 @@ ENTRIES_AT_ONCE = 500
 
 WRONG_COUNTS = 2
 """Beats in a row that must tell of another number of entries than this node expects, before it compares them."""
+
+LAST_SECONDS = 3.0
+"""Seconds in which a hub that closes tells the store what has changed, and finishes the calls of the application."""
 
 RETRY_SECONDS = 0.25
 MAX_RETRY_SECONDS = 5.0
@@ -347,20 +350,18 @@ class Presences:
         """
         for attendance in attendances:
             if not is_lost and attendance.leaves_at is not None:
-                self._forget(attendance)
+                self._remove(attendance)
             elif attendance.is_stored and attendance.is_present:
                 attendance.is_stored = False
                 attendance.is_new = not is_lost
                 self._note(attendance)
 
-    def _forget(self, attendance: Attendance) -> None:
-        """Leave the rest of a member's grace to the node that has taken it over."""
-        attendance.is_present = attendance.is_stored = attendance.is_uncertain = False
-        attendance.leaves_at = None
-        self._attendances.pop(attendance, None)
-        key = attendance.room, attendance.member.connection
-        if self._members.get(key) is attendance:
-            del self._members[key]
+    def _remove(self, attendance: Attendance) -> None:
+        """Remove an entry, if it is there, and tell nobody: another node has taken the member over, or nobody knew."""
+        attendance.is_stored = True
+        # Whose join was not told has not left either.
+        attendance.is_new = True
+        self._leave(attendance)
 
     async def _take_over(self, node: str) -> None:
         """Let the members of a dead node leave, once their grace is over."""
@@ -396,14 +397,13 @@ class Presences:
     def _note_left_over(self, channel: str, entry: PresenceEntry) -> None:
         """Remove an entry that a failed call has left behind; or let one leave that was taken over by such a call."""
         attendance = Attendance(channel.removeprefix(ROOM_CHANNELS), entry, member_of(entry))
-        attendance.is_stored = True
-        # Whose join was not told has not left either.
-        attendance.is_new = not entry.id.startswith(f"{self._node}/")
         self._attendances[attendance] = None
-        if attendance.is_new:
-            self._leave(attendance)
-        else:
+        if entry.id.startswith(f"{self._node}/"):
+            attendance.is_stored = True
+            attendance.is_new = False
             self._leave_later(attendance)
+        else:
+            self._remove(attendance)
 
     # Questions
 
@@ -431,6 +431,10 @@ class Presences:
     async def close(self, timeout: float) -> None:
         """Let the other nodes take the members over: they may come back there, within the grace."""
         self._is_closed = True
+        # A join that the store knows and that nobody was told would be followed by a leave.
+        last = min(timeout, LAST_SECONDS)
+        await wait_for_some([self._telling], last)
+        await wait_for_some(self._calls, last)
         for task in (self._telling, self._beating, *self._calls):
             if task is not None:
                 task.cancel()
@@ -440,6 +444,13 @@ class Presences:
         except (BrokerError, TimeoutError):
             # They notice it by themselves.
             pass
+
+
+async def wait_for_some(tasks: Iterable[asyncio.Task[None] | None], timeout: float) -> None:
+    """Wait until tasks have ended, but not longer than so many seconds."""
+    waiting = [task for task in tasks if task is not None]
+    if waiting:
+        await asyncio.wait(waiting, timeout=timeout)
 
 
 def entry_of(name: str, member: Member) -> PresenceEntry:

@@ -144,6 +144,20 @@ async def entering_again_replaces_the_data(nodes: Nodes) -> None:
 
 
 @check()
+async def an_answer_can_be_asked_for_again(nodes: Nodes) -> None:
+    """An entry that is added again has the same answer as before, which may have been lost."""
+    first, second = await two(nodes)
+    (ann,) = entries_of(first, "ann")
+    (other,) = entries_of(second, "ann")
+    for _ in range(2):
+        require(await enter(first, [ann]) == [True], "the first entry of a user stays the first one")
+        require(await enter(second, [other]) == [False], "the second entry of a user stays the second one")
+    require(await leave(first, [ann]) == [False], "a user has another entry")
+    require(await leave(second, [other]) == [True], "the last entry of a user is told as such")
+    require(await enter(second, [other]) == [True], "an entry that comes back is a new one")
+
+
+@check()
 async def any_text_names_a_user_and_a_channel(nodes: Nodes) -> None:
     """Users and channels have any names. Each channel, and each hub, has entries of its own."""
     first, second = await two(nodes)
