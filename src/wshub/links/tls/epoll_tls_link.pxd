@@ -1,0 +1,72 @@
+from libc.stddef cimport size_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t
+
+from wshub.links.epoll_link cimport EpollLink, EpollLinks
+from wshub.links.linux_sockets cimport ssize_t
+from wshub.links.tls.bio_pair cimport BioPair
+
+
+cdef extern from "records.h" nogil:
+    ctypedef struct Records "wshub_records":
+        size_t length
+        size_t records
+        size_t needed
+        bint handshake
+
+    Records find_records "wshub_find_records"(const uint8_t *data, size_t length, size_t most) noexcept
+
+
+cdef class EpollTls:
+    """What all TLS links of a reactor share."""
+
+    cdef EpollLinks links
+    cdef BioPair pair
+    cdef uint8_t *input      # owned: records, as they arrive
+    cdef uint8_t *plain      # owned: what they hold; in use until the receiver returns
+    cdef uint8_t *scratch    # owned: short frames are copied together here before they are sealed
+    cdef object waiting      # deque of the links that wait for a step of their handshake
+
+    cdef EpollTlsLink add(self, int descriptor, object settings, bint is_client, object server_hostname)
+    cdef void wait_for_step(self, EpollTlsLink link) noexcept
+    cdef int take_steps(self) except -1
+
+
+cdef class EpollTlsLink(EpollLink):
+    cdef EpollTls tls
+    cdef object settings         # a ServerTls, or the SSLContext of a client
+    cdef object server_hostname  # of a client: the name that the certificate must have
+    cdef readonly object ssl_object  # the SSLObject, whose callbacks need it; None before the first byte
+    cdef object session          # whose methods encrypt and decrypt; None before the first byte, and after close_notify
+    cdef object on_established   # called once with None, or with the exception that the handshake failed with; or None
+    cdef bytes ciphertext        # records that the kernel has not taken; or None
+    cdef size_t sealed           # bytes of the queue that are in `ciphertext`: their frames stay until it has left
+    cdef uint8_t *partial        # owned: the start of a record that has not arrived whole; or NULL
+    cdef uint32_t partial_length
+    cdef uint32_t partial_size   # of the whole record, as far as it is known
+    cdef uint32_t handshake_bytes  # received in the handshake
+    cdef int64_t ciphertext_sent   # bytes that the kernel has taken, ever
+    cdef uint8_t established
+    cdef uint8_t is_client
+    cdef uint8_t is_tls13
+    cdef uint8_t waits_for_step  # in the deque of links that wait
+    cdef uint8_t close_seen      # close_notify has arrived; `ended` says that the receiver was told
+    cdef uint8_t reads_little    # the last read had very many records
+
+    cdef Py_ssize_t receive(self) noexcept
+    cdef size_t discard_received(self) noexcept
+    cdef void on_end_of_stream(self) noexcept
+    cdef bint keep_rest(self, const uint8_t *data, size_t length) noexcept
+    cdef void drop_partial(self) noexcept
+    cdef void decrypt(self, const uint8_t *data, size_t length) noexcept
+    cdef void deliver(self, size_t length) noexcept
+    cdef void notify_close(self) noexcept
+    cdef bint handshake_step(self) noexcept
+    cdef bint start_session(self) noexcept
+    cdef bint answer_http(self, size_t length) noexcept
+    cdef void finish_handshake(self) noexcept
+    cdef void tell_established(self, object error) noexcept
+    cdef bint seal(self) noexcept
+    cdef bint send_ciphertext(self) noexcept
+    cdef bint send_output(self) noexcept
+    cdef bytes end_step(self)
+    cdef void fail(self, bytes alert) noexcept

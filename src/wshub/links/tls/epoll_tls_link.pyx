@@ -1,0 +1,630 @@
+# cython: language_level=3
+"""The links of the epoll reactor that encrypt, through Python's ``ssl``.
+
+Between two steps a connection keeps the state of OpenSSL, the start of a record that has not arrived whole, and the
+records that the kernel did not take. All else is shared: the pair of BIOs, and the buffers.
+
+Frames are put side by side into records. A message counts as delivered when the kernel has taken every record that was
+sealed together with its last byte. Until then its frame stays in the queue, in its place.
+"""
+
+cimport cython
+from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
+from libc.errno cimport EAGAIN, ECONNRESET, EINTR, ENOMEM, EPROTO, errno
+from libc.stddef cimport size_t
+from libc.stdint cimport int64_t, uint8_t
+from libc.string cimport memcpy
+
+from wshub.links.epoll_link cimport EpollLink, EpollLinks
+from wshub.links.link cimport (
+    AT_REST,
+    STALLED,
+    TAKING,
+    Link,
+    Progress,
+    Receiver,
+    queue_advance,
+    queue_copy,
+    queue_discard_after,
+    queue_first,
+    queue_is_empty,
+    queue_pin,
+)
+from wshub.links.linux_sockets cimport (
+    MSG_DONTWAIT,
+    MSG_NOSIGNAL,
+    SHUT_WR,
+    close,
+    recv,
+    send,
+    shutdown,
+    ssize_t,
+)
+from wshub.links.tls.bio_pair cimport CLOSED, WANTS_READ, BioPair
+from wshub.protocol.frame_buffer cimport (
+    DELIVERED,
+    DROPPED_SLOW,
+    FrameBuffer,
+    frame_release,
+    frame_retain,
+    frame_wire,
+    frame_wire_length,
+)
+
+import logging
+import os
+import ssl
+from collections import deque
+
+from wshub.links.failures import raise_from_loop
+
+logger = logging.getLogger("wshub.server")
+
+cdef enum:
+    RECEIVE_SIZE = 65536
+    # Plain bytes of one record.
+    RECORD = 16384
+    # Plain bytes that are sealed, and given to the kernel, in one go. What it does not take is kept as ciphertext.
+    BLOCK = 2 * RECORD
+    # Records that are given to OpenSSL in one go.
+    SLICE = 64
+    # A read that has more records than this, of less than TINY bytes on average, makes the next reads small.
+    MANY_RECORDS = 256
+    TINY = 128
+    LITTLE = 4096
+    # Records without data that one read may bring over TLS 1.3: a key update takes as long as twenty messages.
+    EMPTY_RECORDS = 32
+    # Bytes that a handshake may take. Certificates of a client are the largest part.
+    HANDSHAKE_BYTES = 262144
+    # Steps of handshakes in one run, and reads for them. A step with a signature takes most of a millisecond.
+    HANDSHAKE_STEPS = 8
+    HANDSHAKE_READS = 64
+    # Answers to key updates that may wait for a peer that does not read.
+    KEPT_OUTPUT = 131072
+
+cdef bytes NOT_TLS = (
+    b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: 48\r\n"
+    b"Connection: close\r\n\r\nThis port speaks TLS: use https:// or wss:// ...\n"
+)
+cdef frozenset METHODS = frozenset([b"GET ", b"HEAD", b"POST", b"PUT ", b"DELE", b"OPTI", b"PATC", b"CONN", b"TRAC"])
+
+
+cdef class EpollTls:
+    """The pair, the buffers and the waiting handshakes of a reactor."""
+
+    def __cinit__(self, EpollLinks links not None):
+        self.links = links
+        self.pair = BioPair()
+        self.waiting = deque()
+        self.input = <uint8_t *>PyMem_RawMalloc(RECEIVE_SIZE)
+        self.plain = <uint8_t *>PyMem_RawMalloc(RECEIVE_SIZE)
+        self.scratch = <uint8_t *>PyMem_RawMalloc(BLOCK)
+        if self.input == NULL or self.plain == NULL or self.scratch == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        PyMem_RawFree(self.input)
+        PyMem_RawFree(self.plain)
+        PyMem_RawFree(self.scratch)
+
+    @property
+    def pending(self):
+        """The bytes in the shared pair: 0 between two steps."""
+        return self.pair.pending
+
+    cdef EpollTlsLink add(self, int descriptor, object settings, bint is_client, object server_hostname):
+        """Make a link of a connected socket. It owns the descriptor, also if this raises OSError or MemoryError."""
+        cdef EpollTlsLink link
+        try:
+            link = EpollTlsLink.__new__(EpollTlsLink)
+        except BaseException:
+            close(descriptor)
+            raise
+        link.tls = self
+        link.encrypted = True
+        link.settings = settings
+        link.is_client = is_client
+        link.server_hostname = server_hostname
+        self.links.watch(link, descriptor)
+        return link
+
+    cdef void wait_for_step(self, EpollTlsLink link) noexcept:
+        """Have the link take a step of its handshake, after those that wait already."""
+        if link.waits_for_step:
+            return
+        try:
+            self.waiting.append(link)
+            link.waits_for_step = True
+        except MemoryError:
+            self.links.needs_rescan = True
+
+    cdef int take_steps(self) except -1:
+        """Take the steps that one run has time for."""
+        cdef EpollTlsLink link
+        cdef int steps = 0
+        cdef int reads = 0
+        while self.waiting and steps < HANDSHAKE_STEPS and reads < HANDSHAKE_READS:
+            link = self.waiting.popleft()
+            link.waits_for_step = False
+            if link.closed or link.paused:
+                continue
+            reads += 1
+            steps += link.handshake_step()
+            if not link.closed and link.has_data and not link.paused:
+                if link.established:
+                    self.links.read_later(link)
+                else:
+                    self.wait_for_step(link)
+        return 0
+
+
+@cython.trashcan(True)
+cdef class EpollTlsLink(EpollLink):
+    """One TLS connection of an epoll reactor, of the server's or the client's side."""
+
+    def __dealloc__(self):
+        self.drop_partial()
+
+    cdef void abort(self, bint after_flush) noexcept:
+        # Before the end of the handshake nothing can be sent.
+        EpollLink.abort(self, after_flush and (self.established or self.closed))
+
+    cdef int detach(self) noexcept:
+        """Return -1: the descriptor is of no use without the keys."""
+        return -1
+
+    cdef void forget(self) noexcept:
+        self.drop_partial()
+        self.session = None
+        if self.on_established is not None:
+            self.tell_established(OSError(self.error or ECONNRESET, os.strerror(self.error or ECONNRESET)))
+
+    # Receiving
+
+    cdef size_t receive_records(self) noexcept:
+        cdef Py_ssize_t length
+        if not self.established:
+            self.tls.wait_for_step(self)
+            return 0
+        if self.close_seen and not self.ended:
+            self.notify_close()
+        if self.finishing or self.ended:
+            return self.discard_received()
+        length = self.receive()
+        if length > 0:
+            self.decrypt(self.tls.input, length)
+        if self.has_data and not self.paused and not self.closed:
+            self.links.read_later(self)
+        return max(length, 0)
+
+    cdef Py_ssize_t receive(self) noexcept:
+        """Receive once. Return how many bytes of records are in the buffer, 0 for none yet, or -1 at the end."""
+        cdef uint8_t *target = self.tls.input + self.partial_length
+        cdef size_t space = RECEIVE_SIZE - self.partial_length
+        cdef ssize_t received
+        if self.reads_little and space > LITTLE:
+            space = LITTLE
+        while True:
+            received = recv(self.descriptor, target, space, 0)
+            if received >= 0 or errno != EINTR:
+                break
+        if received <= 0:
+            self.has_data = False
+            if received == 0:
+                self.on_end_of_stream()
+            elif errno != EAGAIN:
+                self.links.on_lost(self, errno)
+            else:
+                return 0
+            return -1
+        self.has_data = <size_t>received == space or self.hung_up
+        if self.partial_length + received < self.partial_size:
+            memcpy(self.partial + self.partial_length, target, received)
+            self.partial_length += received
+            return 0
+        if self.partial != NULL:
+            memcpy(self.tls.input, self.partial, self.partial_length)
+            received += self.partial_length
+            self.drop_partial()
+        return received
+
+    cdef size_t discard_received(self) noexcept:
+        """Receive once, and discard it: the receiver wants no more, or the peer has said that there is no more."""
+        cdef ssize_t received = recv(self.descriptor, self.tls.input, RECEIVE_SIZE, 0)
+        if received <= 0:
+            if received == 0 or errno != EINTR:
+                self.has_data = False
+            if received == 0:
+                self.on_end_of_stream()
+            elif errno != EAGAIN and errno != EINTR:
+                self.links.on_lost(self, errno)
+            received = 0
+        elif received < RECEIVE_SIZE:
+            self.has_data = self.hung_up
+        if self.has_data and not self.paused and not self.closed:
+            self.links.read_later(self)
+        return received
+
+    cdef void on_end_of_stream(self) noexcept:
+        """Handle the end of the TCP stream. Without close_notify before it, the stream may have been cut."""
+        if self.finishing:
+            self.ended = True
+            if not self.dirty:
+                self.links.mark_dirty(self)
+        elif not self.ended:
+            self.links.on_lost(self, ECONNRESET)
+
+    cdef bint keep_rest(self, const uint8_t *data, size_t length) noexcept:
+        """Keep the start of a record until the rest arrives. Return False if there is no memory."""
+        cdef size_t size
+        if length == 0:
+            return True
+        size = find_records(data, length, 1).needed
+        self.partial = <uint8_t *>PyMem_RawMalloc(size)
+        if self.partial == NULL:
+            self.links.on_lost(self, ENOMEM)
+            return False
+        memcpy(self.partial, data, length)
+        self.partial_length = length
+        self.partial_size = size
+        return True
+
+    cdef void drop_partial(self) noexcept:
+        PyMem_RawFree(self.partial)
+        self.partial = NULL
+        self.partial_length = self.partial_size = 0
+
+    cdef void decrypt(self, const uint8_t *data, size_t length) noexcept:
+        """Decrypt the whole records in `data`, keep the rest, and give the receiver what they hold."""
+        cdef EpollTls tls = self.tls
+        cdef BioPair pair = tls.pair
+        cdef Records found
+        cdef size_t used = 0
+        cdef size_t filled = 0
+        cdef size_t records = 0
+        cdef size_t empty = 0
+        cdef size_t reads
+        cdef Py_ssize_t result = WANTS_READ
+        cdef bint failed = False
+        cdef bint ended = False
+        cdef bytes alert = None
+        # Code of the application may end the link in between.
+        session = self.session
+
+        while used < length and not (failed or ended or self.closed):
+            found = find_records(data + used, length - used, SLICE)
+            if found.records == 0:
+                break
+            if found.handshake and not self.is_tls13:
+                pair.failure = ssl.SSLError("the peer wants to renegotiate")
+                failed = True
+                break
+            if not pair.feed(data + used, found.length):
+                failed = True
+                break
+            used += found.length
+            records += found.records
+            reads = 0
+            while reads < found.records:
+                result = pair.read(session, tls.plain + filled, RECEIVE_SIZE - filled)
+                if result <= 0:
+                    break
+                filled += result
+                reads += 1
+            if result == WANTS_READ:
+                # Records without data may have an answer.
+                empty += found.records - reads
+                if self.is_tls13 and empty > EMPTY_RECORDS:
+                    pair.failure = ssl.SSLError("too many records without data")
+                    failed = True
+                elif not self.send_output():
+                    break
+            elif result == CLOSED:
+                ended = True
+            elif result < 0:
+                failed = True
+        if failed or ended or self.closed:
+            alert = self.end_step()
+        else:
+            pair.check_empty()
+            self.reads_little = records > MANY_RECORDS and used < records * TINY
+            self.keep_rest(data + used, length - used)
+        self.deliver(filled)
+        if failed:
+            self.fail(alert)
+        elif ended and not self.closed:
+            self.close_seen = True
+            if not self.paused:
+                self.notify_close()
+
+    cdef void deliver(self, size_t length) noexcept:
+        """Give the receiver what was decrypted."""
+        # The receiver of a handshake may replace itself in the link. This reference keeps it alive until it returns.
+        cdef Receiver receiver = self.receiver
+        if length == 0 or self.closed:
+            return
+        self.counters.bytes_received += length
+        if not self.finishing:
+            receiver.data_received(self.tls.plain, length)
+
+    cdef void notify_close(self) noexcept:
+        """Tell the receiver that the peer has sent close_notify."""
+        cdef Receiver receiver = self.receiver
+        self.ended = True
+        if not self.finishing:
+            receiver.eof_received()
+        elif not self.dirty:
+            self.links.mark_dirty(self)
+
+    # The handshake
+
+    cdef bint handshake_step(self) noexcept:
+        """Receive, and take a step of the handshake. Return False if it had no work for OpenSSL."""
+        cdef BioPair pair = self.tls.pair
+        cdef const uint8_t *data = self.tls.input
+        cdef Py_ssize_t length = 0
+        cdef Py_ssize_t result
+        cdef size_t used, left
+        cdef Records found
+        if self.session is not None or not self.is_client:
+            length = self.receive()
+            if length <= 0:
+                return False
+        self.handshake_bytes += length
+        found = find_records(data, length, RECEIVE_SIZE)
+        if length > 0 and found.records == 0:
+            self.keep_rest(data, length)
+            return False
+        if self.session is None and (self.answer_http(length) or not self.start_session()):
+            return True
+        if self.handshake_bytes > HANDSHAKE_BYTES:
+            pair.failure = ssl.SSLError("the handshake is too large")
+            self.fail(None)
+            return True
+        session = self.session
+        if length > 0 and not pair.feed(data, found.length):
+            self.fail(self.end_step())
+            return True
+        result = pair.handshake(session)
+        if result == WANTS_READ or result == 1:
+            # What came behind the handshake is handled like all that comes later.
+            left = pair.input_left() if result == 1 else 0
+            used = found.length - left
+            if self.send_output() and not self.closed:
+                if result == 1:
+                    pair.discard()
+                    self.finish_handshake()
+                    self.decrypt(data + used, length - used)
+                else:
+                    self.keep_rest(data + used, length - used)
+            pair.discard()
+        else:
+            self.fail(self.end_step())
+        return True
+
+    cdef bint answer_http(self, size_t length) noexcept:
+        """Tell a client that speaks HTTP without TLS what is wrong. Return False if this one does not."""
+        cdef const uint8_t *data = self.tls.input
+        if self.is_client or length < 4 or data[:4] not in METHODS:
+            return False
+        send(self.descriptor, <const char *>NOT_TLS, len(NOT_TLS), MSG_NOSIGNAL | MSG_DONTWAIT)
+        shutdown(self.descriptor, SHUT_WR)
+        self.links.on_lost(self, 0)
+        return True
+
+    cdef bint start_session(self) noexcept:
+        """Make the objects of the connection. If that fails, end it, and return False."""
+        cdef BioPair pair = self.tls.pair
+        pair.busy = True
+        try:
+            context = self.settings if self.is_client else self.settings.context
+            self.ssl_object, self.session = pair.wrap(
+                context, server_side=not self.is_client, server_hostname=self.server_hostname
+            )
+        except BaseException as error:
+            pair.failure = error
+            if not self.is_client and not raise_from_loop(self.links.loop, error):
+                logger.error("a TLS connection cannot be served", exc_info=error)
+        finally:
+            pair.busy = False
+        # Code of the application may have run.
+        if self.session is None or self.closed:
+            self.fail(self.end_step())
+            return False
+        return True
+
+    cdef void finish_handshake(self) noexcept:
+        self.established = True
+        try:
+            self.is_tls13 = self.ssl_object.version() == "TLSv1.3"
+        except BaseException:
+            # Then its records are held to the rules of the older versions, which are stricter.
+            pass
+        if not queue_is_empty(&self.queue) and not self.dirty and not self.blocked:
+            self.links.mark_dirty(self)
+        self.tell_established(None)
+
+    cdef void tell_established(self, object error) noexcept:
+        """Call the one who waits for the handshake, once. If it has failed, the receiver is not called."""
+        callback, self.on_established = self.on_established, None
+        if callback is None:
+            return
+        if error is not None:
+            self.receiver = None
+        try:
+            callback(error)
+        except BaseException as failure:
+            if not raise_from_loop(self.links.loop, failure):
+                logger.exception("the end of a TLS handshake could not be handled")
+
+    # Sending
+
+    cdef void send_queue(self) noexcept:
+        cdef EpollLinks links = self.links
+        cdef BioPair pair = self.tls.pair
+        if pair.busy:
+            # Code of the application runs in the middle of a step.
+            if not self.dirty:
+                links.mark_dirty(self)
+            return
+        while True:
+            if self.ciphertext is not None and not self.send_ciphertext():
+                return
+            if queue_is_empty(&self.queue) or not self.established:
+                break
+            if not self.seal():
+                return
+        if not self.established:
+            return
+        if self.finishing:
+            if self.session is not None:
+                session, self.session = self.session, None
+                pair.send_close(session)
+                if not self.send_output() or self.ciphertext is not None:
+                    return
+            if self.ended:
+                links.on_lost(self, 0)
+                return
+            if not self.shut_down:
+                self.shut_down = True
+                shutdown(self.descriptor, SHUT_WR)
+        if self.drain_requested:
+            links.enqueue(links.pending_notifications, self)
+
+    cdef bint seal(self) noexcept:
+        """Encrypt the next bytes of the queue into `ciphertext`. Return False if the link has ended."""
+        cdef BioPair pair = self.tls.pair
+        cdef FrameBuffer *first = queue_first(&self.queue)
+        cdef size_t rest = frame_wire_length(first) - self.queue.sent
+        cdef size_t length
+        cdef const uint8_t *start
+        cdef bint sealed
+        if rest >= RECORD:
+            # A large frame is not copied. What it leaves of its last record comes with the frames behind it.
+            start = frame_wire(first) + self.queue.sent
+            length = min(rest, <size_t>BLOCK)
+            if length < self.queue.queued_bytes:
+                length -= length % RECORD
+        else:
+            start = self.tls.scratch
+            length = queue_copy(&self.queue, self.tls.scratch, BLOCK)
+        # Code of the application may run from here on, and drop what is queued.
+        self.sealed = length
+        queue_pin(&self.queue, length)
+        frame_retain(first)
+        sealed = pair.write(self.session, start, length)
+        frame_release(first)
+        if not sealed or self.closed:
+            self.fail(self.end_step())
+            return False
+        try:
+            self.ciphertext = pair.take_output()
+        except MemoryError:
+            pair.discard()
+            self.links.on_lost(self, ENOMEM)
+            return False
+        pair.check_empty()
+        return True
+
+    cdef bint send_ciphertext(self) noexcept:
+        """Send the records that wait. Return False if some are left, or the link has ended."""
+        cdef EpollLinks links = self.links
+        cdef size_t length = len(self.ciphertext)
+        cdef ssize_t sent
+        while True:
+            sent = send(self.descriptor, <const char *>self.ciphertext, length, MSG_NOSIGNAL | MSG_DONTWAIT)
+            if sent >= 0 or errno != EINTR:
+                break
+        if sent < 0:
+            links.on_send_error(self, errno)
+            return False
+        links.bytes_sent += sent
+        self.ciphertext_sent += sent
+        if <size_t>sent < length:
+            try:
+                self.ciphertext = self.ciphertext[sent:]
+            except MemoryError:
+                links.on_lost(self, ENOMEM)
+                return False
+            links.on_would_block(self)
+            return False
+        self.ciphertext = None
+        if self.sealed:
+            length = self.sealed
+            self.sealed = 0
+            self.bytes_written += length
+            self.counters.bytes_sent += length
+            self.counters.messages.outcomes[DELIVERED] += queue_advance(&self.queue, length)
+        return True
+
+    cdef bint send_output(self) noexcept:
+        """Send what OpenSSL itself has to say, behind the records that wait. Return False if the link has ended."""
+        cdef BioPair pair = self.tls.pair
+        cdef bytes output
+        try:
+            output = pair.take_output()
+            if self.closed:
+                return False
+            if output:
+                self.ciphertext = output if self.ciphertext is None else self.ciphertext + output
+        except MemoryError:
+            pair.discard()
+            self.links.on_lost(self, ENOMEM)
+            return False
+        if self.ciphertext is None:
+            return True
+        if len(self.ciphertext) > KEPT_OUTPUT:
+            self.links.on_lost(self, EPROTO)
+        elif not self.blocked:
+            self.send_ciphertext()
+        return not self.closed
+
+    cdef void drop_unsent(self) noexcept:
+        if self.sealed:
+            self.counters.messages.outcomes[DROPPED_SLOW] += queue_discard_after(
+                &self.queue, self.sealed, DROPPED_SLOW
+            )
+        else:
+            Link.drop_unsent(self)
+
+    cdef void drop_queue(self) noexcept:
+        self.ciphertext = None
+        self.sealed = 0
+        Link.drop_queue(self)
+
+    cdef Progress poll_progress(self) noexcept:
+        # The kernel counts bytes of records, so `bytes_acked` does too.
+        cdef int64_t before = self.bytes_acked
+        if self.closed:
+            return AT_REST
+        if before < self.ciphertext_sent:
+            self.bytes_acked = self.ciphertext_sent - self.bytes_unacked()
+            if self.bytes_acked > before:
+                return TAKING
+        return STALLED if self.blocked else AT_REST
+
+    # Failures
+
+    cdef bytes end_step(self):
+        """Empty the pair after a failure. Return the alert for the peer, or None."""
+        cdef BioPair pair = self.tls.pair
+        cdef bytes alert = None
+        try:
+            alert = pair.take_output()
+        except MemoryError:
+            pass
+        pair.discard()
+        return alert
+
+    cdef void fail(self, bytes alert) noexcept:
+        """End the link because TLS has failed. The peer is told if it can be told at once."""
+        cdef BioPair pair = self.tls.pair
+        failure, pair.failure = pair.failure, None
+        if self.closed:
+            return
+        if not raise_from_loop(self.links.loop, failure) and not self.established:
+            logger.debug("a TLS handshake has failed: %s", failure)
+        if alert and self.ciphertext is None and not self.blocked:
+            send(self.descriptor, <const char *>alert, len(alert), MSG_NOSIGNAL | MSG_DONTWAIT)
+        self.tell_established(failure)
+        self.links.on_lost(self, EPROTO)
