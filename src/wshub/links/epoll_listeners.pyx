@@ -138,7 +138,7 @@ cdef class EpollListeners:
             try:
                 link.receiver = listener.accepted(link)
                 if link.receiver is None:
-                    raise TypeError("accepted() returned None")
+                    self.links.on_lost(link, 0)
             except BaseException as error:
                 # This comes first: a link without a receiver must not be read.
                 self.links.on_lost(link, 0)

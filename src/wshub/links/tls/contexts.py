@@ -52,7 +52,9 @@ class ServerTls:
             OSError: a file cannot be read, or does not hold a certificate and its key.
         """
         if self._files is None:
-            raise MisuseError("reload_certificate() reads ssl_certfile again: with ssl, call load_cert_chain() yourself")
+            raise MisuseError(
+                "reload_certificate() reads ssl_certfile again: with ssl, call load_cert_chain() yourself"
+            )
         self.context = _load(*self._files)
 
 
