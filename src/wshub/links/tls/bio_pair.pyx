@@ -226,3 +226,6 @@ class OwnMethods:
 
     def shutdown(self):
         self._wrapped.unwrap()
+
+    def version(self):
+        return self._wrapped.version()

@@ -12,6 +12,7 @@ cdef extern from "records.h" nogil:
         size_t records
         size_t needed
         bint handshake
+        bint invalid
 
     Records find_records "wshub_find_records"(const uint8_t *data, size_t length, size_t most) noexcept
 
@@ -35,13 +36,13 @@ cdef class EpollTlsLink(EpollLink):
     cdef EpollTls tls
     cdef object settings         # a ServerTls, or the SSLContext of a client
     cdef object server_hostname  # of a client: the name that the certificate must have
-    cdef readonly object ssl_object  # the SSLObject, whose callbacks need it; None before the first byte
-    cdef object session          # whose methods encrypt and decrypt; None before the first byte, and after close_notify
+    cdef object ssl_object       # the SSLObject, for the callbacks of its context; or None
+    cdef readonly object session  # encrypts and decrypts; None before the first byte, and after close_notify
     cdef object on_established   # called once with None, or with the exception that the handshake failed with; or None
-    cdef bytes ciphertext        # records that the kernel has not taken; or None
+    cdef readonly bytes ciphertext        # records that the kernel has not taken; or None
     cdef size_t sealed           # bytes of the queue that are in `ciphertext`: their frames stay until it has left
     cdef uint8_t *partial        # owned: the start of a record that has not arrived whole; or NULL
-    cdef uint32_t partial_length
+    cdef readonly uint32_t partial_length
     cdef uint32_t partial_size   # of the whole record, as far as it is known
     cdef uint32_t handshake_bytes  # received in the handshake
     cdef int64_t ciphertext_sent   # bytes that the kernel has taken, ever

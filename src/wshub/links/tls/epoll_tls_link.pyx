@@ -82,9 +82,10 @@ cdef enum:
     # Answers to key updates that may wait for a peer that does not read.
     KEPT_OUTPUT = 131072
 
+cdef bytes EXPLANATION = b"This port speaks TLS: use https:// or wss://\n"
 cdef bytes NOT_TLS = (
-    b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: 48\r\n"
-    b"Connection: close\r\n\r\nThis port speaks TLS: use https:// or wss:// ...\n"
+    b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: %d\r\n"
+    b"Connection: close\r\n\r\n%s" % (len(EXPLANATION), EXPLANATION)
 )
 cdef frozenset METHODS = frozenset([b"GET ", b"HEAD", b"POST", b"PUT ", b"DELE", b"OPTI", b"PATC", b"CONN", b"TRAC"])
 
@@ -314,8 +315,8 @@ cdef class EpollTlsLink(EpollLink):
             if result == WANTS_READ:
                 # Records without data may have an answer.
                 empty += found.records - reads
-                if self.is_tls13 and empty > EMPTY_RECORDS:
-                    pair.failure = ssl.SSLError("too many records without data")
+                if found.invalid or self.is_tls13 and empty > EMPTY_RECORDS:
+                    pair.failure = ssl.SSLError("records that cannot be, or too many without data")
                     failed = True
                 elif not self.send_output():
                     break
@@ -334,7 +335,10 @@ cdef class EpollTlsLink(EpollLink):
             self.fail(alert)
         elif ended and not self.closed:
             self.close_seen = True
-            if not self.paused:
+            if self.paused:
+                # resume() reads again, which tells the receiver.
+                self.has_data = True
+            else:
                 self.notify_close()
 
     cdef void deliver(self, size_t length) noexcept:
@@ -436,9 +440,12 @@ cdef class EpollTlsLink(EpollLink):
     cdef void finish_handshake(self) noexcept:
         self.established = True
         try:
-            self.is_tls13 = self.ssl_object.version() == "TLSv1.3"
+            self.is_tls13 = self.session.version() == "TLSv1.3"
+            if self.ssl_object.context._msg_callback is None:
+                # Nothing else asks for it after the handshake.
+                self.ssl_object = None
         except BaseException:
-            # Then its records are held to the rules of the older versions, which are stricter.
+            # Without a version, the records are held to the rules of the older ones, which are stricter.
             pass
         if not queue_is_empty(&self.queue) and not self.dirty and not self.blocked:
             self.links.mark_dirty(self)
