@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.links.tls_fuzz import fuzz
 from tests.support.half_tls import HalfTls
 from tests.support.raw_peers import masked
 from tests.support.reactor import needs_reactor
@@ -142,6 +143,10 @@ async def test_garbage_in_place_of_any_record_ends_that_connection_alone(certifi
         await served.until(lambda: served.hub.connection_count == 1)
 
 
+async def test_random_bytes_in_place_of_records_harm_nobody(certificate) -> None:
+    assert await fuzz(1.5, 20, certificate) >= 8
+
+
 # Records
 
 
@@ -186,6 +191,17 @@ async def test_an_oversized_record_ends_the_connection_at_its_header(certificate
         await peer.send_raw(header)
         assert isinstance(await peer.is_ended(), (ssl.SSLError, ConnectionError))
         await served.until(lambda: served.closes == [1006])
+
+
+@pytest.mark.parametrize("wrong", [b"\x80\x2e\x01\x03\x01", b"\x00" * 5, b"\x16\x02\x00\x00\x05"])
+async def test_what_is_no_record_ends_a_handshake(certificate, wrong) -> None:
+    """Whole records follow: nothing of them may be kept."""
+    async with echoes(certificate) as served:
+        peer = served.peer()
+        await peer.send_raw(wrong + b"\x16\x03\x01\x00\x02\x01\x00" * 2000)
+        await peer.reads_to_end()
+        peer.socket.close()
+        await served.until(lambda: served.hub.bind().connection_count == 0)
 
 
 async def test_renegotiation_is_refused(certificate) -> None:

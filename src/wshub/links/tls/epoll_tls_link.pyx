@@ -8,7 +8,7 @@ takes the steps of handshakes; epoll_tls_output.pyx sends.
 
 cimport cython
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
-from libc.errno cimport EAGAIN, ECONNRESET, EINTR, ENOMEM, errno
+from libc.errno cimport EAGAIN, ECONNRESET, EINTR, ENOMEM, EPROTO, errno
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t
 from libc.string cimport memcpy
@@ -205,6 +205,10 @@ cdef class EpollTlsLink(EpollTlsOutput):
         if length == 0:
             return True
         size = find_records(data, length, 1).needed
+        if size <= length:
+            # The caller has taken all whole records.
+            self.links.on_lost(self, EPROTO)
+            return False
         self.partial = <uint8_t *>PyMem_RawMalloc(size)
         if self.partial == NULL:
             self.links.on_lost(self, ENOMEM)
@@ -259,8 +263,8 @@ cdef class EpollTlsLink(EpollTlsOutput):
             if result == WANTS_READ:
                 # Records without data may have an answer.
                 empty += found.records - reads
-                if found.invalid or self.is_tls13 and empty > EMPTY_RECORDS:
-                    pair.failure = ssl.SSLError("records that cannot be, or too many without data")
+                if self.is_tls13 and empty > EMPTY_RECORDS:
+                    pair.failure = ssl.SSLError("too many records without data")
                     failed = True
                 elif not self.send_output():
                     break
@@ -268,6 +272,8 @@ cdef class EpollTlsLink(EpollTlsOutput):
                 ended = True
             elif result < 0:
                 failed = True
+            # Older versions look at the type of a record after the rest has come. Here is no rest to wait for.
+            failed |= found.invalid
         if failed or ended or self.closed:
             alert = self.end_step()
         else:
@@ -334,7 +340,7 @@ cdef class EpollTlsLink(EpollTlsOutput):
             self.fail(self.end_step())
             return True
         result = pair.handshake(session)
-        if result == WANTS_READ or result == 1:
+        if not found.invalid and (result == WANTS_READ or result == 1):
             # What came behind the handshake is handled like all that comes later.
             left = pair.input_left() if result == 1 else 0
             used = found.length - left
