@@ -89,11 +89,15 @@ class ReplicatedEngine:
     def fail_over(self) -> None:
         """Kill the primary, and let the replica take its place with all that it was sent."""
         self._primary.stop(signal.SIGKILL)
-        while replication(self._replica)["master_link_status"] == "up":
+        while replication(self._replica).get("master_link_status") == "up":
             time.sleep(0.01)
         self._change_places()
         self._replica.start()
         self._follow()
+
+    def fall_behind(self) -> None:
+        """Let the replica follow no more. What the primary takes from now on is lost at the next ``fail_over()``."""
+        self._replica.command("REPLICAOF", "NO", "ONE")
 
     def switch_over(self) -> bool:
         """Let the replica take the place of the primary, which goes on as a replica. Return whether it was possible."""
