@@ -6,6 +6,9 @@ import asyncio
 import contextlib
 import random
 import secrets
+import signal
+
+import pytest
 
 from tests.support.broker_node import until
 from tests.support.history_nodes import ROOM, Client, HistoryNode, as_json, client_of, gap_as_json, history_node
@@ -171,3 +174,22 @@ async def test_whatever_fails_every_client_gets_every_message_once_and_in_order(
                 assert not client.gaps
                 await client.leave()
             await asyncio.gather(*coming)
+
+
+async def test_a_room_that_its_members_have_left_during_an_outage_is_not_read_any_more(
+    own_engine: RedisEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with history_node(RedisBroker(own_engine.url)) as node:
+        histories = node.hub._histories
+        assert histories is not None
+        async with client_of(node):
+            own_engine.stop(signal.SIGKILL)
+            await until(lambda: histories._failed)
+        await until(lambda: not node.hub.room_size(ROOM))
+        own_engine.start()
+        await until(lambda: node.skip() or node.hub.health().ok)
+        await until(lambda: not histories._failed and not histories._due and not histories._readers)
+        async with client_of(node) as member:
+            await publish_at_last(node, "for the new member")
+            await until(lambda: member.data == ["for the new member"])
+    assert "could not be read" not in caplog.text

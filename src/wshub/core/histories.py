@@ -335,6 +335,11 @@ class Histories:
         """Read what a room has missed, and deliver it."""
         if history.is_live:
             return
+        if not self.is_wanted(history):
+            # The channel may be unsubscribed from by now. A new member begins with another history.
+            if self.cursors.get(history.name) is history:
+                del self.cursors[history.name]
+            return
         await self.source.subscribed(history.channel)
         while True:
             is_new = not history.epoch
