@@ -193,3 +193,18 @@ async def test_a_room_that_its_members_have_left_during_an_outage_is_not_read_an
             await publish_at_last(node, "for the new member")
             await until(lambda: member.data == ["for the new member"])
     assert "could not be read" not in caplog.text
+
+
+async def test_a_client_that_comes_back_before_the_node_has_noticed_a_loss_is_told_the_new_epoch(
+    own_engine: RedisEngine,
+) -> None:
+    async with history_node(RedisBroker(own_engine.url)) as node, client_of(node) as member:
+        for number in range(3):
+            await publish_at_last(node, str(number))
+        await until(lambda: len(member.data) == 3)
+        own_engine.command("FLUSHALL")
+        async with client_of(node, Position(1, member.offsets[0][0])) as late:
+            assert late.gaps == ["epoch"]
+            await publish_at_last(node, "anew")
+            await until(lambda: member.data[-1:] == late.data[-1:] == ["anew"])
+        assert member.gaps == ["epoch"]

@@ -70,6 +70,10 @@ async def catch_up(
         gap = gap_before(history, position)
     if not gap and position.offset < history.offset:
         await histories.ensure_window(history)
+        if history.window is None:
+            # The history was lost, and this node has not noticed it yet.
+            history.interrupt()
+            await wait_live(history)
         gap = gap_before(history, position)
     offset, sent = position.offset, 0
     while not gap and offset < history.offset:
