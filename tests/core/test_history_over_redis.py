@@ -13,6 +13,7 @@ import pytest
 from tests.support.broker_node import until
 from tests.support.history_nodes import ROOM, Client, HistoryNode, as_json, client_of, gap_as_json, history_node
 from tests.support.redis_engine import RedisEngine
+from tests.support.serving_hub import connected
 from tests.support.tcp_proxy import proxy_to
 from wshub import HistoryConfig, Hub, Position
 from wshub.brokers.redis import RedisBroker
@@ -192,6 +193,26 @@ async def test_a_room_that_its_members_have_left_during_an_outage_is_not_read_an
         async with client_of(node) as member:
             await publish_at_last(node, "for the new member")
             await until(lambda: member.data == ["for the new member"])
+    assert "could not be read" not in caplog.text
+
+
+async def test_a_history_of_before_is_not_read_when_the_room_has_members_again(
+    redis_engine: RedisEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with history_node(RedisBroker(redis_engine.url, prefix=secrets.token_hex(4))) as node:
+        histories, cluster = node.hub._histories, node.hub._cluster
+        assert histories is not None
+        assert cluster is not None
+        async with client_of(node):
+            before = histories.cursors[ROOM]
+        async with connected(node.url):
+            await until(lambda: not histories.cursors and node.hub.connection_count == 1)
+            node.clock.skipped += 60
+            cluster.sweep(node.hub.now())
+            before.interrupt()
+            next(iter(node.hub.connections)).join(ROOM)
+            assert histories.cursors[ROOM] is not before
+            await until(lambda: histories.cursors[ROOM].is_live)
     assert "could not be read" not in caplog.text
 
 
