@@ -214,8 +214,8 @@ def errors_in(output: str) -> list[str]:
 
 
 def last_lines(output: str) -> str:
-    """Return the last lines of the output of the server, without those of uvicorn."""
-    lines = [line for line in output.splitlines() if not line.startswith("INFO")]
+    """Return the last lines of the output of the server, without those of uvicorn and those on gaps."""
+    lines = [line for line in output.splitlines() if not line.startswith("INFO") and " miss messages " not in line]
     return "\n".join(lines[-60:])
 
 

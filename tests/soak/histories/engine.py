@@ -96,7 +96,7 @@ class ReplicatedEngine:
         self._follow()
 
     def fall_behind(self) -> None:
-        """Let the replica follow no more. What the primary takes from now on is lost at the next ``fail_over()``."""
+        """Let the replica follow no more. The next ``fail_over()`` loses all that the primary takes from now on."""
         self._replica.command("REPLICAOF", "NO", "ONE")
 
     def switch_over(self) -> bool:
@@ -106,8 +106,11 @@ class ReplicatedEngine:
             self._primary.command("CLIENT", "UNPAUSE")
             return False
         self._change_places()
-        self._replica.command("CLIENT", "KILL", "TYPE", "normal")
-        self._replica.command("CLIENT", "KILL", "TYPE", "pubsub")
+        # Some clients have connected through a proxy just before, and may not be accepted yet.
+        for _ in range(5):
+            self._replica.command("CLIENT", "KILL", "TYPE", "normal")
+            self._replica.command("CLIENT", "KILL", "TYPE", "pubsub")
+            time.sleep(0.1)
         self._replica.command("CLIENT", "UNPAUSE")
         self._follow()
         return True
