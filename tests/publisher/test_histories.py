@@ -12,6 +12,7 @@ import pytest
 
 from tests.support.broker_node import until
 from tests.support.history_nodes import ROOM, HistoryNode, as_json, client_of, gap_as_json, history_node
+from tests.support.nats_engine import running_jetstream
 from tests.support.redis_engine import running_engine
 from wshub import BrokerUnavailable, ConfigurationError, HistoryConfig, MisuseError
 from wshub.brokers.choosing import broker_from_url
@@ -23,13 +24,14 @@ CONFIG = HistoryConfig(size=50, encode=as_json, encode_gap=gap_as_json)
 HISTORIES = {"room*": HistoryConfig(size=50)}
 
 
-@pytest.fixture(params=["redis", "valkey", "workers"])
+@pytest.fixture(params=["redis", "valkey", "workers", "nats"])
 def url(request: pytest.FixtureRequest) -> Iterator[str]:
     """The URL of each broker that keeps histories between programs."""
     if request.param == "workers":
         yield f"workers:{request.getfixturevalue('socket_directory')}"
         return
-    with running_engine(request.param) as engine:
+    running = running_jetstream("current") if request.param == "nats" else running_engine(request.param)
+    with running as engine:
         yield engine.url
 
 
@@ -121,7 +123,6 @@ async def test_a_message_that_no_worker_can_store_is_refused(socket_directory: P
 @pytest.mark.parametrize(
     ("url", "histories", "said"),
     [
-        ("nats://localhost", {ROOM: HistoryConfig()}, "keeps no histories"),
         ("redis://localhost", {ROOM: {"size": 5}}, "must be a HistoryConfig"),
         ("redis://localhost", [ROOM], "must be a dict"),
         ("redis://localhost", {"*:*": HistoryConfig()}, 'one "\\*"'),

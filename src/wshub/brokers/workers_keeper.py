@@ -9,8 +9,9 @@ from collections import deque
 from wshub.brokers.envelope import encode_stored
 from wshub.brokers.history_store import HistoryStore
 from wshub.brokers.interface import BrokerEvents, Published, StoredHistory
-from wshub.brokers.workers_history_records import Found, Read, Refused, Store, StoreOutcome
+from wshub.brokers.workers_history_records import Found, Read, Store, StoreOutcome
 from wshub.brokers.workers_mesh import Mesh
+from wshub.brokers.workers_owner_records import Refused
 from wshub.brokers.workers_peer import Peer
 
 __all__ = ["Keeper"]
@@ -89,6 +90,7 @@ class Keeper:
             max_bytes=max_bytes,
             reverse=body.reverse,
             is_own=body.is_own,
+            mark=body.mark,
         )
 
     def serve(self, peer: Peer, slot: int, body: Store | Read) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from wshub.brokers.interface import Broker, HistoryBroker, HistoryConfig
+from wshub.brokers.interface import HistoryConfig
 from wshub.core.config import RoomConfig
 from wshub.core.room_configs import RoomConfigs
 from wshub.errors import ConfigurationError
@@ -18,23 +18,17 @@ class PublisherHistories:
 
     Args:
         histories: by the name of the room, or a pattern with one ``*``; or None.
-        broker: of the publisher.
 
     Raises:
-        ConfigurationError: there are histories and the broker keeps none; or a value is no HistoryConfig.
+        ConfigurationError: a value is no HistoryConfig.
     """
 
-    def __init__(self, histories: Mapping[str, HistoryConfig] | None, broker: Broker) -> None:
+    def __init__(self, histories: Mapping[str, HistoryConfig] | None) -> None:
         self._rooms = RoomConfigs()
         if not histories:
             return
         if not isinstance(histories, Mapping):
             raise ConfigurationError(f'histories must be a dict, such as {{"chat:*": HistoryConfig()}}: {histories!r}')
-        if not isinstance(broker, HistoryBroker):
-            raise ConfigurationError(
-                f"{broker!r} keeps no histories: leave out histories=, or publish through a broker that keeps them, "
-                "such as redis://HOST"
-            )
         for pattern, config in histories.items():
             if not isinstance(config, HistoryConfig):
                 raise ConfigurationError(f"the history of {pattern!r} must be a HistoryConfig, not {config!r}")

@@ -41,14 +41,14 @@ class AsyncPublisher:
             pattern such as ``chat:*``. Hubs drop a message to such a room that was not stored.
 
     Raises:
-        ConfigurationError: the URL names no broker; or there are histories, and the broker keeps none.
+        ConfigurationError: the URL names no broker; or a history has no HistoryConfig.
     """
 
     def __init__(self, url: str, *, hub: str = "hub", histories: Mapping[str, HistoryConfig] | None = None) -> None:
         # Both are checked here rather than at the first message. The repr of the broker hides its password.
         broker = _broker_of(url)
         self._shown = repr(broker)
-        self._histories = PublisherHistories(histories, broker)
+        self._histories = PublisherHistories(histories)
         self._url = url
         self._hub = hub
         self._session: BrokerSession | None = None
