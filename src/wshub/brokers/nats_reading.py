@@ -17,6 +17,9 @@ BATCH = 256
 # Seconds after which the engine forgets a consumer that nobody has deleted.
 IDLE_SECONDS = 10
 
+# How long the engine waits for messages. All are there, unless some were deleted since they were counted.
+EXPIRES_NANOSECONDS = 500_000_000
+
 # Bytes of the subject and the headers of a message, at most.
 HEADERS = 4096
 
@@ -130,7 +133,7 @@ class StreamReader:
         size = 0
         while len(page.messages) < limit and size <= max_bytes:
             batch = min(limit - len(page.messages), BATCH)
-            question = {"batch": batch, "no_wait": True, "max_bytes": bound - size}
+            question = {"batch": batch, "expires": EXPIRES_NANOSECONDS, "max_bytes": bound - size}
             with self._requests.several(f"CONSUMER.MSG.NEXT.{consumer}", question) as answers:
                 for _ in range(batch):
                     message = await answers.next()

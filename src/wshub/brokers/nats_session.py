@@ -27,6 +27,8 @@ from wshub.brokers.nats_barriers import Barriers
 from wshub.brokers.nats_connection import MessageSink, NatsConnection, NatsLogin
 from wshub.brokers.nats_epochs import ChannelEpochs
 from wshub.brokers.nats_history import NatsHistories
+from wshub.brokers.nats_presence import NatsPresences
+from wshub.brokers.nats_presence_stream import PresenceStream
 from wshub.brokers.nats_publishing import Publishing
 from wshub.brokers.nats_reconnecting import CLOSED, KeptConnection
 from wshub.brokers.nats_requests import Requests
@@ -100,6 +102,8 @@ class NatsSession:
         streams = Streams(self._requests, self._names, settings.replicas)
         self.histories = NatsHistories(self._requests, streams, self._epochs)
         self.storing = Storing(self._requests, streams, self._epochs, self.publishing)
+        presence_stream = PresenceStream(self._requests, self._names, settings.replicas)
+        self.presences = NatsPresences(presence_stream, self._epochs, node.id, events.now)
         self._received = 0
         self._is_deaf = False
         # Whether a barrier of the present connection has come back, and the node's own channels are subscribed to.
@@ -183,6 +187,7 @@ class NatsSession:
         self._requests.attach(connection)
         self.histories.attached()
         self.storing.attached()
+        self.presences.attached(connection.server_id)
         self.publishing.attach(connection)
 
     def _first_barrier_passed(self, error: BrokerUncertain | None) -> None:
