@@ -274,8 +274,9 @@ class NatsPresences:
                 gone = {owner for owner in owners - known if not await self._lives.exists(owner)}
                 gone |= owners & self._former
                 if gone:
-                    await self._change(channel, user, partial(not_owned_by, gone))
-                    for owned in entries:
+                    removed: list[Owned] = []
+                    await self._change(channel, user, partial(remove_owned, gone, removed))
+                    for owned in removed:
                         if owned.owner in self._former:
                             self._note_removed(channel, owned.entry)
             if not page.messages or page.available <= len(page.messages):
@@ -369,8 +370,9 @@ def without_entries(
     return list(entries.values()), outcomes
 
 
-def not_owned_by(lives: set[str], known: list[Owned]) -> tuple[list[Owned], list[bool]]:
-    """Remove the entries of some lives."""
+def remove_owned(lives: set[str], removed: list[Owned], known: list[Owned]) -> tuple[list[Owned], list[bool]]:
+    """Remove the entries of some lives, and put them into a list."""
+    removed[:] = [owned for owned in known if owned.owner in lives]
     return [owned for owned in known if owned.owner not in lives], []
 
 
