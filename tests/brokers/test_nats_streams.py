@@ -16,6 +16,9 @@ from wshub.brokers.nats import NatsBroker
 from wshub.brokers.nats_streams import StreamLimits, Streams, new_epoch
 from wshub.errors import BrokerUnavailable, BrokerUncertain
 
+# Each server has one of the loops: all four pairs take twice as long.
+pytestmark = pytest.mark.parametrize(("engine", "run"), [("2.9", "asyncio"), ("current", "uvloop")], indirect=True)
+
 
 @pytest.fixture(scope="module", params=PROGRAMS)
 def engine(request: pytest.FixtureRequest) -> Iterator[NatsEngine]:

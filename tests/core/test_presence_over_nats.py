@@ -22,6 +22,9 @@ from wshub.brokers import nats_lives
 from wshub.brokers.nats import NatsBroker
 from wshub.brokers.presence_interface import PresenceEntry
 
+# Each server has one of the loops: all four pairs take twice as long.
+pytestmark = pytest.mark.parametrize(("engine", "run"), [("2.9", "asyncio"), ("current", "uvloop")], indirect=True)
+
 
 @pytest.fixture(scope="module", params=PROGRAMS)
 def engine(request: pytest.FixtureRequest) -> Iterator[NatsEngine]:

@@ -504,5 +504,6 @@ class HistoryBroker(HistorySource, Broker, Protocol):
     head with its offset, the offset of the envelope before it on the channel, and the epoch:
     ``wshub.brokers.envelope.encode_stored``.
 
-    An epoch ends when stored envelopes were lost: the next one begins with offset 1 and nothing before it.
+    Within an epoch, offsets grow. They may have holes: the head tells whether an envelope is missing. An epoch ends
+    when stored envelopes were lost. The next one begins with nothing before it.
     """

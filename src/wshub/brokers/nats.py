@@ -21,7 +21,10 @@ class NatsBroker(SessionBroker[NatsSession]):
     """Joins the hubs of many processes and machines through NATS servers (2.9 or newer), one or a cluster of them.
 
     It needs nats-py: ``pip install wshub[nats]``. A user needs the permission to publish and to subscribe to the
-    subjects that begin with the prefix, ``wshub.>``. The servers store nothing.
+    subjects that begin with the prefix, ``wshub.>``. The servers only carry messages.
+
+    Rooms with history or presence need JetStream, which stores them, and the permission to publish to ``$JS.API.>``.
+    Without, ``publish()`` to such a room raises ``BrokerUnavailable``, and plain rooms work.
 
     NATS does not tell the number of receivers, so ``publish()`` returns none. In a cluster, the other servers learn of
     a subscription a moment after ``subscribed()`` has returned.

@@ -138,11 +138,11 @@ class Lives:
         """
         page = await self._stream.list("life.*", 1, MAX_LIVES)
         lives = {message.subject.rpartition(".")[2]: message for message in page.messages}
-        seen, self._seen = self._seen, {}
         own = lives.get(self.own)
         if own is None:
             # A replica is behind.
             return ()
+        seen, self._seen = self._seen, {}
         dead = {name for name, message in lives.items() if self._is_dead(name, message, own, seen.get(name))}
         for name, message in lives.items():
             claimer = claimer_of(message.data)

@@ -27,6 +27,7 @@ from wshub.brokers.nats_barriers import Barriers
 from wshub.brokers.nats_connection import MessageSink, NatsConnection, NatsLogin
 from wshub.brokers.nats_epochs import ChannelEpochs
 from wshub.brokers.nats_history import NatsHistories
+from wshub.brokers.nats_order import StoredOrder
 from wshub.brokers.nats_presence import NatsPresences
 from wshub.brokers.nats_presence_stream import PresenceStream
 from wshub.brokers.nats_publishing import Publishing
@@ -99,6 +100,7 @@ class NatsSession:
         self.publishing = Publishing(self._names, settings.max_pending, self._barriers, events.now)
         self._requests = Requests(f"{settings.prefix}.=inbox.{node.id}", events.now)
         self._epochs = ChannelEpochs(self._names)
+        self._order = StoredOrder(self._barriers, self._receive)
         streams = Streams(self._requests, self._names, settings.replicas)
         self.histories = NatsHistories(self._requests, streams, self._epochs)
         self.storing = Storing(self._requests, streams, self._epochs, self.publishing)
@@ -203,6 +205,7 @@ class NatsSession:
         self._is_heard = self._is_serving = False
         self.publishing.detach()
         self._tested.clear()
+        self._order.clear()
         had_any = self.subscriptions.disconnected()
         error = BrokerUncertain(f"the connection to the engine has ended: {reason}")
         self._barriers.disconnected(error)
@@ -226,10 +229,15 @@ class NatsSession:
             if message.reply == self._probe_subject:
                 self._tested.pop(message.subject, None)
             return
-        envelope: bytes | None = message.data
         if message.headers is not None and STORED in message.headers:
-            envelope = self._epochs.with_head(message.subject, message.headers, message.data)
-        if envelope is not None:
+            place = self._epochs.place(message.subject, message.headers)
+            if place is not None:
+                self._order.take(message.subject, place, message.data)
+            return
+        self._receive(message.data)
+
+    def _receive(self, envelope: bytes) -> None:
+        if not self.is_closed:
             self._received += 1
             self._events.receive(envelope)
 
