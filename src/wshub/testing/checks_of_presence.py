@@ -23,7 +23,7 @@ def knower(node: Node) -> PresenceBroker:
 
 def entries_of(node: Node, users: Iterable[str]) -> list[PresenceEntry]:
     """Return entries of a node, one for each user."""
-    return [PresenceEntry(f"{node.info.id}:{number}:1", user, user.encode()) for number, user in enumerate(users)]
+    return [PresenceEntry(f"{node.info.id}:{number}:1", user, b"data") for number, user in enumerate(users)]
 
 
 async def read_all(nodes: Nodes, node: Node, channel: str, limit: int = 10) -> list[PresenceEntry]:
