@@ -30,7 +30,7 @@ async def test_one_of_three_servers_may_fail(kind: str) -> None:
             await publish_at_last(one, "first")
             async with client_of(one) as first, client_of(two) as second:
                 sent = []
-                for engine in engines:
+                for engine in engines[:2]:
                     for number in range(20):
                         sent.append(f"{engine.port} {number}")
                         await publish_at_last(one, sent[-1])
@@ -65,7 +65,7 @@ async def test_members_are_known_while_a_server_fails(kind: str) -> None:
             connected(two.url + "bob"),
         ):
             await until(lambda: len(events.log) == 2)
-            for engine in engines:
+            for engine in engines[:2]:
                 engine.stop(signal.SIGKILL)
 
                 async def are_there() -> bool:

@@ -208,13 +208,14 @@ class NatsPresences:
         if is_leaving:
             await self._lives.leave(is_empty=not self._touched)
             return Beat(True, "", ())
-        former = frozenset(self._former)
+        former = frozenset(self._former) if not self._must_enter_anew else frozenset()
         async with self._beating:
             await self._beat()
-        is_known, self._must_enter_anew = not self._must_enter_anew, False
         dead = await self._lives.find_dead()
         # What is left of a former life is removed once the hub has had time to enter its members again.
         dead = tuple(life for life in dead if life not in self._former or life in former)
+        # Nothing may fail between this and the answer.
+        is_known, self._must_enter_anew = not self._must_enter_anew, False
         return Beat(is_known, f"{self._lives.epoch}-{self._suspicions}", dead)
 
     async def _beat(self) -> None:

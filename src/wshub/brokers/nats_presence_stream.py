@@ -46,7 +46,7 @@ class PresenceStream:
         self._requests = requests
         self._name = f"{names.prefix}-{digest(names.hub)}-presence"
         self._replicas = replicas
-        self._reader = StreamReader(requests)
+        self._reader = StreamReader(requests, replicas)
         self._is_ready = False
 
     def attached(self) -> None:

@@ -54,10 +54,12 @@ class StreamReader:
 
     Args:
         requests: asks the engine.
+        replicas: how many servers of a cluster keep the messages. As many keep a consumer: one alone may be away.
     """
 
-    def __init__(self, requests: Requests) -> None:
+    def __init__(self, requests: Requests, replicas: int) -> None:
         self._requests = requests
+        self._replicas = replicas
 
     async def read(self, stream: str, subject: str, start: int, limit: int, max_bytes: int) -> Page:
         """Return messages from a sequence on: at most so many, and at most so many bytes beside the first two.
@@ -118,7 +120,7 @@ class StreamReader:
             "ack_policy": "none",
             "replay_policy": "instant",
             "mem_storage": True,
-            "num_replicas": 1,
+            "num_replicas": self._replicas,
             "inactive_threshold": IDLE_SECONDS * 1_000_000_000,
         }
         consumer = await self._requests.ask(f"CONSUMER.CREATE.{stream}", {"stream_name": stream, "config": settings})
