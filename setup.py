@@ -71,7 +71,12 @@ def extensions() -> list[Extension]:
             ".".join(path.relative_to(root).with_suffix("").parts),
             [str(path)],
             libraries=LIBRARIES.get(path.stem, []),
-            include_dirs=["src/wshub/protocol", "src/wshub/protocol/compression", "src/wshub/links", "src/wshub/links/tls"],
+            include_dirs=[
+                "src/wshub/protocol",
+                "src/wshub/protocol/compression",
+                "src/wshub/links",
+                "src/wshub/links/tls",
+            ],
             depends=[str(header) for header in sorted(root.rglob("*.h"))],
             # Old CPython headers declare after statements; nothing of ours is to warn.
             extra_compile_args=[*compile_arguments, "-Wall", "-Wextra", "-Wno-unused-parameter"],

@@ -24,6 +24,10 @@ class EpollReactor:
         """The number of open links."""
 
     @property
+    def bytes_in_shared_pair(self) -> int:
+        """Bytes in the BIOs that all TLS links share: 0 whenever other code than a callback of ``ssl`` runs."""
+
+    @property
     def adopts(self) -> bool: ...
     async def listen(
         self,

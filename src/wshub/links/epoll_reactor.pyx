@@ -194,6 +194,11 @@ cdef class EpollReactor:
         """The number of open links."""
         return len(self.links.opened)
 
+    @property
+    def bytes_in_shared_pair(self):
+        """Bytes in the BIOs that all TLS links share: 0 whenever other code than a callback of ``ssl`` runs."""
+        return self.tls.pending if self.tls is not None else 0
+
     def _run(self):
         self.links.run_scheduled = False
         if not self.continues_later:

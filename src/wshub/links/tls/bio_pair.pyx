@@ -41,6 +41,8 @@ cdef tuple OVERRIDABLE = ("read", "write", "do_handshake", "unwrap")
 
 
 cdef class Window:
+    """Memory that a function of ``ssl`` reads or writes: a buffer object whose place changes with each call."""
+
     def __getbuffer__(self, Py_buffer *view, int flags):
         view.obj = self
         view.buf = self.start
@@ -226,3 +228,6 @@ class OwnMethods:
 
     def shutdown(self):
         self._wrapped.unwrap()
+
+    def version(self):
+        return self._wrapped.version()

@@ -1,9 +1,7 @@
 from libc.stddef cimport size_t
-from libc.stdint cimport int64_t, uint8_t, uint32_t
+from libc.stdint cimport uint8_t, uint32_t
 
-from wshub.links.epoll_link cimport EpollLink, EpollLinks
-from wshub.links.linux_sockets cimport ssize_t
-from wshub.links.tls.bio_pair cimport BioPair
+from wshub.links.tls.epoll_tls_output cimport EpollTlsOutput, TlsBuffers
 
 
 cdef extern from "records.h" nogil:
@@ -12,18 +10,14 @@ cdef extern from "records.h" nogil:
         size_t records
         size_t needed
         bint handshake
+        bint invalid
 
     Records find_records "wshub_find_records"(const uint8_t *data, size_t length, size_t most) noexcept
 
 
-cdef class EpollTls:
+cdef class EpollTls(TlsBuffers):
     """What all TLS links of a reactor share."""
 
-    cdef EpollLinks links
-    cdef BioPair pair
-    cdef uint8_t *input      # owned: records, as they arrive
-    cdef uint8_t *plain      # owned: what they hold; in use until the receiver returns
-    cdef uint8_t *scratch    # owned: short frames are copied together here before they are sealed
     cdef object waiting      # deque of the links that wait for a step of their handshake
 
     cdef EpollTlsLink add(self, int descriptor, object settings, bint is_client, object server_hostname)
@@ -31,21 +25,14 @@ cdef class EpollTls:
     cdef int take_steps(self) except -1
 
 
-cdef class EpollTlsLink(EpollLink):
-    cdef EpollTls tls
+cdef class EpollTlsLink(EpollTlsOutput):
     cdef object settings         # a ServerTls, or the SSLContext of a client
     cdef object server_hostname  # of a client: the name that the certificate must have
-    cdef readonly object ssl_object  # the SSLObject, whose callbacks need it; None before the first byte
-    cdef object session          # whose methods encrypt and decrypt; None before the first byte, and after close_notify
-    cdef object on_established   # called once with None, or with the exception that the handshake failed with; or None
-    cdef bytes ciphertext        # records that the kernel has not taken; or None
-    cdef size_t sealed           # bytes of the queue that are in `ciphertext`: their frames stay until it has left
+    cdef object ssl_object       # the SSLObject, for the callbacks of its context; or None
     cdef uint8_t *partial        # owned: the start of a record that has not arrived whole; or NULL
-    cdef uint32_t partial_length
+    cdef readonly uint32_t partial_length
     cdef uint32_t partial_size   # of the whole record, as far as it is known
     cdef uint32_t handshake_bytes  # received in the handshake
-    cdef int64_t ciphertext_sent   # bytes that the kernel has taken, ever
-    cdef uint8_t established
     cdef uint8_t is_client
     cdef uint8_t is_tls13
     cdef uint8_t waits_for_step  # in the deque of links that wait
@@ -64,9 +51,3 @@ cdef class EpollTlsLink(EpollLink):
     cdef bint start_session(self) noexcept
     cdef bint answer_http(self, size_t length) noexcept
     cdef void finish_handshake(self) noexcept
-    cdef void tell_established(self, object error) noexcept
-    cdef bint seal(self) noexcept
-    cdef bint send_ciphertext(self) noexcept
-    cdef bint send_output(self) noexcept
-    cdef bytes end_step(self)
-    cdef void fail(self, bytes alert) noexcept

@@ -20,30 +20,31 @@ typedef struct {
     size_t records; /* how many these are */
     size_t needed;  /* of the record behind them that is not whole: its length as far as it is known; or 0 */
     int handshake;  /* one of them belongs to a handshake, and says so */
+    int invalid;    /* the last of them is none, or is too large: only its header is among them */
 } wshub_records;
 
-/* The length of the record at `data`, of which at least one byte is there; WSHUB_RECORD_HEADER if it is not known yet.
- * What is no record, or is too large, has the length of a header, since OpenSSL sees there that it is wrong. */
-static inline size_t
-wshub_record_length(const uint8_t *data, size_t length)
+/* Whether the five bytes at `data` can be the header of a record. */
+static inline int
+wshub_is_record(const uint8_t *data)
 {
-    size_t payload;
-
-    if (length < WSHUB_RECORD_HEADER || data[0] < 20 || data[0] > 24 || data[1] != 3)
-        return WSHUB_RECORD_HEADER;
-    payload = (size_t)data[3] << 8 | data[4];
-    return payload <= WSHUB_RECORD_PAYLOAD ? WSHUB_RECORD_HEADER + payload : WSHUB_RECORD_HEADER;
+    return data[0] >= 20 && data[0] <= 24 && data[1] == 3 && (data[3] << 8 | data[4]) <= WSHUB_RECORD_PAYLOAD;
 }
 
 /* Finds the whole records at the start of `data`, up to `most` of them. */
 static inline wshub_records
 wshub_find_records(const uint8_t *data, size_t length, size_t most)
 {
-    wshub_records found = {0, 0, 0, 0};
+    wshub_records found = {0, 0, 0, 0, 0};
 
-    while (found.length < length && found.records < most) {
+    while (found.length < length && found.records < most && !found.invalid) {
         const uint8_t *record = data + found.length;
-        size_t size = wshub_record_length(record, length - found.length);
+        size_t size = WSHUB_RECORD_HEADER;
+        if (length - found.length >= WSHUB_RECORD_HEADER) {
+            if (wshub_is_record(record))
+                size += (size_t)record[3] << 8 | record[4];
+            else
+                found.invalid = 1;
+        }
         if (size > length - found.length) {
             found.needed = size;
             break;
