@@ -396,7 +396,11 @@ async def test_a_peer_that_does_not_end_its_side_is_ended(certificate, monkeypat
         transport.write(b"the last")
         transport.close()
         assert await peer.rest() == b"the last"
+        # The protocol has no more to do with it.
         assert await protocol.lost is None
+        assert transport.reactor.connection_count == 1
+        while transport.reactor.connection_count:
+            await asyncio.sleep(0.001)
 
 
 async def test_an_exception_of_the_protocol_ends_the_connection_with_it(certificate) -> None:

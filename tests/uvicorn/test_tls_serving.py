@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import hashlib
+import json
+import logging
+import os
+import shutil
+import signal
+import ssl
+import subprocess
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -18,6 +27,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, StreamingRespon
 from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
+from tests.support.certificate import Certificate
 from tests.support.half_tls import STARTS, HalfTls
 from tests.support.raw_peers import REQUEST
 from tests.support.reactor import needs_reactor
@@ -105,8 +115,8 @@ def serve_in_reactor(certificate: Any) -> Serve:
     @contextlib.asynccontextmanager
     async def served(app: Any = None, http: str = "httptools", **options: Any) -> AsyncIterator[int]:
         accept_natively(asyncio.get_running_loop())
-        tls = {"ssl_certfile": certificate.chain, "ssl_keyfile": certificate.key}
-        async with listening(app or make_app(), http, log_config=None, **tls, **options) as address:
+        options = {"ssl_certfile": certificate.chain, "ssl_keyfile": certificate.key, **options}
+        async with listening(app or make_app(), http, log_config=None, **options) as address:
             yield int(address.rpartition(":")[2])
 
     return served
@@ -341,6 +351,140 @@ async def test_a_proxy_that_is_trusted_has_no_limit_of_an_address(serve_in_react
         assert all(peer.is_open() for peer in peers)
         for peer in peers:
             peer.close()
+
+
+async def test_a_unix_socket_is_served(certificate, socket_directory) -> None:
+    accept_natively(asyncio.get_running_loop())
+    path = str(socket_directory / "tls.sock")
+    options = {"ssl_certfile": certificate.chain, "ssl_keyfile": certificate.key, "uds": path}
+    async with listening(make_app(), log_config=None, **options):
+        context = certificate.client_context()
+        reader, writer = await asyncio.open_unix_connection(path, ssl=context, server_hostname="localhost")
+        writer.write(b"GET /scope HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        scope = json.loads((await reader.read()).partition(b"\r\n\r\n")[2])
+        assert scope == {"scheme": "https", "client": None, "server": [path, None], "path": "/scope"}
+        writer.transport.abort()
+
+
+async def test_nothing_is_left_of_connections_however_they_end(serve, http, certificate) -> None:
+    kinds = (
+        *("FirstRequest", "_FirstRequest", "EpollTlsLink", "AcceptedLink", "StreamTransport", "TransportStream"),
+        *("LinkSocket", "Connection", "HttpToolsProtocol", "H11Protocol", "WebSocketProtocol"),
+    )
+
+    def left() -> tuple[int, int]:
+        gc.collect()
+        return sum(type(thing).__name__ in kinds for thing in gc.get_objects()), len(os.listdir("/proc/self/fd"))
+
+    async def come_and_go(port: int) -> None:
+        context = certificate.client_context()
+        for path in ("native", "other", "behind", "starlette"):
+            async with connected(f"wss://localhost:{port}/{path}/", ssl=context) as client:
+                await client.send("hi")
+                while await client.recv() != "hi":
+                    pass
+        with pytest.raises(websockets.InvalidStatus):
+            await websockets.connect(f"wss://localhost:{port}/nowhere", ssl=context, proxy=None)
+        for request in (PAGE.replace(b"Host: a", b"Connection: close\r\nHost: a"), PAGE, b"GET / HT", b"POST", b""):
+            reader, writer = await opened(port, certificate)
+            writer.write(request)
+            if request.endswith(b"\r\n\r\n"):
+                await reader.readuntil(b"hello")
+            writer.transport.abort()
+        for start in STARTS:
+            HalfTls(port, context, start).close()
+
+    async with serve(http=http) as port:
+        await come_and_go(port)
+        objects, descriptors = left()
+        # libuv opens an additional descriptor when it first listens or connects, and keeps it.
+        spare = 1
+        for _ in range(8):
+            await come_and_go(port)
+        while (now := left())[0] > objects or now[1] > descriptors + spare:
+            await asyncio.sleep(0.01)
+
+
+async def test_the_options_for_tls_hold(serve, certificate, tmp_path) -> None:
+    clients = Certificate(tmp_path)
+    options = {
+        "ssl_version": ssl.PROTOCOL_TLSv1_2,
+        "ssl_ciphers": "ECDHE-RSA-AES256-GCM-SHA384",
+        "ssl_cert_reqs": ssl.CERT_REQUIRED,
+        "ssl_ca_certs": clients.chain,
+    }
+    async with serve(**options) as port:
+        context = certificate.client_context()
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            async with connected(f"wss://localhost:{port}/native/", ssl=context):
+                pass
+        context.load_cert_chain(clients.chain, clients.key)
+        for path in ("native", "starlette"):
+            async with connected(f"wss://localhost:{port}/{path}/", ssl=context) as client:
+                tls = client.transport.get_extra_info("ssl_object")
+                assert (tls.version(), tls.cipher()[0]) == ("TLSv1.2", "ECDHE-RSA-AES256-GCM-SHA384")
+                assert await client.recv() == "wss 127.0.0.1"
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        with pytest.raises(ssl.SSLError):
+            await asyncio.open_connection("localhost", port, ssl=context)
+
+
+@pytest.fixture
+def encrypted_key(certificate: Certificate, tmp_path: Path) -> str:
+    """The key of the certificate, with the password "secret"."""
+    key = str(tmp_path / "key.pem")
+    command = ["openssl", "rsa", "-aes128", "-passout", "pass:secret", "-in", certificate.key, "-out", key]
+    subprocess.run(command, check=True, capture_output=True)
+    return key
+
+
+async def test_a_key_may_have_a_password(serve, certificate, encrypted_key) -> None:
+    async with (
+        serve(ssl_keyfile=encrypted_key, ssl_keyfile_password="secret") as port,
+        client_of(port, certificate) as client,
+    ):
+        assert (await client.get("/")).text == "hello"
+
+
+async def test_sighup_takes_a_renewed_certificate(serve, certificate, tmp_path, caplog) -> None:
+    renewed = Certificate(tmp_path, ecdsa=True)
+    chain, key = tmp_path / "chain", tmp_path / "key"
+
+    def install(of: Certificate) -> None:
+        shutil.copy(of.chain, chain)
+        shutil.copy(of.key, key)
+
+    def hangups() -> list[str]:
+        return [record.levelname for record in caplog.records if "SIGHUP" in record.getMessage()]
+
+    async def hang_up() -> str:
+        before = len(hangups())
+        signal.raise_signal(signal.SIGHUP)
+        while len(hangups()) == before:
+            await asyncio.sleep(0)
+        return hangups()[-1]
+
+    async def is_served_with(of: Certificate, port: int) -> None:
+        async with client_of(port, of) as client:
+            assert (await client.get("/")).text == "hello"
+
+    install(certificate)
+    logging.getLogger("uvicorn.error").propagate = True
+    async with (
+        serve(ssl_certfile=str(chain), ssl_keyfile=str(key)) as port,
+        connected(f"wss://localhost:{port}/native/", ssl=certificate.client_context()) as client,
+    ):
+        assert await client.recv() == "wss 127.0.0.1"
+        caplog.set_level(logging.INFO, "uvicorn.error")
+        install(renewed)
+        await is_served_with(certificate, port)
+        assert await hang_up() == "INFO"
+        await is_served_with(renewed, port)
+        chain.write_text("no certificate")
+        assert await hang_up() == "ERROR"
+        await is_served_with(renewed, port)
+        await client.send("still there")
+        assert await client.recv() == "still there"
 
 
 async def test_a_server_that_stops_ends_all_connections_in_order(serve, http, certificate) -> None:

@@ -15,7 +15,7 @@ __all__ = ["LinkSocket"]
 
 
 class LinkSocket:
-    """What ``get_extra_info("socket")`` returns: it knows its addresses, and sets options. The link owns the socket.
+    """The result of ``get_extra_info("socket")``: it knows its addresses, and sets options. The link owns the socket.
 
     Args:
         stream: of the link.

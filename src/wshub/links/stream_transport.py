@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections import deque
+import ssl
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -22,8 +22,23 @@ __all__ = ["CLOSE_TIMEOUT", "StreamTransport"]
 HIGH_WATER = 64 * 1024
 """Bytes that may wait before the protocol is asked to pause, as in asyncio's transports."""
 
-CLOSE_TIMEOUT = 30.0
-"""Seconds without progress after which a closing transport is aborted, as in asyncio's TLS."""
+CLOSE_TIMEOUT = 10.0
+"""Seconds without progress after which a closing connection is aborted."""
+
+
+_SOCKET_INFO: dict[str, Callable[[LinkSocket], Any]] = {
+    "socket": lambda lent: lent,
+    "peername": LinkSocket.getpeername,
+    "sockname": LinkSocket.getsockname,
+}
+
+_TLS_INFO: dict[str, Callable[[ssl.SSLObject], Any]] = {
+    "ssl_object": lambda tls: tls,
+    "sslcontext": lambda tls: tls.context,
+    "peercert": lambda tls: tls.getpeercert(),
+    "cipher": lambda tls: tls.cipher(),
+    "compression": lambda tls: tls.compression(),
+}
 
 
 class StreamTransport(asyncio.Transport):
@@ -51,13 +66,14 @@ class StreamTransport(asyncio.Transport):
         self._closing = False
         self._paused = False
         # Bytes that arrived while the protocol had paused reading, or before those were handed on.
-        self._held: deque[bytes] = deque()
+        self._held: list[bytes] = []
         self._held_end = False
         self._high, self._low = HIGH_WATER, HIGH_WATER // 4
         self._writing_paused = False
         self._close_timer: asyncio.TimerHandle | None = None
-        # What connection_lost() is called with, if not with the error of the link.
+        # The error for connection_lost(), if it is not that of the link.
         self._error: Exception | None = None
+        self._told_lost = False
         self._stream = TransportStream(link, self._received, self._ended, self._short_again, self._lost)
         try:
             self._socket = LinkSocket(self._stream)
@@ -90,26 +106,15 @@ class StreamTransport(asyncio.Transport):
                 self._closing = True
                 self._loop.call_soon(self._lost, None)
 
-    # What asyncio.BaseTransport and its subclasses promise
+    # The interface of asyncio.Transport
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """Return information about the connection: the names of asyncio's TLS transports are known."""
-        tls = self._ssl_object
-        if name == "socket":
-            return self._socket
-        if name == "peername":
-            return self._socket.getpeername()
-        if name == "sockname":
-            return self._socket.getsockname()
-        if tls is None or name not in ("ssl_object", "sslcontext", "peercert", "cipher", "compression"):
-            return default
-        if name == "ssl_object":
-            return tls
-        if name == "sslcontext":
-            return tls.context
-        if name == "peercert":
-            return tls.getpeercert()
-        return tls.cipher() if name == "cipher" else tls.compression()
+        if name in _SOCKET_INFO:
+            return _SOCKET_INFO[name](self._socket)
+        if name in _TLS_INFO and self._ssl_object is not None:
+            return _TLS_INFO[name](self._ssl_object)
+        return default
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         """Have another protocol called from now on."""
@@ -124,12 +129,17 @@ class StreamTransport(asyncio.Transport):
         return self._closing
 
     def close(self) -> None:
-        """Send what waits, then close_notify, and end when the peer has ended its side. Nothing more is received."""
+        """Send what waits, then close_notify. Nothing more is received.
+
+        The protocol is told when all has left. The link ends when the peer has ended its side too.
+        """
         if self._closing:
             return
         self._closing = True
         self._held.clear()
         self._stream.finish()
+        self._stream.call_when_short(0)
+        # The next call tells of progress from here on.
         self._stream.is_taken()
         self._close_timer = self._loop.call_later(CLOSE_TIMEOUT, self._check_close)
 
@@ -226,7 +236,7 @@ class StreamTransport(asyncio.Transport):
 
     def _hand_on_held(self) -> None:
         while self._held and not self._paused:
-            self._hand_on(self._held.popleft())
+            self._hand_on(self._held.pop(0))
         if self._held_end and not self._paused:
             self._held_end = False
             self._ended()
@@ -239,21 +249,26 @@ class StreamTransport(asyncio.Transport):
             return
         protocol: Any = self._protocol
         self._call("eof_received", protocol.eof_received)
-        # Whatever that returns: TLS has no half-closed connections here.
+        # The result does not count: TLS has no half-closed connections here.
         self.close()
 
     def _lost(self, error: OSError | None) -> None:
         self._closing = True
         if self._close_timer is not None:
             self._close_timer.cancel()
+        if not self._loop.is_closed():
+            # Not at once: a run of the reactor may have made this call.
+            self._loop.call_soon(self._reactor.release)
+        self._tell_lost(self._error or error)
+
+    def _tell_lost(self, error: Exception | None) -> None:
+        if self._told_lost:
+            return
+        self._told_lost = True
         try:
-            self._context.run(self._protocol.connection_lost, self._error or error)
+            self._context.run(self._protocol.connection_lost, error)
         except BaseException as failure:
             self._report("connection_lost", failure)
-        finally:
-            if not self._loop.is_closed():
-                # Not at once: a run of the reactor may have made this call.
-                self._loop.call_soon(self._reactor.release)
 
     # Flow control
 
@@ -275,6 +290,10 @@ class StreamTransport(asyncio.Transport):
         if self._writing_paused:
             self._writing_paused = False
             self._call("resume_writing", self._protocol.resume_writing)
+        if self._closing and self._stream.pending_bytes:
+            self._stream.call_when_short(0)
+        elif self._closing:
+            self._tell_lost(self._error)
 
     # Failures
 

@@ -82,8 +82,8 @@ _of_loops: WeakKeyDictionary[asyncio.AbstractEventLoop, _Hangups] = WeakKeyDicti
 def reload_on_hangup(loop: asyncio.AbstractEventLoop, tls: ConfiguredTls) -> None:
     """Have SIGHUP reload the settings as long as they are in use.
 
-    Where the process has a handler of its own, or ignores the signal, nothing changes. Nor does anything in a process
-    that another one started to serve: with several workers, that one handles SIGHUP, and replaces them.
+    If the process has a handler of its own, or ignores the signal, nothing changes. The same holds for a worker: the
+    process that started it handles SIGHUP, and replaces its workers.
     """
     hangups = _of_loops.get(loop)
     if hangups is None:
