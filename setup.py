@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import shlex
 import subprocess
@@ -58,6 +59,10 @@ PACKAGES = (
     "python3-devel; Alpine: apk add gcc musl-dev zlib-dev python3-dev; macOS: xcode-select --install"
 )
 
+# Where the links and pictures of the README lead on the page of the package.
+PAGES = "https://github.com/wshub/wshub/blob/main/"
+FILES = "https://github.com/wshub/wshub/raw/main/"
+
 # Without it, connections have the transports of the event loop.
 HAS_EPOLL = hasattr(select, "epoll") and os.environ.get("WSHUB_WITHOUT_REACTOR") != "1"
 
@@ -85,6 +90,13 @@ def extensions() -> list[Extension]:
         for path in sorted(root.rglob("*.pyx"))
         if HAS_EPOLL or not path.stem.startswith("epoll_")
     ]
+
+
+def description() -> str:
+    """The README, whose relative links and pictures lead to the repository."""
+    text = Path("README.md").read_text(encoding="utf-8")
+    text = re.sub(r"(?<=\]\()(?!https?:|#)", PAGES, text)
+    return re.sub(r'(?<= src=")(?!https?:)|(?<= srcset=")(?!https?:)', FILES, text)
 
 
 def compiles(command: Sequence[str], source: str) -> bool:
@@ -133,4 +145,9 @@ if COMPILING.intersection(sys.argv) and (lacking := missing()):
     # It is alone on its line, and above everything that setuptools prints.
     sys.exit(f"wshub needs {lacking} to be built. {PACKAGES}")
 
-setup(ext_modules=modules())
+setup(
+    ext_modules=modules(),
+    options={"build_ext": {"parallel": os.cpu_count() or 1}},
+    long_description=description(),
+    long_description_content_type="text/markdown",
+)

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 
-from tests.support.nats_engine import NatsEngine, running_nats
+from tests.support.nats_engine import NatsEngine, nats_engine_of
 from tests.support.tcp_proxy import TcpProxy
 from wshub.brokers.interface import Broker
 from wshub.brokers.nats import NatsBroker
@@ -18,13 +18,14 @@ from wshub.brokers.nats_subjects import SubjectNames
 
 check_broker = pytest.importorskip("wshub.testing.check_broker")
 
-USER = """
+SETTINGS = """
 authorization {{
     users = [{{
         user: check, password: pw,
-        permissions: {{ publish: "wshub.>", subscribe: {{ allow: "wshub.>", deny: {deny} }} }}
+        permissions: {{ publish: ["wshub.>", "$JS.API.>"], subscribe: {{ allow: "wshub.>", deny: {deny} }} }}
     }}]
 }}
+jetstream {{ store_dir: {directory!r} }}
 """
 
 
@@ -62,7 +63,7 @@ class NatsFaults(check_broker.BrokerFaults):
 
     async def refuse(self, broker: Broker, channel: str) -> None:
         self._denies = True
-        self.engine.configure(USER.format(deny=f'"{subject_of(channel)}"'))
+        self.engine.configure(settings(self.engine, deny=f'"{subject_of(channel)}"'))
         self.engine.reload()
 
     async def forget(self, broker: Broker, channel: str) -> None:
@@ -77,7 +78,7 @@ class NatsFaults(check_broker.BrokerFaults):
     async def heal(self) -> None:
         if self._denies:
             self._denies = False
-            self.engine.configure(USER.format(deny="[]"))
+            self.engine.configure(settings(self.engine))
             self.engine.reload()
         if self.engine.process is None:
             self.engine.start()
@@ -91,6 +92,11 @@ class NatsFaults(check_broker.BrokerFaults):
         self.all_proxies.clear()
 
 
+def settings(engine: NatsEngine, deny: str = "[]") -> str:
+    """Return the settings of a server with a user that has the rights that a broker needs."""
+    return SETTINGS.format(deny=deny, directory=engine.directory)
+
+
 def subject_of(channel: str) -> str:
     """Return the subject of a channel of any hub."""
     return "wshub.*." + SubjectNames("wshub", "hub").subject(channel).removeprefix("wshub.hub.")
@@ -98,7 +104,9 @@ def subject_of(channel: str) -> str:
 
 @pytest.fixture(scope="module", params=["2.9", "current"])
 def engine(request: pytest.FixtureRequest) -> Iterator[NatsEngine]:
-    with running_nats(request.param, USER.format(deny="[]")) as engine:
+    with nats_engine_of(request.param) as engine:
+        engine.configure(settings(engine))
+        engine.start()
         yield engine
 
 

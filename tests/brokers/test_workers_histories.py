@@ -16,7 +16,8 @@ from tests.brokers.mesh import Node, mesh, until, worker
 from wshub.brokers.envelope import decode_stored
 from wshub.brokers.history_store import HistoryStore
 from wshub.brokers.interface import HistoryConfig, Position, StoredHistory
-from wshub.brokers.workers_history_records import Moving, Owned, decode_body
+from wshub.brokers.workers_history_records import Moving, decode_body
+from wshub.brokers.workers_owner_records import Owned
 from wshub.brokers.workers_owners import SLOTS, Owners, rendezvous, slot_of
 from wshub.errors import BrokerError, BrokerUnavailable, BrokerUncertain
 

@@ -33,7 +33,7 @@ def within(coroutine: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def ecdsa(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
-    return Certificate(tmp_path_factory.mktemp("ecdsa"), ecdsa=True)
+    return Certificate(tmp_path_factory.mktemp("ecdsa"), "ECDSA")
 
 
 @pytest.fixture(scope="module", params=["rsa-asyncio", "ecdsa-uvloop"])

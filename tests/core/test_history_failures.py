@@ -7,6 +7,7 @@ from types import FunctionType
 
 import pytest
 
+from tests.core import test_history_fallback
 from tests.core.test_history_over_redis import publish_at_last
 from tests.support.broker_node import until
 from tests.support.history_nodes import ROOM, client_of, history_node
@@ -112,7 +113,7 @@ async def test_the_first_member_of_a_room_has_no_error(
 def test_every_row_of_the_page_has_a_test() -> None:
     tested = {
         mark.args[0]
-        for function in globals().values()
+        for function in (*globals().values(), *vars(test_history_fallback).values())
         if isinstance(function, FunctionType)
         for mark in getattr(function, "pytestmark", ())
         if mark.name == "failure"

@@ -269,6 +269,32 @@ async def test_tiny_records_are_read_in_small_pieces(certificate, version) -> No
         await sending
 
 
+async def test_many_handshakes_take_their_turns(certificate) -> None:
+    """Eight steps in an iteration of the loop: 64 at once would hold it up for 30 ms and more."""
+    async with echoes(certificate) as served, served.opened() as other:
+        context = certificate.client_context()
+        peers = [HalfTls(served.port, context, "a hello") for _ in range(64)]
+        answered, iterations = 0, 0
+        while answered < len(peers):
+            await asyncio.sleep(0)
+            iterations += 1
+            answered = sum(has_data(peer._socket) for peer in peers)
+            assert answered <= 8 * iterations
+            if iterations == 3:
+                await other.send(masked(Frame.binary(b"meanwhile")))
+            assert iterations < 100_000
+        assert await other.message() == b"meanwhile"
+        for peer in peers:
+            peer.close()
+
+
+def has_data(connected: socket.socket) -> bool:
+    try:
+        return bool(connected.recv(1, socket.MSG_PEEK))
+    except BlockingIOError:
+        return False
+
+
 async def test_a_handshake_without_end_is_ended_by_its_size(certificate) -> None:
     async with echoes(certificate) as served:
         peer = HalfTls(served.port, certificate.client_context(), "nothing")
@@ -355,6 +381,31 @@ async def test_the_end_waits_while_the_receiver_pauses(certificate) -> None:
         probe.resume()
         await until(lambda: len(probe.events) > 1)
         assert probe.events == [("data", b"last"), ("eof",)]
+
+
+async def test_what_is_sealed_is_delivered_and_never_dropped(certificate) -> None:
+    async with probed(certificate) as (probe, peer):
+        sent = 0
+        while not (probe.blocked and probe.queued > 200_000):
+            for _ in range(500):
+                probe.send(b"%08d" % sent, droppable=True)
+                sent += 1
+            await asyncio.sleep(0)
+        # The messages at the front of the queue have been encrypted already.
+        assert probe.make_space(probe.charge - 1000)
+        dropped = probe.counts["dropped"]["oldest"]
+        probe.drop_unsent()
+        counts = probe.counts
+        assert counts["messages_pending"] > 0
+        assert counts["messages_pending"] * 10 <= 2 * 16384 + 10
+        assert counts["messages_accepted"] == sent
+        expected = sent - dropped - counts["dropped"]["slow"]
+        received = b""
+        while len(received) < 10 * expected:
+            received += await peer.receive()
+        assert received == b"".join(b"\x82\x08%08d" % number for number in range(expected))
+        await until(lambda: not probe.queued)
+        assert probe.counts["messages_delivered"] == expected
 
 
 async def test_the_close_of_this_side_is_a_close_notify(certificate, version) -> None:

@@ -1,4 +1,4 @@
-"""What an SSLContext says holds for the connections of ``Hub.serve``, in the reactor and over transports."""
+"""The settings of an SSLContext hold for the connections of ``Hub.serve``, in the reactor and over transports."""
 
 from __future__ import annotations
 

@@ -152,3 +152,12 @@ def running_nats(kind: str, settings: str = "", certificate: Certificate | None 
     with nats_engine_of(kind, settings, certificate) as engine:
         engine.start()
         yield engine
+
+
+@contextlib.contextmanager
+def running_jetstream(kind: str, settings: str = "") -> Iterator[NatsEngine]:
+    """Start a server with JetStream, and stop it at the end of the block."""
+    with nats_engine_of(kind) as engine:
+        engine.configure(f"jetstream {{ store_dir: {engine.directory!r} }}\n{settings}")
+        engine.start()
+        yield engine

@@ -103,6 +103,7 @@ def make_app(**settings: Any) -> Starlette:
             WebSocketRoute("/starlette/", starlette_socket),
             Mount("/native", hub.asgi(HANDLER)),
             Mount("/other", other.asgi(HANDLER)),
+            Mount("/transport", Hub(HubConfig(use_reactor=False, max_message_size=1 << 22)).asgi(HANDLER)),
             Mount("/behind", hub.asgi(HANDLER), middleware=[Middleware(Passing)]),
         ]
     )
@@ -243,7 +244,7 @@ async def test_what_is_no_http_gets_the_answer_of_uvicorn(serve, http, certifica
         writer.transport.abort()
 
 
-@pytest.mark.parametrize("path", ["native", "other", "behind", "starlette"])
+@pytest.mark.parametrize("path", ["native", "other", "behind", "starlette", "transport"])
 async def test_websockets_of_every_kind_are_served(serve, http, certificate, path) -> None:
     async with (
         serve(http=http) as port,
@@ -378,7 +379,7 @@ async def test_nothing_is_left_of_connections_however_they_end(serve, http, cert
 
     async def come_and_go(port: int) -> None:
         context = certificate.client_context()
-        for path in ("native", "other", "behind", "starlette"):
+        for path in ("native", "other", "behind", "starlette", "transport"):
             async with connected(f"wss://localhost:{port}/{path}/", ssl=context) as client:
                 await client.send("hi")
                 while await client.recv() != "hi":
@@ -447,7 +448,7 @@ async def test_a_key_may_have_a_password(serve, certificate, encrypted_key) -> N
 
 
 async def test_sighup_takes_a_renewed_certificate(serve, certificate, tmp_path, caplog) -> None:
-    renewed = Certificate(tmp_path, ecdsa=True)
+    renewed = Certificate(tmp_path, "ECDSA")
     chain, key = tmp_path / "chain", tmp_path / "key"
 
     def install(of: Certificate) -> None:
@@ -500,7 +501,7 @@ async def test_a_server_that_stops_ends_all_connections_in_order(serve, http, ce
         app.router.routes.insert(0, Route("/slow", slow))
         async with serve(app, http=http) as port:
             clients = []
-            for path in ("native", "other", "behind", "starlette"):
+            for path in ("native", "other", "behind", "starlette", "transport"):
                 url = f"wss://localhost:{port}/{path}/"
                 clients.append(await stack.enter_async_context(connected(url, ssl=certificate.client_context())))
             idle, idle_writer = await opened(port, certificate)

@@ -121,7 +121,7 @@ class Position:
     """
 
     offset: int
-    """The number of the message; 0 stands for the time before the first one."""
+    """The number of the message. Before the first one it is a smaller number, such as 0."""
 
     epoch: str
     """Eight letters, chosen at random when the history begins."""
@@ -202,7 +202,7 @@ class HistoryConfig:
     """
 
     position_ttl_ms: int = 30 * 86_400_000
-    """Milliseconds after the last message at which the offset is forgotten too. Then a new epoch begins.
+    """Milliseconds after the last message at which the offset may be forgotten too. Then a new epoch begins.
 
     It is at least ``ttl_ms``. Until then, a room that nobody uses needs a few hundred bytes.
     """
@@ -254,8 +254,24 @@ class StoredHistory:
     gap: Gap = ""
     """Why envelopes are missing between ``since`` and the first one here; empty if none is.
 
-    It is ``epoch`` or ``trimmed``. With either, the envelopes begin with the oldest one that is kept.
+    It is ``epoch`` or ``trimmed``. With either, the envelopes begin with the oldest one that is kept of the epoch.
     """
+
+    mark: bytes = b""
+    """The mark of the newest envelope of the channel, if the broker knows it: ``wshub.brokers.envelope.mark_of``."""
+
+    previous: int | None = None
+    """An offset of the history behind which no envelope is missing before the first one here.
+
+    None stands for the offset before that of the first one. So a broker whose offsets have no holes leaves it out.
+    """
+
+    @property
+    def start(self) -> int:
+        """The offset behind which the envelopes begin, the oldest first."""
+        if self.previous is not None:
+            return self.previous
+        return self.envelopes[0].offset - 1 if self.envelopes else self.position.offset
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -328,6 +344,12 @@ class BrokerStats:
 
     peers: int = 0
     """Open connections: to other nodes, or to an engine."""
+
+    kept: int | None = None
+    """Stored envelopes in the memory of this process; None if it keeps none, as with an engine."""
+
+    kept_bytes: int | None = None
+    """Bytes of these envelopes; None as for ``kept``."""
 
 
 class BrokerEvents(Protocol):
@@ -463,6 +485,7 @@ class HistorySource(Protocol):
         max_bytes: int = 1024 * 1024,
         reverse: bool = False,
         is_own: bool = False,
+        mark: bytes = b"",
     ) -> StoredHistory:
         """Return what is stored of a channel. A channel without a history gets one, which is empty.
 
@@ -475,7 +498,10 @@ class HistorySource(Protocol):
             max_bytes: maximum number of bytes of envelopes. The first one is returned whatever its size.
             reverse: whether the newest comes first.
             is_own: whether ``since`` is the position of this node, and not one that a client has sent. If it is newer
-                than everything stored, the engine has lost envelopes. Then a new epoch begins, which is empty.
+                than everything stored, the engine has lost envelopes. Then a new epoch begins, the gap is ``epoch``,
+                and no envelope is returned.
+            mark: of the envelope that this node has received at ``since``; empty if it is not known. If the channel has
+                had another one there, the engine has lost envelopes too, and has stored others since.
 
         Raises:
             BrokerUnavailable: there is no connection, or it was lost.
@@ -491,5 +517,6 @@ class HistoryBroker(HistorySource, Broker, Protocol):
     head with its offset, the offset of the envelope before it on the channel, and the epoch:
     ``wshub.brokers.envelope.encode_stored``.
 
-    An epoch ends when stored envelopes were lost: the next one begins with offset 1 and nothing before it.
+    An epoch ends when stored envelopes were lost. A broker may keep what is left of them: the next epoch goes on behind
+    their offsets then. Otherwise it begins with offset 1.
     """

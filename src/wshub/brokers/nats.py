@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import ssl as ssl_module
 
-from wshub.brokers.interface import BrokerEvents, NodeInfo
+from wshub.brokers.interface import BrokerEvents, HistoryConfig, NodeInfo, Position, Published, StoredHistory
 from wshub.brokers.nats_session import NatsSession, NatsSettings
 from wshub.brokers.nats_url import parse_nats_url
 from wshub.brokers.session_broker import SessionBroker
@@ -32,6 +32,8 @@ class NatsBroker(SessionBroker[NatsSession]):
         ssl: the context for ``tls://``. By default it trusts the certificate authorities of the system.
         max_pending: bytes that may wait to be sent to the engine. While as many do, further messages are dropped and
             counted as ``full``.
+        replicas: how many servers of a cluster keep the messages of rooms with history, and the members of rooms with
+            presence: 1, 3 or 5. With 3, one of them may fail. All nodes must have the same.
 
     Raises:
         ConfigurationError: an argument is not valid.
@@ -44,6 +46,7 @@ class NatsBroker(SessionBroker[NatsSession]):
         prefix: str = "wshub",
         ssl: ssl_module.SSLContext | None = None,
         max_pending: int = 8 * 1024 * 1024,
+        replicas: int = 1,
     ) -> None:
         super().__init__()
         address = parse_nats_url(check_str("url", url))
@@ -53,10 +56,51 @@ class NatsBroker(SessionBroker[NatsSession]):
             raise ConfigurationError(f"prefix must be letters, digits, '_' and '-', not {prefix!r}")
         if address.tls and ssl is None:
             ssl = ssl_module.create_default_context()
-        self._settings = NatsSettings(address, prefix, ssl, check_integer("max_pending", max_pending, 1, 1 << 40))
+        max_pending = check_integer("max_pending", max_pending, 1, 1 << 40)
+        replicas = check_integer("replicas", replicas, 1, 5)
+        self._settings = NatsSettings(address, prefix, ssl, max_pending, replicas)
 
     def __repr__(self) -> str:
         return f"NatsBroker({str(self._settings.address)!r}, prefix={self._settings.prefix!r})"
 
     def _create_session(self, node: NodeInfo, events: BrokerEvents, wanted: set[str]) -> NatsSession:
         return NatsSession(self._settings, node, events, wanted)
+
+    def send_stored(self, channel: str, envelope: bytes, config: HistoryConfig) -> bool:
+        """Store an envelope and send it to every node that has subscribed to the channel, and forget it.
+
+        Returns False if the envelope was dropped, as for ``send()``.
+        """
+        session = self._session
+        return session is not None and session.storing.send(channel, envelope, config)
+
+    async def publish_stored(
+        self, channel: str, envelope: bytes, config: HistoryConfig, *, idempotency_key: str = ""
+    ) -> Published:
+        """Store an envelope and send it, and return its position. See ``HistoryBroker.publish_stored``.
+
+        Raises:
+            BrokerUnavailable, BrokerUncertain, BrokerError: as ``publish()``.
+        """
+        return await self._started().storing.publish(channel, envelope, config, idempotency_key)
+
+    async def history(
+        self,
+        channel: str,
+        config: HistoryConfig,
+        *,
+        since: Position | None = None,
+        limit: int = 100,
+        max_bytes: int = 1024 * 1024,
+        reverse: bool = False,
+        is_own: bool = False,
+        mark: bytes = b"",
+    ) -> StoredHistory:
+        """Return what is stored of a channel. See ``HistoryBroker.history``.
+
+        Raises:
+            BrokerUnavailable: there is no connection, it was lost, or the engine refuses.
+        """
+        return await self._started().histories.read(
+            channel, config, since=since, limit=limit, max_bytes=max_bytes, reverse=reverse, is_own=is_own
+        )

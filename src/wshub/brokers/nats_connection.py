@@ -102,6 +102,12 @@ class NatsConnection:
         return self._client.max_payload
 
     @property
+    def server_version(self) -> tuple[int, int]:
+        """The version of the server: major and minor."""
+        version = self._client.connected_server_version
+        return version.major, version.minor
+
+    @property
     def other_servers(self) -> list[NatsServer]:
         """The servers of the cluster that this server knows."""
         found = self._client.discovered_servers
@@ -177,10 +183,10 @@ class NatsConnection:
 
     # What it sends
 
-    def publish(self, subject: str, payload: bytes, reply: str = "") -> bool:
+    def publish(self, subject: str, payload: bytes, reply: str = "", headers: dict[str, str] | None = None) -> bool:
         """Send a message at the end of this iteration of the loop. Return False if the connection has ended."""
         try:
-            run_at_once(self._client.publish(subject, payload, reply))
+            run_at_once(self._client.publish(subject, payload, reply, headers))
         except Error:
             return False
         return True

@@ -48,7 +48,8 @@ class Publishing:
         self._max_pending = max_pending
         self._barriers = barriers
         self._connection: NatsConnection | None = None
-        self._why_dropped = ""
+        self.why_dropped = ""
+        """Why the last envelope was dropped."""
         # The subjects of the answers that are waited for.
         self._waiting: dict[asyncio.Future[None], str] = {}
         self._logged: set[str] = set()
@@ -87,16 +88,9 @@ class Publishing:
 
     def send(self, channel: str, envelope: bytes) -> bool:
         """Send an envelope. Return False if it was dropped."""
-        connection = self._connection
+        connection = self.admit(len(envelope))
         if connection is None:
-            return self._drop("disconnected", "there is no connection to the engine")
-        if connection.pending_bytes >= self._max_pending:
-            return self._drop("full", "too many bytes wait to be sent to the engine already")
-        if len(envelope) > connection.largest_message:
-            why = f"the engine takes at most {connection.largest_message} bytes (max_payload), not {len(envelope)}"
-            if self._is_first("too_large"):
-                logger.warning("messages are too large, and are dropped and counted: %s", why)
-            return self._drop("too_large", why)
+            return False
         if not connection.publish(self._names.subject(channel), envelope):
             return self._drop("disconnected", "the connection to the engine has ended")
         self._handed += 1
@@ -104,10 +98,31 @@ class Publishing:
             self.confirm()
         return True
 
+    def admit(self, size: int, waiting: int = 0) -> NatsConnection | None:
+        """Return the connection for an envelope; None if it has to be dropped, which is counted.
+
+        Args:
+            size: bytes of the envelope.
+            waiting: bytes that wait elsewhere.
+        """
+        connection = self._connection
+        if connection is None:
+            self._drop("disconnected", "there is no connection to the engine")
+        elif connection.pending_bytes + waiting >= self._max_pending:
+            self._drop("full", "too many bytes wait to be sent to the engine already")
+        elif size > connection.largest_message:
+            why = f"the engine takes at most {connection.largest_message} bytes (max_payload), not {size}"
+            if self._is_first("too_large"):
+                logger.warning("messages are too large, and are dropped and counted: %s", why)
+            self._drop("too_large", why)
+        else:
+            return connection
+        return None
+
     async def publish(self, channel: str, envelope: bytes) -> Published:
         """Send an envelope, and return when the engine has taken it."""
         if not self.send(channel, envelope):
-            raise BrokerUnavailable(self._why_dropped)
+            raise BrokerUnavailable(self.why_dropped)
         answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.confirm()
         self._waiting[answer] = self._names.subject(channel).lower()
@@ -124,16 +139,20 @@ class Publishing:
     def refused(self, subject: str, error: BrokerError) -> None:
         """Count an envelope that the engine has refused. The subject is in small letters."""
         self.dropped["refused"] += 1
+        self.log_refusal(error)
         self._refused_since += 1
-        if self._is_first("refused"):
-            logger.warning("the engine refuses messages, which are dropped and counted: %s", error)
         for answer, waiting_for in self._waiting.items():
             if waiting_for == subject and not answer.done():
                 answer.set_exception(BrokerError(*error.args))
 
+    def log_refusal(self, error: BrokerError) -> None:
+        """Log the first refusal of the connection."""
+        if self._is_first("refused"):
+            logger.warning("the engine refuses messages, which are dropped and counted: %s", error)
+
     def _drop(self, reason: str, why: str) -> bool:
         self.dropped[reason] += 1
-        self._why_dropped = why
+        self.why_dropped = why
         return False
 
     def _is_first(self, reason: str) -> bool:

@@ -1,20 +1,12 @@
-"""Reading the messages of one subject from a JetStream stream."""
+"""Reading the messages of one subject, or of several, from a JetStream stream."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import json
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from nats.aio.client import Client
-from nats.aio.msg import Msg
-from nats.errors import Error
-
-from wshub.brokers.nats_connection import MessageSink
-from wshub.brokers.nats_streams import API, NO_STREAM, SECONDS, ApiError, StreamName, ask
+from wshub.brokers.nats_requests import ApiError, NoResponderError, Requests, status_of
+from wshub.brokers.nats_streams import NO_STREAM, seconds_of
 from wshub.errors import BrokerUnavailable
 
 __all__ = ["Page", "StoredMessage", "StreamReader"]
@@ -31,20 +23,23 @@ HEADERS = 4096
 # The status behind the messages of a batch.
 END_OF_BATCH = "204"
 
-# The status that stands for a stream that is not there.
-NO_RESPONDERS = "503"
+# The first server that reads batches by itself.
+HAS_BATCHES = (2, 11)
 
 
 class StoredMessage(NamedTuple):
     """A message of a stream."""
 
     sequence: int
+    subject: str
     data: bytes
+    stored_at: float
+    """Seconds since 1970, by the engine's clock."""
 
 
 @dataclass(slots=True)
 class Page:
-    """Messages of a subject, the oldest first."""
+    """Messages, the oldest first."""
 
     messages: list[StoredMessage] = field(default_factory=list)
     available: int = 0
@@ -55,63 +50,64 @@ class StreamReader:
     """Reads with few requests: a batch of direct gets from nats-server 2.11 on, and an ephemeral consumer before.
 
     Args:
-        client: a connection.
+        requests: asks the engine.
     """
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
+    def __init__(self, requests: Requests) -> None:
+        self._requests = requests
 
-    async def read(self, stream: StreamName, subject: str, start: int, limit: int, max_bytes: int) -> Page:
+    async def read(self, stream: str, subject: str, start: int, limit: int, max_bytes: int) -> Page:
         """Return messages from a sequence on: at most so many, and at most so many bytes beside the first two.
+
+        Args:
+            stream: its name.
+            subject: of the messages; a wildcard is allowed.
+            start, limit, max_bytes: what to read.
 
         Raises:
             BrokerUnavailable: the engine has not answered.
             ApiError: it has answered with an error, for example because the stream is gone.
         """
-        read = self._read_batches if self._has_batches() else self._read_consumer
+        connection = self._requests.connection
+        if connection is None:
+            raise BrokerUnavailable("there is no connection to the engine")
+        # The bound leaves room for one message of any size.
+        bound = max_bytes + connection.largest_message + HEADERS
+        read = self._read_batches if connection.server_version >= HAS_BATCHES else self._read_consumer
         try:
-            async with asyncio.timeout(SECONDS):
-                return await read(stream, subject, start, limit, max_bytes)
-        except TimeoutError:
-            raise BrokerUnavailable(f"JetStream has not answered within {SECONDS:g} s") from None
-        except (Error, OSError) as error:
-            raise BrokerUnavailable(f"JetStream does not answer: {str(error) or type(error).__name__}") from None
-
-    def _has_batches(self) -> bool:
-        version = self._client.connected_server_version
-        return (version.major, version.minor) >= (2, 11)
+            return await read(stream, subject, max(start, 1), limit, max_bytes, bound)
+        except NoResponderError:
+            raise ApiError(f"the stream {stream} is gone", NO_STREAM) from None
 
     # The way of nats-server 2.11
 
-    async def _read_batches(self, stream: StreamName, subject: str, start: int, limit: int, max_bytes: int) -> Page:
+    async def _read_batches(
+        self, stream: str, subject: str, start: int, limit: int, max_bytes: int, bound: int
+    ) -> Page:
         page = Page()
         size = 0
         while len(page.messages) < limit and size <= max_bytes:
-            question = {
-                "seq": start,
-                "next_by_subj": subject,
-                "batch": min(limit - len(page.messages), BATCH),
-                "max_bytes": self._bytes_to_ask_for(max_bytes - size),
-            }
-            async with self._answers() as (inbox, answers):
-                await self._client.publish(f"{API}.DIRECT.GET.{stream}", json.dumps(question).encode(), inbox)
+            batch = min(limit - len(page.messages), BATCH)
+            question = {"seq": start, "next_by_subj": subject, "batch": batch, "max_bytes": bound - size}
+            with self._requests.several(f"DIRECT.GET.{stream}", question) as answers:
                 # A batch ends with a status.
-                while (status := status_of(message := await answers.get())) is None:
+                while (status := status_of(message := await answers.next())) is None:
                     headers = message.headers or {}
                     start = int(headers["Nats-Sequence"]) + 1
                     if not page.messages:
                         page.available = int(headers["Nats-Num-Pending"]) + 1
-                    page.messages.append(StoredMessage(start - 1, message.data))
+                    stored_at = seconds_of(headers["Nats-Time-Stamp"])
+                    page.messages.append(StoredMessage(start - 1, headers["Nats-Subject"], message.data, stored_at))
                     size += len(message.data)
-            if status == NO_RESPONDERS:
-                raise ApiError("the stream is gone", NO_STREAM)
             if status != END_OF_BATCH or int((message.headers or {}).get("Nats-Num-Pending", 0)) == 0:
                 break
         return page
 
     # The way of nats-server 2.9
 
-    async def _read_consumer(self, stream: StreamName, subject: str, start: int, limit: int, max_bytes: int) -> Page:
+    async def _read_consumer(
+        self, stream: str, subject: str, start: int, limit: int, max_bytes: int, bound: int
+    ) -> Page:
         settings = {
             "deliver_policy": "by_start_sequence",
             "opt_start_seq": start,
@@ -122,50 +118,26 @@ class StreamReader:
             "num_replicas": 1,
             "inactive_threshold": IDLE_SECONDS * 1_000_000_000,
         }
-        question = {"stream_name": str(stream), "config": settings}
-        consumer = await ask(self._client, f"{API}.CONSUMER.CREATE.{stream}", question)
+        consumer = await self._requests.ask(f"CONSUMER.CREATE.{stream}", {"stream_name": stream, "config": settings})
         page = Page(available=int(consumer.get("num_pending", 0)))
         try:
-            await self._pull(f"{stream}.{consumer['name']}", page, min(limit, page.available), max_bytes)
+            await self._pull(f"{stream}.{consumer['name']}", page, min(limit, page.available), max_bytes, bound)
         finally:
-            await self._client.publish(f"{API}.CONSUMER.DELETE.{stream}.{consumer['name']}")
+            self._requests.tell(f"CONSUMER.DELETE.{stream}.{consumer['name']}")
         return page
 
-    async def _pull(self, consumer: str, page: Page, limit: int, max_bytes: int) -> None:
+    async def _pull(self, consumer: str, page: Page, limit: int, max_bytes: int, bound: int) -> None:
         size = 0
         while len(page.messages) < limit and size <= max_bytes:
             batch = min(limit - len(page.messages), BATCH)
-            question = {"batch": batch, "no_wait": True, "max_bytes": self._bytes_to_ask_for(max_bytes - size)}
-            async with self._answers() as (inbox, answers):
-                await self._client.publish(f"{API}.CONSUMER.MSG.NEXT.{consumer}", json.dumps(question).encode(), inbox)
+            question = {"batch": batch, "no_wait": True, "max_bytes": bound - size}
+            with self._requests.several(f"CONSUMER.MSG.NEXT.{consumer}", question) as answers:
                 for _ in range(batch):
-                    message = await answers.get()
+                    message = await answers.next()
                     if status_of(message) is not None:
                         # The rest is too large, or was trimmed meanwhile.
                         return
-                    page.messages.append(StoredMessage(message.metadata.sequence.stream, message.data))
+                    place = message.metadata
+                    stored_at = place.timestamp.timestamp()
+                    page.messages.append(StoredMessage(place.sequence.stream, message.subject, message.data, stored_at))
                     size += len(message.data)
-
-    def _bytes_to_ask_for(self, max_bytes: int) -> int:
-        """Return a bound that leaves room for one message of any size."""
-        return max_bytes + self._client.max_payload + HEADERS
-
-    # Questions with several answers
-
-    @contextlib.asynccontextmanager
-    async def _answers(self) -> AsyncIterator[tuple[str, asyncio.Queue[Msg]]]:
-        """Yield a subject for answers, and the queue that gets them."""
-        inbox = self._client.new_inbox()
-        answers: asyncio.Queue[Msg] = asyncio.Queue()
-        # The subjects of the answers are those of the messages, so each question has a subscription.
-        subscription = await self._client.subscribe(inbox, future=MessageSink(answers.put_nowait))
-        try:
-            yield inbox, answers
-        finally:
-            if self._client.is_connected:
-                await subscription.unsubscribe()
-
-
-def status_of(message: Msg) -> str | None:
-    """Return the status of an answer that is no message of the stream."""
-    return message.headers.get("Status") if message.headers is not None else None

@@ -25,8 +25,13 @@ from wshub.brokers.interface import (
 )
 from wshub.brokers.nats_barriers import Barriers
 from wshub.brokers.nats_connection import MessageSink, NatsConnection, NatsLogin
+from wshub.brokers.nats_epochs import ChannelEpochs
+from wshub.brokers.nats_history import NatsHistories
 from wshub.brokers.nats_publishing import Publishing
 from wshub.brokers.nats_reconnecting import CLOSED, KeptConnection
+from wshub.brokers.nats_requests import Requests
+from wshub.brokers.nats_storing import Storing
+from wshub.brokers.nats_streams import Streams
 from wshub.brokers.nats_subjects import SubjectNames
 from wshub.brokers.nats_subscriptions import Subscriptions
 from wshub.brokers.nats_url import NatsAddress
@@ -46,6 +51,9 @@ STALLED_SECONDS = 2.0
 # Channels whose subscriptions are tested in each interval. Each test is a message to all nodes that have the channel.
 SAMPLE = 4
 
+# The header of a message that a stream has stored.
+STORED = "Nats-Sequence"
+
 # Why a connection is replaced.
 DEAF = "no probe has come back"
 
@@ -60,6 +68,7 @@ class NatsSettings:
     prefix: str
     ssl: ssl_module.SSLContext | None
     max_pending: int
+    replicas: int
 
 
 class NatsSession:
@@ -86,6 +95,11 @@ class NatsSession:
             self._names, service, wanted, self._take_message, self._barriers, self._settle, events.now
         )
         self.publishing = Publishing(self._names, settings.max_pending, self._barriers, events.now)
+        self._requests = Requests(f"{settings.prefix}.=inbox.{node.id}", events.now)
+        self._epochs = ChannelEpochs(self._names)
+        streams = Streams(self._requests, self._names, settings.replicas)
+        self.histories = NatsHistories(self._requests, streams, self._epochs)
+        self.storing = Storing(self._requests, streams, self._epochs, self.publishing)
         self._received = 0
         self._is_deaf = False
         # Whether a barrier of the present connection has come back, and the node's own channels are subscribed to.
@@ -136,6 +150,7 @@ class NatsSession:
             try:
                 await self._kept.close()
             finally:
+                self.storing.close()
                 self._closed.set()
 
     async def _drain(self) -> None:
@@ -146,6 +161,7 @@ class NatsSession:
         try:
             async with asyncio.timeout(CLOSING_SECONDS):
                 await passed.wait()
+                await self.storing.drain()
         except TimeoutError:
             pass
 
@@ -164,6 +180,9 @@ class NatsSession:
         self.subscriptions.connected(connection)
         self._barriers.after(self._first_barrier_passed)
         self._barriers.connected(lambda payload: connection.publish(self._probe_subject, payload))
+        self._requests.attach(connection)
+        self.histories.attached()
+        self.storing.attached()
         self.publishing.attach(connection)
 
     def _first_barrier_passed(self, error: BrokerUncertain | None) -> None:
@@ -180,7 +199,10 @@ class NatsSession:
         self.publishing.detach()
         self._tested.clear()
         had_any = self.subscriptions.disconnected()
-        self._barriers.disconnected(BrokerUncertain(f"the connection to the engine has ended: {reason}"))
+        error = BrokerUncertain(f"the connection to the engine has ended: {reason}")
+        self._barriers.disconnected(error)
+        self._requests.detach(error)
+        self.storing.detached()
         self.publishing.count_unanswered()
         if had_any and reason != CLOSED and not self.is_closed:
             self._interrupt(None, "deaf" if reason == DEAF else "disconnected")
@@ -199,8 +221,12 @@ class NatsSession:
             if message.reply == self._probe_subject:
                 self._tested.pop(message.subject, None)
             return
-        self._received += 1
-        self._events.receive(message.data)
+        envelope: bytes | None = message.data
+        if message.headers is not None and STORED in message.headers:
+            envelope = self._epochs.with_head(message.subject, message.headers, message.data)
+        if envelope is not None:
+            self._received += 1
+            self._events.receive(envelope)
 
     def _settle(self) -> None:
         """Report what has changed since the last time."""
@@ -233,7 +259,7 @@ class NatsSession:
             tested = [each for each in self._tested if each.lower() == subject]
             for each in tested:
                 del self._tested[each]
-            if not tested:
+            if not tested and not self._requests.refused(subject, error):
                 self.publishing.refused(subject, error)
 
     # Time
@@ -248,6 +274,8 @@ class NatsSession:
                 self._is_deaf = True
                 logger.error("the broker is deaf: a probe has not come back")
             self._kept.replace(DEAF)
+        if self._swept_at - swept_at < STALLED_SECONDS:
+            self._requests.sweep(now)
         if self._barriers.is_due(now):
             self.publishing.confirm()
             self._barriers.sweep(now)
@@ -281,7 +309,7 @@ class NatsSession:
         return BrokerHealth(
             state=state,
             reason=reason,
-            pending_bytes=0 if connection is None else connection.pending_bytes,
+            pending_bytes=(0 if connection is None else connection.pending_bytes) + self.storing.waiting_bytes,
             probe_ms=None if round_trip is None else round_trip * 1000,
         )
 
@@ -302,11 +330,11 @@ class NatsSession:
     def stats(self) -> BrokerStats:
         kept = self._kept
         return BrokerStats(
-            sent=self.publishing.sent,
+            sent=self.publishing.sent + self.storing.stored,
             received=self._received,
             bytes_sent=kept.bytes_sent,
             bytes_received=kept.bytes_received,
-            dropped=dict(self.publishing.dropped),
+            dropped={reason: count + self.storing.dropped[reason] for reason, count in self.publishing.dropped.items()},
             interruptions=dict(self._interruptions),
             reconnects=max(kept.opened_count - 1, 0),
             subscriptions=self.subscriptions.wanted_count,

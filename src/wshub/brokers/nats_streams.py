@@ -1,225 +1,280 @@
-"""The JetStream streams that keep the histories of channels, one for all channels with the same limits."""
+"""The JetStream streams that keep the histories of channels, one for all channels with the same limits.
+
+JetStream takes two streams for the same subjects if they are made at the same time. So each stream has subjects of its
+own, with its epoch in them, and a random name that nobody makes twice. Which of them is in use is one message of a
+further stream: the claim. The engine replaces a claim only for a node that names the claim before it. So all nodes use
+the same stream, whatever happens between the steps:
+
+1. Make a stream.
+2. Delete the one that was in use. From here on nothing is stored there, and the nodes that use it look for another one.
+3. Replace the claim. If another node was faster, delete the stream of step 1, and use the one that is claimed.
+
+A stream whose node has died between the steps is empty, and nobody uses it. The next node that replaces the claim
+deletes it.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import hashlib
-import json
 import secrets
 import string
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-from nats.aio.client import Client
-from nats.errors import Error, NoRespondersError
-
+from wshub.brokers.interface import HistoryConfig
+from wshub.brokers.nats_requests import ApiError, Requests
 from wshub.brokers.nats_subjects import SubjectNames
-from wshub.errors import BrokerError, BrokerUnavailable
+from wshub.errors import BrokerError, BrokerUnavailable, BrokerUncertain
 
-__all__ = [
-    "API",
-    "GONE",
-    "NO_STREAM",
-    "SECONDS",
-    "ApiError",
-    "Storage",
-    "StreamLimits",
-    "StreamName",
-    "Streams",
-    "ask",
-    "read_answer",
-    "seconds_of",
-]
-
-API = "$JS.API"
-
-# Seconds in which the engine must have answered.
-SECONDS = 5.0
+__all__ = ["GONE", "NO_MESSAGE", "WRONG_SEQUENCE", "Stream", "StreamLimits", "Streams", "seconds_of"]
 
 # Seconds in which an idempotency key is known. A stream may not keep messages for less.
 DUPLICATE_SECONDS = 300
 
-# The codes of errors that say that another node was faster, or that a stream is not there.
-OVERLAP = (10058, 10065)
+# The codes of errors: a message, or a stream, is not there; a stream has the name already, and other settings.
+NO_MESSAGE = 10037
 NO_STREAM = 10059
+OTHER_SETTINGS = 10058
 
-# The codes of errors of a stream that is gone, or about to be. The second one is of a consumer that cannot be made.
 GONE = (NO_STREAM, 10012)
+"""The codes of errors of a stream that is gone, or about to be. The second one is of a consumer that cannot be made."""
 
-Storage = Literal["file", "memory"]
+WRONG_SEQUENCE = (10071, 10164)
+"""The codes of errors of a message that is not stored, because another one was before it."""
+
+EXPECTED = "Nats-Expected-Last-Subject-Sequence"
+"""The header with the sequence of the message that a new one replaces; 0 if there must be none."""
+
+# Streams that are tried, if one after the other is deleted meanwhile.
+ATTEMPTS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class StreamLimits:
-    """How much of each channel is kept."""
+    """How much of each channel a stream keeps."""
 
-    size: int = 100
+    size: int
     """Messages of a channel."""
 
-    ttl_ms: int = 300_000
-    """Milliseconds after the last message at which all are forgotten."""
+    seconds: float
+    """Seconds for which a message is kept at most."""
 
-    position_ttl_ms: int = 30 * 86_400_000
-    """Milliseconds for which the engine keeps them at most, so that offsets go on."""
+    @classmethod
+    def of(cls, config: HistoryConfig) -> StreamLimits:
+        """Return the limits of the stream for rooms with that configuration."""
+        return cls(config.size, max(config.position_ttl_ms / 1000, DUPLICATE_SECONDS))
 
     @property
     def token(self) -> str:
         """The token of the subjects that have these limits."""
-        return f"{self.size}-{self.ttl_ms}-{self.position_ttl_ms}"
+        return f"{self.size}-{round(self.seconds * 1000)}"
 
 
-class StreamName(NamedTuple):
-    """The name of a stream. It ends with the epoch, so each message says of which epoch it is."""
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A stream that is in use."""
 
-    start: str
+    name: str
     epoch: str
-
-    def __str__(self) -> str:
-        return f"{self.start}-{self.epoch}"
-
-    @classmethod
-    def parse(cls, text: str) -> StreamName:
-        start, _, epoch = text.rpartition("-")
-        return cls(start, epoch)
+    subjects: str
+    """The beginning of the subjects on which it stores."""
+    limits: StreamLimits
+    created_at: float
+    """Seconds since 1970, by the engine's clock."""
 
 
-class ApiError(BrokerError):
-    """An answer of JetStream that is an error. ``code`` is its number."""
+class Claim(NamedTuple):
+    """Which stream is in use."""
 
-    def __init__(self, text: str, code: int) -> None:
-        super().__init__(text)
-        self.code = code
+    epoch: str
+    sequence: int
+    """The sequence of the claim. The next one has to name it."""
 
 
 class Streams:
-    """Finds and makes streams.
+    """Finds and makes the streams of one hub.
 
-    A stream keeps what is published on ``PREFIX=in.HUB.LIMITS.>``, and the engine itself sends it on ``PREFIX.HUB.>``:
-    storing and sending are one step. The message then has headers with its sequence and that of the one before it.
+    A stream keeps what is published on ``PREFIX.=in.HUB.LIMITS.EPOCH.>``, and the engine itself sends it on
+    ``PREFIX.HUB.>``: storing and sending are one step. The message then has headers with its sequence and that of the
+    one before it on its subject.
 
     Args:
-        client: a connection.
-        prefix: the first token of the subjects of plain messages.
-        hub: the name of the hub.
-        storage: where the engine keeps the messages.
-        replicas: how many servers of a cluster keep them.
+        requests: asks the engine.
+        names: the subjects of plain messages.
+        replicas: how many servers of a cluster keep the messages.
     """
 
-    def __init__(self, client: Client, prefix: str, hub: str, storage: Storage, replicas: int) -> None:
-        self._client = client
-        self._outside = SubjectNames(prefix, hub)
-        self._inside = f"{prefix}=in.{self._outside.hub}"
-        self._target = f"{prefix}.{self._outside.hub}.>"
-        self._storage = storage
-        self._replicas = replicas
-        self._known: dict[StreamLimits, StreamName] = {}
-        self._lock = asyncio.Lock()
+    def __init__(self, requests: Requests, names: SubjectNames, replicas: int) -> None:
+        self._requests = requests
+        self._names = names
+        self.replicas = replicas
+        """How many servers keep the messages."""
+        self._claims = f"{names.prefix}-{digest(names.hub)}-epochs"
+        self._known: dict[StreamLimits, Stream] = {}
+        self._locks: dict[StreamLimits, asyncio.Lock] = {}
 
-    def subject(self, channel: str, limits: StreamLimits) -> str:
-        """Return the subject on which an envelope of a channel is stored."""
-        return f"{self._inside}.{limits.token}.{self._outside.tokens(channel)}"
+    def forget(self, stream: Stream) -> None:
+        """Look for the stream that is in use when one is needed next."""
+        if self._known.get(stream.limits) == stream:
+            del self._known[stream.limits]
 
-    def known(self, limits: StreamLimits) -> StreamName | None:
-        """Return the stream for these limits if it was needed before."""
-        return self._known.get(limits)
-
-    async def find(self, limits: StreamLimits) -> StreamName:
-        """Return the stream for these limits. Make it if there is none."""
-        found = self._known.get(limits)
-        if found is None:
-            async with self._lock:
-                found = self._known.get(limits) or await self._look_up(limits)
-                while found is None:
-                    found = await self._create(limits)
-                self._known[limits] = found
-        return found
-
-    def forget(self, limits: StreamLimits) -> None:
-        """Look the stream up again when it is needed next."""
+    def forget_limits(self, limits: StreamLimits) -> None:
+        """Do the same for the stream with these limits."""
         self._known.pop(limits, None)
 
-    async def renew(self, limits: StreamLimits, stream: StreamName) -> StreamName:
-        """Begin a new epoch for all channels of a stream, unless another node has. Return the new stream."""
-        try:
-            await ask(self._client, f"{API}.STREAM.DELETE.{stream}", {})
-        except ApiError as error:
-            if error.code not in GONE:
-                raise
-        self.forget(limits)
-        return await self.find(limits)
+    def forget_all(self) -> None:
+        """Look for each stream again."""
+        self._known.clear()
 
-    async def _look_up(self, limits: StreamLimits) -> StreamName | None:
-        """Return the oldest stream for these limits: there may be several for a moment."""
-        answer = await ask(self._client, f"{API}.STREAM.LIST", {"subject": self._subjects(limits)})
-        streams = [each for each in answer.get("streams") or [] if self._subjects(limits) in each["config"]["subjects"]]
-        oldest = min(streams, key=lambda each: (seconds_of(each["created"]), each["config"]["name"]), default=None)
-        return None if oldest is None else StreamName.parse(oldest["config"]["name"])
+    async def find(self, limits: StreamLimits) -> Stream:
+        """Return the stream that is in use. Make one if there is none.
 
-    async def _create(self, limits: StreamLimits) -> StreamName | None:
-        """Make a stream, or find that of another node. Return None if there is none again."""
-        digest = hashlib.sha256(self._subjects(limits).encode()).hexdigest()[:16]
-        epoch = "".join(secrets.choice(string.ascii_lowercase) for _ in range(8))
-        stream = StreamName(f"wshub-{digest}", epoch)
-        seconds = max(limits.position_ttl_ms / 1000, limits.ttl_ms / 1000, DUPLICATE_SECONDS)
-        settings = {
-            "name": str(stream),
-            "subjects": [self._subjects(limits)],
-            "retention": "limits",
-            "discard": "old",
-            # The one before the oldest tells whether a reader has missed any.
-            "max_msgs_per_subject": limits.size + 1,
-            "max_age": int(seconds * 1e9),
-            "duplicate_window": int(DUPLICATE_SECONDS * 1e9),
-            "storage": self._storage,
-            "num_replicas": self._replicas,
-            "republish": {"src": self._subjects(limits), "dest": self._target},
-            "allow_direct": True,
-        }
-        try:
-            await ask(self._client, f"{API}.STREAM.CREATE.{stream}", settings)
-        except ApiError as error:
-            if error.code not in OVERLAP:
-                raise
-            return await self._look_up(limits)
-        # A server may take two streams for the same subjects if both are made at once. The older one stays.
-        found = await self._look_up(limits)
-        if found != stream:
-            with contextlib.suppress(ApiError):
-                await ask(self._client, f"{API}.STREAM.DELETE.{stream}", {})
+        Raises:
+            BrokerUnavailable: the engine does not answer.
+            ApiError: it refuses.
+        """
+        found = self._known.get(limits)
+        if found is not None:
+            return found
+        async with self._locks.setdefault(limits, asyncio.Lock()):
+            found = self._known.get(limits) or await self._find(limits)
+            self._known[limits] = found
         return found
 
-    def _subjects(self, limits: StreamLimits) -> str:
-        return f"{self._inside}.{limits.token}.>"
+    async def _find(self, limits: StreamLimits) -> Stream:
+        for _ in range(ATTEMPTS):
+            found = None
+            claim = await self._claim(limits)
+            if claim is not None:
+                found = await self._look_up(self._stream(limits, claim.epoch))
+            found = found or await self._begin(limits, claim)
+            if found is not None:
+                return found
+        raise BrokerUnavailable("the streams of the engine are deleted as fast as they are made")
+
+    async def renew(self, stream: Stream) -> Stream:
+        """Begin a new epoch for all channels of a stream, unless another node has. Return the stream in use then."""
+        self.forget(stream)
+        async with self._locks.setdefault(stream.limits, asyncio.Lock()):
+            claim = await self._claim(stream.limits)
+            if claim is not None and claim.epoch == stream.epoch:
+                begun = await self._begin(stream.limits, claim)
+                if begun is not None:
+                    self._known[stream.limits] = begun
+        return await self.find(stream.limits)
+
+    # Steps
+
+    async def _claim(self, limits: StreamLimits) -> Claim | None:
+        """Return the claim for these limits; None if there is none yet."""
+        question = {"last_by_subj": self._claim_subject(limits)}
+        try:
+            answer = await self._requests.ask(f"STREAM.MSG.GET.{self._claims}", question)
+        except ApiError as error:
+            if error.code == NO_STREAM:
+                await self._create_claims()
+            elif error.code != NO_MESSAGE:
+                raise
+            return None
+        message = answer["message"]
+        return Claim(base64.b64decode(message.get("data", "")).decode(), int(message["seq"]))
+
+    async def _create_claims(self) -> None:
+        """Make the stream of the claims. Any number of nodes may do so at the same time."""
+        settings = {
+            "name": self._claims,
+            "subjects": [f"{self._names.prefix}.=epochs.{self._names.hub}.*"],
+            "max_msgs_per_subject": 1,
+            **self._common(),
+        }
+        await self._requests.ask(f"STREAM.CREATE.{self._claims}", settings, ignore=(OTHER_SETTINGS,))
+
+    async def _begin(self, limits: StreamLimits, claim: Claim | None) -> Stream | None:
+        """Make a stream and claim it. Return None if another node was faster."""
+        made = await self._create(self._stream(limits, new_epoch()))
+        try:
+            if claim is not None:
+                await self._delete(self._stream(limits, claim.epoch).name)
+            headers = {EXPECTED: str(claim.sequence if claim is not None else 0)}
+            await self._requests.store(self._claim_subject(limits), made.epoch.encode(), headers)
+        except BrokerUncertain as error:
+            # If the claim was stored, the stream is in use.
+            raise BrokerUnavailable(str(error)) from None
+        except BrokerError as error:
+            with contextlib.suppress(BrokerError):
+                await self._delete(made.name)
+            if isinstance(error, ApiError) and error.code in WRONG_SEQUENCE:
+                return None
+            raise
+        with contextlib.suppress(BrokerError):
+            await self._delete_others(made)
+        return made
+
+    async def _create(self, stream: Stream) -> Stream:
+        settings = {
+            "name": stream.name,
+            "subjects": [f"{stream.subjects}>"],
+            # The one before the oldest tells whether a reader has missed any.
+            "max_msgs_per_subject": stream.limits.size + 1,
+            "max_age": int(stream.limits.seconds * 1e9),
+            "duplicate_window": int(DUPLICATE_SECONDS * 1e9),
+            "republish": {"src": f"{stream.subjects}>", "dest": f"{self._names.start}>"},
+            "allow_direct": True,
+            **self._common(),
+        }
+        info = await self._requests.ask(f"STREAM.CREATE.{stream.name}", settings)
+        return created(stream, info)
+
+    def _common(self) -> dict[str, Any]:
+        return {"retention": "limits", "discard": "old", "storage": "file", "num_replicas": self.replicas}
+
+    async def _look_up(self, stream: Stream) -> Stream | None:
+        """Return a stream with the time at which it was made; None if it is gone."""
+        try:
+            return created(stream, await self._requests.ask(f"STREAM.INFO.{stream.name}"))
+        except ApiError as error:
+            if error.code == NO_STREAM:
+                return None
+            raise
+
+    async def _delete(self, name: str) -> None:
+        await self._requests.ask(f"STREAM.DELETE.{name}", ignore=GONE)
+
+    async def _delete_others(self, stream: Stream) -> None:
+        """Delete what nodes have left that died while they made a stream."""
+        question = {"subject": self._stream(stream.limits, "*").subjects + ">"}
+        answer = await self._requests.ask("STREAM.NAMES", question)
+        for name in answer.get("streams") or ():
+            if name != stream.name:
+                await self._delete(name)
+
+    def _stream(self, limits: StreamLimits, epoch: str) -> Stream:
+        names = self._names
+        subjects = f"{names.prefix}.=in.{names.hub}.{limits.token}.{epoch}."
+        name = f"{names.prefix}-{digest(f'{names.hub} {limits.token}')}-{epoch}"
+        return Stream(name, epoch, subjects, limits, 0.0)
+
+    def _claim_subject(self, limits: StreamLimits) -> str:
+        return f"{self._names.prefix}.=epochs.{self._names.hub}.{limits.token}"
 
 
-async def ask(client: Client, subject: str, question: dict[str, Any]) -> dict[str, Any]:
-    """Return the answer of JetStream.
-
-    Raises:
-        ApiError: the answer is an error.
-        BrokerUnavailable: there is no answer.
-    """
-    try:
-        message = await client.request(subject, json.dumps(question).encode(), timeout=SECONDS)
-    except NoRespondersError:
-        raise BrokerUnavailable("the engine has no JetStream: enable it for the account") from None
-    except (Error, OSError) as error:
-        raise BrokerUnavailable(f"JetStream does not answer: {str(error) or type(error).__name__}") from None
-    return read_answer(message.data)
+def created(stream: Stream, info: dict[str, Any]) -> Stream:
+    """Return a stream with the time at which it was made."""
+    return Stream(stream.name, stream.epoch, stream.subjects, stream.limits, seconds_of(info["created"]))
 
 
-def read_answer(data: bytes) -> dict[str, Any]:
-    """Return an answer of JetStream, or raise the error that it is."""
-    try:
-        answer: dict[str, Any] = json.loads(data)
-        error = answer.get("error")
-        if error is not None:
-            raise ApiError(f"JetStream refuses: {error.get('description')}", int(error.get("err_code", 0)))
-    except (ValueError, AttributeError, TypeError):
-        raise BrokerUnavailable("the answer is not one of JetStream") from None
-    return answer
+def new_epoch() -> str:
+    """Return eight random letters."""
+    return "".join(secrets.choice(string.ascii_lowercase) for _ in range(8))
+
+
+def digest(text: str) -> str:
+    """Return a short name for a text of any length."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def seconds_of(text: str) -> float:

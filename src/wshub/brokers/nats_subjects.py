@@ -32,14 +32,16 @@ class SubjectNames:
         token = _token(hub)
         self.hub = token if len(token) <= _LONGEST else _hash(hub)
         """The token of the hub."""
-        self._start = f"{prefix}.{self.hub}."
+        self.prefix = prefix
+        self.start = f"{prefix}.{self.hub}."
+        """The beginning of the subjects of all channels."""
         self._kept: dict[str, str] = {}
 
     def subject(self, channel: str) -> str:
         """Return the subject of a channel."""
         subject = self._kept.get(channel)
         if subject is None:
-            subject = self._start + self.tokens(channel)
+            subject = self.start + self.tokens(channel)
             if len(channel) <= _KEPT_LENGTH:
                 if len(self._kept) >= _KEPT_SUBJECTS:
                     self._kept.clear()

@@ -146,6 +146,19 @@ class Beat(NamedTuple):
     dead: tuple[str, ...]
     """Nodes that are dead, and whose entries nobody has taken over yet."""
 
+    lost: tuple[str, ...] = ()
+    """The ids of entries of this node that others have taken over. The node has to enter those members."""
+
+    next_in: float = BEAT_SECONDS
+    """Seconds until the next beat is due."""
+
+    entry_count: int | None = None
+    """The number of entries of this node; None if the node need not compare it.
+
+    If it is not what the node expects, it asks for them by ``presence_own()``: the answer to a call was lost, or a
+    call that had failed was carried out later.
+    """
+
 
 class PresenceSource(Protocol):
     """Keeps who is in which room. Each method is one step for all other nodes.
@@ -169,6 +182,10 @@ class PresenceSource(Protocol):
         No other node gets the same. Call it until nothing is left. An entry whose connection is gone stays until it is
         removed.
         """
+
+    async def presence_own(self) -> list[tuple[str, PresenceEntry]]:
+        """Return channels and entries of this node, with those that it has taken over. See ``Beat.entry_count``."""
+        return []
 
     async def presence_read(self, channel: str, cursor: str, limit: int) -> StoredPresence:
         """Return some entries of a channel: about so many, behind a cursor that an earlier call has returned."""

@@ -108,6 +108,7 @@ class RedisBroker(SessionBroker[RedisSession]):
         max_bytes: int = 1024 * 1024,
         reverse: bool = False,
         is_own: bool = False,
+        mark: bytes = b"",
     ) -> StoredHistory:
         """Return what is stored of a channel. See ``HistoryBroker.history``.
 
@@ -115,7 +116,14 @@ class RedisBroker(SessionBroker[RedisSession]):
             BrokerUnavailable: there is no connection, it was lost, or the engine refuses.
         """
         return await self._started().histories.read(
-            channel, config, since=since, limit=limit, max_bytes=max_bytes, reverse=reverse, is_own=is_own
+            channel,
+            config,
+            since=since,
+            limit=limit,
+            max_bytes=max_bytes,
+            reverse=reverse,
+            is_own=is_own,
+            mark=mark,
         )
 
     async def presence_enter(self, channel: str, entries: Sequence[PresenceEntry]) -> list[bool]:
@@ -133,6 +141,10 @@ class RedisBroker(SessionBroker[RedisSession]):
     async def presence_take_over(self, node: str) -> list[tuple[str, PresenceEntry]]:
         """Take entries of a dead node over. See ``PresenceBroker.presence_take_over``."""
         return await self._started().presences.take_over(node)
+
+    async def presence_own(self) -> list[tuple[str, PresenceEntry]]:
+        """Return entries of this node. See ``PresenceSource.presence_own``."""
+        return await self._started().presences.own()
 
     async def presence_read(self, channel: str, cursor: str, limit: int) -> StoredPresence:
         """Return some entries of a channel. See ``PresenceBroker.presence_read``."""

@@ -30,7 +30,6 @@ class RedisHistories:
 
     def __init__(self, names: ChannelNames, publishing: Publishing) -> None:
         self._names = names
-        self._publishing = publishing
         self._heads: dict[str, tuple[HistoryConfig, bytes]] = {}
         self._calls = ScriptCalls(publishing, (PUBLISH, READ))
         # Together with the engine's time it makes epochs that nobody has used before.
@@ -38,14 +37,12 @@ class RedisHistories:
 
     def send(self, channel: str, envelope: bytes, config: HistoryConfig) -> bool:
         """Store an envelope and send it, and forget it. Return False if it was dropped."""
-        self._calls.load()
-        return self._publishing.send_command(self._head(channel, config), envelope)
+        return self._calls.send(self._head(channel, config), envelope)
 
     async def publish(self, channel: str, envelope: bytes, config: HistoryConfig, idempotency_key: str) -> Published:
         """Store an envelope and send it, and return its position. Raises ``BrokerError``."""
-        self._calls.load()
         head = self._make_head(channel, config, idempotency_key) if idempotency_key else self._head(channel, config)
-        answer = await self._calls.finish(self._publishing.ask(head, envelope))
+        answer = await self._calls.ask(head, envelope)
         if not isinstance(answer, list) or len(answer) != 4:
             raise BrokerUncertain(f"the engine has answered with something else than a position: {answer!r}")
         offset, epoch, is_duplicate, receivers = answer
@@ -63,25 +60,33 @@ class RedisHistories:
         max_bytes: int,
         reverse: bool,
         is_own: bool,
+        mark: bytes,
     ) -> StoredHistory:
         """Return what is stored of a channel. Raises ``BrokerUnavailable``."""
         place = (b"", b"") if since is None else (b"%d" % since.offset, since.epoch.encode(errors="surrogatepass"))
-        limits = b"%d" % limit, b"%d" % max_bytes, b"%d" % reverse, b"%d" % is_own
+        limits = b"%d" % limit, b"%d" % max_bytes, b"%d" % reverse
         try:
             answer = await self._calls.call(
-                READ, self._keys(channel), b"%d" % config.position_ttl_ms, self._seed, *place, *limits
+                READ,
+                self._keys(channel),
+                b"%d" % config.position_ttl_ms,
+                self._seed,
+                *place,
+                *limits,
+                b"%d" % is_own,
+                mark,
             )
         except BrokerUnavailable:
             raise
         except BrokerError as error:
             raise BrokerUnavailable(f"the history could not be read: {error}") from None
-        if not isinstance(answer, list) or len(answer) != 4 or answer[2] not in GAPS:
+        if not isinstance(answer, list) or len(answer) != 5 or answer[2] not in GAPS:
             raise BrokerUnavailable(f"the engine has answered with something else than a history: {answer!r}")
-        offset, epoch, gap, found = answer
+        offset, epoch, gap, found, newest = answer
         envelopes = tuple(
             StoredEnvelope(int(number), envelope) for number, envelope in zip(found[::2], found[1::2], strict=True)
         )
-        return StoredHistory(envelopes=envelopes, position=Position(offset, epoch.decode()), gap=GAPS[gap])
+        return StoredHistory(envelopes=envelopes, position=Position(offset, epoch.decode()), gap=GAPS[gap], mark=newest)
 
     def _keys(self, channel: str) -> tuple[bytes, bytes]:
         return self._names.key("history", channel), self._names.key("position", channel)

@@ -2,15 +2,15 @@
 
 A channel has two hashes: its entries by id, and the number of entries of each user. An entry is the length of the
 user's name, a colon, the name, and the data. A node has a set of its entries: each is an id, a line feed and a channel.
-A hub has a sorted set with the time of each node's beat, in milliseconds by the engine's clock. It has a set of the
-nodes that have had one, and an epoch. The epoch is lost if everything else is.
+A hub has a sorted set with the time of each node's beat, in milliseconds by the engine's clock. It has a hash with the
+number of each node's first beat, and an epoch. The epoch is lost if everything else is.
 """
 
 from __future__ import annotations
 
 from wshub.brokers.redis_scripts import NEW_EPOCH, Script
 
-__all__ = ["BEAT", "ENTER", "LEAVE", "TAKE_OVER"]
+__all__ = ["BEAT", "ENTER", "LEAVE", "OWN", "TAKE_OVER"]
 
 _NOW = """
 local function engine_time()
@@ -64,9 +64,17 @@ BEAT = Script(
     + _NOW
     + """
 local node, is_leaving, seed, dead_after, sets = ARGV[1], ARGV[2] == '1', ARGV[3], tonumber(ARGV[4]), ARGV[5]
+local seen, number = ARGV[6], ARGV[7]
 local now = engine_time()
-local is_known = 1 - redis.call('SADD', KEYS[2], node)
-redis.call('ZADD', KEYS[1], is_leaving and 0 or now, node)
+local is_known = 1
+-- Some entries of a node with this time were taken over: it stays dead until the others have followed.
+if redis.call('ZSCORE', KEYS[1], node) ~= '-1' or redis.call('EXISTS', sets .. node) == 0 then
+    if redis.call('HGET', KEYS[2], node) ~= seen then
+        is_known = 0
+        redis.call('HSET', KEYS[2], node, number)
+    end
+    redis.call('ZADD', KEYS[1], is_leaving and 0 or now, node)
+end
 local epoch = redis.call('GET', KEYS[3])
 if not epoch then
     epoch = new_epoch(seed)
@@ -79,14 +87,17 @@ for _, other in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now - dead_a
             dead[#dead + 1] = other
         else
             redis.call('ZREM', KEYS[1], other)
-            redis.call('SREM', KEYS[2], other)
+            redis.call('HDEL', KEYS[2], other)
         end
     end
 end
-return {is_known, epoch, dead}
+return {is_known, epoch, dead, redis.call('SCARD', sets .. node)}
 """
 )
-"""Notes a beat. Answers with 1 if the node is known, the epoch, and the dead nodes that have entries.
+"""Notes a beat. Answers with 1 if the node is known, the epoch, the dead nodes that have entries, and the number of
+entries of the node.
+
+A node is known if it has seen the answer to its first beat. If that is lost, the answer to the next one says the same.
 
 Keys: the beats, the known nodes, the epoch.
 """
@@ -100,6 +111,7 @@ local beat = redis.call('ZSCORE', KEYS[1], dead)
 if not beat or tonumber(beat) > engine_time() - dead_after then
     return {}
 end
+redis.call('ZADD', KEYS[1], -1, dead)
 local taken = {}
 for _, element in ipairs(redis.call('SPOP', sets .. dead, count)) do
     local id, channel = string.match(element, '^([^\\n]*)\\n(.*)$')
@@ -116,7 +128,7 @@ for _, element in ipairs(redis.call('SPOP', sets .. dead, count)) do
 end
 if redis.call('EXISTS', sets .. dead) == 0 then
     redis.call('ZREM', KEYS[1], dead)
-    redis.call('SREM', KEYS[2], dead)
+    redis.call('HDEL', KEYS[2], dead)
 end
 return taken
 """
@@ -124,4 +136,26 @@ return taken
 """Makes entries of a dead node those of another one. Answers with channel, id and value of each in turn.
 
 Keys: the beats, the known nodes.
+"""
+
+OWN = Script(
+    """
+local entries, found = ARGV[1], {}
+for _, element in ipairs(redis.call('SMEMBERS', KEYS[1])) do
+    local id, channel = string.match(element, '^([^\\n]*)\\n(.*)$')
+    local value = redis.call('HGET', entries .. channel, id)
+    if value then
+        found[#found + 1] = channel
+        found[#found + 1] = id
+        found[#found + 1] = value
+    else
+        redis.call('SREM', KEYS[1], element)
+    end
+end
+return found
+"""
+)
+"""Answers with channel, id and value of each entry of a node.
+
+Keys: the node's set.
 """

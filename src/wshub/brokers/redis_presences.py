@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import secrets
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from wshub.brokers.presence_interface import DEAD_SECONDS, Beat, PresenceCounts, PresenceEntry, StoredPresence
 from wshub.brokers.redis_calls import ScriptCalls
 from wshub.brokers.redis_commands import ChannelNames, pack_command
-from wshub.brokers.redis_presence_scripts import BEAT, ENTER, LEAVE, TAKE_OVER
+from wshub.brokers.redis_presence_scripts import BEAT, ENTER, LEAVE, OWN, TAKE_OVER
 from wshub.brokers.redis_publishing import Publishing
 from wshub.errors import BrokerUncertain, MisuseError
 
@@ -31,7 +32,7 @@ class RedisPresences:
     def __init__(self, names: ChannelNames, publishing: Publishing, node: str) -> None:
         self._names = names
         self._publishing = publishing
-        self._calls = ScriptCalls(publishing, (ENTER, LEAVE, BEAT, TAKE_OVER))
+        self._calls = ScriptCalls(publishing, (ENTER, LEAVE, BEAT, TAKE_OVER, OWN))
         self._node = node.encode()
         self._seed = secrets.token_hex(8).encode()
         self._beats = names.key("presence", "beats")
@@ -41,6 +42,9 @@ class RedisPresences:
         self._sets = names.key("presence-of", "")
         self._entries = names.key("presence-entries", "")
         self._dead_after = b"%d" % (DEAD_SECONDS * 1000)
+        self._numbers = itertools.count(1)
+        # The last beat whose answer has said that the node is not known.
+        self._seen = b"0"
 
     async def enter(self, channel: str, entries: Sequence[PresenceEntry]) -> list[bool]:
         """Add entries of this node."""
@@ -59,19 +63,22 @@ class RedisPresences:
     async def beat(self, *, is_leaving: bool) -> Beat:
         """Say that this node lives, or that it is about to end."""
         keys = self._beats, self._known, self._epoch
-        words = self._node, b"%d" % is_leaving, self._seed, self._dead_after, self._sets
+        number = b"%d" % next(self._numbers)
+        words = self._node, b"%d" % is_leaving, self._seed, self._dead_after, self._sets, self._seen, number
         answer = await self._calls.call(BEAT, keys, *words)
-        is_known, epoch, dead = answer
-        return Beat(bool(is_known), epoch.decode(), tuple(node.decode() for node in dead))
+        is_known, epoch, dead, count = answer
+        if not is_known:
+            self._seen = number
+        return Beat(bool(is_known), epoch.decode(), tuple(node.decode() for node in dead), entry_count=count)
 
     async def take_over(self, node: str) -> list[tuple[str, PresenceEntry]]:
         """Make entries of a dead node those of this one."""
         words = self._node, encoded(node), self._dead_after, b"%d" % TAKEN_AT_ONCE, self._sets, self._entries
-        answer = await self._calls.call(TAKE_OVER, (self._beats, self._known), *words)
-        return [
-            (channel.decode(errors="surrogatepass"), entry_of(name, value))
-            for channel, name, value in zip(answer[::3], answer[1::3], answer[2::3], strict=True)
-        ]
+        return found_in(await self._calls.call(TAKE_OVER, (self._beats, self._known), *words))
+
+    async def own(self) -> list[tuple[str, PresenceEntry]]:
+        """Return the entries of this node."""
+        return found_in(await self._calls.call(OWN, (self._sets + self._node,), self._entries))
 
     async def read(self, channel: str, cursor: str, limit: int) -> StoredPresence:
         """Return some entries of a channel."""
@@ -105,6 +112,14 @@ def entry_of(name: bytes, value: bytes) -> PresenceEntry:
     size, _, rest = value.partition(b":")
     user, data = rest[: int(size)], rest[int(size) :]
     return PresenceEntry(name.decode(), user.decode(errors="surrogatepass"), data)
+
+
+def found_in(answer: list[bytes]) -> list[tuple[str, PresenceEntry]]:
+    """Return the channels and entries that a script has found."""
+    return [
+        (channel.decode(errors="surrogatepass"), entry_of(name, value))
+        for channel, name, value in zip(answer[::3], answer[1::3], answer[2::3], strict=True)
+    ]
 
 
 def outcome_of(answer: Any, count: int) -> list[bool]:

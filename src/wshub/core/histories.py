@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from wshub.brokers.interface import (
     ROOM_CHANNELS,
     History,
+    HistoryBroker,
     HistoryConfig,
     HistorySource,
     Position,
@@ -82,6 +83,8 @@ class Histories:
         self.cursors = {}
         self.recoveries: Counter[str] = Counter()
         """Clients that came back, by the gap; ``""`` for those that missed nothing or got all."""
+        self.recovered = 0
+        """Messages that these clients were sent."""
         self.coming_back: set[tuple[int, str]] = set()
         """The ids of connections that come back, and the rooms."""
         self._hub = hub
@@ -155,7 +158,7 @@ class Histories:
         history = RoomHistory(room, self.config_of(room), self.messages, self.is_wanted, self._note_missing)
         self.cursors[room] = history
         if self._local is not None:
-            history.begin_at(self._local.position(history.channel, history.config))
+            history.begin_at(self._local.position(history.channel, history.config), b"")
         else:
             # The subscription is due first: a reader waits for it.
             self._hub._subscribe_for(history)
@@ -249,6 +252,7 @@ class Histories:
         """Return all that is kept of a room, the oldest first."""
         envelopes: list[StoredEnvelope] = []
         since = None
+        start = 0
         while True:
             self._reads += 1
             found = await self.source.history(
@@ -257,9 +261,11 @@ class Histories:
             if found.gap:
                 # The messages that were read before are trimmed by now.
                 envelopes = []
+            if not envelopes:
+                start = found.start
             envelopes += found.envelopes
             if not found.envelopes or envelopes[-1].offset >= found.position.offset:
-                return StoredHistory(envelopes=tuple(envelopes), position=found.position)
+                return StoredHistory(envelopes=tuple(envelopes), position=found.position, previous=start)
             since = Position(envelopes[-1].offset, found.position.epoch)
 
     async def is_newer_elsewhere(self, history: RoomHistory, position: Position) -> bool:
@@ -336,6 +342,7 @@ class Histories:
         while True:
             is_new = not history.epoch
             self._reads += 1
+            history.begin_reading()
             found = await self.source.history(
                 history.channel,
                 history.config,
@@ -343,11 +350,12 @@ class Histories:
                 limit=0 if is_new else READ_LIMIT,
                 max_bytes=READ_BYTES,
                 is_own=True,
+                mark=history.mark,
             )
             if self.cursors.get(history.name) is not history:
                 return
             if is_new:
-                history.begin_at(found.position)
+                history.begin_at(found.position, found.mark)
                 return
             self._holes += 1
             if found.gap:
@@ -381,25 +389,40 @@ class Histories:
                 return
 
     async def _check_position(self, history: RoomHistory) -> None:
-        found = await self.source.history(history.channel, history.config, limit=0)
-        if not self._is_behind(history, found.position):
+        found = await self.source.history(
+            history.channel, history.config, since=history.position, limit=0, is_own=True, mark=history.mark
+        )
+        if not self._differs(history, found):
             return
         await asyncio.sleep(DOUBT_SECONDS)
-        if self._is_behind(history, found.position):
+        if self._differs(history, found):
             logger.warning("messages to the room %r have not arrived, and are read", history.name)
             history.interrupt()
 
-    def _is_behind(self, history: RoomHistory, position: Position) -> bool:
+    def _differs(self, history: RoomHistory, found: StoredHistory) -> bool:
+        """Whether a room is behind its history, or its history has lost messages that the room has had."""
         if self.cursors.get(history.name) is not history or not history.is_live:
             return False
-        return history.epoch != position.epoch or history.offset < position.offset
+        position = found.position
+        return history.epoch != position.epoch or history.offset < position.offset or found.gap == "epoch"
 
     def stats(self) -> HistoryStats:
         """Return the counts."""
+        kept, kept_bytes = self._kept()
         return HistoryStats(
             rooms=len(self.cursors),
             reads=self._reads,
             caught_up=self._holes,
             gaps=dict(self._gaps),
             recoveries={gap or "complete": count for gap, count in self.recoveries.items()},
+            recovered=self.recovered,
+            kept=kept,
+            kept_bytes=kept_bytes,
         )
+
+    def _kept(self) -> tuple[int | None, int | None]:
+        """Return the number of messages in the memory of this process, and that of their bytes."""
+        if self._local is not None:
+            return self._local.store.kept, self._local.store.kept_bytes
+        stats = self.source.stats() if isinstance(self.source, HistoryBroker) else None
+        return (stats.kept, stats.kept_bytes) if stats is not None else (None, None)

@@ -41,6 +41,7 @@ async def recover(
     finally:
         histories.coming_back.discard(key)
     histories.recoveries[recovery.gap] += 1
+    histories.recovered += recovery.sent
     return recovery
 
 

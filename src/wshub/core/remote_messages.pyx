@@ -18,6 +18,7 @@ from wshub.brokers.envelope cimport (
     HAS_PUBLISHER,
     HUB_MESSAGE,
     IS_BINARY,
+    MARK_POSITION,
     POLICY_MASK,
     POLICY_SHIFT,
     ROOM_MESSAGE,
@@ -275,6 +276,7 @@ cdef class RemoteMessages(EnvelopeReceiver):
         cdef Envelope envelope
         cdef HistoryCursor cursor
         cdef Room room
+        cdef const uint8_t *mark = data + STORED_HEAD_LENGTH + MARK_POSITION
         if parse_stored_head(data, length, &head) < 0:
             return UNREADABLE
         if parse_envelope(data + STORED_HEAD_LENGTH, length - STORED_HEAD_LENGTH, &envelope) < 0:
@@ -296,9 +298,9 @@ cdef class RemoteMessages(EnvelopeReceiver):
             # The next message finds that this one is missing, and has the history read again.
             raise
         except Exception:
-            cursor.offset = head.offset
+            cursor.advance(&head, mark)
             raise
-        cursor.offset = head.offset
+        cursor.advance(&head, mark)
         return TAKEN if room is not None else NO_RECEIVER
 
     def deliver_stored(self, str name not None, bytes envelope not None, data=None):

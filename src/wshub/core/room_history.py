@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from wshub.brokers.envelope import decode_envelope, decode_stored, encode_envelope
+from wshub.brokers.envelope import decode_envelope, decode_stored, encode_envelope, mark_of
 from wshub.brokers.interface import (
     HistoryConfig,
     Position,
@@ -89,6 +89,8 @@ class RoomHistory(HistoryCursor):
         self._is_missing = is_missing
         self._held: list[tuple[int, int, str, bytes]] = []
         self._held_bytes = 0
+        # How many of them had arrived before the history was read.
+        self._held_before = 0
         # Some messages were not held back, for want of space.
         self._has_overflowed = False
         self._is_delivering = False
@@ -113,9 +115,9 @@ class RoomHistory(HistoryCursor):
         self.config = config
         self.drop_window()
 
-    def begin_at(self, position: Position) -> None:
+    def begin_at(self, position: Position, mark: bytes) -> None:
         """Go on behind the newest message, since the members expect none before it."""
-        self.move(position.offset, position.epoch)
+        self.move(position.offset, position.epoch, mark)
         self._go_live()
 
     def interrupt(self) -> None:
@@ -136,7 +138,7 @@ class RoomHistory(HistoryCursor):
         head, envelope = decode_stored(stored)
         if head.epoch == self.epoch and head.offset <= self.offset:
             return False
-        if self.is_live and not self._is_delivering and head.epoch == self.epoch and head.previous == self.offset:
+        if self.is_live and not self._is_delivering and head.epoch == self.epoch and head.previous <= self.offset:
             self._deliver(StoredEnvelope(head.offset, envelope))
             self._release()
             return True
@@ -156,10 +158,12 @@ class RoomHistory(HistoryCursor):
         """Deliver what was held back, as far as nothing is missing."""
         while self._held and self.is_live:
             held, self._held, self._held_bytes = self._held, [], 0
-            for offset, previous, epoch, envelope in held:
-                if epoch == self.epoch and offset <= self.offset:
+            earlier, self._held_before = self._held_before, 0
+            for index, (offset, previous, epoch, envelope) in enumerate(held):
+                if (epoch == self.epoch and offset <= self.offset) or (epoch != self.epoch and index < earlier):
+                    # The members have got it, or it is of an epoch that has ended.
                     continue
-                if self.is_live and epoch == self.epoch and previous == self.offset:
+                if self.is_live and epoch == self.epoch and previous <= self.offset:
                     self._deliver(StoredEnvelope(offset, envelope))
                 else:
                     self._hold(offset, previous, epoch, envelope)
@@ -188,7 +192,7 @@ class RoomHistory(HistoryCursor):
         except Exception:
             logger.exception("message %d of the room %r could not be delivered", stored.offset, self.name)
         self._is_delivering = False
-        self.move(stored.offset, self.epoch)
+        self.move(stored.offset, self.epoch, mark_of(stored.envelope))
         self._settle()
 
     def _encode(self, stored: StoredEnvelope) -> Message | None:
@@ -213,6 +217,10 @@ class RoomHistory(HistoryCursor):
 
     # What was missed
 
+    def begin_reading(self) -> None:
+        """Note that the history is about to be read."""
+        self._held_before = len(self._held)
+
     def caught_up(self, found: StoredHistory) -> bool:
         """Deliver what was read behind the room's position. Return whether nothing more is to be read."""
         if found.gap:
@@ -221,14 +229,13 @@ class RoomHistory(HistoryCursor):
             self._deliver(stored)
         if self.offset < found.position.offset and found.envelopes:
             return False
-        self.move(found.position.offset, found.position.epoch)
+        self.move(found.position.offset, found.position.epoch, found.mark)
         self._go_live()
         return self.is_live
 
     def _tell_gap(self, found: StoredHistory) -> None:
         """Go on with another epoch, or behind messages that are not kept any more, and tell the members."""
-        first = found.envelopes[0].offset - 1 if found.envelopes else found.position.offset
-        self.move(first, found.position.epoch)
+        self.move(found.start, found.position.epoch, b"")
         self.window = None
         logger.warning("members of the room %r miss messages that are not kept any more: %s", self.name, found.gap)
         if self.config.encode_gap is None:
@@ -266,8 +273,7 @@ class RoomHistory(HistoryCursor):
         """
         captured, self._captured = self._captured or [], None
         if found is not None and found.position.epoch == self.epoch:
-            start = found.envelopes[0].offset - 1 if found.envelopes else found.position.offset
-            window = HistoryWindow(start, 2 * self.config.size, 2 * self.config.max_bytes)
+            window = HistoryWindow(found.start, 2 * self.config.size, 2 * self.config.max_bytes)
             for stored in found.envelopes:
                 # A later one is still to arrive.
                 if stored.offset <= self.offset:

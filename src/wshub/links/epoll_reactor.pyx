@@ -185,6 +185,8 @@ cdef class EpollReactor:
         learn_peer(link)
         link.receiver = receiver
         link.on_established = established
+        # Like a link that has something to read, it takes a step: the first one sends.
+        link.has_data = True
         tls.wait_for_step(link)
         self.links.schedule_run()
         return link

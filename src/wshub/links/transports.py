@@ -1,4 +1,4 @@
-"""What the kernel says about the socket of a transport."""
+"""Asks the kernel about the socket of a transport."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ Path = str | os.PathLike[str]
 
 
 class ServerTls:
-    """What a listening socket needs for TLS. New connections use ``context`` as it is when their first byte arrives.
+    """The settings of a listening socket for TLS. New connections use ``context`` as it is when their first byte arrives.
 
     Args:
         context: an SSLContext of the server's side.

@@ -16,7 +16,7 @@ cdef extern from "records.h" nogil:
 
 
 cdef class EpollTls(TlsBuffers):
-    """What all TLS links of a reactor share."""
+    """The pair and the buffers of a reactor, and the handshakes that wait for a step."""
 
     cdef object waiting      # deque of the links that wait for a step of their handshake
 

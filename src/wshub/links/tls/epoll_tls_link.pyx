@@ -1,9 +1,9 @@
 # cython: language_level=3
 """The links of the epoll reactor that encrypt, through Python's ``ssl``.
 
-Between two steps a connection keeps the state of OpenSSL, the start of a record that has not arrived whole, and the
-records that the kernel did not take. All else is shared: the pair of BIOs, and the buffers. This module receives, and
-takes the steps of handshakes; epoll_tls_output.pyx sends.
+A connection keeps little between two steps: the state of OpenSSL, the start of a record that has not arrived whole, and
+the records that the kernel did not take. It shares the pair of BIOs and the buffers with all others. This module
+receives, and takes the steps of handshakes; epoll_tls_output.pyx sends.
 """
 
 cimport cython
@@ -133,6 +133,8 @@ cdef class EpollTlsLink(EpollTlsOutput):
             return 0
         if self.close_seen and not self.ended:
             self.notify_close()
+            if self.closed:
+                return 0
         if self.finishing or self.ended:
             return self.discard_received()
         length = self.receive()
@@ -341,7 +343,7 @@ cdef class EpollTlsLink(EpollTlsOutput):
             return True
         result = pair.handshake(session)
         if not found.invalid and (result == WANTS_READ or result == 1):
-            # What came behind the handshake is handled like all that comes later.
+            # Records behind the handshake are handled like later ones.
             left = pair.input_left() if result == 1 else 0
             used = found.length - left
             if self.send_output() and not self.closed:

@@ -46,7 +46,7 @@ logger = logging.getLogger("wshub.server")
 cdef enum:
     # Plain bytes of one record.
     RECORD = 16384
-    # Plain bytes that are sealed, and given to the kernel, in one go. What it does not take is kept as ciphertext.
+    # Plain bytes that are sealed, and given to the kernel, in one go. The link keeps the ciphertext that is not taken.
     BLOCK = 2 * RECORD
     # Answers to key updates that may wait for a peer that does not read.
     KEPT_OUTPUT = 131072
@@ -120,7 +120,7 @@ cdef class EpollTlsOutput(EpollLink):
         cdef const uint8_t *start
         cdef bint sealed
         if rest >= RECORD:
-            # A large frame is not copied. What it leaves of its last record comes with the frames behind it.
+            # A large frame is not copied. The rest of its last record comes with the frames behind it.
             start = frame_wire(first) + self.queue.sent
             length = min(rest, <size_t>BLOCK)
             if length < self.queue.queued_bytes:

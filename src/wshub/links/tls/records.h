@@ -14,7 +14,7 @@ enum {
     WSHUB_HANDSHAKE_RECORD = 22
 };
 
-/* What the bytes at the start of a stream are. */
+/* The records at the start of a stream. */
 typedef struct {
     size_t length;  /* of the whole records */
     size_t records; /* how many these are */
