@@ -394,7 +394,9 @@ cdef class EpollTlsLink(EpollTlsOutput):
         try:
             self.is_tls13 = self.session.version() == "TLSv1.3"
             if self.ssl_object.context._msg_callback is None:
-                # Nothing else asks for it after the handshake.
+                # Nothing else asks for it after the handshake. The session has a weak reference to it. One to the
+                # context, which exists already, takes less memory.
+                self.session.owner = self.ssl_object.context
                 self.ssl_object = None
         except BaseException:
             # Without a version, the records are held to the rules of the older ones, which are stricter.
