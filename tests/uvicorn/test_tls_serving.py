@@ -13,7 +13,7 @@ import shutil
 import signal
 import ssl
 import subprocess
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -367,9 +367,10 @@ async def test_a_unix_socket_is_served(certificate, socket_directory) -> None:
         writer.transport.abort()
 
 
-async def test_nothing_is_left_of_connections_however_they_end(serve, http, certificate) -> None:
+@needs_reactor
+async def test_nothing_is_left_of_connections_however_they_end(serve_in_reactor, http, certificate) -> None:
     kinds = (
-        *("FirstRequest", "_FirstRequest", "EpollTlsLink", "AcceptedLink", "StreamTransport", "TransportStream"),
+        *("FirstRequest", "_FirstRequest", "EpollTlsLink", "StreamTransport", "TransportStream"),
         *("LinkSocket", "Connection", "HttpToolsProtocol", "H11Protocol", "WebSocketProtocol"),
     )
 
@@ -395,17 +396,19 @@ async def test_nothing_is_left_of_connections_however_they_end(serve, http, cert
         for start in STARTS:
             HalfTls(port, context, start).close()
 
-    async with serve(http=http) as port:
+    # uvicorn's timer for the next request keeps a protocol whose connection has been cut.
+    async with serve_in_reactor(http=http, timeout_keep_alive=1) as port:
         await come_and_go(port)
         objects, descriptors = left()
         # libuv opens an additional descriptor when it first listens or connects, and keeps it.
         spare = 1
-        for _ in range(8):
+        for _ in range(4):
             await come_and_go(port)
         while (now := left())[0] > objects or now[1] > descriptors + spare:
             await asyncio.sleep(0.01)
 
 
+@pytest.mark.filterwarnings("ignore:ssl.PROTOCOL_TLSv1_2")
 async def test_the_options_for_tls_hold(serve, certificate, tmp_path) -> None:
     clients = Certificate(tmp_path)
     options = {
@@ -426,7 +429,7 @@ async def test_the_options_for_tls_hold(serve, certificate, tmp_path) -> None:
                 assert (tls.version(), tls.cipher()[0]) == ("TLSv1.2", "ECDHE-RSA-AES256-GCM-SHA384")
                 assert await client.recv() == "wss 127.0.0.1"
         context.minimum_version = ssl.TLSVersion.TLSv1_3
-        with pytest.raises(ssl.SSLError):
+        with pytest.raises((ssl.SSLError, ConnectionError)):
             await asyncio.open_connection("localhost", port, ssl=context)
 
 
@@ -447,6 +450,15 @@ async def test_a_key_may_have_a_password(serve, certificate, encrypted_key) -> N
         assert (await client.get("/")).text == "hello"
 
 
+@pytest.fixture
+def default_hangup() -> Iterator[None]:
+    """Have SIGHUP end the process, as by default. Whatever runs the tests may have it ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("default_hangup")
 async def test_sighup_takes_a_renewed_certificate(serve, certificate, tmp_path, caplog) -> None:
     renewed = Certificate(tmp_path, "ECDSA")
     chain, key = tmp_path / "chain", tmp_path / "key"

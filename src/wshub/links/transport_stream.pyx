@@ -76,8 +76,9 @@ cdef class TransportStream(ByteStream):
 
     @property
     def ssl_object(self):
-        """The SSLObject of the link; None if the link does not encrypt."""
-        return getattr(self.link, "ssl_object", None)
+        """An SSLObject of the link, to ask it; None if the link does not encrypt."""
+        get_ssl_object = getattr(self.link, "get_ssl_object", None)
+        return get_ssl_object() if get_ssl_object is not None else None
 
     def hand_over(self, take):
         """Call ``take`` with the link, to which it gives another receiver. The stream is over then.

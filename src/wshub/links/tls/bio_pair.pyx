@@ -252,3 +252,12 @@ class OwnMethods:
 
     def version(self):
         return self._wrapped.version()
+
+
+def ssl_object_of(session):
+    """Return an SSLObject for a session that ``BioPair.wrap()`` has returned. Its own one may be gone."""
+    if isinstance(session, OwnMethods):
+        return session._wrapped
+    found = ssl.SSLObject.__new__(ssl.SSLObject)
+    found._sslobj = session
+    return found

@@ -25,6 +25,7 @@ import ssl
 from collections import deque
 
 from wshub.links.failures import raise_from_loop
+from wshub.links.tls.bio_pair import ssl_object_of
 
 logger = logging.getLogger("wshub.server")
 
@@ -367,6 +368,12 @@ cdef class EpollTlsLink(EpollTlsOutput):
         shutdown(self.descriptor, SHUT_WR)
         self.links.on_lost(self, 0)
         return True
+
+    def get_ssl_object(self):
+        """Return an SSLObject of the connection, to ask it; None before the first record and after close_notify."""
+        if self.ssl_object is not None or self.session is None:
+            return self.ssl_object
+        return ssl_object_of(self.session)
 
     cdef bint start_session(self) noexcept:
         """Make the objects of the connection. If that fails, end it, and return False."""
