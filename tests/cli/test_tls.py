@@ -24,7 +24,7 @@ from tests.support.serving_hub import connected
 from tests.support.wshub_serve import serving
 
 APP = "tests.support.served_applications:api"
-MESSAGE = bytes(range(256)) * 400
+MESSAGE = bytes(range(256)) * 200
 
 
 def within(coroutine: Any) -> Any:
@@ -166,7 +166,16 @@ def test_new_workers_read_the_new_certificate(certificate, ecdsa, tmp_path) -> N
         return answer.status_code == 200
 
     install(certificate)
-    arguments = ["--workers", "2", "--ssl-certfile", str(chain), "--ssl-keyfile", str(key)]
+    arguments = [
+        "--workers",
+        "2",
+        "--timeout-worker-healthcheck",
+        "60",
+        "--ssl-certfile",
+        str(chain),
+        "--ssl-keyfile",
+        str(key),
+    ]
     with serving(APP, *arguments) as server:
         assert is_served_with(server.port, certificate)
         install(ecdsa)
@@ -176,5 +185,5 @@ def test_new_workers_read_the_new_certificate(certificate, ecdsa, tmp_path) -> N
         successes = 0
         while successes < 20:
             successes = successes + 1 if is_served_with(server.port, ecdsa) else 0
-            assert time.monotonic() < deadline
+            assert time.monotonic() < deadline, server.end()
         assert "Traceback" not in server.end()
