@@ -133,6 +133,10 @@ class NatsBroker(SessionBroker[NatsSession]):
         """Take entries of a dead node over. See ``PresenceBroker.presence_take_over``."""
         return await self._started().presences.take_over(node)
 
+    async def presence_own(self) -> list[tuple[str, PresenceEntry]]:
+        """Return the entries of this node. See ``PresenceBroker.presence_own``."""
+        return await self._started().presences.own()
+
     async def presence_read(self, channel: str, cursor: str, limit: int) -> StoredPresence:
         """Return some entries of a channel. See ``PresenceBroker.presence_read``."""
         return await self._started().presences.read(channel, cursor, limit)
