@@ -432,7 +432,8 @@ class Histories:
 
     async def _catch_up(self, history: RoomHistory) -> None:
         """Read what a room has missed, and deliver it."""
-        if history.is_live:
+        if history.is_live or self.cursors.get(history.name) is not history:
+            # It may have been due when its last client left.
             return
         await self.source.subscribed(history.channel)
         while True:
