@@ -198,9 +198,9 @@ class Histories:
         if self._local is not None:
             history.begin_at(self._local.position(history.channel, history.config), b"")
         else:
-            # The subscription is due first: a reader waits for it.
+            # The subscription is due first: a reader, which may run already, waits for it.
             self._hub._subscribe_for(history)
-            self._note_missing(history)
+            self._loop.call_soon(self._note_missing, history)
         return history
 
     def is_wanted(self, history: RoomHistory) -> bool:
@@ -432,8 +432,12 @@ class Histories:
 
     async def _catch_up(self, history: RoomHistory) -> None:
         """Read what a room has missed, and deliver it."""
+        # Without members, the channel may be unsubscribed from by now. A new member begins with another history.
         if history.is_live or self.cursors.get(history.name) is not history:
-            # It may have been due when its last client left.
+            return
+        if not self.is_wanted(history):
+            del self.cursors[history.name]
+            self._remember(history)
             return
         await self.source.subscribed(history.channel)
         while True:
