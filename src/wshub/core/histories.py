@@ -437,6 +437,7 @@ class Histories:
             return
         if not self.is_wanted(history):
             del self.cursors[history.name]
+            self._remember(history)
             return
         await self.source.subscribed(history.channel)
         while True:
