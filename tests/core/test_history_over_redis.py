@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
+import signal
+
+import pytest
 
 import pytest
 
 from tests.support.broker_node import until
 from tests.support.history_nodes import ROOM, Client, HistoryNode, as_json, client_of, gap_as_json, history_node
 from tests.support.redis_engine import RedisEngine
+from tests.support.serving_hub import connected
 from tests.support.tcp_proxy import proxy_to
 from wshub import HistoryConfig, Hub, Position
 from wshub.brokers.redis import RedisBroker
@@ -238,3 +242,57 @@ async def test_whatever_fails_every_client_gets_every_message_once_and_in_order(
                 assert not client.gaps
                 await client.leave()
             await asyncio.gather(*coming)
+
+
+async def test_a_room_that_its_members_have_left_during_an_outage_is_not_read_any_more(
+    own_engine: RedisEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with history_node(RedisBroker(own_engine.url)) as node:
+        histories = node.hub._histories
+        assert histories is not None
+        async with client_of(node):
+            own_engine.stop(signal.SIGKILL)
+            await until(lambda: histories._failed)
+        await until(lambda: not node.hub.room_size(ROOM))
+        own_engine.start()
+        await until(lambda: node.skip() or node.hub.health().ok)
+        await until(lambda: not histories._failed and not histories._due and not histories._readers)
+        async with client_of(node) as member:
+            await publish_at_last(node, "for the new member")
+            await until(lambda: member.data == ["for the new member"])
+    assert "could not be read" not in caplog.text
+
+
+async def test_a_history_of_before_is_not_read_when_the_room_has_members_again(
+    redis_engine: RedisEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with history_node(RedisBroker(redis_engine.url, prefix=secrets.token_hex(4))) as node:
+        histories, cluster = node.hub._histories, node.hub._cluster
+        assert histories is not None
+        assert cluster is not None
+        async with client_of(node):
+            before = histories.cursors[ROOM]
+        async with connected(node.url):
+            await until(lambda: not histories.cursors and node.hub.connection_count == 1)
+            node.clock.skipped += 60
+            cluster.sweep(node.hub.now())
+            before.interrupt()
+            next(iter(node.hub.connections)).join(ROOM)
+            assert histories.cursors[ROOM] is not before
+            await until(lambda: histories.cursors[ROOM].is_live)
+    assert "could not be read" not in caplog.text
+
+
+async def test_a_client_that_comes_back_before_the_node_has_noticed_a_loss_is_told_the_new_epoch(
+    own_engine: RedisEngine,
+) -> None:
+    async with history_node(RedisBroker(own_engine.url)) as node, client_of(node) as member:
+        for number in range(3):
+            await publish_at_last(node, str(number))
+        await until(lambda: len(member.data) == 3)
+        own_engine.command("FLUSHALL")
+        async with client_of(node, Position(1, member.offsets[0][0])) as late:
+            assert late.gaps == ["epoch"]
+            await publish_at_last(node, "anew")
+            await until(lambda: member.data[-1:] == late.data[-1:] == ["anew"])
+        assert member.gaps == ["epoch"]

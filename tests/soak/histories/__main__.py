@@ -49,7 +49,7 @@ class Run:
         self.here: dict[str, list[str]] | None = None
         self.result: dict[str, Any] = {}
         self.workers: list[dict[str, Any]] = []
-        self.recoveries: dict[int, dict[str, int]] = {}
+        self.missing = 0
         self.proxies: list[TcpProxy] = []
         self.engine = stack.enter_context(replicated_engine(arguments.engine, self.engine_moved))
         self.proxies += [stack.enter_context(proxy_to("127.0.0.1", self.engine.port)) for _ in range(2)]
@@ -75,6 +75,7 @@ class Run:
             random.Random(arguments.seed),
             self.server.process.pid,
             lambda: {worker["process"] for worker in self.workers},
+            loses=arguments.losses,
         )
 
     def engine_moved(self, port: int) -> None:
@@ -101,8 +102,8 @@ class Run:
             if hasattr(self, "load") and self.load.process.poll() is not None:
                 raise SoakFailure(f"the clients have ended with {self.load.process.returncode}")
             if time.monotonic() > deadline:
-                states = [worker["state"] for worker in self.workers]
-                raise SoakFailure(f"{what} took more than {seconds:.0f} s; the workers are: {states}")
+                states = {worker["process"]: worker["state"] for worker in self.workers}
+                raise SoakFailure(f"{what} took more than {seconds:.0f} s; {self.missing} are missing of {states}")
             time.sleep(0.1)
 
     def is_well(self) -> bool:
@@ -114,9 +115,8 @@ class Run:
         if response.status_code != 200:
             return False
         self.workers = response.json()["workers"]
-        for worker in self.workers:
-            self.recoveries[worker["process"]] = worker["history"]["recoveries"]
-        is_complete = len(self.workers) == WORKERS and not response.json()["missing"]
+        self.missing = response.json()["missing"]
+        is_complete = len(self.workers) == WORKERS and not self.missing
         return is_complete and all(worker["ok"] for worker in self.workers)
 
     # The run
@@ -148,10 +148,7 @@ class Run:
         self.load.process.send_signal(signal.SIGTERM)
         if code := self.load.finish(60):
             raise SoakFailure(f"the clients have ended with {code}")
-        output = self.server.end()
-        for line in output.splitlines():
-            if "Traceback" in line or " has failed" in line:
-                self.failures.append(f"the server has logged: {line}")
+        self.failures += [f"the server has logged:\n{text}" for text in errors_in(self.server.end())]
 
     def check_presence(self) -> None:
         """Wait until each room has exactly the members that are there."""
@@ -188,9 +185,9 @@ class Run:
             if wrong:
                 self.failures.append(f"worker {worker['process']} has ignored envelopes: {wrong}")
         for room, epochs in self.result["epochs"].items():
-            if epochs > self.faults.emptied + 1:
+            if epochs > self.faults.losses + 1:
                 self.failures.append(
-                    f"{room} had {epochs} epochs, and the engine was emptied {self.faults.emptied} times"
+                    f"{room} had {epochs} epochs, and the engine has lost messages {self.faults.losses} times"
                 )
         counts = self.result["counts"]
         if not counts.get("recoveries"):
@@ -200,7 +197,26 @@ class Run:
         print(f"clients: {self.result['counts']}")
         for worker in self.workers:
             print(f"worker {worker['process']}: {worker['history']} {worker['presence']} {worker['ignored']}")
-        print(f"the engine was emptied {self.faults.emptied} times")
+        print(f"the engine has lost messages {self.faults.losses} times")
+
+
+def errors_in(output: str) -> list[str]:
+    """Return the tracebacks in the output of the server, each with the two lines before it and the last one."""
+    lines = output.splitlines()
+    found = []
+    for number, line in enumerate(lines):
+        if line.startswith("Traceback"):
+            end = number + 1
+            while end < len(lines) and lines[end].startswith(" "):
+                end += 1
+            found.append("\n".join(lines[max(number - 2, 0) : end + 1]))
+    return found
+
+
+def last_lines(output: str) -> str:
+    """Return the last lines of the output of the server, without those of uvicorn and those on gaps."""
+    lines = [line for line in output.splitlines() if not line.startswith("INFO") and " miss messages " not in line]
+    return "\n".join(lines[-60:])
 
 
 def main() -> int:
@@ -211,6 +227,7 @@ def main() -> int:
     parser.add_argument("--longest", type=float, default=20.0, help="seconds that a fault lasts at most")
     parser.add_argument("--clients", type=int, default=400)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--losses", action="store_true", help="let replicas take over that lack the last messages, too")
     parser.add_argument("--fault", choices=["skip"], help="let members miss some messages, to see that it is found")
     arguments = parser.parse_args()
     if arguments.fault:
@@ -228,6 +245,8 @@ def main() -> int:
             run.print_counts()
         except (SoakFailure, subprocess.TimeoutExpired) as failure:
             failures.append(str(failure))
+            with contextlib.suppress(subprocess.TimeoutExpired, NameError):
+                failures.append(f"the last lines of the server:\n{last_lines(run.server.end(signal.SIGKILL))}")
     for text in failures[:50]:
         print(text)
     print("soak: FAIL" if failures else "soak: pass")

@@ -89,11 +89,15 @@ class ReplicatedEngine:
     def fail_over(self) -> None:
         """Kill the primary, and let the replica take its place with all that it was sent."""
         self._primary.stop(signal.SIGKILL)
-        while replication(self._replica)["master_link_status"] == "up":
+        while replication(self._replica).get("master_link_status") == "up":
             time.sleep(0.01)
         self._change_places()
         self._replica.start()
         self._follow()
+
+    def fall_behind(self) -> None:
+        """Let the replica follow no more. The next ``fail_over()`` loses all that the primary takes from now on."""
+        self._replica.command("REPLICAOF", "NO", "ONE")
 
     def switch_over(self) -> bool:
         """Let the replica take the place of the primary, which goes on as a replica. Return whether it was possible."""
@@ -102,8 +106,11 @@ class ReplicatedEngine:
             self._primary.command("CLIENT", "UNPAUSE")
             return False
         self._change_places()
-        self._replica.command("CLIENT", "KILL", "TYPE", "normal")
-        self._replica.command("CLIENT", "KILL", "TYPE", "pubsub")
+        # Some clients have connected through a proxy just before, and may not be accepted yet.
+        for _ in range(5):
+            self._replica.command("CLIENT", "KILL", "TYPE", "normal")
+            self._replica.command("CLIENT", "KILL", "TYPE", "pubsub")
+            time.sleep(0.1)
         self._replica.command("CLIENT", "UNPAUSE")
         self._follow()
         return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import time
 from collections.abc import Callable
 
 from tests.soak.cluster.faults import Fault, Faults
@@ -21,6 +22,7 @@ class HistoryFaults(Faults):
         engine, proxies, longest, chance: as for ``Faults``. Node 0 stands for the workers, node 1 for the publisher.
         server: the process id of ``wshub serve``.
         workers: returns the process ids of the workers.
+        loses: whether a replica also takes the place of the engine without the last messages.
     """
 
     def __init__(
@@ -31,12 +33,14 @@ class HistoryFaults(Faults):
         chance: random.Random,
         server: int,
         workers: Callable[[], set[int]],
+        *,
+        loses: bool = False,
     ) -> None:
         super().__init__(engine, proxies, longest, chance)
         self.is_noticed: Callable[[], bool] = lambda: True
         """Whether everything that has to notice the last fault has done so."""
-        self.emptied = 0
-        """How often the engine has lost all messages."""
+        self.losses = 0
+        """How often the engine has lost messages that it had taken."""
         self._replicated = engine
         self._server = server
         self._workers = workers
@@ -50,6 +54,7 @@ class HistoryFaults(Faults):
             self._kill,
             self._kill_subscribers,
             self._switch_over,
+            *([self._fail_over_with_losses] if loses else []),
             self._lose_connection,
             self._pause,
             self._reset,
@@ -67,13 +72,23 @@ class HistoryFaults(Faults):
         self._replicated.fail_over()
         return Fault("the engine was killed, and its replica has taken its place")
 
+    def _fail_over_with_losses(self) -> Fault:
+        if not self._replicated.is_in_sync(SYNC_SECONDS):
+            return Fault("the replica was not ready, so nothing was failed over")
+        self.losses += 1
+        seconds = self._chance.uniform(0.2, 2)
+        self._replicated.fall_behind()
+        time.sleep(seconds)
+        self._replicated.fail_over()
+        return Fault(f"the engine was killed, and its replica lacks the last {seconds:.1f} s")
+
     def _switch_over(self) -> Fault:
         if not self._replicated.switch_over():
             return Fault("the replica was not ready, so nothing was switched over")
         return Fault("the replica and the engine have changed places")
 
     def _empty(self) -> Fault:
-        self.emptied += 1
+        self.losses += 1
         self._replicated.command("FLUSHALL")
         return Fault("the engine has lost everything that it kept")
 

@@ -39,6 +39,11 @@ class Ledger:
         if elsewhere != offset:
             self.fail(f"{room_name(room)}: {data!r} is at {place} to {who}, and was at {elsewhere}")
 
+    def stored(self, room: int, place: Place, data: str) -> None:
+        """Note that a publisher was told where its message stands."""
+        self.counts["stored"] += 1
+        self.note(room, place, data, "its publisher")
+
     def check_orders(self) -> None:
         """Check that the messages of each publisher stand in the order in which it has sent them."""
         for (room, epoch), messages in self.messages.items():
