@@ -104,6 +104,10 @@ class PresenceEntries:
         presence = self._channels.get(channel)
         return presence is not None and entry_id in presence.entries
 
+    def has_left(self, channel: str, entry_id: str) -> bool:
+        """Return whether an entry was removed not long ago."""
+        return (channel, entry_id) in self._left
+
     def enter(self, node: str, channel: str, entries: Sequence[PresenceEntry]) -> list[bool]:
         """Add entries of a node. Return for each whether it was the only one of its user when it came."""
         if not entries:

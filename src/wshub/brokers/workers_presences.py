@@ -127,14 +127,16 @@ class Presences:
 
     async def leave(self, channel: str, entries: Sequence[PresenceEntry]) -> list[bool]:
         """Remove entries of this node. See ``PresenceSource.presence_leave``."""
-        ids = [entry.id for entry in entries]
-        # A new owner must not get them any more.
-        self.own.remove(channel, ids)
-        if self._owns(slot_of(channel)):
-            self.copies.remove(channel, ids)
+
+        def take(outcome: list[bool]) -> None:
+            ids = [entry.id for entry in entries]
+            self.own.remove(channel, ids)
+            if self._owns(slot_of(channel)):
+                self.copies.remove(channel, ids)
+
         # The owner needs no data.
         make = partial(Leave, channel=channel, entries=tuple(entry._replace(data=b"") for entry in entries))
-        return await self._change(make, len(entries))
+        return await self._change(make, len(entries), take)
 
     def beat(self) -> Beat:
         """Return which nodes are dead, and which entries of this one are lost."""
@@ -173,9 +175,7 @@ class Presences:
         counts: PresenceCounts = await self._read(partial(Counts, channel=channel))
         return counts
 
-    async def _change(
-        self, make: Callable[..., RequestBody], count: int, take: Callable[[Any], None] | None = None
-    ) -> list[bool]:
+    async def _change(self, make: Callable[..., RequestBody], count: int, take: Callable[[Any], None]) -> list[bool]:
         outcome: list[bool] = await self._ask(make, CHANGE_SECONDS, take)
         if len(outcome) != count:
             raise BrokerUncertain(f"the owner has answered for {len(outcome)} entries, and not for {count}")
@@ -448,8 +448,14 @@ class Presences:
         elif peer.node_id in owned.awaited:
             self._enter_missing(owned, body.node_id, body.channel, body.entries)
         else:
-            # This node has kept the entries of that one, except for those that it has taken over.
-            lost = tuple(entry.id for entry in body.entries if not owned.entries.has(body.channel, entry.id))
+            # This node has kept the entries of that one, except for those that it has taken over. The answer to a
+            # Leave may be under way.
+            entries = owned.entries
+            lost = tuple(
+                entry.id
+                for entry in body.entries
+                if not entries.has(body.channel, entry.id) and not entries.has_left(body.channel, entry.id)
+            )
             if lost:
                 peer.send_presence(Lost(body.channel, lost).encode(), always=True)
 

@@ -87,6 +87,15 @@ class Attendance:
         self.version = 0
         """Counts the changes of the entry."""
 
+    @property
+    def is_to_enter(self) -> bool:
+        """Whether the store is to be told that the member is there.
+
+        A member that has gone may have to enter again, to learn whether ``on_join`` is to be called. Another node may
+        have been told that the user was there already.
+        """
+        return self.is_present or (self.is_uncertain and self.is_new and not self.is_stored)
+
 
 class Presences:
     """The presence of the members of a hub.
@@ -222,7 +231,7 @@ class Presences:
                 rooms: dict[tuple[str, bool], list[Attendance]] = {}
                 for attendance in changed:
                     if attendance.is_present != attendance.is_stored or attendance.is_uncertain:
-                        rooms.setdefault((attendance.room, attendance.is_present), []).append(attendance)
+                        rooms.setdefault((attendance.room, attendance.is_to_enter), []).append(attendance)
                 limit = asyncio.Semaphore(CALLS_AT_ONCE)
                 outcomes = await asyncio.gather(
                     *(self._tell_room(room, group, limit, enters=enters) for (room, enters), group in rooms.items())
