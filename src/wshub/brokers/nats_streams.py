@@ -1,9 +1,9 @@
 """The JetStream streams that keep the histories of channels, one for all channels with the same limits.
 
 JetStream takes two streams for the same subjects if they are made at the same time. So each stream has subjects of its
-own, with its epoch in them, and a random name that nobody makes twice. Which of them is in use is one message of a
-further stream: the claim. The engine replaces a claim only for a node that names the claim before it. So all nodes use
-the same stream, whatever happens between the steps:
+own, with its epoch in them, and a random name that nobody makes twice. A claim says which of them is in use. It is one
+message of a further stream. The engine replaces a claim only for a node that names the claim before it. So all nodes
+use the same stream, whatever happens between the steps:
 
 1. Make a stream.
 2. Delete the one that was in use. From here on nothing is stored there, and the nodes that use it look for another one.
@@ -103,7 +103,7 @@ class Stream:
 
 
 class Claim(NamedTuple):
-    """Which stream is in use."""
+    """A message that says which stream is in use."""
 
     epoch: str
     sequence: int
