@@ -3,7 +3,7 @@
 A stream has one message for each user of a channel: the user's entries there. A node replaces it only if it names the
 message that it has read, so each change is one step for all other nodes.
 
-Who owns an entry is not the node but one of its lives. A life has a message of its own, which each beat replaces. The
+An entry belongs to one of the lives of a node. A life has a message of its own, which each beat replaces. The
 node that finds a life without beats claims that message, takes the entries over, and deletes it. A node whose message
 was claimed begins another life.
 """
@@ -80,8 +80,8 @@ class NatsPresences:
         self._beat_at = float("-inf")
         self._beating = asyncio.Lock()
         self._must_enter_anew = False
-        # Which server was used last; whether it may have lost something; how often that was so; and the lives of this
-        # node that have ended for that.
+        # The id of the last server; whether it may have lost something, and how often; and the lives of this node that
+        # have ended for that.
         self._server_id = ""
         self._is_suspect = False
         self._suspicions = 0
@@ -204,7 +204,7 @@ class NatsPresences:
         async with self._beating:
             await self._beat()
         dead = await self._lives.find_dead()
-        # What is left of a former life is removed once the hub has had time to enter its members again.
+        # Have the rest of a former life removed once the hub has had time to enter its members again.
         dead = tuple(life for life in dead if life not in self._former or life in former)
         # Nothing may fail between this and the answer.
         is_known, self._must_enter_anew = not self._must_enter_anew, False
