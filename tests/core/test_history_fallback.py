@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import secrets
 import signal
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
+import websockets
 
-from tests.core.test_history_over_redis import publish_at_last
+from tests.core.test_history_over_redis import LARGE, publish_at_last
 from tests.support.broker_node import until
 from tests.support.history_nodes import ROOM, Client, HistoryNode, client_of, history_node
 from tests.support.redis_engine import RedisEngine
 from tests.support.tcp_proxy import TcpProxy, proxy_to
-from wshub import HistoryConfig
+from wshub import HistoryConfig, Hub
 from wshub.brokers.envelope import encode_envelope, encode_stored
 from wshub.brokers.memory import MemoryBroker, MemoryEngine
 from wshub.brokers.redis import RedisBroker
@@ -56,10 +60,12 @@ class FallingEngine:
 
 
 @contextlib.asynccontextmanager
-async def falling(engine: RedisEngine, config: HistoryConfig | None = None) -> AsyncIterator[FallingEngine]:
+async def falling(
+    engine: RedisEngine, config: HistoryConfig | None = None, **settings: Any
+) -> AsyncIterator[FallingEngine]:
     with proxy_to("127.0.0.1", engine.port) as proxy:
         async with (
-            history_node(RedisBroker(f"redis://127.0.0.1:{proxy.port}"), config) as node,
+            history_node(RedisBroker(f"redis://127.0.0.1:{proxy.port}"), config, **settings) as node,
             client_of(node) as member,
         ):
             yield FallingEngine(engine, proxy, node, member)
@@ -117,6 +123,72 @@ async def test_a_client_of_another_node_is_told_as_soon_as_a_node_with_the_lost_
             await publish_at_last(other, "z")
             await until(lambda: moved.data[-1:] == ["z"])
             assert moved.gaps == ["epoch"]
+
+
+async def test_a_client_that_is_on_its_way_back_gets_nothing_of_what_took_the_place(own_engine: RedisEngine) -> None:
+    async with falling(own_engine, LARGE, max_send_buffer=20_000) as world:
+        hub = world.node.hub
+        for _ in range(1500):
+            published = await hub.publish(f"old {'x' * 10_000}", room=ROOM)
+        position = published.position
+        assert position is not None
+        await until(lambda: len(world.member.data) == 1500)
+        own_engine.command("SAVE")
+        for number in range(10):
+            await hub.publish(f"lost {number}", room=ROOM)
+        await until(lambda: len(world.member.data) == 1510)
+        sent = hub.stats().messages_accepted
+        # It reads nothing at first.
+        async with websockets.connect(world.node.url, compression=None, max_size=None, max_queue=1) as client:
+            await client.send(json.dumps([0, position.epoch]))
+            await until(lambda: hub.stats().messages_accepted > sent + 20)
+            world.fall_back()
+            await world.publish_elsewhere("abcdefghijkl")
+            await world.until_told()
+            got = [json.loads(await client.recv())]
+            while got[-1][0] != "back":
+                got.append(json.loads(await client.recv()))
+        *messages, (_, count, gap, _, epoch) = got
+        assert [offset for offset, _, _ in messages] == list(range(1, count + 1))
+        assert {data.split()[0] for _, _, data in messages} == {"old"}
+        assert count < 1500
+        assert gap == "epoch"
+        assert epoch != position.epoch
+
+
+async def test_a_node_remembers_how_far_a_room_without_members_had_got(own_engine: RedisEngine) -> None:
+    async with falling(own_engine) as world:
+        await world.publish("12")
+        own_engine.command("SAVE")
+        await world.publish("34")
+        await world.member.leave()
+        await until(lambda: not world.node.hub._histories.cursors)  # type: ignore[union-attr]
+        world.fall_back()
+        await world.publish_elsewhere("cdef")
+        world.proxy.heal()
+        await until(lambda: world.node.skip() or world.node.hub.health().ok)
+        await world.member.come_back(world.node.url)
+        assert world.member.gaps == ["epoch"]
+        await publish_at_last(world.node, "z")
+        await until(lambda: world.member.data[-1:] == ["z"])
+        assert world.member.data == ["1", "2", "3", "4", "z"]
+
+
+async def test_only_so_many_rooms_without_members_are_remembered(
+    redis_engine: RedisEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(histories, "FORMER_ROOMS", 3)
+    async with Hub(broker=RedisBroker(redis_engine.url, prefix=secrets.token_hex(4))) as hub:
+        hub.configure_room("room:*", history=HistoryConfig())
+        await hub.broker_started()
+        kept = hub._histories
+        assert kept is not None
+        for number in [0, 1, 2, 3, 4, 3]:
+            history = kept.hold(f"room:{number}")
+            await history.wait_live()
+            kept.release(history)
+            await until(lambda: not kept.cursors)
+        assert list(kept._former) == ["room:2", "room:4", "room:3"]
 
 
 async def test_lost_messages_are_found_although_no_connection_was_lost(

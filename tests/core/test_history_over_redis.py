@@ -9,8 +9,6 @@ import signal
 
 import pytest
 
-import pytest
-
 from tests.support.broker_node import until
 from tests.support.history_nodes import ROOM, Client, HistoryNode, as_json, client_of, gap_as_json, history_node
 from tests.support.redis_engine import RedisEngine

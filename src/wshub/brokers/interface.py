@@ -185,8 +185,7 @@ class HistoryConfig:
     size: int = 100
     """Maximum number of messages that are kept.
 
-    A client that has missed more gets the gap ``trimmed``. The first client that recovers has the node read all that is
-    kept, so a larger history costs more time and memory.
+    A client that has missed more gets the gap ``trimmed``. A larger history needs more memory in the engine.
     """
 
     max_bytes: int = 1024 * 1024
@@ -210,8 +209,8 @@ class HistoryConfig:
     encode: Callable[[Publication], str | bytes] | None = None
     """A function that makes what members receive, such as JSON with the offset. None sends the data as published.
 
-    It runs on the event loop, once for each message and node. It runs again for the messages that are kept when clients
-    recover: clients that recover within ten seconds of one another share the results.
+    It runs on the event loop, once for each message and node. It runs again for the messages that clients have missed:
+    clients that recover within ten seconds of one another mostly share the results.
     """
 
     encode_gap: Callable[[Gap], str | bytes | None] | None = None

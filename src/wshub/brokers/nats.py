@@ -102,5 +102,12 @@ class NatsBroker(SessionBroker[NatsSession]):
             BrokerUnavailable: there is no connection, it was lost, or the engine refuses.
         """
         return await self._started().histories.read(
-            channel, config, since=since, limit=limit, max_bytes=max_bytes, reverse=reverse, is_own=is_own
+            channel,
+            config,
+            since=since,
+            limit=limit,
+            max_bytes=max_bytes,
+            reverse=reverse,
+            is_own=is_own,
+            mark=mark,
         )

@@ -1,9 +1,11 @@
 """The scripts with which an engine keeps who is in which room. Each call is one step for all other clients.
 
 A channel has two hashes: its entries by id, and the number of entries of each user. An entry is a mark, the length of
-the user's name, a colon, the name, and the data. The mark is a plus if it was the only entry of its user when it came. A node has a set of its entries: each is an id, a line feed and a channel.
-A hub has a sorted set with the time of each node's beat, in milliseconds by the engine's clock. It has a hash with the
-number of each node's first beat, and an epoch. The epoch is lost if everything else is.
+the user's name, a colon, the name, and the data. The mark is a plus if it was the only entry of its user when it came.
+
+A node has a set of its entries: each is an id, a line feed and a channel. A hub has a sorted set with the time of each
+node's beat, in milliseconds by the engine's clock. It has a hash with the number of each node's first beat, and an
+epoch. The epoch is lost if everything else is.
 """
 
 from __future__ import annotations

@@ -159,6 +159,9 @@ class Connection(AsyncIterator[Message]):
         The client gets every message behind the position once, and then each new one. If that cannot be, it gets none
         of the missed messages, or only the first of them, and the result has a gap. It is a member then all the same.
 
+        The messages are sent in pieces, at the pace of the client. If the connection is to leave the room meanwhile, by
+        ``leave`` or ``leave_user``, no more is sent. The result has the position of the last message that was.
+
         Args:
             name: of the room.
             position: of the last message that the client has, as the client says. None for a client that has none: it

@@ -172,6 +172,11 @@ cdef class RemoteMessages(EnvelopeReceiver):
             logger.exception("the broker has failed; further failures are not logged")
 
     @property
+    def own_number(self):
+        """The id of this node, as envelopes have it."""
+        return self.node
+
+    @property
     def has_broker(self):
         """Whether envelopes go to the broker."""
         return self.broker_send is not None

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from wshub.brokers.envelope import decode_envelope, decode_stored, encode_envelope, mark_of
 from wshub.brokers.interface import (
+    Gap,
     HistoryConfig,
     Position,
     Publication,
@@ -21,7 +22,7 @@ from wshub.brokers.interface import (
     room_channel,
 )
 from wshub.core.history_cursor import HistoryCursor
-from wshub.core.history_window import HistoryWindow, Prepared
+from wshub.core.history_window import HistoryWindow, Page, Prepared
 from wshub.protocol.message import Message
 
 if TYPE_CHECKING:
@@ -81,8 +82,8 @@ class RoomHistory(HistoryCursor):
         """When the window is dropped, if nobody comes back."""
         self.is_live = False
         """Whether the members have been sent all that has arrived."""
-        self.opening: asyncio.Task[None] | None = None
-        """Reads what the window begins with."""
+        self.reading: asyncio.Task[Gap] | None = None
+        """Reads a page for the window."""
         self._live = asyncio.Event()
         self._messages = messages
         self._is_wanted = is_wanted
@@ -94,8 +95,6 @@ class RoomHistory(HistoryCursor):
         # Some messages were not held back, for want of space.
         self._has_overflowed = False
         self._is_delivering = False
-        # The messages that are delivered while the window is read.
-        self._captured: list[Prepared] | None = None
 
     def __repr__(self) -> str:
         return f"<RoomHistory {self.name!r} at {self.offset} of {self.epoch or 'no epoch'}>"
@@ -183,14 +182,13 @@ class RoomHistory(HistoryCursor):
                 self._messages.deliver_stored(self.name, stored.envelope, data)
             if self.window is not None:
                 self.window.append(self._prepare(stored, data))
-            elif self._captured is not None:
-                self._captured.append(self._prepare(stored, data))
         except MemoryError:
             self._is_delivering = False
             self.interrupt()
             raise
         except Exception:
             logger.exception("message %d of the room %r could not be delivered", stored.offset, self.name)
+            self.window = None
         self._is_delivering = False
         self.move(stored.offset, self.epoch, mark_of(stored.envelope))
         self._settle()
@@ -213,7 +211,8 @@ class RoomHistory(HistoryCursor):
         except ValueError:
             # Members have not got it either.
             return Prepared(stored.offset, None, None, len(stored.envelope))
-        return Prepared(stored.offset, data, decoded.compress, len(stored.envelope))
+        excluded = decoded.excluded if decoded.node == self._messages.own_number else None
+        return Prepared(stored.offset, data, decoded.compress, len(stored.envelope), excluded)
 
     # What was missed
 
@@ -229,7 +228,11 @@ class RoomHistory(HistoryCursor):
             self._deliver(stored)
         if self.offset < found.position.offset and found.envelopes:
             return False
-        self.move(found.position.offset, found.position.epoch, found.mark)
+        if self.offset != found.position.offset:
+            self.window = None
+            self.move(found.position.offset, found.position.epoch, found.mark)
+        elif found.mark:
+            self.move(self.offset, self.epoch, found.mark)
         self._go_live()
         return self.is_live
 
@@ -255,34 +258,32 @@ class RoomHistory(HistoryCursor):
             self._live.set()
 
     def _settle(self) -> None:
-        is_observed = self.window is not None or self._captured is not None or self.config.encode is not None
+        is_observed = self.window is not None or self.config.encode is not None
         self.passes_on = self.is_live and not is_observed and not self._is_delivering
 
     # Clients that come back
 
-    def begin_window(self) -> None:
-        """Note what is delivered from now on, until the window is open."""
-        self._captured = []
-        self._settle()
+    def open_window(self) -> HistoryWindow:
+        """Return what is ready for clients that come back. From now on it gets each message that is delivered."""
+        if self.window is None:
+            self.window = HistoryWindow(self.offset)
+            self._settle()
+        return self.window
 
-    def open_window(self, found: StoredHistory | None) -> None:
-        """Have the newest messages ready for clients that come back.
+    def prepare_page(self, start: int, found: StoredHistory, delivered: int) -> Page:
+        """Return what was read behind an offset, as far as the members have been sent it.
 
         Args:
-            found: what is kept, the oldest first; None if it could not be read.
+            start: the offset.
+            found: what was read.
+            delivered: the offset of the last message that the members had been sent before.
         """
-        captured, self._captured = self._captured or [], None
-        if found is not None and found.position.epoch == self.epoch:
-            window = HistoryWindow(found.start, 2 * self.config.size, 2 * self.config.max_bytes)
-            for stored in found.envelopes:
-                # A later one is still to arrive.
-                if stored.offset <= self.offset:
-                    window.append(self._prepare(stored, self._encode(stored)))
-            for prepared in captured:
-                if prepared.offset > found.position.offset:
-                    window.append(prepared)
-            self.window = window
-        self._settle()
+        envelopes = [stored for stored in found.envelopes if stored.offset <= self.offset]
+        end = max(min(found.position.offset, self.offset), delivered)
+        if envelopes and envelopes[-1] is found.envelopes[-1] and envelopes[-1].offset < found.position.offset:
+            # More messages follow.
+            end = envelopes[-1].offset
+        return Page(start, end, [self._prepare(stored, self._encode(stored)) for stored in envelopes])
 
     def drop_window(self) -> None:
         """Forget the prepared messages."""

@@ -17,6 +17,7 @@ from wshub.core.lifecycle import HubLifecycle
 from wshub.core.refusals import refuse
 from wshub.errors import HandshakeError
 from wshub.links.accepting import TransportSetup
+from wshub.links.tls.contexts import ServerTls
 from wshub.protocol.http.request import HEAD_TOO_LARGE
 from wshub.serving.pending import PendingHandshakes
 
@@ -89,8 +90,7 @@ class FirstRequests:
                 self._loop,
                 connected,
                 lambda: first,
-                ssl=ssl,
-                timeout=self._timeout,
+                ssl=ServerTls(ssl, self._timeout) if ssl is not None else None,
                 failed=partial(self._waiting.discard, first),
             )
         except Exception:
