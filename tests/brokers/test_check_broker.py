@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, ClassVar
 
 import pytest
@@ -16,6 +16,7 @@ from wshub.brokers import memory
 from wshub.brokers.interface import BrokerEvents, BrokerHealth, BrokerStats, NodeInfo, Published
 from wshub.brokers.memory import MemoryBroker, MemoryEngine
 from wshub.brokers.memory_engine import Arrived, Command
+from wshub.brokers.presence_interface import Beat, PresenceEntry, StoredPresence
 from wshub.errors import BrokerUncertain
 from wshub.testing.broker_faults import FAULTS, BrokerFaults, CheckNotRunError, offers
 from wshub.testing.check_broker import broker_checks, check_broker
@@ -523,6 +524,33 @@ class TrustsTheEngine(MemoryBroker):
         requested, self._requested = self._requested, set()
         super()._send_probe()
         self._requested = requested | self._requested
+
+
+# Who is where
+
+
+@fails("a_node_is_known_from_its_second_beat_on")
+class KnowsNobody(MemoryBroker):
+    async def presence_beat(self, *, is_leaving: bool = False) -> Beat:
+        return (await super().presence_beat(is_leaving=is_leaving))._replace(is_known=False)
+
+
+@fails("one_entry_of_a_user_is_the_first_and_one_the_last")
+class SaysThatEachIsTheLast(MemoryBroker):
+    async def presence_leave(self, channel: str, entries: Sequence[PresenceEntry]) -> list[bool]:
+        return [True for _ in await super().presence_leave(channel, entries)]
+
+
+@fails("entries_are_read_from_any_node")
+class ReadsOnePage(MemoryBroker):
+    async def presence_read(self, channel: str, cursor: str, limit: int) -> StoredPresence:
+        return (await super().presence_read(channel, cursor, limit))._replace(cursor="")
+
+
+@fails("the_entries_of_a_node_that_leaves_are_taken_over_once")
+class TakesOverTwice(MemoryBroker):
+    async def presence_take_over(self, node: str) -> list[tuple[str, PresenceEntry]]:
+        return 2 * await super().presence_take_over(node)
 
 
 @pytest.mark.long

@@ -22,6 +22,10 @@ from wshub.errors import BrokerError, BrokerUnavailable, BrokerUncertain
 FEW = HistoryConfig(size=10)
 
 
+# Each server has one of the loops: all four pairs take twice as long.
+pytestmark = pytest.mark.parametrize(("engine", "run"), [("2.9", "asyncio"), ("current", "uvloop")], indirect=True)
+
+
 @pytest.fixture(scope="module", params=PROGRAMS)
 def engine(request: pytest.FixtureRequest) -> Iterator[NatsEngine]:
     with running_jetstream(request.param) as engine:

@@ -72,7 +72,8 @@ class Client:
             _, _, gap, offset, epoch = message
             if gap:
                 self.gaps.append(gap)
-            if gap or self.position is None:
+            if gap or self.position is None or not self.data:
+                # Before the first message, any position does until then.
                 self.position = Position(offset, epoch)
             assert self.position == Position(offset, epoch), "the outcome and the messages differ"
             self.is_back = True

@@ -161,3 +161,20 @@ def running_jetstream(kind: str, settings: str = "") -> Iterator[NatsEngine]:
         engine.configure(f"jetstream {{ store_dir: {engine.directory!r} }}\n{settings}")
         engine.start()
         yield engine
+
+
+@contextlib.contextmanager
+def running_cluster(kind: str, count: int = 3) -> Iterator[list[NatsEngine]]:
+    """Start a cluster of servers with JetStream, and stop them at the end of the block."""
+    with contextlib.ExitStack() as stack:
+        engines = [stack.enter_context(nats_engine_of(kind)) for _ in range(count)]
+        ports = [free_port() for _ in engines]
+        routes = ", ".join(f"nats://127.0.0.1:{port}" for port in ports)
+        for number, (engine, port) in enumerate(zip(engines, ports, strict=True)):
+            engine.configure(
+                f"server_name: server-{number}\njetstream {{ store_dir: {engine.directory!r} }}\n"
+                f"cluster {{ name: wshub, listen: '127.0.0.1:{port}', routes: [{routes}] }}\n"
+            )
+        for engine in engines:
+            engine.start()
+        yield engines

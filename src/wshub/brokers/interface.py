@@ -516,6 +516,7 @@ class HistoryBroker(HistorySource, Broker, Protocol):
     head with its offset, the offset of the envelope before it on the channel, and the epoch:
     ``wshub.brokers.envelope.encode_stored``.
 
-    An epoch ends when stored envelopes were lost. A broker may keep what is left of them: the next epoch goes on behind
-    their offsets then. Otherwise it begins with offset 1.
+    Within an epoch, offsets grow. They may have holes: the head tells whether an envelope is missing. An epoch ends
+    when stored envelopes were lost. A broker may keep what is left of them: the next epoch goes on behind their offsets
+    then. Otherwise nothing is before it.
     """

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 import ssl as ssl_module
+from collections.abc import Sequence
 
 from wshub.brokers.interface import BrokerEvents, HistoryConfig, NodeInfo, Position, Published, StoredHistory
 from wshub.brokers.nats_session import NatsSession, NatsSettings
 from wshub.brokers.nats_url import parse_nats_url
+from wshub.brokers.presence_interface import Beat, PresenceCounts, PresenceEntry, StoredPresence
 from wshub.brokers.session_broker import SessionBroker
 from wshub.errors import ConfigurationError
 from wshub.protocol.validation import check_integer, check_str
@@ -19,7 +21,10 @@ class NatsBroker(SessionBroker[NatsSession]):
     """Joins the hubs of many processes and machines through NATS servers (2.9 or newer), one or a cluster of them.
 
     It needs nats-py: ``pip install wshub[nats]``. A user needs the permission to publish and to subscribe to the
-    subjects that begin with the prefix, ``wshub.>``. The servers store nothing.
+    subjects that begin with the prefix, ``wshub.>``. The servers only carry messages.
+
+    Rooms with history or presence need JetStream, which stores them, and the permission to publish to ``$JS.API.>``.
+    Without, ``publish()`` to such a room raises ``BrokerUnavailable``, and plain rooms work.
 
     NATS does not tell the number of receivers, so ``publish()`` returns none. In a cluster, the other servers learn of
     a subscription a moment after ``subscribed()`` has returned.
@@ -111,3 +116,27 @@ class NatsBroker(SessionBroker[NatsSession]):
             is_own=is_own,
             mark=mark,
         )
+
+    async def presence_enter(self, channel: str, entries: Sequence[PresenceEntry]) -> list[bool]:
+        """Add entries of this node. See ``PresenceBroker.presence_enter``."""
+        return await self._started().presences.enter(channel, entries)
+
+    async def presence_leave(self, channel: str, entries: Sequence[PresenceEntry]) -> list[bool]:
+        """Remove entries of this node. See ``PresenceBroker.presence_leave``."""
+        return await self._started().presences.leave(channel, entries)
+
+    async def presence_beat(self, *, is_leaving: bool = False) -> Beat:
+        """Say that this node lives. See ``PresenceBroker.presence_beat``."""
+        return await self._started().presences.beat(is_leaving=is_leaving)
+
+    async def presence_take_over(self, node: str) -> list[tuple[str, PresenceEntry]]:
+        """Take entries of a dead node over. See ``PresenceBroker.presence_take_over``."""
+        return await self._started().presences.take_over(node)
+
+    async def presence_read(self, channel: str, cursor: str, limit: int) -> StoredPresence:
+        """Return some entries of a channel. See ``PresenceBroker.presence_read``."""
+        return await self._started().presences.read(channel, cursor, limit)
+
+    async def presence_counts(self, channel: str) -> PresenceCounts:
+        """Return the number of entries and users. See ``PresenceBroker.presence_counts``."""
+        return await self._started().presences.counts(channel)

@@ -108,6 +108,11 @@ class NatsConnection:
         return version.major, version.minor
 
     @property
+    def server_id(self) -> str:
+        """What the server calls itself. It is another one after a restart."""
+        return str(self._client._server_info.get("server_id", ""))
+
+    @property
     def other_servers(self) -> list[NatsServer]:
         """The servers of the cluster that this server knows."""
         found = self._client.discovered_servers

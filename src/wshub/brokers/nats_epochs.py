@@ -8,16 +8,25 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from typing import NamedTuple
 
-from wshub.brokers.envelope import encode_stored
 from wshub.brokers.nats_subjects import SubjectNames
 
-__all__ = ["ChannelEpochs"]
+__all__ = ["ChannelEpochs", "Place"]
 
 # Epochs that are kept, so that a message to a room that is used often finds its own.
 KEPT = 4096
 
 A = ord("a")
+
+
+class Place(NamedTuple):
+    """Where an envelope stands in the history of its channel."""
+
+    offset: int
+    previous: int
+    """The offset of the one before it on its channel; 0 for the first one."""
+    epoch: str
 
 
 class ChannelEpochs:
@@ -47,12 +56,13 @@ class ChannelEpochs:
             self._kept[of_stream, tokens] = found
         return found
 
-    def with_head(self, subject: str, headers: Mapping[str, str], envelope: bytes) -> bytes | None:
-        """Return an envelope that arrives from a stream with its head; None if its headers make no sense."""
+    def place(self, subject: str, headers: Mapping[str, str]) -> Place | None:
+        """Return the place of an envelope that arrives from a stream; None if its headers make no sense."""
         try:
             offset, previous = int(headers["Nats-Sequence"]), int(headers.get("Nats-Last-Sequence", 0))
             of_stream = headers["Nats-Stream"].rpartition("-")[2]
-            epoch = self.epoch(of_stream, subject[self._skipped :])
-            return encode_stored(envelope, offset=offset, previous=previous, epoch=epoch)
-        except (KeyError, ValueError, OverflowError):
+        except (KeyError, ValueError):
             return None
+        if not 0 <= previous < offset < 1 << 63:
+            return None
+        return Place(offset, previous, self.epoch(of_stream, subject[self._skipped :]))

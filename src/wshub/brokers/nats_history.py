@@ -79,7 +79,7 @@ class NatsHistories:
         self._requests = requests
         self._streams = streams
         self._epochs = epochs
-        self._reader = StreamReader(requests)
+        self._reader = StreamReader(requests, streams.replicas)
         # The engine's clock minus that of the loop, and until when that is taken to be right.
         self._clock_difference = 0.0
         self._clock_until = 0.0
@@ -304,7 +304,13 @@ class NatsHistories:
             text = (await self._info(stream)).get("ts")
             if text is None:
                 # nats-server 2.9 tells its time only to those who make something.
-                settings = {"ack_policy": "none", "deliver_policy": "new", "mem_storage": True, "num_replicas": 1}
+                replicas = self._streams.replicas
+                settings = {
+                    "ack_policy": "none",
+                    "deliver_policy": "new",
+                    "mem_storage": True,
+                    "num_replicas": replicas,
+                }
                 question = {"stream_name": stream.name, "config": {**settings, "inactive_threshold": 1_000_000_000}}
                 made = await self._requests.ask(f"CONSUMER.CREATE.{stream.name}", question)
                 text = made["created"]

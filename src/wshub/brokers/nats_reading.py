@@ -17,6 +17,9 @@ BATCH = 256
 # Seconds after which the engine forgets a consumer that nobody has deleted.
 IDLE_SECONDS = 10
 
+# How long the engine waits for messages. All are there, unless some were deleted since they were counted.
+EXPIRES_NANOSECONDS = 500_000_000
+
 # Bytes of the subject and the headers of a message, at most.
 HEADERS = 4096
 
@@ -51,10 +54,12 @@ class StreamReader:
 
     Args:
         requests: asks the engine.
+        replicas: how many servers of a cluster keep the messages. As many keep a consumer: one alone may be away.
     """
 
-    def __init__(self, requests: Requests) -> None:
+    def __init__(self, requests: Requests, replicas: int) -> None:
         self._requests = requests
+        self._replicas = replicas
 
     async def read(self, stream: str, subject: str, start: int, limit: int, max_bytes: int) -> Page:
         """Return messages from a sequence on: at most so many, and at most so many bytes beside the first two.
@@ -115,7 +120,7 @@ class StreamReader:
             "ack_policy": "none",
             "replay_policy": "instant",
             "mem_storage": True,
-            "num_replicas": 1,
+            "num_replicas": self._replicas,
             "inactive_threshold": IDLE_SECONDS * 1_000_000_000,
         }
         consumer = await self._requests.ask(f"CONSUMER.CREATE.{stream}", {"stream_name": stream, "config": settings})
@@ -130,7 +135,7 @@ class StreamReader:
         size = 0
         while len(page.messages) < limit and size <= max_bytes:
             batch = min(limit - len(page.messages), BATCH)
-            question = {"batch": batch, "no_wait": True, "max_bytes": bound - size}
+            question = {"batch": batch, "expires": EXPIRES_NANOSECONDS, "max_bytes": bound - size}
             with self._requests.several(f"CONSUMER.MSG.NEXT.{consumer}", question) as answers:
                 for _ in range(batch):
                     message = await answers.next()

@@ -23,6 +23,9 @@ API = "$JS.API"
 SECONDS = 5.0
 """Seconds in which the engine must have answered."""
 
+TEMPORARY = (10008, 10009, 10118)
+"""The codes of errors of JetStream in a cluster that chooses a leader, or whose server with the stream is away."""
+
 NO_RESPONDERS = "503"
 """The status of an answer that says that nobody takes the request."""
 
@@ -152,6 +155,8 @@ class Requests:
         except ApiError as error:
             if error.code in ignore:
                 return {}
+            if error.code in TEMPORARY:
+                raise BrokerUnavailable(str(error)) from None
             raise
         except BrokerUncertain as error:
             raise BrokerUnavailable(str(error)) from None

@@ -27,6 +27,9 @@ from wshub.brokers.nats_barriers import Barriers
 from wshub.brokers.nats_connection import MessageSink, NatsConnection, NatsLogin
 from wshub.brokers.nats_epochs import ChannelEpochs
 from wshub.brokers.nats_history import NatsHistories
+from wshub.brokers.nats_order import StoredOrder
+from wshub.brokers.nats_presence import NatsPresences
+from wshub.brokers.nats_presence_stream import PresenceStream
 from wshub.brokers.nats_publishing import Publishing
 from wshub.brokers.nats_reconnecting import CLOSED, KeptConnection
 from wshub.brokers.nats_requests import Requests
@@ -97,9 +100,12 @@ class NatsSession:
         self.publishing = Publishing(self._names, settings.max_pending, self._barriers, events.now)
         self._requests = Requests(f"{settings.prefix}.=inbox.{node.id}", events.now)
         self._epochs = ChannelEpochs(self._names)
+        self._order = StoredOrder(self._barriers, self._receive)
         streams = Streams(self._requests, self._names, settings.replicas)
         self.histories = NatsHistories(self._requests, streams, self._epochs)
         self.storing = Storing(self._requests, streams, self._epochs, self.publishing)
+        presence_stream = PresenceStream(self._requests, self._names, settings.replicas)
+        self.presences = NatsPresences(presence_stream, self._epochs, node.id, events.now)
         self._received = 0
         self._is_deaf = False
         # Whether a barrier of the present connection has come back, and the node's own channels are subscribed to.
@@ -183,6 +189,7 @@ class NatsSession:
         self._requests.attach(connection)
         self.histories.attached()
         self.storing.attached()
+        self.presences.attached(connection.server_id)
         self.publishing.attach(connection)
 
     def _first_barrier_passed(self, error: BrokerUncertain | None) -> None:
@@ -198,6 +205,7 @@ class NatsSession:
         self._is_heard = self._is_serving = False
         self.publishing.detach()
         self._tested.clear()
+        self._order.clear()
         had_any = self.subscriptions.disconnected()
         error = BrokerUncertain(f"the connection to the engine has ended: {reason}")
         self._barriers.disconnected(error)
@@ -221,10 +229,15 @@ class NatsSession:
             if message.reply == self._probe_subject:
                 self._tested.pop(message.subject, None)
             return
-        envelope: bytes | None = message.data
         if message.headers is not None and STORED in message.headers:
-            envelope = self._epochs.with_head(message.subject, message.headers, message.data)
-        if envelope is not None:
+            place = self._epochs.place(message.subject, message.headers)
+            if place is not None:
+                self._order.take(message.subject, place, message.data)
+            return
+        self._receive(message.data)
+
+    def _receive(self, envelope: bytes) -> None:
+        if not self.is_closed:
             self._received += 1
             self._events.receive(envelope)
 

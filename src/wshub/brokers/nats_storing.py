@@ -78,6 +78,8 @@ class Storing:
         self._epochs = epochs
         self._publishing = publishing
         self._lanes: dict[StreamLimits, Lane] = {}
+        # The lane of the last configuration. Most messages have the same.
+        self._last: tuple[HistoryConfig | None, Lane | None] = (None, None)
         self._number = 0
         self._waiting_bytes = 0
         self._is_closed = False
@@ -147,13 +149,18 @@ class Storing:
             return False
         self._number += 1
         outgoing = Outgoing(self._number, self._epochs.tokens(channel), envelope, key, answer)
-        limits = StreamLimits.of(config)
-        lane = self._lanes.get(limits)
-        if lane is None:
-            lane = self._lanes[limits] = Lane(limits)
+        lane = self._lane(config)
         self._wait(lane, outgoing)
         self._pump(lane)
         return True
+
+    def _lane(self, config: HistoryConfig) -> Lane:
+        last_config, lane = self._last
+        if last_config is not config or lane is None:
+            limits = StreamLimits.of(config)
+            lane = self._lanes.setdefault(limits, Lane(limits))
+            self._last = config, lane
+        return lane
 
     def _wait(self, lane: Lane, outgoing: Outgoing) -> None:
         lane.waiting.append(outgoing)

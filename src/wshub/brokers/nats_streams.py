@@ -26,11 +26,23 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from wshub.brokers.interface import HistoryConfig
-from wshub.brokers.nats_requests import ApiError, Requests
+from wshub.brokers.nats_requests import ApiError, NoResponderError, Requests
 from wshub.brokers.nats_subjects import SubjectNames
 from wshub.errors import BrokerError, BrokerUnavailable, BrokerUncertain
 
-__all__ = ["GONE", "NO_MESSAGE", "WRONG_SEQUENCE", "Stream", "StreamLimits", "Streams", "seconds_of"]
+__all__ = [
+    "EXPECTED",
+    "GONE",
+    "NO_MESSAGE",
+    "NO_STREAM",
+    "WRONG_SEQUENCE",
+    "Stream",
+    "StreamLimits",
+    "Streams",
+    "digest",
+    "make_stream",
+    "seconds_of",
+]
 
 # Seconds in which an idempotency key is known. A stream may not keep messages for less.
 DUPLICATE_SECONDS = 300
@@ -40,8 +52,8 @@ NO_MESSAGE = 10037
 NO_STREAM = 10059
 OTHER_SETTINGS = 10058
 
-GONE = (NO_STREAM, 10012)
-"""The codes of errors of a stream that is gone, or about to be. The second one is of a consumer that cannot be made."""
+GONE = (NO_STREAM, 10012, 10096)
+"""The codes of errors of a stream that is gone, or about to be; also of a consumer that cannot be made there."""
 
 WRONG_SEQUENCE = (10071, 10164)
 """The codes of errors of a message that is not stored, because another one was before it."""
@@ -51,6 +63,9 @@ EXPECTED = "Nats-Expected-Last-Subject-Sequence"
 
 # Streams that are tried, if one after the other is deleted meanwhile.
 ATTEMPTS = 8
+
+# Seconds after the first attempt of several to reach a stream. Each further pause is longer.
+PAUSE = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +131,7 @@ class Streams:
         self._claims = f"{names.prefix}-{digest(names.hub)}-epochs"
         self._known: dict[StreamLimits, Stream] = {}
         self._locks: dict[StreamLimits, asyncio.Lock] = {}
+        self._are_claims_ready = False
 
     def forget(self, stream: Stream) -> None:
         """Look for the stream that is in use when one is needed next."""
@@ -129,6 +145,7 @@ class Streams:
     def forget_all(self) -> None:
         """Look for each stream again."""
         self._known.clear()
+        self._are_claims_ready = False
 
     async def find(self, limits: StreamLimits) -> Stream:
         """Return the stream that is in use. Make one if there is none.
@@ -171,12 +188,15 @@ class Streams:
 
     async def _claim(self, limits: StreamLimits) -> Claim | None:
         """Return the claim for these limits; None if there is none yet."""
+        if not self._are_claims_ready:
+            await self._create_claims()
+            self._are_claims_ready = True
         question = {"last_by_subj": self._claim_subject(limits)}
         try:
             answer = await self._requests.ask(f"STREAM.MSG.GET.{self._claims}", question)
         except ApiError as error:
             if error.code == NO_STREAM:
-                await self._create_claims()
+                self._are_claims_ready = False
             elif error.code != NO_MESSAGE:
                 raise
             return None
@@ -185,17 +205,19 @@ class Streams:
 
     async def _create_claims(self) -> None:
         """Make the stream of the claims. Any number of nodes may do so at the same time."""
-        settings = {
-            "name": self._claims,
-            "subjects": [f"{self._names.prefix}.=epochs.{self._names.hub}.*"],
-            "max_msgs_per_subject": 1,
-            **self._common(),
-        }
-        await self._requests.ask(f"STREAM.CREATE.{self._claims}", settings, ignore=(OTHER_SETTINGS,))
+        subjects = f"{self._names.prefix}.=epochs.{self._names.hub}"
+        settings = {"subjects": [f"{subjects}.*"], "max_msgs_per_subject": 1}
+        await make_stream(self._requests, self._claims, settings, self.replicas, f"{subjects}.=ready")
 
     async def _begin(self, limits: StreamLimits, claim: Claim | None) -> Stream | None:
         """Make a stream and claim it. Return None if another node was faster."""
-        made = await self._create(self._stream(limits, new_epoch()))
+        try:
+            made = await self._create(self._stream(limits, new_epoch()))
+        except ApiError as error:
+            if error.code in GONE:
+                # The node that was faster has deleted it already.
+                return None
+            raise
         try:
             if claim is not None:
                 await self._delete(self._stream(limits, claim.epoch).name)
@@ -224,13 +246,10 @@ class Streams:
             "duplicate_window": int(DUPLICATE_SECONDS * 1e9),
             "republish": {"src": f"{stream.subjects}>", "dest": f"{self._names.start}>"},
             "allow_direct": True,
-            **self._common(),
+            **common_settings(self.replicas),
         }
         info = await self._requests.ask(f"STREAM.CREATE.{stream.name}", settings)
         return created(stream, info)
-
-    def _common(self) -> dict[str, Any]:
-        return {"retention": "limits", "discard": "old", "storage": "file", "num_replicas": self.replicas}
 
     async def _look_up(self, stream: Stream) -> Stream | None:
         """Return a stream with the time at which it was made; None if it is gone."""
@@ -260,6 +279,39 @@ class Streams:
 
     def _claim_subject(self, limits: StreamLimits) -> str:
         return f"{self._names.prefix}.=epochs.{self._names.hub}.{limits.token}"
+
+
+async def make_stream(
+    requests: Requests, name: str, settings: dict[str, Any], replicas: int, ready_subject: str
+) -> None:
+    """Make a stream that any number of nodes may make at the same time. Return when it can be asked for messages.
+
+    Args:
+        requests: asks the engine.
+        name: of the stream.
+        settings: further settings.
+        replicas: how many servers keep it.
+        ready_subject: a subject of the stream for a message that says nothing.
+    """
+    settings = {"name": name, **settings, **common_settings(replicas)}
+    await requests.ask(f"STREAM.CREATE.{name}", settings, ignore=(OTHER_SETTINGS,))
+    for attempt in range(ATTEMPTS):
+        try:
+            # nats-server 2.9.10 crashes if it is asked for a message of a stream that another node is just making.
+            # A stored message tells that the stream is complete.
+            await requests.store(ready_subject, b"", {})
+        except NoResponderError:
+            await asyncio.sleep(attempt * PAUSE)
+        except BrokerUncertain as error:
+            raise BrokerUnavailable(str(error)) from None
+        else:
+            return
+    raise BrokerUnavailable(f"the engine has not made the stream {name}")
+
+
+def common_settings(replicas: int) -> dict[str, Any]:
+    """Return what all streams have."""
+    return {"retention": "limits", "discard": "old", "storage": "file", "num_replicas": replicas}
 
 
 def created(stream: Stream, info: dict[str, Any]) -> Stream:

@@ -96,7 +96,7 @@ class PresencePage:
     """Some members of a room."""
 
     members: tuple[Member, ...]
-    """The members, in no particular order. One that joins or leaves meanwhile may be on no page."""
+    """The members, in no particular order. One that joins, leaves or changes meanwhile may be on no page, or on two."""
 
     cursor: str = ""
     """The ``cursor`` of the next call of ``Hub.presence``; empty after the last page."""
@@ -144,7 +144,7 @@ class Beat(NamedTuple):
     """Changes when the engine has lost all entries."""
 
     dead: tuple[str, ...]
-    """Nodes that are dead, and whose entries nobody has taken over yet."""
+    """Nodes that are dead, and whose entries nobody has taken over yet: names for ``presence_take_over()``."""
 
     lost: tuple[str, ...] = ()
     """The ids of entries of this node that others have taken over. The node has to enter those members."""

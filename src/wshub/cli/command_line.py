@@ -98,7 +98,8 @@ main.add_command(
         context_settings={"auto_envvar_prefix": "WSHUB"},
         short_help="Serve an ASGI application, such as main:app.",
         help="Serve an ASGI application, such as main:app, with uvicorn, and its WebSockets natively.\n\n"
-        "With --workers, a broadcast reaches the connections of every worker. With --broker, it reaches every machine.",
+        "With --workers, a broadcast reaches the connections of every worker. With --broker, it reaches every machine."
+        "\n\nWith --ssl-certfile, SIGHUP reads the certificate again. With --workers, SIGHUP replaces the workers.",
     )
 )
 

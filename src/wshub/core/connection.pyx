@@ -130,9 +130,9 @@ cdef class Connection(InboxConnection):
     def buffered(self):
         """The bytes in the send queue that the kernel has not taken yet, as ``max_send_buffer`` counts them.
 
-        With TLS, and wherever the reactor does not own the socket, a transport takes the bytes instead of the kernel.
-        It may hold up to 64 KB more, and behind them one message or 16 KB of short ones. Under another ASGI server, the
-        server takes the bytes.
+        Wherever the reactor does not carry the connection, a transport takes the bytes instead of the kernel. It may
+        hold up to 64 KB more, and behind them one message or 16 KB of short ones. Under another ASGI server, the server
+        takes the bytes.
         """
         return queue_charge(&self.link.queue) if self.link is not None else 0
 

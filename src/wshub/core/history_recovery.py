@@ -104,6 +104,10 @@ class Recovering:
         while not gap and self._returning.is_wanted and position.offset < history.offset:
             # Nothing waits between the end of this loop and the joining.
             position, gap = await self._advance(position)
+            if gap == "epoch" and position.epoch == history.epoch:
+                # The history was lost, and this node has not noticed it yet.
+                history.interrupt()
+                await wait_live(history)
             gap = gap or gap_before(history, position)
         return self._end(position, gap)
 

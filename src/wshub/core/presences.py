@@ -353,6 +353,8 @@ class Presences:
                 self._remove(attendance)
             elif attendance.is_stored and attendance.is_present:
                 attendance.is_stored = False
+                # If the member leaves before that, it leaves all the same.
+                attendance.is_uncertain = True
                 attendance.is_new = not is_lost
                 self._note(attendance)
 

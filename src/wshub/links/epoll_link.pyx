@@ -177,6 +177,9 @@ cdef class EpollLink(Link):
             self.links.enqueue_loss(self)
         return descriptor
 
+    cdef int fileno(self) noexcept:
+        return self.descriptor
+
     cdef object peer_name(self):
         cdef int family
         cdef bytes raw

@@ -127,6 +127,8 @@ cdef class EpollReactor:
             links.running = False
         self.closed = True
         self.continue_method = None
+        if self.tls is not None:
+            self.tls.waiting.clear()
         if not links.loop.is_closed():
             links.loop.remove_reader(links.epoll_fd)
         links.close_epoll()

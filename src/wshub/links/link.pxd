@@ -104,6 +104,7 @@ cdef class Link:
     cdef bint replace(self, FrameBuffer *frame) noexcept
     cdef void reject(self, FrameBuffer *frame, Outcome outcome) noexcept
     cdef int detach(self) noexcept
+    cdef int fileno(self) noexcept
     cdef object peer_name(self)
     cdef int push(self, FrameBuffer *frame) noexcept
     cdef FrameBuffer *pop_delivered(self) noexcept

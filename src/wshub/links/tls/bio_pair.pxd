@@ -35,6 +35,7 @@ cdef class BioPair:
     cdef Py_ssize_t handshake(self, object session) noexcept
     cdef void send_close(self, object session) noexcept
     cdef bytes take_output(self)
+    cdef bint begin_step(self) noexcept
     cdef bint discard(self) noexcept
     cdef size_t input_left(self) noexcept
     cdef void check_empty(self) noexcept

@@ -90,8 +90,7 @@ cdef class BioPair:
     cdef bint feed(self, const uint8_t *records, size_t length) noexcept:
         """Put whole records into the pair. Return False, with `failure`, if there is no memory."""
         cdef PyObject *arguments[2]
-        if self.needs_discard and not self.discard():
-            self.failure = MemoryError()
+        if not self.begin_step():
             return False
         arguments[0] = <PyObject *>self.incoming
         arguments[1] = <PyObject *>self.window
@@ -134,16 +133,19 @@ cdef class BioPair:
     cdef bint write(self, object session, const uint8_t *data, size_t length) noexcept:
         """Encrypt the bytes. Return False, with `failure`, if the connection must end."""
         cdef PyObject *arguments[2]
+        cdef Py_ssize_t written
+        if not self.begin_step():
+            return False
         arguments[0] = <PyObject *>session
         arguments[1] = <PyObject *>self.window
         self.window.start = <uint8_t *>data
         self.window.length = length
         self.busy = True
         try:
-            written = call(
+            written = <Py_ssize_t>call(
                 self.write_session if type(session) is self.session_type else type(session).write, arguments, 2, NULL
             )
-            if written == length:
+            if written == <Py_ssize_t>length:
                 return True
             self.failure = ssl.SSLError(f"{written} of {length} bytes were encrypted")
         except BaseException as error:
@@ -154,6 +156,8 @@ cdef class BioPair:
 
     cdef Py_ssize_t handshake(self, object session) noexcept:
         """Take a step of the handshake. Return 1 when it is done, WANTS_READ or FAILED."""
+        if self.needs_discard and not self.begin_step():
+            return FAILED
         self.busy = True
         try:
             session.do_handshake()
@@ -167,21 +171,38 @@ cdef class BioPair:
             self.busy = False
 
     cdef void send_close(self, object session) noexcept:
-        """Put close_notify into the output."""
+        """Put close_notify into the output, if it can be made."""
+        if not self.begin_step():
+            return
         self.busy = True
         try:
             session.shutdown()
-        except BaseException:
-            # The peer's close_notify is not there yet, or the connection has failed. The output has what there is.
+        except Exception:
+            # The peer's close_notify has not arrived, or the connection has failed.
             pass
+        except BaseException as error:
+            self.failure = error
         finally:
             self.busy = False
 
     cdef bytes take_output(self):
         """Return the records that are to be sent. Raise MemoryError."""
         cdef PyObject *arguments[1]
+        if self.needs_discard:
+            # They belong to the connection whose step failed.
+            if not self.discard():
+                raise MemoryError
+            return b""
         arguments[0] = <PyObject *>self.outgoing
         return call(self.read_bio, arguments, 1, NULL)
+
+    cdef bint begin_step(self) noexcept:
+        """Return False, with `failure`, if the pair is not empty, and cannot be emptied."""
+        self.failure = None
+        if self.needs_discard and not self.discard():
+            self.failure = MemoryError()
+            return False
+        return True
 
     cdef bint discard(self) noexcept:
         """Empty both BIOs after a step that has failed. Return False if there is no memory for that yet."""
@@ -231,3 +252,12 @@ class OwnMethods:
 
     def version(self):
         return self._wrapped.version()
+
+
+def ssl_object_of(session):
+    """Return an SSLObject for a session that ``BioPair.wrap()`` has returned. Its own one may be gone."""
+    if isinstance(session, OwnMethods):
+        return session._wrapped
+    found = ssl.SSLObject.__new__(ssl.SSLObject)
+    found._sslobj = session
+    return found

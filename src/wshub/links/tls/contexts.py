@@ -13,7 +13,11 @@ Path = str | os.PathLike[str]
 
 
 class ServerTls:
-    """The settings of a listening socket for TLS. New connections use ``context`` as it is when their first byte arrives.
+    """The settings of a listening socket for TLS.
+
+    New connections use ``context`` as it is when their first byte arrives.
+
+    New connections use ``context`` as it is when their first byte arrives.
 
     Args:
         context: an SSLContext of the server's side.

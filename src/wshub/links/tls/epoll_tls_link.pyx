@@ -25,6 +25,7 @@ import ssl
 from collections import deque
 
 from wshub.links.failures import raise_from_loop
+from wshub.links.tls.bio_pair import ssl_object_of
 
 logger = logging.getLogger("wshub.server")
 
@@ -368,6 +369,12 @@ cdef class EpollTlsLink(EpollTlsOutput):
         self.links.on_lost(self, 0)
         return True
 
+    def get_ssl_object(self):
+        """Return an SSLObject of the connection, to ask it; None before the first record and after close_notify."""
+        if self.ssl_object is not None or self.session is None:
+            return self.ssl_object
+        return ssl_object_of(self.session)
+
     cdef bint start_session(self) noexcept:
         """Make the objects of the connection. If that fails, end it, and return False."""
         cdef BioPair pair = self.tls.pair
@@ -394,7 +401,9 @@ cdef class EpollTlsLink(EpollTlsOutput):
         try:
             self.is_tls13 = self.session.version() == "TLSv1.3"
             if self.ssl_object.context._msg_callback is None:
-                # Nothing else asks for it after the handshake.
+                # Nothing else asks for it after the handshake. The session has a weak reference to it. One to the
+                # context, which exists already, takes less memory.
+                self.session.owner = self.ssl_object.context
                 self.ssl_object = None
         except BaseException:
             # Without a version, the records are held to the rules of the older ones, which are stricter.

@@ -38,6 +38,7 @@ from wshub.protocol.frame_buffer cimport (
 )
 
 import logging
+import ssl
 
 from wshub.links.failures import raise_from_loop
 
@@ -100,6 +101,7 @@ cdef class EpollTlsOutput(EpollLink):
             if self.session is not None:
                 session, self.session = self.session, None
                 pair.send_close(session)
+                raise_from_loop(links.loop, pair.failure)
                 if not self.send_output() or self.ciphertext is not None:
                     return
             if self.ended:
@@ -239,7 +241,7 @@ cdef class EpollTlsOutput(EpollLink):
     cdef void fail(self, bytes alert) noexcept:
         """End the link because TLS has failed. The peer is told if it can be told at once."""
         cdef BioPair pair = self.tls.pair
-        failure, pair.failure = pair.failure, None
+        failure, pair.failure = pair.failure or ssl.SSLError("the peer has sent what is no record"), None
         if self.closed:
             return
         if not raise_from_loop(self.links.loop, failure) and not self.established:

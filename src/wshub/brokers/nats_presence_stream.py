@@ -1,0 +1,120 @@
+"""The JetStream stream of who is in which room: messages that are replaced only by those who have read them."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any, NamedTuple
+
+from wshub.brokers.nats_reading import Page, StreamReader
+from wshub.brokers.nats_requests import ApiError, NoResponderError, Requests
+from wshub.brokers.nats_streams import EXPECTED, GONE, NO_MESSAGE, WRONG_SEQUENCE, digest, make_stream
+from wshub.brokers.nats_subjects import SubjectNames
+from wshub.errors import BrokerUnavailable
+
+__all__ = ["PresenceStream", "Record", "ReplacedError"]
+
+# Bytes of one reading of many messages.
+PAGE_BYTES = 4 * 1024 * 1024
+
+
+class ReplacedError(Exception):
+    """Another node has replaced the message first."""
+
+
+class Record(NamedTuple):
+    """A message of the stream."""
+
+    sequence: int
+    data: bytes
+
+
+NONE = Record(0, b"")
+
+
+class PresenceStream:
+    """Keeps the newest message of each subject.
+
+    Args:
+        requests: asks the engine.
+        names: the subjects of plain messages.
+        replicas: how many servers of a cluster keep the messages.
+    """
+
+    def __init__(self, requests: Requests, names: SubjectNames, replicas: int) -> None:
+        self.start = f"{names.prefix}.=presence.{names.hub}."
+        """The beginning of all subjects. The methods take what follows."""
+        self._requests = requests
+        self._name = f"{names.prefix}-{digest(names.hub)}-presence"
+        self._replicas = replicas
+        self._reader = StreamReader(requests, replicas)
+        self._is_ready = False
+
+    def attached(self) -> None:
+        """Make the stream again if it is gone: the connection is a new one."""
+        self._is_ready = False
+
+    async def read(self, subject: str) -> Record:
+        """Return the message of a subject; one with the sequence 0 if there is none.
+
+        Raises ``BrokerUnavailable``.
+        """
+        await self._prepare()
+        question = {"last_by_subj": self.start + subject}
+        try:
+            answer = await self._requests.ask(f"STREAM.MSG.GET.{self._name}", question)
+        except ApiError as error:
+            if error.code == NO_MESSAGE:
+                return NONE
+            raise self._unavailable(error) from None
+        message = answer["message"]
+        return Record(int(message["seq"]), base64.b64decode(message.get("data", "")))
+
+    async def replace(self, subject: str, data: bytes, sequence: int) -> int:
+        """Replace the message of a subject that has a sequence; 0 if there must be none. Return the new sequence.
+
+        Raises:
+            ReplacedError: the message has another sequence.
+            BrokerUnavailable, BrokerUncertain: nothing was done; the answer was lost.
+        """
+        await self._prepare()
+        try:
+            answer = await self._requests.store(self.start + subject, data, {EXPECTED: str(sequence)})
+        except ApiError as error:
+            if error.code in WRONG_SEQUENCE:
+                raise ReplacedError from None
+            raise self._unavailable(error) from None
+        except NoResponderError:
+            self._is_ready = False
+            raise
+        return int(answer["seq"])
+
+    def delete(self, subject: str, sequence: int) -> None:
+        """Delete the message of a subject, unless it was replaced."""
+        self._requests.tell(f"STREAM.PURGE.{self._name}", {"filter": self.start + subject, "seq": sequence + 1})
+
+    async def list(self, subject: str, start: int, limit: int) -> Page:
+        """Return messages of several subjects, from a sequence on. Raises ``BrokerUnavailable``."""
+        await self._prepare()
+        try:
+            return await self._reader.read(self._name, self.start + subject, start, limit, PAGE_BYTES)
+        except ApiError as error:
+            raise self._unavailable(error) from None
+
+    def _unavailable(self, error: ApiError) -> BrokerUnavailable:
+        if error.code in GONE:
+            self._is_ready = False
+        return BrokerUnavailable(str(error))
+
+    async def _prepare(self) -> None:
+        """Make the stream, unless that was done over this connection."""
+        if not self._is_ready:
+            settings: dict[str, Any] = {
+                "subjects": [f"{self.start}>"],
+                "max_msgs_per_subject": 1,
+                "allow_direct": True,
+            }
+            try:
+                await make_stream(self._requests, self._name, settings, self._replicas, f"{self.start}ready")
+            except ApiError as error:
+                raise BrokerUnavailable(str(error)) from None
+            self._is_ready = True

@@ -1,0 +1,328 @@
+"""The members of a room, which JetStream keeps."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import secrets
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.support.broker_node import until
+from tests.support.nats_engine import PROGRAMS, NatsEngine, running_jetstream
+from tests.support.presence_nodes import ROOM, Events, Node, are, node
+from tests.support.serving_hub import connected
+from tests.support.tcp_proxy import proxy_to
+from wshub import PresenceCounts
+from wshub.brokers import nats_lives
+from wshub.brokers.nats import NatsBroker
+from wshub.brokers.presence_interface import PresenceEntry
+
+# Each server has one of the loops: all four pairs take twice as long.
+pytestmark = pytest.mark.parametrize(("engine", "run"), [("2.9", "asyncio"), ("current", "uvloop")], indirect=True)
+
+
+@pytest.fixture(scope="module", params=PROGRAMS)
+def engine(request: pytest.FixtureRequest) -> Iterator[NatsEngine]:
+    with running_jetstream(request.param) as engine:
+        yield engine
+
+
+@pytest.fixture
+def own_engine(engine: NatsEngine) -> Iterator[NatsEngine]:
+    """A server that the test may stop, of the same kind as the shared one."""
+    with running_jetstream(engine.kind) as own:
+        yield own
+
+
+@pytest.fixture
+def prefix() -> str:
+    """A prefix that no other test has."""
+    return secrets.token_hex(4)
+
+
+async def test_all_nodes_see_all_members_and_one_calls_the_functions(engine: NatsEngine, prefix: str) -> None:
+    events = Events()
+    async with (
+        node(events, NatsBroker(engine.url, prefix=prefix)) as one,
+        node(events, NatsBroker(engine.url, prefix=prefix)) as two,
+        connected(one.url + "ann"),
+        connected(two.url + "böb"),
+        connected(two.url + "ann"),
+        connected(two.url),
+    ):
+        await are(one, "ann", "ann", "böb", None)
+        await are(two, "ann", "ann", "böb", None)
+        assert await one.hub.presence_counts(ROOM) == PresenceCounts(connections=4, users=3)
+        assert events.counts() == {("join", "ann"): 1, ("join", "böb"): 1, ("join", None): 1}
+        (page,) = [await one.hub.presence(ROOM)]
+        assert {member.user: member.info for member in page.members} == {
+            "ann": {"name": "ann"},
+            "böb": {"name": "böb"},
+            None: None,
+        }
+
+
+async def test_many_members_are_read_in_pages(engine: NatsEngine, prefix: str) -> None:
+    events = Events()
+    async with node(events, NatsBroker(engine.url, prefix=prefix)) as one, contextlib.AsyncExitStack() as stack:
+        names = [f"user-{number}" for number in range(300)]
+        for name in names:
+            await stack.enter_async_context(connected(one.url + name))
+        await until(lambda: len(events.log) == 300)
+        assert await one.users() == sorted(names)
+        page = await one.hub.presence(ROOM, limit=50)
+        assert len(page.members) == 50
+        assert page.cursor
+
+
+async def test_of_nodes_that_enter_a_user_at_once_one_is_first_and_one_is_last(engine: NatsEngine, prefix: str) -> None:
+    events = Events()
+    async with (
+        node(events, NatsBroker(engine.url, prefix=prefix)) as one,
+        node(events, NatsBroker(engine.url, prefix=prefix)) as two,
+    ):
+        sources = [each.hub.broker for each in (one, two)]
+        for number in range(20):
+            entries = [PresenceEntry(f"{index}:{number}", f"user {number % 7}", b"\x00\xff") for index in range(8)]
+
+            enter = [sources[index % 2].presence_enter("room:a", [entry]) for index, entry in enumerate(entries)]  # type: ignore[union-attr]
+            assert sorted(await asyncio.gather(*enter)) == [[False]] * 7 + [[True]]
+            found = await sources[0].presence_read("room:a", "", 10)  # type: ignore[union-attr]
+            assert set(found.entries) == set(entries)
+            leave = [sources[index % 2].presence_leave("room:a", [entry]) for index, entry in enumerate(entries)]  # type: ignore[union-attr]
+            assert sorted(await asyncio.gather(*leave)) == [[False]] * 7 + [[True]]
+        assert await sources[0].presence_counts("room:a") == PresenceCounts(connections=0, users=0)  # type: ignore[union-attr]
+
+
+async def test_a_user_who_moves_to_another_node_has_neither_left_nor_joined(engine: NatsEngine, prefix: str) -> None:
+    events = Events()
+    async with (
+        node(events, NatsBroker(engine.url, prefix=prefix)) as one,
+        node(events, NatsBroker(engine.url, prefix=prefix)) as two,
+    ):
+        async with connected(one.url + "ann"):
+            await are(two, "ann")
+        async with connected(two.url + "ann"):
+            await are(one, "ann", "ann")
+            one.skip(6)
+            await are(one, "ann")
+            assert events.log == [("join", "ann")]
+        await until(lambda: two.hub.room_size(ROOM) == 0)
+        two.skip(6)
+        await until(lambda: events.log[1:] == [("leave", "ann")])
+
+
+@pytest.fixture
+def short_life(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node without a beat is dead after a fifth of a second by the engine's clock."""
+    monkeypatch.setattr(nats_lives, "DEAD_SECONDS", 0.2)
+
+
+@pytest.mark.usefixtures("short_life")
+async def test_the_members_of_a_dead_node_leave_once_and_join_when_it_was_not_dead(own_engine: NatsEngine) -> None:
+    events = Events()
+    with proxy_to("127.0.0.1", own_engine.port) as proxy:
+        async with (
+            node(events, NatsBroker(f"nats://127.0.0.1:{proxy.port}")) as one,
+            node(events, NatsBroker(own_engine.url)) as two,
+            node(events, NatsBroker(own_engine.url)) as three,
+            connected(one.url + "ann"),
+            connected(one.url + "bob"),
+            connected(two.url + "bob"),
+        ):
+            await are(three, "ann", "bob", "bob")
+            # An hour between the clocks of nodes means nothing.
+            three.clock.skipped += 3600
+            proxy.to_server.clear()
+            async with asyncio.timeout(20):
+                while await two.users() != ["bob"]:
+                    for each in (two, three):
+                        each.skip(4)
+                    await asyncio.sleep(0.05)
+            await until(lambda: ("leave", "ann") in events.log)
+            assert events.counts() == {("join", "ann"): 1, ("join", "bob"): 1, ("leave", "ann"): 1}
+            proxy.heal()
+            await until(lambda: one.skip(0.2) or events.counts()["join", "ann"] == 2)
+            await are(three, "ann", "bob", "bob")
+            assert events.counts()["leave", "ann"] == 1
+
+
+@pytest.mark.usefixtures("short_life")
+async def test_a_node_that_dies_while_it_takes_members_over_is_followed_by_another_one(own_engine: NatsEngine) -> None:
+    events = Events()
+    with proxy_to("127.0.0.1", own_engine.port) as first, proxy_to("127.0.0.1", own_engine.port) as second:
+        async with (
+            node(events, NatsBroker(f"nats://127.0.0.1:{first.port}")) as one,
+            node(events, NatsBroker(f"nats://127.0.0.1:{second.port}")) as two,
+            connected(one.url + "ann"),
+        ):
+            await are(two, "ann")
+            first.to_server.clear()
+            presences = two.hub.broker._session.presences  # type: ignore[union-attr]
+
+            async def claimed() -> bool:
+                beat = await presences.beat(is_leaving=False)
+                return any([await presences._lives.claim(life) for life in beat.dead])
+
+            # The second one claims what the first one had, and does nothing more.
+            two.hub._presences._is_closed = True  # type: ignore[union-attr]
+            async with asyncio.timeout(20):
+                while not await claimed():
+                    await asyncio.sleep(0.05)
+            second.to_server.clear()
+            async with node(events, NatsBroker(own_engine.url)) as three:
+                async with asyncio.timeout(20):
+                    while await three.users():
+                        three.skip(4)
+                        await asyncio.sleep(0.05)
+                assert events.counts() == {("join", "ann"): 1, ("leave", "ann"): 1}
+            for proxy in (first, second):
+                proxy.heal()
+
+
+async def test_after_an_outage_nobody_is_taken_for_dead(own_engine: NatsEngine, monkeypatch: Any) -> None:
+    events = Events()
+    async with (
+        node(events, NatsBroker(own_engine.url)) as one,
+        node(events, NatsBroker(own_engine.url)) as two,
+        connected(one.url + "ann"),
+        connected(two.url + "bob"),
+    ):
+        await are(one, "ann", "bob")
+        monkeypatch.setattr(nats_lives, "DEAD_SECONDS", 0.0)
+        own_engine.stop(signal.SIGTERM)
+        own_engine.start()
+        for _ in range(8):
+            for each in (one, two):
+                await until(lambda each=each: each.skip(1) or each.hub.health().ok)
+                each.skip(4)
+                await asyncio.sleep(0.03)
+        await are(two, "ann", "bob")
+        assert events.counts() == {("join", "ann"): 1, ("join", "bob"): 1}
+
+
+async def test_the_members_of_a_node_that_closes_may_come_back_at_another_one(engine: NatsEngine, prefix: str) -> None:
+    events = Events()
+    async with node(events, NatsBroker(engine.url, prefix=prefix)) as two:
+        async with (
+            node(events, NatsBroker(engine.url, prefix=prefix)) as one,
+            connected(one.url + "ann"),
+            connected(one.url + "bob"),
+        ):
+            await are(two, "ann", "bob")
+        two.skip(4)
+        await asyncio.sleep(0.05)
+        async with connected(two.url + "ann"):
+            await are(two, "ann", "ann", "bob")
+            await until(lambda: two.skip(0.5) or len(events.log) == 3)
+            await are(two, "ann")
+            assert events.counts() == {("join", "ann"): 1, ("join", "bob"): 1, ("leave", "bob"): 1}
+
+
+async def test_a_node_without_members_leaves_nothing_behind(engine: NatsEngine, prefix: str) -> None:
+    events = Events()
+    async with node(events, NatsBroker(engine.url, prefix=prefix)) as two:
+        async with node(events, NatsBroker(engine.url, prefix=prefix)) as one, connected(one.url + "ann"):
+            await are(two, "ann")
+            two.skip(4)
+            stream = two.hub.broker._session.presences._stream  # type: ignore[union-attr]
+            while (await stream.list("life.*", 1, 10)).available != 2:
+                await asyncio.sleep(0.01)
+            one.hub.configure_room(ROOM, presence=events.config(grace_ms=0))
+            for connection in one.hub.connections:
+                connection.leave(ROOM)
+            await are(two)
+        assert (await stream.list("life.*", 1, 10)).available == 1
+        assert (await stream.list("user.>", 1, 10)).available == 0
+
+
+async def test_an_engine_that_comes_back_empty_is_told_again_and_nobody_joins_twice(own_engine: NatsEngine) -> None:
+    events = Events()
+    async with (
+        node(events, NatsBroker(own_engine.url)) as one,
+        node(events, NatsBroker(own_engine.url)) as two,
+        connected(one.url + "ann"),
+        connected(two.url + "bob"),
+    ):
+        await are(one, "ann", "bob")
+        requests = one.hub.broker._session._requests  # type: ignore[union-attr]
+        for name in (await requests.ask("STREAM.NAMES"))["streams"]:
+            await requests.ask(f"STREAM.DELETE.{name}")
+
+        async def are_told() -> None:
+            while True:
+                for each in (one, two):
+                    each.skip(4)
+                await asyncio.sleep(0.05)
+                with contextlib.suppress(Exception):
+                    if await one.users() == ["ann", "bob"]:
+                        return
+
+        async with asyncio.timeout(10):
+            await are_told()
+        assert events.counts() == {("join", "ann"): 1, ("join", "bob"): 1}
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+async def test_whatever_fails_nobody_is_missing_and_there_is_no_ghost(
+    own_engine: NatsEngine, monkeypatch: pytest.MonkeyPatch, end: int
+) -> None:
+    """Users come and go at three nodes whose connections and engine fail, against a model."""
+    monkeypatch.setattr(nats_lives, "DEAD_SECONDS", 0.3)
+    chance = random.Random(5)
+    events = Events()
+    async with contextlib.AsyncExitStack() as stack:
+        proxies = [stack.enter_context(proxy_to("127.0.0.1", own_engine.port)) for _ in range(3)]
+        nodes: list[Node] = []
+        for index, proxy in enumerate(proxies):
+            broker = NatsBroker(f"nats://127.0.0.1:{proxy.port}")
+            nodes.append(await stack.enter_async_context(node(events, broker)))
+            nodes[-1].clock.skipped += 3600 * index
+        there: dict[str, Any] = {}
+        for step in range(80):
+            fault = chance.randrange(12)
+            if fault == 0:
+                chance.choice(proxies).to_server.clear()
+            elif fault == 1:
+                for connection in chance.choice(proxies).open_connections():
+                    connection.end()
+            elif fault == 2 and own_engine.process is not None:
+                own_engine.stop(end)
+            elif fault == 3:
+                if own_engine.process is None:
+                    own_engine.start()
+                for proxy in proxies:
+                    proxy.heal()
+            elif fault < 7 and there:
+                await there.pop(chance.choice(sorted(there))).close()
+            else:
+                name = f"user-{step}"
+                there[name] = await stack.enter_async_context(connected(chance.choice(nodes).url + name))
+            for each in nodes:
+                each.skip(1)
+            await asyncio.sleep(0.01)
+        if own_engine.process is None:
+            own_engine.start()
+        for proxy in proxies:
+            proxy.heal()
+
+        async def is_right() -> bool:
+            for each in nodes:
+                each.skip(0.5)
+            await asyncio.sleep(0.02)
+            if not all(each.hub.health().ok for each in nodes):
+                return False
+            return all([await each.users() == sorted(there) for each in nodes])
+
+        async with asyncio.timeout(40):
+            while not await is_right():
+                pass
+        for name in {str(user) for _, user in events.log}:
+            joins, leaves = events.counts()["join", name], events.counts()["leave", name]
+            # A server that is killed may have members again that had left.
+            assert joins >= leaves or end == signal.SIGKILL, name
