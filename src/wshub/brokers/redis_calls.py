@@ -2,8 +2,10 @@
 
 An engine forgets its scripts if somebody tells it to (SCRIPT FLUSH). Then it refuses the calls that are under way, and
 has done nothing for them. The scripts are loaded again, and these calls are repeated in their order. Further calls wait
-until then. The order is lost in one case: another node loads the script before this node has learned of it, so the
-engine carries out some of the calls under way.
+until then.
+
+One order is not kept. If another node loads the scripts first, the engine carries out some calls that are under
+way, and the refused ones come behind them.
 """
 
 from __future__ import annotations
