@@ -27,11 +27,19 @@ from pathlib import Path
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-SANITIZED = ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+# Checks that a release does without.
+CHECKED = ["-g", "-DWSHUB_CHECKS"]
+SANITIZED = [
+    *CHECKED,
+    "-O1",
+    "-fno-omit-frame-pointer",
+    "-fsanitize=address,undefined",
+    "-fno-sanitize-recover=undefined",
+]
 
 FLAGS: dict[str, tuple[list[str], list[str]]] = {
     "release": (["-O3", "-g0"], []),
-    "debug": (["-O0", "-g"], []),
+    "debug": (["-O0", *CHECKED], []),
     "profile": (["-O3", "-g", "-fno-omit-frame-pointer"], []),
     "sanitize": (SANITIZED, ["-fsanitize=address,undefined"]),
     # A library that is loaded before them defines the symbols.
@@ -68,7 +76,12 @@ def extensions() -> list[Extension]:
             ".".join(path.relative_to(root).with_suffix("").parts),
             [str(path)],
             libraries=LIBRARIES.get(path.stem, []),
-            include_dirs=["src/wshub/protocol", "src/wshub/protocol/compression", "src/wshub/links"],
+            include_dirs=[
+                "src/wshub/protocol",
+                "src/wshub/protocol/compression",
+                "src/wshub/links",
+                "src/wshub/links/tls",
+            ],
             depends=[str(header) for header in sorted(root.rglob("*.h"))],
             # Old CPython headers declare after statements; nothing of ours is to warn.
             extra_compile_args=[*compile_arguments, "-Wall", "-Wextra", "-Wno-unused-parameter"],

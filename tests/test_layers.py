@@ -37,7 +37,6 @@ ALLOWED = {
 }
 
 OPTIONAL = {
-    "aiofastnet",
     "channels",
     "click",
     "django",

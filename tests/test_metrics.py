@@ -19,11 +19,14 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from tests.support.raw_peers import REQUEST
+from tests.support.redis_engine import RedisEngine
 from tests.support.serving_hub import Clock, connected, serving
 from tests.support.ways_to_serve import WAYS, served, status_of
 from tests.support.wshub_serve import serving as wshub_serve
 from wshub import Connection, EventHandler, HistoryConfig, Hub, MisuseError, Position
 from wshub.brokers.memory import MemoryBroker, MemoryEngine
+from wshub.brokers.redis import RedisBroker
+from wshub.brokers.workers import WorkersBroker
 from wshub.metrics import HubCollector, _Total, metrics_endpoint
 from wshub.metrics_table import METRICS
 
@@ -218,21 +221,89 @@ async def test_the_counts_of_a_broker_are_metrics() -> None:
 
 
 async def test_the_counts_of_histories_are_metrics() -> None:
+    positions = [Position(0, "unknown!")]
+
     async def serve(connection: Connection) -> None:
-        await connection.recover("room", Position(0, "unknown!"))
+        await connection.recover("room", positions.pop())
 
     registry = CollectorRegistry()
     async with serving(serve) as (hub, url):
         HubCollector(hub, registry=registry)
         assert not any(name.startswith("wshub_history") for name, _ in scrape(registry))
-        hub.configure_room("room", history=HistoryConfig(encode_gap=lambda gap: gap))
+        hub.configure_room("room", history=HistoryConfig(size=2, encode_gap=lambda gap: gap))
+        async with connected(url) as client:
+            await client.wait_closed()
+        for _ in range(3):
+            published = await hub.publish("hello", room="room")
+        assert published.position is not None
+        positions.append(Position(1, published.position.epoch))
         async with connected(url) as client:
             await client.wait_closed()
         samples = scrape(registry)
     assert value(samples, "wshub_history_recoveries_total", outcome="epoch") == 1
-    assert value(samples, "wshub_history_reads_total") == 0
+    assert value(samples, "wshub_history_recoveries_total", outcome="complete") == 1
+    assert value(samples, "wshub_history_recovered_messages_total") == 2
+    assert value(samples, "wshub_history_kept_messages") == 2
+    assert value(samples, "wshub_history_kept_bytes") > 2 * len("hello")
     assert value(samples, "wshub_history_catch_ups_total") == 0
     assert ("wshub_history_rooms", (("hub", "hub"),)) in samples
+
+
+async def test_messages_that_a_worker_keeps_are_counted_where_they_are_kept(socket_directory: Path) -> None:
+    registry = CollectorRegistry()
+    brokers = [WorkersBroker(socket_directory, several_in_process=True) for _ in range(2)]
+    hubs = [Hub(name="hub", broker=broker) for broker in brokers]
+    for hub in hubs:
+        hub.configure_room("room *", history=HistoryConfig(size=2))
+    HubCollector(hubs[0], registry=registry)
+    async with hubs[0], hubs[1]:
+        for hub in hubs:
+            await hub.broker_started()
+        for room in range(20):
+            for _ in range(3):
+                await hubs[0].publish("hello", room=f"room {room}")
+        kept = [hub.stats().history.kept for hub in hubs]  # type: ignore[union-attr]
+        assert sum(kept) == 40
+        assert value(scrape(registry), "wshub_history_kept_messages") == kept[0]
+
+
+async def test_an_engine_keeps_messages_outside_of_the_process(redis_engine: RedisEngine) -> None:
+    registry = CollectorRegistry()
+    hub = Hub(broker=RedisBroker(redis_engine.url))
+    hub.configure_room("room", history=HistoryConfig())
+    HubCollector(hub, registry=registry)
+    async with hub:
+        await hub.broker_started()
+        await hub.publish("hello", room="room")
+        samples = scrape(registry)
+    assert not any("kept" in name for name, _ in samples)
+    assert ("wshub_history_rooms", (("hub", "hub"),)) in samples
+
+
+async def test_the_counts_of_presences_are_metrics() -> None:
+    engine = MemoryEngine()
+    registry = CollectorRegistry()
+    hub = Hub(broker=MemoryBroker(engine))
+    handler = EventHandler(on_open=lambda connection: connection.join("room"))
+    async with hub, hub.serve("127.0.0.1", 0, handler) as server:
+        await hub.broker_started()
+        HubCollector(hub, registry=registry)
+        assert not any(name.startswith("wshub_presence") for name, _ in scrape(registry))
+        hub.configure_room("room", presence=True)
+        url = f"ws://127.0.0.1:{server.port}/"
+        async with connected(url), connected(url):
+            while (await hub.presence_counts("room")).connections < 2:
+                await asyncio.sleep(0)
+            while value(samples := scrape(registry), "wshub_presence_pending_changes"):
+                await asyncio.sleep(0)
+            assert value(samples, "wshub_presence_members") == 2
+            assert value(samples, "wshub_presence_taken_over_total") == 0
+            engine.stop()
+            async with connected(url) as third:
+                await (await third.ping())
+                samples = scrape(registry)
+            assert value(samples, "wshub_presence_members") == 3
+            assert value(samples, "wshub_presence_pending_changes") >= 1
 
 
 def test_a_hub_without_a_broker_has_no_metrics_of_one() -> None:

@@ -89,7 +89,7 @@ def test_the_package_exports_exactly_this() -> None:
 
 def test_the_version_of_the_distribution_is_that_of_the_package() -> None:
     project = tomllib.loads((Path(__file__).resolve().parents[1] / "pyproject.toml").read_text())
-    assert project["project"]["dynamic"] == ["version"]
+    assert "version" in project["project"]["dynamic"]
     assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "wshub.__version__"}
     assert re.fullmatch(r"\d+\.\d+\.\d+((a|b|rc)\d+)?", wshub.__version__)
 

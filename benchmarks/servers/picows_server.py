@@ -1,7 +1,9 @@
 """picows on uvloop, written as its README shows, with its cheapest way to send one message to many."""
 
+import ssl
+
 import uvloop
-from command_line import server_parser
+from command_line import server_parser, ssl_context_of
 from picows import WSFrame, WSListener, WSMsgType, WSTransport, WSUpgradeRequest, ws_create_server
 
 # picows writes the frame's header into the bytes before the message; 14 is the room that it asks for.
@@ -40,17 +42,19 @@ class Broadcast(WSListener):
             receiver.send_reuse_external_bytearray(kind, buffer, offset)
 
 
-async def main(mode: str, port: int) -> None:
+async def main(mode: str, port: int, context: ssl.SSLContext | None) -> None:
     listener = Echo if mode == "echo" else Broadcast
 
     def listener_factory(request: WSUpgradeRequest) -> WSListener:
         return listener()
 
-    server = await ws_create_server(listener_factory, "127.0.0.1", port, max_frame_size=16 * 1024 * 1024, backlog=4096)
+    server = await ws_create_server(
+        listener_factory, "127.0.0.1", port, max_frame_size=16 * 1024 * 1024, backlog=4096, ssl=context
+    )
     await server.serve_forever()
 
 
 if __name__ == "__main__":
     parser = server_parser()
     arguments = parser.parse_args()
-    uvloop.run(main(arguments.mode, arguments.port))
+    uvloop.run(main(arguments.mode, arguments.port, ssl_context_of(arguments)))

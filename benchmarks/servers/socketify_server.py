@@ -1,13 +1,13 @@
 """socketify, which is uWebSockets: compression with one state for all connections, and its publishing."""
 
 from command_line import server_parser
-from socketify import App, AppListenOptions, CompressOptions, OpCode, WebSocket
+from socketify import App, AppListenOptions, AppOptions, CompressOptions, OpCode, WebSocket
 
 TOPIC = "all"
 
 
-def main(mode: str, port: int, compression: bool) -> None:
-    app = App()
+def main(mode: str, port: int, compression: bool, certificate: str | None, key: str | None) -> None:
+    app = App(AppOptions(cert_file_name=certificate, key_file_name=key) if certificate is not None else None)
 
     def on_open(socket: WebSocket) -> None:
         socket.subscribe(TOPIC)
@@ -36,4 +36,4 @@ if __name__ == "__main__":
     parser = server_parser()
     parser.add_argument("--compression", action="store_true")
     arguments = parser.parse_args()
-    main(arguments.mode, arguments.port, arguments.compression)
+    main(arguments.mode, arguments.port, arguments.compression, arguments.certificate, arguments.key)

@@ -1,7 +1,9 @@
 """websockets on uvloop, its asyncio server, without pings, and with its own compression where it is asked for."""
 
+import ssl
+
 import uvloop
-from command_line import server_parser
+from command_line import server_parser, ssl_context_of
 from websockets.asyncio.server import ServerConnection, broadcast, serve
 from websockets.exceptions import ConnectionClosed
 
@@ -28,7 +30,7 @@ async def broadcast_handler(connection: ServerConnection) -> None:
         connections.discard(connection)
 
 
-async def main(mode: str, port: int, compression: bool) -> None:
+async def main(mode: str, port: int, compression: bool, context: ssl.SSLContext | None) -> None:
     handler = echo_handler if mode == "echo" else broadcast_handler
     async with serve(
         handler,
@@ -38,6 +40,7 @@ async def main(mode: str, port: int, compression: bool) -> None:
         ping_interval=None,
         max_size=16 * 1024 * 1024,
         backlog=4096,
+        ssl=context,
     ) as server:
         await server.serve_forever()
 
@@ -46,4 +49,4 @@ if __name__ == "__main__":
     parser = server_parser()
     parser.add_argument("--compression", action="store_true")
     arguments = parser.parse_args()
-    uvloop.run(main(arguments.mode, arguments.port, arguments.compression))
+    uvloop.run(main(arguments.mode, arguments.port, arguments.compression, ssl_context_of(arguments)))

@@ -1,8 +1,9 @@
 """wshub's own complete server, `Hub.serve`, on the stdlib loop or on uvloop."""
 
 import asyncio
+import ssl
 
-from command_line import server_parser
+from command_line import server_parser, ssl_context_of
 
 from wshub import CompressionConfig, Connection, EventHandler, Hub, HubConfig, Message
 
@@ -25,7 +26,7 @@ COMPRESSION = {
 }
 
 
-async def main(mode: str, port: int, compression: str) -> None:
+async def main(mode: str, port: int, compression: str, context: ssl.SSLContext | None, use_reactor: bool) -> None:
     hub = Hub(
         HubConfig(
             max_connections=20_000,
@@ -33,6 +34,7 @@ async def main(mode: str, port: int, compression: str) -> None:
             ping_interval_ms=HOUR_MS,
             pong_timeout_ms=HOUR_MS,
             compression=COMPRESSION[compression],
+            use_reactor=use_reactor,
         )
     )
     if compression == "shared":
@@ -47,7 +49,7 @@ async def main(mode: str, port: int, compression: str) -> None:
         connection.join(ROOM)
 
     handler = EventHandler(on_open=enter if has_room else None, on_message=echo if mode == "echo" else relay)
-    async with hub.serve("127.0.0.1", port, handler) as server:
+    async with hub.serve("127.0.0.1", port, handler, ssl=context) as server:
         await server.wait_closed()
 
 
@@ -55,10 +57,14 @@ if __name__ == "__main__":
     parser = server_parser()
     parser.add_argument("--loop", choices=["asyncio", "uvloop"], default="asyncio")
     parser.add_argument("--compression", choices=COMPRESSION, default="none")
+    parser.add_argument("--transports", action="store_true", help="without the reactor")
     arguments = parser.parse_args()
+    serving = main(
+        arguments.mode, arguments.port, arguments.compression, ssl_context_of(arguments), not arguments.transports
+    )
     if arguments.loop == "uvloop":
         import uvloop
 
-        uvloop.run(main(arguments.mode, arguments.port, arguments.compression))
+        uvloop.run(serving)
     else:
-        asyncio.run(main(arguments.mode, arguments.port, arguments.compression))
+        asyncio.run(serving)

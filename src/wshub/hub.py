@@ -22,7 +22,7 @@ from wshub.core.lifecycle import UpgradeHook
 from wshub.core.stats_types import HubStats, RoomStats
 from wshub.core.upgrade import current_upgrade
 from wshub.errors import MisuseError
-from wshub.links.tls import create_own_context
+from wshub.links.tls.contexts import ServerTls
 from wshub.protocol.http.fields import HeaderField
 from wshub.serving.server import Server
 
@@ -192,10 +192,11 @@ class Hub(ClusteredHub):
         """
         if sum(given is not None for given in (unix, sock, host)) > 1:
             raise MisuseError("give serve() a host, the path of a Unix socket, or a socket: one of them")
+        tls = ServerTls(ssl) if ssl is not None else None
         if ssl_certfile is not None:
             if ssl is not None:
                 raise MisuseError("give serve() an SSLContext or the files of a certificate, not both")
-            ssl = create_own_context(ssl_certfile, ssl_keyfile)
+            tls = ServerTls.from_files(ssl_certfile, ssl_keyfile)
         elif ssl_keyfile is not None:
             raise MisuseError("give serve() the ssl_certfile that belongs to the ssl_keyfile")
         return Server(
@@ -208,7 +209,7 @@ class Hub(ClusteredHub):
             unix=unix,
             sock=sock,
             backlog=backlog,
-            ssl=ssl,
+            tls=tls,
             health_path=health_path,
             close_hub=close_hub,
         )

@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 from wshub.core.cluster_types import ClusterStats
 from wshub.core.history_types import HistoryStats
+from wshub.core.presence_types import PresenceStats
 from wshub.core.stats_types import Histogram, HubStats
 
 __all__ = ["METRICS", "Metric", "Value"]
@@ -52,6 +53,15 @@ def _of_history(read: Callable[[HistoryStats], Value]) -> Callable[[HubStats], V
         return read(stats.history) if stats.history is not None else None
 
     return read_history
+
+
+def _of_presence(read: Callable[[PresenceStats], Value]) -> Callable[[HubStats], Value]:
+    """Return a function that reads the counts of presences, or nothing if no room has one."""
+
+    def read_presence(stats: HubStats) -> Value:
+        return read(stats.presence) if stats.presence is not None else None
+
+    return read_presence
 
 
 def _seconds(milliseconds: float | None) -> float | None:
@@ -188,5 +198,36 @@ METRICS: tuple[Metric, ...] = (
         "Clients that came back to a room, by outcome.",
         _of_history(lambda h: h.recoveries),
         "outcome",
+    ),
+    Metric(
+        "counter",
+        "wshub_history_recovered_messages",
+        "Messages sent to clients that had missed them.",
+        _of_history(lambda h: h.recovered),
+    ),
+    Metric(
+        "gauge",
+        "wshub_history_kept_messages",
+        "Messages that the process keeps in its memory.",
+        _of_history(lambda h: h.kept),
+    ),
+    Metric("gauge", "wshub_history_kept_bytes", "Bytes of these messages.", _of_history(lambda h: h.kept_bytes)),
+    Metric(
+        "gauge",
+        "wshub_presence_members",
+        "Connections that count as present, once for each room.",
+        _of_presence(lambda p: p.members),
+    ),
+    Metric(
+        "gauge",
+        "wshub_presence_pending_changes",
+        "Joins and leaves that other nodes have not been told yet.",
+        _of_presence(lambda p: p.pending),
+    ),
+    Metric(
+        "counter",
+        "wshub_presence_taken_over",
+        "Members of nodes that have died.",
+        _of_presence(lambda p: p.taken_over),
     ),
 )

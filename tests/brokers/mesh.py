@@ -17,6 +17,7 @@ from typing import Any
 
 from tests.support.programs import environment
 from wshub.brokers.interface import NodeInfo, node_channel
+from wshub.brokers.presence_interface import PresenceEntry
 from wshub.brokers.workers import WorkersBroker
 from wshub.links.link import LinkCounters
 from wshub.links.reactors import create_reactor
@@ -110,6 +111,11 @@ async def mesh(path: Path, count: int, **options: Any) -> AsyncIterator[list[Nod
 def sockets(path: Path) -> list[str]:
     """Return the names in the directory."""
     return sorted(os.listdir(path))
+
+
+def entries_of(node_id: str, *users: str) -> list[PresenceEntry]:
+    """Return entries of a node, one for each user."""
+    return [PresenceEntry(f"{node_id}:{user}", user, user.encode()) for user in users]
 
 
 class Worker:
@@ -211,6 +217,22 @@ class Commands:
     @staticmethod
     async def stats(node: Node) -> Any:
         return dataclasses.asdict(node.broker.stats())
+
+    @staticmethod
+    async def enter(node: Node, channel: str, *users: str) -> list[bool]:
+        """Enter these users into a channel."""
+        await node.broker.presence_beat()
+        return await node.broker.presence_enter(channel, entries_of(node.info.id, *users))
+
+    @staticmethod
+    async def beat(node: Node) -> list[str]:
+        """Return the ids of entries of this node that others have taken over."""
+        return list((await node.broker.presence_beat()).lost)
+
+    @staticmethod
+    async def ids(node: Node, channel: str) -> list[str]:
+        """Return the ids of all entries of a channel."""
+        return [entry.id for entry in (await node.broker.presence_read(channel, "", 1000)).entries]
 
     @staticmethod
     async def block(node: Node, seconds: float) -> None:

@@ -67,7 +67,9 @@ class RawWorker:
 
     def hello(self, serial: int = 1, **fields: object) -> None:
         """Say HELLO, as a worker that knows no histories if nothing else is said."""
-        self.write(HELLO, Hello(self.info, serial, **{"knows_histories": False, **fields}).encode())  # type: ignore[arg-type]
+        self.write(
+            HELLO, Hello(self.info, serial, **{"knows_histories": False, "knows_presences": False, **fields}).encode()
+        )  # type: ignore[arg-type]
 
     def write(self, kind: int, body: bytes = b"") -> None:
         self.writer.write(record(kind, body))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from pathlib import Path
 
@@ -31,3 +32,7 @@ async def test_a_broadcast_reaches_the_members_on_every_worker(server, socket_di
         async with clients(f"127.0.0.1:{port}", WORKERS) as members:
             await members[0].websocket.send("hello")
             assert await received_by_all(members, 1) == [["hello"]] * len(members)
+            # All workers know all members.
+            for client in members:
+                while await client.ask("present?") != len(members):
+                    await asyncio.sleep(0.02)

@@ -16,7 +16,8 @@ from tests.brokers.mesh import Node, mesh, until, worker
 from wshub.brokers.envelope import decode_stored
 from wshub.brokers.history_store import HistoryStore
 from wshub.brokers.interface import HistoryConfig, Position, StoredHistory
-from wshub.brokers.workers_history_records import Moving, Owned, decode_body
+from wshub.brokers.workers_history_records import Moving, decode_body
+from wshub.brokers.workers_owner_records import Owned
 from wshub.brokers.workers_owners import SLOTS, Owners, rendezvous, slot_of
 from wshub.errors import BrokerError, BrokerUnavailable, BrokerUncertain
 
@@ -218,6 +219,7 @@ async def test_each_owner_leaves_in_turn_and_every_envelope_arrives_in_order(pat
         await owner.close()
 
 
+@pytest.mark.failure("a worker is killed")
 async def test_the_histories_of_a_killed_worker_begin_new_epochs(path: Path) -> None:
     async with worker(path) as process:
         node = await Node(path).start()
@@ -236,6 +238,7 @@ async def test_the_histories_of_a_killed_worker_begin_new_epochs(path: Path) -> 
         await node.close()
 
 
+@pytest.mark.failure("a worker hangs")
 async def test_requests_to_a_worker_that_hangs_are_bounded_and_fail_in_time(path: Path) -> None:
     skipped = 0.0
     async with worker(path) as process:

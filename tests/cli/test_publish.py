@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
+from tests.support.broker_node import until
+from tests.support.history_nodes import ROOM, as_json, client_of, gap_as_json, history_node
 from tests.support.programs import environment
 from tests.support.serving_hub import connected
-from wshub import EventHandler, Hub
+from wshub import EventHandler, HistoryConfig, Hub
 from wshub.brokers.workers import WorkersBroker
 
 
@@ -61,6 +63,19 @@ async def test_the_message_is_what_was_given(
             assert await client.recv() == message
 
 
+async def test_a_message_is_stored_in_the_history_of_its_room(socket_directory: Path) -> None:
+    config = HistoryConfig(size=2, encode=as_json, encode_gap=gap_as_json)
+    broker = WorkersBroker(socket_directory)
+    async with history_node(broker, config) as node, client_of(node) as client:
+        for number in range(2):
+            arguments = ["--history", "size=2,ttl_ms=300000", "--idempotency-key", f"key {number}", ROOM]
+            for _ in range(2):
+                done = await run_publish(socket_directory, *arguments, str(number))
+                assert (done.returncode, done.stderr) == (0, b"")
+        await until(lambda: client.data == ["0", "1"])
+        assert [offset for _, offset in client.offsets] == [1, 2]
+
+
 @pytest.mark.parametrize(
     ("arguments", "text", "said"),
     [
@@ -71,6 +86,11 @@ async def test_the_message_is_what_was_given(
         (["lobby", "-"], b"\xff", b"the standard input is not UTF-8"),
         (["lobby", os.fsdecode(b"\xff")], b"", b"the message cannot be sent"),
         (["--broker", "http://localhost", "lobby", "hello"], b"", b"a broker is named by"),
+        (["--history", "500", "lobby", "hello"], b"", b"such as size=500"),
+        (["--history", "size=5,size=6", "lobby", "hello"], b"", b"'size=6' is no setting"),
+        (["--history", "size=0", "lobby", "hello"], b"", b"size must be"),
+        (["--history", "size=5", "--user", "ann", "hello"], b"", b"only a room has a history"),
+        (["--idempotency-key", "7", "lobby", "hello"], b"", b"--idempotency-key needs --history"),
     ],
 )
 def test_what_cannot_be_sent_is_said(arguments: list[str], text: bytes, said: bytes, socket_directory: Path) -> None:

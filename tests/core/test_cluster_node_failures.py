@@ -115,7 +115,7 @@ async def test_a_worker_that_hangs_for_a_moment_has_messages_late_up_to_eight_me
 
 
 @pytest.mark.failure("a worker hangs")
-async def test_a_worker_that_hangs_leaves_the_others_after_ten_seconds(directory: str, clock: Clock) -> None:
+async def test_a_worker_that_hangs_leaves_the_others_after_eight_seconds(directory: str, clock: Clock) -> None:
     async with (
         serving_node(directory, clock=clock) as one,
         process_node(directory) as two,
@@ -130,14 +130,14 @@ async def test_a_worker_that_hangs_leaves_the_others_after_ten_seconds(directory
             await asyncio.sleep(0)
         full = one.dropped["full"]
         seconds = await pass_until(lambda: not one.stats.broker.peers, clock, one)
-        assert 10 <= seconds <= 12
+        assert 8 <= seconds <= 10
         assert one.stats.interruptions == {"lost": 1}
         assert full > 0
         heartbeats = one.stats.rejected - full
         dropped = sum(one.dropped.values()) - heartbeats
         # The queue is dropped with the connection.
         assert dropped > full
-        await pass_for(2, clock, one)
+        await pass_for(4, clock, one)
         assert len(await one.hub.nodes()) == one.stats.nodes == 1
         two.signal(signal.SIGCONT)
         await pass_until(lambda: one.stats.broker.peers == 1, clock, one, seconds=600)

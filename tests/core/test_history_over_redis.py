@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import secrets
+import signal
+
+import pytest
 
 from tests.support.broker_node import until
 from tests.support.history_nodes import ROOM, Client, HistoryNode, as_json, client_of, gap_as_json, history_node
 from tests.support.redis_engine import RedisEngine
+from tests.support.serving_hub import connected
 from tests.support.tcp_proxy import proxy_to
 from wshub import HistoryConfig, Hub, Position
 from wshub.brokers.redis import RedisBroker
-from wshub.errors import BrokerError
+from wshub.errors import BrokerError, BrokerUnavailable, BrokerUncertain
 
 
 async def publish_at_last(node: HistoryNode, text: str) -> Position:
@@ -97,15 +100,81 @@ async def test_an_engine_that_was_flushed_does_not_mix_two_histories(own_engine:
         assert [(entry.offset, entry.data) for entry in history.publications] == [(1, "new")]
 
 
-async def test_scripts_that_the_engine_has_lost_are_loaded_again(own_engine: RedisEngine) -> None:
-    async with history_node(RedisBroker(own_engine.url)) as node:
+async def test_what_is_sent_while_the_engine_forgets_its_scripts_arrives_in_order(own_engine: RedisEngine) -> None:
+    async with history_node(RedisBroker(own_engine.url), LARGE) as node, client_of(node) as member:
+        publishing = []
+        for number in range(1000):
+            if number % 50 == 0:
+                own_engine.command("SCRIPT", "FLUSH")
+            if number % 7 == 0:
+                publishing.append(asyncio.create_task(node.hub.publish(str(number), room=ROOM)))
+                # The task sends it before the next one.
+                await asyncio.sleep(0)
+            else:
+                node.hub.broadcast(str(number), room=ROOM)
+            if number % 5 == 0:
+                # Answers arrive while later messages are under way.
+                await asyncio.sleep(0)
+            if number % 100 == 60:
+                await node.hub.history(ROOM)
+        positions = [published.position for published in await asyncio.gather(*publishing)]
+        assert [position and position.offset for position in positions] == list(range(1, 1001, 7))
+        await until(lambda: len(member.data) >= 1000)
+        assert member.data == [str(number) for number in range(1000)]
+        broker = node.hub.broker.stats()  # type: ignore[union-attr]
+        assert not any(broker.dropped.values())
+        assert broker.sent >= 1000
+
+
+async def test_a_script_that_cannot_be_loaded_again_is_told(own_engine: RedisEngine) -> None:
+    rights = ["on", ">pw", "&*", "~*", "+@all"]
+    own_engine.command("ACL", "SETUSER", "hub", *rights)
+    url = own_engine.url.replace("redis://", "redis://hub:pw@")
+    async with history_node(RedisBroker(url)) as node, client_of(node) as member:
         await node.hub.publish("1", room=ROOM)
+        own_engine.command("ACL", "SETUSER", "hub", "-script")
         own_engine.command("SCRIPT", "FLUSH")
-        with contextlib.suppress(BrokerError):
+        node.hub.broadcast("lost", room=ROOM)
+        with pytest.raises(BrokerError, match="NOSCRIPT"):
             await node.hub.publish("lost", room=ROOM)
-        published = await node.hub.publish("2", room=ROOM)
-        assert published.position is not None
-        assert published.position.offset == 2
+        with pytest.raises(BrokerUnavailable):
+            await node.hub.history(ROOM)
+        broker = node.hub.broker.stats()  # type: ignore[union-attr]
+        assert broker.dropped["refused"] == 2
+        own_engine.command("ACL", "SETUSER", "hub", "+script")
+        await node.hub.publish("2", room=ROOM)
+        await until(lambda: len(member.data) == 2)
+        assert member.data == ["1", "2"]
+
+
+async def test_a_connection_that_ends_while_scripts_are_loaded_ends_what_waits(own_engine: RedisEngine) -> None:
+    with proxy_to("127.0.0.1", own_engine.port) as proxy:
+        async with history_node(RedisBroker(f"redis://127.0.0.1:{proxy.port}")) as node:
+            await node.hub.publish("first", room=ROOM)
+            calls = node.hub.broker._session.histories._calls  # type: ignore[union-attr]
+            own_engine.command("SCRIPT", "FLUSH")
+            proxy.to_client.clear()
+            publishing = [asyncio.create_task(node.hub.publish(f"sent {number}", room=ROOM)) for number in range(3)]
+            await asyncio.sleep(0)
+            proxy.to_client.set()
+            await until(lambda: calls._is_reloading or all(task.done() for task in publishing))
+            publishing += [asyncio.create_task(node.hub.publish(f"held {number}", room=ROOM)) for number in range(3)]
+            await asyncio.sleep(0)
+            for connection in list(proxy.open_connections()):
+                connection.reset()
+            outcomes = await asyncio.gather(*publishing, return_exceptions=True)
+            assert not calls._refused
+            assert not calls._held
+            await publish_at_last(node, "last")
+            found = await node.hub.history(ROOM)
+            stored = {entry.position: entry.data for entry in found.publications}
+            for outcome in outcomes:
+                if isinstance(outcome, BrokerUnavailable):
+                    continue
+                assert isinstance(outcome, BrokerUncertain) or outcome.position in stored
+            broker = node.hub.broker.stats()  # type: ignore[union-attr]
+            failed = [outcome for outcome in outcomes if isinstance(outcome, BrokerUnavailable)]
+            assert broker.dropped["disconnected"] >= len(failed)
 
 
 async def test_an_engine_that_does_not_allow_keys_says_so(own_engine: RedisEngine, caplog) -> None:
@@ -171,3 +240,57 @@ async def test_whatever_fails_every_client_gets_every_message_once_and_in_order(
                 assert not client.gaps
                 await client.leave()
             await asyncio.gather(*coming)
+
+
+async def test_a_room_that_its_members_have_left_during_an_outage_is_not_read_any_more(
+    own_engine: RedisEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with history_node(RedisBroker(own_engine.url)) as node:
+        histories = node.hub._histories
+        assert histories is not None
+        async with client_of(node):
+            own_engine.stop(signal.SIGKILL)
+            await until(lambda: histories._failed)
+        await until(lambda: not node.hub.room_size(ROOM))
+        own_engine.start()
+        await until(lambda: node.skip() or node.hub.health().ok)
+        await until(lambda: not histories._failed and not histories._due and not histories._readers)
+        async with client_of(node) as member:
+            await publish_at_last(node, "for the new member")
+            await until(lambda: member.data == ["for the new member"])
+    assert "could not be read" not in caplog.text
+
+
+async def test_a_history_of_before_is_not_read_when_the_room_has_members_again(
+    redis_engine: RedisEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with history_node(RedisBroker(redis_engine.url, prefix=secrets.token_hex(4))) as node:
+        histories, cluster = node.hub._histories, node.hub._cluster
+        assert histories is not None
+        assert cluster is not None
+        async with client_of(node):
+            before = histories.cursors[ROOM]
+        async with connected(node.url):
+            await until(lambda: not histories.cursors and node.hub.connection_count == 1)
+            node.clock.skipped += 60
+            cluster.sweep(node.hub.now())
+            before.interrupt()
+            next(iter(node.hub.connections)).join(ROOM)
+            assert histories.cursors[ROOM] is not before
+            await until(lambda: histories.cursors[ROOM].is_live)
+    assert "could not be read" not in caplog.text
+
+
+async def test_a_client_that_comes_back_before_the_node_has_noticed_a_loss_is_told_the_new_epoch(
+    own_engine: RedisEngine,
+) -> None:
+    async with history_node(RedisBroker(own_engine.url)) as node, client_of(node) as member:
+        for number in range(3):
+            await publish_at_last(node, str(number))
+        await until(lambda: len(member.data) == 3)
+        own_engine.command("FLUSHALL")
+        async with client_of(node, Position(1, member.offsets[0][0])) as late:
+            assert late.gaps == ["epoch"]
+            await publish_at_last(node, "anew")
+            await until(lambda: member.data[-1:] == late.data[-1:] == ["anew"])
+        assert member.gaps == ["epoch"]

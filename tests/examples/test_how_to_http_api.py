@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import httpx
+import jsonschema
 import websockets
 
 from tests.support.pages import blocks, codes, rows, write_programs
@@ -16,6 +17,7 @@ from tests.support.programs import environment, free_port, running_program
 from tests.support.redis_engine import running_engine
 from wshub.publisher.http.answers import ERROR_STATUSES
 from wshub.publisher.http.commands import COMMANDS
+from wshub.publisher.http.openapi import document
 from wshub.publisher.http.queries import QUERIES
 
 PAGE = "http-api.md"
@@ -74,7 +76,7 @@ def test_the_programs_send_to_clients(tmp_path: Path) -> None:
 
 
 def test_the_tables_have_every_request_and_every_error() -> None:
-    requests = [codes(cell)[0].partition("?")[0] for cell, _ in rows(PAGE, "Requests")[:10]]
+    requests = [codes(cell)[0].partition("?")[0] for cell, _ in rows(PAGE, "Requests")[:13]]
     expected = [f"POST /{name}" for name in [*COMMANDS, "batch"]]
     expected += [f"GET /{name}" for name in [*QUERIES, "health", "openapi.json"]]
     assert requests == expected
@@ -82,3 +84,18 @@ def test_the_tables_have_every_request_and_every_error() -> None:
     for statuses, names, _ in rows(PAGE, "Answers"):
         errors |= dict(zip(codes(names), map(int, statuses.split(", ")), strict=True))
     assert errors == ERROR_STATUSES
+
+
+def test_the_answers_of_the_page_are_those_of_the_document() -> None:
+    schemas = document("1.0", "", 1 << 20, 5)["components"]["schemas"]
+    answers = [json.loads(text) for text in blocks(PAGE, "json")]
+    found = set()
+    for name, field in (("Published", "is_duplicate"), ("History", "next"), ("Presence", "members")):
+        for answer in answers:
+            if field in answer:
+                jsonschema.validate(
+                    answer, {"$ref": f"#/components/schemas/{name}", "components": {"schemas": schemas}}
+                )
+                assert set(answer) == set(schemas[name]["properties"])
+                found.add(name)
+    assert len(found) == 3

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
+import runpy
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,9 +15,12 @@ import httpx
 import pytest
 import websockets
 
-from tests.support.pages import write_programs
+from tests.support.pages import blocks, write_programs
 from tests.support.programs import environment, free_port, running_program
 from tests.support.redis_engine import running_engine
+from wshub import HistoryConfig, Hub
+from wshub.brokers.choosing import broker_from_url
+from wshub.publisher import AsyncPublisher
 
 
 @pytest.mark.skipif("WSHUB_SANITIZED" in os.environ, reason="Celery is not what the sanitizers are for")
@@ -59,3 +65,28 @@ def test_a_task_reaches_every_connection_of_its_user(tmp_path: Path) -> None:
         ):
             asyncio.run(asyncio.wait_for(scenario(), 50))
             assert "Traceback" not in program.end()
+
+
+async def test_the_command_of_the_page_stores_with_the_settings_of_its_module(
+    tmp_path: Path,
+) -> None:
+    write_programs("task-queues.md", tmp_path)
+    names = runpy.run_path(str(tmp_path / "histories.py"))
+    (shell,) = [text for text in blocks("task-queues.md", "sh") if "--history" in text]
+    (command,) = [shlex.split(line) for line in shell.splitlines() if "--history" in line]
+    settings = dict(each.split("=") for each in command[command.index("--history") + 1].split(","))
+    assert {name: int(value) for name, value in settings.items()} == {"size": 500, "ttl_ms": 3_600_000}
+    assert HistoryConfig(size=500, ttl_ms=3_600_000) == names["CHAT"]
+    with running_engine("redis") as engine:
+        command[command.index("--broker") + 1] = engine.url
+        hub = Hub(broker=broker_from_url(engine.url))
+        hub.configure_room("chat:*", history=names["CHAT"])
+        async with hub, AsyncPublisher(engine.url, histories={"chat:*": names["CHAT"]}) as publisher:
+            await hub.broker_started()
+            await publisher.publish("from a task", room="chat:7", idempotency_key="task 1")
+            done = await asyncio.to_thread(
+                subprocess.run, [sys.executable, "-m", *command], env=environment(), timeout=30, check=False
+            )
+            assert done.returncode == 0
+            kept = [found.data for found in (await hub.history("chat:7")).publications]
+    assert kept == ["from a task", "It is stored."]

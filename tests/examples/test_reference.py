@@ -127,7 +127,6 @@ PRIVATE = {
     "on_upgrade",
     "open_on_descriptor",
     "open_on_link",
-    "reactor_for",
     "register_connection",
     "servers",
     "waiting_handlers",

@@ -120,6 +120,25 @@ class Model:
         self.marks = bool(kept) and self.entries[0].frame.droppable
         return gone
 
+    def covering(self, length: int) -> int:
+        """Return how many entries the first bytes belong to."""
+        count, covered = 0, -self.sent
+        while covered < length:
+            covered += len(self.entries[count].frame.wire)
+            count += 1
+        return count
+
+    def pin(self, length: int) -> None:
+        for entry in self.entries[: self.covering(length)]:
+            entry.droppable = entry.uses_context = False
+
+    def discard_after(self, kept: int) -> int:
+        rest = self.entries[self.covering(kept) :]
+        for entry in rest:
+            entry.frame.outcome = "slow"
+        del self.entries[self.covering(kept) :]
+        return sum(entry.frame.opcode < 8 for entry in rest)
+
     @property
     def length(self) -> int:
         return sum(len(entry.frame.wire) for entry in self.entries) - self.sent
@@ -199,6 +218,23 @@ class QueueAgainstList(RuleBasedStateMachine):
     @rule()
     def discard_unsent(self) -> None:
         assert self.queue.discard_unsent() == self.model.discard_unsent()
+
+    @precondition(lambda self: self.model.entries)
+    @rule(data=st.data())
+    def pin(self, data: st.DataObject) -> None:
+        length = data.draw(st.integers(1, self.model.length))
+        self.queue.pin(length)
+        self.model.pin(length)
+
+    @precondition(lambda self: len(self.model.entries) > 5)
+    @rule(data=st.data())
+    def discard_after(self, data: st.DataObject) -> None:
+        kept = data.draw(st.integers(1, self.model.length))
+        assert self.queue.discard_after(kept) == self.model.discard_after(kept)
+
+    @rule(size=st.sampled_from([0, 1, 100, 16384, 65536]))
+    def copy(self, size: int) -> None:
+        assert self.queue.copy(size) == self.model.stream[:size]
 
     @rule(count=st.integers(1, 8), scratch=st.sampled_from([COPY_LIMIT, 4096, 65536]))
     def gather(self, count: int, scratch: int) -> None:

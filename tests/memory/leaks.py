@@ -8,18 +8,22 @@ import gc
 import logging
 import os
 import socket
+import ssl
 import struct
 import sys
+import tempfile
 import tracemalloc
 from collections import Counter
+from pathlib import Path
 
 import uvloop
 
 from tests.memory.wire import BINARY, CLOSE, CONTINUATION, OFFERING, PING, REQUEST, TEXT, frame
+from tests.support.certificate import Certificate
 from tests.support.deflated import deflated
 from wshub import CompressionConfig, ConnectionClosed, EventHandler, Hub, HubConfig
 
-OURS = ("Connection", "EpollLink", "AsyncioLink", "OpeningHandshake", "Room", "RequestHead", "Headers")
+OURS = ("Connection", "EpollLink", "EpollTlsLink", "AsyncioLink", "OpeningHandshake", "Room", "RequestHead", "Headers")
 LARGE = b"x" * 60_000
 BAD_REQUEST = REQUEST.replace(b"Version: 13", b"Version: 12")
 RESET = struct.pack("ii", 1, 0)
@@ -53,8 +57,18 @@ class Handlers(EventHandler):
         await asyncio.sleep(0)
 
 
+# Of the clients; None without TLS.
+context: ssl.SSLContext | None = None
+
+
+async def connect(port: int):
+    if context is None:
+        return await asyncio.open_connection("127.0.0.1", port)
+    return await asyncio.open_connection("127.0.0.1", port, ssl=context, server_hostname="localhost")
+
+
 async def open_client(port: int, request: bytes = REQUEST):
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    reader, writer = await connect(port)
     writer.write(request)
     head = await reader.readuntil(b"\r\n\r\n")
     return reader, writer, int(head.split()[1])
@@ -80,7 +94,7 @@ async def client(port: int, kind: int) -> None:
         assert status == 426, status
         return await end(reader, writer)
     if kind == 1:  # disconnects within its request
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        reader, writer = await connect(port)
         writer.write(REQUEST[:50])
         await writer.drain()
         return reset(writer)
@@ -153,15 +167,17 @@ def measure() -> tuple[Counter[str], int, int]:
     return counts, len(os.listdir("/proc/self/fd")), tracemalloc.get_traced_memory()[0]
 
 
-async def main(count: int) -> None:
+async def main(count: int, ssl_options: dict) -> None:
     logging.disable(logging.CRITICAL)
     tracemalloc.start()
     compression = CompressionConfig(client_context_takeover=True, server_context_takeover=True)
-    config = HubConfig(compression=compression)
-    async with Hub(config) as hub, hub.serve("127.0.0.1", 0, Handlers()) as server:
+    # A reset that comes with data, of which the handler is suspended, is noticed with a ping.
+    config = HubConfig(compression=compression, ping_interval_ms=200, pong_timeout_ms=200)
+    async with Hub(config) as hub, hub.serve("127.0.0.1", 0, Handlers(), **ssl_options) as server:
         hub.configure_room("all", compression="shared")
         measured = []
-        for number in range(ROUNDS):
+        # Over TLS every second round of asyncio's clients holds some more.
+        for number in range(ROUNDS - 1 if ssl_options else ROUNDS):
             await play(hub, server.port, count)
             measured.append(measure())
             print(number, *measured[-1])
@@ -180,4 +196,11 @@ async def main(count: int) -> None:
 if __name__ == "__main__":
     factory = uvloop.new_event_loop if sys.argv[2] == "uvloop" else None
     with asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(main(int(sys.argv[1])))
+        if sys.argv[3:] == ["tls"]:
+            with tempfile.TemporaryDirectory() as directory:
+                certificate = Certificate(Path(directory))
+                context = certificate.client_context()
+                options = {"ssl": certificate.server_context()}
+            runner.run(main(int(sys.argv[1]), options))
+        else:
+            runner.run(main(int(sys.argv[1]), {}))

@@ -10,6 +10,10 @@ import pytest
 COUNT = 66 if "WSHUB_SANITIZED" in os.environ else 330
 
 
+def test_many_tls_connections_leave_no_object_descriptor_or_memory(run_program) -> None:
+    run_program("leaks", "66", "asyncio", "tls")
+
+
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 def test_many_connections_leave_no_object_descriptor_or_memory(run_program, loop) -> None:
     run_program("leaks", str(COUNT), loop)

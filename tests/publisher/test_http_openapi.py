@@ -14,11 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.publisher.test_http_api import TOKEN, client_of
-from wshub import Hub
+from wshub import HistoryConfig, Hub
 from wshub.publisher.http import HttpApi
 from wshub.publisher.http.answers import ERROR_STATUSES
 from wshub.publisher.http.commands import COMMANDS
 from wshub.publisher.http.openapi import document
+from wshub.publisher.http.queries import QUERIES
 from wshub.publisher.http.schemas import find_mistake
 
 DOCUMENT = document("1.0", "", 1 << 20, 5)
@@ -65,10 +66,20 @@ def check_answer(path: str, method: str, response: httpx.Response) -> None:
 
 async def test_answers_are_as_the_document_says() -> None:
     hub = Hub(broker="none")
+    hub.configure_room("kept", history=HistoryConfig(), presence=True)
     bodies: dict[str, list[Any]] = {
-        "publish": [{"room": "a", "text": "x"}, {}],
+        "publish": [
+            {"room": "a", "text": "x"},
+            {"room": "kept", "text": "x", "idempotency_key": "1", "publisher": "ann"},
+            {"room": "a", "text": "x", "idempotency_key": "1"},
+            {},
+        ],
         "publish_to_all": [{"json": None}, 7],
-        "publish_to_rooms": [{"rooms": ["a"], "text": "x"}, {"rooms": [], "text": "x"}],
+        "publish_to_rooms": [
+            {"rooms": ["a", "kept"], "text": "x"},
+            {"rooms": ["a", "kept"], "base64": "AA==", "idempotency_key": "2"},
+            {"rooms": [], "text": "x"},
+        ],
         "send_to_user": [{"user": "ann", "base64": ""}, {"user": "", "text": ""}],
         "disconnect_user": [{"user": "ann"}, {"user": "ann", "code": 1006}],
         "batch": [{"commands": [{"command": "disconnect_user", "user": "ann"}]}, {"commands": [{}]}, {}],
@@ -85,8 +96,43 @@ async def test_answers_are_as_the_document_says() -> None:
             assert statuses[-1] == 400
             check_answer(f"/{name}", "post", await api.post(f"/{name}", headers={"authorization": "Bearer x"}))
             check_answer(f"/{name}", "post", await api.post(f"/{name}", content="x" * 501))
-        for path in ("/nodes", "/room_counts?room=a", "/room_counts", "/health"):
+        for path in (
+            *("/nodes", "/room_counts?room=a", "/room_counts", "/health"),
+            *("/history?room=kept", "/history?room=kept&limit=1&reverse=true", "/history?room=kept&since=9&epoch=x"),
+            *("/history?room=a", "/history?room=kept&since=1", "/presence?room=kept", "/presence?room=a", "/presence"),
+            *("/presence?room=kept&cursor=x", "/presence_counts?room=kept", "/presence_counts?room=a"),
+        ):
             check_answer(path.partition("?")[0], "get", await api.get(path))
+
+
+@pytest.mark.parametrize("name", QUERIES)
+async def test_the_default_and_the_bounds_of_each_parameter_hold(name: str) -> None:
+    described = DOCUMENT["paths"][f"/{name}"]["get"]["parameters"]
+    hub = Hub(broker="none")
+    hub.configure_room("kept", history=HistoryConfig(), presence=True)
+    wrong: dict[str, list[str]] = {
+        "integer": ["x", "", "1.5", "-1", "9" * 19, "9" * 5000, "\u0661"],
+        "boolean": ["1", "True", ""],
+        "string": ["x" * 201],
+    }
+    async with hub, client_of(HttpApi(hub, tokens=[TOKEN])) as api:
+        good = {each["name"]: "kept" for each in described if each["required"]}
+        assert (await api.get(f"/{name}", params=good)).status_code == 200
+        for each in described:
+            schema = each["schema"]
+            for given in wrong.get(schema["type"], []) if "maxLength" in schema or schema["type"] != "string" else []:
+                response = await api.get(f"/{name}", params={**good, each["name"]: given})
+                assert response.status_code == 400, (each, given)
+                assert each["name"] in response.json()["error"]["message"]
+            if schema["type"] != "array":
+                twice = [*good.items(), (each["name"], "1"), (each["name"], "1")]
+                assert (await api.get(f"/{name}", params=twice)).status_code == 400
+            if each["required"]:
+                without = {field: value for field, value in good.items() if field != each["name"]}
+                assert (await api.get(f"/{name}", params=without)).status_code == 400
+        response = await api.get(f"/{name}", params={**good, "limti": "5"})
+        assert response.status_code == 400
+        assert "'limti'" in response.json()["error"]["message"]
 
 
 values = st.recursive(
@@ -108,6 +154,8 @@ names = st.sampled_from(
             "compress",
             "code",
             "reason",
+            "idempotency_key",
+            "publisher",
             "other",
         )
     ]

@@ -184,7 +184,7 @@ async def test_requests_that_are_not_complete_are_refused_when_it_closes() -> No
         ):
             first.write(REQUEST)
             second.write(REQUEST[:20])
-            while hub.reactor_for(None).connection_count < 2:
+            while hub.bind().connection_count < 2:
                 await asyncio.sleep(0)
             await asyncio.sleep(0.01)
             await server.close()

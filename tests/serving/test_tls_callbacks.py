@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 import subprocess
 import sys
 
@@ -12,8 +11,6 @@ import pytest
 from tests.support.programs import environment
 from tests.support.serving_hub import connected
 from tests.support.wshub_serve import serving
-from wshub import EventHandler, Hub
-from wshub.links.tls import create_own_context, suits_aiofastnet
 
 HUB_WITH_KEY_LOG = """
 import asyncio, sys
@@ -27,10 +24,6 @@ async def main():
 
 asyncio.run(main())
 """
-
-
-def echo() -> EventHandler:
-    return EventHandler(on_message=lambda connection, message: connection.send(message))
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
@@ -68,37 +61,3 @@ def test_wshub_serve_is_served_with_a_key_log_in_the_environment(certificate, tm
     with serving("tests.support.served_applications:api", *arguments) as server:
         asyncio.run(echoes_over_tls(server.port, certificate, "/ws/"))
         assert "Traceback" not in server.end()
-
-
-def test_only_a_context_of_wshubs_own_without_callbacks_is_for_aiofastnet(certificate, tmp_path) -> None:
-    own = create_own_context(certificate.chain, certificate.key)
-    assert suits_aiofastnet(own)
-    assert not suits_aiofastnet(certificate.server_context())
-    own.sni_callback = lambda *_: None
-    assert not suits_aiofastnet(own)
-    own.sni_callback = None
-    own._msg_callback = lambda *_: None
-    assert not suits_aiofastnet(own)
-    own._msg_callback = None
-    assert suits_aiofastnet(own)
-    own.keylog_filename = str(tmp_path / "keys.log")
-    assert not suits_aiofastnet(own)
-
-
-async def test_the_files_of_a_certificate_are_served_over_aiofastnet(certificate, monkeypatch) -> None:
-    aiofastnet = pytest.importorskip("aiofastnet")
-    contexts: list[ssl.SSLContext] = []
-    connect = aiofastnet.connect_accepted_socket
-
-    def note_context(*arguments, **options):
-        contexts.append(options["ssl"])
-        return connect(*arguments, **options)
-
-    monkeypatch.setattr(aiofastnet, "connect_accepted_socket", note_context)
-
-    files = {"ssl_certfile": certificate.chain, "ssl_keyfile": certificate.key}
-    async with Hub().serve("127.0.0.1", 0, echo(), **files) as server:
-        await echoes_over_tls(server.port, certificate)
-    async with Hub().serve("127.0.0.1", 0, echo(), ssl=certificate.server_context()) as server:
-        await echoes_over_tls(server.port, certificate)
-    assert len(contexts) == 1

@@ -19,19 +19,24 @@ from wshub.links.asyncio_link import AsyncioLink
 from wshub.serving.server import Server
 
 
-@pytest.fixture(params=["files", "context"])
+@pytest.fixture(params=["files, reactor", "context, reactor", "context, transports"])
 def tls(request: pytest.FixtureRequest, certificate: Any) -> dict[str, Any]:
-    """Return arguments for ``serve()``. Files use the transports of aiofastnet; a context uses those of the loop."""
-    if request.param == "files":
-        return {"ssl_certfile": certificate.chain, "ssl_keyfile": certificate.key}
-    return {"ssl": certificate.server_context()}
+    """Return arguments for ``serving()``."""
+    kind, _, carrier = request.param.partition(", ")
+    if kind == "files":
+        options = {"ssl_certfile": certificate.chain, "ssl_keyfile": certificate.key}
+    else:
+        options = {"ssl": certificate.server_context()}
+    return options | {"use_reactor": carrier == "reactor"}
 
 
 @contextlib.asynccontextmanager
 async def serving(tls: dict[str, Any], clock: Clock | None = None, **settings: Any) -> AsyncIterator[Server]:
     options = {"clock": clock} if clock is not None else {}
     handler = EventHandler(on_message=lambda connection, message: connection.send(message))
-    async with Hub(HubConfig(**settings), **options).serve("127.0.0.1", 0, handler, **tls) as server:
+    files = dict(tls)
+    config = HubConfig(use_reactor=files.pop("use_reactor"), **settings)
+    async with Hub(config, **options).serve("127.0.0.1", 0, handler, **files) as server:
         yield server
 
 

@@ -8,14 +8,15 @@ from pathlib import Path
 
 
 class Certificate:
-    """A self-signed certificate and its key. openssl makes them in a directory."""
+    """A self-signed certificate and its key, of RSA or of ECDSA. openssl makes them in a directory."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, kind: str = "RSA") -> None:
+        key = ["rsa:2048"] if kind == "RSA" else ["ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
         self.chain = str(directory / "certificate.pem")
         self.key = str(directory / "key.pem")
         subprocess.run(
             [
-                *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"),
+                *("openssl", "req", "-x509", "-newkey", *key, "-nodes", "-days", "2", "-subj", "/CN=localhost"),
                 *("-keyout", self.key, "-out", self.chain),
                 *("-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1,IP:::1"),
             ],

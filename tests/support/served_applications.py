@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request, WebSocket
 from starlette.middleware import Middleware
 from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse
@@ -79,6 +79,18 @@ api.mount("/ws", mounted.asgi(EventHandler(on_message=lambda connection, message
 @api.get("/")
 def index() -> dict[str, int]:
     return {"connections": mounted.connection_count}
+
+
+@api.post("/items")
+async def receive(request: Request) -> dict[str, int]:
+    return {"bytes": len(await request.body())}
+
+
+@api.websocket("/own")
+async def own(websocket: WebSocket) -> None:
+    await websocket.accept()
+    async for message in websocket.iter_bytes():
+        await websocket.send_bytes(message)
 
 
 alone = Hub(HubConfig()).asgi(echo, subprotocols=["b"])

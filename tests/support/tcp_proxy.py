@@ -137,6 +137,10 @@ class TcpProxy:
         self.to_server.set()
         self.to_client.set()
 
+    def retarget(self, port: int) -> None:
+        """Connect new clients to another port of the server's machine. Open connections stay where they are."""
+        self._target = (self._target[0], port)
+
     def open_connections(self, contains: bytes = b"") -> Iterator[ProxiedConnection]:
         """Yield the open connections whose client has sent these bytes near its beginning."""
         for connection in list(self.connections):

@@ -19,6 +19,7 @@ from starlette.routing import WebSocketRoute
 from wshub import BrokerUnavailable, Hub, HubConfig
 
 hub = Hub(HubConfig(ping_interval_ms=500))
+hub.configure_room("lobby", presence=True)
 
 
 async def chat(connection):
@@ -29,6 +30,8 @@ async def chat(connection):
     async for message in connection:
         if message.data == "nodes?":
             connection.send(str(len(await hub.nodes())))
+        elif message.data == "present?":
+            connection.send(str((await hub.presence_counts(room)).connections))
         elif message.data == "count?":
             try:
                 connection.send(str(await hub.room_count(room)))

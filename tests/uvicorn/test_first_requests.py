@@ -31,9 +31,16 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(first_requests, "SWEEP_PERIOD", 0.02)
 
 
-@pytest.fixture(params=["plain", pytest.param("native", marks=needs_reactor), "tls"])
+@pytest.fixture(
+    params=[
+        "plain",
+        pytest.param("native", marks=needs_reactor),
+        "tls",
+        pytest.param("native tls", marks=needs_reactor),
+    ]
+)
 def kind(request: pytest.FixtureRequest) -> str:
-    """The kind of application: without a native route, with one, or over TLS."""
+    """The kind of application: without a native route or with one, and whether it is served over TLS."""
     return request.param
 
 
@@ -44,16 +51,16 @@ async def page(request: Any) -> PlainTextResponse:
 @contextlib.asynccontextmanager
 async def served(kind: str, http: str, certificate: Any, **settings: Any) -> AsyncIterator[str]:
     """Serve an application whose hub has these settings. Yields its URL."""
-    hub = Hub(HubConfig(use_reactor=kind == "native", **settings))
+    hub = Hub(HubConfig(use_reactor="native" in kind, **settings))
     app = Starlette(routes=[Route("/", page), Mount("/ws", hub.asgi(EventHandler()))])
     accept_natively(asyncio.get_running_loop())
-    options = {"ssl_certfile": certificate.chain, "ssl_keyfile": certificate.key} if kind == "tls" else {}
+    options = {"ssl_certfile": certificate.chain, "ssl_keyfile": certificate.key} if "tls" in kind else {}
     async with listening(app, http, log_config=None, **options) as address:
         yield f"http://{address}/"
 
 
 async def connect(kind: str, url: str, certificate: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    context = certificate.client_context() if kind == "tls" else None
+    context = certificate.client_context() if "tls" in kind else None
     return await asyncio.open_connection("localhost" if context else "127.0.0.1", port_of(url), ssl=context)
 
 
@@ -143,8 +150,8 @@ async def test_of_too_many_that_have_not_asked_the_oldest_is_ended(http, kind, c
 
 async def test_websockets_are_served_as_ever_behind_the_bounds(http, kind, certificate) -> None:
     async with served(kind, http, certificate, handshake_timeout_ms=500) as url:
-        scheme, host = ("wss", "localhost") if kind == "tls" else ("ws", "127.0.0.1")
-        context = certificate.client_context() if kind == "tls" else None
+        scheme, host = ("wss", "localhost") if "tls" in kind else ("ws", "127.0.0.1")
+        context = certificate.client_context() if "tls" in kind else None
         async with connected(f"{scheme}://{host}:{port_of(url)}/ws/", ssl=context) as client:
             reader, writer = await connect(kind, url, certificate)
             assert await rest(reader) == b""

@@ -19,7 +19,6 @@ from tests.support.uvicorn_server import listening
 from wshub import EventHandler, Hub, HubConfig
 from wshub.uvicorn import first_requests
 from wshub.uvicorn.event_loop import accept_natively
-from wshub.uvicorn.running import create_own_ssl_context
 
 PAGE = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
@@ -30,10 +29,9 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(first_requests, "SWEEP_PERIOD", 0.02)
 
 
-@pytest.fixture(params=["uvicorn's context", "wshub's context"])
-def tls(request: pytest.FixtureRequest, certificate: Any) -> dict[str, Any]:
-    files = {"ssl_certfile": certificate.chain, "ssl_keyfile": certificate.key}
-    return files if request.param == "uvicorn's context" else files | {"ssl_context_factory": create_own_ssl_context}
+@pytest.fixture
+def tls(certificate: Any) -> dict[str, Any]:
+    return {"ssl_certfile": certificate.chain, "ssl_keyfile": certificate.key}
 
 
 async def page(request: Any) -> PlainTextResponse:

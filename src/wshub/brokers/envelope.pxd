@@ -56,6 +56,11 @@ cdef enum:
     EPOCH_LENGTH = 8
     STORED_HEAD_LENGTH = 25
 
+# The mark of an envelope, which no other one has: the id of its node, and its number.
+cdef enum:
+    MARK_POSITION = 4
+    MARK_LENGTH = 12
+
 
 cdef int parse_envelope(const uint8_t *data, size_t length, Envelope *envelope) noexcept
 cdef bytes build_envelope(const Envelope *envelope)

@@ -18,10 +18,13 @@ All numbers are little-endian.
 
 A broker that stores envelopes puts a head in front of each one that it sends:
 
-- Byte 0: 0xC1. No envelope begins with this, nor does UTF-8.
+- Byte 0: 0xC1. Neither an envelope nor UTF-8 begins with this.
 - Bytes 1 to 8: the offset.
 - Bytes 9 to 16: the offset of the envelope before it.
 - Bytes 17 to 24: the epoch, eight ASCII letters.
+
+Bytes 4 to 15 of an envelope are its mark: no other one has the same node and number. A node compares the mark of the
+envelope that it has received at an offset with that of the history. If they differ, the engine has lost messages.
 
 Only payloads travel. Each hub frames and compresses a message once for its own connections, because settings and
 negotiated windows differ.
@@ -276,6 +279,13 @@ def decode_envelope(bytes data not None):
         excluded=envelope.excluded if envelope.flags & HAS_EXCLUDED else None,
         publisher=publisher,
     )
+
+
+def mark_of(bytes envelope not None):
+    """Return the mark of an envelope: bytes that no other one has. Shorter bytes are no envelope, and have no mark."""
+    if len(envelope) < MARK_POSITION + MARK_LENGTH:
+        return b""
+    return envelope[MARK_POSITION:MARK_POSITION + MARK_LENGTH]
 
 
 class DecodedHead(NamedTuple):

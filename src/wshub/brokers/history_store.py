@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
 
-from wshub.brokers.interface import HistoryConfig, Position, StoredEnvelope, StoredHistory
+from wshub.brokers.envelope import mark_of
+from wshub.brokers.interface import Gap, HistoryConfig, Position, StoredEnvelope, StoredHistory
 
 __all__ = ["EPOCH_LENGTH", "IDEMPOTENCY_SECONDS", "HistoryPart", "HistoryStore", "Stored", "new_epoch", "select"]
 
@@ -80,15 +81,32 @@ class Channel:
     """When the epoch ends."""
     keys: OrderedDict[str, tuple[float, Position]]
     """The idempotency keys, the oldest first: when each is forgotten, and the position of its envelope."""
+    forgotten_mark: bytes = b""
+    """The mark of the envelope before the oldest one that is kept; empty if it is not known."""
+
+    @property
+    def oldest(self) -> int:
+        """The offset of the oldest envelope that is kept, or of the next one."""
+        return self.kept[0].offset if self.kept else self.offset + 1
+
+    def mark_at(self, offset: int) -> bytes:
+        """Return the mark of the envelope at an offset; empty if it is not known."""
+        index = offset - self.oldest
+        if 0 <= index < len(self.kept):
+            return mark_of(self.kept[index].envelope)
+        return self.forgotten_mark if index == -1 else b""
 
     def trim(self, config: HistoryConfig) -> None:
         """Forget the oldest envelopes, down to what the configuration allows."""
         while len(self.kept) > config.size or (self.size > config.max_bytes and len(self.kept) > 1):
-            self.size -= len(self.kept.popleft().envelope)
+            forgotten = self.kept.popleft().envelope
+            self.size -= len(forgotten)
+            self.forgotten_mark = mark_of(forgotten)
 
     def expire(self, now: float) -> None:
         """Forget what is too old at this time."""
-        if now >= self.forgets_at:
+        if now >= self.forgets_at and self.kept:
+            self.forgotten_mark = self.mark_at(self.offset)
             self.kept.clear()
             self.size = 0
         while self.keys:
@@ -96,6 +114,30 @@ class Channel:
             if forgotten_at > now:
                 break
             del self.keys[key]
+
+
+def has_fallen_back(channel: Channel, since: Position, mark: bytes) -> bool:
+    """Whether a reader has received an envelope at a position that the channel does not have there."""
+    if since.epoch != channel.epoch:
+        return False
+    known = channel.mark_at(since.offset)
+    return since.offset > channel.offset or (bool(mark and known) and mark != known)
+
+
+def behind(channel: Channel, since: Position | None, *, reverse: bool) -> tuple[Gap, Iterator[StoredEnvelope]]:
+    """Return the envelopes behind a position, or before it in reverse, and why some are missing."""
+    kept = channel.kept
+    if since is None:
+        return "", reversed(kept) if reverse else iter(kept)
+    if since.epoch != channel.epoch or since.offset > channel.offset:
+        # Offsets beyond the newest one are of a history that was lost, too.
+        return "epoch", iter(()) if reverse else iter(kept)
+    # Offsets within the deque have no holes.
+    if reverse:
+        before = min(max(since.offset - channel.oldest, 0), len(kept))
+        return "", islice(reversed(kept), len(kept) - before, None)
+    missed = since.offset + 1 - channel.oldest
+    return "trimmed" if missed < 0 else "", islice(kept, max(missed, 0), None)
 
 
 class HistoryStore:
@@ -110,12 +152,13 @@ class HistoryStore:
     @property
     def kept(self) -> int:
         """The number of envelopes that are kept."""
-        return sum(len(channel.kept) for channel in self._channels.values())
+        # Another thread may ask, and meanwhile channels come and go.
+        return sum(len(channel.kept) for channel in tuple(self._channels.values()))
 
     @property
     def kept_bytes(self) -> int:
         """The number of their bytes."""
-        return sum(channel.size for channel in self._channels.values())
+        return sum(channel.size for channel in tuple(self._channels.values()))
 
     def store(self, name: str, envelope: bytes, config: HistoryConfig, now: float, key: str = "") -> Stored:
         """Give an envelope the next offset, and keep it. With a key that is known, nothing is stored."""
@@ -147,29 +190,20 @@ class HistoryStore:
         max_bytes: int = 1024 * 1024,
         reverse: bool = False,
         is_own: bool = False,
+        mark: bytes = b"",
     ) -> StoredHistory:
         """Return what is kept. The arguments are those of ``HistoryBroker.history``."""
         channel = self._channel(name, config, now)
-        if is_own and since is not None and since.epoch == channel.epoch and since.offset > channel.offset:
+        if is_own and since is not None and has_fallen_back(channel, since, mark):
             del self._channels[name]
             channel = self._channel(name, config, now)
-        position = Position(channel.offset, channel.epoch)
-        kept = channel.kept
-        if since is None:
-            found = select(reversed(kept) if reverse else iter(kept), limit, max_bytes)
-            return StoredHistory(envelopes=found, position=position)
-        if since.epoch != channel.epoch or since.offset > channel.offset:
-            # Offsets beyond the newest one are of a history that was lost, too.
-            found = () if reverse else select(iter(kept), limit, max_bytes)
-            return StoredHistory(envelopes=found, position=position, gap="epoch")
-        oldest = kept[0].offset if kept else channel.offset + 1
-        # Offsets within the deque have no holes.
-        if reverse:
-            before = min(max(since.offset - oldest, 0), len(kept))
-            found = select(islice(reversed(kept), len(kept) - before, None), limit, max_bytes)
-            return StoredHistory(envelopes=found, position=position)
-        found = select(islice(kept, max(since.offset + 1 - oldest, 0), None), limit, max_bytes)
-        return StoredHistory(envelopes=found, position=position, gap="trimmed" if since.offset + 1 < oldest else "")
+        gap, kept = behind(channel, since, reverse=reverse)
+        return StoredHistory(
+            envelopes=select(kept, limit, max_bytes),
+            position=Position(channel.offset, channel.epoch),
+            gap=gap,
+            mark=channel.mark_at(channel.offset),
+        )
 
     def sweep(self, now: float) -> None:
         """Forget what is too old."""

@@ -185,8 +185,7 @@ class HistoryConfig:
     size: int = 100
     """Maximum number of messages that are kept.
 
-    A client that has missed more gets the gap ``trimmed``. The first client that recovers has the node read all that is
-    kept, so a larger history costs more time and memory.
+    A client that has missed more gets the gap ``trimmed``. A larger history needs more memory in the engine.
     """
 
     max_bytes: int = 1024 * 1024
@@ -210,8 +209,8 @@ class HistoryConfig:
     encode: Callable[[Publication], str | bytes] | None = None
     """A function that makes what members receive, such as JSON with the offset. None sends the data as published.
 
-    It runs on the event loop, once for each message and node. It runs again for the messages that are kept when clients
-    recover: clients that recover within ten seconds of one another share the results.
+    It runs on the event loop, once for each message and node. It runs again for the messages that clients have missed:
+    clients that recover within ten seconds of one another mostly share the results.
     """
 
     encode_gap: Callable[[Gap], str | bytes | None] | None = None
@@ -254,8 +253,11 @@ class StoredHistory:
     gap: Gap = ""
     """Why envelopes are missing between ``since`` and the first one here; empty if none is.
 
-    It is ``epoch`` or ``trimmed``. With either, the envelopes begin with the oldest one that is kept.
+    It is ``epoch`` or ``trimmed``. With either, the envelopes begin with the oldest one that is kept of the epoch.
     """
+
+    mark: bytes = b""
+    """The mark of the newest envelope of the channel, if the broker knows it: ``wshub.brokers.envelope.mark_of``."""
 
     previous: int | None = None
     """An offset of the history behind which no envelope is missing before the first one here.
@@ -328,7 +330,10 @@ class BrokerStats:
     """Bytes received from there."""
 
     dropped: Mapping[str, int] = field(default_factory=dict)
-    """Envelopes that were not sent, by reason: ``disconnected``, or ``full`` if too many bytes waited."""
+    """Envelopes that were not sent, by reason: ``disconnected``, or ``full`` if too many bytes waited.
+
+    With ``failover``, an engine took them after other nodes may have left it.
+    """
 
     interruptions: Mapping[str, int] = field(default_factory=dict)
     """How often envelopes may have been lost, by reason."""
@@ -341,6 +346,12 @@ class BrokerStats:
 
     peers: int = 0
     """Open connections: to other nodes, or to an engine."""
+
+    kept: int | None = None
+    """Stored envelopes in the memory of this process; None if it keeps none, as with an engine."""
+
+    kept_bytes: int | None = None
+    """Bytes of these envelopes; None as for ``kept``."""
 
 
 class BrokerEvents(Protocol):
@@ -476,6 +487,7 @@ class HistorySource(Protocol):
         max_bytes: int = 1024 * 1024,
         reverse: bool = False,
         is_own: bool = False,
+        mark: bytes = b"",
     ) -> StoredHistory:
         """Return what is stored of a channel. A channel without a history gets one, which is empty.
 
@@ -488,7 +500,10 @@ class HistorySource(Protocol):
             max_bytes: maximum number of bytes of envelopes. The first one is returned whatever its size.
             reverse: whether the newest comes first.
             is_own: whether ``since`` is the position of this node, and not one that a client has sent. If it is newer
-                than everything stored, the engine has lost envelopes. Then a new epoch begins, which is empty.
+                than everything stored, the engine has lost envelopes. Then a new epoch begins, the gap is ``epoch``,
+                and no envelope is returned.
+            mark: of the envelope that this node has received at ``since``; empty if it is not known. If the channel has
+                had another one there, the engine has lost envelopes too, and has stored others since.
 
         Raises:
             BrokerUnavailable: there is no connection, or it was lost.
@@ -505,5 +520,6 @@ class HistoryBroker(HistorySource, Broker, Protocol):
     ``wshub.brokers.envelope.encode_stored``.
 
     Within an epoch, offsets grow. They may have holes: the head tells whether an envelope is missing. An epoch ends
-    when stored envelopes were lost. The next one begins with nothing before it.
+    when stored envelopes were lost. A broker may keep what is left of them: the next epoch goes on behind their offsets
+    then. Otherwise nothing is before it.
     """

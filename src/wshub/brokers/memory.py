@@ -243,9 +243,10 @@ class MemoryBroker(MemoryPresence):
         max_bytes: int = 1024 * 1024,
         reverse: bool = False,
         is_own: bool = False,
+        mark: bytes = b"",
     ) -> StoredHistory:
         """Return what is stored of a channel. See ``HistoryBroker.history``."""
-        command = Read(channel, config, since, limit, max_bytes, reverse, is_own, next(self._requests))
+        command = Read(channel, config, since, limit, max_bytes, reverse, is_own, mark, next(self._requests))
         try:
             found: StoredHistory = await self._request(command)
         except BrokerUncertain as error:

@@ -84,6 +84,7 @@ class Read:
     max_bytes: int
     reverse: bool
     is_own: bool
+    mark: bytes
     request: int
 
 
@@ -463,6 +464,7 @@ class MemoryEngine:
             max_bytes=command.max_bytes,
             reverse=command.reverse,
             is_own=command.is_own,
+            mark=command.mark,
         )
         self._put(connection, Answered(command.request, found))
 

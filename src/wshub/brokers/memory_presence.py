@@ -9,6 +9,7 @@ from typing import Any
 from wshub.brokers.interface import NodeInfo
 from wshub.brokers.memory_engine import Ask
 from wshub.brokers.presence_interface import Beat, PresenceCounts, PresenceEntry, StoredPresence
+from wshub.brokers.presence_store import check_cursor
 
 __all__ = ["MemoryPresence"]
 
@@ -18,6 +19,8 @@ class MemoryPresence:
 
     _node: NodeInfo
     _requests: count[int]
+    # The last beat whose answer has said that the node is not known.
+    _seen: int = 0
 
     async def _request(self, command: Ask) -> Any:
         raise NotImplementedError
@@ -38,8 +41,16 @@ class MemoryPresence:
 
     async def presence_beat(self, *, is_leaving: bool = False) -> Beat:
         """Say that this node lives. See ``PresenceBroker.presence_beat``."""
-        beat: Beat = await self._ask("beat", self._node.id, is_leaving=is_leaving)
+        number = next(self._requests)
+        beat: Beat = await self._ask("beat", self._node.id, is_leaving=is_leaving, seen=self._seen, number=number)
+        if not beat.is_known:
+            self._seen = number
         return beat
+
+    async def presence_own(self) -> list[tuple[str, PresenceEntry]]:
+        """Return entries of this node. See ``PresenceSource.presence_own``."""
+        found: list[tuple[str, PresenceEntry]] = await self._ask("own", self._node.id)
+        return found
 
     async def presence_take_over(self, node: str) -> list[tuple[str, PresenceEntry]]:
         """Take entries of a dead node over. See ``PresenceBroker.presence_take_over``."""
@@ -48,6 +59,7 @@ class MemoryPresence:
 
     async def presence_read(self, channel: str, cursor: str, limit: int) -> StoredPresence:
         """Return some entries of a channel. See ``PresenceBroker.presence_read``."""
+        check_cursor(cursor)
         found: StoredPresence = await self._ask("read", channel, cursor, limit)
         return found
 

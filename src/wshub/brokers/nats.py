@@ -99,6 +99,7 @@ class NatsBroker(SessionBroker[NatsSession]):
         max_bytes: int = 1024 * 1024,
         reverse: bool = False,
         is_own: bool = False,
+        mark: bytes = b"",
     ) -> StoredHistory:
         """Return what is stored of a channel. See ``HistoryBroker.history``.
 
@@ -106,7 +107,14 @@ class NatsBroker(SessionBroker[NatsSession]):
             BrokerUnavailable: there is no connection, it was lost, or the engine refuses.
         """
         return await self._started().histories.read(
-            channel, config, since=since, limit=limit, max_bytes=max_bytes, reverse=reverse, is_own=is_own
+            channel,
+            config,
+            since=since,
+            limit=limit,
+            max_bytes=max_bytes,
+            reverse=reverse,
+            is_own=is_own,
+            mark=mark,
         )
 
     async def presence_enter(self, channel: str, entries: Sequence[PresenceEntry]) -> list[bool]:
@@ -124,6 +132,10 @@ class NatsBroker(SessionBroker[NatsSession]):
     async def presence_take_over(self, node: str) -> list[tuple[str, PresenceEntry]]:
         """Take entries of a dead node over. See ``PresenceBroker.presence_take_over``."""
         return await self._started().presences.take_over(node)
+
+    async def presence_own(self) -> list[tuple[str, PresenceEntry]]:
+        """Return the entries of this node. See ``PresenceBroker.presence_own``."""
+        return await self._started().presences.own()
 
     async def presence_read(self, channel: str, cursor: str, limit: int) -> StoredPresence:
         """Return some entries of a channel. See ``PresenceBroker.presence_read``."""

@@ -10,11 +10,13 @@ are too old, or too many bytes.
 from __future__ import annotations
 
 import asyncio
+import base64
 from collections import deque
 from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+from wshub.brokers.envelope import mark_of
 from wshub.brokers.interface import Gap, HistoryConfig, Position, StoredEnvelope, StoredHistory
 from wshub.brokers.nats_epochs import ChannelEpochs
 from wshub.brokers.nats_reading import StoredMessage, StreamReader
@@ -53,6 +55,7 @@ class Last(NamedTuple):
 
     offset: int
     is_expired: bool
+    mark: bytes
 
 
 class Kept(NamedTuple):
@@ -95,12 +98,21 @@ class NatsHistories:
         max_bytes: int,
         reverse: bool,
         is_own: bool,
+        mark: bytes,
     ) -> StoredHistory:
         """Return what is stored of a channel. Raises ``BrokerUnavailable``."""
         for attempt in range(ATTEMPTS):
             try:
                 return await self._read(
-                    channel, config, since, limit, max_bytes, reverse=reverse, is_own=is_own, attempt=attempt
+                    channel,
+                    config,
+                    since,
+                    limit,
+                    max_bytes,
+                    reverse=reverse,
+                    is_own=is_own,
+                    mark=mark,
+                    attempt=attempt,
                 )
             except ApiError as error:
                 if error.code not in GONE:
@@ -126,6 +138,7 @@ class NatsHistories:
         *,
         reverse: bool,
         is_own: bool,
+        mark: bytes,
         attempt: int,
     ) -> StoredHistory:
         stream = await self._streams.find(StreamLimits.of(config))
@@ -143,17 +156,34 @@ class NatsHistories:
                 if self._streams.replicas > 1 and attempt < ATTEMPTS - 1:
                     # Another server may have taken the stream over, and is still reading its log.
                     raise BehindError("the engine is behind the position of this node")
-                source = self._source(await self._streams.renew(stream), channel, config)
-                return StoredHistory(envelopes=(), position=Position(0, source.epoch), gap="epoch")
+                return await self._begin_epoch(source, channel)
             since, gap = None, "epoch"
+        elif is_own and mark and since is not None and await self._has_other(source, since.offset, mark):
+            return await self._begin_epoch(source, channel)
         if last is None:
             return await self._read_empty(source, top, since, gap)
         position = Position(top, source.epoch)
         if limit <= 0 or since == position:
-            return StoredHistory(envelopes=(), position=position, gap=gap)
+            return StoredHistory(envelopes=(), position=position, gap=gap, mark=last.mark)
         if reverse:
             return await self._newest(source, last, since, limit, max_bytes, gap)
         return await self._oldest(source, last, since, limit, max_bytes, gap)
+
+    async def _begin_epoch(self, source: Source, channel: str) -> StoredHistory:
+        """Begin a new epoch for all channels of a stream: it has lost messages."""
+        source = self._source(await self._streams.renew(source.stream), channel, source.config)
+        return StoredHistory(envelopes=(), position=Position(0, source.epoch), gap="epoch")
+
+    async def _has_other(self, source: Source, offset: int, mark: bytes) -> bool:
+        """Whether a stream has another message at an offset than the one of a channel with this mark."""
+        try:
+            answer = await self._requests.ask(f"STREAM.MSG.GET.{source.stream.name}", {"seq": offset})
+        except ApiError as error:
+            if error.code == NO_MESSAGE:
+                return False
+            raise
+        message = answer["message"]
+        return message["subject"] != source.subject or mark_in(message) not in (b"", mark)
 
     def _source(self, stream: Stream, channel: str, config: HistoryConfig) -> Source:
         tokens = self._epochs.tokens(channel)
@@ -252,7 +282,7 @@ class NatsHistories:
             raise
         message = answer["message"]
         age = await self._engine_time(source.stream) - seconds_of(message["time"])
-        return Last(int(message["seq"]), age > source.config.ttl_ms / 1000)
+        return Last(int(message["seq"]), age > source.config.ttl_ms / 1000, mark_in(message))
 
     async def _top(self, stream: Stream) -> int:
         """Return the newest sequence of a stream."""
@@ -288,6 +318,11 @@ class NatsHistories:
             self._clock_difference = seconds_of(text) - now
             self._clock_until = now + CLOCK_SECONDS
         return now + self._clock_difference
+
+
+def mark_in(message: dict[str, Any]) -> bytes:
+    """Return the mark of a message that the engine has answered with."""
+    return mark_of(base64.b64decode(message.get("data") or ""))
 
 
 def position_of(source: Source, last: Last, kept: Kept) -> Position:

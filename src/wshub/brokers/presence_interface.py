@@ -2,7 +2,7 @@
 
 Each node says who its members are, and the engine keeps that. An entry belongs to a node. A node
 that lives has a beat every few seconds. A node without one is dead, and another node takes its entries over. The
-engine's clock decides, so those of the nodes may differ.
+engine's clock decides, so those of the nodes may differ. Between workers, their connections show who lives.
 """
 
 from __future__ import annotations
@@ -138,13 +138,29 @@ class Beat(NamedTuple):
     """The answer to a beat."""
 
     is_known: bool
-    """False if the node has to enter all its members: it begins, it was taken for dead, or the engine has lost all."""
+    """False if the node has to enter its members: it begins, it was taken for dead, or the engine has lost all."""
 
     epoch: str
-    """Changes when the engine has lost all entries."""
+    """Changes when the engine has lost all entries, of the channels that are concerned."""
 
     dead: tuple[str, ...]
     """Nodes that are dead, and whose entries nobody has taken over yet: names for ``presence_take_over()``."""
+
+    lost: tuple[str, ...] = ()
+    """The ids of entries of this node that others have taken over. The node has to enter those members."""
+
+    next_in: float = BEAT_SECONDS
+    """Seconds until the next beat is due."""
+
+    entry_count: int | None = None
+    """The number of entries of this node; None if the node need not compare it.
+
+    If the node expects another number, it calls ``presence_own()``. The answer to a call was lost, or a call that had
+    failed was carried out later.
+    """
+
+    concerns: Callable[[str], bool] | None = None
+    """Returns whether the members of a channel are to be entered, unless ``is_known``; None stands for all channels."""
 
 
 class PresenceSource(Protocol):
@@ -155,7 +171,10 @@ class PresenceSource(Protocol):
     """
 
     async def presence_enter(self, channel: str, entries: Sequence[PresenceEntry]) -> list[bool]:
-        """Add entries of this node, or replace their data. Return for each whether it is the only one of its user."""
+        """Add entries of this node, or replace their data. Return for each whether it was the first one of its user.
+
+        An entry that is there already has the same answer as when it was added: that answer may have been lost.
+        """
 
     async def presence_leave(self, channel: str, entries: Sequence[PresenceEntry]) -> list[bool]:
         """Remove entries of this node. Return for each whether no entry of its user is left."""
@@ -169,6 +188,10 @@ class PresenceSource(Protocol):
         No other node gets the same. Call it until nothing is left. An entry whose connection is gone stays until it is
         removed.
         """
+
+    async def presence_own(self) -> list[tuple[str, PresenceEntry]]:
+        """Return channels and entries of this node, with those that it has taken over. See ``Beat.entry_count``."""
+        return []
 
     async def presence_read(self, channel: str, cursor: str, limit: int) -> StoredPresence:
         """Return some entries of a channel: about so many, behind a cursor that an earlier call has returned."""

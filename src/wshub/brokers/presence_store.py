@@ -2,113 +2,263 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from bisect import bisect_left, bisect_right
+from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import islice
 
 from wshub.brokers.history_store import new_epoch
 from wshub.brokers.presence_interface import DEAD_SECONDS, Beat, PresenceCounts, PresenceEntry, StoredPresence
+from wshub.errors import MisuseError
 
-__all__ = ["PresenceStore"]
+__all__ = ["PresenceEntries", "PresenceStore", "check_cursor"]
 
 TAKEN_AT_ONCE = 1000
 """Entries that one call of ``take_over()`` returns at most."""
+
+REMEMBERED = 1000
+"""Entries that have left, and of which the outcome is known."""
+
+CURSOR_MARK = ">"
+
+
+def check_cursor(cursor: str) -> None:
+    """Raise ``MisuseError`` if a cursor is not empty, and none that ``PresenceEntries.read`` has returned."""
+    if cursor and not cursor.startswith(CURSOR_MARK):
+        raise MisuseError(f"cursor must be that of an earlier page, not {cursor!r}")
 
 
 class Presence:
     """The entries of one channel."""
 
+    __slots__ = ("entries", "ids", "later", "users")
+
     def __init__(self) -> None:
         self.entries: dict[str, PresenceEntry] = {}
-        self.users: Counter[str] = Counter()
+        self.ids: list[str] = []
+        """The ids in order: a page begins behind the last one of the page before, whatever has gone since."""
+        self.users: dict[str, int] = {}
+        """The number of entries of each user."""
+        self.later: set[str] = set()
+        """The ids of entries whose user had another one when they came."""
+
+    def add(self, entry: PresenceEntry) -> bool:
+        """Add an entry, or replace that of the same id. Return whether it was the only one of its user at first."""
+        if entry.id not in self.entries:
+            if entry.user in self.users:
+                self.later.add(entry.id)
+            self.users[entry.user] = self.users.get(entry.user, 0) + 1
+            if not self.ids or entry.id > self.ids[-1]:
+                self.ids.append(entry.id)
+            else:
+                self.ids.insert(bisect_left(self.ids, entry.id), entry.id)
+        self.entries[entry.id] = entry
+        return entry.id not in self.later
+
+    def remove(self, entry_id: str) -> PresenceEntry | None:
+        """Remove an entry and return it; None if there is none."""
+        entry = self.entries.pop(entry_id, None)
+        if entry is None:
+            return None
+        del self.ids[bisect_left(self.ids, entry_id)]
+        self.later.discard(entry_id)
+        if self.users[entry.user] > 1:
+            self.users[entry.user] -= 1
+        else:
+            del self.users[entry.user]
+        return entry
 
 
-class PresenceStore:
-    """The entries of all nodes. All times are seconds by one clock."""
+class PresenceEntries:
+    """Entries of channels, each of which belongs to a node."""
 
     def __init__(self) -> None:
-        self.epoch = new_epoch()
         self._channels: dict[str, Presence] = {}
-        self._beats: dict[str, float] = {}
-        # Nodes that have had a beat, and were not taken for dead since.
-        self._known: set[str] = set()
         # The channels and ids of the entries of each node.
         self._of_node: dict[str, dict[tuple[str, str], None]] = {}
+        # By channel and id of entries that have left: whether it was the last one of its user.
+        self._left: OrderedDict[tuple[str, str], bool] = OrderedDict()
 
-    def enter(self, node: str, channel: str, entries: Sequence[PresenceEntry], now: float) -> list[bool]:
-        """Add entries of a node. Return for each whether it is the only one of its user."""
-        # A node that dies before its first beat is dead all the same.
-        self._beats.setdefault(node, now)
-        presence = self._channels.setdefault(channel, Presence())
+    def __len__(self) -> int:
+        return sum(len(owned) for owned in self._of_node.values())
+
+    @property
+    def nodes(self) -> list[str]:
+        """The nodes that have entries."""
+        return list(self._of_node)
+
+    def count(self, node: str) -> int:
+        """Return the number of entries of a node."""
+        return len(self._of_node.get(node, ()))
+
+    def names_of(self, node: str) -> list[tuple[str, str]]:
+        """Return channels and ids of the entries of a node."""
+        return list(self._of_node.get(node, ()))
+
+    def of_node(self, node: str) -> list[tuple[str, PresenceEntry]]:
+        """Return channels and entries of a node."""
+        return [(channel, self._channels[channel].entries[name]) for channel, name in self._of_node.get(node, ())]
+
+    def has(self, channel: str, entry_id: str) -> bool:
+        """Return whether there is such an entry."""
+        presence = self._channels.get(channel)
+        return presence is not None and entry_id in presence.entries
+
+    def has_left(self, channel: str, entry_id: str) -> bool:
+        """Return whether an entry was removed not long ago."""
+        return (channel, entry_id) in self._left
+
+    def enter(self, node: str, channel: str, entries: Sequence[PresenceEntry]) -> list[bool]:
+        """Add entries of a node. Return for each whether it was the only one of its user when it came."""
+        if not entries:
+            return []
+        presence = self._channels.get(channel)
+        if presence is None:
+            presence = self._channels[channel] = Presence()
         own = self._of_node.setdefault(node, {})
         outcome = []
         for entry in entries:
-            if entry.id not in presence.entries:
-                presence.users[entry.user] += 1
-            presence.entries[entry.id] = entry
+            self._left.pop((channel, entry.id), None)
+            outcome.append(presence.add(entry))
             own[channel, entry.id] = None
-            outcome.append(presence.users[entry.user] == 1)
         return outcome
 
     def leave(self, node: str, channel: str, entries: Sequence[PresenceEntry]) -> list[bool]:
-        """Remove entries of a node. Return for each whether no entry of its user is left."""
+        """Remove entries of a node. Return for each whether no entry of its user was left then."""
         presence = self._channels.get(channel) or Presence()
         own = self._of_node.get(node, {})
         outcome = []
         for entry in entries:
-            own.pop((channel, entry.id), None)
-            if presence.entries.pop(entry.id, None) is not None:
-                presence.users[entry.user] -= 1
-                if not presence.users[entry.user]:
-                    del presence.users[entry.user]
-            outcome.append(entry.user not in presence.users)
-        if not presence.entries:
-            self._channels.pop(channel, None)
+            key = channel, entry.id
+            own.pop(key, None)
+            if presence.remove(entry.id) is not None:
+                self._left[key] = entry.user not in presence.users
+            # The answer to an earlier call may have been lost.
+            outcome.append(self._left.get(key, entry.user not in presence.users))
+        while len(self._left) > REMEMBERED:
+            self._left.popitem(last=False)
+        self._tidy(node, channel)
         return outcome
 
-    def beat(self, node: str, now: float, *, is_leaving: bool = False) -> Beat:
-        """Note that a node lives, or that it ends."""
-        is_known = node in self._known
-        self._known.add(node)
-        self._beats[node] = float("-inf") if is_leaving else now
-        dead = [other for other, beat in self._beats.items() if beat <= now - DEAD_SECONDS and other != node]
-        for other in dead:
-            if not self._of_node.get(other):
-                self._forget(other)
-        return Beat(is_known, self.epoch, tuple(other for other in dead if other in self._beats))
+    def drop(self, node: str, channel: str, entry_id: str) -> None:
+        """Remove an entry of a node of which nobody is told."""
+        self._of_node.get(node, {}).pop((channel, entry_id), None)
+        presence = self._channels.get(channel)
+        if presence is not None:
+            presence.remove(entry_id)
+        self._tidy(node, channel)
 
-    def take_over(self, node: str, dead: str, now: float) -> list[tuple[str, PresenceEntry]]:
-        """Make entries of a dead node those of another one."""
-        if self._beats.get(dead, now) > now - DEAD_SECONDS:
-            return []
-        theirs = self._of_node.get(dead, {})
+    def _tidy(self, node: str, channel: str) -> None:
+        """Keep nothing of a node or a channel without entries."""
+        presence = self._channels.get(channel)
+        if presence is not None and not presence.entries:
+            del self._channels[channel]
+        if not self._of_node.get(node, True):
+            del self._of_node[node]
+
+    def take(self, node: str, other: str) -> list[tuple[str, PresenceEntry]]:
+        """Make some entries of another node those of a node, under other ids. Return channels and entries."""
+        theirs = self._of_node.get(other, {})
         own = self._of_node.setdefault(node, {})
         taken = []
         for channel, name in list(islice(theirs, TAKEN_AT_ONCE)):
             del theirs[channel, name]
             presence = self._channels[channel]
-            entry = presence.entries.pop(name)._replace(id=f"{node}/{name}")
-            presence.entries[entry.id] = entry
+            former = presence.remove(name)
+            assert former is not None
+            entry = former._replace(id=f"{node}/{name}")
+            presence.add(entry)
             own[channel, entry.id] = None
             taken.append((channel, entry))
-        if not theirs:
-            self._forget(dead)
+        for each in (node, other):
+            if not self._of_node.get(each):
+                self._of_node.pop(each, None)
         return taken
 
     def read(self, channel: str, cursor: str, limit: int) -> StoredPresence:
-        """Return entries behind a cursor, which is the number of those before it."""
+        """Return entries behind a cursor, in the order of their ids. Raises ``MisuseError`` if it is none."""
+        check_cursor(cursor)
         presence = self._channels.get(channel) or Presence()
-        first = int(cursor or 0)
-        found = tuple(islice(presence.entries.values(), first, first + limit))
-        end = first + len(found)
-        return StoredPresence(found, str(end) if found and end < len(presence.entries) else "")
+        first = bisect_right(presence.ids, cursor.removeprefix(CURSOR_MARK)) if cursor else 0
+        ids = presence.ids[first : first + limit]
+        has_more = first + len(ids) < len(presence.ids)
+        page = tuple(presence.entries[each] for each in ids)
+        return StoredPresence(page, CURSOR_MARK + ids[-1] if has_more else "")
 
     def counts(self, channel: str) -> PresenceCounts:
         """Return the number of entries and users."""
         presence = self._channels.get(channel) or Presence()
         return PresenceCounts(connections=len(presence.entries), users=len(presence.users))
 
+
+class PresenceStore:
+    """The entries of all nodes, and their beats. All times are seconds by one clock."""
+
+    def __init__(self) -> None:
+        self.epoch = new_epoch()
+        self._entries = PresenceEntries()
+        self._beats: dict[str, float] = {}
+        # Nodes that have had a beat, and were not taken for dead since: the number of the first one.
+        self._known: dict[str, int] = {}
+        # Nodes of which some entries were taken over. They stay dead until the others have followed.
+        self._condemned: set[str] = set()
+
+    def enter(self, node: str, channel: str, entries: Sequence[PresenceEntry], now: float) -> list[bool]:
+        """Add entries of a node. Return for each whether it is the only one of its user."""
+        # A node that dies before its first beat is dead all the same.
+        self._beats.setdefault(node, now)
+        return self._entries.enter(node, channel, entries)
+
+    def leave(self, node: str, channel: str, entries: Sequence[PresenceEntry]) -> list[bool]:
+        """Remove entries of a node. Return for each whether no entry of its user is left."""
+        return self._entries.leave(node, channel, entries)
+
+    def beat(self, node: str, now: float, *, is_leaving: bool = False, seen: int = 0, number: int = 0) -> Beat:
+        """Note that a node lives, or that it ends.
+
+        Args:
+            node: the node.
+            now: the time.
+            is_leaving: whether it ends.
+            seen: the number of the last beat whose answer has said that the node is not known.
+            number: that of this beat. If its answer is lost, that of the next one says the same.
+        """
+        is_known = node in self._condemned or self._known.get(node) == seen
+        if node not in self._condemned:
+            if not is_known:
+                self._known[node] = number
+            self._beats[node] = float("-inf") if is_leaving else now
+        dead = [other for other, beat in self._beats.items() if beat <= now - DEAD_SECONDS and other != node]
+        have_entries = set(self._entries.nodes)
+        for other in dead:
+            if other not in have_entries:
+                self._forget(other)
+        dead = [other for other in dead if other in have_entries]
+        return Beat(is_known, self.epoch, tuple(dead), entry_count=self._entries.count(node))
+
+    def own(self, node: str) -> list[tuple[str, PresenceEntry]]:
+        """Return channels and entries of a node."""
+        return self._entries.of_node(node)
+
+    def take_over(self, node: str, dead: str, now: float) -> list[tuple[str, PresenceEntry]]:
+        """Make entries of a dead node those of another one."""
+        if self._beats.get(dead, now) > now - DEAD_SECONDS:
+            return []
+        self._condemned.add(dead)
+        taken = self._entries.take(node, dead)
+        if dead not in self._entries.nodes:
+            self._forget(dead)
+        return taken
+
+    def read(self, channel: str, cursor: str, limit: int) -> StoredPresence:
+        """Return entries behind a cursor."""
+        return self._entries.read(channel, cursor, limit)
+
+    def counts(self, channel: str) -> PresenceCounts:
+        """Return the number of entries and users."""
+        return self._entries.counts(channel)
+
     def _forget(self, node: str) -> None:
-        self._known.discard(node)
+        self._condemned.discard(node)
+        self._known.pop(node, None)
         self._beats.pop(node, None)
-        self._of_node.pop(node, None)

@@ -1,16 +1,21 @@
 """The scripts with which an engine keeps who is in which room. Each call is one step for all other clients.
 
-A channel has two hashes: its entries by id, and the number of entries of each user. An entry is the length of the
-user's name, a colon, the name, and the data. A node has a set of its entries: each is an id, a line feed and a channel.
-A hub has a sorted set with the time of each node's beat, in milliseconds by the engine's clock. It has a set of the
-nodes that have had one, and an epoch. The epoch is lost if everything else is.
+A channel has two hashes: its entries by id, and the number of entries of each user. An entry is a mark, the length of
+the user's name, a colon, the name, and the data. The mark is a plus if it was the only entry of its user when it came.
+
+A node has a set of its entries: each is an id, a line feed and a channel. A hub has a sorted set with the time of each
+node's beat, in milliseconds by the engine's clock. It has a hash with the number of each node's first beat, and an
+epoch. The epoch is lost if everything else is.
+
+In a cluster, a slot that moves to another engine may have lost some keys already. Then a script fails at the first
+command about one of them. ``TAKE_OVER`` reads from all its keys before it changes any.
 """
 
 from __future__ import annotations
 
 from wshub.brokers.redis_scripts import NEW_EPOCH, Script
 
-__all__ = ["BEAT", "ENTER", "LEAVE", "TAKE_OVER"]
+__all__ = ["BEAT", "ENTER", "LEAVE", "OWN", "TAKE_OVER"]
 
 _NOW = """
 local function engine_time()
@@ -26,16 +31,20 @@ local node, channel, outcome = ARGV[1], ARGV[2], {}
 redis.call('ZADD', KEYS[4], 'NX', engine_time(), node)
 for index = 3, #ARGV, 3 do
     local id, user, data = ARGV[index], ARGV[index + 1], ARGV[index + 2]
-    if redis.call('HSET', KEYS[1], id, #user .. ':' .. user .. data) == 1 then
-        redis.call('HINCRBY', KEYS[2], user, 1)
+    local former, mark = redis.call('HGET', KEYS[1], id), '-'
+    if former then
+        mark = string.sub(former, 1, 1)
+    elseif redis.call('HINCRBY', KEYS[2], user, 1) == 1 then
+        mark = '+'
     end
+    redis.call('HSET', KEYS[1], id, mark .. #user .. ':' .. user .. data)
     redis.call('SADD', KEYS[3], id .. '\\n' .. channel)
-    outcome[#outcome + 1] = redis.call('HGET', KEYS[2], user) == '1' and 1 or 0
+    outcome[#outcome + 1] = mark == '+' and 1 or 0
 end
 return outcome
 """
 )
-"""Adds entries, and answers for each with 1 if it is the only one of its user.
+"""Adds entries, and answers for each with 1 if it was the only one of its user when it came.
 
 Keys: the entries, the users, the node's set, the beats.
 """
@@ -64,9 +73,17 @@ BEAT = Script(
     + _NOW
     + """
 local node, is_leaving, seed, dead_after, sets = ARGV[1], ARGV[2] == '1', ARGV[3], tonumber(ARGV[4]), ARGV[5]
+local seen, number = ARGV[6], ARGV[7]
 local now = engine_time()
-local is_known = 1 - redis.call('SADD', KEYS[2], node)
-redis.call('ZADD', KEYS[1], is_leaving and 0 or now, node)
+local is_known = 1
+-- Some entries of a node with this time were taken over: it stays dead until the others have followed.
+if redis.call('ZSCORE', KEYS[1], node) ~= '-1' or redis.call('EXISTS', sets .. node) == 0 then
+    if redis.call('HGET', KEYS[2], node) ~= seen then
+        is_known = 0
+        redis.call('HSET', KEYS[2], node, number)
+    end
+    redis.call('ZADD', KEYS[1], is_leaving and 0 or now, node)
+end
 local epoch = redis.call('GET', KEYS[3])
 if not epoch then
     epoch = new_epoch(seed)
@@ -79,14 +96,17 @@ for _, other in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now - dead_a
             dead[#dead + 1] = other
         else
             redis.call('ZREM', KEYS[1], other)
-            redis.call('SREM', KEYS[2], other)
+            redis.call('HDEL', KEYS[2], other)
         end
     end
 end
-return {is_known, epoch, dead}
+return {is_known, epoch, dead, redis.call('SCARD', sets .. node)}
 """
 )
-"""Notes a beat. Answers with 1 if the node is known, the epoch, and the dead nodes that have entries.
+"""Notes a beat. Answers with 1 if the node is known, the epoch, the dead nodes that have entries, and the number of
+entries of the node.
+
+A node is known if it has seen the answer to its first beat. If that is lost, the answer to the next one says the same.
 
 Keys: the beats, the known nodes, the epoch.
 """
@@ -100,23 +120,30 @@ local beat = redis.call('ZSCORE', KEYS[1], dead)
 if not beat or tonumber(beat) > engine_time() - dead_after then
     return {}
 end
-local taken = {}
-for _, element in ipairs(redis.call('SPOP', sets .. dead, count)) do
+local elements, values = redis.call('SRANDMEMBER', sets .. dead, count), {}
+redis.call('EXISTS', sets .. node)
+for index, element in ipairs(elements) do
     local id, channel = string.match(element, '^([^\\n]*)\\n(.*)$')
-    local value = redis.call('HGET', entries .. channel, id)
-    if value then
+    values[index] = redis.call('HGET', entries .. channel, id)
+end
+redis.call('ZADD', KEYS[1], -1, dead)
+local taken = {}
+for index, element in ipairs(elements) do
+    local id, channel = string.match(element, '^([^\\n]*)\\n(.*)$')
+    if values[index] then
         local name = node .. '/' .. id
         redis.call('HDEL', entries .. channel, id)
-        redis.call('HSET', entries .. channel, name, value)
+        redis.call('HSET', entries .. channel, name, values[index])
         redis.call('SADD', sets .. node, name .. '\\n' .. channel)
         taken[#taken + 1] = channel
         taken[#taken + 1] = name
-        taken[#taken + 1] = value
+        taken[#taken + 1] = values[index]
     end
+    redis.call('SREM', sets .. dead, element)
 end
 if redis.call('EXISTS', sets .. dead) == 0 then
     redis.call('ZREM', KEYS[1], dead)
-    redis.call('SREM', KEYS[2], dead)
+    redis.call('HDEL', KEYS[2], dead)
 end
 return taken
 """
@@ -124,4 +151,26 @@ return taken
 """Makes entries of a dead node those of another one. Answers with channel, id and value of each in turn.
 
 Keys: the beats, the known nodes.
+"""
+
+OWN = Script(
+    """
+local entries, found = ARGV[1], {}
+for _, element in ipairs(redis.call('SMEMBERS', KEYS[1])) do
+    local id, channel = string.match(element, '^([^\\n]*)\\n(.*)$')
+    local value = redis.call('HGET', entries .. channel, id)
+    if value then
+        found[#found + 1] = channel
+        found[#found + 1] = id
+        found[#found + 1] = value
+    else
+        redis.call('SREM', KEYS[1], element)
+    end
+end
+return found
+"""
+)
+"""Answers with channel, id and value of each entry of a node.
+
+Keys: the node's set.
 """

@@ -39,9 +39,10 @@ class Publishing(EnvelopeSender):
         super().__init__(names, max_pending)
         self.connection: RedisConnection | None = None
         """The connection that is open; None if there is none."""
+        self.max_pending = max_pending
         self._names = names
         self.published = 0
-        """Envelopes that ``publish()`` has sent."""
+        """Envelopes that were taken, and whose answers ``count_answer()`` counts."""
         self._now = now
         # Answers that are waited for, and until when.
         self._waiting: deque[tuple[float, asyncio.Future[Any]]] = deque()
@@ -49,11 +50,8 @@ class Publishing(EnvelopeSender):
 
     async def publish(self, channel: str, envelope: bytes) -> Published:
         """Send an envelope, and return when the engine has answered. Raise BrokerUnavailable if it was dropped."""
-        return Published(receivers=await self.ask(self._names.publish_head(channel), envelope))
-
-    async def ask(self, head: bytes, envelope: bytes) -> Any:
-        """Send a command whose last word is an envelope, and return the answer. Raise as ``publish()`` does."""
-        return await self._answer(self._send_for_answer(head, envelope))
+        head = self._names.publish_head(channel)
+        return Published(receivers=await self.wait(self._send_for_answer(head, envelope)))
 
     def _send_for_answer(self, head: bytes, envelope: bytes) -> asyncio.Future[Any]:
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -64,7 +62,7 @@ class Publishing(EnvelopeSender):
 
     async def request(self, command: bytes) -> Any:
         """Send a command without an envelope, and return the answer. Raises ``BrokerError``."""
-        return await self._answer(self._request_answer(command))
+        return await self.wait(self._request_answer(command))
 
     def _request_answer(self, command: bytes) -> asyncio.Future[Any]:
         if self.connection is None:
@@ -73,8 +71,8 @@ class Publishing(EnvelopeSender):
         self.connection.request(command, partial(settle, answer))
         return answer
 
-    async def _answer(self, answer: asyncio.Future[Any]) -> Any:
-        """Return the answer, or raise it. Raise BrokerUncertain if it takes too long."""
+    async def wait(self, answer: asyncio.Future[Any]) -> Any:
+        """Return an answer, or raise it. Raise BrokerUncertain if it takes too long."""
         self._waiting.append((self._now() + ANSWER_SECONDS, answer))
         try:
             return await answer
@@ -108,11 +106,18 @@ class Publishing(EnvelopeSender):
         self.connection = None
         self.detach()
 
-    def _take_answer(self, answer: asyncio.Future[Any], reply: Any) -> None:
+    def count_answer(self, reply: Any) -> None:
+        """Count the answer to an envelope that counts as published."""
         if isinstance(reply, BrokerUncertain):
             self.dropped["unanswered"] += 1
+        elif isinstance(reply, BrokerUnavailable):
+            self.published -= 1
+            self.dropped["disconnected"] += 1
         elif isinstance(reply, BrokerError):
             self.refused(reply)
+
+    def _take_answer(self, answer: asyncio.Future[Any], reply: Any) -> None:
+        self.count_answer(reply)
         settle(answer, reply)
 
 

@@ -2,19 +2,25 @@
 
 A channel has two keys:
 
-- a stream of its envelopes. The entry of offset 7 has the id 7-0, and the fields ``d``, the envelope, and ``c``, the
-  bytes of all envelopes before it.
-- a hash of its position. ``e`` is the epoch, and ``o`` the offset of the newest envelope. ``b`` is the bytes of all
-  envelopes ever. ``k`` is the ``c`` of an entry that was the oldest one lately.
+- a stream of its envelopes. The entry of offset 7 has the id 7-0. Its field ``d`` is the envelope, ``c`` is the bytes
+  of all envelopes before it, and ``p`` is the mark of the envelope at offset 6.
+- a hash of its position. ``e`` is the epoch, and ``o`` the offset of the newest envelope. ``m`` is its mark. ``s`` is
+  the offset behind which the epoch began, 0 if it is missing. ``b`` is the bytes of all envelopes ever. ``k`` is the
+  ``c`` of an entry that was the oldest one lately.
 
 Without the hash, the stream says nothing: it is deleted, and a new epoch begins.
+
+An engine that has lost its last writes goes on in the same epoch, and gives the same offsets to other envelopes. A node
+that has received one of the lost envelopes knows its mark. When it reads, the mark is compared with what follows its
+position: the ``p`` of the next entry, or ``m``. If they differ, a new epoch begins behind the newest envelope. What is
+stored stays.
 """
 
 from __future__ import annotations
 
 import hashlib
 
-__all__ = ["NEW_EPOCH", "PUBLISH", "READ", "Script"]
+__all__ = ["NEW_EPOCH", "PUBLISH", "READ", "Script", "publish_script"]
 
 
 class Script:
@@ -45,7 +51,7 @@ if KEYS[3] then
         return {tonumber(known[1]), known[2], 1, 0}
     end
 end
-local position = redis.call('HMGET', KEYS[2], 'e', 'b', 'k')
+local position = redis.call('HMGET', KEYS[2], 'e', 'b', 'k', 'm')
 local epoch, total, kept_from = position[1], tonumber(position[2] or 0), tonumber(position[3] or 0)
 if not epoch then
     redis.call('DEL', KEYS[1])
@@ -54,7 +60,8 @@ if not epoch then
 end
 local offset = redis.call('HINCRBY', KEYS[2], 'o', 1)
 local id = string.format('%.0f-0', offset)
-redis.call('XADD', KEYS[1], 'MAXLEN', size, id, 'c', string.format('%.0f', total), 'd', envelope)
+redis.call('XADD', KEYS[1], 'MAXLEN', size, id, 'c', string.format('%.0f', total), 'd', envelope, 'p',
+    epoch == position[1] and position[4] or '')
 total = total + #envelope
 if total - kept_from > max_bytes then
     while true do
@@ -66,7 +73,8 @@ if total - kept_from > max_bytes then
         redis.call('XTRIM', KEYS[1], 'MAXLEN', redis.call('XLEN', KEYS[1]) - 1)
     end
 end
-redis.call('HSET', KEYS[2], 'b', string.format('%.0f', total), 'k', string.format('%.0f', kept_from))
+local mark = #envelope < 16 and '' or string.sub(envelope, 5, 16)
+redis.call('HSET', KEYS[2], 'b', string.format('%.0f', total), 'k', string.format('%.0f', kept_from), 'm', mark)
 redis.call('PEXPIRE', KEYS[1], ttl)
 redis.call('PEXPIRE', KEYS[2], position_ttl)
 local receivers = redis.call('PUBLISH', channel, struct.pack('<BI8I8', 193, offset, offset - 1) .. epoch .. envelope)
@@ -87,23 +95,35 @@ READ = Script(
     NEW_EPOCH
     + """
 local position_ttl, seed, since, since_epoch = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-local limit, max_bytes, reverse, is_own = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7] == '1', ARGV[8] == '1'
-local position = redis.call('HMGET', KEYS[2], 'e', 'o')
-local epoch, offset = position[1], tonumber(position[2] or 0)
-if is_own and epoch == since_epoch and tonumber(since) > offset then
-    epoch = nil
-end
+local limit, max_bytes, reverse = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7] == '1'
+local is_own, mark = ARGV[8] == '1', ARGV[9]
+local position = redis.call('HMGET', KEYS[2], 'e', 'o', 'm', 's')
+local epoch, offset, newest, start = position[1], tonumber(position[2] or 0), position[3] or '', position[4] or '0'
 if not epoch then
     redis.call('DEL', KEYS[1], KEYS[2])
-    epoch, offset = new_epoch(seed), 0
+    epoch, offset, newest, start = new_epoch(seed), 0, '', '0'
     redis.call('HSET', KEYS[2], 'e', epoch, 'o', 0)
     redis.call('PEXPIRE', KEYS[2], position_ttl)
+elseif is_own and epoch == since_epoch then
+    local own, known = tonumber(since), ''
+    if own == offset then
+        known = newest
+    elseif own < offset and mark ~= '' then
+        local id = string.format('%.0f-0', own + 1)
+        local following = redis.call('XRANGE', KEYS[1], id, id)[1]
+        known = following and following[2][6] or ''
+    end
+    if own > offset or (known ~= '' and mark ~= '' and known ~= mark) then
+        epoch, start = new_epoch(seed), string.format('%.0f', offset)
+        redis.call('HSET', KEYS[2], 'e', epoch, 's', start)
+    end
 end
 local gap = ''
 local first, last = '-', '+'
 if since ~= '' then
     if since_epoch ~= epoch or tonumber(since) > offset then
         gap = 'epoch'
+        first = '(' .. start .. '-0'
     elseif reverse then
         last = '(' .. since .. '-0'
     else
@@ -128,7 +148,7 @@ if not (reverse and gap ~= '') then
         for _, entry in ipairs(entries) do
             bytes = bytes + #entry[2][4]
             if #found > 0 and bytes > max_bytes then
-                return {offset, epoch, gap, found}
+                return {offset, epoch, gap, found, newest}
             end
             found[#found + 1] = string.match(entry[1], '%d+')
             found[#found + 1] = entry[2][4]
@@ -143,10 +163,16 @@ if not (reverse and gap ~= '') then
         end
     end
 end
-return {offset, epoch, gap, found}
+return {offset, epoch, gap, found, newest}
 """
 )
-"""Answers with the offset and the epoch of the newest envelope, the gap, and offsets and envelopes in turn.
+"""Answers with the offset and the epoch of the newest envelope, the gap, offsets and envelopes in turn, and the mark of
+the newest envelope.
 
 A channel without a position gets one, so that a reader has a position before anybody has published.
 """
+
+
+def publish_script(word: bytes) -> Script:
+    """Return ``PUBLISH``, or its variant that publishes with another command."""
+    return Script(PUBLISH.text.decode().replace("redis.call('PUBLISH'", f"redis.call('{word.decode()}'"))

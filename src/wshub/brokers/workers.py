@@ -20,6 +20,7 @@ from wshub.brokers.interface import (
 )
 from wshub.brokers.workers_directory import SocketDirectory
 from wshub.brokers.workers_histories import Histories
+from wshub.brokers.workers_presence import WorkersPresence
 from wshub.brokers.workers_session import WorkersSession
 from wshub.errors import BrokerUnavailable, ConfigurationError, MisuseError
 from wshub.protocol.validation import check_integer
@@ -30,15 +31,17 @@ DEAF_SECONDS = 5.0
 """If every peer has been silent for so long, this node is the one that hears nothing."""
 
 
-class WorkersBroker:
+class WorkersBroker(WorkersPresence):
     """Joins the hubs of the processes of one machine.
 
     Each process has a Unix socket in a directory, and a connection to each other process. An envelope goes only to
     processes that have subscribed to its channel. Processes may come and go at any time: one that was killed is missed
-    at once, and one that hangs after ten seconds.
+    at once, and one that hangs after ten seconds at most.
 
     One process keeps the history of a room, and decides the order of its messages. It hands its histories over when its
     broker is closed. If it is killed, each of them begins a new epoch in another process.
+
+    One process knows who is in a room. If it ends, the others tell another one.
 
     Args:
         path: a directory for the sockets. It is made if it is missing, for the user of the process alone. Give all
@@ -188,6 +191,7 @@ class WorkersBroker:
         max_bytes: int = 1024 * 1024,
         reverse: bool = False,
         is_own: bool = False,
+        mark: bytes = b"",
     ) -> StoredHistory:
         """Return what is stored of a channel. See ``HistoryBroker.history``.
 
@@ -195,7 +199,14 @@ class WorkersBroker:
             BrokerUnavailable: the process that keeps the history cannot be reached, or has not answered.
         """
         return await self._histories().read(
-            channel, config, since=since, limit=limit, max_bytes=max_bytes, reverse=reverse, is_own=is_own
+            channel,
+            config,
+            since=since,
+            limit=limit,
+            max_bytes=max_bytes,
+            reverse=reverse,
+            is_own=is_own,
+            mark=mark,
         )
 
     def _histories(self) -> Histories:
@@ -234,6 +245,7 @@ class WorkersBroker:
             dropped = {"disconnected": self._dropped_early} if self._dropped_early else {}
             return BrokerStats(dropped=dropped, subscriptions=len(self._early))
         mesh = session.mesh
+        kept, kept_bytes = session.histories.keeper.kept
         return BrokerStats(
             sent=mesh.sent,
             received=mesh.received,
@@ -244,6 +256,8 @@ class WorkersBroker:
             reconnects=session.losses.reconnects,
             subscriptions=mesh.subscription_count,
             peers=len(session.peers),
+            kept=kept,
+            kept_bytes=kept_bytes,
         )
 
     def _abandon_closed_loop(self) -> None:

@@ -33,6 +33,9 @@ class Hello:
     knows_histories: bool = True
     """Whether the node takes records about histories. A worker of an earlier release does not say it."""
 
+    knows_presences: bool = True
+    """Whether it takes records about presences, likewise."""
+
     def encode(self) -> bytes:
         """Return the body of the record."""
         fields = {
@@ -40,6 +43,7 @@ class Hello:
             "serial": self.serial,
             "node": asdict(self.node),
             "knows_histories": self.knows_histories,
+            "knows_presences": self.knows_presences,
         }
         return json.dumps(fields).encode()
 
@@ -65,6 +69,7 @@ class Hello:
                 _expect(fields["serial"], int),
                 _expect(fields["version"], int),
                 _expect(fields.get("knows_histories", False), bool),
+                _expect(fields.get("knows_presences", False), bool),
             )
         except (KeyError, TypeError, AttributeError, RecursionError, ValueError) as error:
             raise ValueError(f"a malformed HELLO: {error}") from None

@@ -1,16 +1,15 @@
 """The bodies of HISTORY records, by which workers speak about histories.
 
-A body is a byte for its kind, and fields. A number has 8 bytes, little-endian; text and bytes follow their length.
 A worker ignores a body of an unknown kind.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from struct import Struct
-from typing import ClassVar, Self, TypeAlias
+from typing import ClassVar, TypeAlias
 
 from wshub.brokers.history_store import HistoryPart
 from wshub.brokers.interface import (
@@ -21,46 +20,38 @@ from wshub.brokers.interface import (
     StoredEnvelope,
     StoredHistory,
 )
+from wshub.brokers.workers_codec import Reader, Signal, Writer
+from wshub.brokers.workers_owner_records import Claim, Leave, OwnedSlots, Owners, Ready, Refused
 from wshub.errors import ConfigurationError
 
 __all__ = [
     "Body",
-    "Claim",
     "Fenced",
     "Found",
-    "Leave",
     "Moved",
     "Moving",
-    "Owned",
-    "Owners",
     "Read",
-    "Ready",
-    "Refused",
     "Store",
     "StoreOutcome",
     "Taken",
     "decode_body",
 ]
 
-NUMBER = Struct("<Q")
 CONFIG = Struct("<QQQQ")
 GAPS: tuple[Gap, ...] = ("", "epoch", "trimmed", "too_much")
 
 
-class Writer:
-    """Builds a body."""
+@lru_cache(maxsize=256)
+def make_config(size: int, max_bytes: int, ttl_ms: int, position_ttl_ms: int) -> HistoryConfig:
+    """Return a configuration as another worker has said it. Raises ``ValueError`` if it is out of bounds."""
+    try:
+        return HistoryConfig(size=size, max_bytes=max_bytes, ttl_ms=ttl_ms, position_ttl_ms=position_ttl_ms)
+    except ConfigurationError as error:
+        raise ValueError(str(error)) from None
 
-    def __init__(self, kind: int) -> None:
-        self._parts = [bytes([kind])]
 
-    def number(self, number: int) -> None:
-        self._parts.append(NUMBER.pack(number))
-
-    def data(self, data: bytes) -> None:
-        self._parts += (NUMBER.pack(len(data)), data)
-
-    def text(self, text: str) -> None:
-        self.data(text.encode("utf-8", "surrogatepass"))
+class HistoryWriter(Writer):
+    """Builds a body about a history."""
 
     def position(self, position: Position) -> None:
         self.number(position.offset)
@@ -74,26 +65,9 @@ class Writer:
             self.number(offset)
             self.data(envelope)
 
-    def body(self) -> bytes:
-        return b"".join(self._parts)
 
-
-class Reader:
-    """Takes a body apart. Raises ``ValueError`` if it is malformed."""
-
-    def __init__(self, body: bytes) -> None:
-        self._body = body
-        self._position = 1
-
-    def number(self) -> int:
-        (number,) = NUMBER.unpack(self._take(NUMBER.size))
-        return int(number)
-
-    def data(self) -> bytes:
-        return self._take(self.number())
-
-    def text(self) -> str:
-        return self.data().decode("utf-8", "surrogatepass")
+class HistoryReader(Reader):
+    """Takes a body about a history apart."""
 
     def position(self) -> Position:
         return Position(self.number(), self.text())
@@ -103,35 +77,6 @@ class Reader:
 
     def envelopes(self, count: int) -> tuple[StoredEnvelope, ...]:
         return tuple(StoredEnvelope(self.number(), self.data()) for _ in range(count))
-
-    def _take(self, length: int) -> bytes:
-        start, self._position = self._position, self._position + length
-        if self._position > len(self._body):
-            raise ValueError("a body about a history is too short")
-        return self._body[start : self._position]
-
-
-@lru_cache(maxsize=256)
-def make_config(size: int, max_bytes: int, ttl_ms: int, position_ttl_ms: int) -> HistoryConfig:
-    """Return a configuration as another worker has said it. Raises ``ValueError`` if it is out of bounds."""
-    try:
-        return HistoryConfig(size=size, max_bytes=max_bytes, ttl_ms=ttl_ms, position_ttl_ms=position_ttl_ms)
-    except ConfigurationError as error:
-        raise ValueError(str(error)) from None
-
-
-@dataclass(frozen=True, slots=True)
-class Signal:
-    """A body without fields."""
-
-    KIND: ClassVar[int]
-
-    def encode(self) -> bytes:
-        return bytes([self.KIND])
-
-    @classmethod
-    def decode(cls, reader: Reader) -> Self:
-        return cls()
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +93,15 @@ class Store:
     key: str
     envelope: bytes
 
+    @property
+    def size(self) -> int:
+        return len(self.envelope)
+
+    def with_term(self, term: int) -> Store:
+        return replace(self, term=term)
+
     def encode(self) -> bytes:
-        writer = Writer(self.KIND)
+        writer = HistoryWriter(self.KIND)
         writer.number(self.number)
         writer.number(self.term)
         writer.text(self.channel)
@@ -159,7 +111,7 @@ class Store:
         return writer.body()
 
     @classmethod
-    def decode(cls, reader: Reader) -> Store:
+    def decode(cls, reader: HistoryReader) -> Store:
         return cls(reader.number(), reader.number(), reader.text(), reader.config(), reader.text(), reader.data())
 
 
@@ -177,9 +129,17 @@ class Read:
     max_bytes: int
     reverse: bool
     is_own: bool
+    mark: bytes
+
+    @property
+    def size(self) -> int:
+        return 0
+
+    def with_term(self, term: int) -> Read:
+        return replace(self, term=term)
 
     def encode(self) -> bytes:
-        writer = Writer(self.KIND)
+        writer = HistoryWriter(self.KIND)
         writer.number(self.number)
         writer.number(self.term)
         writer.text(self.channel)
@@ -188,17 +148,19 @@ class Read:
         writer.number(self.max_bytes)
         writer.number(self.reverse)
         writer.number(self.is_own)
+        writer.data(self.mark)
         writer.number(self.since is not None)
         if self.since is not None:
             writer.position(self.since)
         return writer.body()
 
     @classmethod
-    def decode(cls, reader: Reader) -> Read:
+    def decode(cls, reader: HistoryReader) -> Read:
         number, term, channel, config = reader.number(), reader.number(), reader.text(), reader.config()
         limit, max_bytes, reverse, is_own = (reader.number() for _ in range(4))
+        mark = reader.data()
         since = reader.position() if reader.number() else None
-        return cls(number, term, channel, config, since, limit, max_bytes, bool(reverse), bool(is_own))
+        return cls(number, term, channel, config, since, limit, max_bytes, bool(reverse), bool(is_own), mark)
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +173,7 @@ class StoreOutcome:
 
     def encode(self) -> bytes:
         assert self.published.position is not None
-        writer = Writer(self.KIND)
+        writer = HistoryWriter(self.KIND)
         writer.number(self.number)
         writer.number(self.published.receivers or 0)
         writer.number(self.published.is_duplicate)
@@ -219,7 +181,7 @@ class StoreOutcome:
         return writer.body()
 
     @classmethod
-    def decode(cls, reader: Reader) -> StoreOutcome:
+    def decode(cls, reader: HistoryReader) -> StoreOutcome:
         number, receivers, is_duplicate = reader.number(), reader.number(), bool(reader.number())
         position = reader.position()
         return cls(number, Published(receivers=receivers, position=position, is_duplicate=is_duplicate))
@@ -234,105 +196,22 @@ class Found:
     found: StoredHistory
 
     def encode(self) -> bytes:
-        writer = Writer(self.KIND)
+        writer = HistoryWriter(self.KIND)
         writer.number(self.number)
         writer.position(self.found.position)
         writer.number(GAPS.index(self.found.gap))
+        writer.data(self.found.mark)
         writer.number(len(self.found.envelopes))
         writer.envelopes(self.found.envelopes)
         return writer.body()
 
     @classmethod
-    def decode(cls, reader: Reader) -> Found:
-        number, position, gap = reader.number(), reader.position(), reader.number()
+    def decode(cls, reader: HistoryReader) -> Found:
+        number, position, gap, mark = reader.number(), reader.position(), reader.number(), reader.data()
         if gap >= len(GAPS):
             raise ValueError(f"a gap of the unknown kind {gap}")
         envelopes = reader.envelopes(reader.number())
-        return cls(number, StoredHistory(envelopes=envelopes, position=position, gap=GAPS[gap]))
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """The answer to Store or Read of a worker that has done nothing."""
-
-    KIND: ClassVar = 5
-    number: int
-    reason: str
-
-    def encode(self) -> bytes:
-        writer = Writer(self.KIND)
-        writer.number(self.number)
-        writer.text(self.reason)
-        return writer.body()
-
-    @classmethod
-    def decode(cls, reader: Reader) -> Refused:
-        return cls(reader.number(), reader.text())
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """Say who owns a slot, or choose an owner."""
-
-    KIND: ClassVar = 6
-    slot: int
-    term: int
-    """The highest term of the slot that the sender knows."""
-
-    def encode(self) -> bytes:
-        writer = Writer(self.KIND)
-        writer.number(self.slot)
-        writer.number(self.term)
-        return writer.body()
-
-    @classmethod
-    def decode(cls, reader: Reader) -> Claim:
-        return cls(reader.number(), reader.number())
-
-
-@dataclass(frozen=True, slots=True)
-class Owned:
-    """Who owns a slot."""
-
-    slot: int
-    term: int
-    node_id: str
-    """Empty if its owner has ended."""
-
-
-@dataclass(frozen=True, slots=True)
-class OwnedSlots:
-    """A body about the owners of slots."""
-
-    KIND: ClassVar[int]
-    owned: tuple[Owned, ...]
-
-    def encode(self) -> bytes:
-        writer = Writer(self.KIND)
-        writer.number(len(self.owned))
-        for one in self.owned:
-            writer.number(one.slot)
-            writer.number(one.term)
-            writer.text(one.node_id)
-        return writer.body()
-
-    @classmethod
-    def decode(cls, reader: Reader) -> Self:
-        return cls(tuple(Owned(reader.number(), reader.number(), reader.text()) for _ in range(reader.number())))
-
-
-class Owners(OwnedSlots):
-    """Note who owns these slots."""
-
-    __slots__ = ()
-    KIND: ClassVar = 7
-
-
-@dataclass(frozen=True, slots=True)
-class Leave(Signal):
-    """Send no further Store or Read to this worker, and say Fenced: it leaves."""
-
-    KIND: ClassVar = 8
+        return cls(number, StoredHistory(envelopes=envelopes, position=position, gap=GAPS[gap], mark=mark))
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,7 +231,7 @@ class Moving:
 
     def encode(self) -> bytes:
         part = self.part
-        writer = Writer(self.KIND)
+        writer = HistoryWriter(self.KIND)
         writer.number(self.slot)
         writer.text(part.name)
         writer.position(part.position)
@@ -368,7 +247,7 @@ class Moving:
         return writer.body()
 
     @classmethod
-    def decode(cls, reader: Reader) -> Moving:
+    def decode(cls, reader: HistoryReader) -> Moving:
         slot, name, position = reader.number(), reader.text(), reader.position()
         forgets_in_ms, ends_in_ms = reader.number(), reader.number()
         keys = tuple((reader.text(), reader.number(), reader.number()) for _ in range(reader.number()))
@@ -401,13 +280,6 @@ class Taken:
         return cls(bool(reader.number()))
 
 
-@dataclass(frozen=True, slots=True)
-class Ready(Signal):
-    """Note that this worker knows the others: it may own slots, and choose owners."""
-
-    KIND: ClassVar = 13
-
-
 Body: TypeAlias = (
     Store | Read | StoreOutcome | Found | Refused | Claim | Owners | Leave | Fenced | Moving | Moved | Taken | Ready
 )
@@ -423,4 +295,4 @@ def decode_body(body: bytes) -> Body | None:
     if not body:
         raise ValueError("a body about a history is empty")
     kind = KINDS.get(body[0])
-    return kind.decode(Reader(body)) if kind is not None else None
+    return kind.decode(HistoryReader(body)) if kind is not None else None

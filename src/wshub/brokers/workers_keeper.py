@@ -9,8 +9,9 @@ from collections import deque
 from wshub.brokers.envelope import encode_stored
 from wshub.brokers.history_store import HistoryStore
 from wshub.brokers.interface import BrokerEvents, Published, StoredHistory
-from wshub.brokers.workers_history_records import Found, Read, Refused, Store, StoreOutcome
+from wshub.brokers.workers_history_records import Found, Read, Store, StoreOutcome
 from wshub.brokers.workers_mesh import Mesh
+from wshub.brokers.workers_owner_records import Refused
 from wshub.brokers.workers_peer import Peer
 
 __all__ = ["Keeper"]
@@ -51,6 +52,12 @@ class Keeper:
         self._arriving.clear()
         self.stores.clear()
 
+    @property
+    def kept(self) -> tuple[int, int]:
+        """The number of envelopes in all stores, and that of their bytes."""
+        stores = tuple(self.stores.values())
+        return sum(store.kept for store in stores), sum(store.kept_bytes for store in stores)
+
     def forget(self, slot: int) -> None:
         """Forget the histories of a slot that has another owner."""
         store = self.stores.pop(slot, None)
@@ -83,6 +90,7 @@ class Keeper:
             max_bytes=max_bytes,
             reverse=body.reverse,
             is_own=body.is_own,
+            mark=body.mark,
         )
 
     def serve(self, peer: Peer, slot: int, body: Store | Read) -> None:

@@ -1,19 +1,32 @@
-"""The workers that keep histories, and how they agree on the owner of a slot."""
+"""The workers that keep histories, or presences, and how they agree on the owner of a slot."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Protocol
 
 from wshub.brokers.interface import NodeInfo
-from wshub.brokers.workers_history_records import Body, Claim, Leave, Owned, Ready
-from wshub.brokers.workers_history_records import Owners as OwnersBody
+from wshub.brokers.workers_owner_records import Claim, Leave, Owned, Ready
+from wshub.brokers.workers_owner_records import Owners as OwnersBody
 from wshub.brokers.workers_owners import Owners, check_slot, rendezvous
 from wshub.brokers.workers_peer import Peer
 
-__all__ = ["Membership"]
+__all__ = ["Membership", "Send"]
 
 UNKNOWN_SECONDS = 3.0
 """Seconds after which an owner that this node has never met is taken for ended."""
+
+
+class Send(Protocol):
+    """Queues a body for a peer, in a record of one kind: ``Peer.send_history`` or ``Peer.send_presence``."""
+
+    def __call__(self, peer: Peer, body: bytes, /, *, always: bool = False) -> bool: ...
+
+
+class Encodable(Protocol):
+    """A body."""
+
+    def encode(self) -> bytes: ...
 
 
 class Membership:
@@ -22,13 +35,16 @@ class Membership:
     Args:
         node: this node.
         owner_changed: called with the slots that have another owner, or none.
+        send: says something to a peer.
     """
 
-    def __init__(self, node: NodeInfo, owner_changed: Callable[[Iterable[int]], None]) -> None:
+    def __init__(self, node: NodeInfo, owner_changed: Callable[[Iterable[int]], None], send: Send) -> None:
         self.own_id = node.id
+        self.send = send
         self.owners = Owners(node.id)
         self.has_started = False
         self.is_leaving = False
+        self._is_announced = False
         self._owner_changed = owner_changed
         # Connections that are up, by node.
         self._peers: dict[str, Peer] = {}
@@ -53,6 +69,10 @@ class Membership:
         """The connections that are up."""
         return list(self._peers.values())
 
+    def others(self) -> list[str]:
+        """Return the ids of the other nodes that know the others, until they have ended."""
+        return [node_id for node_id in self._ready if node_id != self.own_id]
+
     def candidates(self) -> list[str]:
         """Return the ids of the nodes that can own a slot now."""
         return [
@@ -63,19 +83,25 @@ class Membership:
             and (node_id == self.own_id or node_id in self._peers)
         ]
 
-    def tell(self, body: Body) -> None:
+    def tell(self, body: Encodable) -> None:
         """Say something to every node."""
         encoded = body.encode()
         for peer in self._peers.values():
-            peer.send_history(encoded, always=True)
+            self.send(peer, encoded, always=True)
 
     # Nodes
 
+    def announce(self) -> None:
+        """Tell all that this node may own slots."""
+        if not self._is_announced:
+            self._is_announced = True
+            self._ready.add(self.own_id)
+            self.tell(Ready())
+
     def started(self) -> None:
         """Note that this node knows the others: it may own slots, and choose owners."""
+        self.announce()
         self.has_started = True
-        self._ready.add(self.own_id)
-        self.tell(Ready())
         self._choose_claimed()
 
     def leave(self) -> None:
@@ -87,8 +113,6 @@ class Membership:
     def peer_up(self, peer: Peer) -> None:
         """Note a connection, and say what this node knows."""
         assert peer.hello is not None
-        if not peer.hello.knows_histories:
-            return
         node = peer.hello.node
         self.owners.node_met(node.id)
         self._unknown.pop(node.id, None)
@@ -97,11 +121,11 @@ class Membership:
             self._keepers[node.id] = node
         known = self.owners.known()
         if known:
-            peer.send_history(OwnersBody(known).encode(), always=True)
-        if self.has_started:
-            peer.send_history(Ready().encode(), always=True)
+            self.send(peer, OwnersBody(known).encode(), always=True)
+        if self._is_announced:
+            self.send(peer, Ready().encode(), always=True)
         if self.is_leaving:
-            peer.send_history(Leave().encode(), always=True)
+            self.send(peer, Leave().encode(), always=True)
 
     def peer_down(self, peer: Peer) -> bool:
         """Note that a connection is down. Return whether it was up."""
@@ -155,7 +179,7 @@ class Membership:
             asked = (coordinator, self.owners.term(slot))
             if self._asked.get(slot) != asked:
                 self._asked[slot] = asked
-                self._peers[coordinator].send_history(Claim(slot, asked[1]).encode(), always=True)
+                self.send(self._peers[coordinator], Claim(slot, asked[1]).encode(), always=True)
 
     def _doubt(self, owner: str, now: float) -> None:
         """Take an owner for ended that this node has not met for some seconds."""
@@ -185,7 +209,7 @@ class Membership:
         check_slot(claim.slot)
         term, owner = self.owners.term(claim.slot), self.owners.owner(claim.slot)
         if owner and term > claim.term:
-            peer.send_history(OwnersBody((Owned(claim.slot, term, owner),)).encode(), always=True)
+            self.send(peer, OwnersBody((Owned(claim.slot, term, owner),)).encode(), always=True)
             return
         self._claims[claim.slot] = max(claim.term, self._claims.get(claim.slot, 0))
         self._choose_claimed()

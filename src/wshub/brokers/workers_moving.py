@@ -13,9 +13,10 @@ from collections import defaultdict
 
 from wshub.brokers.history_store import HistoryStore
 from wshub.brokers.interface import BrokerEvents
-from wshub.brokers.workers_history_records import Fenced, Moved, Moving, Owned, Taken
+from wshub.brokers.workers_history_records import Fenced, Moved, Moving, Taken
 from wshub.brokers.workers_keeper import Keeper
 from wshub.brokers.workers_membership import Membership
+from wshub.brokers.workers_owner_records import Owned
 from wshub.brokers.workers_owners import HANDED_OVER_TERMS, check_slot, rendezvous
 from wshub.brokers.workers_peer import Peer
 

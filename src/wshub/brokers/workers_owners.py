@@ -13,7 +13,7 @@ import zlib
 from collections import deque
 from collections.abc import Collection
 
-from wshub.brokers.workers_history_records import Owned
+from wshub.brokers.workers_owner_records import Owned
 
 __all__ = ["HANDED_OVER_TERMS", "SLOTS", "Owners", "check_slot", "rendezvous", "slot_of"]
 
@@ -37,8 +37,8 @@ def slot_of(channel: str) -> int:
     return zlib.crc32(channel.encode("utf-8", "surrogatepass")) % SLOTS
 
 
-def rendezvous(slot: int, node_ids: Collection[str]) -> str:
-    """Return the node that is to own a slot. If a node is missing, only its slots get other owners."""
+def rendezvous(slot: int | str, node_ids: Collection[str]) -> str:
+    """Return the node that is to own a slot, or something with a name. If a node is missing, only its slots move."""
     return max(node_ids, key=lambda node_id: hashlib.blake2b(f"{slot}:{node_id}".encode(), digest_size=8).digest())
 
 

@@ -49,6 +49,7 @@ cdef class Peer(RecordReceiver):
 
     cdef EnvelopeOutcome write_envelope(self, FrameBuffer *frame) noexcept
     cdef int write_change(self, FrameBuffer *frame) noexcept
+    cdef bint write_body(self, uint8_t kind, bytes body, bint always) except -1
     cdef bint has_space(self, size_t length) noexcept
     cdef int write_record(self, uint8_t kind, const void *body, size_t length) noexcept
     cdef int write_frame(self, FrameBuffer *frame) noexcept

@@ -23,6 +23,7 @@ from wshub.brokers.workers_record cimport (
     NUMBER_SIZE,
     PING,
     PONG,
+    PRESENCE,
     SNAPSHOT,
     SNAPSHOT_END,
     SUBSCRIBE,
@@ -112,11 +113,11 @@ cdef class Peer(RecordReceiver):
             body: of the record.
             always: queue it even if there is no space. The number of such records must be bounded.
         """
-        if not self.is_up or self.ended or self.link is None or self.link.closed:
-            return False
-        if not always and (self.is_dropping or not self.has_space(HEADER_SIZE + len(body))):
-            return False
-        return self.write_record(HISTORY, <const char *>body, len(body)) == 0
+        return self.write_body(HISTORY, body, always)
+
+    def send_presence(self, bytes body not None, *, bint always=False):
+        """Queue a PRESENCE record, as ``send_history`` does."""
+        return self.write_body(PRESENCE, body, always)
 
     def leave(self):
         """Send GOODBYE and all that waits, then end the connection."""
@@ -202,6 +203,14 @@ cdef class Peer(RecordReceiver):
             self.snapshot_due = True
             return 0
         return self.write_frame(frame)
+
+    cdef bint write_body(self, uint8_t kind, bytes body, bint always) except -1:
+        """Queue a record about histories or presences. Return False if it is not sent."""
+        if not self.is_up or self.ended or self.link is None or self.link.closed:
+            return False
+        if not always and (self.is_dropping or not self.has_space(HEADER_SIZE + len(body))):
+            return False
+        return self.write_record(kind, <const char *>body, len(body)) == 0
 
     cdef bint has_space(self, size_t length) noexcept:
         """Return whether that many bytes may be queued. An empty queue takes any record."""
@@ -364,6 +373,10 @@ cdef class Peer(RecordReceiver):
             if not self.is_up:
                 raise ValueError("a record of a history is out of order")
             self.owner.history_received(self, body[:length])
+        elif kind == PRESENCE:
+            if not self.is_up:
+                raise ValueError("a record of a presence is out of order")
+            self.owner.presence_received(self, body[:length])
         elif kind == GOODBYE:
             self.has_left = True
             self.owner.peer_left(self)

@@ -24,6 +24,7 @@ cdef enum:
     GOODBYE = 9       # no body: the node leaves, and this is its last record
     SNAPSHOT_END = 10  # no body: the node has subscribed to no channel that was not named since SNAPSHOT
     HISTORY = 11      # what workers say about histories: workers_history_records.py
+    PRESENCE = 12     # what they say about presences: workers_presence_records.py
 
 cdef enum:
     LENGTH_SIZE = 4

@@ -17,6 +17,7 @@ from wshub.brokers.workers_histories import Histories
 from wshub.brokers.workers_losses import Losses
 from wshub.brokers.workers_mesh import Mesh
 from wshub.brokers.workers_peer import Peer
+from wshub.brokers.workers_presences import Presences
 
 __all__ = ["WorkersSession"]
 
@@ -33,7 +34,7 @@ PROBE_SECONDS = 2.0
 LOOK_SECONDS = 0.5
 """Seconds between two looks into the directory, at least. Some hubs sweep more often."""
 
-SILENT_SECONDS = 10.0
+SILENT_SECONDS = 8.0
 """A peer that has sent nothing for so long is ended: its loop hangs, since it sends a PING every two seconds."""
 
 LONGEST_STEP = 2.0
@@ -98,6 +99,7 @@ class WorkersSession:
         self._probed_at: float | None = None
         self._looked_at: float | None = None
         self.barriers = Barriers(loop, self._send_barrier)
+        self.presences = Presences(loop, node, events, max_pending, SILENT_SECONDS, self.barriers.wait)
 
     # Beginning and end
 
@@ -113,6 +115,7 @@ class WorkersSession:
         self.has_started = True
         if not self._closed:
             self.histories.started()
+            self.presences.started()
 
     async def close(self) -> None:
         """Hand histories over, say GOODBYE, send what waits for a second at most, and end every connection."""
@@ -128,6 +131,7 @@ class WorkersSession:
     async def _end(self) -> None:
         self._closed = True
         self.histories.close()
+        self.presences.close()
         self.mesh.close()
         self.losses.close()
         self._doorway.close()
@@ -156,6 +160,7 @@ class WorkersSession:
         """Give up what this node has although its loop was closed: the socket, and the connections if that works."""
         self._closed = True
         self.histories.abandon()
+        self.presences.abandon()
         self.mesh.close()
         self.losses.close()
         self._doorway.close()
@@ -304,6 +309,7 @@ class WorkersSession:
         own = (ALL_NODES, node_channel(peer.node_id)) if receives else ()
         self.mesh.add(peer, own)
         self.histories.peer_up(peer)
+        self.presences.peer_up(peer)
         self._logged.discard(("connect", peer.node_id))
         # The PONG says that the peer knows what this node has subscribed to. A wait may be for that too.
         peer.announced = self.barriers.number_for(peer.node_id) or self._take_number()
@@ -334,11 +340,17 @@ class WorkersSession:
         if not self._closed:
             self.histories.received(peer, body)
 
+    def presence_received(self, peer: Peer, body: bytes) -> None:
+        """Have a record about presences handled. Raises ValueError if it is malformed."""
+        if not self._closed:
+            self.presences.received(peer, body)
+
     def peer_left(self, peer: Peer) -> None:
         """Send the node no more. It ends the connection once all that it had sent has left."""
         self.mesh.remove(peer)
-        self.histories.peer_down(peer)
-        self.histories.node_ended(peer.node_id)
+        for subject in (self.histories, self.presences):
+            subject.peer_down(peer)
+            subject.node_ended(peer.node_id)
         self._release_waits(peer.node_id)
 
     def peer_failed(self, peer: Peer, reason: str) -> None:
@@ -362,6 +374,7 @@ class WorkersSession:
             self.mesh.remove(peer)
             if not self._closed:
                 self.histories.peer_down(peer)
+                self.presences.peer_down(peer)
                 if not peer.has_left:
                     self._node_lost(peer, error)
                 self._answer_held(peer.node_id)
@@ -390,6 +403,7 @@ class WorkersSession:
         self.losses.node_ended(node_id)
         if node_id not in self._peers:
             self.histories.node_ended(node_id)
+            self.presences.node_ended(node_id)
             self._release_waits(node_id)
 
     def _release_waits(self, node_id: str) -> None:
@@ -442,6 +456,7 @@ class WorkersSession:
             elif not peer.is_up and peer.silent >= START_SECONDS:
                 self._release_waits(peer.node_id)
         self.histories.sweep(now)
+        self.presences.sweep(now, step)
         if self._looked_at is None or now - self._looked_at >= LOOK_SECONDS:
             self._looked_at = now
             self._look_around()

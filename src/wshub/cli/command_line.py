@@ -15,10 +15,32 @@ except ImportError as error:
     sys.exit(f"The command needs what comes with: pip install wshub[app] ({error})")
 
 from wshub.brokers.choosing import broker_from_url
+from wshub.brokers.interface import HistoryConfig
 from wshub.errors import ConfigurationError, WebSocketError
 from wshub.publisher import Publisher
 
 __all__ = ["main"]
+
+HISTORY_SETTINGS = ("size", "max_bytes", "ttl_ms", "position_ttl_ms")
+"""The settings of a HistoryConfig that are numbers."""
+
+
+def _history_of(_context: click.Context, _option: click.Parameter, value: str | None) -> HistoryConfig | None:
+    """Return the HistoryConfig that the value of an option stands for, such as ``size=500,ttl_ms=3600000``."""
+    if value is None:
+        return None
+    numbers: dict[str, Any] = {}
+    for setting in value.split(","):
+        name, _, number = setting.partition("=")
+        if name not in HISTORY_SETTINGS or not number.isdecimal() or name in numbers:
+            raise click.BadParameter(
+                f"{setting!r} is no setting: give some of {', '.join(HISTORY_SETTINGS)}, such as size=500"
+            )
+        numbers[name] = int(number)
+    try:
+        return HistoryConfig(**numbers)
+    except ConfigurationError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -76,7 +98,8 @@ main.add_command(
         context_settings={"auto_envvar_prefix": "WSHUB"},
         short_help="Serve an ASGI application, such as main:app.",
         help="Serve an ASGI application, such as main:app, with uvicorn, and its WebSockets natively.\n\n"
-        "With --workers, a broadcast reaches the connections of every worker. With --broker, it reaches every machine.",
+        "With --workers, a broadcast reaches the connections of every worker. With --broker, it reaches every machine."
+        "\n\nWith --ssl-certfile, SIGHUP reads the certificate again. With --workers, SIGHUP replaces the workers.",
     )
 )
 
@@ -87,8 +110,23 @@ main.add_command(
 @click.option("--hub", default="hub", show_default=True, help="The name of the hubs.")
 @click.option("--user", is_flag=True, help="ROOM is the name of a user instead.")
 @click.option("--all", "to_all", is_flag=True, help="Send to all connections: there is no ROOM.")
+@click.option(
+    "--history",
+    metavar="SETTINGS",
+    callback=_history_of,
+    help="Store the message in the history of ROOM, which the hubs configure in the same way: size=500,ttl_ms=3600000.",
+)
+@click.option("--idempotency-key", default="", metavar="KEY", help="Store one message for a key, within five minutes.")
 @click.argument("words", nargs=-1, metavar="[ROOM] MESSAGE", type=click.UNPROCESSED)
-def publish(broker: str, hub: str, user: bool, to_all: bool, words: tuple[str, ...]) -> None:
+def publish(
+    broker: str,
+    hub: str,
+    user: bool,
+    to_all: bool,
+    history: HistoryConfig | None,
+    idempotency_key: str,
+    words: tuple[str, ...],
+) -> None:
     """Send a message to the members of a room, on every node.
 
     The options come before ROOM. MESSAGE is text. If it is -, the text is read from the standard input: UTF-8, without
@@ -96,11 +134,22 @@ def publish(broker: str, hub: str, user: bool, to_all: bool, words: tuple[str, .
     """
     if len(words) != (1 if to_all else 2) or (user and to_all):
         raise click.UsageError("give the options first, then a room and a message, or --all and a message")
+    if (history or idempotency_key) and (user or to_all):
+        raise click.UsageError("only a room has a history: leave out --history and --idempotency-key")
+    if idempotency_key and not history:
+        raise click.UsageError("--idempotency-key needs --history, with the settings of the room")
     message = _message_from_input() if words[-1] == "-" else words[-1]
     name = None if to_all else words[0]
+    # ROOM itself may have a "*" in its name.
+    histories = {"*": history} if history else None
     try:
-        with Publisher(broker, hub=hub) as publisher:
-            publisher.publish(message, room=None if user else name, user=name if user else None)
+        with Publisher(broker, hub=hub, histories=histories) as publisher:
+            publisher.publish(
+                message,
+                room=None if user else name,
+                user=name if user else None,
+                idempotency_key=idempotency_key,
+            )
     except WebSocketError as error:
         raise click.ClickException(str(error)) from None
 

@@ -173,8 +173,8 @@ class HubConfig:
 
     max_connections_per_address: int = 0
     """Maximum number of connections at one time from one IP address, or from one /64 network of IPv6. Further
-    handshakes get 429. 0 means no limit. With TLS of ``Hub.serve``, the same number may wait for their requests in
-    addition. If one more arrives, the oldest is dropped.
+    handshakes get 429. 0 means no limit. With TLS, the same number may wait for their requests in addition. If one
+    more arrives, the oldest is dropped.
 
     It keeps one machine from taking all connections. Many users can share an address, such as those of a company or of
     a mobile network. Behind a proxy that is not trusted, all connections have the proxy's address.
@@ -295,8 +295,8 @@ class HubConfig:
     """
 
     use_reactor: bool = True
-    """Whether the native reactor carries the connections without TLS, on platforms with epoll. Otherwise each has a
-    transport of the event loop. ``WSHUB_USE_REACTOR=0`` in the environment turns the reactor off for a whole process.
+    """Whether the native reactor carries the connections, on platforms with epoll. Otherwise each has a transport of
+    the event loop. ``WSHUB_USE_REACTOR=0`` in the environment turns the reactor off for a whole process.
 
     Transports are slower and behave the same. Turn the reactor off to find out whether it causes a problem.
     """

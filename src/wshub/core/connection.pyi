@@ -84,9 +84,9 @@ class Connection(AsyncIterator[Message]):
     def buffered(self) -> int:
         """The bytes in the send queue that the kernel has not taken yet, as ``max_send_buffer`` counts them.
 
-        With TLS, and wherever the reactor does not own the socket, a transport takes the bytes instead of the kernel.
-        It may hold up to 64 KB more, and behind them one message or 16 KB of short ones. Under another ASGI server, the
-        server takes the bytes.
+        Wherever the reactor does not carry the connection, a transport takes the bytes instead of the kernel. It may
+        hold up to 64 KB more, and behind them one message or 16 KB of short ones. Under another ASGI server, the server
+        takes the bytes.
         """
     @property
     def rooms(self) -> frozenset[str]:
@@ -158,6 +158,9 @@ class Connection(AsyncIterator[Message]):
 
         The client gets every message behind the position once, and then each new one. If that cannot be, it gets none
         of the missed messages, or only the first of them, and the result has a gap. It is a member then all the same.
+
+        The messages are sent in pieces, at the pace of the client. If the connection is to leave the room meanwhile, by
+        ``leave`` or ``leave_user``, no more is sent. The result has the position of the last message that was.
 
         Args:
             name: of the room.

@@ -7,6 +7,7 @@ from wshub.core.delivery_options cimport CLOSE_CONNECTION, INHERITED, Delivery, 
 from wshub.core.closing cimport begin_closing, check_open, close_before_opening, closed_error
 from wshub.core.conflation_keys cimport PRIVATE_KEYS, check_conflation_key, intern_key
 from wshub.core.connection_state cimport (
+    IS_CLOSING,
     IS_CLOSED,
     IS_CONNECTING,
     IS_OPEN,
@@ -129,9 +130,9 @@ cdef class Connection(InboxConnection):
     def buffered(self):
         """The bytes in the send queue that the kernel has not taken yet, as ``max_send_buffer`` counts them.
 
-        With TLS, and wherever the reactor does not own the socket, a transport takes the bytes instead of the kernel.
-        It may hold up to 64 KB more, and behind them one message or 16 KB of short ones. Under another ASGI server, the
-        server takes the bytes.
+        Wherever the reactor does not carry the connection, a transport takes the bytes instead of the kernel. It may
+        hold up to 64 KB more, and behind them one message or 16 KB of short ones. Under another ASGI server, the server
+        takes the bytes.
         """
         return queue_charge(&self.link.queue) if self.link is not None else 0
 
@@ -228,6 +229,9 @@ cdef class Connection(InboxConnection):
             return QUEUED
         if info is not None:
             self.hub._check_presence_info(room, info)
+        if self.hub.histories is not None and self.status < IS_CLOSING:
+            if self.hub.histories.rejoined(self.connection_id, room, info):
+                return QUEUED
         if not join_room(self, room):
             raise closed_error(self)
         if info is not None:
@@ -240,6 +244,8 @@ cdef class Connection(InboxConnection):
         if is_other_thread(self):
             hand_over(self, partial(self.leave, room))
             return QUEUED
+        if self.hub.histories is not None:
+            self.hub.histories.left(self.connection_id, room)
         leave_room(self, room)
         return QUEUED
 
@@ -248,6 +254,9 @@ cdef class Connection(InboxConnection):
 
         The client gets every message behind the position once, and then each new one. If that cannot be, it gets none
         of the missed messages, or only the first of them, and the result has a gap. It is a member then all the same.
+
+        The messages are sent in pieces, at the pace of the client. If the connection is to leave the room meanwhile, by
+        ``leave`` or ``leave_user``, no more is sent. The result has the position of the last message that was.
 
         Args:
             name: of the room.

@@ -6,30 +6,34 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from wshub.brokers.interface import (
     ROOM_CHANNELS,
+    Gap,
     History,
+    HistoryBroker,
     HistoryConfig,
     HistorySource,
     Position,
     Published,
-    StoredEnvelope,
     StoredHistory,
     room_channel,
 )
 from wshub.core.cluster_types import HasMembers
 from wshub.core.history_types import HistoryStats
+from wshub.core.history_window import HistoryWindow
 from wshub.core.local_history import LocalHistory
 from wshub.core.room_history import READ_BYTES, READ_LIMIT, RoomHistory, publication_of
+from wshub.core.turns import Turns
 from wshub.errors import BrokerError, MisuseError
 
 if TYPE_CHECKING:
     from wshub.core.config import RoomConfig
+    from wshub.core.connection import Connection
     from wshub.core.remote_messages import RemoteMessages
 
-__all__ = ["Histories"]
+__all__ = ["PIECE_BYTES", "PIECE_MESSAGES", "Histories", "Return"]
 
 logger = logging.getLogger("wshub.broker")
 
@@ -44,11 +48,41 @@ MAX_RETRY_SECONDS = 5.0
 WINDOW_SECONDS = 10.0
 """Seconds for which prepared messages wait for further clients that come back."""
 
+PIECE_MESSAGES = 128
+"""Maximum number of messages that a client is sent in one iteration of the loop."""
+
+PIECE_BYTES = 256 * 1024
+"""Maximum number of bytes of these messages. The first one is sent whatever its size."""
+
+PIECES_PER_ITERATION = 4
+"""Clients that are sent a piece in one iteration of the loop."""
+
+WINDOWS_BYTES = 64 * 1024 * 1024
+"""Bytes of prepared messages of all rooms, above which those are dropped that were used the longest time ago."""
+
+COUNTING = 4
+"""Clients at a time whose missed messages are read to be counted."""
+
+FORMER_ROOMS = 10_000
+"""Rooms without members of which is known how far they had got."""
+
 CHECK_SECONDS = 30.0
 """Seconds within which the position of each room is compared with that of its history."""
 
 DOUBT_SECONDS = 2.0
 """Seconds that a message has to arrive which a check has found in the history."""
+
+
+class Return:
+    """A connection that comes back to a room, and how it is to join."""
+
+    __slots__ = ("info", "is_wanted")
+
+    def __init__(self) -> None:
+        self.is_wanted = True
+        """Whether it is to be a member. The application may have it leave the room meanwhile."""
+        self.info: Any = None
+        """With what it joins a room with presence."""
 
 
 class HubWithHistories(Protocol):
@@ -82,8 +116,12 @@ class Histories:
         self.cursors = {}
         self.recoveries: Counter[str] = Counter()
         """Clients that came back, by the gap; ``""`` for those that missed nothing or got all."""
-        self.coming_back: set[tuple[int, str]] = set()
-        """The ids of connections that come back, and the rooms."""
+        self.recovered = 0
+        """Messages that these clients were sent."""
+        self.returning: dict[tuple[int, str], Return] = {}
+        """The connections that come back, by id and room."""
+        self.turns = Turns(asyncio.get_running_loop(), PIECES_PER_ITERATION)
+        """Whose turn it is to send a piece of what a client has missed."""
         self._hub = hub
         self._loop = asyncio.get_running_loop()
         # Rooms whose history is to be read, in order; is being read; and could not be read.
@@ -92,10 +130,13 @@ class Histories:
         self._failed: set[RoomHistory] = set()
         # Rooms that have had a window opened. There are few of them, so the sweep looks at no others.
         self._windowed: set[RoomHistory] = set()
+        self._counting = asyncio.Semaphore(COUNTING)
         self._readers: set[asyncio.Task[None]] = set()
         self._retry: asyncio.TimerHandle | None = None
         self._delay = RETRY_SECONDS
         self._changed: set[str] = set()
+        # How far rooms had got that have no members any more, by name: the position, and the mark of its message.
+        self._former: dict[str, tuple[Position, bytes]] = {}
         self._checked_at = hub.now()
         self._checking: asyncio.Task[None] | None = None
         self._reads = 0
@@ -155,11 +196,11 @@ class Histories:
         history = RoomHistory(room, self.config_of(room), self.messages, self.is_wanted, self._note_missing)
         self.cursors[room] = history
         if self._local is not None:
-            history.begin_at(self._local.position(history.channel, history.config))
+            history.begin_at(self._local.position(history.channel, history.config), b"")
         else:
-            # The subscription is due first: a reader waits for it.
+            # The subscription is due first: a reader, which may run already, waits for it.
             self._hub._subscribe_for(history)
-            self._note_missing(history)
+            self._loop.call_soon(self._note_missing, history)
         return history
 
     def is_wanted(self, history: RoomHistory) -> bool:
@@ -171,7 +212,16 @@ class Histories:
         for room in changed:
             history = self.cursors.get(room)
             if history is not None and not self.is_wanted(history):
-                del self.cursors[room]
+                self._drop(history)
+
+    def _drop(self, history: RoomHistory) -> None:
+        """Forget a room without members, but for how far it has got: so it notices later what its history has lost."""
+        del self.cursors[history.name]
+        if self._local is None and history.epoch:
+            self._former.pop(history.name, None)
+            self._former[history.name] = history.position, history.mark
+            if len(self._former) > FORMER_ROOMS:
+                del self._former[next(iter(self._former))]
 
     def hold(self, room: str) -> RoomHistory:
         """Return the history of a room, which stays until ``release()`` although the room may have no member."""
@@ -223,47 +273,96 @@ class Histories:
                 logger.error("the history of the room %r has something else than a message at %d", room, stored.offset)
         return History(publications=tuple(publications), position=found.position, gap=found.gap)
 
-    async def ensure_window(self, history: RoomHistory) -> None:
-        """Have the messages of a room prepared that are kept. Clients that come back together share them.
+    async def has_more(self, history: RoomHistory, position: Position, limit: int) -> bool:
+        """Whether more messages are kept behind a position than a limit. Raises ``BrokerError``."""
+        count, since = 0, position
+        while count <= limit:
+            self._reads += 1
+            # Only the number of these messages is used, so few clients at a time hold them.
+            async with self._counting:
+                found = await self.source.history(
+                    history.channel, history.config, since=since, limit=READ_LIMIT, max_bytes=READ_BYTES
+                )
+                count += len(found.envelopes)
+                if found.gap or not found.envelopes or found.envelopes[-1].offset >= found.position.offset:
+                    return not found.gap and count > limit
+                since = Position(found.envelopes[-1].offset, found.position.epoch)
+                del found
+            await self.turns.wait()
+        return True
+
+    def keep_window(self, history: RoomHistory) -> HistoryWindow:
+        """Return what is ready for clients that come back. It stays for ``WINDOW_SECONDS``."""
+        history.window_ends_at = self._hub.now() + WINDOW_SECONDS
+        self._windowed.add(history)
+        return history.open_window()
+
+    async def read_page(self, history: RoomHistory, offset: int) -> Gap:
+        """Have the messages behind an offset in the window. Return why they are not kept any more; or an empty string.
+
+        If another page of the room is being read, this returns once that is there. Look whether it has the messages.
 
         Raises ``BrokerError``.
         """
-        history.window_ends_at = self._hub.now() + WINDOW_SECONDS
-        self._windowed.add(history)
-        if history.window is not None:
-            return
-        if history.opening is None:
-            history.opening = self._loop.create_task(self._open_window(history))
-        await asyncio.shield(history.opening)
+        reading = history.reading
+        if reading is not None:
+            await asyncio.shield(reading)
+            return ""
+        history.reading = reading = self._loop.create_task(self._read_page(history, offset))
+        # All clients may have gone by then.
+        reading.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return await asyncio.shield(reading)
 
-    async def _open_window(self, history: RoomHistory) -> None:
-        history.begin_window()
-        found = None
+    async def _read_page(self, history: RoomHistory, offset: int) -> Gap:
+        window, since, delivered = history.window, Position(offset, history.epoch), history.offset
+        self._reads += 1
         try:
-            found = await self._read_all(history)
-        finally:
-            history.opening = None
-            history.open_window(found)
-
-    async def _read_all(self, history: RoomHistory) -> StoredHistory:
-        """Return all that is kept of a room, the oldest first."""
-        envelopes: list[StoredEnvelope] = []
-        since = None
-        start = 0
-        while True:
-            self._reads += 1
             found = await self.source.history(
-                history.channel, history.config, since=since, limit=READ_LIMIT, max_bytes=READ_BYTES
+                history.channel, history.config, since=since, limit=PIECE_MESSAGES, max_bytes=PIECE_BYTES
             )
-            if found.gap:
-                # The messages that were read before are trimmed by now.
-                envelopes = []
-            if not envelopes:
-                start = found.start
-            envelopes += found.envelopes
-            if not found.envelopes or envelopes[-1].offset >= found.position.offset:
-                return StoredHistory(envelopes=tuple(envelopes), position=found.position, previous=start)
-            since = Position(envelopes[-1].offset, found.position.epoch)
+            if found.position.offset < delivered and not found.gap:
+                await self._verify(history)
+            await self.turns.wait()
+        finally:
+            history.reading = None
+        if window is None or history.window is not window or not history.is_live or history.epoch != since.epoch:
+            # The page would be of an epoch that has ended, or made by another encode().
+            return ""
+        if not found.gap:
+            window.add(history.prepare_page(offset, found, delivered))
+        return found.gap
+
+    async def _verify(self, history: RoomHistory) -> None:
+        """Have a room read its history again if that has lost messages which the members here have had."""
+        position = history.position
+        found = await self.source.history(
+            history.channel, history.config, since=position, limit=0, is_own=True, mark=history.mark
+        )
+        if history.position == position and (found.gap or found.position.epoch != position.epoch):
+            history.interrupt()
+
+    # Connections that come back
+
+    def left(self, connection: int, room: str) -> None:
+        """Note that the application has had a connection leave a room."""
+        returning = self.returning.get((connection, room))
+        if returning is not None:
+            returning.is_wanted, returning.info = False, None
+
+    def rejoined(self, connection: int, room: str, info: Any) -> bool:
+        """Note that the application has a connection join a room. Return whether it joins once it has recovered."""
+        returning = self.returning.get((connection, room))
+        if returning is None:
+            return False
+        returning.is_wanted = True
+        if info is not None:
+            returning.info = info
+        return True
+
+    def join(self, connection: Connection, room: str, returning: Return) -> None:
+        """Have a connection that has recovered join the room."""
+        del self.returning[connection.id, room]
+        connection.join(room, info=returning.info)
 
     async def is_newer_elsewhere(self, history: RoomHistory, position: Position) -> bool:
         """Whether the history has got to a position that has not arrived here yet. Raises ``BrokerError``."""
@@ -333,31 +432,41 @@ class Histories:
 
     async def _catch_up(self, history: RoomHistory) -> None:
         """Read what a room has missed, and deliver it."""
-        if history.is_live:
+        # Without members, the channel may be unsubscribed from by now. A new member begins with another history.
+        if history.is_live or self.cursors.get(history.name) is not history:
+            return
+        if not self.is_wanted(history):
+            self._drop(history)
             return
         await self.source.subscribed(history.channel)
         while True:
             is_new = not history.epoch
+            position, mark = (history.position, history.mark) if not is_new else self._former_position(history)
             self._reads += 1
             history.begin_reading()
             found = await self.source.history(
                 history.channel,
                 history.config,
-                since=None if is_new else history.position,
+                since=position,
                 limit=0 if is_new else READ_LIMIT,
                 max_bytes=READ_BYTES,
                 is_own=True,
+                mark=mark,
             )
             if self.cursors.get(history.name) is not history:
                 return
             if is_new:
-                history.begin_at(found.position)
+                history.begin_at(found.position, found.mark)
                 return
             self._holes += 1
             if found.gap:
                 self._gaps[found.gap] += 1
             if history.caught_up(found) or history in self._due:
                 return
+
+    def _former_position(self, history: RoomHistory) -> tuple[Position | None, bytes]:
+        """Return how far a room had got when it had members last."""
+        return self._former.get(history.name, (None, b""))
 
     # Time
 
@@ -369,10 +478,20 @@ class Histories:
             if not history.recoveries and now >= history.window_ends_at:
                 self._windowed.discard(history)
                 history.drop_window()
+        self._bound_windows()
         is_checking = self._checking is not None and not self._checking.done()
         if self._local is None and not is_checking and now >= self._checked_at + CHECK_SECONDS:
             self._checked_at = now
             self._checking = self._loop.create_task(self._check_positions())
+
+    def _bound_windows(self) -> None:
+        size = sum(history.window.size for history in self._windowed if history.window is not None)
+        for history in sorted(self._windowed, key=lambda history: history.window_ends_at):
+            if size <= WINDOWS_BYTES:
+                return
+            if history.window is not None:
+                size -= history.window.size
+                history.drop_window()
 
     async def _check_positions(self) -> None:
         """Find messages that have not arrived although the broker has noticed nothing. See ``CHECK_SECONDS``."""
@@ -385,7 +504,9 @@ class Histories:
                 return
 
     async def _check_position(self, history: RoomHistory) -> None:
-        found = await self.source.history(history.channel, history.config, since=history.position, limit=0)
+        found = await self.source.history(
+            history.channel, history.config, since=history.position, limit=0, is_own=True, mark=history.mark
+        )
         if not self._differs(history, found):
             return
         await asyncio.sleep(DOUBT_SECONDS)
@@ -402,10 +523,21 @@ class Histories:
 
     def stats(self) -> HistoryStats:
         """Return the counts."""
+        kept, kept_bytes = self._kept()
         return HistoryStats(
             rooms=len(self.cursors),
             reads=self._reads,
             caught_up=self._holes,
             gaps=dict(self._gaps),
             recoveries={gap or "complete": count for gap, count in self.recoveries.items()},
+            recovered=self.recovered,
+            kept=kept,
+            kept_bytes=kept_bytes,
         )
+
+    def _kept(self) -> tuple[int | None, int | None]:
+        """Return the number of messages in the memory of this process, and that of their bytes."""
+        if self._local is not None:
+            return self._local.store.kept, self._local.store.kept_bytes
+        stats = self.source.stats() if isinstance(self.source, HistoryBroker) else None
+        return (stats.kept, stats.kept_bytes) if stats is not None else (None, None)

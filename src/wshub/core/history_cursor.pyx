@@ -24,14 +24,33 @@ cdef class HistoryCursor:
             head.previous <= self.offset < head.offset and memcmp(head.epoch, self.letters, EPOCH_LENGTH) == 0
         )
 
-    def move(self, uint64_t offset, str epoch not None):
-        """Note that the members have been sent everything up to an offset of an epoch."""
+    cdef void advance(self, const StoredHead *head, const uint8_t *mark) noexcept:
+        """Note that the members have been sent the next message, with MARK_LENGTH bytes of its mark."""
+        self.offset = head.offset
+        self.has_mark = True
+        memcpy(self.mark_bytes, mark, MARK_LENGTH)
+
+    @property
+    def mark(self):
+        """The mark of the message at ``offset``; empty if it is not known."""
+        return <bytes>self.mark_bytes[:MARK_LENGTH] if self.has_mark else b""
+
+    def move(self, uint64_t offset, str epoch not None, bytes mark not None):
+        """Note that the members have been sent everything up to an offset of an epoch.
+
+        Args:
+            offset, epoch: the position.
+            mark: of the message there; empty if it is not known.
+        """
         cdef bytes letters = epoch.encode("ascii")
         if len(letters) != EPOCH_LENGTH:
             raise ValueError(f"an epoch is {EPOCH_LENGTH} letters, not {epoch!r}")
         self.offset = offset
         self.epoch = epoch
         memcpy(self.letters, <const char *>letters, EPOCH_LENGTH)
+        self.has_mark = len(mark) == MARK_LENGTH
+        if self.has_mark:
+            memcpy(self.mark_bytes, <const char *>mark, MARK_LENGTH)
 
     def take(self, bytes stored not None):
         """Take a stored envelope that does not go to the members at once. Return whether it was not taken before.

@@ -1,4 +1,8 @@
-"""A client comes back to a room with the position of the last message that it has."""
+"""A client comes back to a room with the position of the last message that it has.
+
+It gets what it has missed in pieces. Each piece has a bounded number of messages and bytes, and is sent when the queue
+of the connection has space. A few pieces are sent in each iteration of the loop, whichever connection they are for.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from wshub.brokers.interface import Gap, Position
-from wshub.core.histories import Histories
+from wshub.core.histories import PIECE_BYTES, PIECE_MESSAGES, Histories, Return
 from wshub.core.history_types import Recovery
 from wshub.core.room_history import RoomHistory
 from wshub.errors import BrokerUnavailable, MisuseError
@@ -26,21 +30,22 @@ async def recover(
     """Send a client what it has missed, and have it join the room. See ``Connection.recover``."""
     histories.config_of(room)
     key = (connection.id, room)
-    if key in histories.coming_back:
+    if key in histories.returning:
         raise MisuseError(f"recover(): the connection comes back to the room {room!r} already")
-    histories.coming_back.add(key)
+    # To a member, new messages could overtake those that it has missed.
+    connection.leave(room)
+    returning = histories.returning[key] = Return()
     try:
-        # To a member, new messages could overtake those that it has missed.
-        connection.leave(room)
         history = histories.hold(room)
         try:
             await wait_live(history)
-            recovery = await catch_up(histories, history, connection, position, limit)
+            recovery = await Recovering(histories, history, connection, returning, limit).run(position)
         finally:
             histories.release(history)
     finally:
-        histories.coming_back.discard(key)
+        histories.returning.pop(key, None)
     histories.recoveries[recovery.gap] += 1
+    histories.recovered += recovery.sent
     return recovery
 
 
@@ -55,45 +60,6 @@ async def wait_live(history: RoomHistory) -> None:
         raise BrokerUnavailable(f"the history of the room {history.name!r} could not be read in time") from None
 
 
-async def catch_up(
-    histories: Histories, history: RoomHistory, connection: Connection, position: Position | None, limit: int
-) -> Recovery:
-    """Send a client what is behind its position, and have it join without a message in between."""
-    if position is None:
-        return join(history, connection, 0, "")
-    gap = gap_before(history, position)
-    if gap and await histories.is_newer_elsewhere(history, position):
-        # The client was at another node, which is ahead of this one.
-        history.interrupt()
-        await wait_live(history)
-        gap = gap_before(history, position)
-    if not gap and position.offset < history.offset:
-        await histories.ensure_window(history)
-        gap = gap_before(history, position)
-    offset, sent = position.offset, 0
-    while not gap and offset < history.offset:
-        # Nothing waits between the end of this loop and join().
-        if history.window is None or not history.window.reaches(offset):
-            gap = "trimmed"
-        elif history.window.count_since(offset) > limit - sent:
-            gap = "too_much"
-        else:
-            for prepared in history.window.since(offset):
-                offset = prepared.offset
-                if prepared.message is not None:
-                    connection.send(prepared.message, compress=prepared.compress)
-                    sent += 1
-                if connection.buffered > connection.hub.config.max_send_buffer // 2:
-                    break
-            else:
-                # Some of the newest messages may not be in the window, since they could not be made.
-                offset = history.offset
-            if offset < history.offset:
-                await connection.wait_writable()
-                gap = gap_before(history, Position(offset, position.epoch))
-    return join(history, connection, sent, gap)
-
-
 def gap_before(history: RoomHistory, position: Position) -> Gap:
     """Return why nothing can be told about what is behind a position; empty if it can."""
     if position.epoch != history.epoch or not 0 <= position.offset <= history.offset:
@@ -101,7 +67,86 @@ def gap_before(history: RoomHistory, position: Position) -> Gap:
     return ""
 
 
-def join(history: RoomHistory, connection: Connection, sent: int, gap: Gap) -> Recovery:
-    """Have the client join the room, at the room's position."""
-    connection.join(history.name)
-    return Recovery(position=history.position, sent=sent, gap=gap)
+class Recovering:
+    """The way of one client back to a room.
+
+    Args:
+        histories: of the hub.
+        history: of the room, which is live.
+        connection: of the client. It is no member.
+        returning: whether the connection is to become one.
+        limit: maximum number of messages to send.
+    """
+
+    def __init__(
+        self, histories: Histories, history: RoomHistory, connection: Connection, returning: Return, limit: int
+    ) -> None:
+        self._histories = histories
+        self._history = history
+        self._connection = connection
+        self._returning = returning
+        self._limit = limit
+        self._sent = 0
+
+    async def run(self, position: Position | None) -> Recovery:
+        """Send what is behind a position, and have the connection join without a message in between."""
+        history = self._history
+        if position is None:
+            return self._end(history.position, "")
+        gap = gap_before(history, position)
+        if gap and await self._histories.is_newer_elsewhere(history, position):
+            # The client was at another node, which is ahead of this one.
+            history.interrupt()
+            await wait_live(history)
+            gap = gap_before(history, position)
+        if not gap and await self._is_too_much(position):
+            gap = "too_much"
+        while not gap and self._returning.is_wanted and position.offset < history.offset:
+            # Nothing waits between the end of this loop and the joining.
+            position, gap = await self._advance(position)
+            if gap == "epoch" and position.epoch == history.epoch:
+                # The history was lost, and this node has not noticed it yet.
+                history.interrupt()
+                await wait_live(history)
+            gap = gap or gap_before(history, position)
+        return self._end(position, gap)
+
+    async def _is_too_much(self, position: Position) -> bool:
+        """Whether more is to be sent than the limit. Offsets may have holes, so it is counted if it may be."""
+        if self._history.offset - position.offset <= self._limit:
+            return False
+        self._histories.keep_window(self._history)
+        return await self._histories.has_more(self._history, position, self._limit)
+
+    async def _advance(self, position: Position) -> tuple[Position, Gap]:
+        """Send the next messages. Return the position behind them, and why no more can be sent."""
+        history, connection = self._history, self._connection
+        # Until the room has read again, nobody knows whether the engine still has what the client has had.
+        await wait_live(history)
+        await connection.wait_writable()
+        await self._histories.turns.wait()
+        gap = gap_before(history, position)
+        if gap:
+            return position, gap
+        window = self._histories.keep_window(history)
+        page = window.following(position.offset, PIECE_MESSAGES, PIECE_BYTES)
+        if page is None:
+            return position, await self._histories.read_page(history, position.offset)
+        high_water = connection.hub.config.max_send_buffer // 2
+        for prepared in page.messages:
+            if connection.buffered > high_water:
+                return position, ""
+            if prepared.message is not None and prepared.excluded != connection.id:
+                if self._sent >= self._limit:
+                    return position, "too_much"
+                connection.send(prepared.message, compress=prepared.compress)
+                self._sent += 1
+            position = Position(prepared.offset, position.epoch)
+        return Position(page.end, position.epoch), ""
+
+    def _end(self, position: Position, gap: Gap) -> Recovery:
+        """Have the client join the room, unless the application has had it leave meanwhile."""
+        if not self._returning.is_wanted:
+            return Recovery(position=position, sent=self._sent, gap=gap)
+        self._histories.join(self._connection, self._history.name, self._returning)
+        return Recovery(position=self._history.position, sent=self._sent, gap=gap)

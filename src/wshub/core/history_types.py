@@ -50,3 +50,12 @@ class HistoryStats:
 
     recoveries: Mapping[str, int] = field(default_factory=dict)
     """Clients that recovered, by outcome: ``complete``, or the gap."""
+
+    recovered: int = 0
+    """Messages that they were sent because they had missed them."""
+
+    kept: int | None = None
+    """Messages that this process keeps in its memory; None if an engine keeps them."""
+
+    kept_bytes: int | None = None
+    """Bytes of these messages, with their options; None if an engine keeps them."""

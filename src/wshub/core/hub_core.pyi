@@ -1,7 +1,6 @@
 """The native part of a hub: its life, its connections, and the sweep over all of them."""
 
 import asyncio
-import ssl as ssl_module
 from collections.abc import Callable, Mapping
 from typing import Any, Self, Unpack
 
@@ -172,8 +171,6 @@ class HubCore:
 
         If the hub or its loop has closed, the hub begins anew.
         """
-    def reactor_for(self, ssl: ssl_module.SSLContext | None) -> Reactor:
-        """Return the hub's reactor. For an SSLContext, return a new reactor, which the caller releases."""
     def register_connection(
         self,
         handlers: HandlerTable,

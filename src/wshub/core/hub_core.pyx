@@ -46,7 +46,6 @@ from wshub.core.config import HubConfig
 from wshub.core.limit_log import LimitLog
 from wshub.core.refusals import SHUTTING_DOWN
 from wshub.core.room_configs import RoomConfigs
-from wshub.links.asyncio_reactor import AsyncioReactor
 from wshub.links.reactors import create_reactor
 from wshub.protocol.compression.negotiation import negotiate
 
@@ -243,13 +242,6 @@ cdef class HubCore(HubBase):
         if self.reactor is not None and self.loop.is_closed():
             self.reactor.close()
         self.begin_anew()
-
-    def reactor_for(self, ssl):
-        """Return the hub's reactor. For an SSLContext, return a new reactor, which the caller releases."""
-        reactor = self.bind()
-        if ssl is None:
-            return reactor
-        return AsyncioReactor(self.loop, self.counters, ssl, self.config.handshake_timeout_ms / 1000)
 
     def register_connection(
         self, HandlerTable handlers, request, subprotocol=None, path_params=None, *, bint extensions=True, metadata=None

@@ -234,6 +234,7 @@ class HubLifecycle(HubCore):
         self._closing = None
         self._exiting = None
         self.waiting_handlers = WaitingHandlers()
+        self._kept_reactors: set[Reactor] = set()
         self.servers = set()
         self.waits = set()
 
@@ -334,6 +335,7 @@ class HubLifecycle(HubCore):
                 for wait in tuple(self.waits):
                     wait.shut_down()
             self._end()
+            self._release_reactors()
             if self._exiting is None:
                 self._end_servers()
             fields = {
@@ -364,6 +366,19 @@ class HubLifecycle(HubCore):
         servers, self.servers = self.servers, set()
         for server in servers:
             server.on_hub_closed()
+
+    def _keep_reactor(self, reactor: Reactor) -> None:
+        """Keep a reactor open until the hub has closed: the hub is about to get a connection on one of its links."""
+        if self.is_in_use and reactor is not self.bind() and reactor not in self._kept_reactors:
+            reactor.retain()
+            self._kept_reactors.add(reactor)
+
+    def _release_reactors(self) -> None:
+        reactors, self._kept_reactors = self._kept_reactors, set()
+        loop = asyncio.get_running_loop()
+        for reactor in reactors:
+            # The loop makes the call: release() may call handlers, and only the loop calls them.
+            loop.call_soon(reactor.release)
 
     def hurry_closing(self) -> None:
         """Shorten the closing that is under way: abort what is left of the connections, cancel the handlers."""

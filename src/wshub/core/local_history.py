@@ -52,10 +52,19 @@ class LocalHistory:
         max_bytes: int = 1024 * 1024,
         reverse: bool = False,
         is_own: bool = False,
+        mark: bytes = b"",
     ) -> StoredHistory:
         """Return what is stored."""
         return self.store.read(
-            channel, config, self._now(), since=since, limit=limit, max_bytes=max_bytes, reverse=reverse, is_own=is_own
+            channel,
+            config,
+            self._now(),
+            since=since,
+            limit=limit,
+            max_bytes=max_bytes,
+            reverse=reverse,
+            is_own=is_own,
+            mark=mark,
         )
 
     def sweep(self, now: float) -> None:

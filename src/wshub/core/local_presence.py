@@ -30,10 +30,13 @@ class LocalPresence:
         return self._store.leave(self._node, channel, entries)
 
     async def presence_beat(self, *, is_leaving: bool = False) -> Beat:
-        return self._store.beat(self._node, self._now(), is_leaving=is_leaving)
+        return self._store.beat(self._node, self._now(), is_leaving=is_leaving)._replace(entry_count=None)
 
     async def presence_take_over(self, node: str) -> list[tuple[str, PresenceEntry]]:
         return self._store.take_over(self._node, node, self._now())
+
+    async def presence_own(self) -> list[tuple[str, PresenceEntry]]:
+        return self._store.own(self._node)
 
     async def presence_read(self, channel: str, cursor: str, limit: int) -> StoredPresence:
         return self._store.read(channel, cursor, limit)

@@ -13,13 +13,14 @@ import inspect
 import itertools
 import json
 import logging
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from wshub.brokers.interface import ROOM_CHANNELS, room_channel
 from wshub.brokers.presence_interface import (
     BEAT_SECONDS,
+    Beat,
     Member,
     PresenceConfig,
     PresenceCounts,
@@ -27,6 +28,7 @@ from wshub.brokers.presence_interface import (
     PresencePage,
     PresenceSource,
 )
+from wshub.core.presence_types import PresenceStats
 from wshub.errors import BrokerError, BrokerUncertain, InvalidMessageError, MisuseError
 
 if TYPE_CHECKING:
@@ -44,6 +46,12 @@ CALLS_AT_ONCE = 16
 
 ENTRIES_AT_ONCE = 500
 """Entries of one call."""
+
+WRONG_COUNTS = 2
+"""Beats in a row that must tell of another number of entries than this node expects, before it compares them."""
+
+LAST_SECONDS = 3.0
+"""Seconds in which a hub that closes tells the store what has changed, and finishes the calls of the application."""
 
 RETRY_SECONDS = 0.25
 MAX_RETRY_SECONDS = 5.0
@@ -79,6 +87,15 @@ class Attendance:
         self.version = 0
         """Counts the changes of the entry."""
 
+    @property
+    def is_to_enter(self) -> bool:
+        """Whether the store is to be told that the member is there.
+
+        A member that has gone may have to enter again, to learn whether ``on_join`` is to be called. Another node may
+        have been told that the user was there already.
+        """
+        return self.is_present or (self.is_uncertain and self.is_new and not self.is_stored)
+
 
 class Presences:
     """The presence of the members of a hub.
@@ -100,14 +117,20 @@ class Presences:
         self._entries = itertools.count(1)
         # Those of which the store has to be told.
         self._changed: dict[Attendance, None] = {}
+        # How many of them it is being told of.
+        self._in_progress = 0
         # Users who have left: when their grace ends, and a number that keeps the order.
         self._leaving: list[tuple[float, int, Attendance]] = []
         self._telling: asyncio.Task[None] | None = None
         self._beating: asyncio.Task[None] | None = None
         self._beat_at = hub.now()
+        self._beat_seconds = BEAT_SECONDS
         self._epoch = ""
+        # Beats in a row whose count was not the expected one.
+        self._wrong_counts = 0
         self._delay = RETRY_SECONDS
         self._calls: set[asyncio.Task[None]] = set()
+        self._taken_over = 0
         self._is_closed = False
 
     def config_of(self, room: str) -> PresenceConfig | None:
@@ -204,19 +227,22 @@ class Presences:
                     await self._pause()
                     continue
                 changed, self._changed = self._changed, {}
+                self._in_progress = len(changed)
                 rooms: dict[tuple[str, bool], list[Attendance]] = {}
                 for attendance in changed:
                     if attendance.is_present != attendance.is_stored or attendance.is_uncertain:
-                        rooms.setdefault((attendance.room, attendance.is_present), []).append(attendance)
+                        rooms.setdefault((attendance.room, attendance.is_to_enter), []).append(attendance)
                 limit = asyncio.Semaphore(CALLS_AT_ONCE)
                 outcomes = await asyncio.gather(
                     *(self._tell_room(room, group, limit, enters=enters) for (room, enters), group in rooms.items())
                 )
+                self._in_progress = 0
                 if all(outcomes):
                     self._delay = RETRY_SECONDS
                 else:
                     await self._pause()
         finally:
+            self._in_progress = 0
             self._telling = None
 
     async def _pause(self) -> None:
@@ -293,7 +319,7 @@ class Presences:
             if attendance.leaves_at == due:
                 self._leave(attendance)
         if now >= self._beat_at and self._beating is None and not self._is_closed:
-            self._beat_at = now + BEAT_SECONDS
+            self._beat_at = now + self._beat_seconds
             self._beating = self._loop.create_task(self._beat())
 
     async def _beat(self) -> None:
@@ -307,10 +333,15 @@ class Presences:
         try:
             beat = await self._source.presence_beat()
             if not beat.is_known:
-                self._enter_anew(is_lost=beat.epoch != self._epoch)
+                self._enter_anew(self._concerned(beat), is_lost=beat.epoch != self._epoch)
+            elif beat.lost:
+                lost = set(beat.lost)
+                self._enter_anew([one for one in self._attendances if one.entry.id in lost], is_lost=False)
             self._epoch = beat.epoch
+            self._beat_seconds = beat.next_in
             for node in beat.dead:
                 await self._take_over(node)
+            await self._check_count(beat)
         except BrokerError:
             return False
         except Exception:
@@ -318,24 +349,40 @@ class Presences:
             return False
         return True
 
-    def _enter_anew(self, *, is_lost: bool) -> None:
-        """Enter all members again.
+    def _concerned(self, beat: Beat) -> list[Attendance]:
+        """Return the members that are to be entered again, or have left, because a beat says so."""
+        concerns = beat.concerns
+        return [one for one in self._attendances if concerns is None or concerns(room_channel(one.room))]
+
+    def _enter_anew(self, attendances: Sequence[Attendance], *, is_lost: bool) -> None:
+        """Enter members again.
 
         Args:
+            attendances: those of the members.
             is_lost: whether the store has lost all entries. Otherwise other nodes have said that the members have left,
-                so they join again.
+                so they join again. Those that are gone, and whose grace lasts, have left already.
         """
-        for attendance in self._attendances:
-            if attendance.is_stored and attendance.is_present:
+        for attendance in attendances:
+            if not is_lost and attendance.leaves_at is not None:
+                self._remove(attendance)
+            elif attendance.is_stored and attendance.is_present:
                 attendance.is_stored = False
                 # If the member leaves before that, it leaves all the same.
                 attendance.is_uncertain = True
                 attendance.is_new = not is_lost
                 self._note(attendance)
 
+    def _remove(self, attendance: Attendance) -> None:
+        """Remove an entry, if it is there, and tell nobody: another node has taken the member over, or nobody knew."""
+        attendance.is_stored = True
+        # Whose join was not told has not left either.
+        attendance.is_new = True
+        self._leave(attendance)
+
     async def _take_over(self, node: str) -> None:
         """Let the members of a dead node leave, once their grace is over."""
         while taken := await self._source.presence_take_over(node):
+            self._taken_over += len(taken)
             for channel, entry in taken:
                 room = channel.removeprefix(ROOM_CHANNELS)
                 attendance = Attendance(room, entry, member_of(entry))
@@ -343,6 +390,36 @@ class Presences:
                 attendance.is_new = False
                 self._attendances[attendance] = None
                 self._leave_later(attendance)
+
+    async def _check_count(self, beat: Beat) -> None:
+        """Compare what the store has with what it is to have, if it differs and nothing changes at present."""
+        expected = sum(attendance.is_stored for attendance in self._attendances)
+        is_right = beat.entry_count is None or not beat.is_known or beat.dead or beat.entry_count == expected
+        self._wrong_counts = 0 if is_right or self._changed or self._telling else self._wrong_counts + 1
+        if self._wrong_counts < WRONG_COUNTS:
+            return
+        self._wrong_counts = 0
+        versions = {attendance: attendance.version for attendance in self._attendances if attendance.is_stored}
+        found = {entry.id: (channel, entry) for channel, entry in await self._source.presence_own()}
+        known = {attendance.entry.id for attendance in self._attendances}
+        for name, (channel, entry) in found.items():
+            if name not in known:
+                self._note_left_over(channel, entry)
+        for attendance, version in versions.items():
+            if attendance.entry.id not in found and attendance.version == version and attendance.is_stored:
+                attendance.is_stored = False
+                self._note(attendance)
+
+    def _note_left_over(self, channel: str, entry: PresenceEntry) -> None:
+        """Remove an entry that a failed call has left behind; or let one leave that was taken over by such a call."""
+        attendance = Attendance(channel.removeprefix(ROOM_CHANNELS), entry, member_of(entry))
+        self._attendances[attendance] = None
+        if entry.id.startswith(f"{self._node}/"):
+            attendance.is_stored = True
+            attendance.is_new = False
+            self._leave_later(attendance)
+        else:
+            self._remove(attendance)
 
     # Questions
 
@@ -362,9 +439,18 @@ class Presences:
         if self.config_of(room) is None:
             raise MisuseError(f"the room {room!r} has no presence: call hub.configure_room(..., presence=True)")
 
+    def stats(self) -> PresenceStats:
+        """Return the counts."""
+        pending = len(self._changed) + self._in_progress
+        return PresenceStats(members=len(self._members), pending=pending, taken_over=self._taken_over)
+
     async def close(self, timeout: float) -> None:
         """Let the other nodes take the members over: they may come back there, within the grace."""
         self._is_closed = True
+        # A join that the store knows and that nobody was told would be followed by a leave.
+        last = min(timeout, LAST_SECONDS)
+        await wait_for_some([self._telling], last)
+        await wait_for_some(self._calls, last)
         for task in (self._telling, self._beating, *self._calls):
             if task is not None:
                 task.cancel()
@@ -374,6 +460,13 @@ class Presences:
         except (BrokerError, TimeoutError):
             # They notice it by themselves.
             pass
+
+
+async def wait_for_some(tasks: Iterable[asyncio.Task[None] | None], timeout: float) -> None:
+    """Wait until tasks have ended, but not longer than so many seconds."""
+    waiting = [task for task in tasks if task is not None]
+    if waiting:
+        await asyncio.wait(waiting, timeout=timeout)
 
 
 def entry_of(name: str, member: Member) -> PresenceEntry:

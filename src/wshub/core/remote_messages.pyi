@@ -33,6 +33,9 @@ class RemoteMessages(EnvelopeReceiver):
     def log_failure(self) -> None:
         """Log the exception of a method of the broker, unless one was logged before."""
     @property
+    def own_number(self) -> int:
+        """The id of this node, as envelopes have it."""
+    @property
     def has_broker(self) -> bool:
         """Whether envelopes go to the broker."""
     def control_received(self, node: int, body: bytes) -> None:

@@ -18,6 +18,7 @@ from wshub.brokers.envelope cimport (
     HAS_PUBLISHER,
     HUB_MESSAGE,
     IS_BINARY,
+    MARK_POSITION,
     POLICY_MASK,
     POLICY_SHIFT,
     ROOM_MESSAGE,
@@ -171,6 +172,11 @@ cdef class RemoteMessages(EnvelopeReceiver):
             logger.exception("the broker has failed; further failures are not logged")
 
     @property
+    def own_number(self):
+        """The id of this node, as envelopes have it."""
+        return self.node
+
+    @property
     def has_broker(self):
         """Whether envelopes go to the broker."""
         return self.broker_send is not None
@@ -275,6 +281,7 @@ cdef class RemoteMessages(EnvelopeReceiver):
         cdef Envelope envelope
         cdef HistoryCursor cursor
         cdef Room room
+        cdef const uint8_t *mark = data + STORED_HEAD_LENGTH + MARK_POSITION
         if parse_stored_head(data, length, &head) < 0:
             return UNREADABLE
         if parse_envelope(data + STORED_HEAD_LENGTH, length - STORED_HEAD_LENGTH, &envelope) < 0:
@@ -296,9 +303,9 @@ cdef class RemoteMessages(EnvelopeReceiver):
             # The next message finds that this one is missing, and has the history read again.
             raise
         except Exception:
-            cursor.offset = head.offset
+            cursor.advance(&head, mark)
             raise
-        cursor.offset = head.offset
+        cursor.advance(&head, mark)
         return TAKEN if room is not None else NO_RECEIVER
 
     def deliver_stored(self, str name not None, bytes envelope not None, data=None):

@@ -14,6 +14,9 @@ __all__ = ["RoomConfigs"]
 
 WILDCARD = "*"
 
+# Names whose settings were found by a pattern, and that are remembered.
+REMEMBERED = 4096
+
 
 class RoomConfigs:
     """The RoomConfig of each name and pattern."""
@@ -23,6 +26,7 @@ class RoomConfigs:
         self._patterns: dict[str, RoomConfig] = {}
         # The parts of each pattern before and behind the wildcard, the most specific first.
         self._order: list[tuple[str, str]] = []
+        self._found: dict[str, RoomConfig | None] = {}
 
     def set(self, pattern: str, config: RoomConfig) -> None:
         """Set the settings of a room, or of all rooms that match a pattern.
@@ -32,6 +36,7 @@ class RoomConfigs:
         wildcards = pattern.count(WILDCARD)
         if wildcards > 1:
             raise ConfigurationError(f'a pattern of rooms has one "*", not {wildcards}: {pattern!r}')
+        self._found.clear()
         if not wildcards:
             self._names[pattern] = config
             return
@@ -43,11 +48,18 @@ class RoomConfigs:
 
     def find(self, name: str) -> RoomConfig | None:
         """Return the settings of a room; None if it has the hub's."""
-        found = self._names.get(name)
-        if found is None and self._order:
+        if not self._order:
+            return self._names.get(name)
+        try:
+            return self._found[name]
+        except KeyError:
             pattern = self.pattern_of(name)
-            if pattern is not None:
-                found = self._patterns[pattern]
+        found = None
+        if pattern is not None:
+            found = self._names[pattern] if pattern in self._names else self._patterns[pattern]
+        if len(self._found) >= REMEMBERED:
+            self._found.clear()
+        self._found[name] = found
         return found
 
     def pattern_of(self, name: str) -> str | None:

@@ -11,8 +11,9 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from wshub.brokers.envelope import decode_envelope, decode_stored, encode_envelope
+from wshub.brokers.envelope import decode_envelope, decode_stored, encode_envelope, mark_of
 from wshub.brokers.interface import (
+    Gap,
     HistoryConfig,
     Position,
     Publication,
@@ -21,7 +22,7 @@ from wshub.brokers.interface import (
     room_channel,
 )
 from wshub.core.history_cursor import HistoryCursor
-from wshub.core.history_window import HistoryWindow, Prepared
+from wshub.core.history_window import HistoryWindow, Page, Prepared
 from wshub.protocol.message import Message
 
 if TYPE_CHECKING:
@@ -81,21 +82,19 @@ class RoomHistory(HistoryCursor):
         """When the window is dropped, if nobody comes back."""
         self.is_live = False
         """Whether the members have been sent all that has arrived."""
-        self.opening: asyncio.Task[None] | None = None
-        """Reads what the window begins with."""
+        self.reading: asyncio.Task[Gap] | None = None
+        """Reads a page for the window."""
         self._live = asyncio.Event()
         self._messages = messages
         self._is_wanted = is_wanted
         self._is_missing = is_missing
         self._held: list[tuple[int, int, str, bytes]] = []
         self._held_bytes = 0
-        # How many of them arrived before the history was read last.
+        # How many of them had arrived before the history was read.
         self._held_before = 0
         # Some messages were not held back, for want of space.
         self._has_overflowed = False
         self._is_delivering = False
-        # The messages that are delivered while the window is read.
-        self._captured: list[Prepared] | None = None
 
     def __repr__(self) -> str:
         return f"<RoomHistory {self.name!r} at {self.offset} of {self.epoch or 'no epoch'}>"
@@ -115,9 +114,9 @@ class RoomHistory(HistoryCursor):
         self.config = config
         self.drop_window()
 
-    def begin_at(self, position: Position) -> None:
+    def begin_at(self, position: Position, mark: bytes) -> None:
         """Go on behind the newest message, since the members expect none before it."""
-        self.move(position.offset, position.epoch)
+        self.move(position.offset, position.epoch, mark)
         self._go_live()
 
     def interrupt(self) -> None:
@@ -158,8 +157,10 @@ class RoomHistory(HistoryCursor):
         """Deliver what was held back, as far as nothing is missing."""
         while self._held and self.is_live:
             held, self._held, self._held_bytes = self._held, [], 0
-            for offset, previous, epoch, envelope in held:
-                if epoch == self.epoch and offset <= self.offset:
+            earlier, self._held_before = self._held_before, 0
+            for index, (offset, previous, epoch, envelope) in enumerate(held):
+                if (epoch == self.epoch and offset <= self.offset) or (epoch != self.epoch and index < earlier):
+                    # The members have got it, or it is of an epoch that has ended.
                     continue
                 if self.is_live and epoch == self.epoch and previous <= self.offset:
                     self._deliver(StoredEnvelope(offset, envelope))
@@ -181,16 +182,15 @@ class RoomHistory(HistoryCursor):
                 self._messages.deliver_stored(self.name, stored.envelope, data)
             if self.window is not None:
                 self.window.append(self._prepare(stored, data))
-            elif self._captured is not None:
-                self._captured.append(self._prepare(stored, data))
         except MemoryError:
             self._is_delivering = False
             self.interrupt()
             raise
         except Exception:
             logger.exception("message %d of the room %r could not be delivered", stored.offset, self.name)
+            self.window = None
         self._is_delivering = False
-        self.move(stored.offset, self.epoch)
+        self.move(stored.offset, self.epoch, mark_of(stored.envelope))
         self._settle()
 
     def _encode(self, stored: StoredEnvelope) -> Message | None:
@@ -211,7 +211,8 @@ class RoomHistory(HistoryCursor):
         except ValueError:
             # Members have not got it either.
             return Prepared(stored.offset, None, None, len(stored.envelope))
-        return Prepared(stored.offset, data, decoded.compress, len(stored.envelope))
+        excluded = decoded.excluded if decoded.node == self._messages.own_number else None
+        return Prepared(stored.offset, data, decoded.compress, len(stored.envelope), excluded)
 
     # What was missed
 
@@ -227,20 +228,17 @@ class RoomHistory(HistoryCursor):
             self._deliver(stored)
         if self.offset < found.position.offset and found.envelopes:
             return False
-        self.move(found.position.offset, found.position.epoch)
-        self._drop_former()
+        if self.offset != found.position.offset:
+            self.window = None
+            self.move(found.position.offset, found.position.epoch, found.mark)
+        elif found.mark:
+            self.move(self.offset, self.epoch, found.mark)
         self._go_live()
         return self.is_live
 
-    def _drop_former(self) -> None:
-        """Drop messages of another epoch that arrived before the history was read: that epoch has ended."""
-        before, after = self._held[: self._held_before], self._held[self._held_before :]
-        self._held = [held for held in before if held[2] == self.epoch] + after
-        self._held_bytes = sum(len(held[3]) for held in self._held)
-
     def _tell_gap(self, found: StoredHistory) -> None:
         """Go on with another epoch, or behind messages that are not kept any more, and tell the members."""
-        self.move(found.start, found.position.epoch)
+        self.move(found.start, found.position.epoch, b"")
         self.window = None
         logger.warning("members of the room %r miss messages that are not kept any more: %s", self.name, found.gap)
         if self.config.encode_gap is None:
@@ -260,34 +258,32 @@ class RoomHistory(HistoryCursor):
             self._live.set()
 
     def _settle(self) -> None:
-        is_observed = self.window is not None or self._captured is not None or self.config.encode is not None
+        is_observed = self.window is not None or self.config.encode is not None
         self.passes_on = self.is_live and not is_observed and not self._is_delivering
 
     # Clients that come back
 
-    def begin_window(self) -> None:
-        """Note what is delivered from now on, until the window is open."""
-        self._captured = []
-        self._settle()
+    def open_window(self) -> HistoryWindow:
+        """Return what is ready for clients that come back. From now on it gets each message that is delivered."""
+        if self.window is None:
+            self.window = HistoryWindow(self.offset)
+            self._settle()
+        return self.window
 
-    def open_window(self, found: StoredHistory | None) -> None:
-        """Have the newest messages ready for clients that come back.
+    def prepare_page(self, start: int, found: StoredHistory, delivered: int) -> Page:
+        """Return what was read behind an offset, as far as the members have been sent it.
 
         Args:
-            found: what is kept, the oldest first; None if it could not be read.
+            start: the offset.
+            found: what was read.
+            delivered: the offset of the last message that the members had been sent before.
         """
-        captured, self._captured = self._captured or [], None
-        if found is not None and found.position.epoch == self.epoch:
-            window = HistoryWindow(found.start, 2 * self.config.size, 2 * self.config.max_bytes)
-            for stored in found.envelopes:
-                # A later one is still to arrive.
-                if stored.offset <= self.offset:
-                    window.append(self._prepare(stored, self._encode(stored)))
-            for prepared in captured:
-                if prepared.offset > found.position.offset:
-                    window.append(prepared)
-            self.window = window
-        self._settle()
+        envelopes = [stored for stored in found.envelopes if stored.offset <= self.offset]
+        end = max(min(found.position.offset, self.offset), delivered)
+        if envelopes and envelopes[-1] is found.envelopes[-1] and envelopes[-1].offset < found.position.offset:
+            # More messages follow.
+            end = envelopes[-1].offset
+        return Page(start, end, [self._prepare(stored, self._encode(stored)) for stored in envelopes])
 
     def drop_window(self) -> None:
         """Forget the prepared messages."""

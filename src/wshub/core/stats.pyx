@@ -52,6 +52,7 @@ cdef object hub_stats(HubBase hub, dict refused, object cluster):
         ping_seconds=hub.times.pings.snapshot() if hub.times is not None else None,
         cluster=cluster,
         history=hub.histories.stats() if hub.histories is not None else None,
+        presence=hub.presences.stats() if hub.presences is not None else None,
     )
 
 

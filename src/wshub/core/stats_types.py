@@ -13,6 +13,7 @@ from typing import Any
 
 from wshub.core.cluster_types import ClusterStats
 from wshub.core.history_types import HistoryStats
+from wshub.core.presence_types import PresenceStats
 
 __all__ = ["CompressionStats", "DroppedMessages", "Histogram", "HubStats", "MessageStats", "RoomStats"]
 
@@ -157,3 +158,6 @@ class HubStats(MessageStats):
 
     history: HistoryStats | None
     """Rooms whose messages are kept; None if there are none."""
+
+    presence: PresenceStats | None
+    """Rooms whose members are known on all nodes; None if there are none."""

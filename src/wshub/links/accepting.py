@@ -1,4 +1,4 @@
-"""Accepts connections on any asyncio loop, and gives each one a transport of the loop's or of aiofastnet's.
+"""Accepts connections on any asyncio loop, and gives each one a transport of the loop's.
 
 The loop's own ``create_server`` reports a connection only once its TLS handshake is done. Here a connection is known
 from accept(2) on, so it counts and can be ended while the handshake is under way.
@@ -11,12 +11,11 @@ import contextlib
 import errno
 import logging
 import socket
-import ssl as ssl_module
 from collections.abc import Callable
 from typing import Any
 
 from wshub.links.shortage import ShortageLog, is_shortage
-from wshub.links.transports import connect_accepted_socket
+from wshub.links.tls.contexts import ServerTls
 
 __all__ = ["SocketListener", "TransportSetup"]
 
@@ -106,8 +105,7 @@ class TransportSetup:
         loop: the running loop.
         connected: the socket. It is owned by this object from here on.
         create_protocol: returns the protocol.
-        ssl: an SSLContext, or None.
-        timeout: seconds that the TLS handshake may take after the first byte.
+        ssl: for TLS, the context, and the time that the handshake may take after the first byte.
         failed: called if the protocol will not be connected.
     """
 
@@ -117,15 +115,13 @@ class TransportSetup:
         connected: socket.socket,
         create_protocol: Callable[[], Any],
         *,
-        ssl: ssl_module.SSLContext | None,
-        timeout: float,
+        ssl: ServerTls | None,
         failed: Callable[[], None],
     ) -> None:
         self.socket = connected
         self._loop = loop
         self._create_protocol = create_protocol
         self._ssl = ssl
-        self._timeout = timeout
         self._failed = failed
         self.aborted = False
         self._task = loop.create_task(self._run())
@@ -142,9 +138,7 @@ class TransportSetup:
             if self._ssl is not None and not self.aborted:
                 await self._wait_for_first_byte()
             if not self.aborted:
-                await connect_accepted_socket(
-                    self._loop, self._create_protocol, self.socket, ssl=self._ssl, timeout=self._timeout
-                )
+                await connect_accepted_socket(self._loop, self._create_protocol, self.socket, self._ssl)
                 NOT_SET_UP.recovered()
                 return
         except (OSError, MemoryError) as error:
@@ -170,6 +164,22 @@ class TransportSetup:
     def _give_up(self) -> None:
         self.socket.close()
         self._failed()
+
+
+async def connect_accepted_socket(
+    loop: asyncio.AbstractEventLoop,
+    create_protocol: Callable[[], Any],
+    connected: socket.socket,
+    tls: ServerTls | None,
+) -> None:
+    """Connect a protocol to an accepted, non-blocking socket."""
+    if tls is None:
+        await loop.connect_accepted_socket(create_protocol, connected)
+        return
+    timeout = tls.handshake_timeout
+    await loop.connect_accepted_socket(
+        create_protocol, connected, ssl=tls.context, ssl_handshake_timeout=timeout, ssl_shutdown_timeout=timeout
+    )
 
 
 def _set_done(future: asyncio.Future[None]) -> None:

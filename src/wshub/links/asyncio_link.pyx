@@ -1,6 +1,7 @@
 # cython: language_level=3
 """A link over an asyncio transport: for TLS, and wherever the reactor cannot have the descriptor."""
 
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint8_t
 
@@ -9,9 +10,8 @@ from wshub.links.link cimport (
     STALLED,
     Link,
     Progress,
-    iovec,
     queue_advance,
-    queue_gather,
+    queue_copy,
     queue_is_empty,
 )
 from wshub.protocol.frame_buffer cimport DELIVERED, FrameBuffer
@@ -21,9 +21,9 @@ import errno
 from wshub.links.transports import unacked_bytes
 
 cdef enum:
-    # Short frames are given to the transport side by side, up to this many bytes. One call of a transport costs as
-    # much as copying a hundred of them. A TLS record holds as much.
-    SCRATCH_SIZE = 16384
+    # Frames are given to the transport side by side, up to this many bytes. With TLS, one call of a transport costs as
+    # much as copying a hundred short ones.
+    WRITE_SIZE = 65536
 
 
 cdef class AsyncioLink(Link):
@@ -124,17 +124,16 @@ cdef class AsyncioLink(Link):
             self.flushing = False
 
     cdef object give_to_transport(self):
-        cdef uint8_t scratch[SCRATCH_SIZE]
-        cdef iovec piece
         cdef size_t total
         while not self.blocked and not queue_is_empty(&self.queue):
-            queue_gather(&self.queue, &piece, 1, scratch, SCRATCH_SIZE, &total)
+            total = min(self.queue.queued_bytes, <size_t>WRITE_SIZE)
             try:
-                data = (<const uint8_t *>piece.iov_base)[:total]
+                data = PyBytes_FromStringAndSize(NULL, total)
             except MemoryError:
                 # The stream cannot go on with a gap.
                 self.abort(False)
                 return
+            queue_copy(&self.queue, <uint8_t *>PyBytes_AS_STRING(data), total)
             self.counters.messages.outcomes[DELIVERED] += queue_advance(&self.queue, total)
             self.counters.bytes_sent += total
             self.bytes_written += total

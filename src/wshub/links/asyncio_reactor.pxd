@@ -11,7 +11,5 @@ cdef class AsyncioReactor:
     cdef object loop
     cdef int users       # the objects that release() it; the last one closes it
     cdef LinkCounters counters
-    cdef object ssl      # SSLContext, or None
-    cdef double timeout  # seconds
     cdef dict listeners  # descriptor: SocketListener
     cdef set links       # every open AcceptedLink

@@ -1,11 +1,11 @@
 import asyncio
 import socket
-import ssl as ssl_module
 from collections.abc import Callable
 from typing import NoReturn
 
 from wshub.links.asyncio_link import AsyncioLink
 from wshub.links.link import Link, LinkCounters, Receiver
+from wshub.links.tls.contexts import ServerTls
 
 class AcceptedLink(AsyncioLink):
     """The link of an accepted connection, and the protocol of its transport. It sends once it has the transport."""
@@ -15,22 +15,14 @@ class AcceptedLink(AsyncioLink):
         """End the link: there will be no transport."""
 
 class AsyncioReactor:
-    """Serves connections over the transports of an asyncio loop: those with TLS, and all where there is no epoll.
+    """Serves connections over the transports of an asyncio loop, where there is no epoll.
 
     Args:
         loop: any asyncio event loop. Use the reactor only on the thread of that loop.
         counters: where bytes and messages are counted.
-        ssl: an ssl.SSLContext, or None for plain connections.
-        timeout: seconds that a TLS handshake may take, and its shutdown too.
     """
 
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        counters: LinkCounters,
-        ssl: ssl_module.SSLContext | None = None,
-        timeout: float = 10,
-    ) -> None: ...
+    def __init__(self, loop: asyncio.AbstractEventLoop, counters: LinkCounters) -> None: ...
     @property
     def connection_count(self) -> int:
         """The number of open links."""
@@ -38,9 +30,14 @@ class AsyncioReactor:
     @property
     def adopts(self) -> bool: ...
     async def listen(
-        self, listening_socket: socket.socket, accepted: Callable[[Link], Receiver | None], *, backlog: int = 100
+        self,
+        listening_socket: socket.socket,
+        accepted: Callable[[Link], Receiver | None],
+        *,
+        backlog: int = 100,
+        ssl: ServerTls | None = None,
     ) -> None:
-        """Accept the connections of a bound socket.
+        """Accept the connections of a bound socket, with TLS if ``ssl`` is a ServerTls.
 
         ``accepted(link)`` is called with each new link, before any TLS handshake. It returns the Receiver, or None to
         close the connection.

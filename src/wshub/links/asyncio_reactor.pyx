@@ -72,35 +72,31 @@ cdef object peer_of(connected):
 
 
 cdef class AsyncioReactor:
-    """Serves connections over the transports of an asyncio loop: those with TLS, and all where there is no epoll.
+    """Serves connections over the transports of an asyncio loop, where there is no epoll.
 
     Args:
         loop: any asyncio event loop. Use the reactor only on the thread of that loop.
         counters: where bytes and messages are counted.
-        ssl: an ssl.SSLContext, or None for plain connections.
-        timeout: seconds that a TLS handshake may take, and its shutdown too.
     """
 
     # Whether a connected socket can become a link by adopt().
     adopts = False
 
-    def __init__(self, loop, LinkCounters counters not None, ssl=None, double timeout=10):
+    def __init__(self, loop, LinkCounters counters not None):
         self.loop = loop
         self.users = 1
         self.counters = counters
-        self.ssl = ssl
-        self.timeout = timeout
         self.listeners = {}
         self.links = set()
         keep_heap()
 
-    async def listen(self, listening_socket, accepted, *, int backlog=100):
-        """Accept the connections of a bound socket.
+    async def listen(self, listening_socket, accepted, *, int backlog=100, ssl=None):
+        """Accept the connections of a bound socket, with TLS if ``ssl`` is a ServerTls.
 
         ``accepted(link)`` is called with each new link, before any TLS handshake. It returns the Receiver, or None to
         close the connection.
         """
-        listener = SocketListener(self.loop, listening_socket, partial(self._accept, accepted))
+        listener = SocketListener(self.loop, listening_socket, partial(self._accept, accepted, ssl))
         self.listeners[listening_socket.fileno()] = listener
         try:
             listener.start(backlog)
@@ -108,12 +104,12 @@ cdef class AsyncioReactor:
             del self.listeners[listening_socket.fileno()]
             raise
 
-    def _accept(self, accepted, connected):
+    def _accept(self, accepted, ssl, connected):
         cdef AcceptedLink link = AcceptedLink(None, self.loop)
         link.counters = self.counters
         link.reactor = self
         link.setup = TransportSetup(
-            self.loop, connected, lambda: link, ssl=self.ssl, timeout=self.timeout, failed=link.setup_failed
+            self.loop, connected, lambda: link, ssl=ssl, failed=link.setup_failed
         )
         self.links.add(link)
         try:

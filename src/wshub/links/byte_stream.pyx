@@ -44,7 +44,8 @@ cdef class ByteStream(Receiver):
         It never waits: look at ``pending_bytes`` first. After the end of the stream it does nothing.
         """
         cdef FrameBuffer *frame
-        if self.link is None:
+        # A queue must not have a frame without bytes: it would never leave.
+        if self.link is None or len(data) == 0:
             return
         frame = frame_from_bytes(<const char *>data, len(data), RAW)
         try:

@@ -18,3 +18,14 @@ async def connect_link(
     ssl: ssl_module.SSLContext | None = None,
     server_hostname: str | None = None,
 ) -> Link: ...
+async def connect_with_tls(
+    reactor: Reactor,
+    connected: socket.socket,
+    receiver: Receiver,
+    counters: LinkCounters,
+    ssl: ssl_module.SSLContext,
+    server_hostname: str | None,
+) -> Link:
+    """Return a TLS link of the reactor for a connected socket, after its handshake."""
+
+def set_result(future: asyncio.Future[object], result: object) -> None: ...

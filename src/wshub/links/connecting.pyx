@@ -6,6 +6,10 @@ from wshub.links.link cimport Link, LinkCounters, Receiver
 
 import asyncio
 import socket
+from functools import partial
+
+# Seconds that a TLS handshake may take, as in asyncio.
+cdef int HANDSHAKE_SECONDS = 60
 
 
 cdef class ConnectedLink(AsyncioLink):
@@ -23,8 +27,8 @@ async def connect_link(
     The receiver may be called before this returns.
 
     Args:
-        reactor: that the link is to be one of. Where it does not adopt sockets, and for TLS, the link has a transport
-            of the running loop.
+        reactor: that the link is to be one of. Where it does not adopt sockets, the link has a transport of the
+            running loop.
         connected: a non-blocking TCP or Unix socket.
         receiver: gets what arrives.
         counters: where bytes are counted.
@@ -36,7 +40,9 @@ async def connect_link(
     """
     cdef Link link
     cdef ConnectedLink over_transport
-    if ssl is None and reactor.adopts:
+    if reactor.adopts:
+        if ssl is not None:
+            return await connect_with_tls(reactor, connected, receiver, counters, ssl, server_hostname)
         link = reactor.adopt(connected.detach(), receiver)
         link.counters = counters
         return link
@@ -53,3 +59,29 @@ async def connect_link(
         connected.close()
         raise
     return over_transport
+
+
+async def connect_with_tls(
+    reactor, connected, Receiver receiver not None, LinkCounters counters not None, ssl, server_hostname
+):
+    """Return a TLS link of the reactor for a connected socket, after its handshake."""
+    established = asyncio.get_running_loop().create_future()
+    cdef Link link = reactor.adopt_client(
+        connected.detach(), receiver, ssl, server_hostname, partial(set_result, established)
+    )
+    link.counters = counters
+    try:
+        async with asyncio.timeout(HANDSHAKE_SECONDS):
+            error = await established
+    except BaseException:
+        link.receiver = None
+        link.abort(False)
+        raise
+    if error is not None:
+        raise error
+    return link
+
+
+def set_result(future, result):
+    if not future.done():
+        future.set_result(result)

@@ -32,6 +32,7 @@ cdef class EpollLinks:
     cdef bint run_scheduled
 
     cdef EpollLink add(self, int descriptor)
+    cdef int watch(self, EpollLink link, int descriptor) except -1
     cdef void close_epoll(self) noexcept
     cdef void enqueue(self, list links, EpollLink link) noexcept
     cdef void read_later(self, EpollLink link) noexcept
@@ -40,7 +41,7 @@ cdef class EpollLinks:
     cdef int retry_sends(self) except -1
     cdef int rescan(self) except -1
     cdef bint flush(self) noexcept
-    cdef void flush_link(self, EpollLink link) noexcept
+    cdef void on_send_error(self, EpollLink link, int error) noexcept
     cdef void on_would_block(self, EpollLink link) noexcept
     cdef void on_send_failed(self, EpollLink link, int error) noexcept
     cdef void on_lost(self, EpollLink link, int error) noexcept
@@ -64,3 +65,8 @@ cdef class EpollLink(Link):
     cdef uint32_t peer[7]        # the peer's sockaddr_in or sockaddr_in6, aligned like these
     cdef uint8_t peer_length
     cdef uint8_t reads_to_end    # see Link.read_to_end()
+    cdef uint8_t encrypted       # receive_records() reads it, not the reactor
+
+    cdef void send_queue(self) noexcept
+    cdef size_t receive_records(self) noexcept
+    cdef void forget(self) noexcept

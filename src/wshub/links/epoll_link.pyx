@@ -111,13 +111,60 @@ cdef class EpollLink(Link):
 
     cdef void flush_now(self) noexcept:
         if not self.closed and not self.blocked:
-            self.links.flush_link(self)
+            self.send_queue()
 
     cdef int64_t bytes_unacked(self) noexcept:
         # Epoll reports a writable socket only once a third of the kernel's buffer is free. A slow reader takes a while.
         cdef int length = 0
         ioctl(self.descriptor, TIOCOUTQ, &length)
         return length
+
+    cdef void send_queue(self) noexcept:
+        """Send what the kernel takes of the queue. When all has left, do what was to follow."""
+        cdef EpollLinks links = self.links
+        cdef iovec pieces[PIECES]
+        cdef msghdr message
+        cdef int count
+        cdef size_t total
+        cdef ssize_t sent
+
+        while not queue_is_empty(&self.queue):
+            count = queue_gather(&self.queue, pieces, PIECES, links.scratch, SCRATCH_SIZE, &total)
+            if count == 1:
+                sent = send(self.descriptor, pieces[0].iov_base, total, MSG_NOSIGNAL | MSG_DONTWAIT)
+            else:
+                memset(&message, 0, sizeof(message))
+                message.msg_iov = pieces
+                message.msg_iovlen = count
+                sent = sendmsg(self.descriptor, &message, MSG_NOSIGNAL | MSG_DONTWAIT)
+            if sent < 0:
+                if errno == EINTR:
+                    continue
+                links.on_send_error(self, errno)
+                return
+            self.bytes_written += sent
+            links.bytes_sent += sent
+            self.counters.bytes_sent += sent
+            self.counters.messages.outcomes[DELIVERED] += queue_advance(&self.queue, sent)
+            if <size_t>sent < total:
+                links.on_would_block(self)
+                return
+        if self.finishing:
+            if self.ended:
+                links.on_lost(self, 0)
+                return
+            if not self.shut_down:
+                self.shut_down = True
+                shutdown(self.descriptor, SHUT_WR)
+        if self.drain_requested:
+            links.enqueue(links.pending_notifications, self)
+
+    cdef size_t receive_records(self) noexcept:
+        """Receive once, if the link is encrypted, and give the bytes to the receiver. Return the number of bytes."""
+        return 0
+
+    cdef void forget(self) noexcept:
+        """Give up what an ended link has no use for. The descriptor is still open."""
 
     cdef int detach(self) noexcept:
         cdef int descriptor = self.descriptor
@@ -129,6 +176,9 @@ cdef class EpollLink(Link):
             # pending_notifications keeps the link alive: events that this run has fetched may still point to it.
             self.links.enqueue_loss(self)
         return descriptor
+
+    cdef int fileno(self) noexcept:
+        return self.descriptor
 
     cdef object peer_name(self):
         cdef int family
@@ -186,12 +236,17 @@ cdef class EpollLinks:
     cdef EpollLink add(self, int descriptor):
         """Make a link of a connected socket. It owns the descriptor, also if this raises OSError or MemoryError."""
         cdef EpollLink link
-        cdef epoll_event event
         try:
             link = EpollLink.__new__(EpollLink)
         except BaseException:
             close(descriptor)
             raise
+        self.watch(link, descriptor)
+        return link
+
+    cdef int watch(self, EpollLink link, int descriptor) except -1:
+        """Have epoll watch the socket of a new link, which owns the descriptor from now on. Raise as add() does."""
+        cdef epoll_event event
         link.descriptor = descriptor
         link.links = self
         link.counters = self.counters
@@ -203,7 +258,7 @@ cdef class EpollLinks:
             error = errno
             self.opened.discard(link)
             raise OSError(error, os.strerror(error))
-        return link
+        return 0
 
     # Work that waits
 
@@ -291,54 +346,19 @@ cdef class EpollLinks:
             link.next_dirty = None
             link.dirty = False
             if not link.closed:
-                self.flush_link(link)
+                link.send_queue()
         self.dirty_tail = None
         return True
 
-    cdef void flush_link(self, EpollLink link) noexcept:
-        """Send what the kernel takes of one link's queue."""
-        cdef iovec pieces[PIECES]
-        cdef msghdr message
-        cdef int count
-        cdef size_t total
-        cdef ssize_t sent
-
-        while not queue_is_empty(&link.queue):
-            count = queue_gather(&link.queue, pieces, PIECES, self.scratch, SCRATCH_SIZE, &total)
-            if count == 1:
-                sent = send(link.descriptor, pieces[0].iov_base, total, MSG_NOSIGNAL | MSG_DONTWAIT)
-            else:
-                memset(&message, 0, sizeof(message))
-                message.msg_iov = pieces
-                message.msg_iovlen = count
-                sent = sendmsg(link.descriptor, &message, MSG_NOSIGNAL | MSG_DONTWAIT)
-            if sent < 0:
-                if errno == EINTR:
-                    continue
-                if errno == EAGAIN:
-                    self.on_would_block(link)
-                elif errno == ENOBUFS or errno == ENOMEM:
-                    # Nothing reports when there is memory again: the next run tries, at the latest that of the sweep.
-                    self.enqueue(self.send_retries, link)
-                else:
-                    self.on_send_failed(link, errno)
-                return
-            link.bytes_written += sent
-            self.bytes_sent += sent
-            link.counters.bytes_sent += sent
-            link.counters.messages.outcomes[DELIVERED] += queue_advance(&link.queue, sent)
-            if <size_t>sent < total:
-                self.on_would_block(link)
-                return
-        if link.finishing:
-            if link.ended:
-                self.on_lost(link, 0)
-                return
-            if not link.shut_down:
-                link.shut_down = True
-                shutdown(link.descriptor, SHUT_WR)
-        if link.drain_requested:
-            self.enqueue(self.pending_notifications, link)
+    cdef void on_send_error(self, EpollLink link, int error) noexcept:
+        """Have the link send again when it can, or end it."""
+        if error == EAGAIN:
+            self.on_would_block(link)
+        elif error == ENOBUFS or error == ENOMEM:
+            # Nothing reports when there is memory again: the next run tries, at the latest that of the sweep.
+            self.enqueue(self.send_retries, link)
+        else:
+            self.on_send_failed(link, error)
 
     cdef void on_would_block(self, EpollLink link) noexcept:
         """Mark the link as blocked. epoll reports when the kernel takes bytes again."""
@@ -369,6 +389,7 @@ cdef class EpollLinks:
         link.closed = True
         link.error = error
         link.drop_queue()
+        link.forget()
         # close(2) alone is not enough: epoll goes on to report the socket while a forked process has it too.
         epoll_ctl(self.epoll_fd, EPOLL_CTL_DEL, link.descriptor, NULL)
         close(link.descriptor)

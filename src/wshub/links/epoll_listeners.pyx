@@ -6,6 +6,7 @@ from libc.stdint cimport uint32_t, uintptr_t
 from libc.string cimport memcpy
 
 from wshub.links.epoll_link cimport EpollLink, EpollLinks
+from wshub.links.tls.epoll_tls_link cimport EpollTls
 from wshub.links.linux_sockets cimport (
     EPOLL_CTL_ADD,
     EPOLL_CTL_DEL,
@@ -45,12 +46,17 @@ cdef class EpollListeners:
         self.links = links
         self.listeners = {}
 
-    cdef object add(self, object listening_socket, object accepted):
-        """Accept the connections of a socket that listens already. Raise OSError if epoll cannot watch it."""
+    cdef object add(self, object listening_socket, object accepted, object settings, EpollTls tls):
+        """Accept the connections of a socket that listens already, with TLS if there are settings for it.
+
+        Raise OSError if epoll cannot watch the socket.
+        """
         cdef Listener listener = Listener.__new__(Listener)
         listener.socket = listening_socket
         listener.descriptor = listening_socket.fileno()
         listener.accepted = accepted
+        listener.settings = settings
+        listener.tls = tls
         # The step that may fail comes first: epoll must not know a listener that is not in the table.
         self.listeners[listener.descriptor] = listener
         try:
@@ -85,6 +91,11 @@ cdef class EpollListeners:
             raise OSError(errno, os.strerror(errno))
         listener.paused = False
 
+    cdef EpollLink create_link(self, Listener listener, int descriptor):
+        if listener.settings is None:
+            return self.links.add(descriptor)
+        return listener.tls.add(descriptor, listener.settings, False, None)
+
     cdef void accept(self, uintptr_t tagged) noexcept:
         """Accept the connections that wait at the listening socket that an event of epoll names."""
         cdef int listening = <int>(tagged >> 1)
@@ -113,7 +124,7 @@ cdef class EpollListeners:
                     self.pause(listener, errno)
                 return
             try:
-                link = self.links.add(descriptor)
+                link = self.create_link(listener, descriptor)
             except (OSError, MemoryError) as error:
                 NOT_WATCHED.failed(error)
                 self.unwatched = True
@@ -127,7 +138,7 @@ cdef class EpollListeners:
             try:
                 link.receiver = listener.accepted(link)
                 if link.receiver is None:
-                    raise TypeError("accepted() returned None")
+                    self.links.on_lost(link, 0)
             except BaseException as error:
                 # This comes first: a link without a receiver must not be read.
                 self.links.on_lost(link, 0)

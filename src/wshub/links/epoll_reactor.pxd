@@ -4,10 +4,11 @@ from libc.stdint cimport uint8_t, uint64_t
 from wshub.links.epoll_link cimport EpollLink, EpollLinks
 from wshub.links.epoll_listeners cimport EpollListeners
 from wshub.links.link cimport LinkCounters
+from wshub.links.tls.epoll_tls_link cimport EpollTls
 
 
 cdef class EpollReactor:
-    """Serves the plain TCP and Unix connections of a hub.
+    """Serves the TCP and Unix connections of a hub, with and without TLS.
 
     Its epoll descriptor is a reader of the asyncio loop. A run is one call of _run(), in up to ROUNDS rounds. A round
     reads each link that is ready once, and its receiver parses and handles the bytes. Then it sends the output of all
@@ -17,6 +18,7 @@ cdef class EpollReactor:
 
     cdef EpollLinks links
     cdef EpollListeners listeners
+    cdef EpollTls tls            # from the first use of TLS on; or None
     cdef object clock
     cdef bint clock_is_monotonic  # it is time.monotonic
     cdef uint8_t *buffer         # owned: received bytes, unless the receiver has a buffer for them
@@ -36,7 +38,9 @@ cdef class EpollReactor:
 
     cdef object run(self)
     cdef void continue_later(self) noexcept
+    cdef EpollTls share_tls(self)
     cdef bint run_round(self) except -1
+    cdef bint finish_round(self) noexcept
     cdef int read_all(self, list readable) except -1
     cdef bint poll(self) noexcept
     cdef void read(self, EpollLink link) noexcept

@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""The epoll reactor: it reads all plain TCP and Unix connections of a hub behind one reader of the asyncio loop.
+"""The epoll reactor: it reads all TCP and Unix connections of a hub behind one reader of the asyncio loop.
 
 It is fair between connections. A round reads each connection once, at most RECEIVE_SIZE bytes. A connection with more
 to read waits until every other that was ready has been read. One run makes at most ROUNDS rounds, and reads nothing
@@ -17,12 +17,14 @@ from wshub.links.clock cimport read_clock
 from wshub.links.epoll_link cimport RUN_BYTES, EpollLink, EpollLinks
 from wshub.links.epoll_listeners cimport LISTENER_BIT, EpollListeners
 from wshub.links.link cimport LinkCounters, Receiver
+from wshub.links.tls.epoll_tls_link cimport EpollTls, EpollTlsLink
 from wshub.links.linux_sockets cimport (
     EPOLLERR,
     EPOLLHUP,
     EPOLLIN,
     EPOLLOUT,
     EPOLLRDHUP,
+    close,
     epoll_event,
     epoll_wait,
     getpeername,
@@ -54,6 +56,13 @@ cdef enum:
 cdef double RUN_SECONDS = 0.002
 
 cdef list NOTHING = []
+
+
+cdef void learn_peer(EpollLink link) noexcept:
+    """Ask the kernel for the peer's address."""
+    cdef socklen_t length = sizeof(link.peer)
+    if getpeername(link.descriptor, <sockaddr *>link.peer, &length) == 0 and length <= sizeof(link.peer):
+        link.peer_length = length
 
 
 cdef class EpollReactor:
@@ -118,18 +127,27 @@ cdef class EpollReactor:
             links.running = False
         self.closed = True
         self.continue_method = None
+        if self.tls is not None:
+            self.tls.waiting.clear()
         if not links.loop.is_closed():
             links.loop.remove_reader(links.epoll_fd)
         links.close_epoll()
 
-    async def listen(self, listening_socket, accepted, *, int backlog=100):
-        """Accept the connections of a bound socket.
+    async def listen(self, listening_socket, accepted, *, int backlog=100, ssl=None):
+        """Accept the connections of a bound socket, with TLS if ``ssl`` is a ServerTls.
 
-        ``accepted(link)`` is called with each new link, and returns its Receiver.
+        ``accepted(link)`` is called with each new link, before any TLS handshake, and returns its Receiver.
         """
+        cdef EpollTls tls = self.share_tls() if ssl is not None else None
         listening_socket.setblocking(False)
         listening_socket.listen(backlog)
-        self.listeners.add(listening_socket, accepted)
+        self.listeners.add(listening_socket, accepted, ssl, tls)
+
+    cdef EpollTls share_tls(self):
+        """Return what all TLS links share."""
+        if self.tls is None:
+            self.tls = EpollTls(self.links)
+        return self.tls
 
     def unlisten(self, int descriptor):
         """Accept no more connections of that listening socket, which stays open."""
@@ -144,16 +162,46 @@ cdef class EpollReactor:
     def adopt(self, int descriptor, Receiver receiver not None):
         """Make a link of a connected, non-blocking socket, which the reactor owns from now on, also if this raises."""
         cdef EpollLink link = self.links.add(descriptor)
-        cdef socklen_t length = sizeof(link.peer)
-        if getpeername(descriptor, <sockaddr *>link.peer, &length) == 0 and length <= sizeof(link.peer):
-            link.peer_length = length
+        learn_peer(link)
         link.receiver = receiver
+        return link
+
+    def adopt_client(self, int descriptor, Receiver receiver not None, context, server_hostname, established):
+        """Make a TLS link of a socket that is connected to a server. It owns the descriptor, also if this raises.
+
+        Args:
+            descriptor: a connected, non-blocking socket.
+            receiver: gets what arrives. It is not called if the handshake fails.
+            context: an SSLContext of the client's side.
+            server_hostname: the name that the server's certificate must have, or None.
+            established: called once, after the handshake: with None, or with the exception that it failed with.
+        """
+        cdef EpollTls tls
+        cdef EpollTlsLink link
+        try:
+            tls = self.share_tls()
+        except BaseException:
+            close(descriptor)
+            raise
+        link = tls.add(descriptor, context, True, server_hostname)
+        learn_peer(link)
+        link.receiver = receiver
+        link.on_established = established
+        # Like a link that has something to read, it takes a step: the first one sends.
+        link.has_data = True
+        tls.wait_for_step(link)
+        self.links.schedule_run()
         return link
 
     @property
     def connection_count(self):
         """The number of open links."""
         return len(self.links.opened)
+
+    @property
+    def bytes_in_shared_pair(self):
+        """Bytes in the BIOs that all TLS links share: 0 whenever other code than a callback of ``ssl`` runs."""
+        return self.tls.pending if self.tls is not None else 0
 
     def _run(self):
         self.links.run_scheduled = False
@@ -182,13 +230,17 @@ cdef class EpollReactor:
                 rounds += 1
                 if not self.run_round():
                     break
+            if self.tls is not None and self.tls.waiting:
+                # They have their share whatever else there is to do.
+                self.tls.take_steps()
+                self.finish_round()
         except MemoryError:
             # Nothing is lost: the next run, at the latest that of the sweep, does what this one could not.
             links.needs_rescan = True
             logger.error("out of memory: input is handled late")
         finally:
             links.running = False
-        if self.time_is_up:
+        if self.time_is_up or (self.tls is not None and self.tls.waiting):
             self.continue_later()
         # Epoll reports new data only: the reactor itself must come back to what is left.
         elif links.readable or links.pending_notifications or links.dirty_head is not None:
@@ -225,6 +277,13 @@ cdef class EpollReactor:
         else:
             busy |= self.poll()
             self.read_all(readable)
+        busy |= self.finish_round()
+        return busy
+
+    cdef bint finish_round(self) noexcept:
+        """Send, and notify. Return whether there was anything to do."""
+        cdef EpollLinks links = self.links
+        cdef bint busy = False
         while links.pending_notifications or (links.dirty_head is not None and not self.has_unsent):
             busy = True
             if not self.has_unsent:
@@ -289,6 +348,9 @@ cdef class EpollReactor:
         # The receiver of a handshake may replace itself in the link. This reference keeps it alive until it returns.
         cdef Receiver receiver = link.receiver
 
+        if link.encrypted:
+            self.check_time(link, link.receive_records())
+            return
         if not link.finishing:
             space = receiver.get_buffer(&target)
         direct = space > 0

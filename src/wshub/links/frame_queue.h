@@ -211,6 +211,30 @@ wshub_queue_pin_first(wshub_queue *queue)
     queue->head->tags[queue->first] = WSHUB_TAG_NEEDED;
 }
 
+/* Keeps the frames that the first `length` bytes of the queue belong to in their places. */
+static inline void
+wshub_queue_pin(wshub_queue *queue, size_t length)
+{
+    size_t place = queue->first, skip = queue->sent;
+
+    if (!queue->tagged)
+        return;
+    for (wshub_chunk *chunk = queue->head; chunk != NULL; chunk = chunk->next) {
+        size_t end = wshub_queue_end_of(queue, chunk);
+        for (; place < end; place++) {
+            size_t rest = wshub_frame_wire_length(chunk->frames[place]) - skip;
+            skip = 0;
+            if (queue->droppables != NULL)
+                wshub_droppables_discard(queue->droppables, chunk, place);
+            chunk->tags[place] = WSHUB_TAG_NEEDED;
+            if (length <= rest)
+                return;
+            length -= rest;
+        }
+        place = 0;
+    }
+}
+
 /* Appends the frame and takes over a reference of the caller. Returns -1, and changes nothing, if there is no
  * memory. */
 static inline int
@@ -364,6 +388,69 @@ wshub_queue_discard_unsent(wshub_queue *queue, wshub_outcome outcome)
         }
     }
     return before - queue->messages;
+}
+
+/* Removes every frame but those that the first `kept` bytes of the queue belong to; at least one byte is kept. Returns
+ * the number of data frames that were removed. */
+static inline size_t
+wshub_queue_discard_after(wshub_queue *queue, size_t kept, wshub_outcome outcome)
+{
+    wshub_chunk *last = queue->head;
+    size_t place = queue->first, skip = queue->sent, before = queue->messages;
+
+    /* Find the place after the frames that stay. It is not the first place of a chunk. */
+    for (;;) {
+        size_t rest = wshub_frame_wire_length(last->frames[place]) - skip;
+        skip = 0;
+        place++;
+        if (kept <= rest)
+            break;
+        kept -= rest;
+        if (place == wshub_queue_end_of(queue, last)) {
+            last = last->next;
+            place = 0;
+        }
+    }
+    size_t start = place;
+    for (wshub_chunk *chunk = last; chunk != NULL; chunk = chunk->next, start = 0)
+        for (size_t end = wshub_queue_end_of(queue, chunk); start < end; start++) {
+            wshub_frame *frame = chunk->frames[start];
+            if (queue->droppables != NULL)
+                wshub_droppables_discard(queue->droppables, chunk, start);
+            queue->queued_bytes -= wshub_frame_wire_length(frame);
+            queue->padding -= wshub_frame_padding(frame);
+            queue->messages -= wshub_frame_is_message(frame);
+            wshub_frame_count_outcome(frame, outcome);
+            wshub_frame_release(frame);
+        }
+    for (wshub_chunk *chunk = last->next; chunk != NULL;) {
+        wshub_chunk *next = chunk->next;
+        PyMem_Free(chunk);
+        chunk = next;
+    }
+    last->next = NULL;
+    queue->tail = last;
+    queue->end = (uint8_t)place;
+    return before - queue->messages;
+}
+
+/* Copies the first bytes of the queue, up to `size`, to `target`. Returns their number. */
+static inline size_t
+wshub_queue_copy(const wshub_queue *queue, uint8_t *target, size_t size)
+{
+    size_t place = queue->first, skip = queue->sent, used = 0;
+
+    for (const wshub_chunk *chunk = queue->head; chunk != NULL && used < size; chunk = chunk->next, place = 0)
+        for (size_t end = wshub_queue_end_of(queue, chunk); place < end && used < size; place++) {
+            const wshub_frame *frame = chunk->frames[place];
+            size_t length = wshub_frame_wire_length(frame) - skip;
+            if (length > size - used)
+                length = size - used;
+            memcpy(target + used, wshub_frame_wire(frame) + skip, length);
+            skip = 0;
+            used += length;
+        }
+    return used;
 }
 
 /* Describes the start of the queue in at most `count` pieces. Short frames are copied together into `scratch`.

@@ -24,6 +24,8 @@ cdef extern from "frame_queue.h" nogil:
     FrameBuffer *queue_first "wshub_queue_first"(const FrameQueue *queue) noexcept
     int queue_gather "wshub_queue_gather"(const FrameQueue *queue, iovec *pieces, int count, uint8_t *scratch,
                                           size_t scratch_size, size_t *total) noexcept
+    size_t queue_copy "wshub_queue_copy"(const FrameQueue *queue, uint8_t *target, size_t size) noexcept
+    void queue_pin "wshub_queue_pin"(FrameQueue *queue, size_t length) noexcept
 
 
 # These call Python's allocator, and so need the GIL.
@@ -31,6 +33,7 @@ cdef extern from "frame_queue.h":
     int queue_push "wshub_queue_push"(FrameQueue *queue, FrameBuffer *frame) noexcept
     FrameBuffer *queue_pop "wshub_queue_pop"(FrameQueue *queue, Outcome outcome) noexcept
     size_t queue_discard_unsent "wshub_queue_discard_unsent"(FrameQueue *queue, Outcome outcome) noexcept
+    size_t queue_discard_after "wshub_queue_discard_after"(FrameQueue *queue, size_t kept, Outcome outcome) noexcept
     size_t queue_clear "wshub_queue_clear"(FrameQueue *queue, Outcome outcome) noexcept
     size_t queue_advance "wshub_queue_advance"(FrameQueue *queue, size_t length) noexcept
 
@@ -101,6 +104,7 @@ cdef class Link:
     cdef bint replace(self, FrameBuffer *frame) noexcept
     cdef void reject(self, FrameBuffer *frame, Outcome outcome) noexcept
     cdef int detach(self) noexcept
+    cdef int fileno(self) noexcept
     cdef object peer_name(self)
     cdef int push(self, FrameBuffer *frame) noexcept
     cdef FrameBuffer *pop_delivered(self) noexcept

@@ -36,7 +36,7 @@ class Link:
       empty. If ``notifies_drained`` is set, ``drained()`` is also called each time that the queue is empty again after
       the link was blocked.
     - ``poll_progress()`` says whether the peer still acknowledges bytes.
-    - ``detach()`` gives up the descriptor, if there is one. It does not call the receiver.
+    - ``detach()`` gives up the descriptor, if there is one. It does not call the receiver. ``fileno()`` lends it.
 
     ``queue`` holds what waits. ``blocked`` is set while the other side takes no more. ``counters`` counts each byte and
     each message once: a message that was accepted is pending, delivered or dropped.

@@ -95,7 +95,7 @@ cdef class Link:
       empty. If ``notifies_drained`` is set, ``drained()`` is also called each time that the queue is empty again after
       the link was blocked.
     - ``poll_progress()`` says whether the peer still acknowledges bytes.
-    - ``detach()`` gives up the descriptor, if there is one. It does not call the receiver.
+    - ``detach()`` gives up the descriptor, if there is one. It does not call the receiver. ``fileno()`` lends it.
     - ``read_to_end()`` has a link that can still read after a failed send drop its queue, and end when it has read
       everything. Only links that own their descriptor can.
 
@@ -213,6 +213,10 @@ cdef class Link:
 
         Nothing may be queued. Return -1, and change nothing, if there is no descriptor.
         """
+        return -1
+
+    cdef int fileno(self) noexcept:
+        """Return the descriptor, which stays the link's. Return -1 if there is none, or none any more."""
         return -1
 
     cdef object peer_name(self):

@@ -12,10 +12,13 @@ from wshub.links.link cimport (
     queue_advance,
     queue_charge,
     queue_clear,
+    queue_copy,
+    queue_discard_after,
     queue_discard_unsent,
     queue_gather,
     queue_is_empty,
     queue_make_space,
+    queue_pin,
     queue_pop,
     queue_push,
     queue_replace,
@@ -121,6 +124,17 @@ cdef class QueueProbe:
 
     def discard_unsent(self):
         return queue_discard_unsent(&self.queue, DROPPED_SLOW)
+
+    def discard_after(self, size_t kept):
+        return queue_discard_after(&self.queue, kept, DROPPED_SLOW)
+
+    def pin(self, size_t length):
+        queue_pin(&self.queue, length)
+
+    def copy(self, size_t size):
+        """Return the bytes that come first, at most ``size`` of them."""
+        cdef bytearray target = bytearray(size)
+        return bytes(target[:queue_copy(&self.queue, <uint8_t *><char *>target, size)])
 
     def clear(self):
         return queue_clear(&self.queue, DROPPED_CLOSED)

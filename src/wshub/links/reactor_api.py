@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from wshub.links.link import Link, Receiver
+from wshub.links.tls.contexts import ServerTls
 
 __all__ = ["Reactor"]
 
@@ -27,15 +28,22 @@ class Reactor(Protocol):
         """Whether a connected socket can become a link by ``adopt()``."""
 
     async def listen(
-        self, listening_socket: socket.socket, accepted: Callable[[Link], Receiver | None], *, backlog: int = 100
+        self,
+        listening_socket: socket.socket,
+        accepted: Callable[[Link], Receiver | None],
+        *,
+        backlog: int = 100,
+        ssl: ServerTls | None = None,
     ) -> None:
         """Accept the connections of a bound socket. The caller still owns the socket.
 
         Args:
             listening_socket: a bound TCP or Unix socket. It becomes non-blocking.
-            accepted: called once with each new link, before anything is read from it. It returns the receiver. If it
-                raises, or returns None, the connection is closed.
+            accepted: called once with each new link, before anything is read from it, and before a TLS handshake. It
+                returns the receiver. If it raises, or returns None, the connection is closed.
             backlog: connections that the kernel may hold until they are accepted.
+            ssl: for TLS, the context and its settings. Until the handshake is over, nothing arrives or leaves, and an
+                abort after the flush ends the link at once.
 
         Raises:
             OSError: the socket cannot listen, or cannot be watched. Then nothing has changed.

@@ -1,16 +1,9 @@
-"""The transports of connections that the native reactor does not carry."""
+"""Asks the kernel about the socket of a transport."""
 
 from __future__ import annotations
 
 import asyncio
-import socket
-import ssl as ssl_module
 import sys
-from collections.abc import Callable
-from functools import partial
-from typing import Any
-
-from wshub.links.tls import load_aiofastnet, suits_aiofastnet
 
 try:
     import fcntl
@@ -20,33 +13,7 @@ except ImportError:
 else:
     HAS_IOCTL = True
 
-__all__ = ["connect_accepted_socket", "unacked_bytes"]
-
-
-async def connect_accepted_socket(
-    loop: asyncio.AbstractEventLoop,
-    create_protocol: Callable[[], Any],
-    connected: socket.socket,
-    *,
-    ssl: ssl_module.SSLContext | None,
-    timeout: float,
-) -> Any:
-    """Connect a protocol to an accepted socket: with TLS over aiofastnet's transports, if these can carry it.
-
-    Args:
-        loop: the running loop.
-        create_protocol: makes the protocol.
-        connected: a non-blocking socket.
-        ssl: an SSLContext, or None.
-        timeout: seconds that the TLS handshake may take, and its shutdown too.
-    """
-    if ssl is None:
-        return await loop.connect_accepted_socket(create_protocol, connected)
-    connect = partial(loop.connect_accepted_socket, create_protocol, connected)
-    aiofastnet = load_aiofastnet()
-    if aiofastnet is not None and suits_aiofastnet(ssl):
-        connect = partial(aiofastnet.connect_accepted_socket, loop, create_protocol, connected)
-    return await connect(ssl=ssl, ssl_handshake_timeout=timeout, ssl_shutdown_timeout=timeout)
+__all__ = ["unacked_bytes"]
 
 
 def unacked_bytes(transport: asyncio.Transport) -> int:

@@ -5,7 +5,8 @@
     with Publisher("redis://localhost") as publisher:
         publisher.publish("Your report is ready.", user="ann")
 
-The hubs must have the same broker: ``wshub serve main:app --broker redis://localhost``.
+The hubs must have the same broker: ``wshub serve main:app --broker redis://localhost``. For rooms with history, the
+publisher must have the same settings: ``Publisher(url, histories={"chat:*": HistoryConfig()})``.
 """
 
 from wshub.publisher.publishers import AsyncPublisher, Publisher

@@ -27,6 +27,7 @@ def message_to(
     compress: bool | None,
     slow_consumer: str | None,
     key: str | None,
+    publisher: str | None = None,
 ) -> tuple[str, bytes]:
     """Return the channel and the envelope of a message."""
     if room is not None and user is not None:
@@ -40,6 +41,8 @@ def message_to(
         raise MisuseError(f"compress must be True, False or None, not {compress!r}")
     if key is not None and not isinstance(key, str):
         raise MisuseError(f"key must be a str or None, not {type(key).__name__}")
+    if publisher is not None and not isinstance(publisher, str):
+        raise MisuseError(f"publisher must be a str or None, not {type(publisher).__name__}")
     if slow_consumer is not None:
         try:
             slow_consumer = check_choice("slow_consumer", slow_consumer, POLICIES)
@@ -56,6 +59,7 @@ def message_to(
             compress=compress,
             slow_consumer=slow_consumer,
             key=str.__str__(key) if key is not None else None,
+            publisher=str.__str__(publisher) if publisher is not None else None,
         )
     except UnicodeEncodeError as error:
         raise InvalidMessageError(f"the message cannot be sent: {error}") from None

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 from wshub.brokers.choosing import broker_from_url
-from wshub.brokers.interface import Broker, BrokerHealth, NodeInfo, Published
+from wshub.brokers.interface import Broker, BrokerHealth, HistoryBroker, HistoryConfig, NodeInfo, Published
 from wshub.errors import BrokerUnavailable, BrokerUncertain, ConfigurationError, MisuseError
 from wshub.protocol.close_code import CloseCode
+from wshub.protocol.validation import check_str
 from wshub.publisher.forks import fork_count
+from wshub.publisher.histories import PublisherHistories
 from wshub.publisher.loop_thread import LoopThread
 from wshub.publisher.messages import disconnect_command, message_to
 from wshub.publisher.session import BrokerSession, SessionEvents
@@ -34,14 +37,18 @@ class AsyncPublisher:
     Args:
         url: of the broker: ``redis://HOST``, or ``workers:DIRECTORY`` for the workers of this machine.
         hub: the name of the hubs.
+        histories: the HistoryConfig of each room with history, as the hubs have it: by the name of the room, or a
+            pattern such as ``chat:*``. Hubs drop a message to such a room that was not stored.
 
     Raises:
-        ConfigurationError: the URL names no broker.
+        ConfigurationError: the URL names no broker; or a history has no HistoryConfig.
     """
 
-    def __init__(self, url: str, *, hub: str = "hub") -> None:
-        # The URL is checked here rather than at the first message. The repr of the broker hides its password.
-        self._shown = repr(_broker_of(url))
+    def __init__(self, url: str, *, hub: str = "hub", histories: Mapping[str, HistoryConfig] | None = None) -> None:
+        # Both are checked here rather than at the first message. The repr of the broker hides its password.
+        broker = _broker_of(url)
+        self._shown = repr(broker)
+        self._histories = PublisherHistories(histories)
         self._url = url
         self._hub = hub
         self._session: BrokerSession | None = None
@@ -77,6 +84,8 @@ class AsyncPublisher:
         compress: bool | None = None,
         slow_consumer: str | None = None,
         key: str | None = None,
+        publisher: str | None = None,
+        idempotency_key: str = "",
     ) -> Published:
         """Send a message, and return when the broker has it.
 
@@ -85,16 +94,32 @@ class AsyncPublisher:
             room: the name of a room; or
             user: the name of a user; without either, all connections get it.
             compress, slow_consumer, key: as in ``Connection.send``.
+            publisher: the name of the user who has written it. A room with history keeps it with the message.
+            idempotency_key: as in ``Hub.publish``, for a room with history.
+
+        Returns:
+            A ``Published``. For a room with history it has the position of the message.
 
         Raises:
             BrokerUnavailable: nothing was sent. Try again later.
             BrokerUncertain: the answer was lost, so it may have been sent.
             ConfigurationError: the broker cannot work, such as with a wrong password.
-            MisuseError: both a room and a user are given, the user is empty, or an option has another value.
+            MisuseError: both a room and a user are given, the user is empty, an option has another value, or an
+                idempotency key is given without a history.
             InvalidMessageError: text with a lone surrogate.
             TypeError: the message, the room or the user is of another type.
         """
-        return await self._send(*message_to(message, room, user, compress, slow_consumer, key))
+        check_str("idempotency_key", idempotency_key)
+        channel, envelope = message_to(message, room, user, compress, slow_consumer, key, publisher)
+        history = self._histories.find(str.__str__(room)) if room is not None else None
+        if history is not None:
+            return await self._store(channel, envelope, history, idempotency_key)
+        if idempotency_key:
+            raise MisuseError(
+                "an idempotency key is for a message to a room with history: give the publisher the settings of the "
+                "room, histories={room: HistoryConfig()}"
+            )
+        return await self._send(channel, envelope)
 
     async def disconnect_user(self, user: str, code: int = CloseCode.POLICY_VIOLATION, reason: str = "") -> Published:
         """Have every hub close the connections of a user, and return when the broker has told them.
@@ -124,6 +149,13 @@ class AsyncPublisher:
         session = self._running()
         await session.wait_started()
         return await session.broker.publish(channel, envelope)
+
+    async def _store(self, channel: str, envelope: bytes, history: HistoryConfig, idempotency_key: str) -> Published:
+        session = self._running()
+        await session.wait_started()
+        # PublisherHistories has looked at it.
+        broker = cast(HistoryBroker, session.broker)
+        return await broker.publish_stored(channel, envelope, history, idempotency_key=idempotency_key)
 
     async def close(self) -> None:
         """Leave the broker. The next message connects again.
@@ -173,17 +205,16 @@ class Publisher:
     It connects at the first message, and keeps a thread of its own. A process that was forked connects anew.
 
     Args:
-        url, hub: as for ``AsyncPublisher``.
+        url, hub, histories: as for ``AsyncPublisher``.
 
     Raises:
-        ConfigurationError: the URL names no broker.
+        ConfigurationError: as for ``AsyncPublisher``.
     """
 
-    def __init__(self, url: str, *, hub: str = "hub") -> None:
-        # The URL is checked here rather than at the first message. The repr of the broker hides its password.
-        self._shown = repr(_broker_of(url))
-        self._url = url
-        self._hub = hub
+    def __init__(self, url: str, *, hub: str = "hub", histories: Mapping[str, HistoryConfig] | None = None) -> None:
+        # All is checked here rather than at the first message. It connects to nothing.
+        self._shown = AsyncPublisher(url, hub=hub, histories=histories)._shown
+        self._new_publisher = partial(AsyncPublisher, url, hub=hub, histories=dict(histories or {}))
         # One state for each process, by the number of forks that led to it. A child never uses that of its parent:
         # another thread may have held the lock at the moment of the fork. It keeps it, so that nothing there is closed.
         self._processes: dict[int, _ProcessState] = {}
@@ -208,6 +239,8 @@ class Publisher:
         compress: bool | None = None,
         slow_consumer: str | None = None,
         key: str | None = None,
+        publisher: str | None = None,
+        idempotency_key: str = "",
     ) -> Published:
         """Do what ``AsyncPublisher.publish`` does, and wait for it.
 
@@ -215,8 +248,15 @@ class Publisher:
         message may have been sent.
         """
         return self._run(
-            lambda publisher: publisher.publish(
-                message, room=room, user=user, compress=compress, slow_consumer=slow_consumer, key=key
+            lambda asynchronous: asynchronous.publish(
+                message,
+                room=room,
+                user=user,
+                compress=compress,
+                slow_consumer=slow_consumer,
+                key=key,
+                publisher=publisher,
+                idempotency_key=idempotency_key,
             )
         )
 
@@ -228,7 +268,7 @@ class Publisher:
         state = self._state()
         with state.lock:
             if state.thread is None:
-                state.thread = _PublisherThread(AsyncPublisher(self._url, hub=self._hub))
+                state.thread = _PublisherThread(self._new_publisher())
             thread = state.thread
             # From now on, close() waits for this call.
             thread.begin_call()

@@ -15,6 +15,7 @@ from functools import partial
 from wshub.core.refusals import refuse
 from wshub.core.refusals import FAILED, INCOMPLETE, SHUTTING_DOWN, UNDECIDED
 from wshub.errors import HandshakeError
+from wshub.links.failures import raise_from_loop
 from wshub.protocol.http.request import MAX_HEAD_SIZE, RequestReader
 
 logger = logging.getLogger("wshub.server")
@@ -90,7 +91,11 @@ cdef class OpeningHandshake(Receiver):
         if isinstance(error, HandshakeError):
             self.refuse(error)
         elif isinstance(error, (KeyboardInterrupt, SystemExit)):
-            asyncio.get_running_loop().call_soon(self.server.hub.close_and_raise, error)
+            loop = asyncio.get_running_loop()
+            if self.server.hub is not None:
+                loop.call_soon(self.server.hub.close_and_raise, error)
+            else:
+                raise_from_loop(loop, error)
             self.refuse(HandshakeError(*SHUTTING_DOWN))
         else:
             logger.error("a handshake has failed", exc_info=error)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import ssl as ssl_module
 from collections.abc import Awaitable, Generator, Sequence
 from contextvars import Context
 from types import TracebackType
@@ -23,6 +22,7 @@ from wshub.serving.signals import stop_signals
 if TYPE_CHECKING:
     from wshub.core.clustered import ClusteredHub
     from wshub.links.reactor_api import Reactor
+    from wshub.links.tls.contexts import ServerTls
 
 __all__ = ["Server"]
 
@@ -54,7 +54,7 @@ class Server:
         unix: str | os.PathLike[str] | None,
         sock: socket.socket | None,
         backlog: int,
-        ssl: ssl_module.SSLContext | None,
+        tls: ServerTls | None,
         health_path: str | None,
         close_hub: bool,
     ) -> None:
@@ -70,16 +70,16 @@ class Server:
         self._unix = UnixAddress(_check_unix(unix)) if unix is not None else None
         self._sock = sock
         self._backlog = check_integer("backlog", backlog, 0, 2**31 - 1)
-        self._ssl = ssl
+        self._tls = tls
         if sock is not None and not isinstance(sock, socket.socket):
             raise ConfigurationError(f"sock must be a socket, not {sock!r}")
-        if ssl is not None and not isinstance(ssl, ssl_module.SSLContext):
-            raise ConfigurationError(f"ssl must be an SSLContext, not {ssl!r}")
+        if tls is not None:
+            tls.handshake_timeout = hub.config.handshake_timeout_ms / 1000
         check_bool("close_hub", close_hub)
         self._close_hub = close_hub
         self._reactor: Reactor | None = None
         self._handshakes = Handshakes(
-            hub, self._table, path, subprotocols, health_path=health_path, over_tls=ssl is not None
+            hub, self._table, path, subprotocols, health_path=health_path, over_tls=tls is not None
         )
         self._starting = asyncio.Lock()
         # Done when the server has closed. None until it listens.
@@ -122,6 +122,23 @@ class Server:
             name = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         return f"<Server {name} {state}>"
 
+    def reload_certificate(self) -> None:
+        """Read ``ssl_certfile`` and ``ssl_keyfile`` again. New connections get the new certificate.
+
+        Connections that are open keep the old one. If this raises, the server goes on with what it has. Call it after
+        a renewal, such as Let's Encrypt's. Session tickets of before are not accepted any more, so clients make full
+        handshakes.
+
+        With an SSLContext of your own, call its ``load_cert_chain()`` instead.
+
+        Raises:
+            MisuseError: the server has no ``ssl_certfile``.
+            OSError: a file cannot be read, or does not hold a certificate and its key.
+        """
+        if self._tls is None:
+            raise MisuseError("reload_certificate(): the server has no certificate: give serve() an ssl_certfile")
+        self._tls.reload()
+
     async def start_serving(self) -> None:
         """Begin to accept connections. Does nothing if the server accepts them already.
 
@@ -144,14 +161,14 @@ class Server:
     async def _start(self) -> None:
         if self.hub.is_closing:
             raise MisuseError("start_serving(): the hub is closing: wait until its close() has returned")
-        self._reactor = reactor = self.hub.reactor_for(self._ssl)
+        self._reactor = reactor = self.hub.bind()
         self.hub.servers.add(self)
         try:
             self._sockets = tuple(await self._bind())
             self._first_name = self._sockets[0].getsockname()
             self._check_hub()
             for listening in self._sockets:
-                await reactor.listen(listening, self._handshakes.accepted, backlog=self._backlog)
+                await reactor.listen(listening, self._handshakes.accepted, backlog=self._backlog, ssl=self._tls)
             self._check_hub()
             self._closed = asyncio.get_running_loop().create_future()
             log_listening(self._sockets)
@@ -175,8 +192,6 @@ class Server:
             self._unix.remove()
         for handshake in self._handshakes.pending:
             handshake.drop()
-        if self._ssl is not None:
-            reactor.release()
         self._sockets = ()
         self._reactor = None
 
@@ -229,11 +244,9 @@ class Server:
         self._handshakes.pending.shut_down()
 
     def on_hub_closed(self) -> None:
-        """Release the reactor, and let ``wait_closed`` return. Only the hub calls this, and the end of the server."""
+        """Let ``wait_closed`` return. Only the hub calls this, and the end of the server."""
         if self._closed is None or self._closed.done() or self._closed.get_loop().is_closed():
             return
-        if self._ssl is not None and self._reactor is not None:
-            self._reactor.release()
         self._closed.set_result(None)
 
     async def serve_forever(self, *, handle_signals: bool = True) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
-from wshub.brokers.envelope import decode_stored
+from wshub.brokers.envelope import decode_stored, encode_envelope, mark_of
 from wshub.brokers.interface import HistoryBroker, HistoryConfig, Position, Published, StoredHistory
 from wshub.errors import BrokerError, BrokerUnavailable
 from wshub.testing.broker_faults import CheckNotRunError
@@ -239,9 +239,46 @@ async def a_lost_position_is_told(nodes: Nodes) -> None:
     ahead = Position(last.offset + 5, last.epoch)
     found = await nodes.finish(broker.history("room:a", CONFIG, since=ahead, is_own=True), "history() returns")
     require(found.position.epoch != last.epoch, "a node has got further than the history, and the epoch goes on")
-    require((found.gap, found.envelopes, found.position.offset) == ("epoch", (), 0), "the new epoch is not empty")
+    require((found.gap, found.envelopes) == ("epoch", ()), "a new epoch begins with envelopes of the former one")
     following = await publish(first, "room:a", b"2")
-    require(following.epoch == found.position.epoch and following.offset >= 1, "the new epoch does not go on")
+    require(following.epoch == found.position.epoch, "the new epoch does not go on")
+    require(following.offset > found.position.offset, f"{following} follows {found.position}")
+    found = await nodes.finish(broker.history("room:a", CONFIG, since=last), "history() returns")
+    require(found.gap == "epoch", "a position of the former epoch still counts")
+    require([stored.envelope for stored in found.envelopes] == [b"2"], "what is read is not that of the new epoch")
+
+
+@check()
+async def another_envelope_at_a_position_is_told(nodes: Nodes) -> None:
+    """A node that has received another envelope than the one at its position gets a gap, and a new epoch begins."""
+    first = await nodes.start()
+    broker = keeper(first)
+    few = HistoryConfig(size=3)
+    envelopes = [encode_envelope("room", "a", b"%d" % number, node=1, number=number) for number in range(6)]
+    positions = [await publish(first, "room:a", envelope, few) for envelope in envelopes]
+
+    async def read(since: Position, mark: bytes, *, is_own: bool = True, limit: int = 100) -> StoredHistory:
+        question = broker.history("room:a", few, since=since, is_own=is_own, mark=mark, limit=limit)
+        return await nodes.finish(question, "history() returns")
+
+    # Two of these envelopes are not kept any more, and the last one of them is followed by one that is.
+    for number in (1, 2, 3, 5):
+        for mark in (mark_of(envelopes[number]), b""):
+            found = await read(positions[number], mark)
+            require(found.position == positions[-1], f"the mark {mark!r} is right, and the position has changed")
+            require(found.mark in (b"", mark_of(envelopes[-1])), "the mark is not that of the newest envelope")
+    other = mark_of(encode_envelope("room", "a", b"other", node=2, number=1))
+    found = await read(positions[4], other, is_own=False)
+    require(found.position == positions[-1], "a reader has begun a new epoch with the position of a client")
+    for number, limit in ((2, 100), (4, 0), (5, 100)):
+        found = await read(Position(positions[number].offset, found.position.epoch), other, limit=limit)
+        require(found.gap == "epoch", f"another envelope is at the position {number}, and the gap is {found.gap!r}")
+        require(found.envelopes == (), "envelopes of the former epoch are returned behind the gap")
+        envelopes[:6] = [encode_envelope("room", "a", b"new", node=3, number=limit + each) for each in range(6)]
+        positions[:6] = [await publish(first, "room:a", envelope, few) for envelope in envelopes]
+        require(positions[0].epoch == found.position.epoch, "the new epoch does not go on")
+        found = await read(positions[4], mark_of(envelopes[4]))
+        require((found.gap, len(found.envelopes)) == ("", 1), f"nothing was lost in the new epoch, not {found}")
 
 
 @check()

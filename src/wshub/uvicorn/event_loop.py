@@ -21,7 +21,9 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from wshub.links.reactors import has_native_reactor
+from wshub.links.tls.contexts import ServerTls
 from wshub.serving.listening import UnixAddress, bind_address
+from wshub.uvicorn.certificates import ConfiguredTls, reload_on_hangup
 from wshub.uvicorn.first_requests import FirstRequests
 from wshub.uvicorn.parent_process import end_with_parent
 from wshub.uvicorn.transport_server import TransportServer
@@ -128,29 +130,36 @@ class _Served:
     async def listen(
         self, sockets: Sequence[socket.socket], backlog: int, ssl: Any, unix: UnixAddress | None = None
     ) -> Acceptor | TransportServer:
-        """Accept the connections of bound sockets, natively if the application has native routes."""
+        """Accept the connections of bound sockets: in a reactor if there are native routes or TLS."""
+        loop = asyncio.get_running_loop()
         if self._config.workers > 1:
-            end_with_parent(asyncio.get_running_loop())
+            end_with_parent(loop)
         try:
-            acceptor = self._create_acceptor() if ssl is None else None
+            tls = ConfiguredTls(self._config, ssl, self._first_requests.timeout) if ssl is not None else None
+            acceptor = self._create_acceptor(tls)
         except BaseException:
             for listening in sockets:
                 listening.close()
             if unix is not None:
                 unix.remove()
             raise
+        if tls is not None:
+            reload_on_hangup(loop, tls)
         if acceptor is not None:
             await acceptor.listen(sockets, backlog, unix=unix)
             return acceptor
-        server = TransportServer(self._first_requests, ssl)
+        server = TransportServer(self._first_requests, tls)
         server.listen(sockets, backlog, unix=unix)
         return server
 
-    def _create_acceptor(self) -> Acceptor | None:
-        """Return an acceptor if the application has native routes, else None."""
-        if not has_native_reactor() or self._config.root_path:
+    def _create_acceptor(self, tls: ServerTls | None) -> Acceptor | None:
+        """Return an acceptor if the reactor has something to do that transports do more slowly, else None."""
+        if not has_native_reactor() or (tls is None and self._config.root_path):
+            return None
+        hub = next((hub for hub in self._hubs if hub.can_adopt()), None)
+        # The link of a TLS connection can carry any WebSocket. Only `use_reactor=False` in all hubs forbids it.
+        if hub is None and (tls is None or self._hubs):
             return None
         from wshub.uvicorn.acceptor import Acceptor
 
-        hub = next((hub for hub in self._hubs if hub.can_adopt()), None)
-        return Acceptor(self._config, self._state, self._first_requests, hub) if hub is not None else None
+        return Acceptor(self._config, self._state, self._first_requests, hub, tls)

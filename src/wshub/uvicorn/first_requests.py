@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-import ssl as ssl_module
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -17,7 +16,11 @@ from wshub.core.lifecycle import HubLifecycle
 from wshub.core.refusals import refuse
 from wshub.errors import HandshakeError
 from wshub.links.accepting import TransportSetup
+from wshub.links.reactor_api import Reactor
+from wshub.links.stream_transport import StreamTransport
+from wshub.links.tls.contexts import ServerTls
 from wshub.protocol.http.request import HEAD_TOO_LARGE
+from wshub.serving.first_request import FirstRequest
 from wshub.serving.pending import PendingHandshakes
 
 __all__ = ["MAX_FIRST_HEAD", "FirstRequests", "protocol_of"]
@@ -54,9 +57,10 @@ class FirstRequests:
         config = hub.config if hub is not None else HubConfig()
         self._create_protocol = create_protocol
         self._find_hub = find_hub
-        self._timeout = config.handshake_timeout_ms / 1000
+        self.timeout = config.handshake_timeout_ms / 1000
+        """Seconds that a connection may take until its first request is complete."""
         self._loop = asyncio.get_running_loop()
-        self._now = hub.now if hub is not None else self._loop.time
+        self.now = hub.now if hub is not None else self._loop.time
         self._hub = hub
         self._waiting: PendingHandshakes[_FirstRequest] = PendingHandshakes(
             config.max_pending_handshakes, self._note_limit
@@ -67,7 +71,7 @@ class FirstRequests:
         self,
         connected: socket.socket,
         *,
-        ssl: ssl_module.SSLContext | None = None,
+        ssl: ServerTls | None = None,
         data: bytes = b"",
         deadline: float | None = None,
     ) -> None:
@@ -77,12 +81,12 @@ class FirstRequests:
 
         Args:
             connected: a non-blocking socket.
-            ssl: for TLS, the context.
+            ssl: for TLS, the context and its settings.
             data: the bytes of the request that have been read.
             deadline: when the request has to be complete; None means ``handshake_timeout_ms`` from now.
         """
         if deadline is None:
-            deadline = self._now() + self._timeout
+            deadline = self.now() + self.timeout
         try:
             first = _FirstRequest(self._create_protocol(), data, deadline, self._waiting.discard, self._find_hub)
             first.setup = TransportSetup(
@@ -90,13 +94,34 @@ class FirstRequests:
                 connected,
                 lambda: first,
                 ssl=ssl,
-                timeout=self._timeout,
                 failed=partial(self._waiting.discard, first),
             )
         except Exception:
             connected.close()
             logger.exception("a connection cannot be served")
             return
+        self._add(first)
+
+    def serve_link(self, request: FirstRequest, reactor: Reactor, data: bytes) -> None:
+        """Serve the TLS connection of a first request on its link, which this object owns from now on.
+
+        If there can be no protocol for it, this raises, and the request keeps its link.
+
+        Args:
+            request: has read the bytes.
+            reactor: that the link is one of.
+            data: the bytes that have been read.
+        """
+        protocol = self._create_protocol()
+        link = request.take()
+        if link is None:
+            return
+        first = _FirstRequest(protocol, b"", request.deadline, self._waiting.discard, self._find_hub)
+        transport = StreamTransport(self._loop, reactor, link, first)
+        self._add(first)
+        transport.start(data)
+
+    def _add(self, first: _FirstRequest) -> None:
         self._waiting.add(first)
         if self._sweeper is None:
             self._sweeper = self._loop.call_later(SWEEP_PERIOD, self._sweep)
@@ -112,7 +137,7 @@ class FirstRequests:
     def _sweep(self) -> None:
         self._sweeper = None
         try:
-            self._waiting.expire(self._now())
+            self._waiting.expire(self.now())
         finally:
             # Without waiting connections, no timer is left when the loop ends.
             if self._waiting:

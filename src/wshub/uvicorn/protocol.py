@@ -41,6 +41,7 @@ from wshub.core.refusals import OUT_OF_RESOURCES, SHUTTING_DOWN, count_refusal, 
 from wshub.errors import ConnectionClosed, HandshakeError
 from wshub.links.asyncio_link import AsyncioLink
 from wshub.links.shortage import ShortageLog, is_shortage
+from wshub.links.stream_transport import StreamTransport
 from wshub.protocol.handshake.server import Handshake
 from wshub.protocol.http.headers import split_list
 from wshub.protocol.http.request import (
@@ -440,8 +441,13 @@ class WebSocketProtocol(asyncio.Protocol):
         """Open the connection on a descriptor of its own, or over the transport. Raises if neither is possible."""
         early, self._early = self._early, b""
         try:
-            descriptor = self._duplicate() if opening.hub.can_adopt() and self._can_be_taken() else -1
-            if descriptor >= 0:
+            if not (opening.hub.can_adopt() and self._can_be_taken()):
+                self._serve_over_transport(opening, response, early)
+            elif isinstance(self._transport, StreamTransport):
+                # As below, the transport stays open if this fails.
+                opening.hub._keep_reactor(self._transport.reactor)
+                self._transport.hand_over(lambda link: opening.open_on(link, response, early))
+            elif (descriptor := self._duplicate()) >= 0:
                 # This call may fail. The transport stays open until then, to answer the client.
                 opening.open_on_descriptor(descriptor, response, early)
                 self._transport.close()
@@ -472,12 +478,15 @@ class WebSocketProtocol(asyncio.Protocol):
             self._link.connection_lost(None)
 
     def _can_be_taken(self) -> bool:
-        """Whether the connection needs its descriptor only.
+        """Whether the connection needs its descriptor only, or its link.
 
-        TLS needs the transport, and so does an earlier response that the transport has not sent yet.
+        A transport with TLS of its own is needed, and so is one that has not sent an earlier response yet. A link has
+        the keys, and its queue.
         """
         transport = self._transport
-        return not (transport.is_closing() or is_ssl(transport) or transport.get_write_buffer_size())
+        if transport.is_closing():
+            return False
+        return isinstance(transport, StreamTransport) or not (is_ssl(transport) or transport.get_write_buffer_size())
 
     def _respond(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
         """Refuse the handshake with a response, then close the transport."""

@@ -16,7 +16,7 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from wshub.core.admission import forwarded_address
 from wshub.protocol.http.headers import Headers
 
-__all__ = ["application_of", "client_of", "scheme_of"]
+__all__ = ["application_of", "client_of", "is_trusted", "scheme_of"]
 
 _SCHEMES = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}
 
@@ -36,7 +36,7 @@ def application_of(config: Config) -> tuple[Any, Container[Any] | None]:
 
 def client_of(trusted: Container[Any] | None, peer: tuple[str, int] | None, headers: Headers) -> tuple[str, int] | None:
     """Return the client's address as ``forwarded_address`` finds it; ``None`` if the peer is not trusted."""
-    if trusted is None or not headers.get_all_raw(b"x-forwarded-for") or _host_of(peer) not in trusted:
+    if trusted is None or not headers.get_all_raw(b"x-forwarded-for") or not is_trusted(trusted, peer):
         return None
     return forwarded_address(peer, headers, trusted.__contains__)
 
@@ -44,10 +44,11 @@ def client_of(trusted: Container[Any] | None, peer: tuple[str, int] | None, head
 def scheme_of(trusted: Container[Any] | None, peer: tuple[str, int] | None, headers: Headers) -> str | None:
     """Return ``ws`` or ``wss`` by the peer's ``X-Forwarded-Proto``; ``None`` without one, or from an untrusted peer."""
     values = headers.get_all_raw(b"x-forwarded-proto")
-    if not values or trusted is None or _host_of(peer) not in trusted:
+    if not values or not is_trusted(trusted, peer):
         return None
     return _SCHEMES.get(values[-1].decode("latin-1"))
 
 
-def _host_of(peer: tuple[str, int] | None) -> str | None:
-    return peer[0] if peer is not None else None
+def is_trusted(trusted: Container[Any] | None, peer: tuple[Any, ...] | None) -> bool:
+    """Return whether the peer is a proxy that is trusted. A peer on a Unix socket has no address: None."""
+    return trusted is not None and (peer[0] if peer is not None else None) in trusted

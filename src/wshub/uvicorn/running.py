@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-import ssl
-from collections.abc import Callable
 from typing import Any
 
 import uvicorn
 
-from wshub.links.tls import mark_as_own
 from wshub.protocol.validation import check_integer, check_port
 from wshub.uvicorn.shared_directory import shared_directory
 
@@ -33,11 +30,6 @@ def check_address(options: dict[str, Any]) -> None:
         options["port"] = check_port(options["port"])
     if options.get("backlog") is not None:
         options["backlog"] = check_integer("backlog", options["backlog"], 0, 2**31 - 1)
-
-
-def create_own_ssl_context(_config: Any, default: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
-    """Return the context that uvicorn creates for its certificate, marked as one that no application has."""
-    return mark_as_own(default())
 
 
 def count_workers(options: dict[str, Any]) -> int:
@@ -68,7 +60,5 @@ def run(app: Any, *, loop: str = "auto", **options: Any) -> None:
     check_address(options)
     options.setdefault("ws", PROTOCOL_CLASS)
     options.setdefault("timeout_graceful_shutdown", GRACEFUL_SHUTDOWN)
-    if options.get("ssl_certfile"):
-        options.setdefault("ssl_context_factory", create_own_ssl_context)
     with shared_directory(count_workers(options)):
         uvicorn.run(app, loop=LOOPS.get(loop, loop), **options)

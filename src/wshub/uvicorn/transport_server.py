@@ -1,14 +1,14 @@
-"""Listens for a uvicorn server where no native reactor is used: with TLS, or without native routes."""
+"""Listens for a uvicorn server where no reactor accepts: there is none, or no native route and no TLS."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
-import ssl as ssl_module
 from collections.abc import Sequence
 from functools import partial
 
 from wshub.links.accepting import SocketListener
+from wshub.links.tls.contexts import ServerTls
 from wshub.serving.listening import UnixAddress
 from wshub.uvicorn.first_requests import FirstRequests
 
@@ -20,10 +20,10 @@ class TransportServer:
 
     Args:
         first_requests: serves each connection from accept(2) on.
-        ssl: for TLS, the context.
+        ssl: for TLS, the context and its settings.
     """
 
-    def __init__(self, first_requests: FirstRequests, ssl: ssl_module.SSLContext | None) -> None:
+    def __init__(self, first_requests: FirstRequests, ssl: ServerTls | None) -> None:
         self.sockets: tuple[socket.socket, ...] = ()
         self._first_requests = first_requests
         self._accepted = partial(first_requests.serve, ssl=ssl)

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import random
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -23,8 +21,8 @@ from tests.soak.cluster.client import Gap
 from tests.soak.cluster.faults import Fault, Faults
 from tests.soak.cluster.ledger import NodeRecord, check_gaps, check_published
 from tests.soak.cluster.wire import NODES
+from tests.soak.line_reader import LineReader, SoakFailure
 from tests.support.nats_engine import NatsEngine, running_nats
-from tests.support.programs import environment
 from tests.support.redis_engine import RedisEngine, running_engine
 from tests.support.tcp_proxy import proxy_to
 
@@ -45,38 +43,6 @@ RESIDENT_ALLOWED = 0.25
 
 
 ENGINES = ("redis", "valkey", "nats-2.9", "nats-current")
-
-
-class SoakFailure(Exception):
-    """The run cannot go on."""
-
-
-class LineReader:
-    """A program whose lines of JSON a thread reads."""
-
-    def __init__(self, take: Callable[[dict[str, Any]], None], *arguments: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", *arguments], stdout=subprocess.PIPE, text=True, env=environment()
-        )
-        self._take = take
-        self._thread = threading.Thread(target=self._read, daemon=True)
-        self._thread.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self._take(json.loads(line))
-
-    def finish(self, timeout: float) -> int:
-        """Wait for the program's end. Return its exit code."""
-        code = self.process.wait(timeout)
-        self._thread.join(timeout)
-        return code
-
-    def kill(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
 
 
 class Node:

@@ -8,15 +8,29 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from tests.support.nats_engine import NatsEngine
-from tests.support.redis_engine import RedisEngine
 from tests.support.tcp_proxy import TcpProxy
 
-__all__ = ["Fault", "Faults"]
+__all__ = ["Engine", "Fault", "Faults"]
 
 SUBSCRIBER = re.compile(rb"SUBSCRIBE|SUB ")
 """Bytes near the beginning of each connection that subscribes, to Redis or to NATS."""
+
+
+class Engine(Protocol):
+    """A Redis or Valkey engine."""
+
+    def start(self) -> None: ...
+
+    def stop(self, signal_number: int = ...) -> None: ...
+
+    def pause(self) -> None: ...
+
+    def resume(self) -> None: ...
+
+    def command(self, *words: str | bytes | int) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +53,7 @@ class Faults:
     """
 
     def __init__(
-        self, engine: RedisEngine | NatsEngine, proxies: list[TcpProxy], longest: float, chance: random.Random
+        self, engine: Engine | NatsEngine, proxies: list[TcpProxy], longest: float, chance: random.Random
     ) -> None:
         self._engine = engine
         self._proxies = proxies
@@ -92,7 +106,7 @@ class Faults:
         return Fault(f"the engine did nothing for {seconds:.1f} s")
 
     def _kill_subscribers(self) -> Fault:
-        if not isinstance(self._engine, RedisEngine):
+        if isinstance(self._engine, NatsEngine):
             return self._reset()
         return Fault(f"the engine ended {self._engine.command('CLIENT', 'KILL', 'TYPE', 'pubsub')} subscribers")
 
@@ -123,7 +137,7 @@ class Faults:
         """Let the bytes of one connection vanish for ever: the node must notice, and make another one."""
         number, proxy = self._one()
         # With NATS, a node has one connection for both.
-        subscribes = not isinstance(self._engine, RedisEngine) or self._chance.random() < 0.5
+        subscribes = isinstance(self._engine, NatsEngine) or self._chance.random() < 0.5
         to_node = self._chance.random() < 0.5
         for connection in proxy.open_connections():
             if (SUBSCRIBER.search(connection.to_server.seen) is not None) == subscribes:

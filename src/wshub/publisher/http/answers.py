@@ -7,7 +7,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from wshub.errors import BrokerUnavailable, BrokerUncertain, InvalidMessageError
+from wshub.errors import BrokerError, BrokerUnavailable, BrokerUncertain, InvalidMessageError
 
 __all__ = ["ERROR_STATUSES", "ApiError", "answer", "api_error_of", "error_answer"]
 
@@ -15,10 +15,13 @@ ERROR_STATUSES = {
     "invalid_request": 400,
     "unauthorized": 401,
     "not_found": 404,
+    "no_history": 404,
+    "no_presence": 404,
     "method_not_allowed": 405,
     "too_large": 413,
     "internal": 500,
     "needs_hub": 501,
+    "broker_refused": 502,
     "broker_unavailable": 503,
     "broker_uncertain": 504,
 }
@@ -56,6 +59,8 @@ def api_error_of(error: Exception) -> ApiError | None:
             return ApiError("broker_unavailable", f"nothing reached other nodes, so try again later: {error}")
         case BrokerUncertain():
             return ApiError("broker_uncertain", f"it may have reached other nodes: {error}")
+        case BrokerError():
+            return ApiError("broker_refused", f"the broker has refused it, so look at the broker: {error}")
         case InvalidMessageError():
             return ApiError("invalid_request", str(error))
     return None

@@ -25,6 +25,7 @@ from wshub.protocol.validation import check_integer
 from wshub.publisher.http.answers import ApiError, answer, api_error_of, error_answer
 from wshub.publisher.http.commands import COMMANDS, Command, Target, carry_out_all, count_messages
 from wshub.publisher.http.openapi import document
+from wshub.publisher.http.parameters import read_parameters
 from wshub.publisher.http.queries import QUERIES, Query, health
 from wshub.publisher.http.schemas import find_mistake
 from wshub.publisher.http.tokens import Tokens
@@ -142,7 +143,7 @@ class HttpApi:
         async def endpoint(request: Request) -> Response:
             if not isinstance(self._target, Hub):
                 raise ApiError("needs_hub", f"a publisher cannot answer {query.name}: ask an API that has a hub")
-            return answer(await query.run(self._target, request.query_params))
+            return answer(await query.run(self._target, read_parameters(query.parameters, request.query_params)))
 
         return endpoint
 

@@ -8,7 +8,7 @@ import binascii
 import json
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
 from wshub.hub import Hub
@@ -17,7 +17,7 @@ from wshub.publisher.http.answers import ApiError, api_error_of
 from wshub.publisher.http.schemas import Schema, find_mistake
 from wshub.publisher.publishers import AsyncPublisher
 
-__all__ = ["COMMANDS", "Command", "Target", "carry_out_all", "count_messages", "result_of"]
+__all__ = ["COMMANDS", "Command", "Target", "carry_out_all", "count_messages", "has_history", "result_of"]
 
 logger = logging.getLogger("wshub.server")
 
@@ -41,6 +41,21 @@ MESSAGE_FIELDS: Schema = {
     "key": {"type": "string", "description": "With the policy latest, a client keeps the last message of each key."},
     "compress": {"type": "boolean", "description": "Whether to compress the message, instead of what the hub says."},
 }
+
+HISTORY_FIELDS: Schema = {
+    "idempotency_key": {
+        "type": "string",
+        "description": "Names the message, for a room with history. The room stores one message for a key within five "
+        "minutes, so a request can be sent again.",
+    },
+    "publisher": {
+        "type": "string",
+        "description": "The name of the user who has written it. A room with history keeps it with the message.",
+    },
+}
+
+OPTIONS = ("slow_consumer", "key", "compress", "idempotency_key", "publisher")
+"""The fields that are keyword arguments of ``publish()``."""
 
 ONE_MESSAGE: list[Schema] = [{"required": ["text"]}, {"required": ["json"]}, {"required": ["base64"]}]
 
@@ -66,6 +81,9 @@ class Command:
 
     answer: str = "Published"
     """The schema of the answer."""
+
+    errors: tuple[str, ...] = ()
+    """The codes of errors that only some commands have."""
 
     run: Callable[[Target, Body], Awaitable[Body]]
     """Carries it out. It takes a body that is as ``schema()`` says, and returns the answer."""
@@ -98,21 +116,45 @@ def message_of(body: Body) -> str | bytes:
         raise ApiError("invalid_request", "the field 'base64' is no base64") from None
 
 
+def has_history(target: Target, room: str) -> bool:
+    """Whether the target stores the messages to a room."""
+    if isinstance(target, AsyncPublisher):
+        return target._histories.find(room) is not None
+    config = target._room_config(room)
+    return config is not None and config.history is not None
+
+
 async def _publish(target: Target, body: Body, message: str | bytes, **receivers: Any) -> Body:
-    options: dict[str, Any] = {name: body[name] for name in ("slow_consumer", "key", "compress") if name in body}
+    options: dict[str, Any] = {name: body[name] for name in OPTIONS if name in body}
     published = await target.publish(message, **receivers, **options)
-    return {"receivers": published.receivers}
+    if published.position is None:
+        return {"receivers": published.receivers}
+    return {
+        "receivers": published.receivers,
+        "position": asdict(published.position),
+        "is_duplicate": published.is_duplicate,
+    }
+
+
+async def _publish_to_room(target: Target, body: Body, message: str | bytes, room: str) -> Body:
+    if body.get("idempotency_key") and not has_history(target, room):
+        raise ApiError(
+            "no_history",
+            f"the room {room!r} has no history, which an idempotency key needs: leave the key out, or configure the "
+            "history where the API runs",
+        )
+    return await _publish(target, body, message, room=room)
 
 
 async def publish(target: Target, body: Body) -> Body:
-    return await _publish(target, body, message_of(body), room=body["room"])
+    return await _publish_to_room(target, body, message_of(body), body["room"])
 
 
 async def publish_to_rooms(target: Target, body: Body) -> Body:
     # A room that is named twice gets the message once.
     rooms = list(dict.fromkeys(body["rooms"]))
     message = message_of(body)
-    results = await asyncio.gather(*(result_of(_publish(target, body, message, room=room)) for room in rooms))
+    results = await asyncio.gather(*(result_of(_publish_to_room(target, body, message, room)) for room in rooms))
     return {"results": [{"room": room, **result} for room, result in zip(rooms, results, strict=True)]}
 
 
@@ -138,14 +180,15 @@ COMMANDS = {
         Command(
             name="publish",
             summary="Send a message to the members of a room, on every node.",
-            fields={"room": ROOM},
+            fields={"room": ROOM, **HISTORY_FIELDS},
             required=("room",),
+            errors=("no_history",),
             run=publish,
         ),
         Command(
             name="publish_to_rooms",
             summary="Send a message to the members of several rooms. A member of two of them gets it twice.",
-            fields={"rooms": {"type": "array", "items": ROOM, "minItems": 1}},
+            fields={"rooms": {"type": "array", "items": ROOM, "minItems": 1}, **HISTORY_FIELDS},
             required=("rooms",),
             answer="RoomResults",
             run=publish_to_rooms,

@@ -35,15 +35,42 @@ def _reference(name: str) -> Schema:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
+POSITION = _object(
+    offset={"type": "integer", "minimum": 0, "description": "The number of the newest message."},
+    epoch={"type": "string", "description": "Offsets of another epoch say nothing."},
+)
+PUBLISHED: Schema = {
+    "receivers": RECEIVERS,
+    "position": {**_reference("Position"), "description": "Of the message. Only in a room with history."},
+    "is_duplicate": {
+        "type": "boolean",
+        "description": "Whether a message with this idempotency key was stored before. Then the position is that "
+        "message's, and nothing was sent.",
+    },
+}
+PUBLICATION: Schema = {
+    "type": "object",
+    "properties": {
+        "offset": COUNT,
+        "text": {"type": "string", "description": "A message that is text."},
+        "base64": {"type": "string", "contentEncoding": "base64", "description": "A binary message."},
+        "publisher": {"type": ["string", "null"], "description": "The name of the user who has written it."},
+        "time": {"type": "number", "description": "Seconds since 1970, by the clock of the publisher's machine."},
+    },
+    "required": ["offset", "publisher", "time"],
+    "oneOf": [{"required": ["text"]}, {"required": ["base64"]}],
+}
+
 ANSWERS = {
-    "Published": _object(receivers=RECEIVERS),
+    "Position": POSITION,
+    "Published": {"type": "object", "properties": PUBLISHED, "required": ["receivers"]},
     "Done": _object(done={"type": "boolean"}),
     "RoomResults": _object(
         results={
             "type": "array",
             "items": {
                 "type": "object",
-                "properties": {"room": {"type": "string"}, "receivers": RECEIVERS, "error": _reference("Problem")},
+                "properties": {"room": {"type": "string"}, **PUBLISHED, "error": _reference("Problem")},
                 "required": ["room"],
             },
         }
@@ -76,6 +103,35 @@ ANSWERS = {
             ),
         }
     ),
+    "History": _object(
+        publications={"type": "array", "items": PUBLICATION},
+        position={**_reference("Position"), "description": "Of the newest message of the room."},
+        gap={
+            "type": "string",
+            "enum": ["", "epoch", "trimmed"],
+            "description": "Why messages behind since are missing: another epoch has begun, or they are not kept any "
+            "more. Empty if none is missing.",
+        },
+        next={
+            "anyOf": [_reference("Position"), {"type": "null"}],
+            "description": "The since and the epoch of the next page; null if there is none.",
+        },
+    ),
+    "Presence": _object(
+        members={
+            "type": "array",
+            "items": _object(
+                node={"type": "string", "description": "The id of the node."},
+                connection=COUNT,
+                user={"type": ["string", "null"], "description": "null for a connection without a user."},
+                info={"description": "What Connection.join was given."},
+            ),
+        },
+        cursor={"type": "string", "description": "That of the next page; empty if there is none."},
+    ),
+    "PresenceCounts": _object(
+        rooms={"type": "object", "additionalProperties": _object(connections=COUNT, users=COUNT)}
+    ),
     "Health": _object(
         ok={"type": "boolean"},
         broker={
@@ -98,7 +154,13 @@ def _errors(*codes: str) -> dict[str, Any]:
 
 
 POST_ERRORS = _errors(
-    "invalid_request", "unauthorized", "too_large", "internal", "broker_unavailable", "broker_uncertain"
+    "invalid_request",
+    "unauthorized",
+    "too_large",
+    "internal",
+    "broker_refused",
+    "broker_unavailable",
+    "broker_uncertain",
 )
 GET_ERRORS = _errors("invalid_request", "unauthorized", "internal", "needs_hub", "broker_unavailable")
 
@@ -106,10 +168,13 @@ ERROR_TEXTS = {
     "invalid_request": "The request is not as this document says.",
     "unauthorized": "There is no token, or another one.",
     "not_found": "There is no such path.",
+    "no_history": "The room has no history.",
+    "no_presence": "The room has no presence.",
     "method_not_allowed": "The path takes another method.",
     "too_large": "The body has too many bytes.",
     "internal": "The server has failed, and has logged why.",
     "needs_hub": "A publisher cannot answer this: ask an API that has a hub.",
+    "broker_refused": "The broker has refused it, such as for want of memory.",
     "broker_unavailable": "The broker has no connection: no other node was reached.",
     "broker_uncertain": "The answer of the broker was lost: other nodes may have been reached.",
 }
@@ -158,6 +223,7 @@ def _command_operation(command: Command, max_commands: int) -> dict[str, Any]:
             "200": {"description": "The broker has it.", **_content(_reference(command.answer))},
             **(several if command.answer == "RoomResults" else {}),
             **POST_ERRORS,
+            **_errors(*command.errors),
         },
     }
 
@@ -189,7 +255,11 @@ def _query_operation(query: Query) -> dict[str, Any]:
         "operationId": query.name,
         "summary": query.summary,
         "parameters": list(query.parameters),
-        "responses": {"200": {"description": query.summary, **_content(_reference(query.answer))}, **GET_ERRORS},
+        "responses": {
+            "200": {"description": query.summary, **_content(_reference(query.answer))},
+            **GET_ERRORS,
+            **_errors(*query.errors),
+        },
     }
 
 

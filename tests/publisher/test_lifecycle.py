@@ -1,4 +1,4 @@
-"""Messages from programs without a hub."""
+"""The connection of a publisher: its start, its failures and its end, on loops and in threads."""
 
 from __future__ import annotations
 
@@ -6,87 +6,20 @@ import asyncio
 import contextlib
 import gc
 import logging
-import multiprocessing
 import threading
 import time
 import weakref
-from collections.abc import AsyncIterator, Callable
-from enum import StrEnum
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import websockets
 
-from tests.support.programs import free_port
-from tests.support.serving_hub import connected
-from wshub import (
-    BrokerError,
-    BrokerUnavailable,
-    BrokerUncertain,
-    ConfigurationError,
-    EventHandler,
-    Hub,
-    InvalidMessageError,
-    MisuseError,
-)
+from tests.publisher.hub_with_member import Member, nothing_is_left
+from wshub import BrokerError, BrokerUnavailable, BrokerUncertain, ConfigurationError, Hub, MisuseError
 from wshub.brokers.interface import Published
-from wshub.brokers.memory import MemoryBroker, MemoryEngine
-from wshub.brokers.workers import WorkersBroker
+from wshub.brokers.memory import MemoryBroker
 from wshub.publisher import AsyncPublisher, Publisher
-
-
-@pytest.fixture
-def directory(socket_directory: Path) -> str:
-    return str(socket_directory)
-
-
-class Member:
-    """A hub with one client, who is a member of ``lobby`` and the user ``ann``."""
-
-    def __init__(self, directory: str) -> None:
-        self.hub = Hub(broker=WorkersBroker(directory))
-        self.url = f"workers:{directory}"
-
-    async def clients(self) -> AsyncIterator[Any]:
-        def opened(connection: Any) -> None:
-            connection.user = "ann"
-            connection.join("lobby")
-
-        async with self.hub.serve("127.0.0.1", 0, EventHandler(on_open=opened)) as server:
-            await self.hub.broker_started()
-            async with connected(f"ws://127.0.0.1:{server.port}/") as client:
-                await (await client.ping())
-                yield client
-
-
-async def test_a_coroutine_publishes_to_rooms_users_and_all(directory) -> None:
-    member = Member(directory)
-    async for client in member.clients():
-        async with AsyncPublisher(member.url) as publisher:
-            await publisher.publish("room", room="lobby")
-            await publisher.publish(b"user", user="ann")
-            await publisher.publish("all")
-        assert [await client.recv(), await client.recv(), await client.recv()] == ["room", b"user", "all"]
-
-
-async def test_a_program_without_asyncio_publishes_from_any_thread(directory) -> None:
-    member = Member(directory)
-
-    def publish_all() -> None:
-        with Publisher(member.url) as publisher:
-            threads = [
-                threading.Thread(target=publisher.publish, args=(str(number),), kwargs={"room": "lobby"})
-                for number in range(10)
-            ]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-
-    async for client in member.clients():
-        await asyncio.to_thread(publish_all)
-        assert {await client.recv() for _ in range(10)} == {str(number) for number in range(10)}
 
 
 async def test_a_publisher_connects_again_after_it_was_closed(directory) -> None:
@@ -99,64 +32,6 @@ async def test_a_publisher_connects_again_after_it_was_closed(directory) -> None
             assert await client.recv() == text
 
 
-def publish_in_child(publisher: Publisher) -> None:
-    publisher.publish("from the child", room="lobby")
-    publisher.close()
-
-
-async def test_a_forked_process_connects_anew(directory) -> None:
-    member = Member(directory)
-    async for client in member.clients():
-        publisher = Publisher(member.url)
-        await asyncio.to_thread(publisher.publish, "from the parent", room="lobby")
-        child = multiprocessing.get_context("fork").Process(target=publish_in_child, args=(publisher,))
-        child.start()
-        await asyncio.to_thread(child.join, 20)
-        assert child.exitcode == 0
-        await asyncio.to_thread(publisher.publish, "the parent again", room="lobby")
-        await asyncio.to_thread(publisher.close)
-        assert [await client.recv() for _ in range(3)] == ["from the parent", "from the child", "the parent again"]
-
-
-async def test_a_publisher_closes_the_connections_of_a_user(directory) -> None:
-    member = Member(directory)
-    async for client in member.clients():
-        async with AsyncPublisher(member.url) as publisher:
-            await publisher.disconnect_user("ben", 4001, "not this one")
-            await publisher.publish("still there", room="lobby")
-            assert await client.recv() == "still there"
-            assert (await publisher.disconnect_user("ann", 4000, "bye")).receivers == 1
-        with pytest.raises(websockets.ConnectionClosed) as closed:
-            await client.recv()
-        assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (4000, "bye")
-
-
-async def test_a_program_without_asyncio_closes_the_connections_of_a_user(directory) -> None:
-    member = Member(directory)
-    async for client in member.clients():
-        with Publisher(member.url) as publisher:
-            await asyncio.to_thread(publisher.disconnect_user, "ann")
-        with pytest.raises(websockets.ConnectionClosed) as closed:
-            await client.recv()
-        assert closed.value.rcvd.code == 1008
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error"),
-    [
-        (("",), MisuseError),
-        ((7,), TypeError),
-        (("ann", 1006), InvalidMessageError),
-        (("ann", 4000, "x" * 124), InvalidMessageError),
-        (("ann", 4000, 7), TypeError),
-    ],
-)
-async def test_a_command_that_cannot_be_sent_is_refused(directory, arguments: Any, error: type[Exception]) -> None:
-    async with AsyncPublisher(f"workers:{directory}") as publisher:
-        with pytest.raises(error):
-            await publisher.disconnect_user(*arguments)
-
-
 async def test_the_health_of_a_publisher_has_it_connect(engine) -> None:
     publisher = AsyncPublisher("memory")
     assert publisher.health().state == "starting"
@@ -165,72 +40,10 @@ async def test_the_health_of_a_publisher_has_it_connect(engine) -> None:
     await nothing_is_left()
 
 
-@pytest.mark.parametrize(
-    ("options", "error"),
-    [
-        ({"room": "a", "user": "b"}, MisuseError),
-        ({"user": ""}, MisuseError),
-        ({"room": 7}, TypeError),
-        ({"user": 7}, TypeError),
-        ({"slow_consumer": 7}, MisuseError),
-        ({"compress": "yes"}, MisuseError),
-        ({"key": 7}, MisuseError),
-    ],
-)
-async def test_what_cannot_be_sent_is_refused(directory, options: Any, error: type[Exception]) -> None:
-    async with AsyncPublisher(f"workers:{directory}") as publisher:
-        with pytest.raises(error):
-            await publisher.publish("message", **options)
-
-
-async def test_an_unknown_policy_is_refused_with_the_choices(directory) -> None:
-    async with AsyncPublisher(f"workers:{directory}") as publisher:
-        with pytest.raises(MisuseError, match='"close", "drop_newest", "drop_oldest" or "latest", not \'bogus\''):
-            await publisher.publish("message", slow_consumer="bogus")
-
-
-class Name(StrEnum):
-    ROOM = "lobby"
-    USER = "ann"
-    TEXT = "text"
-    POLICY = "latest"
-
-    def __str__(self) -> str:
-        return "another text"
-
-    def encode(self, *arguments: Any) -> bytes:
-        return b"another text"
-
-
-async def test_a_str_of_a_subclass_counts_as_what_it_holds(directory) -> None:
-    member = Member(directory)
-    async for client in member.clients():
-        async with AsyncPublisher(member.url) as publisher:
-            options: dict[str, Any] = {"slow_consumer": Name.POLICY, "key": Name.TEXT}
-            assert (await publisher.publish(Name.TEXT, room=Name.ROOM, **options)).receivers == 1
-            assert await client.recv() == "text"
-            assert (await publisher.publish("to the user", user=Name.USER)).receivers == 1
-            assert await client.recv() == "to the user"
-
-
-@pytest.mark.parametrize("url", ["none", "", "http://localhost"])
-def test_a_url_that_names_no_broker_is_refused(url: str) -> None:
-    with pytest.raises(ConfigurationError):
-        Publisher(url)
-
-
 def test_a_broker_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch, unused_port: int) -> None:
     monkeypatch.setattr("wshub.publisher.session.START_TIMEOUT", 0.2)
     with Publisher(f"redis://127.0.0.1:{unused_port}") as publisher, pytest.raises(BrokerUnavailable):
         publisher.publish("message", room="lobby")
-
-
-@pytest.fixture
-def unused_port() -> int:
-    return free_port()
-
-
-# Failures, and the end
 
 
 def test_errors_of_a_publisher_leave_no_cycles(monkeypatch: pytest.MonkeyPatch, unused_port: int) -> None:
@@ -252,29 +65,6 @@ def test_errors_of_a_publisher_leave_no_cycles(monkeypatch: pytest.MonkeyPatch, 
             assert len(errors) == 2
     finally:
         gc.enable()
-
-
-@pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch) -> MemoryEngine:
-    """The engine of all publishers that the test makes."""
-    engine = MemoryEngine()
-    monkeypatch.setattr("wshub.publisher.publishers.broker_from_url", lambda url: MemoryBroker(engine))
-    return engine
-
-
-@pytest.fixture
-def use_broker(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
-    """A function that has all publishers use brokers of a class."""
-    return lambda broker: monkeypatch.setattr(
-        "wshub.publisher.publishers.broker_from_url", lambda url: broker(MemoryEngine())
-    )
-
-
-async def nothing_is_left() -> None:
-    """Wait until the task of the test is the only one."""
-    async with asyncio.timeout(10):
-        while len(asyncio.all_tasks()) > 1:
-            await asyncio.sleep(0)
 
 
 async def started_broker(publisher: AsyncPublisher) -> Any:
@@ -486,46 +276,3 @@ def test_a_thread_that_waits_for_an_answer_gets_an_error_at_the_close(use_broker
     use_broker(Hanging)
     outcome = outcome_of_call_at_close(Publisher("memory"), lambda _: reached.wait(10))
     assert isinstance(outcome, BrokerUncertain)
-
-
-async def test_a_process_that_was_forked_within_a_call_connects_anew(directory) -> None:
-    member = Member(directory)
-    async with contextlib.aclosing(member.clients()) as clients:
-        async for client in clients:
-            publisher = Publisher(member.url)
-            await asyncio.to_thread(publisher.publish, "from the parent", room="lobby")
-            # As if another thread were within publish() at the moment of the fork.
-            with publisher._state().lock:
-                child = multiprocessing.get_context("fork").Process(target=publish_in_child, args=(publisher,))
-                child.start()
-            await asyncio.to_thread(child.join, 20)
-            exitcode = child.exitcode
-            child.kill()
-            assert exitcode == 0
-            await asyncio.to_thread(publisher.close)
-            assert [await client.recv() for _ in range(2)] == ["from the parent", "from the child"]
-
-
-def publish_on_a_loop_in_child(publisher: AsyncPublisher) -> None:
-    async def publish() -> None:
-        await publisher.publish("from the child", room="lobby")
-        await publisher.close()
-
-    asyncio.run(publish())
-
-
-async def test_a_process_that_was_forked_from_a_loop_connects_anew(directory) -> None:
-    member = Member(directory)
-    async with contextlib.aclosing(member.clients()) as clients:
-        async for client in clients:
-            publisher = AsyncPublisher(member.url)
-            await publisher.publish("from the parent", room="lobby")
-            child = multiprocessing.get_context("fork").Process(target=publish_on_a_loop_in_child, args=(publisher,))
-            child.start()
-            await asyncio.to_thread(child.join, 20)
-            exitcode = child.exitcode
-            child.kill()
-            assert exitcode == 0
-            await publisher.publish("the parent again", room="lobby")
-            await publisher.close()
-            assert [await client.recv() for _ in range(3)] == ["from the parent", "from the child", "the parent again"]

@@ -1,0 +1,1 @@
+"""TLS for the links of the epoll reactor, through Python's ``ssl``."""

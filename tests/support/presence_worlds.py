@@ -1,0 +1,294 @@
+"""Several nodes with a room whose members are known, what joins them, and its faults: for tests against a model."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.presence_nodes import Events, Node, node
+from tests.support.redis_cluster import ClusterSetup
+from tests.support.redis_engine import RedisEngine
+from tests.support.redis_faults import ProxySet
+from tests.support.tcp_proxy import TcpProxy
+from wshub.brokers import redis_presences
+from wshub.brokers.interface import Broker
+from wshub.brokers.memory import MemoryBroker, MemoryEngine
+from wshub.brokers.presence_interface import DEAD_SECONDS
+from wshub.brokers.redis import RedisBroker
+from wshub.brokers.workers import WorkersBroker
+
+__all__ = ["ClusterWorld", "Member", "MemoryWorld", "RedisWorld", "WorkersWorld", "World"]
+
+HOUR = 3600.0
+
+SHORT_LIFE = 0.5
+
+
+class Member:
+    """A node of a world. It can be closed, or killed."""
+
+    def __init__(self, world: World, number: int) -> None:
+        self.world = world
+        self.broker = world.make_broker()
+        self.number = number
+        self.stack = contextlib.AsyncExitStack()
+        self.node: Node
+
+    async def start(self) -> Member:
+        self.node = await self.stack.enter_async_context(
+            node(self.world.events, self.broker, close_timeout_ms=self.world.close_timeout_ms)
+        )
+        # The clocks of the nodes differ by hours.
+        self.node.clock.skipped += self.number * HOUR
+        return self
+
+    async def close(self) -> None:
+        """End as at a deploy."""
+        await self.stack.aclose()
+
+    async def kill(self) -> None:
+        """End as if the process were killed: nothing is said to the others."""
+        self.world.kill(self.broker)
+        await self.stack.aclose()
+
+
+class World:
+    """The nodes, and what is between them."""
+
+    loses_all = False
+    """Whether what joins the nodes can lose all entries."""
+
+    close_timeout_ms = 300
+    """Of the hubs. A killed node waits in vain for so long."""
+
+    settled_seconds = 15.0
+    """Seconds after the last fault after which each node must know who is there."""
+
+    def __init__(self) -> None:
+        self.events = Events()
+        self.members: list[Member] = []
+        self._started = 0
+
+    async def start(self, count: int) -> None:
+        for _ in range(count):
+            await self.add()
+
+    async def add(self) -> Member:
+        """Start one more node."""
+        self._started += 1
+        member = await Member(self, self._started).start()
+        self.members.append(member)
+        return member
+
+    async def close(self) -> None:
+        self.heal()
+        for member in self.members:
+            await member.close()
+
+    async def skip(self, seconds: float) -> None:
+        """Let time pass for all nodes."""
+        for member in self.members:
+            member.node.skip(seconds)
+
+    # Faults
+
+    def make_broker(self) -> Broker:
+        raise NotImplementedError
+
+    def cut(self, broker: Broker) -> None:
+        """End the connections of a node. It may connect again at once."""
+        raise NotImplementedError
+
+    def split(self, broker: Broker) -> None:
+        """Part a node from the others until ``heal()``."""
+        raise NotImplementedError
+
+    def kill(self, broker: Broker) -> None:
+        """Have nothing that a node still sends arrive."""
+        self.split(broker)
+
+    def lose(self) -> None:
+        """Lose all entries."""
+
+    def heal(self) -> None:
+        """End each split."""
+        raise NotImplementedError
+
+
+class MemoryWorld(World):
+    """Nodes with an engine in memory."""
+
+    loses_all = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.engine = MemoryEngine()
+
+    def make_broker(self) -> Broker:
+        return MemoryBroker(self.engine)
+
+    async def skip(self, seconds: float) -> None:
+        self.engine.skip(seconds)
+        await super().skip(seconds)
+
+    def cut(self, broker: Broker) -> None:
+        self.engine.cut(broker)
+
+    def split(self, broker: Broker) -> None:
+        self.engine.mute(broker)
+        self.engine.deafen(broker)
+
+    def lose(self) -> None:
+        self.engine.lose_presences()
+
+    def heal(self) -> None:
+        self.engine.heal()
+
+
+class RedisWorld(World):
+    """Nodes with an engine of their own. A node is dead after a while by the clock of the engine, which runs on."""
+
+    loses_all = True
+    # A busy machine lets nodes die that live: the engine's clock runs on.
+    settled_seconds = 60.0
+
+    def __init__(self, engine: RedisEngine) -> None:
+        super().__init__()
+        self.engine = engine
+        self.prefix = secrets.token_hex(4)
+        self.proxies: dict[Broker, TcpProxy] = {}
+
+    def make_broker(self) -> Broker:
+        proxy = TcpProxy("127.0.0.1", self.engine.port)
+        broker = RedisBroker(f"redis://127.0.0.1:{proxy.port}", prefix=self.prefix)
+        self.proxies[broker] = proxy
+        return broker
+
+    async def skip(self, seconds: float) -> None:
+        await super().skip(seconds)
+        # The engine's clock cannot be set.
+        await asyncio.sleep(seconds * SHORT_LIFE / DEAD_SECONDS)
+
+    def cut(self, broker: Broker) -> None:
+        for connection in self.proxies[broker].open_connections():
+            connection.end()
+
+    def split(self, broker: Broker) -> None:
+        self.proxies[broker].to_server.clear()
+
+    def lose(self) -> None:
+        self.engine.command("FLUSHALL")
+
+    def heal(self) -> None:
+        for proxy in self.proxies.values():
+            proxy.heal()
+
+    async def close(self) -> None:
+        await super().close()
+        for proxy in self.proxies.values():
+            proxy.close()
+
+
+class ClusterWorld(World):
+    """Nodes with the engines of a cluster."""
+
+    loses_all = True
+    settled_seconds = RedisWorld.settled_seconds
+
+    def __init__(self, setup: ClusterSetup) -> None:
+        super().__init__()
+        self.setup = setup
+        self.prefix = secrets.token_hex(4)
+        self.proxies: dict[Broker, ProxySet] = {}
+
+    def make_broker(self) -> Broker:
+        proxies = ProxySet()
+        places = ",".join(f"127.0.0.1:{proxies.port(engine.port)}" for engine in self.setup.engines)
+        broker = RedisBroker(f"redis+cluster://{places}", prefix=self.prefix, address_remap=proxies.remap)
+        self.proxies[broker] = proxies
+        return broker
+
+    async def skip(self, seconds: float) -> None:
+        await super().skip(seconds)
+        # The engines' clocks cannot be set.
+        await asyncio.sleep(seconds * SHORT_LIFE / DEAD_SECONDS)
+
+    def cut(self, broker: Broker) -> None:
+        self.proxies[broker].cut()
+
+    def split(self, broker: Broker) -> None:
+        self.proxies[broker].hold(to_server=True)
+
+    def lose(self) -> None:
+        for engine in self.setup.engines:
+            engine.command("FLUSHALL")
+
+    def heal(self) -> None:
+        for proxies in self.proxies.values():
+            proxies.heal()
+
+    async def close(self) -> None:
+        await super().close()
+        for proxies in self.proxies.values():
+            proxies.close()
+
+
+class WorkersWorld(World):
+    """Nodes as the workers of one machine."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self._parted: dict[object, Callable[[], None]] = {}
+
+    def make_broker(self) -> Broker:
+        return WorkersBroker(self.path, several_in_process=True)
+
+    def cut(self, broker: Any) -> None:
+        for peer in broker._session.peers:
+            peer.end()
+
+    def split(self, broker: Any) -> None:
+        session = broker._session
+        doorway = session._doorway
+        if session in self._parted:
+            return
+        former = session._look_around, doorway._accepted
+
+        def join() -> None:
+            session._look_around, doorway._accepted = former
+
+        session._look_around = lambda: None
+        doorway._accepted = lambda connected: connected.close()
+        self._parted[session] = join
+        self.cut(broker)
+
+    def kill(self, broker: Any) -> None:
+        broker._session.abandon()
+
+    def heal(self) -> None:
+        for join in self._parted.values():
+            join()
+        self._parted.clear()
+
+
+@contextlib.asynccontextmanager
+async def running(world: World, count: int) -> AsyncIterator[World]:
+    """Start so many nodes of a world, and close them at the end of the block."""
+    try:
+        await world.start(count)
+        yield world
+    finally:
+        async with asyncio.timeout(30):
+            await world.close()
+
+
+def shorten_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have an engine take a node without a beat for dead after half a second."""
+    monkeypatch.setattr(redis_presences, "DEAD_SECONDS", SHORT_LIFE)
