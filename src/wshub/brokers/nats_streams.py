@@ -47,8 +47,7 @@ __all__ = [
 # Seconds in which an idempotency key is known. A stream may not keep messages for less.
 DUPLICATE_SECONDS = 300
 
-# The codes of errors: a message, or a stream, is not there; a stream could not be made; and, for a stream that several
-# nodes make at once, that there is one.
+# The codes of errors: a message is not there; a stream is not there, or could not be made; there is such a stream.
 NO_MESSAGE = 10037
 NO_STREAM = 10059
 NOT_MADE = 10049
