@@ -245,9 +245,9 @@ async def test_what_is_no_http_gets_the_answer_of_uvicorn(serve, http, certifica
 
 
 @pytest.mark.parametrize("path", ["native", "other", "behind", "starlette", "transport"])
-async def test_websockets_of_every_kind_are_served(serve, http, certificate, path) -> None:
+async def test_websockets_of_every_kind_are_served(serve, certificate, path) -> None:
     async with (
-        serve(http=http) as port,
+        serve() as port,
         connected(f"wss://localhost:{port}/{path}/", ssl=certificate.client_context(), max_size=None) as client,
     ):
         assert await client.recv() == "wss 127.0.0.1"
@@ -368,7 +368,7 @@ async def test_a_unix_socket_is_served(certificate, socket_directory) -> None:
 
 
 @needs_reactor
-async def test_nothing_is_left_of_connections_however_they_end(serve_in_reactor, http, certificate) -> None:
+async def test_nothing_is_left_of_connections_however_they_end(serve_in_reactor, certificate) -> None:
     kinds = (
         *("FirstRequest", "_FirstRequest", "EpollTlsLink", "StreamTransport", "TransportStream"),
         *("LinkSocket", "Connection", "HttpToolsProtocol", "H11Protocol", "WebSocketProtocol"),
@@ -397,7 +397,7 @@ async def test_nothing_is_left_of_connections_however_they_end(serve_in_reactor,
             HalfTls(port, context, start).close()
 
     # uvicorn's timer for the next request keeps a protocol whose connection has been cut.
-    async with serve_in_reactor(http=http, timeout_keep_alive=1) as port:
+    async with serve_in_reactor(timeout_keep_alive=1) as port:
         await come_and_go(port)
         objects, descriptors = left()
         # libuv opens an additional descriptor when it first listens or connects, and keeps it.
@@ -452,7 +452,7 @@ async def test_a_key_may_have_a_password(serve, certificate, encrypted_key) -> N
 
 @pytest.fixture
 def default_hangup() -> Iterator[None]:
-    """Have SIGHUP end the process, as by default. Whatever runs the tests may have it ignored."""
+    """Have SIGHUP end the process, as by default. It may be ignored here, as under ``nohup``."""
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGHUP, before)
