@@ -133,6 +133,10 @@ class NatsBroker(SessionBroker[NatsSession]):
         """Take entries of a dead node over. See ``PresenceBroker.presence_take_over``."""
         return await self._started().presences.take_over(node)
 
+    async def presence_own(self) -> list[tuple[str, PresenceEntry]]:
+        """Return nothing: no beat has an ``entry_count``. See ``PresenceSource.presence_own``."""
+        return []
+
     async def presence_read(self, channel: str, cursor: str, limit: int) -> StoredPresence:
         """Return some entries of a channel. See ``PresenceBroker.presence_read``."""
         return await self._started().presences.read(channel, cursor, limit)
