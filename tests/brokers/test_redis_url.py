@@ -10,7 +10,7 @@ pytest.importorskip("hiredis")
 
 from wshub.brokers.redis import RedisBroker
 from wshub.brokers.redis_commands import ChannelNames
-from wshub.brokers.redis_url import RedisAddress, parse_redis_url
+from wshub.brokers.redis_url import ClusterAddress, RedisAddress, SentinelAddress, parse_redis_url
 
 
 @pytest.mark.parametrize(
@@ -35,9 +35,53 @@ def test_a_url_names_an_engine(url: str, address: RedisAddress) -> None:
 
 
 @pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        (
+            "redis+sentinel://a/main",
+            SentinelAddress((RedisAddress(host="a", port=26379),), "main", RedisAddress(port=0)),
+        ),
+        (
+            "valkeys+sentinel://ann:p%2Cw@a:1,[::1]:2/my%20main/3?sentinel_username=s&sentinel_password=t",
+            SentinelAddress(
+                (
+                    RedisAddress(host="a", port=1, username="s", password="t", tls=True),
+                    RedisAddress(host="::1", port=2, username="s", password="t", tls=True),
+                ),
+                "my main",
+                RedisAddress(port=0, username="ann", password="p,w", tls=True, database=3),
+            ),
+        ),
+        ("redis+cluster://a,b:7000", ClusterAddress((RedisAddress(host="a"), RedisAddress(host="b", port=7000)))),
+        (
+            "rediss+cluster://:pw@a?partitions=16",
+            ClusterAddress((RedisAddress(host="a", password="pw", tls=True),), partitions=16),
+        ),
+    ],
+)
+def test_a_url_names_sentinels_or_a_cluster(url: str, address: SentinelAddress | ClusterAddress) -> None:
+    found = parse_redis_url(url)
+    assert found == address
+    assert "pw" not in f"{found!r} {found}"
+
+
+@pytest.mark.parametrize(
     "url",
     [
         "",
+        "redis://a,b",
+        "redis+other://a",
+        "redis+sentinel://a",
+        "redis+sentinel://a,/main",
+        "redis+sentinel://a:b/main",
+        "redis+sentinel://a/main/x",
+        "redis+sentinel://a/main?partitions=3",
+        "redis+cluster://",
+        "redis+cluster://a/1",
+        "redis+cluster://a?partitions=0",
+        "redis+cluster://a?partitions=4097",
+        "redis+cluster://a?partitions=٣",
+        "unix+cluster:///run/redis.sock",
         "localhost",
         "http://localhost",
         "redis://",

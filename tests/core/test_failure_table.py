@@ -7,6 +7,7 @@ from types import FunctionType
 
 import pytest
 
+from tests.brokers import test_redis_cluster, test_redis_sentinel
 from tests.core import test_cluster_engine_failures, test_cluster_node_failures
 from tests.uvicorn import test_shared_directory
 
@@ -32,7 +33,8 @@ def rows() -> dict[str, list[str]]:
 def failures_of_tests() -> dict[str, list[str]]:
     """Return the names of the tests of each failure."""
     found: dict[str, list[str]] = {}
-    for module in (test_cluster_engine_failures, test_cluster_node_failures, test_shared_directory):
+    modules = (test_cluster_engine_failures, test_cluster_node_failures, test_shared_directory)
+    for module in (*modules, test_redis_sentinel, test_redis_cluster):
         for name, function in vars(module).items():
             if name.startswith("test_") and isinstance(function, FunctionType):
                 for mark in getattr(function, "pytestmark", ()):

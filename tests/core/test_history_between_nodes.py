@@ -6,6 +6,8 @@ import asyncio
 import json
 import random
 
+import pytest
+
 from tests.support.broker_node import until
 from tests.support.history_nodes import ROOM, Client, client_of, gap_as_json, history_node
 from wshub import HistoryConfig, Position
@@ -177,6 +179,23 @@ async def test_publishing_raises_when_the_engine_has_ended() -> None:
         await until(lambda: node.skip() or node.hub.health().ok)
         await node.hub.publish("3", room=ROOM)
         await until(lambda: member.data == ["3"])
+
+
+async def test_a_room_that_lost_its_last_client_is_not_read_again(caplog: pytest.LogCaptureFixture) -> None:
+    engine = MemoryEngine()
+    async with history_node(MemoryBroker(engine)) as node:
+        kept = node.hub._histories
+        assert kept is not None
+        history = kept.hold(ROOM)
+        await history.wait_live()
+        engine.stop()
+        history.interrupt()
+        await until(lambda: history in kept._failed)
+        kept.release(history)
+        await until(lambda: not kept.cursors)
+        engine.heal()
+        await until(lambda: node.skip() or (node.hub.health().ok and not kept._failed and not kept._readers))
+        assert [record for record in caplog.records if record.exc_info] == []
 
 
 async def test_a_message_without_a_position_is_dropped_and_counted(caplog) -> None:

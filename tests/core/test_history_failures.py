@@ -5,12 +5,18 @@ from __future__ import annotations
 import asyncio
 import secrets
 import signal
+import sys
 from types import FunctionType
 
 import pytest
 
 from tests.brokers import test_workers_histories
-from tests.core import test_history_failures_over_nats, test_history_fallback
+from tests.core import (
+    test_history_failures_over_nats,
+    test_history_fallback,
+    test_rooms_at_redis_cluster,
+    test_rooms_behind_sentinels,
+)
 from tests.core.test_history_over_redis import LARGE, publish_at_last
 from tests.support.broker_node import until
 from tests.support.history_nodes import ROOM, Client, as_json, client_of, gap_as_json, history_node
@@ -276,10 +282,14 @@ async def test_the_first_member_of_a_room_has_no_error(
 
 
 def test_every_row_of_the_page_has_a_test() -> None:
+    modules = (
+        *(sys.modules[__name__], test_history_fallback, test_workers_histories),
+        *(test_history_failures_over_nats, test_rooms_at_redis_cluster, test_rooms_behind_sentinels),
+    )
     tested = {
         mark.args[0]
-        for module in (test_history_failures_over_nats, test_history_fallback, test_workers_histories)
-        for function in (*globals().values(), *vars(module).values())
+        for module in modules
+        for function in vars(module).values()
         if isinstance(function, FunctionType)
         for mark in getattr(function, "pytestmark", ())
         if mark.name == "failure"

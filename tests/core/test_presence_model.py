@@ -1,4 +1,4 @@
-"""The presence of a room against a model, in memory, between workers, and with Redis and Valkey.
+"""The presence of a room against a model, in memory, between workers, and with Redis, Valkey and a cluster.
 
 Users come, move and go at nodes whose clocks differ by hours. Nodes are closed, killed, cut off and parted from the
 others. ``WSHUB_PRESENCE_RUNS`` is the number of long runs of each kind.
@@ -16,10 +16,19 @@ from pathlib import Path
 import pytest
 import websockets
 
-from tests.support.presence_worlds import MemoryWorld, RedisWorld, WorkersWorld, World, running, shorten_lives
+from tests.support.presence_worlds import (
+    ClusterWorld,
+    MemoryWorld,
+    RedisWorld,
+    WorkersWorld,
+    World,
+    running,
+    shorten_lives,
+)
+from tests.support.redis_cluster import running_cluster
 from tests.support.redis_engine import running_engine
 
-KINDS = ("memory", "workers", "redis", "valkey")
+KINDS = ("memory", "workers", "redis", "valkey", "cluster")
 RUNS = int(os.environ.get("WSHUB_PRESENCE_RUNS", "8"))
 
 
@@ -29,6 +38,10 @@ async def world_of(kind: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> As
         yield MemoryWorld()
     elif kind == "workers":
         yield WorkersWorld(path)
+    elif kind == "cluster":
+        shorten_lives(monkeypatch)
+        with running_cluster("valkey") as setup:
+            yield ClusterWorld(setup)
     else:
         shorten_lives(monkeypatch)
         with running_engine(kind) as engine:

@@ -108,6 +108,7 @@ async def test_curl(authority, version) -> None:
         assert "200 OK" in await output_of(*command, url)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(chromium.MISSING is not None, reason=chromium.MISSING or "")
 def test_chromium(authority) -> None:
     def browse(port: int) -> int:

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from tests.support.presence_nodes import Events, Node, node
+from tests.support.redis_cluster import ClusterSetup
 from tests.support.redis_engine import RedisEngine
+from tests.support.redis_faults import ProxySet
 from tests.support.tcp_proxy import TcpProxy
 from wshub.brokers import redis_presences
 from wshub.brokers.interface import Broker
@@ -21,7 +23,7 @@ from wshub.brokers.presence_interface import DEAD_SECONDS
 from wshub.brokers.redis import RedisBroker
 from wshub.brokers.workers import WorkersBroker
 
-__all__ = ["Member", "MemoryWorld", "RedisWorld", "WorkersWorld", "World"]
+__all__ = ["ClusterWorld", "Member", "MemoryWorld", "RedisWorld", "WorkersWorld", "World"]
 
 HOUR = 3600.0
 
@@ -191,6 +193,50 @@ class RedisWorld(World):
         await super().close()
         for proxy in self.proxies.values():
             proxy.close()
+
+
+class ClusterWorld(World):
+    """Nodes with the engines of a cluster."""
+
+    loses_all = True
+    settled_seconds = RedisWorld.settled_seconds
+
+    def __init__(self, setup: ClusterSetup) -> None:
+        super().__init__()
+        self.setup = setup
+        self.prefix = secrets.token_hex(4)
+        self.proxies: dict[Broker, ProxySet] = {}
+
+    def make_broker(self) -> Broker:
+        proxies = ProxySet()
+        places = ",".join(f"127.0.0.1:{proxies.port(engine.port)}" for engine in self.setup.engines)
+        broker = RedisBroker(f"redis+cluster://{places}", prefix=self.prefix, address_remap=proxies.remap)
+        self.proxies[broker] = proxies
+        return broker
+
+    async def skip(self, seconds: float) -> None:
+        await super().skip(seconds)
+        # The engines' clocks cannot be set.
+        await asyncio.sleep(seconds * SHORT_LIFE / DEAD_SECONDS)
+
+    def cut(self, broker: Broker) -> None:
+        self.proxies[broker].cut()
+
+    def split(self, broker: Broker) -> None:
+        self.proxies[broker].hold(to_server=True)
+
+    def lose(self) -> None:
+        for engine in self.setup.engines:
+            engine.command("FLUSHALL")
+
+    def heal(self) -> None:
+        for proxies in self.proxies.values():
+            proxies.heal()
+
+    async def close(self) -> None:
+        await super().close()
+        for proxies in self.proxies.values():
+            proxies.close()
 
 
 class WorkersWorld(World):

@@ -50,6 +50,10 @@ def program_of(kind: str) -> str:
     return path
 
 
+ENGINES_AND_LOOPS = [("redis", "asyncio"), ("valkey", "uvloop")]
+"""Each engine with one of the loops: all four pairs take twice as long."""
+
+
 class EngineClient:
     """A blocking connection to an engine, for commands of a test."""
 

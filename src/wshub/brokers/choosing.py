@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from wshub.brokers.interface import Broker
+from wshub.brokers.redis_url import REDIS_SCHEMES
 from wshub.brokers.workers_directory import DIRECTORY_VARIABLE
 from wshub.errors import ConfigurationError
 
@@ -13,12 +14,14 @@ __all__ = ["NO_BROKER", "broker_from_url", "broker_url_of_environment"]
 NO_BROKER = "none"
 """Stands for no broker, whatever the environment says."""
 
-REDIS_SCHEMES = ("redis", "rediss", "valkey", "valkeys", "unix")
 NATS_SCHEMES = ("nats", "tls")
 
 
 def broker_from_url(url: str) -> Broker | None:
-    """Return the broker that a URL names: ``redis://...``, ``nats://...``, ``workers:DIRECTORY``, or ``none``.
+    """Return the broker that a URL names.
+
+    The URL begins with ``redis://``, ``redis+sentinel://``, ``redis+cluster://``, ``nats://`` or ``workers:``, or it is
+    ``none``.
 
     Raises:
         ConfigurationError: the URL names none, or a package that the broker needs is not installed.

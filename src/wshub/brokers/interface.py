@@ -330,7 +330,10 @@ class BrokerStats:
     """Bytes received from there."""
 
     dropped: Mapping[str, int] = field(default_factory=dict)
-    """Envelopes that were not sent, by reason: ``disconnected``, or ``full`` if too many bytes waited."""
+    """Envelopes that were not sent, by reason: ``disconnected``, or ``full`` if too many bytes waited.
+
+    With ``failover``, an engine took them after other nodes may have left it.
+    """
 
     interruptions: Mapping[str, int] = field(default_factory=dict)
     """How often envelopes may have been lost, by reason."""

@@ -134,8 +134,8 @@ class NatsBroker(SessionBroker[NatsSession]):
         return await self._started().presences.take_over(node)
 
     async def presence_own(self) -> list[tuple[str, PresenceEntry]]:
-        """Return nothing: no beat has an ``entry_count``. See ``PresenceSource.presence_own``."""
-        return []
+        """Return the entries of this node. See ``PresenceBroker.presence_own``."""
+        return await self._started().presences.own()
 
     async def presence_read(self, channel: str, cursor: str, limit: int) -> StoredPresence:
         """Return some entries of a channel. See ``PresenceBroker.presence_read``."""

@@ -109,7 +109,7 @@ class NatsConnection:
 
     @property
     def server_id(self) -> str:
-        """What the server calls itself. It is another one after a restart."""
+        """The server's name for itself. It has another one after a restart."""
         return str(self._client._server_info.get("server_id", ""))
 
     @property

@@ -3,8 +3,8 @@
 The offset of an envelope is its sequence in the stream, which all channels with the same limits share. So within a
 channel offsets grow, and have holes. An envelope names the offset of the one before it on its channel.
 
-A stream keeps a number of messages of each channel, one more than is promised. What is too old, or too much in bytes,
-is left out when it is read.
+A stream keeps a number of messages of each channel, one more than is promised. A reader leaves out messages that
+are too old, or too many bytes.
 """
 
 from __future__ import annotations

@@ -12,7 +12,8 @@ from wshub.brokers.presence_interface import DEAD_SECONDS
 
 __all__ = ["Lives"]
 
-# What the message of a life says, besides nothing: its node ends; another life has claimed its entries.
+# The message of a life is empty while its node lives. It says so if the node ends, or another life has claimed its
+# entries.
 LEAVING = b"leaving"
 CLAIMED = b"claimed by "
 
@@ -26,7 +27,7 @@ EPOCH = "epoch"
 
 
 class Seen(NamedTuple):
-    """What this node has seen of another life."""
+    """The last message of another life, as this node has seen it."""
 
     sequence: int
     unchanged: int

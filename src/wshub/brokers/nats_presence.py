@@ -3,7 +3,7 @@
 A stream has one message for each user of a channel: the user's entries there. A node replaces it only if it names the
 message that it has read, so each change is one step for all other nodes.
 
-Who owns an entry is not the node but one of its lives. A life has a message of its own, which each beat replaces. The
+An entry belongs to one of the lives of a node. A life has a message of its own, which each beat replaces. The
 node that finds a life without beats claims that message, takes the entries over, and deletes it. A node whose message
 was claimed begins another life.
 """
@@ -38,10 +38,11 @@ ATTEMPTS = 100
 
 
 class Owned(NamedTuple):
-    """An entry, and the life that owns it."""
+    """An entry, the life that owns it, and whether it was the first one of its user."""
 
     entry: PresenceEntry
     owner: str
+    was_first: bool
 
 
 Change: TypeAlias = Callable[[list[Owned]], tuple[list[Owned], list[bool]]]
@@ -79,8 +80,8 @@ class NatsPresences:
         self._beat_at = float("-inf")
         self._beating = asyncio.Lock()
         self._must_enter_anew = False
-        # Which server was used last; whether it may have lost something; how often that was so; and the lives of this
-        # node that have ended for that.
+        # The id of the last server; whether it may have lost something, and how often; and the lives of this node that
+        # have ended for that.
         self._server_id = ""
         self._is_suspect = False
         self._suspicions = 0
@@ -93,8 +94,6 @@ class NatsPresences:
         self._searches: dict[str, int] = {}
         self._untold: list[tuple[str, PresenceEntry]] = []
         self._taken: set[str] = set()
-        # The ids of entries that may have left, although the answer was lost.
-        self._doubtful: set[str] = set()
 
     def attached(self, server_id: str) -> None:
         """Have a beat before anything else: the node may have been taken for dead."""
@@ -119,17 +118,10 @@ class NatsPresences:
         """Remove entries of this node."""
 
         def leave(gone: Sequence[PresenceEntry]) -> Change:
-            return lambda known: without_entries(known, gone, self._doubtful)
+            return lambda known: without_entries(known, gone)
 
-        ids = [entry.id for entry in entries]
-        try:
-            outcomes = await self._change_all(channel, entries, leave)
-        except BrokerUncertain:
-            # Some may be gone. Whether one was the last of its user is told at the next attempt.
-            self._doubtful.update(ids)
-            raise
-        for left in (self._taken, self._doubtful):
-            left.difference_update(ids)
+        outcomes = await self._change_all(channel, entries, leave)
+        self._taken.difference_update(entry.id for entry in entries)
         return outcomes
 
     async def _live(self) -> None:
@@ -212,7 +204,7 @@ class NatsPresences:
         async with self._beating:
             await self._beat()
         dead = await self._lives.find_dead()
-        # What is left of a former life is removed once the hub has had time to enter its members again.
+        # Have the rest of a former life removed once the hub has had time to enter its members again.
         dead = tuple(life for life in dead if life not in self._former or life in former)
         # Nothing may fail between this and the answer.
         is_known, self._must_enter_anew = not self._must_enter_anew, False
@@ -285,8 +277,6 @@ class NatsPresences:
 
     def _note_removed(self, channel: str, entry: PresenceEntry) -> None:
         """Note that an entry of a former life was removed."""
-        # The hub may be about to have it leave.
-        self._doubtful.add(entry.id)
         if entry.id.startswith(f"{self._node}/") and entry.id not in self._taken:
             # It was taken over, and the answer was lost.
             self._taken.add(entry.id)
@@ -314,7 +304,7 @@ class NatsPresences:
         if owned.owner == life:
             entry = entry._replace(id=f"{self._node}/{entry.id}")
         found.append(entry)
-        return Owned(entry, self._lives.own)
+        return Owned(entry, self._lives.own, owned.was_first)
 
     def _is_to_take(self, owned: Owned, life: str) -> bool:
         """Whether an entry is to be told. One may be this node's already, if the answer was lost."""
@@ -323,6 +313,19 @@ class NatsPresences:
         return owned.owner == life or (is_own and name not in self._taken)
 
     # Questions
+
+    async def own(self) -> list[tuple[str, PresenceEntry]]:
+        """Return channels and entries of this node, with those that it has taken over."""
+        found = []
+        start = 1
+        while True:
+            page = await self._stream.list("user.>", start, PAGE)
+            for message in page.messages:
+                start = message.sequence + 1
+                channel, _, entries = parsed(message.data)
+                found += [(channel, owned.entry) for owned in entries if owned.owner == self._lives.own]
+            if not page.messages or page.available <= len(page.messages):
+                return found
 
     async def read(self, channel: str, cursor: str, limit: int) -> StoredPresence:
         """Return some entries of a channel."""
@@ -347,27 +350,24 @@ class NatsPresences:
 
 
 def with_entries(known: list[Owned], new: Sequence[PresenceEntry], owner: str) -> tuple[list[Owned], list[bool]]:
-    """Add entries, or replace those of the same ids. Return for each whether it is the only one."""
+    """Add entries, or replace those of the same ids. Return for each whether it was the first one."""
     entries = {owned.entry.id: owned for owned in known}
     outcomes = []
     for entry in new:
-        entries[entry.id] = Owned(entry, owner)
-        outcomes.append(len(entries) == 1)
+        before = entries.get(entry.id)
+        was_first = before.was_first if before is not None else not entries
+        entries[entry.id] = Owned(entry, owner, was_first)
+        outcomes.append(was_first)
     return list(entries.values()), outcomes
 
 
-def without_entries(
-    known: list[Owned], gone: Sequence[PresenceEntry], doubtful: set[str]
-) -> tuple[list[Owned], list[bool]]:
-    """Remove entries. Return for each whether none is left.
-
-    That of an entry which another node has taken over was told there, unless it is doubtful who has removed it.
-    """
+def without_entries(known: list[Owned], gone: Sequence[PresenceEntry]) -> tuple[list[Owned], list[bool]]:
+    """Remove entries. Return for each whether none is left."""
     entries = {owned.entry.id: owned for owned in known}
     outcomes = []
     for entry in gone:
-        was_there = entries.pop(entry.id, None) is not None or entry.id in doubtful
-        outcomes.append(was_there and not entries)
+        entries.pop(entry.id, None)
+        outcomes.append(not entries)
     return list(entries.values()), outcomes
 
 
@@ -379,7 +379,9 @@ def remove_owned(lives: set[str], removed: list[Owned], known: list[Owned]) -> t
 
 def message_of(channel: str, user: str, entries: list[Owned]) -> bytes:
     """Return the message of a user."""
-    fields = [[owned.entry.id, owned.owner, owned.entry.data.decode("latin-1")] for owned in entries]
+    fields = [
+        [owned.entry.id, owned.owner, owned.entry.data.decode("latin-1"), int(owned.was_first)] for owned in entries
+    ]
     return json.dumps([channel, user, fields]).encode()
 
 
@@ -387,7 +389,10 @@ def parsed(data: bytes) -> tuple[str, str, list[Owned]]:
     """Return the channel, the user and the entries of a message."""
     try:
         channel, user, fields = json.loads(data)
-        entries = [Owned(PresenceEntry(name, user, text.encode("latin-1")), owner) for name, owner, text in fields]
+        entries = [
+            Owned(PresenceEntry(name, user, text.encode("latin-1")), owner, bool(was_first))
+            for name, owner, text, was_first in fields
+        ]
     except (ValueError, TypeError, AttributeError):
         raise BrokerUncertain("the engine has something else than the members of a room") from None
     return channel, user, entries

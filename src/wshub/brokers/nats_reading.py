@@ -54,7 +54,7 @@ class StreamReader:
 
     Args:
         requests: asks the engine.
-        replicas: how many servers of a cluster keep the messages. As many keep a consumer: one alone may be away.
+        replicas: how many servers of a cluster keep the messages, and each consumer. One server alone may be away.
     """
 
     def __init__(self, requests: Requests, replicas: int) -> None:

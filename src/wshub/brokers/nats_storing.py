@@ -169,7 +169,7 @@ class Storing:
     def _pump(self, lane: Lane) -> None:
         """Send what waits, as far as the stream is known and answers keep up."""
         if lane.stream is None:
-            # What is on its way to a stream that has gone comes back before.
+            # Envelopes on their way to a stream that has gone come back before.
             if lane.waiting and not lane.in_flight and lane.finding is None and not self._is_closed:
                 lane.finding = asyncio.get_running_loop().create_task(self._find(lane))
             return

@@ -1,9 +1,9 @@
 """The JetStream streams that keep the histories of channels, one for all channels with the same limits.
 
 JetStream takes two streams for the same subjects if they are made at the same time. So each stream has subjects of its
-own, with its epoch in them, and a random name that nobody makes twice. Which of them is in use is one message of a
-further stream: the claim. The engine replaces a claim only for a node that names the claim before it. So all nodes use
-the same stream, whatever happens between the steps:
+own, with its epoch in them, and a random name that nobody makes twice. A claim says which of them is in use. It is one
+message of a further stream. The engine replaces a claim only for a node that names the claim before it. So all nodes
+use the same stream, whatever happens between the steps:
 
 1. Make a stream.
 2. Delete the one that was in use. From here on nothing is stored there, and the nodes that use it look for another one.
@@ -47,10 +47,12 @@ __all__ = [
 # Seconds in which an idempotency key is known. A stream may not keep messages for less.
 DUPLICATE_SECONDS = 300
 
-# The codes of errors: a message, or a stream, is not there; a stream has the name already, and other settings.
+# The codes of errors: a message, or a stream, is not there; a stream could not be made; and, for a stream that several
+# nodes make at once, that there is one.
 NO_MESSAGE = 10037
 NO_STREAM = 10059
-OTHER_SETTINGS = 10058
+NOT_MADE = 10049
+EXISTS = (10058, 10065)
 
 GONE = (NO_STREAM, 10012, 10096)
 """The codes of errors of a stream that is gone, or about to be; also of a consumer that cannot be made there."""
@@ -103,7 +105,7 @@ class Stream:
 
 
 class Claim(NamedTuple):
-    """Which stream is in use."""
+    """A message that says which stream is in use."""
 
     epoch: str
     sequence: int
@@ -163,15 +165,23 @@ class Streams:
         return found
 
     async def _find(self, limits: StreamLimits) -> Stream:
-        for _ in range(ATTEMPTS):
+        failure: BrokerError = BrokerUnavailable("the streams of the engine are deleted as fast as they are made")
+        for attempt in range(ATTEMPTS):
+            await asyncio.sleep(attempt * PAUSE)
             found = None
             claim = await self._claim(limits)
             if claim is not None:
                 found = await self._look_up(self._stream(limits, claim.epoch))
-            found = found or await self._begin(limits, claim)
+            try:
+                found = found or await self._begin(limits, claim)
+            except ApiError as error:
+                if error.code not in (NOT_MADE, *GONE):
+                    raise
+                # The node that was faster deletes what others make at the same time, and nats-server 2.9 may fail then.
+                failure = error
             if found is not None:
                 return found
-        raise BrokerUnavailable("the streams of the engine are deleted as fast as they are made")
+        raise failure
 
     async def renew(self, stream: Stream) -> Stream:
         """Begin a new epoch for all channels of a stream, unless another node has. Return the stream in use then."""
@@ -179,9 +189,8 @@ class Streams:
         async with self._locks.setdefault(stream.limits, asyncio.Lock()):
             claim = await self._claim(stream.limits)
             if claim is not None and claim.epoch == stream.epoch:
-                begun = await self._begin(stream.limits, claim)
-                if begun is not None:
-                    self._known[stream.limits] = begun
+                # The stream that is found next is another one.
+                await self._delete(stream.name)
         return await self.find(stream.limits)
 
     # Steps
@@ -211,13 +220,7 @@ class Streams:
 
     async def _begin(self, limits: StreamLimits, claim: Claim | None) -> Stream | None:
         """Make a stream and claim it. Return None if another node was faster."""
-        try:
-            made = await self._create(self._stream(limits, new_epoch()))
-        except ApiError as error:
-            if error.code in GONE:
-                # The node that was faster has deleted it already.
-                return None
-            raise
+        made = await self._create(self._stream(limits, new_epoch()))
         try:
             if claim is not None:
                 await self._delete(self._stream(limits, claim.epoch).name)
@@ -294,7 +297,7 @@ async def make_stream(
         ready_subject: a subject of the stream for a message that says nothing.
     """
     settings = {"name": name, **settings, **common_settings(replicas)}
-    await requests.ask(f"STREAM.CREATE.{name}", settings, ignore=(OTHER_SETTINGS,))
+    await requests.ask(f"STREAM.CREATE.{name}", settings, ignore=EXISTS)
     for attempt in range(ATTEMPTS):
         try:
             # nats-server 2.9.10 crashes if it is asked for a message of a stream that another node is just making.

@@ -138,10 +138,10 @@ class Beat(NamedTuple):
     """The answer to a beat."""
 
     is_known: bool
-    """False if the node has to enter all its members: it begins, it was taken for dead, or the engine has lost all."""
+    """False if the node has to enter its members: it begins, it was taken for dead, or the engine has lost all."""
 
     epoch: str
-    """Changes when the engine has lost all entries."""
+    """Changes when the engine has lost all entries, of the channels that are concerned."""
 
     dead: tuple[str, ...]
     """Nodes that are dead, and whose entries nobody has taken over yet: names for ``presence_take_over()``."""
@@ -158,6 +158,9 @@ class Beat(NamedTuple):
     If the node expects another number, it calls ``presence_own()``. The answer to a call was lost, or a call that had
     failed was carried out later.
     """
+
+    concerns: Callable[[str], bool] | None = None
+    """Returns whether the members of a channel are to be entered, unless ``is_known``; None stands for all channels."""
 
 
 class PresenceSource(Protocol):

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from wshub.brokers.redis_commands import pack_command
 from wshub.brokers.redis_connection import RedisConnection
+from wshub.brokers.redis_key_commands import LOST_SCRIPT, call_command
 from wshub.brokers.redis_publishing import Publishing, settle
 from wshub.brokers.redis_scripts import Script
 from wshub.errors import BrokerError, BrokerUnavailable, BrokerUncertain
@@ -40,7 +41,7 @@ class Call(NamedTuple):
 
 
 class ScriptCalls:
-    """Calls some scripts over the connection that publishes.
+    """The ``KeyCommands`` of one engine, over the connection that publishes.
 
     Args:
         publishing: sends, and waits for answers.
@@ -58,23 +59,17 @@ class ScriptCalls:
         self._held_bytes = 0
         self._is_reloading = False
 
-    async def call(self, script: Script, keys: Sequence[bytes], *arguments: bytes) -> Any:
-        """Call a script, and return the answer. Raises ``BrokerError``."""
-        command = pack_command(b"EVALSHA", script.digest, b"%d" % len(keys), *keys, *arguments)
-        return await self._ask(command, None)
+    def store(self, channel: str, head: bytes, envelope: bytes) -> bool:
+        return not self._begin(head, envelope, None)
 
-    async def ask(self, command: bytes, envelope: bytes) -> Any:
-        """Call a script, and return the answer. Raises ``BrokerError``.
+    async def ask_to_store(self, channel: str, head: bytes, envelope: bytes, *, has_key: bool) -> Any:
+        return await self._ask(head, envelope)
 
-        Args:
-            command: the call, but for its last argument.
-            envelope: the last argument.
-        """
-        return await self._ask(command, envelope)
+    async def call(self, group: int, script: Script, keys: Sequence[bytes], *arguments: bytes) -> Any:
+        return await self._ask(call_command(script, keys, arguments), None)
 
-    def send(self, command: bytes, envelope: bytes) -> bool:
-        """Call a script as ``ask()`` does, and count the answer. Return False if the envelope was dropped."""
-        return not self._begin(command, envelope, None)
+    async def request(self, group: int, command: bytes) -> Any:
+        return await self._publishing.request(command)
 
     async def _ask(self, command: bytes, envelope: bytes | None) -> Any:
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -92,9 +87,7 @@ class ScriptCalls:
         """Send a call, or have it wait. Return why it was dropped; empty if it was not."""
         if self._is_reloading:
             return self._hold(Call(command, envelope, answer, 0))
-        connection = self._publishing.connection
-        if connection is not None and connection is not self._loaded_over:
-            self._load(connection)
+        self.load()
         problem = self._send(command, envelope, answer, 0)
         if not problem and envelope is not None:
             self._publishing.published += 1
@@ -114,7 +107,7 @@ class ScriptCalls:
     def _answered(
         self, command: bytes, envelope: bytes | None, answer: asyncio.Future[Any] | None, repeats: int, reply: Any
     ) -> None:
-        if isinstance(reply, BrokerError) and repeats < MAX_REPEATS and str(reply).startswith("NOSCRIPT"):
+        if isinstance(reply, BrokerError) and repeats < MAX_REPEATS and str(reply).startswith(LOST_SCRIPT):
             self._refused.append(Call(command, envelope, answer, repeats + 1))
             self._reload()
             return
@@ -125,6 +118,16 @@ class ScriptCalls:
 
     # Loading
 
+    def load(self) -> None:
+        """Have the present connection begin with the scripts, if it has not got them yet."""
+        connection = self._publishing.connection
+        if connection is not None and connection is not self._loaded_over:
+            self._load(connection)
+
+    def forget(self) -> None:
+        """Load the scripts again: the engine has lost them."""
+        self._loaded_over = None
+
     def _load(self, connection: RedisConnection) -> None:
         """Have a connection begin with the scripts. The engine runs commands of a connection in order."""
         self._loaded_over = connection
@@ -134,7 +137,7 @@ class ScriptCalls:
     def _loaded(self, connection: RedisConnection, reply: Any) -> None:
         if isinstance(reply, BrokerError) and self._loaded_over is connection:
             # Calls fail, and the next one loads again.
-            self._loaded_over = None
+            self.forget()
 
     def _reload(self) -> None:
         """Load the scripts again, unless that is under way.

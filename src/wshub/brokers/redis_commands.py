@@ -19,6 +19,12 @@ class ChannelNames:
     otherwise a room of one hub could have the channel of another hub.
     """
 
+    publish_word = b"PUBLISH"
+    subscribe_word = b"SUBSCRIBE"
+    unsubscribe_word = b"UNSUBSCRIBE"
+    count_words: tuple[bytes, ...] = (b"PUBSUB", b"NUMSUB")
+    """The first words of the command that counts subscribers."""
+
     def __init__(self, prefix: str, database: int, hub: str) -> None:
         hub = hub.replace("%", "%25").replace(":", "%3A")
         parts = [prefix, f"db{database}", hub] if database else [prefix, hub]
@@ -30,9 +36,9 @@ class ChannelNames:
         """Return the name of a channel in the engine."""
         return self._start + channel.encode(errors="surrogatepass")
 
-    def key(self, kind: str, channel: str) -> bytes:
-        """Return the name of a key of a channel. Keys and channels have separate names in an engine."""
-        return self._start + kind.encode() + b":" + channel.encode(errors="surrogatepass")
+    def key(self, kind: str, name: str, group: int) -> bytes:
+        """Return the name of a key. One command has keys of one group. Keys and channels do not share their names."""
+        return self._start + kind.encode() + b":" + name.encode(errors="surrogatepass")
 
     def decode(self, name: bytes) -> str | None:
         """Return the channel of a name that ``encode()`` has returned; None if it has not."""
@@ -43,12 +49,17 @@ class ChannelNames:
         except UnicodeDecodeError:
             return None
 
+    def group(self, channel: str) -> int:
+        """Return a number that the channels, or the keys, of one command have in common."""
+        return 0
+
     def publish_head(self, channel: str) -> bytes:
         """Return the first bytes of each PUBLISH on a channel."""
         head = self.heads.get(channel)
         if head is None:
             name = self.encode(channel)
-            head = b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%b\r\n" % (len(name), name)
+            word = self.publish_word
+            head = b"*3\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(word), word, len(name), name)
             if len(name) <= _KEPT_LENGTH:
                 if len(self.heads) >= _KEPT_NAMES:
                     self.heads.clear()

@@ -6,7 +6,7 @@ import asyncio
 import socket
 import ssl as ssl_module
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from wshub.brokers.redis_commands import hello_command
 from wshub.brokers.redis_reader import RedisReader
@@ -15,7 +15,10 @@ from wshub.errors import BrokerError, BrokerUncertain, ConfigurationError
 from wshub.links.byte_stream import ByteStream
 from wshub.links.reactor_api import Reactor
 
-__all__ = ["RedisConnection"]
+__all__ = ["EngineKind", "RedisConnection"]
+
+EngineKind: TypeAlias = Literal["primary", "sentinel", "cluster", "cluster primary"]
+"""The kind of an engine. ``primary`` is also any node of a cluster; ``cluster`` is also a replica of one."""
 
 # Seconds in which a transport must have closed its socket after abort().
 CLOSING_SECONDS = 1.0
@@ -38,7 +41,7 @@ class RedisConnection:
         self.unanswered_envelopes = 0
         """Envelopes whose replies were due when the connection ended. The engine may have taken them."""
         self.is_cluster = False
-        """Whether the engine is one of a cluster."""
+        """Whether the engine is a node of a cluster."""
         self._lost = lost
         self.stream = ByteStream(self._received, self._stream_lost)
         self._stream_ended = asyncio.Event()
@@ -65,6 +68,7 @@ class RedisConnection:
         ssl: ssl_module.SSLContext | None,
         client_name: str,
         attempt: int = 0,
+        kind: EngineKind = "primary",
     ) -> None:
         """Connect, log in and name the connection. The connection is of no use if this raises or is cancelled.
 
@@ -74,9 +78,10 @@ class RedisConnection:
             ssl: the context for TLS, or None.
             client_name: what the engine calls the connection.
             attempt: how often this was tried before. If the host has several addresses, it begins with another one.
+            kind: what the engine must be.
 
         Raises:
-            ConfigurationError: the engine does not accept the credentials, or is too old.
+            ConfigurationError: the engine does not accept the credentials, is too old, or is of another kind for good.
             OSError: anything else, which may be different later. The message says what.
         """
         try:
@@ -84,7 +89,7 @@ class RedisConnection:
             hostname = address.host if ssl is not None else None
             await self.stream.open(reactor, connected, ssl=ssl, server_hostname=hostname)
             greeting = await self._ask(hello_command(address, client_name))
-            self.is_cluster = check_greeting(greeting)
+            self.is_cluster = check_greeting(greeting, kind)
             if self._ended:
                 raise ConnectionError(self._ended)
         except BaseException as error:
@@ -168,11 +173,11 @@ class RedisConnection:
             self._lost(self, self._ended)
 
 
-def check_greeting(reply: Any) -> bool:
-    """Take the reply to HELLO. Return whether the engine is one of a cluster.
+def check_greeting(reply: Any, kind: EngineKind) -> bool:
+    """Take the reply to HELLO. Return whether the engine is a node of a cluster.
 
     Raises:
-        ConfigurationError: the engine does not accept the credentials, or is too old.
+        ConfigurationError: the engine does not accept the credentials, is too old, or is of another kind for good.
         OSError: it refuses for another reason, or is of no use now.
     """
     if isinstance(reply, BrokerUncertain):
@@ -186,9 +191,17 @@ def check_greeting(reply: Any) -> bool:
         raise ConnectionError(f"the engine refuses: {text}")
     if not isinstance(reply, dict):
         raise ConnectionError("the answer to HELLO is not one of an engine")
-    is_cluster = reply.get(b"mode") == b"cluster"
-    role = reply.get(b"role")
-    if not is_cluster and role not in (b"master", b"primary"):
+    mode, role = reply.get(b"mode"), reply.get(b"role")
+    if (mode == b"sentinel") != (kind == "sentinel"):
+        raise ConfigurationError(
+            "the URL names a Sentinel as an engine: use redis+sentinel://HOST/MASTER_NAME"
+            if mode == b"sentinel"
+            else "the URL names an engine as a Sentinel: use redis://HOST, or the port of a Sentinel"
+        )
+    is_cluster = mode == b"cluster"
+    if kind in ("cluster", "cluster primary") and not is_cluster:
+        raise ConfigurationError("the engine is no node of a cluster: use redis://HOST")
+    if role not in (b"master", b"primary") and (kind == "cluster primary" or (kind == "primary" and not is_cluster)):
         # Nodes that are connected to the primary of a replica would not get the messages of this one.
         raise ConnectionError(f"the engine is no primary: its role is {role!r}")
     return is_cluster

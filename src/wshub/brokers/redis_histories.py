@@ -6,10 +6,9 @@ import secrets
 
 from wshub.brokers.history_store import IDEMPOTENCY_SECONDS
 from wshub.brokers.interface import Gap, HistoryConfig, Position, Published, StoredEnvelope, StoredHistory
-from wshub.brokers.redis_calls import ScriptCalls
 from wshub.brokers.redis_commands import ChannelNames, pack_command
-from wshub.brokers.redis_publishing import Publishing
-from wshub.brokers.redis_scripts import PUBLISH, READ
+from wshub.brokers.redis_key_commands import KeyCommands
+from wshub.brokers.redis_scripts import READ, publish_script
 from wshub.errors import BrokerError, BrokerUnavailable, BrokerUncertain
 
 __all__ = ["RedisHistories"]
@@ -21,28 +20,29 @@ GAPS: dict[bytes, Gap] = {b"": "", b"epoch": "epoch", b"trimmed": "trimmed"}
 
 
 class RedisHistories:
-    """Stores envelopes and reads them, over the connection that publishes.
+    """Stores envelopes and reads them.
 
     Args:
         names: the names of channels and keys in the engine.
-        publishing: sends, and waits for answers.
+        calls: the engine, or the engines of a cluster.
     """
 
-    def __init__(self, names: ChannelNames, publishing: Publishing) -> None:
+    def __init__(self, names: ChannelNames, calls: KeyCommands) -> None:
         self._names = names
+        self._calls = calls
+        self._publish = publish_script(names.publish_word)
         self._heads: dict[str, tuple[HistoryConfig, bytes]] = {}
-        self._calls = ScriptCalls(publishing, (PUBLISH, READ))
         # Together with the engine's time it makes epochs that nobody has used before.
         self._seed = secrets.token_hex(8).encode()
 
     def send(self, channel: str, envelope: bytes, config: HistoryConfig) -> bool:
         """Store an envelope and send it, and forget it. Return False if it was dropped."""
-        return self._calls.send(self._head(channel, config), envelope)
+        return self._calls.store(channel, self._head(channel, config), envelope)
 
     async def publish(self, channel: str, envelope: bytes, config: HistoryConfig, idempotency_key: str) -> Published:
         """Store an envelope and send it, and return its position. Raises ``BrokerError``."""
         head = self._make_head(channel, config, idempotency_key) if idempotency_key else self._head(channel, config)
-        answer = await self._calls.ask(head, envelope)
+        answer = await self._calls.ask_to_store(channel, head, envelope, has_key=bool(idempotency_key))
         if not isinstance(answer, list) or len(answer) != 4:
             raise BrokerUncertain(f"the engine has answered with something else than a position: {answer!r}")
         offset, epoch, is_duplicate, receivers = answer
@@ -67,6 +67,7 @@ class RedisHistories:
         limits = b"%d" % limit, b"%d" % max_bytes, b"%d" % reverse
         try:
             answer = await self._calls.call(
+                self._names.group(channel),
                 READ,
                 self._keys(channel),
                 b"%d" % config.position_ttl_ms,
@@ -89,7 +90,8 @@ class RedisHistories:
         return StoredHistory(envelopes=envelopes, position=Position(offset, epoch.decode()), gap=GAPS[gap], mark=newest)
 
     def _keys(self, channel: str) -> tuple[bytes, bytes]:
-        return self._names.key("history", channel), self._names.key("position", channel)
+        group = self._names.group(channel)
+        return self._names.key("history", channel, group), self._names.key("position", channel, group)
 
     def _head(self, channel: str, config: HistoryConfig) -> bytes:
         """Return the first bytes of each call that publishes on a channel."""
@@ -105,10 +107,10 @@ class RedisHistories:
     def _make_head(self, channel: str, config: HistoryConfig, idempotency_key: str) -> bytes:
         keys = self._keys(channel)
         if idempotency_key:
-            name = self._names.key("idempotency", f"{len(idempotency_key)}:{idempotency_key}:{channel}")
-            keys = (*keys, name)  # type: ignore[assignment]
+            name = f"{len(idempotency_key)}:{idempotency_key}:{channel}"
+            keys = (*keys, self._names.key("idempotency", name, self._names.group(channel)))  # type: ignore[assignment]
         words = [
-            *(b"EVALSHA", PUBLISH.digest, b"%d" % len(keys), *keys),
+            *(b"EVALSHA", self._publish.digest, b"%d" % len(keys), *keys),
             *(b"%d" % config.size, b"%d" % config.max_bytes, b"%d" % config.ttl_ms, b"%d" % config.position_ttl_ms),
             *(self._seed, b"%d" % (IDEMPOTENCY_SECONDS * 1000), self._names.encode(channel)),
         ]

@@ -6,6 +6,9 @@ the user's name, a colon, the name, and the data. The mark is a plus if it was t
 A node has a set of its entries: each is an id, a line feed and a channel. A hub has a sorted set with the time of each
 node's beat, in milliseconds by the engine's clock. It has a hash with the number of each node's first beat, and an
 epoch. The epoch is lost if everything else is.
+
+In a cluster, a slot that moves to another engine may have lost some keys already. Then a script fails at the first
+command about one of them. ``TAKE_OVER`` reads from all its keys before it changes any.
 """
 
 from __future__ import annotations
@@ -117,20 +120,26 @@ local beat = redis.call('ZSCORE', KEYS[1], dead)
 if not beat or tonumber(beat) > engine_time() - dead_after then
     return {}
 end
+local elements, values = redis.call('SRANDMEMBER', sets .. dead, count), {}
+redis.call('EXISTS', sets .. node)
+for index, element in ipairs(elements) do
+    local id, channel = string.match(element, '^([^\\n]*)\\n(.*)$')
+    values[index] = redis.call('HGET', entries .. channel, id)
+end
 redis.call('ZADD', KEYS[1], -1, dead)
 local taken = {}
-for _, element in ipairs(redis.call('SPOP', sets .. dead, count)) do
+for index, element in ipairs(elements) do
     local id, channel = string.match(element, '^([^\\n]*)\\n(.*)$')
-    local value = redis.call('HGET', entries .. channel, id)
-    if value then
+    if values[index] then
         local name = node .. '/' .. id
         redis.call('HDEL', entries .. channel, id)
-        redis.call('HSET', entries .. channel, name, value)
+        redis.call('HSET', entries .. channel, name, values[index])
         redis.call('SADD', sets .. node, name .. '\\n' .. channel)
         taken[#taken + 1] = channel
         taken[#taken + 1] = name
-        taken[#taken + 1] = value
+        taken[#taken + 1] = values[index]
     end
+    redis.call('SREM', sets .. dead, element)
 end
 if redis.call('EXISTS', sets .. dead) == 0 then
     redis.call('ZREM', KEYS[1], dead)

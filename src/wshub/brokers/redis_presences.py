@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from wshub.brokers.presence_interface import DEAD_SECONDS, Beat, PresenceCounts, PresenceEntry, StoredPresence
-from wshub.brokers.redis_calls import ScriptCalls
 from wshub.brokers.redis_commands import ChannelNames, pack_command
+from wshub.brokers.redis_key_commands import KeyCommands
 from wshub.brokers.redis_presence_scripts import BEAT, ENTER, LEAVE, OWN, TAKE_OVER
-from wshub.brokers.redis_publishing import Publishing
 from wshub.errors import BrokerUncertain, MisuseError
 
 __all__ = ["RedisPresences"]
@@ -21,26 +20,27 @@ TAKEN_AT_ONCE = 500
 
 
 class RedisPresences:
-    """Keeps entries, over the connection that publishes. The methods are those of ``PresenceBroker``.
+    """Keeps entries in an engine. The methods are those of ``PresenceBroker``.
 
     Args:
         names: the names of keys in the engine.
-        publishing: sends, and waits for answers.
+        calls: the engine, or the engines of a cluster.
         node: the id of the node.
+        group: of all keys.
     """
 
-    def __init__(self, names: ChannelNames, publishing: Publishing, node: str) -> None:
-        self._names = names
-        self._publishing = publishing
-        self._calls = ScriptCalls(publishing, (ENTER, LEAVE, BEAT, TAKE_OVER, OWN))
+    def __init__(self, names: ChannelNames, calls: KeyCommands, node: str, group: int = 0) -> None:
+        self._calls = calls
+        self._group = group
         self._node = node.encode()
         self._seed = secrets.token_hex(8).encode()
-        self._beats = names.key("presence", "beats")
-        self._known = names.key("presence", "known")
-        self._epoch = names.key("presence", "epoch")
-        # The beginnings of the names of sets and of entries.
-        self._sets = names.key("presence-of", "")
-        self._entries = names.key("presence-entries", "")
+        self._beats = names.key("presence", "beats", group)
+        self._known = names.key("presence", "known", group)
+        self._epoch = names.key("presence", "epoch", group)
+        # The beginnings of the names of sets, of entries and of users.
+        self._sets = names.key("presence-of", "", group)
+        self._entries = names.key("presence-entries", "", group)
+        self._users = names.key("presence-users", "", group)
         self._dead_after = b"%d" % (DEAD_SECONDS * 1000)
         self._numbers = itertools.count(1)
         # The last beat whose answer has said that the node is not known.
@@ -50,14 +50,14 @@ class RedisPresences:
         """Add entries of this node."""
         keys = (*self._keys(channel), self._sets + self._node, self._beats)
         words = [word for entry in entries for word in (encoded(entry.id), encoded(entry.user), entry.data)]
-        answer = await self._calls.call(ENTER, keys, self._node, encoded(channel), *words)
+        answer = await self._calls.call(self._group, ENTER, keys, self._node, encoded(channel), *words)
         return outcome_of(answer, len(entries))
 
     async def leave(self, channel: str, entries: Sequence[PresenceEntry]) -> list[bool]:
         """Remove entries of this node."""
         keys = (*self._keys(channel), self._sets + self._node)
         words = [word for entry in entries for word in (encoded(entry.id), encoded(entry.user))]
-        answer = await self._calls.call(LEAVE, keys, encoded(channel), *words)
+        answer = await self._calls.call(self._group, LEAVE, keys, encoded(channel), *words)
         return outcome_of(answer, len(entries))
 
     async def beat(self, *, is_leaving: bool) -> Beat:
@@ -65,7 +65,7 @@ class RedisPresences:
         keys = self._beats, self._known, self._epoch
         number = b"%d" % next(self._numbers)
         words = self._node, b"%d" % is_leaving, self._seed, self._dead_after, self._sets, self._seen, number
-        answer = await self._calls.call(BEAT, keys, *words)
+        answer = await self._calls.call(self._group, BEAT, keys, *words)
         is_known, epoch, dead, count = answer
         if not is_known:
             self._seen = number
@@ -74,11 +74,11 @@ class RedisPresences:
     async def take_over(self, node: str) -> list[tuple[str, PresenceEntry]]:
         """Make entries of a dead node those of this one."""
         words = self._node, encoded(node), self._dead_after, b"%d" % TAKEN_AT_ONCE, self._sets, self._entries
-        return found_in(await self._calls.call(TAKE_OVER, (self._beats, self._known), *words))
+        return found_in(await self._calls.call(self._group, TAKE_OVER, (self._beats, self._known), *words))
 
     async def own(self) -> list[tuple[str, PresenceEntry]]:
         """Return the entries of this node."""
-        return found_in(await self._calls.call(OWN, (self._sets + self._node,), self._entries))
+        return found_in(await self._calls.call(self._group, OWN, (self._sets + self._node,), self._entries))
 
     async def read(self, channel: str, cursor: str, limit: int) -> StoredPresence:
         """Return some entries of a channel."""
@@ -86,20 +86,20 @@ class RedisPresences:
             raise MisuseError(f"cursor must be that of an earlier page, not {cursor!r}")
         entries, _ = self._keys(channel)
         command = pack_command(b"HSCAN", entries, cursor.encode() or b"0", b"COUNT", b"%d" % limit)
-        following, found = await self._publishing.request(command)
+        following, found = await self._calls.request(self._group, command)
         page = tuple(entry_of(name, value) for name, value in zip(found[::2], found[1::2], strict=True))
         return StoredPresence(page, "" if following == b"0" else following.decode())
 
     async def counts(self, channel: str) -> PresenceCounts:
         """Return the number of entries and of users of a channel."""
         entries, users = self._keys(channel)
-        connections = await self._publishing.request(pack_command(b"HLEN", entries))
         return PresenceCounts(
-            connections=connections, users=await self._publishing.request(pack_command(b"HLEN", users))
+            connections=await self._calls.request(self._group, pack_command(b"HLEN", entries)),
+            users=await self._calls.request(self._group, pack_command(b"HLEN", users)),
         )
 
     def _keys(self, channel: str) -> tuple[bytes, bytes]:
-        return self._entries + encoded(channel), self._names.key("presence-users", channel)
+        return self._entries + encoded(channel), self._users + encoded(channel)
 
 
 def encoded(text: str) -> bytes:

@@ -12,11 +12,12 @@ cdef class RedisReader:
     cdef object pushed
     cdef object settled
     cdef object refused
-    cdef object replies          # a deque, for each reply that is due: a callable, or None for an envelope
+    cdef object replies          # a deque, for each reply that is due: what expect() takes
     cdef object next_waiting
     cdef object add_waiting
     cdef EnvelopeReceiver receiver
-    cdef bytes probe_channel
+    cdef public bytes probe_channel
+    cdef public bytes earlier_probe_channel  # empty unless `probe_channel` was changed
     cdef bint ended
     cdef bint is_unsettled       # `pushed` was called since `settled` was
     cdef readonly uint64_t envelopes_received

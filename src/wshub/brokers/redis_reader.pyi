@@ -1,22 +1,27 @@
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 from wshub.brokers.interface import BrokerEvents
+from wshub.brokers.sequence_numbers import InOrderReceiver
 from wshub.errors import BrokerError
+
+KeptEnvelope: TypeAlias = tuple[Callable[[KeptEnvelope, BrokerError], None], int, bytes, bytes, str | None]
 
 class RedisReader:
     envelopes_received: int
     envelopes_sent: int
+    probe_channel: bytes
+    earlier_probe_channel: bytes
 
     def __init__(
         self,
-        events: BrokerEvents,
+        events: BrokerEvents | InOrderReceiver | None,
         probe_channel: bytes,
         pushed: Callable[[list[Any]], None],
         settled: Callable[[], None],
         refused: Callable[[BrokerError], None],
     ) -> None: ...
-    def expect(self, waiting: Callable[[Any], None] | None) -> None: ...
+    def expect(self, waiting: Callable[[Any], None] | KeptEnvelope | None) -> None: ...
     @property
     def replies_due(self) -> int: ...
     def feed(self, data: bytes) -> None: ...

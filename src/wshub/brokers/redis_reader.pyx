@@ -45,6 +45,7 @@ cdef class RedisReader:
         self.get_reply = self.parser.gets
         self.receiver = receiver_of(events)
         self.probe_channel = probe_channel
+        self.earlier_probe_channel = b""
         self.pushed = pushed
         self.settled = settled
         self.refused = refused
@@ -55,14 +56,15 @@ cdef class RedisReader:
     def expect(self, waiting):
         """Give the next reply that no earlier call has asked for to ``waiting(reply)``. An error is a BrokerError.
 
-        None stands for an envelope whose reply is only counted.
+        None stands for an envelope whose reply is only counted. A tuple is an envelope that is needed again if the
+        engine refuses it: its first item is then called with the tuple and the error.
         """
         self.await_reply(waiting)
 
     cdef int await_reply(self, object waiting) except -1:
         """Do what expect() does."""
         self.add_waiting(waiting)
-        if waiting is None:
+        if waiting is None or type(waiting) is tuple:
             self.envelopes_sent += 1
         return 0
 
@@ -95,7 +97,7 @@ cdef class RedisReader:
         self.pushed = self.settled = self.refused = None
         while self.replies:
             waiting = self.next_waiting()
-            if waiting is None:
+            if waiting is None or type(waiting) is tuple:
                 envelopes += 1
             else:
                 waiting(error)
@@ -114,7 +116,8 @@ cdef class RedisReader:
 
     cdef int take_push(self, list items) except -1:
         if len(items) == 3 and is_message(items[0]) and PyBytes_CheckExact(items[2]):
-            if items[1] != self.probe_channel:
+            name = items[1]
+            if not is_same(name, self.probe_channel) and not is_same(name, self.earlier_probe_channel):
                 if self.is_unsettled:
                     self.settle()
                 self.envelopes_received += 1
@@ -134,10 +137,14 @@ cdef class RedisReader:
             self.refused(reply)
             return 0
         waiting = self.next_waiting()
-        if waiting is not None:
+        if waiting is None:
+            if isinstance(reply, BrokerError):
+                self.refused(reply)
+        elif type(waiting) is tuple:
+            if isinstance(reply, BrokerError):
+                (<tuple>waiting)[0](waiting, reply)
+        else:
             waiting(reply)
-        elif isinstance(reply, BrokerError):
-            self.refused(reply)
         return 0
 
     cdef int settle(self) except -1:
@@ -147,7 +154,18 @@ cdef class RedisReader:
         return 0
 
 
-cdef inline bint is_message(object word) noexcept:
+cdef inline bint is_same(object name, bytes other) noexcept:
     return (
-        PyBytes_CheckExact(word) and PyBytes_GET_SIZE(word) == 7 and memcmp(PyBytes_AS_STRING(word), b"message", 7) == 0
+        PyBytes_CheckExact(name)
+        and PyBytes_GET_SIZE(name) == PyBytes_GET_SIZE(other)
+        and memcmp(PyBytes_AS_STRING(name), PyBytes_AS_STRING(other), PyBytes_GET_SIZE(other)) == 0
     )
+
+
+cdef inline bint is_message(object word) noexcept:
+    """Return whether a push brings a message: "message", or "smessage" on a sharded channel."""
+    if not PyBytes_CheckExact(word):
+        return False
+    if PyBytes_GET_SIZE(word) == 7:
+        return memcmp(PyBytes_AS_STRING(word), b"message", 7) == 0
+    return PyBytes_GET_SIZE(word) == 8 and memcmp(PyBytes_AS_STRING(word), b"smessage", 8) == 0

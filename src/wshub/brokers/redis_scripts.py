@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import hashlib
 
-__all__ = ["NEW_EPOCH", "PUBLISH", "READ", "Script"]
+__all__ = ["NEW_EPOCH", "PUBLISH", "READ", "Script", "publish_script"]
 
 
 class Script:
@@ -171,3 +171,8 @@ the newest envelope.
 
 A channel without a position gets one, so that a reader has a position before anybody has published.
 """
+
+
+def publish_script(word: bytes) -> Script:
+    """Return ``PUBLISH``, or its variant that publishes with another command."""
+    return Script(PUBLISH.text.decode().replace("redis.call('PUBLISH'", f"redis.call('{word.decode()}'"))

@@ -3,7 +3,7 @@ from collections.abc import Callable
 from typing import Any
 
 from wshub.brokers.redis_commands import ChannelNames
-from wshub.brokers.redis_reader import RedisReader
+from wshub.brokers.redis_reader import KeptEnvelope, RedisReader
 from wshub.links.byte_stream import ByteStream
 
 class EnvelopeSender:
@@ -13,7 +13,9 @@ class EnvelopeSender:
     def __init__(self, names: ChannelNames, max_pending: int) -> None: ...
     def attach(self, stream: ByteStream, reader: RedisReader) -> None: ...
     def detach(self) -> None: ...
-    def send_command(self, head: bytes, envelope: bytes, on_answer: Callable[[Any], None] | None = None) -> bool:
+    def send_command(
+        self, head: bytes, envelope: bytes, on_answer: Callable[[Any], None] | KeptEnvelope | None = None
+    ) -> bool:
         """Send a command whose last word is an envelope. Return False if it was dropped.
 
         Args:
@@ -21,4 +23,6 @@ class EnvelopeSender:
             envelope: the last word.
             on_answer: as for ``send``.
         """
-    def send(self, channel: str, envelope: bytes, on_answer: Callable[[Any], None] | None = None) -> bool: ...
+    def send(
+        self, channel: str, envelope: bytes, on_answer: Callable[[Any], None] | KeptEnvelope | None = None
+    ) -> bool: ...

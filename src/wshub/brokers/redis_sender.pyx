@@ -59,7 +59,8 @@ cdef class EnvelopeSender:
         Args:
             channel: the channel.
             envelope: the envelope.
-            on_answer: called with what the engine answers. By default the answer is only counted.
+            on_answer: called with what the engine answers. By default the answer is only counted. A tuple is what
+                ``RedisReader.expect`` takes.
         """
         if self.stream is None:
             return self.drop("disconnected", "there is no connection to the engine")

@@ -4,36 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl as ssl_module
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from wshub.brokers.interface import (
-    ALL_NODES,
     BrokerEvents,
     BrokerHealth,
     BrokerState,
     BrokerStats,
     NodeInfo,
-    node_channel,
 )
-from wshub.brokers.redis_commands import ChannelNames, pack_command, publish_command
+from wshub.brokers.reconnecting import CLOSED
+from wshub.brokers.redis_calls import ScriptCalls
+from wshub.brokers.redis_commands import pack_command, publish_command
 from wshub.brokers.redis_connection import RedisConnection
+from wshub.brokers.redis_failover import FAILOVER, PrimaryFollower
 from wshub.brokers.redis_histories import RedisHistories
+from wshub.brokers.redis_place import EnginePlace, RedisSettings, place_of
+from wshub.brokers.redis_presence_scripts import BEAT, ENTER, LEAVE, OWN, TAKE_OVER
 from wshub.brokers.redis_presences import RedisPresences
 from wshub.brokers.redis_probes import TIMEOUT, Probes
 from wshub.brokers.redis_publishing import Publishing
 from wshub.brokers.redis_reader import RedisReader
-from wshub.brokers.redis_reconnecting import CLOSED, ConnectionTarget, KeptConnection, OutageLog
-from wshub.brokers.redis_subscriptions import Subscriptions
-from wshub.brokers.redis_url import RedisAddress
+from wshub.brokers.redis_reconnecting import KeptConnection
+from wshub.brokers.redis_scripts import READ, publish_script
+from wshub.brokers.redis_subscriptions import REDIRECTION, Subscriptions
 from wshub.errors import BrokerError, BrokerUnavailable, BrokerUncertain, ConfigurationError
 
-__all__ = ["RedisSession", "RedisSettings"]
+__all__ = ["MOVED_AWAY", "RedisSession"]
 
 logger = logging.getLogger("wshub.broker")
 
@@ -47,19 +48,16 @@ STALLED_SECONDS = 2.0
 # Maximum number of channels of which each interval asks the engine whether it has the subscription.
 SAMPLE = 16
 
+# With the one that publishes, all scripts that an engine is sent.
+SCRIPTS = (READ, ENTER, LEAVE, BEAT, TAKE_OVER, OWN)
+
 # Why a connection is replaced.
 DEAF = "no probe has come back"
 UNANSWERED = "the engine does not answer"
+MOVED_AWAY = "the engine does not own its slots any more"
 
-
-@dataclass(frozen=True, slots=True)
-class RedisSettings:
-    """The arguments of a RedisBroker."""
-
-    address: RedisAddress
-    prefix: str
-    ssl: ssl_module.SSLContext | None
-    max_pending: int
+# The reasons that the hub is told by a word of their own.
+INTERRUPTIONS = {DEAF: "deaf", FAILOVER: "failover", MOVED_AWAY: "failover"}
 
 
 class RedisSession:
@@ -72,21 +70,31 @@ class RedisSession:
         node: that joins.
         events: the hub's side.
         wanted: channels that are to be subscribed to.
+        place: the engine; by default the one that the settings name.
     """
 
-    def __init__(self, settings: RedisSettings, node: NodeInfo, events: BrokerEvents, wanted: set[str]) -> None:
+    def __init__(
+        self,
+        settings: RedisSettings,
+        node: NodeInfo,
+        events: BrokerEvents,
+        wanted: set[str],
+        place: EnginePlace | None = None,
+    ) -> None:
+        place = place_of(settings, node, events) if place is None else place
         self.loop = asyncio.get_running_loop()
         self.is_closed = False
         self._closed = asyncio.Event()
+        self._node = node
         self._events = events
-        self._names = ChannelNames(settings.prefix, settings.address.database, node.hub)
-        self._probe_channel = "probe:" + node.id
-        own = (ALL_NODES, node_channel(node.id)) if node.receives else ()
-        service = (*own, self._probe_channel)
-        self.subscriptions = Subscriptions(self._names, service, wanted, events.now)
-        self.publishing = Publishing(self._names, settings.max_pending, events.now)
-        self.histories = RedisHistories(self._names, self.publishing)
-        self.presences = RedisPresences(self._names, self.publishing, node.id)
+        self._receiver = place.receiver
+        self._hooks = place.hooks
+        self._log = place.log
+        self.names = place.names
+        self._probe_channel = self._last_probed = place.probe_channel
+        self.subscriptions = Subscriptions(self.names, (*place.service, self._probe_channel), wanted, events.now)
+        self.publishing = Publishing(self.names, settings.max_pending, events.now)
+        self.calls = ScriptCalls(self.publishing, (*SCRIPTS, publish_script(self.names.publish_word)))
         self._probes = Probes()
         self._is_deaf = False
         # Whether the present connection has subscribed to the node's own channels.
@@ -100,33 +108,41 @@ class RedisSession:
         self._interruptions: Counter[str] = Counter()
         self._swept_at = time.monotonic()
         self._started: asyncio.Future[None] = self.loop.create_future()
-        log = OutageLog(settings.address)
         self._subscriber = KeptConnection(
-            self._target(settings, f"wshub:{node.id}:subscriber", log),
+            place.target(settings, f"wshub:{node.id}:subscriber", events),
             self._create_subscribing_reader,
             opened=self._subscriber_opened,
             lost=self._subscriber_lost,
             failed=self._fail,
         )
         self._publisher = KeptConnection(
-            self._target(settings, f"wshub:{node.id}:publisher", log),
+            place.target(settings, f"wshub:{node.id}:publisher", events),
             self._create_publishing_reader,
             opened=self._publisher_opened,
             lost=self._publisher_lost,
             failed=self._fail,
         )
+        self._follower: PrimaryFollower | None = None
+        if place.follows:
+            self._follower = PrimaryFollower(place.find, self._subscriber, self._publisher, self._taken)
 
-    def _target(self, settings: RedisSettings, client_name: str, log: OutageLog) -> ConnectionTarget:
-        events = self._events
-        return ConnectionTarget(events.reactor, settings.address, settings.ssl, client_name, events.now, log)
+    @cached_property
+    def histories(self) -> RedisHistories:
+        """The histories in the engine."""
+        return RedisHistories(self.names, self.calls)
+
+    @cached_property
+    def presences(self) -> RedisPresences:
+        """The presence in the engine."""
+        return RedisPresences(self.names, self.calls, self._node.id)
 
     def _create_subscribing_reader(self) -> RedisReader:
-        name = self._names.encode(self._probe_channel)
-        return RedisReader(self._events, name, self._take_push, self._settle, self._subscription_refused)
+        name = self.names.encode(self._probe_channel)
+        return RedisReader(self._receiver, name, self._take_push, self._settle, self._subscription_refused)
 
     def _create_publishing_reader(self) -> RedisReader:
-        name = self._names.encode(self._probe_channel)
-        return RedisReader(self._events, name, lambda items: None, lambda: None, self.publishing.refused)
+        name = self.names.encode(self._probe_channel)
+        return RedisReader(self._receiver, name, lambda items: None, lambda: None, self.publishing.refused)
 
     # The beginning and the end
 
@@ -152,6 +168,8 @@ class RedisSession:
         self._fail(BrokerUnavailable("the broker was closed"))
         self.publishing.disconnected()
         try:
+            if self._follower is not None:
+                await self._follower.close()
             await self._subscriber.close()
             if self._publisher.connection is not None:
                 await self._publisher.connection.drain(CLOSING_SECONDS)
@@ -179,6 +197,10 @@ class RedisSession:
         self.publishing.connected(connection)
         self._send_probe()
         self._check_started()
+        if self._follower is not None:
+            self._follower.publisher_opened()
+        if self._hooks is not None:
+            self._hooks.changed()
 
     def _publisher_lost(self, reason: str) -> None:
         self.publishing.disconnected()
@@ -188,6 +210,8 @@ class RedisSession:
 
     def _subscriber_opened(self, connection: RedisConnection) -> None:
         self.subscriptions.connected(connection.write)
+        if self._follower is not None:
+            self._follower.subscriber_opened()
 
     def _subscriber_lost(self, reason: str) -> None:
         self._is_serving = False
@@ -195,7 +219,9 @@ class RedisSession:
         self._unsubscribed.clear()
         self._probes.forget_all()
         if self.subscriptions.disconnected() and reason != CLOSED and not self.is_closed:
-            self._interrupt(None, "deaf" if reason == DEAF else "disconnected")
+            self._interrupt(None, INTERRUPTIONS.get(reason, "disconnected"))
+        if self._hooks is not None and reason != CLOSED and not self.is_closed:
+            self._hooks.subscriber_lost()
 
     def _interrupt(self, channels: Sequence[str] | None, reason: str) -> None:
         self._interruptions[reason] += 1
@@ -205,13 +231,13 @@ class RedisSession:
         kind = items[0] if len(items) == 3 else None
         if not isinstance(kind, bytes) or not isinstance(items[1], bytes):
             return
-        if kind == b"subscribe":
+        if kind in (b"subscribe", b"ssubscribe"):
             self.subscriptions.acknowledged(items[1])
-        elif kind == b"unsubscribe":
+        elif kind in (b"unsubscribe", b"sunsubscribe"):
             channel = self.subscriptions.unsubscribed(items[1])
             if channel is not None:
                 self._unsubscribed.append(channel)
-        elif kind == b"message":
+        elif kind in (b"message", b"smessage"):
             self._hear_probe(items[2])
 
     def _settle(self) -> None:
@@ -225,9 +251,13 @@ class RedisSession:
             # It ends the state "deaf", and begins to measure.
             self._send_probe()
             self._check_started()
+        if self._hooks is not None:
+            self._hooks.changed()
 
     def _subscription_refused(self, error: BrokerError) -> None:
         self.subscriptions.refused(error)
+        if self._hooks is not None and str(error).startswith(REDIRECTION):
+            self._hooks.redirected(str(error), by_subscriber=True)
         self._report(self.subscriptions.take_refused(), "refused")
         refusal = self.subscriptions.service_error
         if refusal is not None and str(refusal).startswith("NOPERM"):
@@ -251,6 +281,8 @@ class RedisSession:
         swept_at, self._swept_at = self._swept_at, time.monotonic()
         for kept in (self._subscriber, self._publisher):
             kept.sweep(now)
+        if self._follower is not None and not self.is_closed:
+            self._follower.sweep(now)
         self.subscriptions.sweep(now)
         if self._swept_at - swept_at < STALLED_SECONDS:
             self.publishing.sweep(now)
@@ -275,8 +307,10 @@ class RedisSession:
     def _send_probe(self) -> None:
         connection = self._publisher.connection
         if connection is not None:
-            number = self._probes.send(self._events.now(), audible=self._is_serving)
-            command = publish_command(self._names.publish_head(self._probe_channel), b"%d" % number)
+            audible = self._is_serving and self.subscriptions.are_serving
+            number = self._probes.send(self._events.now(), audible=audible)
+            self._last_probed = self._probe_channel
+            command = publish_command(self.names.publish_head(self._probe_channel), b"%d" % number)
             connection.request(command, partial(self._take_probe_answer, number))
 
     def _take_probe_answer(self, number: int, reply: Any) -> None:
@@ -284,8 +318,11 @@ class RedisSession:
             return
         if isinstance(reply, BrokerError):
             # It tells nothing about what is received.
-            self._probe_refusal = str(reply)
             self._probes.refused(number)
+            if self._hooks is not None and str(reply).startswith(REDIRECTION):
+                self._hooks.redirected(str(reply), by_subscriber=False)
+            else:
+                self._probe_refusal = str(reply)
         else:
             self._probe_refusal = ""
             self._probes.answered(number, self._events.now())
@@ -300,10 +337,13 @@ class RedisSession:
     def _ask_for_sample(self) -> None:
         """Ask the engine for the subscriptions of some channels, and of those that it did not know last time."""
         connection = self._publisher.connection
-        if connection is None or not self._is_serving or not self._may_ask or connection.is_cluster:
+        if connection is None or not self._is_serving or not self._may_ask:
+            return
+        if connection.is_cluster and self._hooks is None:
+            # A subscription may be at any node, and only that node counts it.
             return
         channels = {*self.subscriptions.sample(SAMPLE), *filter(self.subscriptions.is_subscribed, self._suspects)}
-        command = pack_command(b"PUBSUB", b"NUMSUB", *map(self._names.encode, channels))
+        command = pack_command(*self.names.count_words, *map(self.names.encode, channels))
         connection.request(command, partial(self._take_sample, channels, self._subscriber.opened_count))
 
     def _take_sample(self, channels: set[str], generation: int, reply: Any) -> None:
@@ -317,13 +357,60 @@ class RedisSession:
         missing = {
             channel
             for channel in channels
-            if counts.get(self._names.encode(channel)) == 0 and self.subscriptions.is_subscribed(channel)
+            if counts.get(self.names.encode(channel)) == 0 and self.subscriptions.is_subscribed(channel)
         }
         # A single answer may have crossed a change.
         lost = [channel for channel in missing & self._suspects if self.subscriptions.resubscribe(channel)]
         self._suspects = missing.difference(lost)
         self._unsubscribed += lost
         self._report_unsubscribed()
+
+    # A cluster
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the engine takes messages."""
+        return self._publisher.connection is not None
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether the engine takes messages, and brings them."""
+        return self.is_connected and self._is_serving
+
+    @property
+    def started(self) -> asyncio.Future[None]:
+        """Done when both connections work; it has the ConfigurationError that keeps them from opening."""
+        return self._started
+
+    @property
+    def connection(self) -> RedisConnection | None:
+        """The connection for commands; None if there is none."""
+        return self._publisher.connection
+
+    @property
+    def probe_channel(self) -> str:
+        """The channel of the probes."""
+        return self._probe_channel
+
+    def move_probes(self, channel: str) -> None:
+        """Send probes through another channel from now on."""
+        self._probe_channel = channel
+        self._probes.forget_all()
+        self.subscriptions.replace_service(channel)
+        if self._subscriber.connection is not None:
+            # A probe may be on its way.
+            reader = self._subscriber.connection.reader
+            reader.earlier_probe_channel = self.names.encode(self._last_probed)
+            reader.probe_channel = self.names.encode(channel)
+
+    def forget_outage(self) -> None:
+        """Have a log wait no more for the connections. Call it after ``close()``."""
+        for kept in (self._subscriber, self._publisher):
+            self._log.up(kept)
+
+    def leave_subscriptions(self) -> None:
+        """Replace the connection that subscribes: the engine may bring messages of slots that it does not own."""
+        self._subscriber.replace(MOVED_AWAY)
 
     # How it is
 
@@ -355,20 +442,30 @@ class RedisSession:
             return "disconnected", f"the engine refuses messages: {self._probe_refusal}"
         return "connected", ""
 
+    @property
+    def _unanswered(self) -> int:
+        return self.publishing.dropped["unanswered"] + self._publisher.envelopes_unanswered
+
+    def _taken(self) -> int:
+        """Return the number of envelopes that engines have taken, or are about to take."""
+        publishing = self.publishing
+        sent = self._publisher.envelopes_sent + publishing.published
+        return sent - publishing.dropped["refused"] - self._unanswered
+
     def stats(self) -> BrokerStats:
         publishing, subscriber, publisher = self.publishing, self._subscriber, self._publisher
-        refused = publishing.dropped["refused"]
-        unanswered = publishing.dropped["unanswered"] + publisher.envelopes_unanswered
+        failover = self._follower.lost if self._follower is not None else 0
         return BrokerStats(
-            sent=publisher.envelopes_sent + publishing.published - refused - unanswered,
+            sent=self._taken() - failover,
             received=subscriber.envelopes_received,
             bytes_sent=subscriber.bytes_sent + publisher.bytes_sent,
             bytes_received=subscriber.bytes_received + publisher.bytes_received,
             dropped={
                 "disconnected": publishing.dropped["disconnected"],
                 "full": publishing.dropped["full"],
-                "refused": refused,
-                "unanswered": unanswered,
+                "refused": publishing.dropped["refused"],
+                "unanswered": self._unanswered,
+                "failover": failover,
                 "too_large": publishing.dropped["too_large"],
             },
             interruptions=dict(self._interruptions),

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from enum import Enum
 from itertools import islice
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from typing import NamedTuple
 from wshub.brokers.redis_commands import ChannelNames, pack_command
 from wshub.errors import BrokerError, BrokerUnavailable, MisuseError
 
-__all__ = ["Subscriptions"]
+__all__ = ["REDIRECTION", "ChannelMoved", "Subscriptions"]
 
 logger = logging.getLogger("wshub.broker")
 
@@ -30,6 +30,14 @@ BATCHES_IN_FLIGHT = 8
 # Seconds after which a refused channel is tried again, and the most that it becomes by doubling.
 FIRST_RETRY = 1.0
 LAST_RETRY = 60.0
+
+
+# How the error begins with which a node of a cluster says that another one owns a slot.
+REDIRECTION = "MOVED "
+
+
+class ChannelMoved(BrokerUnavailable):
+    """Another engine has the channel now."""
 
 
 class State(Enum):
@@ -79,8 +87,8 @@ class Subscriptions:
         self._service = tuple(service)
         self._wanted = wanted.union(service)
         self._states: dict[str, State] = {}
-        # Channels whose state is to be compared with what is wanted, each once.
-        self._due: deque[str] = deque()
+        # Channels whose state is to be compared with what is wanted, each once. One command has channels of one group.
+        self._due: dict[int, deque[str]] = {}
         self._queued: set[str] = set()
         self._changes: deque[Change] = deque()
         self._refusals: dict[str, Refusal] = {}
@@ -148,8 +156,8 @@ class Subscriptions:
         """Subscribe to everything on a new connection, whose ``write`` sends commands."""
         self._write = write
         self._send("SUBSCRIBE", list(self._service))
-        self._due.extend(self._wanted.difference(self._service))
-        self._queued.update(self._due)
+        for channel in self._wanted.difference(self._service):
+            self._add_due(channel)
         self._flush()
 
     def disconnected(self) -> bool:
@@ -210,6 +218,10 @@ class Subscriptions:
                     waiter.set_result(None)
             if channel not in self._wanted:
                 self._mark(channel)
+        elif channel not in self._wanted and channel not in self._states:
+            # Another engine has the channel since this was asked for.
+            self._states[channel] = State.SUBSCRIBED
+            self._mark(channel)
         self._finish_change("SUBSCRIBE", channel)
 
     def unsubscribed(self, name: bytes) -> str | None:
@@ -248,7 +260,12 @@ class Subscriptions:
         if not self._changes:
             return
         verb, channels, _ = self._changes.popleft()
-        if verb == "UNSUBSCRIBE":
+        if str(error).startswith(REDIRECTION):
+            for channel in channels:
+                self._states.pop(channel, None)
+                if channel in self._wanted:
+                    self._try_later(channel, error)
+        elif verb == "UNSUBSCRIBE":
             for channel in channels:
                 self._states[channel] = State.SUBSCRIBED
             if not self._is_refusal_to_unsubscribe_logged:
@@ -269,16 +286,19 @@ class Subscriptions:
             return
         if not self._refusals:
             logger.warning("the engine refuses subscriptions, which are tried again: %s", error)
+        self._try_later(channel, error)
+        if channel not in self._interrupted:
+            self._interrupted.add(channel)
+            self._refused.append(channel)
+        self._fail_waiters(channel, unavailable(error))
+
+    def _try_later(self, channel: str, error: BrokerError) -> None:
         refusal = self._refusals.setdefault(channel, Refusal())
         # The randomness keeps nodes apart, and commands within one sweep together.
         pause = min(FIRST_RETRY * 2.0**refusal.attempts, LAST_RETRY) * random.uniform(0.5, 1)
         refusal.error = error
         refusal.attempts = min(refusal.attempts + 1, 10)
         refusal.retry_at = self._now() + pause
-        if channel not in self._interrupted:
-            self._interrupted.add(channel)
-            self._refused.append(channel)
-        self._fail_waiters(channel, unavailable(error))
 
     # Time
 
@@ -289,6 +309,12 @@ class Subscriptions:
                 if refusal.retry_at is not None and refusal.retry_at <= now:
                     refusal.retry_at = None
                     self._mark(channel)
+
+    def retry_soon(self) -> None:
+        """Try all refused channels again at the next sweep."""
+        for refusal in self._refusals.values():
+            if refusal.retry_at is not None:
+                refusal.retry_at = self._now()
 
     def probe(self) -> None:
         """Subscribe once more to a service channel. Nothing else may tell that no command arrives any more."""
@@ -311,16 +337,62 @@ class Subscriptions:
         """Return whether the engine has acknowledged the channel, and it is wanted."""
         return channel in self._wanted and self._states.get(channel) is State.SUBSCRIBED
 
+    # A cluster
+
+    @property
+    def wanted(self) -> frozenset[str]:
+        """The channels that are wanted, without those of the service."""
+        return frozenset(self._wanted.difference(self._service))
+
+    def replace_service(self, channel: str) -> None:
+        """Have another service channel in place of all."""
+        for old in self._service:
+            self._wanted.discard(old)
+            self._interrupted.discard(old)
+            self._mark(old)
+        self._service = (channel,)
+        self._wanted.add(channel)
+        self._mark(channel)
+
+    def live_groups(self, groups: Set[int]) -> set[int]:
+        """Return those of the groups of which the engine may bring messages."""
+        return {self._names.group(channel) for channel in self._states}.intersection(groups)
+
+    def release(self, groups: Set[int]) -> tuple[list[str], set[str]]:
+        """Want the channels of some groups no more. Return them, and those of them that were interrupted."""
+        channels = [
+            channel for channel in self._wanted if channel not in self._service and self._names.group(channel) in groups
+        ]
+        interrupted = self._interrupted.intersection(channels)
+        for channel in channels:
+            self._wanted.discard(channel)
+            self._interrupted.discard(channel)
+            self._refusals.pop(channel, None)
+            if self._states.get(channel) is State.SUBSCRIBING:
+                del self._states[channel]
+            self._fail_waiters(channel, ChannelMoved(f"another engine has the channel {channel!r} now"))
+            self._mark(channel)
+        return channels, interrupted
+
+    def adopt(self, channels: Iterable[str], interrupted: Set[str]) -> None:
+        """Want channels that another engine has released."""
+        self._interrupted.update(interrupted)
+        for channel in channels:
+            self.want(channel)
+
     # Commands
 
     def _mark(self, channel: str) -> None:
         """Compare the channel with what is wanted at the next flush."""
         if self._write is None or channel in self._queued:
             return
-        self._queued.add(channel)
-        self._due.append(channel)
+        self._add_due(channel)
         if self._flush_handle is None and len(self._changes) < BATCHES_IN_FLIGHT:
             self._flush_handle = asyncio.get_running_loop().call_soon(self._flush)
+
+    def _add_due(self, channel: str) -> None:
+        self._queued.add(channel)
+        self._due.setdefault(self._names.group(channel), deque()).append(channel)
 
     def _flush(self) -> None:
         self._flush_handle = None
@@ -331,8 +403,9 @@ class Subscriptions:
         to_subscribe: list[str] = []
         to_unsubscribe: list[str] = []
         size = 0
-        while self._due and size < BATCH_BYTES and max(len(to_subscribe), len(to_unsubscribe)) < BATCH_NAMES:
-            channel = self._due.popleft()
+        group, due = next(iter(self._due.items()))
+        while due and size < BATCH_BYTES and max(len(to_subscribe), len(to_unsubscribe)) < BATCH_NAMES:
+            channel = due.popleft()
             self._queued.discard(channel)
             state = self._states.get(channel)
             if channel in self._wanted:
@@ -345,16 +418,20 @@ class Subscriptions:
             else:
                 continue
             size += len(channel)
+        if not due:
+            del self._due[group]
         self._send("SUBSCRIBE", to_subscribe)
         self._send("UNSUBSCRIBE", to_unsubscribe)
 
     def _send(self, verb: str, channels: list[str]) -> None:
         if not channels or self._write is None:
             return
-        state = State.SUBSCRIBING if verb == "SUBSCRIBE" else State.UNSUBSCRIBING
+        is_new = verb == "SUBSCRIBE"
+        state = State.SUBSCRIBING if is_new else State.UNSUBSCRIBING
         self._states.update(dict.fromkeys(channels, state))
         self._changes.append(Change(verb, channels, self._now()))
-        self._write(pack_command(verb.encode(), *map(self._names.encode, channels)))
+        word = self._names.subscribe_word if is_new else self._names.unsubscribe_word
+        self._write(pack_command(word, *map(self._names.encode, channels)))
 
     def _finish_change(self, verb: str, channel: str) -> None:
         """Note that a command is answered, if this was its last channel."""

@@ -212,11 +212,11 @@ class Histories:
         for room in changed:
             history = self.cursors.get(room)
             if history is not None and not self.is_wanted(history):
-                del self.cursors[room]
-                self._remember(history)
+                self._drop(history)
 
-    def _remember(self, history: RoomHistory) -> None:
-        """Note how far a room without members has got: with that, it notices later what its history has lost."""
+    def _drop(self, history: RoomHistory) -> None:
+        """Forget a room without members, but for how far it has got: so it notices later what its history has lost."""
+        del self.cursors[history.name]
         if self._local is None and history.epoch:
             self._former.pop(history.name, None)
             self._former[history.name] = history.position, history.mark
@@ -436,7 +436,7 @@ class Histories:
         if history.is_live or self.cursors.get(history.name) is not history:
             return
         if not self.is_wanted(history):
-            del self.cursors[history.name]
+            self._drop(history)
             return
         await self.source.subscribed(history.channel)
         while True:

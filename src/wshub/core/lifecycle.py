@@ -367,7 +367,7 @@ class HubLifecycle(HubCore):
         for server in servers:
             server.on_hub_closed()
 
-    def keep_reactor(self, reactor: Reactor) -> None:
+    def _keep_reactor(self, reactor: Reactor) -> None:
         """Keep a reactor open until the hub has closed: the hub is about to get a connection on one of its links."""
         if self.is_in_use and reactor is not self.bind() and reactor not in self._kept_reactors:
             reactor.retain()

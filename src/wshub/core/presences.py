@@ -333,7 +333,7 @@ class Presences:
         try:
             beat = await self._source.presence_beat()
             if not beat.is_known:
-                self._enter_anew(tuple(self._attendances), is_lost=beat.epoch != self._epoch)
+                self._enter_anew(self._concerned(beat), is_lost=beat.epoch != self._epoch)
             elif beat.lost:
                 lost = set(beat.lost)
                 self._enter_anew([one for one in self._attendances if one.entry.id in lost], is_lost=False)
@@ -348,6 +348,11 @@ class Presences:
             logger.exception("the beat of the node has failed")
             return False
         return True
+
+    def _concerned(self, beat: Beat) -> list[Attendance]:
+        """Return the members that are to be entered again, or have left, because a beat says so."""
+        concerns = beat.concerns
+        return [one for one in self._attendances if concerns is None or concerns(room_channel(one.room))]
 
     def _enter_anew(self, attendances: Sequence[Attendance], *, is_lost: bool) -> None:
         """Enter members again.

@@ -73,7 +73,7 @@ class StreamTransport(asyncio.Transport):
         self._close_timer: asyncio.TimerHandle | None = None
         # The error for connection_lost(), if it is not that of the link.
         self._error: Exception | None = None
-        self._told_lost = False
+        self._lost_notified = False
         self._stream = TransportStream(link, self._received, self._ended, self._short_again, self._lost)
         try:
             self._socket = LinkSocket(self._stream)
@@ -165,7 +165,7 @@ class StreamTransport(asyncio.Transport):
             return
         self._paused = False
         if self._held or self._held_end:
-            self._loop.call_soon(self._hand_on_held)
+            self._loop.call_soon(self._deliver_held)
         self._stream.resume()
 
     def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
@@ -225,18 +225,18 @@ class StreamTransport(asyncio.Transport):
         if self._paused or self._held:
             self._held.append(data)
         else:
-            self._hand_on(data)
+            self._deliver(data)
 
-    def _hand_on(self, data: bytes) -> None:
+    def _deliver(self, data: bytes) -> None:
         protocol: Any = self._protocol
         if isinstance(protocol, asyncio.BufferedProtocol):
             self._call("buffer_updated", _fill_buffers, protocol, data)
         else:
             self._call("data_received", protocol.data_received, data)
 
-    def _hand_on_held(self) -> None:
+    def _deliver_held(self) -> None:
         while self._held and not self._paused:
-            self._hand_on(self._held.pop(0))
+            self._deliver(self._held.pop(0))
         if self._held_end and not self._paused:
             self._held_end = False
             self._ended()
@@ -259,12 +259,12 @@ class StreamTransport(asyncio.Transport):
         if not self._loop.is_closed():
             # Not at once: a run of the reactor may have made this call.
             self._loop.call_soon(self._reactor.release)
-        self._tell_lost(self._error or error)
+        self._notify_lost(self._error or error)
 
-    def _tell_lost(self, error: Exception | None) -> None:
-        if self._told_lost:
+    def _notify_lost(self, error: Exception | None) -> None:
+        if self._lost_notified:
             return
-        self._told_lost = True
+        self._lost_notified = True
         try:
             self._context.run(self._protocol.connection_lost, error)
         except BaseException as failure:
@@ -293,7 +293,7 @@ class StreamTransport(asyncio.Transport):
         if self._closing and self._stream.pending_bytes:
             self._stream.call_when_short(0)
         elif self._closing:
-            self._tell_lost(self._error)
+            self._notify_lost(self._error)
 
     # Failures
 

@@ -185,7 +185,7 @@ class Acceptor:
         if hub is self.hub:
             opening.open_on(first.take(), response, data[end:])
         elif self._tls is not None:
-            hub.keep_reactor(self._reactor)
+            hub._keep_reactor(self._reactor)
             opening.open_on(first.take(), response, data[end:])
         else:
             opening.open_on_descriptor(first.detach(), response, data[end:])

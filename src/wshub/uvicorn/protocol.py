@@ -445,7 +445,7 @@ class WebSocketProtocol(asyncio.Protocol):
                 self._serve_over_transport(opening, response, early)
             elif isinstance(self._transport, StreamTransport):
                 # As below, the transport stays open if this fails.
-                opening.hub.keep_reactor(self._transport.reactor)
+                opening.hub._keep_reactor(self._transport.reactor)
                 self._transport.hand_over(lambda link: opening.open_on(link, response, early))
             elif (descriptor := self._duplicate()) >= 0:
                 # This call may fail. The transport stays open until then, to answer the client.

@@ -15,9 +15,7 @@ Path = str | os.PathLike[str]
 class ServerTls:
     """The settings of a listening socket for TLS.
 
-    New connections use ``context`` as it is when their first byte arrives.
-
-    New connections use ``context`` as it is when their first byte arrives.
+    A new connection uses the ``context`` that is there when its first byte arrives.
 
     Args:
         context: an SSLContext of the server's side.

@@ -1,0 +1,13 @@
+from collections.abc import Callable
+
+from wshub.brokers.interface import BrokerEvents
+
+class SequenceNumbers:
+    def __init__(self, partitions: int) -> None: ...
+    def add_head(self, partition: int, envelope: bytes) -> bytes: ...
+
+class InOrderReceiver:
+    rejected: int
+
+    def __init__(self, events: BrokerEvents, is_late: Callable[[int], None]) -> None: ...
+    def receive(self, envelope: bytes) -> None: ...
