@@ -34,7 +34,7 @@ class WorkersPresence:
         return self._presences().take_over(node)
 
     async def presence_own(self) -> list[tuple[str, PresenceEntry]]:
-        """Return nothing: no beat has a ``entry_count``. See ``PresenceSource.presence_own``."""
+        """Return nothing: no beat has an ``entry_count``. See ``PresenceSource.presence_own``."""
         return []
 
     async def presence_read(self, channel: str, cursor: str, limit: int) -> StoredPresence:
