@@ -1,11 +1,9 @@
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 from wshub.brokers.interface import BrokerEvents
 from wshub.brokers.sequence_numbers import InOrderReceiver
 from wshub.errors import BrokerError
-
-KeptEnvelope: TypeAlias = tuple[Callable[[KeptEnvelope, BrokerError], None], int, bytes, bytes, str | None]
 
 class RedisReader:
     envelopes_received: int
@@ -21,7 +19,7 @@ class RedisReader:
         settled: Callable[[], None],
         refused: Callable[[BrokerError], None],
     ) -> None: ...
-    def expect(self, waiting: Callable[[Any], None] | KeptEnvelope | None) -> None: ...
+    def expect(self, waiting: Callable[[Any], None] | tuple[Any, ...] | None) -> None: ...
     @property
     def replies_due(self) -> int: ...
     def feed(self, data: bytes) -> None: ...

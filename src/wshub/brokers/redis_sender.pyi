@@ -3,7 +3,7 @@ from collections.abc import Callable
 from typing import Any
 
 from wshub.brokers.redis_commands import ChannelNames
-from wshub.brokers.redis_reader import KeptEnvelope, RedisReader
+from wshub.brokers.redis_reader import RedisReader
 from wshub.links.byte_stream import ByteStream
 
 class EnvelopeSender:
@@ -14,7 +14,7 @@ class EnvelopeSender:
     def attach(self, stream: ByteStream, reader: RedisReader) -> None: ...
     def detach(self) -> None: ...
     def send_command(
-        self, head: bytes, envelope: bytes, on_answer: Callable[[Any], None] | KeptEnvelope | None = None
+        self, head: bytes, envelope: bytes, on_answer: Callable[[Any], None] | tuple[Any, ...] | None = None
     ) -> bool:
         """Send a command whose last word is an envelope. Return False if it was dropped.
 
@@ -24,5 +24,5 @@ class EnvelopeSender:
             on_answer: as for ``send``.
         """
     def send(
-        self, channel: str, envelope: bytes, on_answer: Callable[[Any], None] | KeptEnvelope | None = None
+        self, channel: str, envelope: bytes, on_answer: Callable[[Any], None] | tuple[Any, ...] | None = None
     ) -> bool: ...
