@@ -30,6 +30,8 @@ def damage(chance: random.Random, records: list[bytes]) -> bytes:
     for _ in range(chance.randrange(4)):
         kind = chance.randrange(7)
         index = chance.randrange(len(changed))
+        if not changed[index]:
+            continue
         if kind == 0:
             changed[index][chance.randrange(len(changed[index]))] ^= 1 << chance.randrange(8)
         elif kind == 1:
@@ -39,7 +41,7 @@ def damage(chance: random.Random, records: list[bytes]) -> bytes:
         elif kind == 3:
             changed[index], changed[-1] = changed[-1], changed[index]
         elif kind == 4:
-            del changed[index][chance.randrange(1, len(changed[index])) :]
+            del changed[index][chance.randrange(len(changed[index])) :]
         elif kind == 5:
             changed.insert(index, bytearray(chance.randbytes(chance.randrange(1, 70_000))))
         else:

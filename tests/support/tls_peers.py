@@ -9,7 +9,7 @@ import ssl
 from types import TracebackType
 
 from tests.support.raw_peers import REQUEST, masked
-from wshub import Frame
+from wshub import Frame, Opcode
 
 __all__ = ["TlsPeer", "records_of"]
 
@@ -99,15 +99,18 @@ class TlsPeer:
                 return b""
 
     async def message(self) -> bytes:
-        """Return the payload of the next frame."""
-        while (decoded := Frame.decode(self._rest)) is None:
-            data = await self.receive()
-            if not data:
-                raise ConnectionError("the server has sent close_notify")
-            self._rest += data
-        frame, length = decoded
-        self._rest = self._rest[length:]
-        return frame.payload
+        """Return the payload of the next frame that is no ping."""
+        while True:
+            while (decoded := Frame.decode(self._rest)) is None:
+                data = await self.receive()
+                if not data:
+                    raise ConnectionError("the server has sent close_notify")
+                self._rest += data
+            frame, length = decoded
+            self._rest = self._rest[length:]
+            if frame.opcode is not Opcode.PING:
+                return frame.payload
+            await self.send(masked(Frame.pong(frame.payload)))
 
     async def echo(self, payload: bytes = b"hello") -> None:
         """Have a message echoed."""
