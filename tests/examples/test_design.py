@@ -42,6 +42,7 @@ def test_there_are_design_pages() -> None:
     assert {page.stem for page in PAGES} == {
         "decisions",
         "glossary",
+        "jetstream",
         "memory",
         "overview",
         "paths",
