@@ -40,7 +40,8 @@ def test_blocking_callers_use_one_connection(new_layer: NewLayer) -> None:
     gc.collect()
     # One more may be on its way between the workers. A connection for each call would be far more.
     assert descriptors() <= before[0] + 2
-    assert len(threading.enumerate()) <= before[1]
+    # asgiref may still be ending one of its own.
+    assert len(threading.enumerate()) <= before[1] + 1
     assert len(asyncio.run(received(receiver, *[channel] * 39))) == 39
 
 

@@ -18,6 +18,7 @@ SANITIZED = "WSHUB_SANITIZED" in os.environ
 LONG, SHORT = SHORT_ROOMS, 0
 
 
+@pytest.mark.long
 @pytest.mark.skipif(SANITIZED, reason="under the sanitizers the clients are too slow to keep up")
 @pytest.mark.parametrize(("fault", "verdict"), [("", "soak: pass\n"), ("skip", "soak: FAIL\n")])
 def test_clients_of_four_workers_get_everything_while_the_engine_fails(fault: str, verdict: str) -> None:

@@ -62,7 +62,15 @@ class ScriptCalls:
         self._is_reloading = False
 
     def store(self, channel: str, head: bytes, envelope: bytes) -> bool:
-        return not self._begin(head, envelope, None)
+        connection = self._publishing.connection
+        if self._is_reloading or connection is None or connection is not self._loaded_over:
+            return not self._begin(head, envelope, None)
+        # An answer that is no error is counted natively.
+        return self._publishing.send_command(head, envelope, (self._store_refused, head, envelope))
+
+    def _store_refused(self, waiting: tuple[Any, bytes, bytes], error: BrokerError) -> None:
+        _, head, envelope = waiting
+        self._answered(head, envelope, None, 0, error)
 
     async def ask_to_store(self, channel: str, head: bytes, envelope: bytes, *, has_key: bool) -> Any:
         return await self._ask(head, envelope)

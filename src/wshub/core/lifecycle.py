@@ -375,7 +375,11 @@ class HubLifecycle(HubCore):
 
     def _release_reactors(self) -> None:
         reactors, self._kept_reactors = self._kept_reactors, set()
-        loop = asyncio.get_running_loop()
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            # The loop has ended before the hub, and runs nothing any more.
+            return
         for reactor in reactors:
             # The loop makes the call: release() may call handlers, and only the loop calls them.
             loop.call_soon(reactor.release)

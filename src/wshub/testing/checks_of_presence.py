@@ -120,18 +120,6 @@ async def members_are_known_to_all_nodes(nodes: Nodes) -> None:
 
 
 @check()
-async def a_node_is_known_from_its_second_beat_on(nodes: Nodes) -> None:
-    """The first beat of a node says that it is not known, the next ones that it is. All have one epoch."""
-    first, second = await nodes.start(), await nodes.start()
-    beats = [
-        await nodes.finish(knower(node).presence_beat(), "presence_beat() returns")
-        for node in (first, second, first, second)
-    ]
-    require([beat.is_known for beat in beats] == [False, False, True, True], f"known are {beats}")
-    require(len({beat.epoch for beat in beats}) == 1, f"the epoch has changed: {beats}")
-
-
-@check()
 async def of_many_entries_at_once_one_is_the_first(nodes: Nodes) -> None:
     """While several nodes add and remove entries of a user at the same time, one is the first, and one the last."""
     first, second = await two(nodes)

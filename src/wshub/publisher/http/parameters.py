@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,7 +12,8 @@ from wshub.publisher.http.schemas import Schema, find_mistake
 
 __all__ = ["boolean", "integer", "parameter", "read_parameters", "text"]
 
-INTEGER = re.compile(r"-?[0-9]{1,19}", re.ASCII)
+# Digits of the longest number. Python takes long to convert very many.
+MOST_DIGITS = 19
 
 BOOLEANS = {"true": True, "false": False}
 
@@ -77,6 +77,8 @@ def read_parameters(known: Iterable[Schema], given: QueryParams) -> dict[str, An
 
 def _value_of(schema: Schema, given: str) -> Any:
     """Return what a text stands for. A text that stands for nothing stays as it is, and the schema refuses it."""
-    if schema["type"] == "integer" and INTEGER.fullmatch(given):
-        return int(given)
+    if schema["type"] == "integer":
+        digits = given.removeprefix("-")
+        is_number = digits.isascii() and digits.isdigit() and len(digits) <= MOST_DIGITS
+        return int(given) if is_number else given
     return BOOLEANS.get(given, given) if schema["type"] == "boolean" else given
