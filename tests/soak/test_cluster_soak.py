@@ -19,7 +19,14 @@ SANITIZED = "WSHUB_SANITIZED" in os.environ
 
 
 @pytest.mark.skipif(SANITIZED, reason="under the sanitizers the clients are too slow to keep up")
-@pytest.mark.parametrize(("loop", "engine"), [("asyncio", "valkey"), ("uvloop", "redis"), ("uvloop", "nats-current")])
+@pytest.mark.parametrize(
+    ("loop", "engine"),
+    [
+        pytest.param("asyncio", "valkey", marks=pytest.mark.long),
+        ("uvloop", "redis"),
+        pytest.param("uvloop", "nats-current", marks=pytest.mark.long),
+    ],
+)
 def test_what_clients_miss_while_the_engine_fails_is_what_nodes_have_counted(loop: str, engine: str) -> None:
     if engine.startswith("nats-"):
         nats_engine.program_of(engine.removeprefix("nats-"))
