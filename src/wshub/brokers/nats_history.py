@@ -21,6 +21,7 @@ from wshub.brokers.interface import Gap, HistoryConfig, Position, StoredEnvelope
 from wshub.brokers.nats_epochs import ChannelEpochs
 from wshub.brokers.nats_reading import StoredMessage, StreamReader
 from wshub.brokers.nats_requests import ApiError, Requests
+from wshub.brokers.nats_storing import Storing
 from wshub.brokers.nats_streams import GONE, NO_MESSAGE, Stream, StreamLimits, Streams, seconds_of
 from wshub.errors import BrokerError, BrokerUnavailable
 
@@ -67,15 +68,18 @@ class Kept(NamedTuple):
 
 
 class NatsHistories:
-    """Reads the histories of one hub.
+    """The histories of one hub.
 
     Args:
         requests: asks the engine.
         streams: finds the streams.
         epochs: of channels.
+        storing: stores what is published.
     """
 
-    def __init__(self, requests: Requests, streams: Streams, epochs: ChannelEpochs) -> None:
+    def __init__(self, requests: Requests, streams: Streams, epochs: ChannelEpochs, storing: Storing) -> None:
+        self.send = storing.send
+        self.publish = storing.publish
         self._requests = requests
         self._streams = streams
         self._epochs = epochs

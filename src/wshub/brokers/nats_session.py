@@ -38,7 +38,8 @@ from wshub.brokers.nats_streams import Streams
 from wshub.brokers.nats_subjects import SubjectNames
 from wshub.brokers.nats_subscriptions import Subscriptions
 from wshub.brokers.nats_url import NatsAddress
-from wshub.errors import BrokerError, BrokerUnavailable, BrokerUncertain, ConfigurationError
+from wshub.brokers.session_life import SessionLife
+from wshub.errors import BrokerError, BrokerUncertain, ConfigurationError
 
 __all__ = ["NatsSession", "NatsSettings"]
 
@@ -74,7 +75,7 @@ class NatsSettings:
     replicas: int
 
 
-class NatsSession:
+class NatsSession(SessionLife):
     """One connection, which subscribes and publishes.
 
     Args:
@@ -85,9 +86,7 @@ class NatsSession:
     """
 
     def __init__(self, settings: NatsSettings, node: NodeInfo, events: BrokerEvents, wanted: set[str]) -> None:
-        self.loop = asyncio.get_running_loop()
-        self.is_closed = False
-        self._closed = asyncio.Event()
+        super().__init__()
         self._events = events
         self._names = SubjectNames(settings.prefix, node.hub)
         self._probe_subject = self._names.subject("probe:" + node.id)
@@ -102,8 +101,8 @@ class NatsSession:
         self._epochs = ChannelEpochs(self._names)
         self._order = StoredOrder(self._barriers, self._receive)
         streams = Streams(self._requests, self._names, settings.replicas)
-        self.histories = NatsHistories(self._requests, streams, self._epochs)
         self.storing = Storing(self._requests, streams, self._epochs, self.publishing)
+        self.histories = NatsHistories(self._requests, streams, self._epochs, self.storing)
         presence_stream = PresenceStream(self._requests, self._names, settings.replicas)
         self.presences = NatsPresences(presence_stream, self._epochs, node.id, events.now)
         self._received = 0
@@ -116,7 +115,6 @@ class NatsSession:
         self._tested: dict[str, tuple[str, Subscription]] = {}
         self._interruptions: Counter[str] = Counter()
         self._swept_at = time.monotonic()
-        self._started: asyncio.Future[None] = self.loop.create_future()
         self._kept = KeptConnection(
             NatsLogin(settings.address, settings.ssl, f"wshub:{node.id}"),
             opened=self._connection_opened,
@@ -128,26 +126,7 @@ class NatsSession:
 
     # The beginning and the end
 
-    async def start(self) -> None:
-        """Return when the node's own channels are subscribed to and messages can be published.
-
-        Raises:
-            ConfigurationError: what was configured cannot work.
-            BrokerUnavailable: ``close()`` was called.
-        """
-        try:
-            await self._started
-        except BaseException:
-            await self.close()
-            raise
-
-    async def close(self) -> None:
-        """Receive nothing more, send what waits, for a second at most, and end the connection."""
-        if self.is_closed:
-            await self._closed.wait()
-            return
-        self.is_closed = True
-        self._fail(BrokerUnavailable("the broker was closed"))
+    async def _end(self) -> None:
         self.publishing.detach()
         try:
             if self._is_heard:
@@ -157,7 +136,6 @@ class NatsSession:
                 await self._kept.close()
             finally:
                 self.storing.close()
-                self._closed.set()
 
     async def _drain(self) -> None:
         """Return when the engine has taken all that was sent, or after a second."""
@@ -170,12 +148,6 @@ class NatsSession:
                 await self.storing.drain()
         except TimeoutError:
             pass
-
-    def _fail(self, error: BrokerUnavailable | ConfigurationError) -> None:
-        if not self._started.done():
-            self._started.set_exception(error)
-            # start() may have been cancelled: then nobody else asks for the error.
-            self._started.exception()
 
     # The connection
 

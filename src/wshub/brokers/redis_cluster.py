@@ -25,7 +25,8 @@ from wshub.brokers.redis_session import RedisSession
 from wshub.brokers.redis_topology import ClusterView, Topology, redirection
 from wshub.brokers.redis_url import ClusterAddress, RedisAddress
 from wshub.brokers.sequence_numbers import InOrderReceiver
-from wshub.errors import BrokerUnavailable, ConfigurationError
+from wshub.brokers.session_life import SessionLife
+from wshub.errors import ConfigurationError
 from wshub.links.reactor_api import Reactor
 
 __all__ = ["RedisClusterSession"]
@@ -103,7 +104,7 @@ class ClusterEngine:
         self._cluster.subscriber_lost(self)
 
 
-class RedisClusterSession:
+class RedisClusterSession(SessionLife):
     """A session at each engine that owns a partition, and the way of each channel to its engine.
 
     Args:
@@ -116,8 +117,7 @@ class RedisClusterSession:
     def __init__(self, settings: RedisSettings, node: NodeInfo, events: BrokerEvents, wanted: set[str]) -> None:
         address = settings.address
         assert isinstance(address, ClusterAddress)
-        self.loop = asyncio.get_running_loop()
-        self.is_closed = False
+        super().__init__()
         self.settings = settings
         self.node = node
         self.events = events
@@ -125,8 +125,6 @@ class RedisClusterSession:
         self.partitions = Partitions(address.partitions)
         self.names = ShardedNames(settings.prefix, node.hub, self.partitions)
         self._template = address.seeds[0]
-        self._closed = asyncio.Event()
-        self._started: asyncio.Future[None] = self.loop.create_future()
         self._starts_anyway_at: float | None = None
         self._engines: dict[RedisAddress, ClusterEngine] = {}
         self._of_session: dict[RedisSession, ClusterEngine] = {}
@@ -185,41 +183,13 @@ class RedisClusterSession:
 
     # The beginning and the end
 
-    async def start(self) -> None:
-        """Return when the node's own channels are subscribed to, and each engine takes messages or had time to.
-
-        Raises:
-            ConfigurationError: what was configured cannot work.
-            BrokerUnavailable: ``close()`` was called.
-        """
-        try:
-            await self._started
-        except BaseException:
-            await self.close()
-            raise
-
-    async def close(self) -> None:
-        """Receive nothing more, send what waits, for a second at most, and end the connections."""
-        if self.is_closed:
-            await self._closed.wait()
-            return
-        self.is_closed = True
-        self._fail(BrokerUnavailable("the broker was closed"))
+    async def _end(self) -> None:
         self.publishing.detach()
-        try:
-            await self._topology.close()
-            for engine in self._engines.values():
-                self._closing.add(self.loop.create_task(engine.session.close()))
-            if self._closing:
-                await asyncio.wait(self._closing)
-        finally:
-            self._closed.set()
-
-    def _fail(self, error: BrokerUnavailable | ConfigurationError) -> None:
-        if not self._started.done():
-            self._started.set_exception(error)
-            # start() may have been cancelled: then nobody else asks for the error.
-            self._started.exception()
+        await self._topology.close()
+        for engine in self._engines.values():
+            self._closing.add(self.loop.create_task(engine.session.close()))
+        if self._closing:
+            await asyncio.wait(self._closing)
 
     def _check_started(self) -> None:
         if self._started.done() or None in self._owners:

@@ -32,7 +32,8 @@ from wshub.brokers.redis_reader import RedisReader
 from wshub.brokers.redis_reconnecting import KeptConnection
 from wshub.brokers.redis_scripts import READ, publish_script
 from wshub.brokers.redis_subscriptions import REDIRECTION, Subscriptions
-from wshub.errors import BrokerError, BrokerUnavailable, BrokerUncertain, ConfigurationError
+from wshub.brokers.session_life import SessionLife
+from wshub.errors import BrokerError, BrokerUncertain, ConfigurationError
 
 __all__ = ["MOVED_AWAY", "RedisSession"]
 
@@ -60,7 +61,7 @@ MOVED_AWAY = "the engine does not own its slots any more"
 INTERRUPTIONS = {DEAF: "deaf", FAILOVER: "failover", MOVED_AWAY: "failover"}
 
 
-class RedisSession:
+class RedisSession(SessionLife):
     """Two connections and what they carry: one subscribes, the other one publishes.
 
     Subscriptions bring all that is published. On the same connection, the answer to a command would wait behind it.
@@ -82,9 +83,7 @@ class RedisSession:
         place: EnginePlace | None = None,
     ) -> None:
         place = place_of(settings, node, events) if place is None else place
-        self.loop = asyncio.get_running_loop()
-        self.is_closed = False
-        self._closed = asyncio.Event()
+        super().__init__()
         self._node = node
         self._events = events
         self._receiver = place.receiver
@@ -107,7 +106,6 @@ class RedisSession:
         self._may_ask = True
         self._interruptions: Counter[str] = Counter()
         self._swept_at = time.monotonic()
-        self._started: asyncio.Future[None] = self.loop.create_future()
         self._subscriber = KeptConnection(
             place.target(settings, f"wshub:{node.id}:subscriber", events),
             self._create_subscribing_reader,
@@ -146,26 +144,7 @@ class RedisSession:
 
     # The beginning and the end
 
-    async def start(self) -> None:
-        """Return when the node's own channels are subscribed to and messages can be published.
-
-        Raises:
-            ConfigurationError: what was configured cannot work.
-            BrokerUnavailable: ``close()`` was called.
-        """
-        try:
-            await self._started
-        except BaseException:
-            await self.close()
-            raise
-
-    async def close(self) -> None:
-        """Receive nothing more, send what waits, for a second at most, and end the connections."""
-        if self.is_closed:
-            await self._closed.wait()
-            return
-        self.is_closed = True
-        self._fail(BrokerUnavailable("the broker was closed"))
+    async def _end(self) -> None:
         self.publishing.disconnected()
         try:
             if self._follower is not None:
@@ -174,16 +153,7 @@ class RedisSession:
             if self._publisher.connection is not None:
                 await self._publisher.connection.drain(CLOSING_SECONDS)
         finally:
-            try:
-                await self._publisher.close()
-            finally:
-                self._closed.set()
-
-    def _fail(self, error: BrokerUnavailable | ConfigurationError) -> None:
-        if not self._started.done():
-            self._started.set_exception(error)
-            # start() may have been cancelled: then nobody else asks for the error.
-            self._started.exception()
+            await self._publisher.close()
 
     def _check_started(self) -> None:
         if self._is_serving and self._publisher.connection is not None and not self._started.done():

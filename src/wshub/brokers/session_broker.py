@@ -4,9 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Generic, Protocol, TypeVar
 
-from wshub.brokers.interface import BrokerEvents, BrokerHealth, BrokerStats, NodeInfo, Published
+from wshub.brokers.interface import (
+    BrokerEvents,
+    BrokerHealth,
+    BrokerStats,
+    HistoryConfig,
+    NodeInfo,
+    Position,
+    Published,
+    StoredHistory,
+)
+from wshub.brokers.presence_interface import Beat, PresenceCounts, PresenceEntry, StoredPresence
 from wshub.errors import BrokerUnavailable, MisuseError
 
 __all__ = ["SessionBroker"]
@@ -30,6 +41,47 @@ class SessionPublishing(Protocol):
     async def publish(self, channel: str, envelope: bytes) -> Published: ...
 
 
+class SessionHistories(Protocol):
+    """The histories of a session."""
+
+    def send(self, channel: str, envelope: bytes, config: HistoryConfig) -> bool: ...
+
+    async def publish(
+        self, channel: str, envelope: bytes, config: HistoryConfig, idempotency_key: str, /
+    ) -> Published: ...
+
+    async def read(
+        self,
+        channel: str,
+        config: HistoryConfig,
+        *,
+        since: Position | None,
+        limit: int,
+        max_bytes: int,
+        reverse: bool,
+        is_own: bool,
+        mark: bytes,
+    ) -> StoredHistory: ...
+
+
+class SessionPresences(Protocol):
+    """What a session knows of who is there."""
+
+    async def enter(self, channel: str, entries: Sequence[PresenceEntry]) -> list[bool]: ...
+
+    async def leave(self, channel: str, entries: Sequence[PresenceEntry]) -> list[bool]: ...
+
+    async def beat(self, *, is_leaving: bool) -> Beat: ...
+
+    async def take_over(self, node: str, /) -> list[tuple[str, PresenceEntry]]: ...
+
+    async def own(self) -> list[tuple[str, PresenceEntry]]: ...
+
+    async def read(self, channel: str, cursor: str, limit: int) -> StoredPresence: ...
+
+    async def counts(self, channel: str) -> PresenceCounts: ...
+
+
 class BrokerSession(Protocol):
     """A node at its engine, from start to close."""
 
@@ -44,6 +96,12 @@ class BrokerSession(Protocol):
 
     @property
     def publishing(self) -> SessionPublishing: ...
+
+    @property
+    def histories(self) -> SessionHistories: ...
+
+    @property
+    def presences(self) -> SessionPresences: ...
 
     async def start(self) -> None: ...
 
@@ -140,6 +198,80 @@ class SessionBroker(ABC, Generic[Session]):
             BrokerError: the engine refuses the message.
         """
         return await self._started().publishing.publish(channel, envelope)
+
+    def send_stored(self, channel: str, envelope: bytes, config: HistoryConfig) -> bool:
+        """Store an envelope and send it to every node that has subscribed to the channel, and forget it.
+
+        Returns False if the envelope was dropped, as for ``send()``.
+        """
+        session = self._session
+        return session is not None and session.histories.send(channel, envelope, config)
+
+    async def publish_stored(
+        self, channel: str, envelope: bytes, config: HistoryConfig, *, idempotency_key: str = ""
+    ) -> Published:
+        """Store an envelope and send it, and return its position. See ``HistoryBroker.publish_stored``.
+
+        Raises:
+            BrokerUnavailable, BrokerUncertain, BrokerError: as ``publish()``.
+        """
+        return await self._started().histories.publish(channel, envelope, config, idempotency_key)
+
+    async def history(
+        self,
+        channel: str,
+        config: HistoryConfig,
+        *,
+        since: Position | None = None,
+        limit: int = 100,
+        max_bytes: int = 1024 * 1024,
+        reverse: bool = False,
+        is_own: bool = False,
+        mark: bytes = b"",
+    ) -> StoredHistory:
+        """Return what is stored of a channel. See ``HistoryBroker.history``.
+
+        Raises:
+            BrokerUnavailable: there is no connection, it was lost, or the engine refuses.
+        """
+        return await self._started().histories.read(
+            channel,
+            config,
+            since=since,
+            limit=limit,
+            max_bytes=max_bytes,
+            reverse=reverse,
+            is_own=is_own,
+            mark=mark,
+        )
+
+    async def presence_enter(self, channel: str, entries: Sequence[PresenceEntry]) -> list[bool]:
+        """Add entries of this node. See ``PresenceBroker.presence_enter``."""
+        return await self._started().presences.enter(channel, entries)
+
+    async def presence_leave(self, channel: str, entries: Sequence[PresenceEntry]) -> list[bool]:
+        """Remove entries of this node. See ``PresenceBroker.presence_leave``."""
+        return await self._started().presences.leave(channel, entries)
+
+    async def presence_beat(self, *, is_leaving: bool = False) -> Beat:
+        """Say that this node lives. See ``PresenceBroker.presence_beat``."""
+        return await self._started().presences.beat(is_leaving=is_leaving)
+
+    async def presence_take_over(self, node: str) -> list[tuple[str, PresenceEntry]]:
+        """Take entries of a dead node over. See ``PresenceBroker.presence_take_over``."""
+        return await self._started().presences.take_over(node)
+
+    async def presence_own(self) -> list[tuple[str, PresenceEntry]]:
+        """Return the entries of this node. See ``PresenceBroker.presence_own``."""
+        return await self._started().presences.own()
+
+    async def presence_read(self, channel: str, cursor: str, limit: int) -> StoredPresence:
+        """Return some entries of a channel. See ``PresenceBroker.presence_read``."""
+        return await self._started().presences.read(channel, cursor, limit)
+
+    async def presence_counts(self, channel: str) -> PresenceCounts:
+        """Return the number of entries and users. See ``PresenceBroker.presence_counts``."""
+        return await self._started().presences.counts(channel)
 
     def sweep(self, now: float) -> None:
         """Send the probes that are due, and end what has taken too long. The hub calls it at least once a second."""
