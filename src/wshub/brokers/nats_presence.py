@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from functools import partial
 from typing import NamedTuple, TypeAlias
 
@@ -32,6 +32,9 @@ IN_FLIGHT = 256
 # Messages of one reading, and entries after which take_over() returns.
 PAGE = 1000
 TAKEN_AT_ONCE = 500
+
+# Entries that this node has removed, and remembers.
+REMEMBERED = 10_000
 
 # Attempts to change a message that other nodes replace all the time.
 ATTEMPTS = 100
@@ -94,6 +97,8 @@ class NatsPresences:
         self._searches: dict[str, int] = {}
         self._untold: list[tuple[str, PresenceEntry]] = []
         self._taken: set[str] = set()
+        # The ids of entries that this node has removed, or may have. Others that are gone were taken over.
+        self._removed: dict[str, None] = {}
 
     def attached(self, server_id: str) -> None:
         """Have a beat before anything else: the node may have been taken for dead."""
@@ -108,6 +113,8 @@ class NatsPresences:
     async def enter(self, channel: str, entries: Sequence[PresenceEntry]) -> list[bool]:
         """Add entries of this node."""
         await self._live()
+        for entry in entries:
+            self._removed.pop(entry.id, None)
 
         def enter(new: Sequence[PresenceEntry]) -> Change:
             return lambda known: with_entries(known, new, self._lives.own)
@@ -116,13 +123,25 @@ class NatsPresences:
 
     async def leave(self, channel: str, entries: Sequence[PresenceEntry]) -> list[bool]:
         """Remove entries of this node."""
+        there: set[str] = set()
 
         def leave(gone: Sequence[PresenceEntry]) -> Change:
-            return lambda known: without_entries(known, gone)
+            return lambda known: without_entries(known, gone, self._removed, there)
 
-        outcomes = await self._change_all(channel, entries, leave)
+        try:
+            outcomes = await self._change_all(channel, entries, leave)
+        except BrokerUncertain:
+            # Some may be gone. Whether one was the last of its user is told at the next attempt.
+            self._remember(entry.id for entry in entries)
+            raise
+        self._remember(there)
         self._taken.difference_update(entry.id for entry in entries)
         return outcomes
+
+    def _remember(self, removed: Iterable[str]) -> None:
+        self._removed.update(dict.fromkeys(removed))
+        while len(self._removed) > REMEMBERED:
+            del self._removed[next(iter(self._removed))]
 
     async def _live(self) -> None:
         """Have a beat if the last one is so long ago that the node may have been taken for dead."""
@@ -277,6 +296,8 @@ class NatsPresences:
 
     def _note_removed(self, channel: str, entry: PresenceEntry) -> None:
         """Note that an entry of a former life was removed."""
+        # The hub may be about to have it leave.
+        self._remember([entry.id])
         if entry.id.startswith(f"{self._node}/") and entry.id not in self._taken:
             # It was taken over, and the answer was lost.
             self._taken.add(entry.id)
@@ -361,13 +382,22 @@ def with_entries(known: list[Owned], new: Sequence[PresenceEntry], owner: str) -
     return list(entries.values()), outcomes
 
 
-def without_entries(known: list[Owned], gone: Sequence[PresenceEntry]) -> tuple[list[Owned], list[bool]]:
-    """Remove entries. Return for each whether none is left."""
+def without_entries(
+    known: list[Owned], gone: Sequence[PresenceEntry], removed: Container[str], there: set[str]
+) -> tuple[list[Owned], list[bool]]:
+    """Remove entries, and have a set contain the ids of those that were there. Return for each whether none is left.
+
+    The leave of an entry that another node has taken over and removed was told there. So it is not the last one here.
+    """
     entries = {owned.entry.id: owned for owned in known}
     outcomes = []
     for entry in gone:
-        entries.pop(entry.id, None)
-        outcomes.append(not entries)
+        if entries.pop(entry.id, None) is not None:
+            there.add(entry.id)
+        else:
+            # An earlier attempt may have seen it.
+            there.discard(entry.id)
+        outcomes.append(not entries and (entry.id in there or entry.id in removed))
     return list(entries.values()), outcomes
 
 
