@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Iterable, Sequence
 from functools import partial
 from typing import NamedTuple, TypeAlias
 
@@ -276,21 +276,25 @@ class NatsPresences:
     async def _remove_rest(self) -> None:
         """Remove entries of former lives of this node, and of lives that are gone. Their leaves were told before."""
         known = await self._lives.names()
+        async for channel, user, entries in self._all_users():
+            owners = {owned.owner for owned in entries}
+            gone = {owner for owner in owners - known if not await self._lives.exists(owner)}
+            gone |= owners & self._former
+            if gone:
+                removed: list[Owned] = []
+                await self._change(channel, user, partial(remove_owned, gone, removed))
+                for owned in removed:
+                    if owned.owner in self._former:
+                        self._note_removed(channel, owned.entry)
+
+    async def _all_users(self) -> AsyncIterator[tuple[str, str, list[Owned]]]:
+        """Yield the channel, the name and the entries of each user."""
         start = 1
         while True:
             page = await self._stream.list("user.>", start, PAGE)
             for message in page.messages:
                 start = message.sequence + 1
-                channel, user, entries = parsed(message.data)
-                owners = {owned.owner for owned in entries}
-                gone = {owner for owner in owners - known if not await self._lives.exists(owner)}
-                gone |= owners & self._former
-                if gone:
-                    removed: list[Owned] = []
-                    await self._change(channel, user, partial(remove_owned, gone, removed))
-                    for owned in removed:
-                        if owned.owner in self._former:
-                            self._note_removed(channel, owned.entry)
+                yield parsed(message.data)
             if not page.messages or page.available <= len(page.messages):
                 return
 
@@ -337,16 +341,12 @@ class NatsPresences:
 
     async def own(self) -> list[tuple[str, PresenceEntry]]:
         """Return channels and entries of this node, with those that it has taken over."""
-        found = []
-        start = 1
-        while True:
-            page = await self._stream.list("user.>", start, PAGE)
-            for message in page.messages:
-                start = message.sequence + 1
-                channel, _, entries = parsed(message.data)
-                found += [(channel, owned.entry) for owned in entries if owned.owner == self._lives.own]
-            if not page.messages or page.available <= len(page.messages):
-                return found
+        return [
+            (channel, owned.entry)
+            async for channel, _, entries in self._all_users()
+            for owned in entries
+            if owned.owner == self._lives.own
+        ]
 
     async def read(self, channel: str, cursor: str, limit: int) -> StoredPresence:
         """Return some entries of a channel."""

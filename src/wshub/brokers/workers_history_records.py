@@ -6,7 +6,7 @@ A worker ignores a body of an unknown kind.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from struct import Struct
 from typing import ClassVar, TypeAlias
@@ -21,7 +21,7 @@ from wshub.brokers.interface import (
     StoredHistory,
 )
 from wshub.brokers.workers_codec import Reader, Signal, Writer
-from wshub.brokers.workers_owner_records import Claim, Leave, OwnedSlots, Owners, Ready, Refused
+from wshub.brokers.workers_owner_records import Claim, Leave, OwnedSlots, Owners, Ready, Refused, Request
 from wshub.errors import ConfigurationError
 
 __all__ = [
@@ -80,15 +80,10 @@ class HistoryReader(Reader):
 
 
 @dataclass(frozen=True, slots=True)
-class Store:
+class Store(Request):
     """Store an envelope."""
 
     KIND: ClassVar = 1
-    number: int
-    """Of the request; 0 if there is to be no answer."""
-    term: int
-    """Of the owner, as the sender knows it."""
-    channel: str
     config: HistoryConfig
     key: str
     envelope: bytes
@@ -97,14 +92,9 @@ class Store:
     def size(self) -> int:
         return len(self.envelope)
 
-    def with_term(self, term: int) -> Store:
-        return replace(self, term=term)
-
     def encode(self) -> bytes:
         writer = HistoryWriter(self.KIND)
-        writer.number(self.number)
-        writer.number(self.term)
-        writer.text(self.channel)
+        self.write_to(writer)
         writer.config(self.config)
         writer.text(self.key)
         writer.data(self.envelope)
@@ -116,13 +106,10 @@ class Store:
 
 
 @dataclass(frozen=True, slots=True)
-class Read:
+class Read(Request):
     """Answer with what is stored. The fields are those of ``HistoryBroker.history``."""
 
     KIND: ClassVar = 2
-    number: int
-    term: int
-    channel: str
     config: HistoryConfig
     since: Position | None
     limit: int
@@ -131,18 +118,9 @@ class Read:
     is_own: bool
     mark: bytes
 
-    @property
-    def size(self) -> int:
-        return 0
-
-    def with_term(self, term: int) -> Read:
-        return replace(self, term=term)
-
     def encode(self) -> bytes:
         writer = HistoryWriter(self.KIND)
-        writer.number(self.number)
-        writer.number(self.term)
-        writer.text(self.channel)
+        self.write_to(writer)
         writer.config(self.config)
         writer.number(self.limit)
         writer.number(self.max_bytes)

@@ -6,12 +6,38 @@ others.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 from wshub.brokers.workers_codec import Reader, Signal, Writer
 
-__all__ = ["Claim", "Leave", "Owned", "OwnedSlots", "Owners", "Ready", "Refused"]
+__all__ = ["Claim", "Leave", "Owned", "OwnedSlots", "Owners", "Ready", "Refused", "Request"]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request to the owner of a channel's slot."""
+
+    number: int
+    """Of the request; 0 if there is to be no answer."""
+    term: int
+    """Of the owner, as the sender knows it."""
+    channel: str
+
+    @property
+    def size(self) -> int:
+        """Bytes that the request holds while it waits; 0 for a question."""
+        return 0
+
+    def with_term(self, term: int) -> Self:
+        """Return the same request to an owner of another term."""
+        return replace(self, term=term)
+
+    def write_to(self, writer: Writer) -> None:
+        """Write the fields of every request."""
+        writer.number(self.number)
+        writer.number(self.term)
+        writer.text(self.channel)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,12 @@ A worker ignores a body of an unknown kind.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Self, TypeAlias
 
 from wshub.brokers.presence_interface import PresenceCounts, PresenceEntry, StoredPresence
 from wshub.brokers.workers_codec import Reader, Signal, Writer
-from wshub.brokers.workers_owner_records import Claim, Owners, Ready, Refused
+from wshub.brokers.workers_owner_records import Claim, Owners, Ready, Refused, Request
 
 __all__ = [
     "Body",
@@ -61,28 +61,19 @@ def read_texts(reader: Reader) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Changing:
+class Changing(Request):
     """A request that changes the entries of its sender."""
 
     KIND: ClassVar[int]
-    number: int
-    term: int
-    """Of the owner, as the sender knows it."""
-    channel: str
     entries: tuple[PresenceEntry, ...]
 
     @property
     def size(self) -> int:
         return sum(ENTRY_CHARGE + len(entry.data) for entry in self.entries)
 
-    def with_term(self, term: int) -> Self:
-        return replace(self, term=term)
-
     def encode(self) -> bytes:
         writer = Writer(self.KIND)
-        writer.number(self.number)
-        writer.number(self.term)
-        writer.text(self.channel)
+        self.write_to(writer)
         write_entries(writer, self.entries)
         return writer.body()
 
@@ -125,28 +116,16 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Read:
+class Read(Request):
     """Answer with a page. The answer is Found."""
 
     KIND: ClassVar = 23
-    number: int
-    term: int
-    channel: str
     cursor: str
     limit: int
 
-    @property
-    def size(self) -> int:
-        return 0
-
-    def with_term(self, term: int) -> Read:
-        return replace(self, term=term)
-
     def encode(self) -> bytes:
         writer = Writer(self.KIND)
-        writer.number(self.number)
-        writer.number(self.term)
-        writer.text(self.channel)
+        self.write_to(writer)
         writer.text(self.cursor)
         writer.number(self.limit)
         return writer.body()
@@ -177,26 +156,14 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
-class Counts:
+class Counts(Request):
     """Answer with the number of entries and users. The answer is Counted."""
 
     KIND: ClassVar = 25
-    number: int
-    term: int
-    channel: str
-
-    @property
-    def size(self) -> int:
-        return 0
-
-    def with_term(self, term: int) -> Counts:
-        return replace(self, term=term)
 
     def encode(self) -> bytes:
         writer = Writer(self.KIND)
-        writer.number(self.number)
-        writer.number(self.term)
-        writer.text(self.channel)
+        self.write_to(writer)
         return writer.body()
 
     @classmethod
@@ -284,10 +251,10 @@ class Resending(ResendStep):
 
 
 @dataclass(frozen=True, slots=True)
-class Lost:
-    """Note that these entries have left meanwhile: their node was taken for dead. They have to enter again."""
+class SomeIds:
+    """A body about entries of a channel, by their ids."""
 
-    KIND: ClassVar = 29
+    KIND: ClassVar[int]
     channel: str
     ids: tuple[str, ...]
 
@@ -298,8 +265,15 @@ class Lost:
         return writer.body()
 
     @classmethod
-    def decode(cls, reader: Reader) -> Lost:
+    def decode(cls, reader: Reader) -> Self:
         return cls(reader.text(), read_texts(reader))
+
+
+class Lost(SomeIds):
+    """Note that these entries have left meanwhile: their node was taken for dead. They have to enter again."""
+
+    __slots__ = ()
+    KIND: ClassVar = 29
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,23 +302,11 @@ class Copied:
         return cls(reader.text(), read_entries(reader))
 
 
-@dataclass(frozen=True, slots=True)
-class Uncopied:
+class Uncopied(SomeIds):
     """Forget the copies of these entries of the sender."""
 
+    __slots__ = ()
     KIND: ClassVar = 32
-    channel: str
-    ids: tuple[str, ...]
-
-    def encode(self) -> bytes:
-        writer = Writer(self.KIND)
-        writer.text(self.channel)
-        write_texts(writer, self.ids)
-        return writer.body()
-
-    @classmethod
-    def decode(cls, reader: Reader) -> Uncopied:
-        return cls(reader.text(), read_texts(reader))
 
 
 @dataclass(frozen=True, slots=True)
