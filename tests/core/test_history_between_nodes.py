@@ -9,7 +9,7 @@ import random
 import pytest
 
 from tests.support.broker_node import until
-from tests.support.history_nodes import ROOM, Client, client_of, gap_as_json, history_node
+from tests.support.history_nodes import ROOM, Crowd, client_of, gap_as_json, history_node
 from wshub import HistoryConfig, Position
 from wshub.brokers.envelope import encode_envelope
 from wshub.brokers.interface import room_channel
@@ -235,11 +235,8 @@ async def test_whatever_fails_every_client_gets_every_message_once_and_in_order(
         history_node(brokers[2], config) as three,
     ):
         nodes = (one, two, three)
-        clients = [Client() for _ in range(6)]
-        for client in clients:
-            await client.come_back(chance.choice(nodes).url)
-        # A client that is on its way back has a task, which ends a moment after it is back.
-        coming: dict[Client, asyncio.Task[None]] = {}
+        crowd = Crowd(chance, nodes, 6)
+        await crowd.come()
         for step in range(150):
             for _ in range(chance.randrange(20)):
                 chance.choice(nodes).hub.broadcast(str(step), room=ROOM)
@@ -260,26 +257,16 @@ async def test_whatever_fails_every_client_gets_every_message_once_and_in_order(
             elif fault < 9:
                 engine.heal()
             else:
-                client = chance.choice(clients)
-                if client not in coming or coming[client].done():
-                    await client.leave()
-                    client.is_back = False
-                    coming[client] = asyncio.create_task(client.come_back(chance.choice(nodes).url))
+                await crowd.cut_one_off()
             for node in nodes:
                 node.skip()
             await asyncio.sleep(0.005)
         engine.heal()
         store = engine._stores["hub"]
         total = store._channels[room_channel(ROOM)].offset
-
-        def is_complete() -> bool:
-            for node in nodes:
-                node.skip()
-            return all(client.is_back and client.offsets[-1:] == [(client.offsets[0][0], total)] for client in clients)
-
-        await until(is_complete)
-        for client in clients:
+        await crowd.until_all_are_back(lambda client: client.offsets[-1:] == [(client.offsets[0][0], total)])
+        for client in crowd.clients:
             offsets = [offset for _, offset in client.offsets]
             assert offsets == list(range(offsets[0], total + 1))
             assert not client.gaps
-            await client.leave()
+        await crowd.leave()

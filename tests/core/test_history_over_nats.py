@@ -12,7 +12,7 @@ import pytest
 
 from tests.core.test_history_over_redis import LARGE, publish_at_last
 from tests.support.broker_node import until
-from tests.support.history_nodes import ROOM, Client, client_of, history_node
+from tests.support.history_nodes import ROOM, Crowd, client_of, history_node
 from tests.support.nats_engine import PROGRAMS, NatsEngine, running_jetstream
 from tests.support.tcp_proxy import proxy_to
 from wshub import HistoryConfig
@@ -124,11 +124,8 @@ async def test_whatever_fails_every_client_gets_every_message_once_and_in_order(
         brokers = [NatsBroker(own_engine.url), NatsBroker(f"nats://127.0.0.1:{proxy.port}")]
         async with history_node(brokers[0], LARGE) as one, history_node(brokers[1], LARGE) as two:
             nodes = (one, two)
-            clients = [Client() for _ in range(4)]
-            for client in clients:
-                await client.come_back(chance.choice(nodes).url)
-            # A client that is on its way back has a task, which ends a moment after it is back.
-            coming: dict[Client, asyncio.Task[None]] = {}
+            crowd = Crowd(chance, nodes, 4)
+            await crowd.come()
             for step in range(60):
                 for _ in range(chance.randrange(40)):
                     chance.choice(nodes).hub.broadcast(str(step), room=ROOM)
@@ -145,29 +142,18 @@ async def test_whatever_fails_every_client_gets_every_message_once_and_in_order(
                 elif fault == 3:
                     proxy.heal()
                 else:
-                    client = chance.choice(clients)
-                    if client not in coming or coming[client].done():
-                        await client.leave()
-                        client.is_back = False
-                        coming[client] = asyncio.create_task(client.come_back(chance.choice(nodes).url))
+                    await crowd.cut_one_off()
                 for node in nodes:
                     node.skip()
                 await asyncio.sleep(0.02)
             proxy.heal()
             last = await publish_at_last(one, "last")
-
-            def have_all() -> bool:
-                for node in nodes:
-                    node.skip()
-                return all(client.is_back and client.data[-1:] == ["last"] for client in clients)
-
-            await until(have_all)
+            await crowd.until_all_are_back(lambda client: client.data[-1:] == ["last"])
             kept = await one.hub.history(ROOM, limit=100_000)
             offsets = [publication.offset for publication in kept.publications]
             assert offsets[-1] == last.offset
-            for client in clients:
+            for client in crowd.clients:
                 got = [offset for _, offset in client.offsets]
                 assert got == offsets[len(offsets) - len(got) :]
                 assert not client.gaps
-                await client.leave()
-            await asyncio.gather(*coming.values())
+            await crowd.leave()

@@ -10,7 +10,7 @@ import signal
 import pytest
 
 from tests.support.broker_node import until
-from tests.support.history_nodes import ROOM, Client, HistoryNode, as_json, client_of, gap_as_json, history_node
+from tests.support.history_nodes import ROOM, Crowd, HistoryNode, as_json, client_of, gap_as_json, history_node
 from tests.support.redis_engine import RedisEngine
 from tests.support.serving_hub import connected
 from tests.support.tcp_proxy import proxy_to
@@ -200,11 +200,8 @@ async def test_whatever_fails_every_client_gets_every_message_once_and_in_order(
         brokers = [RedisBroker(own_engine.url), RedisBroker(f"redis://127.0.0.1:{proxy.port}")]
         async with history_node(brokers[0], LARGE) as one, history_node(brokers[1], LARGE) as two:
             nodes = (one, two)
-            clients = [Client() for _ in range(4)]
-            for client in clients:
-                await client.come_back(chance.choice(nodes).url)
-            # A client that is on its way back has a task, which ends a moment after it is back.
-            coming: dict[Client, asyncio.Task[None]] = {}
+            crowd = Crowd(chance, nodes, 4)
+            await crowd.come()
             for step in range(60):
                 for _ in range(chance.randrange(40)):
                     chance.choice(nodes).hub.broadcast(str(step), room=ROOM)
@@ -220,27 +217,16 @@ async def test_whatever_fails_every_client_gets_every_message_once_and_in_order(
                 elif fault == 3:
                     proxy.heal()
                 else:
-                    client = chance.choice(clients)
-                    if client not in coming or coming[client].done():
-                        await client.leave()
-                        client.is_back = False
-                        coming[client] = asyncio.create_task(client.come_back(chance.choice(nodes).url))
+                    await crowd.cut_one_off()
                 await asyncio.sleep(0.02)
             proxy.heal()
             last = await publish_at_last(one, "last")
-
-            def have_all() -> bool:
-                for node in nodes:
-                    node.skip()
-                return all(client.is_back and client.data[-1:] == ["last"] for client in clients)
-
-            await until(have_all)
-            for client in clients:
+            await crowd.until_all_are_back(lambda client: client.data[-1:] == ["last"])
+            for client in crowd.clients:
                 offsets = [offset for _, offset in client.offsets]
                 assert offsets == list(range(offsets[0], last.offset + 1))
                 assert not client.gaps
-                await client.leave()
-            await asyncio.gather(*coming.values())
+            await crowd.leave()
 
 
 async def test_a_room_that_its_members_have_left_during_an_outage_is_not_read_any_more(

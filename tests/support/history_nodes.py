@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import websockets
@@ -116,6 +117,47 @@ class HistoryNode:
         if not self.hub.health().ok:
             self.clock.skipped += 1
         self.hub._cluster.sweep(self.hub.now())  # type: ignore[union-attr]
+
+
+class Crowd:
+    """Clients that come and go at some nodes, at random."""
+
+    def __init__(self, chance: random.Random, nodes: Sequence[HistoryNode], count: int) -> None:
+        self.clients = [Client() for _ in range(count)]
+        self._chance = chance
+        self._nodes = nodes
+        # A client that is on its way back has a task, which ends a moment after it is back.
+        self._coming: dict[Client, asyncio.Task[None]] = {}
+
+    async def come(self) -> None:
+        """Have all clients come."""
+        for client in self.clients:
+            await client.come_back(self._chance.choice(self._nodes).url)
+
+    async def cut_one_off(self) -> None:
+        """Cut a client off, which comes back at some node. Do nothing if it is on its way."""
+        client = self._chance.choice(self.clients)
+        if client not in self._coming or self._coming[client].done():
+            await client.leave()
+            client.is_back = False
+            url = self._chance.choice(self._nodes).url
+            self._coming[client] = asyncio.create_task(client.come_back(url))
+
+    async def until_all_are_back(self, has_all: Callable[[Client], bool]) -> None:
+        """Return when all clients are back, and have all."""
+
+        def are_complete() -> bool:
+            for node in self._nodes:
+                node.skip()
+            return all(client.is_back and has_all(client) for client in self.clients)
+
+        await until(are_complete)
+
+    async def leave(self) -> None:
+        """Have all clients leave."""
+        for client in self.clients:
+            await client.leave()
+        await asyncio.gather(*self._coming.values())
 
 
 @contextlib.asynccontextmanager
