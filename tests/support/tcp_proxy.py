@@ -95,10 +95,11 @@ class ProxiedConnection:
 
     def reset(self) -> None:
         """Reset the connection to the client, and end the other side."""
-        self._client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        # The threads may have ended by now, and have closed the sockets.
+        with contextlib.suppress(OSError):
+            self._client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.is_open = False
         # A shutdown of the whole socket would end it in good order.
-        # The threads may have ended by now, and have closed the sockets.
         for each, how in ((self._server, socket.SHUT_RDWR), (self._client, socket.SHUT_RD)):
             with contextlib.suppress(OSError):
                 each.shutdown(how)
