@@ -6,6 +6,7 @@ import asyncio
 import configparser
 import re
 import sys
+import time
 from pathlib import Path
 
 import httpx
@@ -73,7 +74,9 @@ def test_a_scrape_through_nginx_has_the_counts_of_all_workers(tmp_path: Path, so
                     break
             assert value_of(answer.text, "wshub_received_messages_total") == 8
             assert client.get(f"http://127.0.0.1:{outside}{path}").status_code == 404
-            assert client.get(f"http://127.0.0.1:{outside}/health/ready").status_code == 200
+            # On a busy machine a worker may take the other one for gone, for a moment.
+            while client.get(f"http://127.0.0.1:{outside}/health/ready").status_code != 200:
+                time.sleep(0.05)
         assert "Traceback" not in server.end()
 
 

@@ -99,9 +99,17 @@ class RunningClock:
 
     def __init__(self) -> None:
         self.skipped = 0.0
+        self._held: float | None = None
 
     def __call__(self) -> float:
-        return time.monotonic() + self.skipped
+        return (time.monotonic() if self._held is None else self._held) + self.skipped
+
+    def hold(self) -> None:
+        """Stand still, until ``go_on()``."""
+        self._held = time.monotonic()
+
+    def go_on(self) -> None:
+        self._held = None
 
 
 class HistoryNode:

@@ -192,6 +192,9 @@ class Membership:
 
     def learn(self, owned: Owned) -> None:
         """Note what another node says about a slot. Raises ``ValueError`` if there is no such slot."""
+        if self.owners.is_denied(owned):
+            self._own_anew(owned.slot)
+            return
         if not self.owners.merge(owned):
             return
         if owned.node_id == self.own_id:
@@ -211,6 +214,14 @@ class Membership:
         if owner and term > claim.term:
             self.send(peer, OwnersBody((Owned(claim.slot, term, owner),)).encode(), always=True)
             return
+        if owner and term == claim.term:
+            # The other node was parted from the owner, and takes it for ended.
+            denied = Owned(claim.slot, term, "")
+            if owner == self.own_id:
+                self.learn(denied)
+                return
+            if owner in self._peers:
+                self.send(self._peers[owner], OwnersBody((denied,)).encode(), always=True)
         self._claims[claim.slot] = max(claim.term, self._claims.get(claim.slot, 0))
         self._choose_claimed()
 
@@ -220,6 +231,17 @@ class Membership:
             self.owners.set(one)
         self.tell(OwnersBody(owned))
         self._owner_changed([one.slot for one in owned])
+
+    def _own_anew(self, slot: int) -> None:
+        """Tell all that this node still owns a slot: some have taken it for ended. Only a higher term is news to them.
+
+        A node that leaves hands its slots over instead.
+        """
+        if not self.is_leaving:
+            self.owners.set(owned := Owned(slot, self.owners.term(slot) + 1, self.own_id))
+            self.tell(OwnersBody((owned,)))
+            self._owner_changed((slot,))
+            self._choose_claimed()
 
     def _accept(self, owned: Owned) -> None:
         """Tell all that this node owns a slot for which it was chosen, or that it does not since it leaves."""

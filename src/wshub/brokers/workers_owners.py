@@ -72,13 +72,15 @@ class Owners:
         check_slot(owned.slot)
         term, owner = self._owners[owned.slot]
         node_id = "" if owned.node_id in self._ended else owned.node_id
-        if owned.term < term or (owned.term == term and node_id >= owner):
-            return False
-        if owned.term == term and not node_id and owner == self._own_id:
-            # This node has been taken for ended.
+        if owned.term < term or (owned.term == term and node_id >= owner) or self.is_denied(owned):
             return False
         self._owners[owned.slot] = (owned.term, node_id)
         return True
+
+    def is_denied(self, owned: Owned) -> bool:
+        """Return whether another node has taken this one, which owns the slot, for ended."""
+        check_slot(owned.slot)
+        return not owned.node_id and (owned.term, self._own_id) == self._owners[owned.slot]
 
     def node_ended(self, node_id: str) -> list[int]:
         """Note that a node has ended. Return the slots that it has owned."""
