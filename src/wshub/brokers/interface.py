@@ -540,10 +540,10 @@ class HistoryBroker(HistorySource, Broker, Protocol):
 class PatternBroker(Broker, Protocol):
     """A broker that also delivers what is sent to rooms whose names match a pattern.
 
-    A pattern is a name with at most one ``*``, which stands for any characters, none included. If it is the only thing
-    that the node has subscribed to, the node gets each envelope of these rooms once. A channel and several patterns are
-    apart: each gets its own copy. Losses are reported as for channels, with ``pattern_channel(pattern)`` in the place
-    of a channel.
+    A pattern is a name with at most one ``*``, which stands for any characters, none included. Each pattern gets each
+    envelope of these rooms once, in the order of the room. Patterns and channels are apart: an envelope that belongs to
+    several of them arrives once for each. To the hub, ``interrupted()`` and ``restored()`` name a pattern by
+    ``pattern_channel(pattern)``.
     """
 
     def subscribe_pattern(self, pattern: str, receive: Callable[[bytes], None]) -> None:
@@ -551,8 +551,8 @@ class PatternBroker(Broker, Protocol):
 
         Args:
             pattern: of the names of rooms.
-            receive: is called with each envelope as ``BrokerEvents.receive`` is, and neither raises nor waits. It may
-                get envelopes of the node itself, and those of other rooms. The hub ignores them.
+            receive: is called with each envelope, as ``BrokerEvents.receive`` is. It may get envelopes of the node
+                itself, and of rooms that do not match. The hub ignores them.
         """
 
     def unsubscribe_pattern(self, pattern: str) -> None:
