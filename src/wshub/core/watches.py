@@ -60,6 +60,9 @@ class HubWithWatches(Protocol):
 
     _watches: Any
 
+    @property
+    def is_in_use(self) -> bool: ...
+
 
 class Watch:
     """Calls a function with each message to rooms that match a pattern. ``Hub.watch`` returns it.
@@ -140,7 +143,7 @@ class Watch:
         """
         self._watches.remove(self)
         task = self._task
-        if task is None or task is asyncio.current_task():
+        if task is None or task is asyncio.current_task() or task.get_loop().is_closed():
             return
         try:
             await asyncio.wait([task])
@@ -281,7 +284,7 @@ class Watches:
         del self._by_pattern[watch.pattern]
         # The hub may have begun anew, if its loop has closed.
         if self._hub._watches is self:
-            if self._broker is not None:
+            if self._broker is not None and self._hub.is_in_use:
                 self._broker.unsubscribe_pattern(watch.pattern)
             if not self._by_pattern:
                 self._hub._watches = None
