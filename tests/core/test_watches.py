@@ -240,10 +240,15 @@ async def test_a_slow_function_misses_messages_which_are_counted(caplog: pytest.
     ]
 
 
-async def test_a_function_that_never_waits_leaves_time_for_others() -> None:
+@pytest.mark.parametrize("is_coroutine", [False, True])
+async def test_a_function_that_never_waits_leaves_time_for_others(is_coroutine: bool) -> None:
     seen = Seen()
+
+    async def handle(message: RoomMessage) -> None:
+        seen(message)
+
     async with Hub() as hub:
-        await hub.watch("*", seen)
+        await hub.watch("*", handle if is_coroutine else seen)
         for number in range(10_000):
             hub.broadcast(str(number), room="a")
         await asyncio.sleep(0)

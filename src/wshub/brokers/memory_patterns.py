@@ -12,7 +12,7 @@ __all__ = ["MemoryPatterns"]
 class MemoryPatterns:
     """The methods of ``PatternBroker`` of a broker in memory. For the engine, a pattern is a channel of its own."""
 
-    # What takes the envelopes of each pattern, by channel.
+    # The functions that take the envelopes of each pattern, by channel.
     _patterns: dict[str, Callable[[bytes], None]]
 
     def subscribe(self, channel: str) -> None:

@@ -63,7 +63,7 @@ class NatsBroker(SessionBroker[NatsSession]):
         max_pending = check_integer("max_pending", max_pending, 1, 1 << 40)
         replicas = check_integer("replicas", replicas, 1, 5)
         self._settings = NatsSettings(address, prefix, ssl, max_pending, replicas)
-        # What takes the envelopes of each pattern, by channel.
+        # The functions that take the envelopes of each pattern, by channel.
         self._receivers: dict[str, Callable[[bytes], None]] = {}
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""What arrives by the patterns that a node has subscribed to."""
+"""The messages that arrive by the patterns of a node."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Patterns:
     Each pattern has a subscription of its own, so a message of a room may arrive by several of them, and by the room's.
 
     Args:
-        receivers: what takes the envelopes of each pattern, by channel. The broker changes it.
+        receivers: the functions that take the envelopes of each pattern, by channel. The broker changes it.
         epochs: the epochs of channels.
         barriers: tell when what is on its way has arrived.
     """

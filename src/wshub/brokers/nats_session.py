@@ -82,7 +82,7 @@ class NatsSession(SessionLife):
         node: that joins.
         events: the hub's side.
         wanted: channels that are to be subscribed to.
-        receivers: what takes the envelopes of each pattern, by channel. The broker changes it.
+        receivers: the functions that take the envelopes of each pattern, by channel. The broker changes it.
     """
 
     def __init__(

@@ -19,10 +19,10 @@ class RoomPattern(NamedTuple):
     """A pattern, taken apart."""
 
     before: str
-    """What the name begins with."""
+    """The beginning of the name."""
 
     behind: str | None
-    """What it ends with, behind the wildcard; None if the pattern has no wildcard."""
+    """Its end, behind the wildcard; None if the pattern has no wildcard."""
 
     @classmethod
     def parse(cls, pattern: str) -> RoomPattern:

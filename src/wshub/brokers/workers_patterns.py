@@ -11,7 +11,7 @@ __all__ = ["Patterns"]
 
 
 class Patterns:
-    """What takes the envelopes of each pattern, by channel."""
+    """The functions that take the envelopes of each pattern, by channel."""
 
     def __init__(self) -> None:
         self._receivers: dict[str, tuple[RoomPattern, Callable[[bytes], None]]] = {}

@@ -84,7 +84,7 @@ cdef dict rooms_of_kind(HubBase hub, uint8_t kind):
 
 
 cdef object show(HubBase hub, str name, FrameBuffer *frame):
-    """Give a message to what the application watches."""
+    """Give a message to the watches of its room."""
     cdef list found = hub._watches.of_room(name)
     if found:
         payload = (<const char *>frame_payload(frame))[:frame.length]

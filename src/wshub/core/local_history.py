@@ -19,7 +19,7 @@ class LocalHistory:
     """Stores what a hub publishes, and gives it to the members in the same iteration of the loop.
 
     Args:
-        hub: tells the time, and what the application watches.
+        hub: tells the time, and has the watches of rooms.
         receive: takes each stored envelope, with its head.
     """
 

@@ -1,4 +1,4 @@
-"""What the application watches: messages to rooms whose names match a pattern, without members in these rooms."""
+"""Watches: a function of the application gets each message to the rooms of a pattern, without members in them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ STORED_VERSION = b"\xc1"
 # Bytes that a message counts for while it waits, besides its own.
 MESSAGE_CHARGE = 256
 
-# Calls of a function that never waits, after which other tasks have their turn.
+# Calls of a function after which other tasks have their turn.
 CALLS_IN_A_ROW = 64
 
 
@@ -183,37 +183,33 @@ class Watch:
         self._wake.set()
 
     async def _run(self) -> None:
+        """Call the function with each message, until the watch is closed and none waits."""
         calls = 0
         try:
             while True:
                 while self._waiting:
                     message, size = self._waiting.popleft()
                     self._waiting_bytes -= size
-                    if await self._call(message):
-                        calls = 0
-                    else:
-                        calls += 1
-                    if calls >= CALLS_IN_A_ROW:
-                        calls = 0
+                    await self._call(message)
+                    calls += 1
+                    if calls % CALLS_IN_A_ROW == 0:
+                        # The function may never wait.
                         await asyncio.sleep(0)
                 if self._is_closed:
                     return
                 self._wake.clear()
                 await self._wake.wait()
-                calls = 0
         finally:
             self._dropped += len(self._waiting)
             self._waiting.clear()
             self._waiting_bytes = 0
 
-    async def _call(self, message: RoomMessage) -> bool:
-        """Call the function with a message. Return whether it may have waited."""
+    async def _call(self, message: RoomMessage) -> None:
+        """Call the function with a message, and wait until it has ended."""
         self._handled += 1
-        is_awaitable = False
         try:
             outcome = self._function(message)
-            is_awaitable = inspect.isawaitable(outcome)
-            if is_awaitable:
+            if inspect.isawaitable(outcome):
                 await outcome
         except asyncio.CancelledError:
             task = asyncio.current_task()
@@ -223,7 +219,6 @@ class Watch:
             self._note_failure(message)
         except Exception:
             self._note_failure(message)
-        return is_awaitable
 
     def _note_failure(self, message: RoomMessage) -> None:
         self._failed += 1
