@@ -52,7 +52,7 @@ DONE = bytes([0x81, 4]) + b"done"
 HANDSHAKES = 256
 """Clients that connect at once. The node drops handshakes above ``max_pending_handshakes``."""
 OTHER_DESCRIPTORS = 500
-"""What a process may have open beside its connections."""
+"""Descriptors of a process beside its connections."""
 KINDS = ("alone", "workers", "redis")
 
 

@@ -110,8 +110,8 @@ class ReplicatedEngine:
     def fail_over_while_paused(self) -> None:
         """Pause the primary until the Sentinels have made the replica the primary.
 
-        Clients are connected to the old primary until the Sentinels have it replicate the new one. What it takes until
-        then is lost.
+        Clients are connected to the old primary until the Sentinels have it replicate the new one. All messages that
+        it takes until then are lost.
         """
         old = self._primary
         old.pause()
