@@ -142,6 +142,16 @@ class ReplicatedEngine:
         self._wait_for_roles()
         return True
 
+    @contextlib.contextmanager
+    def paused_sentinel(self, chosen: float) -> Iterator[None]:
+        """Pause one of the Sentinels in the block. ``chosen`` is between 0 and 1."""
+        sentinel = self._setup.sentinels[int(chosen * SENTINELS)]
+        sentinel.pause()
+        try:
+            yield
+        finally:
+            sentinel.resume()
+
     def _promote(self) -> None:
         """Return when the Sentinels have noticed that the primary does not answer, and have replaced it."""
         self._watch(WATCHFUL)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
+import time
 from collections.abc import Callable
 
 from tests.soak.cluster.faults import Fault, Faults, all_of, open_connections
 from tests.soak.histories.engine import SYNC_SECONDS, ReplicatedEngine
-from tests.support.tcp_proxy import TcpProxy
+from tests.support.tcp_proxy import ProxiedConnection, TcpProxy
 
 __all__ = ["HistoryFaults"]
+
+CLIENT_NAME = re.compile(rb"wshub:([^:\r]+)")
+"""Bytes near the beginning of each connection of a worker to the engine. They have its id."""
 
 
 class HistoryFaults(Faults):
@@ -53,8 +58,10 @@ class HistoryFaults(Faults):
             self._kill,
             self._kill_subscribers,
             self._switch_over,
+            self._restart_without_a_sentinel,
             *([self._fail_over_with_losses, self._fail_over_while_paused] if loses else []),
             self._lose_connection,
+            self._cut_off_worker,
             self._pause,
             self._reset,
             self._empty,
@@ -91,6 +98,12 @@ class HistoryFaults(Faults):
             return Fault("the replica was not ready, so nothing was switched over")
         return Fault("the Sentinels have had the engine and its replica change places")
 
+    def _restart_without_a_sentinel(self) -> Fault:
+        with self._replicated.paused_sentinel(self._chance.random()):
+            fault = self._restart()
+            time.sleep(self._duration() / 4)
+        return Fault(f"{fault.text}; meanwhile a Sentinel did nothing")
+
     def _empty(self) -> Fault:
         self.losses += 1
         self._replicated.command("FLUSHALL")
@@ -110,10 +123,26 @@ class HistoryFaults(Faults):
 
     def _lose_connection(self) -> Fault:
         fault = super()._lose_connection()
-        lost = [
-            connection
-            for connection in open_connections(all_of(self._proxies))
-            if connection.to_client.is_black_hole or connection.to_server.is_black_hole
-        ]
-        self.is_noticed = lambda: not any(connection.is_open for connection in lost)
+        self._wait_for_end_of(
+            [
+                connection
+                for connection in open_connections(all_of(self._proxies))
+                if connection.to_client.is_black_hole or connection.to_server.is_black_hole
+            ]
+        )
         return Fault(fault.text)
+
+    def _cut_off_worker(self) -> Fault:
+        """Let all bytes of one worker vanish for ever. The others go on."""
+        by_worker: dict[bytes, list[ProxiedConnection]] = {}
+        for connection in open_connections(self._proxies[0]):
+            if found := CLIENT_NAME.search(connection.to_server.seen):
+                by_worker.setdefault(found[1], []).append(connection)
+        cut = by_worker[self._chance.choice(sorted(by_worker))] if by_worker else []
+        for connection in cut:
+            connection.to_client.is_black_hole = connection.to_server.is_black_hole = True
+        self._wait_for_end_of(cut)
+        return Fault(f"bytes of the {len(cut)} connections of one worker vanish")
+
+    def _wait_for_end_of(self, connections: list[ProxiedConnection]) -> None:
+        self.is_noticed = lambda: not any(connection.is_open for connection in connections)
