@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -188,6 +188,11 @@ def programs_of(directory: Path) -> Iterator[None]:
         _programs = before
 
 
+def started_from(command: Iterable[str]) -> list[str]:
+    """Return the command with the program of the checkout that ``programs_of`` has chosen."""
+    return [word.replace(str(HERE), str(_programs)) for word in command]
+
+
 @contextmanager
 def running(server: Server, mode: str, core: int) -> Iterator[tuple[int, int]]:
     """A fresh server process on its core, reachable; yields its pid and port, and stops it by its pid."""
@@ -195,7 +200,7 @@ def running(server: Server, mode: str, core: int) -> Iterator[tuple[int, int]]:
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
             [
-                *(word.replace(str(HERE), str(_programs)) for word in server.command),
+                *started_from(server.command),
                 "--mode",
                 mode,
                 "--port",
