@@ -134,12 +134,12 @@ def compile_tools() -> None:
         subprocess.run([*command, "-lz"], check=True)
 
 
-def raise_descriptor_limit() -> None:
+def raise_descriptor_limit(needed: int = DESCRIPTORS_NEEDED) -> None:
     """The server and the load generator inherit it; each holds every idle connection."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and hard < DESCRIPTORS_NEEDED:
-        sys.exit(f"{DESCRIPTORS_NEEDED} file descriptors are needed, the hard limit is {hard}: see ulimit -Hn")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS_NEEDED, hard))
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        sys.exit(f"{needed} file descriptors are needed, the hard limit is {hard}: see ulimit -Hn")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def choose_cores() -> tuple[int, int]:
