@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wshub import Hub
 from wshub.brokers.choosing import broker_from_url
 from wshub.brokers.interface import pattern_channel
 from wshub.errors import ConfigurationError
@@ -21,6 +22,7 @@ from wshub.brokers.nats_subjects import SubjectNames
 from wshub.brokers.nats_url import NatsAddress, NatsServer, parse_nats_url
 
 LOCAL = (NatsServer("localhost"),)
+AB = (NatsServer("a"), NatsServer("b"))
 
 
 @pytest.mark.parametrize(
@@ -33,9 +35,11 @@ LOCAL = (NatsServer("localhost"),)
         ("nats://ann:s%40cr%2Ct@localhost", NatsAddress(LOCAL, username="ann", password="s@cr,t")),
         ("nats://t0ken@localhost", NatsAddress(LOCAL, token="t0ken")),
         ("nats://localhost?credentials=/run/a%20b", NatsAddress(LOCAL, credentials="/run/a b")),
+        ("nats://localhost?replicas=3", NatsAddress(LOCAL, replicas=3)),
+        ("tls://a,b?credentials=/c&replicas=5", NatsAddress(AB, credentials="/c", tls=True, replicas=5)),
         ("nats://a,b:1", NatsAddress((NatsServer("a"), NatsServer("b", 1)))),
-        ("nats://u:p@a, nats://u:p@b", NatsAddress((NatsServer("a"), NatsServer("b")), username="u", password="p")),
-        ("tls://u:@a,b", NatsAddress((NatsServer("a"), NatsServer("b")), username="u", tls=True)),
+        ("nats://u:p@a, nats://u:p@b", NatsAddress(AB, username="u", password="p")),
+        ("tls://u:@a,b", NatsAddress(AB, username="u", tls=True)),
     ],
 )
 def test_a_url_names_servers(url: str, address: NatsAddress) -> None:
@@ -61,6 +65,12 @@ def test_a_url_names_servers(url: str, address: NatsAddress) -> None:
         "nats://u:p@a,v:q@b",
         "nats://u:p@a?credentials=/run/c",
         "nats://[::1",
+        "nats://a?replicas=",
+        "nats://a?replicas=0",
+        "nats://a?replicas=2",
+        "nats://a?replicas=three",
+        "nats://a?replicas=\u0663",
+        "nats://a?replicas=-3",
     ],
 )
 def test_a_wrong_url_is_a_configuration_error(url: str) -> None:
@@ -79,6 +89,27 @@ def test_a_repr_does_not_show_credentials() -> None:
     assert repr(NatsBroker("nats://ann:secret@a,b:1")) == "NatsBroker('nats://a:4222,b:1', prefix='wshub')"
     assert "secret" not in repr(NatsBroker("nats://secret@a"))
     assert "secret" not in repr(parse_nats_url("nats://ann:secret@a"))
+
+
+def test_replicas_are_in_the_url_or_an_argument(monkeypatch: pytest.MonkeyPatch) -> None:
+    for broker, replicas in (
+        (NatsBroker("nats://a"), 1),
+        (NatsBroker("nats://a?replicas=3"), 3),
+        (NatsBroker("nats://a", replicas=5), 5),
+    ):
+        assert broker._settings.replicas == replicas
+    monkeypatch.setenv("WSHUB_BROKER", "nats://a?replicas=3")
+    hub = Hub()
+    assert isinstance(hub.broker, NatsBroker)
+    assert hub.broker._settings.replicas == 3
+    with pytest.raises(ConfigurationError, match="twice"):
+        NatsBroker("nats://a?replicas=3", replicas=3)
+
+
+@pytest.mark.parametrize("replicas", [0, 2, 4, 7, "3", True])
+def test_replicas_are_1_3_or_5(replicas: object) -> None:
+    with pytest.raises(ConfigurationError, match="replicas"):
+        NatsBroker("nats://a", replicas=replicas)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("prefix", ["", "a.b", "a b", "*", ">", 5, "größe"])

@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 import websockets
 
+from tests.support.free_ports import free_port
 from tests.support.nats_engine import running_nats
 from tests.support.pages import blocks, load, program, served, snippet
-from tests.support.programs import environment, free_port, running_program
+from tests.support.programs import environment, running_program
 from tests.support.raw_peers import raw_peer
 from tests.support.redis_engine import running_engine
 from tests.support.replacing import replaced

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from wshub.brokers.interface import BrokerEvents, NodeInfo, pattern_channel
 from wshub.brokers.nats_session import NatsSession, NatsSettings
-from wshub.brokers.nats_url import parse_nats_url
+from wshub.brokers.nats_url import check_replicas, parse_nats_url
 from wshub.brokers.session_broker import SessionBroker
 from wshub.errors import ConfigurationError
 from wshub.protocol.validation import check_integer, check_str
@@ -30,14 +30,16 @@ class NatsBroker(SessionBroker[NatsSession]):
 
     Args:
         url: ``nats://[USER:PASSWORD@]HOST[:PORT][,HOST[:PORT]...]``, or ``tls://...``. A user without a password is a
-            token. ``?credentials=PATH`` at the end names a file with a JWT and a seed.
+            token. ``?credentials=PATH`` at the end names a file with a JWT and a seed, and ``?replicas=NUMBER`` is the
+            argument of that name. Put ``&`` between the two.
         prefix: the first token of all subjects: letters, digits, ``_`` and ``-``. Hubs with different prefixes do not
             hear one another.
         ssl: the context for ``tls://``. By default it trusts the certificate authorities of the system.
         max_pending: bytes that may wait to be sent to the engine. While as many do, further messages are dropped and
             counted as ``full``.
         replicas: how many servers of a cluster keep the messages of rooms with history, and the members of rooms with
-            presence: 1, 3 or 5. With 3, one of them may fail. All nodes must have the same.
+            presence: 1, 3 or 5. With 3, one of them may fail. Give all nodes the same. A node with a larger number
+            raises that of what is stored. By default, it is what the URL says, or 1.
 
     Raises:
         ConfigurationError: an argument is not valid.
@@ -50,7 +52,7 @@ class NatsBroker(SessionBroker[NatsSession]):
         prefix: str = "wshub",
         ssl: ssl_module.SSLContext | None = None,
         max_pending: int = 8 * 1024 * 1024,
-        replicas: int = 1,
+        replicas: int | None = None,
     ) -> None:
         super().__init__()
         address = parse_nats_url(check_str("url", url))
@@ -61,8 +63,11 @@ class NatsBroker(SessionBroker[NatsSession]):
         if address.tls and ssl is None:
             ssl = ssl_module.create_default_context()
         max_pending = check_integer("max_pending", max_pending, 1, 1 << 40)
-        replicas = check_integer("replicas", replicas, 1, 5)
-        self._settings = NatsSettings(address, prefix, ssl, max_pending, replicas)
+        if replicas is not None:
+            if address.replicas is not None:
+                raise ConfigurationError("replicas is given twice: in the URL and as an argument")
+            replicas = check_replicas(check_integer("replicas", replicas, 1, 5))
+        self._settings = NatsSettings(address, prefix, ssl, max_pending, replicas or address.replicas or 1)
         # The functions that take the envelopes of each pattern, by channel.
         self._receivers: dict[str, Callable[[bytes], None]] = {}
 
