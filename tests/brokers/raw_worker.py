@@ -15,6 +15,7 @@ from wshub.brokers.interface import NodeInfo
 from wshub.brokers.workers_hello import Hello
 
 HELLO, SNAPSHOT, SUBSCRIBE, UNSUBSCRIBE, ENVELOPE, PING, PONG, GAP, GOODBYE, SNAPSHOT_END = range(1, 11)
+MATCHING = 13
 
 
 def record(kind: int, body: bytes = b"") -> bytes:

@@ -44,6 +44,23 @@ async def test_what_a_killed_worker_had_sent_still_arrives(path) -> None:
     await node.close()
 
 
+async def test_a_pattern_gets_what_other_processes_send(path) -> None:
+    matched: list[bytes] = []
+    node = await Node(path).start()
+    async with worker(path) as other, worker(path) as third:
+        await until(lambda: node.peers == 2)
+        node.broker.subscribe_pattern("a:*", matched.append)
+        await node.broker.pattern_subscribed("a:*")
+        for process in (other, third):
+            await process.ask("send", "room:b", 10, 64)
+            await process.ask("send", "room:a:1", 1_000, 64)
+        await until(lambda: len(matched) == 2_000)
+        assert sorted(int(envelope.split(b" ")[0]) for envelope in matched) == sorted([*range(1_000)] * 2)
+        node.broker.unsubscribe_pattern("a:*")
+    assert node.received == []
+    await node.close()
+
+
 async def test_a_stopped_worker_is_ended_and_comes_back(path) -> None:
     node = await Node(path, max_pending=4 * MEBIBYTE).start()
     async with worker(path) as other, worker(path) as third:

@@ -15,6 +15,7 @@ from tests.brokers.mesh import Node, mesh, until
 from tests.brokers.raw_worker import (
     ENVELOPE,
     HELLO,
+    MATCHING,
     PING,
     PONG,
     SNAPSHOT_END,
@@ -36,6 +37,7 @@ BEFORE_HELLO = {
     "a long record": struct.pack("<I", 65537),
     "an envelope": record(ENVELOPE, b"x"),
     "a ping": record(PING, number(1)),
+    "an envelope for a pattern": record(MATCHING, channels("match:*")),
     "no JSON": record(HELLO, b"{"),
     "no fields": record(HELLO, b"{}"),
     "a list": record(HELLO, b"[]"),
@@ -52,6 +54,11 @@ AFTER_HELLO = {
     "a long record": struct.pack("<I", (65 << 20) + 2),
     "a truncated name": record(SUBSCRIBE, struct.pack("<I", 5) + b"abcd"),
     "a truncated length": record(SUBSCRIBE, b"\x01\0\0"),
+    "two wildcards": record(SUBSCRIBE, channels("match:a*b*")),
+    "a truncated pattern": record(MATCHING, struct.pack("<I", 8) + b"match:*"),
+    "a long pattern": record(MATCHING, struct.pack("<I", 0xFFFFFFFF) + b"match:*"),
+    "a truncated length of a pattern": record(MATCHING, b"\x01\0\0"),
+    "a pattern that is no UTF-8": record(MATCHING, struct.pack("<I", 1) + b"\xff"),
     "no UTF-8": record(SUBSCRIBE, struct.pack("<I", 1) + b"\xff"),
     "the end of no snapshot": record(SNAPSHOT_END),
     "a short ping": record(PING, b"1234567"),
@@ -94,6 +101,21 @@ async def test_records_of_an_unknown_kind_are_ignored(path) -> None:
         raw.write(0)
         raw.write(ENVELOPE, b"1")
         await until(lambda: node.received == [b"1"])
+        raw.close()
+
+
+async def test_an_envelope_for_a_pattern_reaches_its_function_alone(path) -> None:
+    matched: list[bytes] = []
+    async with mesh(path, 1) as (node,):
+        raw = await RawWorker.meet(node)
+        node.broker.subscribe_pattern("a:*", matched.append)
+        assert await raw.read() == (SUBSCRIBE, channels("match:a:*"))
+        raw.write(MATCHING, channels("match:b:*") + b"of a pattern that the node does not have")
+        raw.write(MATCHING, channels("match:a:*") + b"1")
+        raw.write(MATCHING, channels("match:a:*"))
+        raw.write(ENVELOPE, b"2")
+        await until(lambda: node.received == [b"2"])
+        assert matched == [b"1", b""]
         raw.close()
 
 
@@ -141,7 +163,7 @@ async def test_random_bytes_never_hurt(path) -> None:
                     chance.choice(
                         (
                             body,
-                            record(chance.randrange(12), body),
+                            record(chance.randrange(14), body),
                             record(SUBSCRIBE, channels("a", "b")[: chance.randrange(10)]),
                         )
                     )
