@@ -21,17 +21,9 @@ from wshub.publisher import AsyncPublisher
 # Each server has one of the loops: all four pairs take twice as long.
 pytestmark = pytest.mark.parametrize(("engine", "run"), [("2.9", "asyncio"), ("current", "uvloop")], indirect=True)
 
-USERS = """
-authorization {
-    users = [
-        {user: all, password: pw, permissions: {publish: ["wshub.>", "$JS.API.>"], subscribe: "wshub.>"}}
-        {
-            user: some, password: pw,
-            permissions: {publish: "wshub.>", subscribe: {allow: "wshub.>", deny: "wshub.*.room.secret=3A.>"}}
-        }
-    ]
-}
-"""
+ALL = '{user: all, password: pw, permissions: {publish: ["wshub.>", "$JS.API.>"], subscribe: "wshub.>"}}'
+RIGHTS = '{publish: "wshub.>", subscribe: {allow: "wshub.>", deny: "wshub.*.room.secret=3A.>"}}'
+USERS = f"authorization {{ users = [{ALL}, {{user: some, password: pw, permissions: {RIGHTS}}}] }}"
 
 
 @pytest.fixture(scope="module", params=PROGRAMS)
