@@ -154,6 +154,12 @@ class Membership:
         self._leaving.add(peer.node_id)
         self._choose_claimed()
 
+    def vacate(self, node_id: str) -> None:
+        """Note that a node that leaves owns no slots any more. Its slots have no owner."""
+        slots = self.owners.vacate(node_id)
+        self._owner_changed(slots)
+        self._choose_claimed()
+
     # Owners
 
     def route(self, slot: int) -> tuple[int, str]:
@@ -165,6 +171,10 @@ class Membership:
     def reachable(self, node_id: str) -> Peer | None:
         """Return the connection to an owner that takes requests."""
         return None if node_id in self._leaving else self._peers.get(node_id)
+
+    def peer(self, node_id: str) -> Peer | None:
+        """Return the connection to a node, even if that leaves."""
+        return self._peers.get(node_id)
 
     def seek(self, slot: int, now: float) -> None:
         """Have an owner chosen for a slot that has none."""
