@@ -124,7 +124,7 @@ class Room:
         return Counter(f"join {number}" for number in range(USERS))
 
     def told_of(self) -> dict[str, list[str]]:
-        """Return what was told of each user, in order."""
+        """Return the events of each user, in order."""
         told: dict[str, list[str]] = {}
         for line in self.events.read_text().splitlines():
             event, user = line.split()

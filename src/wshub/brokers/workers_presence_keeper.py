@@ -23,7 +23,7 @@ REQUEST_CHARGE = 256
 
 
 class CopiesOfEntries(Protocol):
-    """What is told of each entry that comes and goes."""
+    """Takes each entry that comes, and the id of each that goes."""
 
     def add(self, node_id: str, channel: str, entries: Iterable[PresenceEntry]) -> None: ...
 

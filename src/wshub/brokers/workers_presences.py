@@ -1,7 +1,8 @@
 """The presence of the workers of one machine: each room has an owner that keeps its entries.
 
 The node that has the connection knows an entry, and so do the owner of the room and the owner's standby. So no single
-node takes the knowledge of an entry with it. A new owner gets the entries from the others again. It answers nothing before it has all of them: so each join and leave is told once.
+node takes the knowledge of an entry with it. A new owner gets the entries from the others again. It answers nothing
+before it has all of them: so each join and leave is told once.
 """
 
 from __future__ import annotations
