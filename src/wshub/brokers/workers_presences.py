@@ -56,9 +56,6 @@ PRESENCE_BEAT_SECONDS = 0.5
 CHANGE_SECONDS = 2.0
 """Seconds that a change waits for its owner before the hub tries again, with all that has changed since."""
 
-MEET_SECONDS = 2.0
-"""Seconds that a worker which does not answer keeps this node from taking part."""
-
 RETRY_SECONDS = 0.02
 """Seconds until a request is made again whose owner has gone, or was not the owner any more."""
 
@@ -276,11 +273,7 @@ class Presences:
             self._starting = self._loop.create_task(self._meet())
 
     async def _meet(self) -> None:
-        """Begin once all others know that this node takes part, and it knows which of them do."""
-        self.members.announce()
-        with contextlib.suppress(TimeoutError, BrokerUnavailable):
-            async with asyncio.timeout(MEET_SECONDS):
-                await self._barrier()
+        await self.members.meet(self._barrier)
         if not self._is_closed:
             self.members.started()
             self._requests.send_held()

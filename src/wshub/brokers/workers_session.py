@@ -72,7 +72,9 @@ class WorkersSession:
         self.directory = directory
         self.mesh = Mesh(loop, events, max_pending)
         self.losses = Losses(events)
-        self.histories = Histories(loop, node, events, self.mesh, max_pending)
+        self.barriers = Barriers(loop, self._send_barrier)
+        self.histories = Histories(loop, node, events, self.mesh, max_pending, self.barriers.wait)
+        self.presences = Presences(loop, node, events, max_pending, SILENT_SECONDS, self.barriers.wait)
         self.has_started = False
         self._events = events
         self._reactor = events.reactor
@@ -101,8 +103,6 @@ class WorkersSession:
         self._swept_at: float | None = None
         self._probed_at: float | None = None
         self._looked_at: float | None = None
-        self.barriers = Barriers(loop, self._send_barrier)
-        self.presences = Presences(loop, node, events, max_pending, SILENT_SECONDS, self.barriers.wait)
 
     # Beginning and end
 
