@@ -5,7 +5,7 @@ A new owner first gets the entries of all other nodes again. Requests wait meanw
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
@@ -201,9 +201,12 @@ class PresenceKeeper:
         """Make some entries of a dead node those of this one."""
         for owned in self.slots.values():
             taken = owned.entries.take(self._own_id, node_id) if not owned.awaited else []
+            channels: defaultdict[str, list[PresenceEntry]] = defaultdict(list)
             for channel, entry in taken:
-                self.copies.remove(node_id, channel, [former_id(entry.id)])
-                self.copies.add(self._own_id, channel, [entry])
+                channels[channel].append(entry)
+            for channel, entries in channels.items():
+                self.copies.remove(node_id, channel, [former_id(entry.id) for entry in entries])
+                self.copies.add(self._own_id, channel, entries)
             if taken:
                 return taken
         return []
