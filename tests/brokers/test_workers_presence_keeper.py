@@ -1,4 +1,4 @@
-"""What a worker keeps as the owner of a slot, while other workers resend their entries and copies."""
+"""The entries that the owner of a slot keeps, while other workers resend theirs and copies of others."""
 
 from __future__ import annotations
 
