@@ -6,34 +6,23 @@ import asyncio
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection
 from typing import Any, ClassVar
 
 import pytest
 
+from tests.brokers import broken_keepers, broken_patterns  # noqa: F401 - they add their brokers to BROKEN.
+from tests.brokers.breaking import BROKEN, fails
 from tests.support.memory_brokers import MemoryFaults
 from wshub.brokers import memory
 from wshub.brokers.interface import BrokerEvents, BrokerHealth, BrokerStats, NodeInfo, Published
 from wshub.brokers.memory import MemoryBroker, MemoryEngine
 from wshub.brokers.memory_engine import Arrived, Command
-from wshub.brokers.presence_interface import Beat, PresenceEntry, StoredPresence
 from wshub.errors import BrokerUncertain
 from wshub.testing.broker_faults import FAULTS, BrokerFaults, CheckNotRunError, offers
 from wshub.testing.check_broker import broker_checks, check_broker
 
 CHECKS = dict(broker_checks())
-BROKEN: list[Any] = []
-
-
-def fails(*names: str) -> Callable[[type[MemoryBroker]], type[MemoryBroker]]:
-    """Have each of the checks run with the broker. It must fail."""
-
-    def add(broken: type[MemoryBroker]) -> type[MemoryBroker]:
-        BROKEN.extend(pytest.param(broken, name, id=f"{broken.__name__}-{name}") for name in names)
-        return broken
-
-    return add
-
 
 # What arrives.
 
@@ -501,6 +490,14 @@ class BlocksWhenFull(MemoryBroker):
         super()._count_dropped(reason)
 
 
+@fails("it_can_be_closed_while_the_engine_is_away")
+class ClosesWhenTheEngineIsThere(MemoryBroker):
+    async def close(self) -> None:
+        while self._state == "disconnected":
+            await asyncio.sleep(0.01)
+        await super().close()
+
+
 @fails("close_does_not_wait_for_a_frozen_engine")
 class ClosesWhenAllHasLeft(MemoryBroker):
     async def close(self) -> None:
@@ -526,31 +523,13 @@ class TrustsTheEngine(MemoryBroker):
         self._requested = requested | self._requested
 
 
-# Who is where
+@fails("a_refused_pattern_is_told_and_heals")
+class GivesUpARefusedPattern(GivesUpARefusedChannel):
+    pass
 
 
-@fails("a_node_is_known_from_its_second_beat_on")
-class KnowsNobody(MemoryBroker):
-    async def presence_beat(self, *, is_leaving: bool = False) -> Beat:
-        return (await super().presence_beat(is_leaving=is_leaving))._replace(is_known=False)
-
-
-@fails("one_entry_of_a_user_is_the_first_and_one_the_last")
-class SaysThatEachIsTheLast(MemoryBroker):
-    async def presence_leave(self, channel: str, entries: Sequence[PresenceEntry]) -> list[bool]:
-        return [True for _ in await super().presence_leave(channel, entries)]
-
-
-@fails("entries_are_read_from_any_node")
-class ReadsOnePage(MemoryBroker):
-    async def presence_read(self, channel: str, cursor: str, limit: int) -> StoredPresence:
-        return (await super().presence_read(channel, cursor, limit))._replace(cursor="")
-
-
-@fails("the_entries_of_a_node_that_leaves_are_taken_over_once")
-class TakesOverTwice(MemoryBroker):
-    async def presence_take_over(self, node: str) -> list[tuple[str, PresenceEntry]]:
-        return 2 * await super().presence_take_over(node)
+def test_each_check_has_a_broker_that_fails_it() -> None:
+    assert {parameters.values[1] for parameters in BROKEN} == CHECKS.keys()
 
 
 @pytest.mark.long
