@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,8 @@ from tests.support.broker_node import BrokerNode, joined, until
 from tests.support.certificate import Certificate
 from tests.support.cluster_nodes import serving_node
 from tests.support.free_ports import free_port
-from tests.support.nats_engine import NatsEngine, nats_engine_of, running_nats
+from tests.support.nats_engine import NatsEngine, nats_engine_of, running_jetstream, running_nats
+from tests.support.programs import environment
 from tests.support.serving_hub import connected
 from wshub.brokers.interface import ALL_NODES, Broker
 from wshub.brokers.nats import NatsBroker
@@ -76,6 +79,22 @@ async def test_hubs_and_publishers_use_it_by_its_url(nats_engine: NatsEngine) ->
         assert (await publisher.publish("from another program", room="chat.7")).receivers is None
         assert await client.recv() == "from another program"
         assert await one.hub.room_count("chat.7") == 2
+
+
+@pytest.mark.parametrize("way", ["--broker", "WSHUB_BROKER"])
+async def test_replicas_in_the_url_are_asked_for(nats_engine: NatsEngine, way: str) -> None:
+    """A server that is alone refuses them, so they have reached it."""
+    with running_jetstream(nats_engine.kind) as engine:
+        url = f"{engine.url}?replicas=3"
+        command = [sys.executable, "-m", "wshub", "publish", "--history", "size=5", "room", "hello"]
+        if way == "--broker":
+            command[4:4] = ["--broker", url]
+        variables = environment(**({way: url} if way == "WSHUB_BROKER" else {}))
+        done = await asyncio.to_thread(
+            subprocess.run, command, capture_output=True, timeout=30, env=variables, check=False
+        )
+    assert done.returncode == 1
+    assert b"replicas > 1 not supported in non-clustered mode" in done.stderr
 
 
 # Logins and TLS

@@ -3,30 +3,75 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 
 import pytest
 
 from tests.core.test_history_over_redis import LARGE, publish_at_last
 from tests.support.broker_node import until
-from tests.support.history_nodes import client_of, history_node
-from tests.support.nats_engine import running_cluster
-from tests.support.presence_nodes import Events, are, node
+from tests.support.history_nodes import ROOM, client_of, history_node
+from tests.support.nats_engine import NatsEngine, running_cluster
+from tests.support.presence_nodes import Events, Node, are, node
 from tests.support.serving_hub import connected
 from wshub.brokers.nats import NatsBroker
 from wshub.errors import BrokerError
 
-pytestmark = [pytest.mark.long, pytest.mark.parametrize("kind", ["2.9", "current"])]
+ON_BOTH = pytest.mark.parametrize(("kind", "run"), [("2.9", "asyncio"), ("current", "uvloop")], indirect=["run"])
 
 
-def broker(urls: str) -> NatsBroker:
-    return NatsBroker(urls, replicas=3)
+def url_of(engines: list[NatsEngine], replicas: int) -> str:
+    places = ",".join(engine.url.removeprefix("nats://") for engine in engines)
+    return f"nats://{places}?replicas={replicas}"
 
 
+def replicas_of(engine: NatsEngine) -> list[int]:
+    """Return for each stream how many servers keep it."""
+    names = engine.ask("$JS.API.STREAM.NAMES")["streams"]
+    return [engine.ask(f"$JS.API.STREAM.INFO.{name}")["config"]["num_replicas"] for name in names]
+
+
+async def are_at_last(of: Node, *users: str) -> None:
+    """Wait until these users are in the room. A cluster that chooses leaders refuses questions meanwhile."""
+    while True:
+        with contextlib.suppress(BrokerError, TimeoutError):
+            await are(of, *users)
+            return
+
+
+@pytest.mark.parametrize(
+    ("kind", "run"), [("2.9", "asyncio"), pytest.param("current", "uvloop", marks=pytest.mark.long)], indirect=["run"]
+)
+async def test_what_one_server_keeps_is_kept_by_three_once_a_node_asks_for_it(kind: str) -> None:
+    with running_cluster(kind) as engines:
+        few, more = url_of(engines, 1), url_of(engines, 3)
+        events = Events()
+        async with history_node(NatsBroker(few), LARGE) as one, node(events, NatsBroker(few)) as former:
+            await publish_at_last(one, "1")
+            async with connected(former.url + "ann"):
+                await are_at_last(former, "ann")
+                async with (
+                    history_node(NatsBroker(more), LARGE) as two,
+                    node(events, NatsBroker(more)) as other,
+                    connected(other.url + "bob"),
+                ):
+                    await publish_at_last(two, "2")
+                    await are_at_last(other, "ann", "bob")
+                    assert replicas_of(engines[0]) == [3, 3, 3]
+                    # A node with the former number goes on, and does not lower it.
+                    await publish_at_last(one, "3")
+                    await are_at_last(former, "ann", "bob")
+                    assert replicas_of(engines[0]) == [3, 3, 3]
+                    found = await two.hub.history(ROOM)
+                    assert [publication.data for publication in found.publications] == ["1", "2", "3"]
+
+
+@ON_BOTH
+@pytest.mark.long
 async def test_one_of_three_servers_may_fail(kind: str) -> None:
     with running_cluster(kind) as engines:
-        urls = "nats://" + ",".join(engine.url.removeprefix("nats://") for engine in engines)
-        async with history_node(broker(urls), LARGE) as one, history_node(broker(urls), LARGE) as two:
+        url = url_of(engines, 3)
+        async with history_node(NatsBroker(url), LARGE) as one, history_node(NatsBroker(url), LARGE) as two:
             await publish_at_last(one, "first")
             async with client_of(one) as first, client_of(two) as second:
                 sent = []
@@ -54,13 +99,15 @@ async def test_one_of_three_servers_may_fail(kind: str) -> None:
                 assert first.gaps == second.gaps == []
 
 
+@ON_BOTH
+@pytest.mark.long
 async def test_members_are_known_while_a_server_fails(kind: str) -> None:
     events = Events()
     with running_cluster(kind) as engines:
-        urls = "nats://" + ",".join(engine.url.removeprefix("nats://") for engine in engines)
+        url = url_of(engines, 3)
         async with (
-            node(events, broker(urls)) as one,
-            node(events, broker(urls)) as two,
+            node(events, NatsBroker(url)) as one,
+            node(events, NatsBroker(url)) as two,
             connected(one.url + "ann"),
             connected(two.url + "bob"),
         ):

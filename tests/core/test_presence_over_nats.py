@@ -185,6 +185,30 @@ async def test_a_node_that_dies_while_it_takes_members_over_is_followed_by_anoth
                 proxy.heal()
 
 
+@pytest.mark.usefixtures("short_life")
+async def test_a_member_whose_node_dies_right_after_a_loss_is_no_ghost(own_engine: NatsEngine) -> None:
+    """The node has entered the member, and has not had the beat that would tell the engine of its life."""
+    events = Events()
+    with proxy_to("127.0.0.1", own_engine.port) as proxy:
+        async with (
+            node(events, NatsBroker(own_engine.url)) as two,
+            node(events, NatsBroker(f"nats://127.0.0.1:{proxy.port}")) as one,
+            connected(one.url + "ann"),
+        ):
+            await are(two, "ann")
+            for name in own_engine.ask("$JS.API.STREAM.NAMES")["streams"]:
+                own_engine.ask(f"$JS.API.STREAM.DELETE.{name}")
+            async with connected(one.url + "bob"):
+                await until(lambda: ("join", "bob") in events.log)
+                proxy.to_server.clear()
+                async with asyncio.timeout(20):
+                    while await two.users() or ("leave", "bob") not in events.log:
+                        two.skip(1)
+                        await asyncio.sleep(0.02)
+            proxy.heal()
+            assert events.counts()["leave", "bob"] == 1
+
+
 async def test_after_an_outage_nobody_is_taken_for_dead(own_engine: NatsEngine, monkeypatch: Any) -> None:
     events = Events()
     async with (

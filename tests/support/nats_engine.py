@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -109,6 +110,18 @@ class NatsEngine:
             raise ConnectionError(f"the server has said {line!r}")
         found: dict[str, object] = json.loads(line[5:])
         return found
+
+    def ask(self, subject: str, question: bytes = b"") -> Any:
+        """Send a request, and return its answer, which is JSON."""
+        with socket.create_connection(("127.0.0.1", self.port), SECONDS) as connection:
+            lines = connection.makefile("rwb")
+            head = b'CONNECT {"verbose":false,"pedantic":false}\r\nSUB answer 1\r\n'
+            lines.write(head + f"PUB {subject} answer {len(question)}\r\n".encode() + question + b"\r\n")
+            lines.flush()
+            while not (line := lines.readline()).startswith(b"MSG "):
+                if not line or line.startswith(b"-ERR"):
+                    raise ConnectionError(f"the server has said {line!r}")
+            return json.loads(lines.read(int(line.split()[-1])))
 
     def stop(self, signal_number: int = signal.SIGTERM) -> None:
         """End the server, and return when it has ended."""

@@ -11,19 +11,21 @@ from typing import Any
 
 import pytest
 
+from tests.support.nats_engine import NatsEngine
 from tests.support.presence_nodes import Events, Node, node
 from tests.support.redis_cluster import ClusterSetup
 from tests.support.redis_engine import RedisEngine
 from tests.support.redis_faults import ProxySet
 from tests.support.tcp_proxy import TcpProxy
-from wshub.brokers import redis_presences
+from wshub.brokers import nats_lives, redis_presences
 from wshub.brokers.interface import Broker
 from wshub.brokers.memory import MemoryBroker, MemoryEngine
+from wshub.brokers.nats import NatsBroker
 from wshub.brokers.presence_interface import DEAD_SECONDS
 from wshub.brokers.redis import RedisBroker
 from wshub.brokers.workers import WorkersBroker
 
-__all__ = ["ClusterWorld", "Member", "MemoryWorld", "RedisWorld", "WorkersWorld", "World"]
+__all__ = ["ClusterWorld", "Member", "MemoryWorld", "NatsWorld", "RedisWorld", "WorkersWorld", "World"]
 
 HOUR = 3600.0
 
@@ -151,22 +153,26 @@ class MemoryWorld(World):
         self.engine.heal()
 
 
-class RedisWorld(World):
-    """Nodes with an engine of their own. A node is dead after a while by the clock of the engine, which runs on."""
+class EngineWorld(World):
+    """Nodes that reach a server through proxies. A node is dead after a while by its clock, which runs on."""
 
     loses_all = True
     # A busy machine lets nodes die that live: the engine's clock runs on.
     settled_seconds = 60.0
 
-    def __init__(self, engine: RedisEngine) -> None:
+    def __init__(self, port: int) -> None:
         super().__init__()
-        self.engine = engine
+        self.port = port
         self.prefix = secrets.token_hex(4)
         self.proxies: dict[Broker, TcpProxy] = {}
 
+    def broker_at(self, port: int) -> Broker:
+        """Return the broker of a node that connects to a port of the loopback."""
+        raise NotImplementedError
+
     def make_broker(self) -> Broker:
-        proxy = TcpProxy("127.0.0.1", self.engine.port)
-        broker = RedisBroker(f"redis://127.0.0.1:{proxy.port}", prefix=self.prefix)
+        proxy = TcpProxy("127.0.0.1", self.port)
+        broker = self.broker_at(proxy.port)
         self.proxies[broker] = proxy
         return broker
 
@@ -182,9 +188,6 @@ class RedisWorld(World):
     def split(self, broker: Broker) -> None:
         self.proxies[broker].to_server.clear()
 
-    def lose(self) -> None:
-        self.engine.command("FLUSHALL")
-
     def heal(self) -> None:
         for proxy in self.proxies.values():
             proxy.heal()
@@ -195,11 +198,40 @@ class RedisWorld(World):
             proxy.close()
 
 
+class RedisWorld(EngineWorld):
+    """Nodes with Redis or Valkey."""
+
+    def __init__(self, engine: RedisEngine) -> None:
+        super().__init__(engine.port)
+        self.engine = engine
+
+    def broker_at(self, port: int) -> Broker:
+        return RedisBroker(f"redis://127.0.0.1:{port}", prefix=self.prefix)
+
+    def lose(self) -> None:
+        self.engine.command("FLUSHALL")
+
+
+class NatsWorld(EngineWorld):
+    """Nodes with NATS, whose JetStream keeps who is there."""
+
+    def __init__(self, engine: NatsEngine) -> None:
+        super().__init__(engine.port)
+        self.engine = engine
+
+    def broker_at(self, port: int) -> Broker:
+        return NatsBroker(f"nats://127.0.0.1:{port}", prefix=self.prefix)
+
+    def lose(self) -> None:
+        for name in self.engine.ask("$JS.API.STREAM.NAMES").get("streams") or ():
+            self.engine.ask(f"$JS.API.STREAM.DELETE.{name}")
+
+
 class ClusterWorld(World):
     """Nodes with the engines of a cluster."""
 
     loses_all = True
-    settled_seconds = RedisWorld.settled_seconds
+    settled_seconds = EngineWorld.settled_seconds
 
     def __init__(self, setup: ClusterSetup) -> None:
         super().__init__()
@@ -291,4 +323,5 @@ async def running(world: World, count: int) -> AsyncIterator[World]:
 
 def shorten_lives(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have an engine take a node without a beat for dead after half a second."""
-    monkeypatch.setattr(redis_presences, "DEAD_SECONDS", SHORT_LIFE)
+    for module in (redis_presences, nats_lives):
+        monkeypatch.setattr(module, "DEAD_SECONDS", SHORT_LIFE)

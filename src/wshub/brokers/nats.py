@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import ssl as ssl_module
+from collections.abc import Callable
 
-from wshub.brokers.interface import BrokerEvents, NodeInfo
+from wshub.brokers.interface import BrokerEvents, NodeInfo, pattern_channel
 from wshub.brokers.nats_session import NatsSession, NatsSettings
-from wshub.brokers.nats_url import parse_nats_url
+from wshub.brokers.nats_url import check_replicas, parse_nats_url
 from wshub.brokers.session_broker import SessionBroker
 from wshub.errors import ConfigurationError
 from wshub.protocol.validation import check_integer, check_str
@@ -29,14 +30,16 @@ class NatsBroker(SessionBroker[NatsSession]):
 
     Args:
         url: ``nats://[USER:PASSWORD@]HOST[:PORT][,HOST[:PORT]...]``, or ``tls://...``. A user without a password is a
-            token. ``?credentials=PATH`` at the end names a file with a JWT and a seed.
+            token. ``?credentials=PATH`` at the end names a file with a JWT and a seed, and ``?replicas=NUMBER`` is the
+            argument of that name. Put ``&`` between the two.
         prefix: the first token of all subjects: letters, digits, ``_`` and ``-``. Hubs with different prefixes do not
             hear one another.
         ssl: the context for ``tls://``. By default it trusts the certificate authorities of the system.
         max_pending: bytes that may wait to be sent to the engine. While as many do, further messages are dropped and
             counted as ``full``.
         replicas: how many servers of a cluster keep the messages of rooms with history, and the members of rooms with
-            presence: 1, 3 or 5. With 3, one of them may fail. All nodes must have the same.
+            presence: 1, 3 or 5. With 3, one of them may fail. Give all nodes the same. A node with a larger number
+            raises that of what is stored. By default, it is what the URL says, or 1.
 
     Raises:
         ConfigurationError: an argument is not valid.
@@ -49,7 +52,7 @@ class NatsBroker(SessionBroker[NatsSession]):
         prefix: str = "wshub",
         ssl: ssl_module.SSLContext | None = None,
         max_pending: int = 8 * 1024 * 1024,
-        replicas: int = 1,
+        replicas: int | None = None,
     ) -> None:
         super().__init__()
         address = parse_nats_url(check_str("url", url))
@@ -60,11 +63,48 @@ class NatsBroker(SessionBroker[NatsSession]):
         if address.tls and ssl is None:
             ssl = ssl_module.create_default_context()
         max_pending = check_integer("max_pending", max_pending, 1, 1 << 40)
-        replicas = check_integer("replicas", replicas, 1, 5)
-        self._settings = NatsSettings(address, prefix, ssl, max_pending, replicas)
+        if replicas is not None:
+            if address.replicas is not None:
+                raise ConfigurationError("replicas is given twice: in the URL and as an argument")
+            replicas = check_replicas(check_integer("replicas", replicas, 1, 5))
+        self._settings = NatsSettings(address, prefix, ssl, max_pending, replicas or address.replicas or 1)
+        # The functions that take the envelopes of each pattern, by channel.
+        self._receivers: dict[str, Callable[[bytes], None]] = {}
 
     def __repr__(self) -> str:
         return f"NatsBroker({str(self._settings.address)!r}, prefix={self._settings.prefix!r})"
 
+    async def close(self) -> None:
+        """Send what waits, for a second at most, and leave the other nodes. A second call does nothing."""
+        try:
+            await super().close()
+        finally:
+            self._receivers.clear()
+
+    def subscribe_pattern(self, pattern: str, receive: Callable[[bytes], None]) -> None:
+        """Have envelopes of rooms that match the pattern arrive. See ``PatternBroker.subscribe_pattern``.
+
+        NATS has wildcards for whole tokens of a subject, which the characters ``.``, ``:`` and ``/`` of a name end. So
+        for ``chat:a*`` it sends the messages of all rooms that begin with ``chat:``, and the hub ignores the others.
+        """
+        self._receivers[pattern_channel(pattern)] = receive
+        self.subscribe(pattern_channel(pattern))
+
+    def unsubscribe_pattern(self, pattern: str) -> None:
+        """Let no more envelopes arrive by the pattern."""
+        self.unsubscribe(pattern_channel(pattern))
+        self._receivers.pop(pattern_channel(pattern), None)
+        session = self._running()
+        if session is not None:
+            session.patterns.forget(pattern_channel(pattern))
+
+    async def pattern_subscribed(self, pattern: str) -> None:
+        """Return when every envelope that any node sends to a matching room from now on arrives.
+
+        Raises:
+            BrokerUnavailable: as for ``subscribed()``.
+        """
+        await self.subscribed(pattern_channel(pattern))
+
     def _create_session(self, node: NodeInfo, events: BrokerEvents, wanted: set[str]) -> NatsSession:
-        return NatsSession(self._settings, node, events, wanted)
+        return NatsSession(self._settings, node, events, wanted, self._receivers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from typing import NamedTuple
 
@@ -47,6 +48,10 @@ class Lives:
         """The name of this node's life."""
         self.epoch = ""
         """Is lost if everything else is."""
+        self.losses = 0
+        """How often this node has found that the engine has nothing, or another epoch than before."""
+        self.is_first = False
+        """Whether this life is the first one of all that were found last, by its name."""
         self._stream = stream
         self._node = node
         self._sequence = 0
@@ -63,7 +68,8 @@ class Lives:
                 self._sequence = 0
             self._sequence = await self._write(b"")
         if not is_known or not self.epoch:
-            self.epoch = await self._read_epoch()
+            former, self.epoch = self.epoch, await self._read_epoch()
+            self.losses += former not in ("", self.epoch)
         return is_known
 
     async def leave(self, *, is_empty: bool) -> None:
@@ -92,6 +98,11 @@ class Lives:
         """Return all lives that have a message. Raises ``BrokerError``."""
         page = await self._stream.list("life.*", 1, MAX_LIVES)
         return {message.subject.rpartition(".")[2] for message in page.messages}
+
+    async def end(self, name: str) -> None:
+        """Have a life without a message count as one that has ended. Raises ``BrokerError``."""
+        with contextlib.suppress(ReplacedError):
+            await self._stream.replace(self._subject(name), LEAVING, 0)
 
     async def exists(self, name: str) -> bool:
         """Whether a life has a message. One with entries has. Raises ``BrokerError``."""
@@ -128,6 +139,8 @@ class Lives:
                 await self._stream.replace(EPOCH, epoch.encode(), 0)
             except ReplacedError:
                 continue
+            if not self.epoch:
+                self.losses += 1
             return epoch
 
     # The others
@@ -140,6 +153,7 @@ class Lives:
         page = await self._stream.list("life.*", 1, MAX_LIVES)
         lives = {message.subject.rpartition(".")[2]: message for message in page.messages}
         own = lives.get(self.own)
+        self.is_first = self.own == min(lives, default="")
         if own is None:
             # A replica is behind.
             return ()

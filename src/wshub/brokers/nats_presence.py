@@ -6,6 +6,9 @@ message that it has read, so each change is one step for all other nodes.
 An entry belongs to one of the lives of a node. A life has a message of its own, which each beat replaces. The
 node that finds a life without beats claims that message, takes the entries over, and deletes it. A node whose message
 was claimed begins another life.
+
+An entry may have a life without a message: the engine has lost the message, or has taken the entry very late. So nodes
+look for such lives, and have them count as dead.
 """
 
 from __future__ import annotations
@@ -35,6 +38,11 @@ TAKEN_AT_ONCE = 500
 
 # Entries that this node has removed, and remembers.
 REMEMBERED = 10_000
+
+# Beats after a loss of all entries, until no node enters members for a life that was lost; and beats between two
+# searches for entries without a life, by one of the nodes.
+AFTER_LOSS = 3
+BETWEEN_SEARCHES = 100
 
 # Attempts to change a message that other nodes replace all the time.
 ATTEMPTS = 100
@@ -83,6 +91,9 @@ class NatsPresences:
         self._beat_at = float("-inf")
         self._beating = asyncio.Lock()
         self._must_enter_anew = False
+        # Beats until this node looks for entries without a life; and whether it does so whichever node is the first.
+        self._search_in = BETWEEN_SEARCHES
+        self._is_search_for_all = False
         # The id of the last server; whether it may have lost something, and how often; and the lives of this node that
         # have ended for that.
         self._server_id = ""
@@ -222,6 +233,7 @@ class NatsPresences:
         former = frozenset(self._former) if not self._must_enter_anew else frozenset()
         async with self._beating:
             await self._beat()
+        await self._search_if_due()
         dead = await self._lives.find_dead()
         # Have the rest of a former life removed once the hub has had time to enter its members again.
         dead = tuple(life for life in dead if life not in self._former or life in former)
@@ -230,6 +242,7 @@ class NatsPresences:
         return Beat(is_known, f"{self._lives.epoch}-{self._suspicions}", dead)
 
     async def _beat(self) -> None:
+        losses = self._lives.losses
         try:
             is_known = await self._lives.beat()
             if is_known and self._is_suspect:
@@ -241,12 +254,26 @@ class NatsPresences:
             raise
         self._is_suspect = False
         self._beat_at = self._now()
+        if losses != self._lives.losses:
+            self._search_in, self._is_search_for_all = AFTER_LOSS, True
         if not is_known:
             self._must_enter_anew = True
             self._written.clear()
             self._touched.clear()
 
     # Dead nodes
+
+    async def _search_if_due(self) -> None:
+        """Look for entries without a life, and have their lives count as dead."""
+        self._search_in -= 1
+        if self._search_in > 0:
+            return
+        if self._is_search_for_all or self._lives.is_first:
+            owners = {owned.owner async for _, _, entries in self._all_users() for owned in entries}
+            for owner in owners - await self._lives.names():
+                if not await self._lives.exists(owner):
+                    await self._lives.end(owner)
+        self._search_in, self._is_search_for_all = BETWEEN_SEARCHES, False
 
     async def take_over(self, life: str) -> list[tuple[str, PresenceEntry]]:
         """Make entries of a dead life those of this node."""

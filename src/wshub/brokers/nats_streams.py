@@ -256,7 +256,9 @@ class Streams:
     async def _look_up(self, stream: Stream) -> Stream | None:
         """Return a stream with the time at which it was made; None if it is gone."""
         try:
-            return created(stream, await self._requests.ask(f"STREAM.INFO.{stream.name}"))
+            info = await self._requests.ask(f"STREAM.INFO.{stream.name}")
+            await raise_replicas(self._requests, info, self.replicas)
+            return created(stream, info)
         except ApiError as error:
             if error.code == NO_STREAM:
                 return None
@@ -296,7 +298,8 @@ async def make_stream(
         ready_subject: a subject of the stream for a message that says nothing.
     """
     settings = {"name": name, **settings, **common_settings(replicas)}
-    await requests.ask(f"STREAM.CREATE.{name}", settings, ignore=EXISTS)
+    if not await requests.ask(f"STREAM.CREATE.{name}", settings, ignore=EXISTS) and replicas > 1:
+        await raise_replicas(requests, await requests.ask(f"STREAM.INFO.{name}", ignore=GONE), replicas)
     for attempt in range(ATTEMPTS):
         try:
             # nats-server 2.9.10 crashes if it is asked for a message of a stream that another node is just making.
@@ -309,6 +312,13 @@ async def make_stream(
         else:
             return
     raise BrokerUnavailable(f"the engine has not made the stream {name}")
+
+
+async def raise_replicas(requests: Requests, info: dict[str, Any], replicas: int) -> None:
+    """Have more servers keep a stream, if nodes with a smaller number have made it."""
+    settings = info.get("config")
+    if settings and settings["num_replicas"] < replicas:
+        await requests.ask(f"STREAM.UPDATE.{settings['name']}", {**settings, "num_replicas": replicas})
 
 
 def common_settings(replicas: int) -> dict[str, Any]:

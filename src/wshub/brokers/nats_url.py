@@ -7,9 +7,12 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from wshub.errors import ConfigurationError
 
-__all__ = ["NatsAddress", "NatsServer", "parse_nats_url"]
+__all__ = ["NatsAddress", "NatsServer", "check_replicas", "parse_nats_url"]
 
 DEFAULT_PORT = 4222
+
+# With an even number, no more servers may fail than with one less.
+_REPLICAS = (1, 3, 5)
 
 _FORMS = "nats://[USER:PASSWORD@]HOST[:PORT][,HOST[:PORT]...] or tls://..."
 
@@ -36,6 +39,8 @@ class NatsAddress:
     credentials: str = ""
     """The path of a file with a JWT and a seed."""
     tls: bool = False
+    replicas: int | None = None
+    """How many servers keep what is stored; None if the URL does not say."""
 
     def __str__(self) -> str:
         return f"{'tls' if self.tls else 'nats'}://{','.join(map(str, self.servers))}"
@@ -54,8 +59,11 @@ def parse_nats_url(url: str) -> NatsAddress:
     text, _, query = url.partition("?")
     options = dict(parse_qsl(query, keep_blank_values=True))
     credentials = options.pop("credentials", "")
+    replicas = _replicas(options.pop("replicas", None))
     if options:
-        raise ConfigurationError(f"the URL of the engine has an unknown option {min(options)!r}: only 'credentials'")
+        raise ConfigurationError(
+            f"the URL of the engine has an unknown option {min(options)!r}: known are credentials, replicas"
+        )
     scheme = text.partition("://")[0]
     if scheme not in ("nats", "tls"):
         raise ConfigurationError(f"the URL of the engine begins with {scheme!r}: use {_FORMS}")
@@ -74,7 +82,24 @@ def parse_nats_url(url: str) -> NatsAddress:
         token=username if is_token else "",
         credentials=credentials,
         tls=scheme == "tls",
+        replicas=replicas,
     )
+
+
+def check_replicas(replicas: int) -> int:
+    """Return a number of servers that may keep what is stored. Raises ``ConfigurationError`` for any other."""
+    if replicas not in _REPLICAS:
+        raise ConfigurationError(f"replicas must be 1, 3 or 5, not {replicas}")
+    return replicas
+
+
+def _replicas(text: str | None) -> int | None:
+    if text is None:
+        return None
+    # str.isdigit() is true for digits of other scripts too.
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise ConfigurationError("replicas in the URL of the engine must be a number: 1, 3 or 5")
+    return check_replicas(int(text))
 
 
 def _server(entry: str, scheme: str, logins: list[tuple[str, str | None]]) -> NatsServer:
