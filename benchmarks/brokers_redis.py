@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
 from multiprocessing.connection import Connection as Pipe
-from typing import Any
+from typing import Any, cast
 
 import hiredis
 from engines import engine_at
@@ -173,9 +173,15 @@ def node(program: Callable[..., Any], url: str, seconds: float, pipe: Pipe) -> N
     pipe.send(asyncio.run(program(url, seconds, pipe)))
 
 
+def packed(*words: str | bytes) -> bytes:
+    """Return a command as the engine takes it."""
+    # The types of hiredis allow a single word.
+    return bytes(hiredis.pack_command(cast(Any, words)))
+
+
 def flood(path: str, stop: Callable[[], bool], *, paced: bool) -> None:
     """Publish until told to stop: as fast as the engine takes it and its subscriber reads, or in groups at a rate."""
-    commands = [hiredis.pack_command(("PUBLISH", *pair)) for pair in zip(NAMES, ENVELOPES, strict=True)]
+    commands = [packed("PUBLISH", *pair) for pair in zip(NAMES, ENVELOPES, strict=True)]
     batch = b"".join(commands * (1 if paced else 10))
     group = b"".join(commands[:GROUP])
     with socket.socket(socket.AF_UNIX) as engine:
@@ -198,7 +204,7 @@ def flood(path: str, stop: Callable[[], bool], *, paced: bool) -> None:
 def wait_for_subscriber(engine: socket.socket, reader: hiredis.Reader) -> None:
     """Return when little waits for subscribers in the engine, so that it does not end their connections."""
     while True:
-        engine.sendall(hiredis.pack_command(("CLIENT", "LIST", "TYPE", "pubsub")))
+        engine.sendall(packed("CLIENT", "LIST", "TYPE", "pubsub"))
         while (clients := reader.gets()) is False:
             reader.feed(engine.recv(65536))
         waiting = [int(word[5:]) for word in str(clients, "ascii").split() if word.startswith("omem=")]

@@ -71,20 +71,27 @@ def of_application(work: str, server: run.Server, seconds: float) -> Case:
     return of_server(f"{work}; {server.name}", server, "echo", cost)
 
 
-def over_tls(transport: str, chain: str, key: str, seconds: float) -> Case:
-    """One transport under all workloads of `tls.py`."""
-    name = f"TLS, {transport}"
+def over_tls(row: str, name: str, folder: Path, seconds: float) -> Case:
+    """One server under a row of `tls.py`."""
+    mode, measure = tls.ROWS[row]
 
     @contextmanager
     def running() -> Iterator[Measure]:
-        with tls.connected(transport, chain, key) as (pid, clients):
-            yield lambda: {f"{work}; {name}": cost for work, cost in tls.measure(pid, clients, seconds).items()}
+        _, load_core = run.choose_cores()
 
-    return Case(name, running)
+        def measured() -> dict[str, float]:
+            with run.on_core(load_core):
+                samples = measure(served, seconds)
+            return {f"TLS, {title}; {name}": cost for title, cost in samples.items()}
+
+        with tls.running(name, mode, folder) as served:
+            yield measured
+
+    return Case(f"TLS, {row}; {name}", running, once=row == "idle")
 
 
-def all_cases(seconds: float, chain: str, key: str) -> Iterator[Case]:
-    """Yield every case of the other benchmarks. `chain` and `key` are files with a certificate for localhost."""
+def all_cases(seconds: float, folder: Path) -> Iterator[Case]:
+    """Yield every case of the other benchmarks. The folder has a certificate for localhost."""
     for row in run.ROWS:
         for server in run.SERVERS:
             if server.name in run.OURS:
@@ -100,8 +107,9 @@ def all_cases(seconds: float, chain: str, key: str) -> Iterator[Case]:
         if server.name.endswith(applications.WITH_WSHUB):
             for work in applications.WORKS:
                 yield of_application(work, server, seconds)
-    for transport in tls.TRANSPORTS:
-        yield over_tls(transport, chain, key, seconds)
+    for tls_row in tls.ROWS:
+        for name in tls.OURS:
+            yield over_tls(tls_row, name, folder, seconds)
 
 
 @contextmanager
@@ -167,8 +175,9 @@ def main() -> int:
     print(run.markdown_row("work", "before", "now", "ratio", "a quarter below", "a quarter above"))
     print(run.markdown_row(*["---"] * 6), flush=True)
     with tempfile.TemporaryDirectory() as directory:
-        chain, key = tls.make_certificate(directory)
-        for case in all_cases(arguments.seconds, chain, key):
+        folder = Path(directory)
+        tls.make_certificate(folder)
+        for case in all_cases(arguments.seconds, folder):
             if not any(part in case.name for part in arguments.only.split("|")):
                 continue
             for comparison in compare(case, arguments.source.resolve(), arguments.rounds, arguments.turns):

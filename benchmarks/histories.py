@@ -49,6 +49,10 @@ UPGRADE = (
 )
 ASK = bytes([0x81, 0x80 | 3]) + bytes(4) + b"ask"
 DONE = bytes([0x81, 4]) + b"done"
+HANDSHAKES = 256
+"""Clients that connect at once. The node drops handshakes above ``max_pending_handshakes``."""
+OTHER_DESCRIPTORS = 500
+"""Descriptors of a process beside its connections."""
 KINDS = ("alone", "workers", "redis")
 
 
@@ -58,17 +62,27 @@ KINDS = ("alone", "workers", "redis")
 def be_clients(port: int, count: int, pipe: Pipe) -> None:
     """Connect so many clients. Each time that the node says so, have all ask, and read until all are done."""
     os.sched_setaffinity(0, {OTHER_CORE})
-    raise_descriptor_limit()
+    clients: list[socket.socket] = []
+    while len(clients) < count:
+        clients += handshakes(port, min(HANDSHAKES, count - len(clients)))
+    pipe.send("connected")
+    while pipe.recv() == "ask":
+        pipe.send(ask_all(clients))
+
+
+def handshakes(port: int, count: int) -> list[socket.socket]:
+    """Connect so many clients, and return once the node has accepted all of them."""
     clients = [socket.create_connection(("127.0.0.1", port)) for _ in range(count)]
     for client in clients:
         client.sendall(UPGRADE)
     for client in clients:
-        data = b""
-        while not data.endswith(b"\r\n\r\n"):
-            data += client.recv(1)
-    pipe.send("connected")
-    while pipe.recv() == "ask":
-        pipe.send(ask_all(clients))
+        answer = b""
+        while not answer.endswith(b"\r\n\r\n"):
+            data = client.recv(4096)
+            if not data:
+                raise ConnectionError(f"the node has ended a handshake after {answer!r}")
+            answer += data
+    return clients
 
 
 def ask_all(clients: list[socket.socket]) -> int:
@@ -304,7 +318,6 @@ async def counted(hub: Hub, room: str, count: int) -> None:
 
 async def presence(kind: str, place: str, engine: str, options: argparse.Namespace) -> dict[str, float]:
     """Have many connections join a room with presence, page through them, count them, and have them leave."""
-    raise_descriptor_limit()
     count = options.members
     hub = Hub(HubConfig(), broker=broker_of(kind, place))
     hub.configure_room("*", presence=True)
@@ -397,6 +410,8 @@ def main() -> None:
     if options.quick:
         options.rounds, options.seconds, options.messages = 1, 0.3, 5000
         options.clients, options.members = 50, 300
+    # The node and the clients inherit it. Each has a descriptor for every connection.
+    raise_descriptor_limit(max(options.clients, options.members) + OTHER_DESCRIPTORS)
     for part in options.only.split(","):
         for kind in PARTS[part][1]:
             if kind in options.kinds.split(","):

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -134,12 +134,12 @@ def compile_tools() -> None:
         subprocess.run([*command, "-lz"], check=True)
 
 
-def raise_descriptor_limit() -> None:
+def raise_descriptor_limit(needed: int = DESCRIPTORS_NEEDED) -> None:
     """The server and the load generator inherit it; each holds every idle connection."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and hard < DESCRIPTORS_NEEDED:
-        sys.exit(f"{DESCRIPTORS_NEEDED} file descriptors are needed, the hard limit is {hard}: see ulimit -Hn")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS_NEEDED, hard))
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        sys.exit(f"{needed} file descriptors are needed, the hard limit is {hard}: see ulimit -Hn")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def choose_cores() -> tuple[int, int]:
@@ -188,6 +188,11 @@ def programs_of(directory: Path) -> Iterator[None]:
         _programs = before
 
 
+def started_from(command: Iterable[str]) -> list[str]:
+    """Return the command with the program of the checkout that ``programs_of`` has chosen."""
+    return [word.replace(str(HERE), str(_programs)) for word in command]
+
+
 @contextmanager
 def running(server: Server, mode: str, core: int) -> Iterator[tuple[int, int]]:
     """A fresh server process on its core, reachable; yields its pid and port, and stops it by its pid."""
@@ -195,7 +200,7 @@ def running(server: Server, mode: str, core: int) -> Iterator[tuple[int, int]]:
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
             [
-                *(word.replace(str(HERE), str(_programs)) for word in server.command),
+                *started_from(server.command),
                 "--mode",
                 mode,
                 "--port",

@@ -21,13 +21,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from run import choose_cores, cpu_of, free_port, on_core, python_server
+from run import choose_cores, cpu_of, free_port, on_core, python_server, started_from
 
 REQUEST = (
     b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
 )
 
+OURS = ("wshub", "wshub+uvloop")
 SERVERS = {
     "wshub": python_server("wshub_server.py"),
     "wshub+uvloop": python_server("wshub_server.py", "--loop", "uvloop"),
@@ -245,7 +246,7 @@ def running(name: str, mode: str, folder: Path) -> Iterator[Served]:
     core, _ = choose_cores()
     certificate, key = str(folder / "chain.pem"), str(folder / "key.pem")
     port = free_port()
-    command = [*SERVERS[name], "--mode", mode, "--port", str(port)]
+    command = [*started_from(SERVERS[name]), "--mode", mode, "--port", str(port)]
     processes: list[subprocess.Popen[bytes]] = []
     try:
         if name == "nginx":
@@ -322,8 +323,8 @@ def main() -> None:
                         print(f"{title}: {name} {value:.2f}", file=sys.stderr)
     print(f"medians of {arguments.rounds} rounds; us of the server's CPU time, or KB of resident memory")
     print("| work |", " | ".join(servers), "|\n|", " --- |" * (len(servers) + 1))
-    for title, samples in found.items():
-        cells = [f"{statistics.median(samples[name]):.2f}" if name in samples else "-" for name in servers]
+    for title, of_servers in found.items():
+        cells = [f"{statistics.median(of_servers[name]):.2f}" if name in of_servers else "-" for name in servers]
         print(f"| {title} |", " | ".join(cells), "|")
     for name, reason in missing.items():
         print(f"not measured: {name}: {reason}")

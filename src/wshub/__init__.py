@@ -8,6 +8,7 @@ from wshub.core.connection import Connection, ConnectionState
 from wshub.core.event_handler import EventHandler
 from wshub.core.history_types import Recovery
 from wshub.core.stats_types import HubStats, RoomStats
+from wshub.core.watches import RoomMessage, Watch
 from wshub.errors import (
     BrokerError,
     BrokerUnavailable,
@@ -75,12 +76,14 @@ __all__ = [
     "Recovery",
     "RequestHead",
     "RoomConfig",
+    "RoomMessage",
     "RoomStats",
     "Server",
     "SlowConsumer",
     "Survey",
     "UnexpectedMessageError",
     "UpgradeHook",
+    "Watch",
     "WebSocketError",
     "__version__",
 ]

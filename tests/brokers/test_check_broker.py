@@ -6,34 +6,23 @@ import asyncio
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection
 from typing import Any, ClassVar
 
 import pytest
 
+from tests.brokers import broken_keepers  # noqa: F401 - it adds its brokers to BROKEN.
+from tests.brokers.breaking import BROKEN, fails
 from tests.support.memory_brokers import MemoryFaults
 from wshub.brokers import memory
 from wshub.brokers.interface import BrokerEvents, BrokerHealth, BrokerStats, NodeInfo, Published
 from wshub.brokers.memory import MemoryBroker, MemoryEngine
 from wshub.brokers.memory_engine import Arrived, Command
-from wshub.brokers.presence_interface import Beat, PresenceEntry, StoredPresence
 from wshub.errors import BrokerUncertain
 from wshub.testing.broker_faults import FAULTS, BrokerFaults, CheckNotRunError, offers
 from wshub.testing.check_broker import broker_checks, check_broker
 
 CHECKS = dict(broker_checks())
-BROKEN: list[Any] = []
-
-
-def fails(*names: str) -> Callable[[type[MemoryBroker]], type[MemoryBroker]]:
-    """Have each of the checks run with the broker. It must fail."""
-
-    def add(broken: type[MemoryBroker]) -> type[MemoryBroker]:
-        BROKEN.extend(pytest.param(broken, name, id=f"{broken.__name__}-{name}") for name in names)
-        return broken
-
-    return add
-
 
 # What arrives.
 
@@ -501,6 +490,14 @@ class BlocksWhenFull(MemoryBroker):
         super()._count_dropped(reason)
 
 
+@fails("it_can_be_closed_while_the_engine_is_away")
+class ClosesWhenTheEngineIsThere(MemoryBroker):
+    async def close(self) -> None:
+        while self._state == "disconnected":
+            await asyncio.sleep(0.01)
+        await super().close()
+
+
 @fails("close_does_not_wait_for_a_frozen_engine")
 class ClosesWhenAllHasLeft(MemoryBroker):
     async def close(self) -> None:
@@ -526,31 +523,113 @@ class TrustsTheEngine(MemoryBroker):
         self._requested = requested | self._requested
 
 
-# Who is where
+def test_each_check_has_a_broker_that_fails_it() -> None:
+    assert {parameters.values[1] for parameters in BROKEN} == CHECKS.keys()
 
 
-@fails("a_node_is_known_from_its_second_beat_on")
-class KnowsNobody(MemoryBroker):
-    async def presence_beat(self, *, is_leaving: bool = False) -> Beat:
-        return (await super().presence_beat(is_leaving=is_leaving))._replace(is_known=False)
+# Patterns
 
 
-@fails("one_entry_of_a_user_is_the_first_and_one_the_last")
-class SaysThatEachIsTheLast(MemoryBroker):
-    async def presence_leave(self, channel: str, entries: Sequence[PresenceEntry]) -> list[bool]:
-        return [True for _ in await super().presence_leave(channel, entries)]
+@fails("a_pattern_matches_rooms_of_any_name")
+class KnowsNoEndOfAPattern(MemoryBroker):
+    def subscribe_pattern(self, pattern: str, receive: Callable[[bytes], None]) -> None:
+        super().subscribe_pattern(pattern if pattern.endswith("*") else pattern.replace("*", ""), receive)
+
+    async def pattern_subscribed(self, pattern: str) -> None:
+        pass
 
 
-@fails("entries_are_read_from_any_node")
-class ReadsOnePage(MemoryBroker):
-    async def presence_read(self, channel: str, cursor: str, limit: int) -> StoredPresence:
-        return (await super().presence_read(channel, cursor, limit))._replace(cursor="")
+@fails("a_pattern_matches_rooms_of_any_name")
+class MixesChannelsAndPatterns(MemoryBroker):
+    def _receive(self, arrived: Arrived) -> None:
+        super()._receive(arrived)
+        if arrived.channel.startswith("match:"):
+            super()._receive(Arrived("room:prices:1", arrived.envelope))
 
 
-@fails("the_entries_of_a_node_that_leaves_are_taken_over_once")
-class TakesOverTwice(MemoryBroker):
-    async def presence_take_over(self, node: str) -> list[tuple[str, PresenceEntry]]:
-        return 2 * await super().presence_take_over(node)
+@fails("a_pattern_matches_rooms_of_any_name", "ten_thousand_arrive_by_a_pattern_in_order")
+class LosesByPattern(MemoryBroker):
+    def _receive(self, arrived: Arrived) -> None:
+        if not (arrived.channel.startswith("match:") and arrived.envelope.rstrip(b" .").endswith(b"7")):
+            super()._receive(arrived)
+
+
+@fails("ten_thousand_arrive_by_a_pattern_in_order", "a_pattern_matches_rooms_of_any_name")
+class RepeatsByPattern(MemoryBroker):
+    def _receive(self, arrived: Arrived) -> None:
+        super()._receive(arrived)
+        if arrived.channel.startswith("match:") and arrived.envelope.rstrip(b" .").endswith(b"7"):
+            super()._receive(arrived)
+
+
+@fails("a_pattern_is_of_the_rooms_of_one_hub")
+class GivesPatternsEverything(MemoryBroker):
+    def _receive(self, arrived: Arrived) -> None:
+        super()._receive(arrived)
+        if not arrived.channel.startswith(("match:", "room:")):
+            super()._receive(Arrived("match:*", arrived.envelope))
+
+
+@fails("pattern_subscribed_means_that_it_arrives")
+class ConfirmsPatternsTooEarly(MemoryBroker):
+    def subscribe_pattern(self, pattern: str, receive: Callable[[bytes], None]) -> None:
+        if self._loop is not None:
+            self._loop.call_later(0.01, super().subscribe_pattern, pattern, receive)
+
+    async def pattern_subscribed(self, pattern: str) -> None:
+        pass
+
+
+@fails("patterns_of_the_first_moment_work")
+class ForgetsEarlyPatterns(MemoryBroker):
+    async def start(self, node: NodeInfo, events: BrokerEvents) -> None:
+        for channel in list(self._patterns):
+            self.unsubscribe(channel)
+        await super().start(node, events)
+
+
+@fails("unsubscribe_pattern_ends_the_envelopes")
+class NeverLeavesAPattern(MemoryBroker):
+    def unsubscribe_pattern(self, pattern: str) -> None:
+        pass
+
+
+@fails("unsubscribe_pattern_ends_the_envelopes")
+class HasOnePattern(MemoryBroker):
+    def subscribe_pattern(self, pattern: str, receive: Callable[[bytes], None]) -> None:
+        for channel in list(self._patterns):
+            self.unsubscribe(channel)
+        super().subscribe_pattern(pattern, receive)
+
+
+@fails("stored_envelopes_arrive_by_a_pattern_once")
+class StoresWithoutPatterns(MemoryBroker):
+    def _receive(self, arrived: Arrived) -> None:
+        if not (arrived.channel.startswith("match:") and arrived.envelope[:1] == b"\xc1"):
+            super()._receive(arrived)
+
+
+@fails("patterns_are_restored_after_a_lost_connection")
+class LosesPatternsWithTheConnection(MemoryBroker):
+    def _connect(self) -> None:
+        if self._was_connected:
+            for channel in self._patterns:
+                self._subscriptions.pop(channel, None)
+        super()._connect()
+
+
+@fails("a_pattern_that_the_engine_lost_is_found")
+class ProbesNoPatterns(MemoryBroker):
+    def _send_probe(self) -> None:
+        requested = self._requested
+        self._requested = {channel for channel in requested if channel not in self._patterns}
+        super()._send_probe()
+        self._requested |= requested
+
+
+@fails("a_refused_pattern_is_told_and_heals")
+class GivesUpARefusedPattern(GivesUpARefusedChannel):
+    pass
 
 
 @pytest.mark.long

@@ -13,8 +13,9 @@ import pytest
 from tests.support.broker_node import BrokerNode, joined, until
 from tests.support.certificate import Certificate
 from tests.support.cluster_nodes import serving_node
+from tests.support.free_ports import free_port
 from tests.support.nats_engine import NatsEngine, nats_engine_of, running_jetstream, running_nats
-from tests.support.programs import environment, free_port
+from tests.support.programs import environment
 from tests.support.serving_hub import connected
 from wshub.brokers.interface import ALL_NODES, Broker
 from wshub.brokers.nats import NatsBroker

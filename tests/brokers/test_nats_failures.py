@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from tests.support.broker_node import BrokerNode, joined, until
+from tests.support.free_ports import free_port
 from tests.support.nats_engine import NatsEngine, nats_engine_of, running_nats
-from tests.support.programs import free_port
 from tests.support.tcp_proxy import TcpProxy, proxy_to
 from wshub.brokers.interface import ALL_NODES
 from wshub.brokers.nats import NatsBroker

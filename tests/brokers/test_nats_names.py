@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from itertools import combinations
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from wshub import Hub
 from wshub.brokers.choosing import broker_from_url
+from wshub.brokers.interface import pattern_channel
 from wshub.errors import ConfigurationError
 
 pytest.importorskip("nats")
@@ -123,6 +125,10 @@ def test_arguments_are_checked(certificate) -> None:
         NatsBroker("nats://localhost", max_pending=0)
 
 
+def hash_of(channel: str) -> str:
+    return hashlib.sha256(channel.encode()).hexdigest()
+
+
 @pytest.mark.parametrize(
     ("channel", "subject"),
     [
@@ -131,6 +137,11 @@ def test_arguments_are_checked(certificate) -> None:
         ("room:chat.7", "p.h.room.chat.7"),
         ("room:", "p.h.room.="),
         ("room:.", "p.h.room.=.="),
+        ("room:chat:7", "p.h.room.chat=3A.7"),
+        ("room:eu/chat:7.1", "p.h.room.eu=2F.chat=3A.7.1"),
+        ("room::", "p.h.room.=3A.="),
+        ("user:ann:1", "p.h.user.ann=3A.1"),
+        ("room:" + "tenant:" * 40, "p.h.room." + "tenant=3A." * 12 + "=sha256-" + hash_of("room:" + "tenant:" * 40)),
         ("room:a b", "p.h.room.a=20b"),
         ("room:=", "p.h.room.=3D"),
         ("room:*", "p.h.room.=2A"),
@@ -147,10 +158,55 @@ def test_a_long_name_has_a_hash() -> None:
     subjects = {names.subject(f"room:{'x' * length}") for length in (250, 300, 301, 65_536)}
     assert len(subjects) == 4
     assert max(map(len, subjects)) < 400
-    assert names.subject("room:" + "x" * 300).split(".")[2:][0] == "room"
+    assert names.subject("room:" + "x" * 300) == names.start + "room.=sha256-" + hash_of("room:" + "x" * 300)
+    # A pattern takes them too, as long as it is.
+    assert len(names.subject(pattern_channel("a:" * 5000 + "*"))) < 400
 
 
-ODD = st.text(alphabet="a.:=*>2A \0ü\udc80", max_size=6)
+@pytest.mark.parametrize(
+    ("pattern", "subject", "test"),
+    [
+        ("*", "p.h.room.>", "p.h.room.=test"),
+        ("chat:*", "p.h.room.chat=3A.>", "p.h.room.chat=3A.=test"),
+        ("chat.eu.*", "p.h.room.chat.eu.>", "p.h.room.chat.eu.=test"),
+        ("chat:a*", "p.h.room.chat=3A.>", "p.h.room.chat=3A.=test"),
+        ("chat:*:1", "p.h.room.chat=3A.>", "p.h.room.chat=3A.=test"),
+        ("chat*", "p.h.room.>", "p.h.room.=test"),
+        ("chat:1", "p.h.room.chat=3A.1", "p.h.room.chat=3A.1"),
+        ("tenant:" * 600 + "*", "p.h.room." + "tenant=3A." * 12 + ">", "p.h.room." + "tenant=3A." * 12 + "=test"),
+    ],
+)
+def test_a_pattern_has_a_subject_with_a_wildcard(pattern: str, subject: str, test: str) -> None:
+    names = SubjectNames("p", "h")
+    assert names.subject(pattern_channel(pattern)) == subject
+    assert names.test_subject(pattern_channel(pattern)) == test
+
+
+def takes(subscription: str, subject: str) -> bool:
+    """Return whether NATS gives a subscription the messages of a subject."""
+    if subscription.endswith(".>"):
+        return subject.startswith(subscription[:-1]) and len(subject) > len(subscription) - 1
+    return subject == subscription
+
+
+PART = st.sampled_from(["", "a", "a.", "b:", "/", "ü", "=3A", "long" * 20 + ":", "x" * 130, "::", ".b", "\udc80"])
+NAME = st.lists(PART, max_size=6).map("".join)
+
+
+@given(NAME, NAME, NAME)
+def test_the_subscription_of_a_pattern_takes_all_rooms_that_match(before: str, between: str, behind: str) -> None:
+    names = SubjectNames("p", "h")
+    subscription = names.subject(pattern_channel(f"{before}*{behind}"))
+    subject = names.subject(f"room:{before}{between}{behind}")
+    assert takes(subscription, subject)
+    assert not takes(subscription, names.subject(f"user:{before}{between}{behind}"))
+    assert not takes(subscription, SubjectNames("p", "h2").subject(f"room:{before}{between}{behind}"))
+    # The message that tests the subscription of a pattern is no room's.
+    assert takes(subscription, names.test_subject(pattern_channel(f"{before}*{behind}")))
+    assert names.test_subject(pattern_channel(f"{before}*{behind}")) != subject
+
+
+ODD = st.text(alphabet="a.:/=*>2AF \0ü\udc80", max_size=6)
 
 
 @given(st.lists(st.tuples(ODD, ODD), min_size=2, max_size=8, unique=True))

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.programs import environment, free_port, running_program
+from tests.support.free_ports import free_port
+from tests.support.programs import environment, running_program
 from tests.support.workers_program import PROGRAM, clients, received_by_all
 
 WORKERS = 2

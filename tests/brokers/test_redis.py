@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.broker_node import BrokerNode, joined, until
 from tests.support.certificate import Certificate
-from tests.support.programs import free_port
+from tests.support.free_ports import free_port
 from tests.support.redis_engine import RedisEngine, engine_of, running_engine
 from wshub.brokers.interface import ALL_NODES, Broker
 from wshub.brokers.redis import RedisBroker

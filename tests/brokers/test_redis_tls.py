@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests.support.broker_node import joined, until
 from tests.support.certificate import Certificate
-from tests.support.programs import free_port
+from tests.support.free_ports import free_port
 from tests.support.redis_engine import running_engine
 from tests.support.redis_sentinel import NAME, Sentinel, wait_until
 from wshub.brokers.redis import RedisBroker

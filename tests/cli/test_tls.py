@@ -17,14 +17,19 @@ import aiohttp
 import httpx
 import pytest
 
-from tests.support import chromium
+from tests.support import chromium, firefox
 from tests.support.certificate import Certificate
 from tests.support.foreign_clients import open_chromium, open_node, why_missing
 from tests.support.serving_hub import connected
 from tests.support.wshub_serve import serving
 
 APP = "tests.support.served_applications:api"
+LARGE_APP = "tests.support.served_applications:large_api"
 MESSAGE = bytes(range(256)) * 200
+
+
+ECHOES = Path(__file__).with_name("echoes.js")
+SIZES = [0, 125, 126, 65535, 65536, 1_000_000]
 
 
 def within(coroutine: Any) -> Any:
@@ -145,6 +150,24 @@ def test_chromium(served) -> None:
             assert "connections" in await client.page.inner_text("body")
             await client.send(MESSAGE)
             assert await client.receive() == MESSAGE
+
+    within(scenario())
+
+
+@pytest.mark.skipif(firefox.MISSING is not None, reason=str(firefox.MISSING))
+def test_firefox(certificate, ecdsa) -> None:
+    async def scenario() -> None:
+        async with firefox.running_firefox() as browser:
+            for own, loop in ((certificate, "asyncio"), (ecdsa, "uvloop")):
+                files = ["--ssl-certfile", own.chain, "--ssl-keyfile", own.key]
+                with serving(LARGE_APP, "--loop", loop, *files) as server:
+                    address = f"localhost:{server.port}"
+                    await browser.goto(f"https://{address}/")
+                    assert "connections" in await browser.evaluate("() => document.body.innerText")
+                    found = await browser.evaluate(ECHOES.read_text(), f"wss://{address}/ws/", json.dumps(SIZES))
+                    assert found["echoed"] == [f"{kind} {size}" for size in SIZES for kind in ("text", "binary")]
+                    assert found["closed"] == [4001, "done", True]
+                    assert "Traceback" not in server.end()
 
     within(scenario())
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.django.test_channel_layer import nothing_arrives, received
 from tests.django.test_joined_layers import until
-from tests.support.programs import free_port
+from tests.support.free_ports import free_port
 from tests.support.redis_engine import RedisEngine, engine_of, running_engine
 from wshub import BrokerUnavailable, BrokerUncertain, ConfigurationError
 from wshub.django import ChannelLayer

@@ -13,7 +13,8 @@ import pytest
 import websockets
 
 from tests.support import nginx
-from tests.support.programs import environment, free_port, running_program
+from tests.support.free_ports import free_port
+from tests.support.programs import environment, running_program
 from tests.support.redis_engine import RedisEngine
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "cluster"

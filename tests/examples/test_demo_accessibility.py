@@ -9,8 +9,8 @@ import pytest
 
 from tests.examples.demo import ChatTab, Tab, serving_demo
 from tests.support import chromium
+from tests.support.free_ports import free_port
 from tests.support.node_packages import node_modules
-from tests.support.programs import free_port
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

@@ -13,7 +13,7 @@ from websockets.sync.client import connect
 from tests.examples.demo import ChatTab, serving_demo
 from tests.examples.test_demo_server import entering, received, saying
 from tests.support import chromium
-from tests.support.programs import free_port
+from tests.support.free_ports import free_port
 from tests.support.tcp_proxy import proxy_to
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.examples.demo import Tab, serving_demo
 from tests.support import chromium
-from tests.support.programs import free_port
+from tests.support.free_ports import free_port
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

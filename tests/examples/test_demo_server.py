@@ -17,7 +17,8 @@ from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import ClientConnection, connect
 
 from tests.examples.demo import EXAMPLES, serving_demo
-from tests.support.programs import environment, free_port, running_program
+from tests.support.free_ports import free_port
+from tests.support.programs import environment, running_program
 
 
 def entering(name: str, room: str = "general", after: int | None = None) -> str:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import websockets
 
-from tests.support.programs import free_port, running_program
+from tests.support.free_ports import free_port
+from tests.support.programs import running_program
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 

@@ -12,8 +12,9 @@ import httpx
 import jsonschema
 import websockets
 
+from tests.support.free_ports import free_port
 from tests.support.pages import blocks, codes, rows, write_programs
-from tests.support.programs import environment, free_port, running_program
+from tests.support.programs import environment, running_program
 from tests.support.redis_engine import running_engine
 from wshub.publisher.http.answers import ERROR_STATUSES
 from wshub.publisher.http.commands import COMMANDS

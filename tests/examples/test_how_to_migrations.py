@@ -17,8 +17,9 @@ import httpx
 import pytest
 import websockets
 
+from tests.support.free_ports import free_port
 from tests.support.pages import page, program, write_programs
-from tests.support.programs import environment, free_port, running_program
+from tests.support.programs import environment, running_program
 from tests.support.redis_engine import running_engine
 from tests.support.replacing import replaced
 

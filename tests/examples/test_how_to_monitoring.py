@@ -16,8 +16,9 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support import nginx
+from tests.support.free_ports import free_port
 from tests.support.pages import blocks, page, program, write_programs
-from tests.support.programs import environment, free_port, running_program
+from tests.support.programs import environment, running_program
 from tests.support.replacing import replaced
 from tests.support.wshub_serve import serving
 from wshub.metrics_table import METRICS

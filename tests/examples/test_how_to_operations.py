@@ -18,8 +18,9 @@ import pytest
 import websockets
 import yaml
 
+from tests.support.free_ports import free_port
 from tests.support.pages import page, program, write_programs
-from tests.support.programs import environment, free_port, running_program
+from tests.support.programs import environment, running_program
 from tests.support.replacing import replaced
 from wshub import HubConfig
 from wshub.uvicorn.running import GRACEFUL_SHUTDOWN

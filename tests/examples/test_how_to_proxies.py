@@ -19,8 +19,9 @@ import yaml
 
 from tests.support import nginx
 from tests.support.certificate import Certificate
+from tests.support.free_ports import free_port
 from tests.support.pages import page, program, programs
-from tests.support.programs import free_port, running_program
+from tests.support.programs import running_program
 from tests.support.replacing import replaced
 from tests.support.wshub_serve import serving
 from wshub import HubConfig

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from tests.support import chromium
+from tests.support.free_ports import free_port
 from tests.support.pages import write_programs
-from tests.support.programs import environment, free_port, running_program
+from tests.support.programs import environment, running_program
 from tests.support.tcp_proxy import proxy_to
 
 pytestmark = [

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from tests.support import chromium
+from tests.support.free_ports import free_port
 from tests.support.pages import write_programs
-from tests.support.programs import ROOT, Program, environment, free_port, running_program
+from tests.support.programs import ROOT, Program, environment, running_program
 from tests.support.redis_engine import RedisEngine, running_engine
 
 pytestmark = pytest.mark.skipif(chromium.MISSING is not None, reason=str(chromium.MISSING))

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -15,8 +16,10 @@ from typing import Any
 import pytest
 import websockets
 
+from tests.support.free_ports import free_port
+from tests.support.nats_engine import running_nats
 from tests.support.pages import blocks, load, program, served, snippet
-from tests.support.programs import environment, free_port, running_program
+from tests.support.programs import environment, running_program
 from tests.support.raw_peers import raw_peer
 from tests.support.redis_engine import running_engine
 from tests.support.replacing import replaced
@@ -24,6 +27,7 @@ from tests.support.serving_hub import connected
 from tests.support.wshub_serve import serving
 from wshub import Frame
 from wshub.brokers.memory import MemoryBroker, MemoryEngine
+from wshub.publisher import AsyncPublisher
 
 OFFER = b"permessage-deflate; client_max_window_bits"
 
@@ -97,6 +101,40 @@ def test_wshub_serves_a_program(page: str, name: str, path: str, says: str, tmp_
     with serving(f"{name}:app", "--app-dir", str(tmp_path)) as server:
         asyncio.run(asyncio.wait_for(scenario(server.address), 20))
         assert "Traceback" not in server.end()
+
+
+def test_a_program_keeps_an_archive_of_all_chats(tmp_path: Path) -> None:
+    (tmp_path / "archive.py").write_text(program("topics/rooms.md", "archive.py"))
+    assert "WSHUB_BROKER=nats://localhost python archive.py\n" in blocks("topics/rooms.md", "sh")
+
+    async def scenario(url: str) -> None:
+        database = sqlite3.connect(tmp_path / "archive.db")
+        async with AsyncPublisher(url) as publisher:
+            await publisher.publish("text", room="chat:1")
+            await publisher.publish("not kept", room="news")
+            await publisher.publish(b"\x00\xff", room="chat:2")
+        while len(rows := database.execute("SELECT room, data FROM messages").fetchall()) < 2:
+            await asyncio.sleep(0.01)
+        assert rows == [("chat:1", "text"), ("chat:2", b"\x00\xff")]
+        database.close()
+
+    with running_nats("current") as engine:
+        process = subprocess.Popen(
+            [sys.executable, "archive.py"],
+            env=environment(WSHUB_BROKER=engine.url),
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "watching chat:*\n"
+            asyncio.run(asyncio.wait_for(scenario(engine.url), 20))
+        finally:
+            process.send_signal(signal.SIGINT)
+            said, _ = process.communicate(timeout=20)
+        assert (said, process.returncode) == ("", 0)
 
 
 # The life of a connection

@@ -18,8 +18,9 @@ import pytest
 import websockets
 
 from tests.support import chromium
+from tests.support.free_ports import free_port
 from tests.support.pages import snippet, write_programs
-from tests.support.programs import Program, environment, free_port, running_program
+from tests.support.programs import Program, environment, running_program
 
 PAGES = [
     "tutorial/chat.md",

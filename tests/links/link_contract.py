@@ -152,6 +152,16 @@ async def check_what_the_peer_sends_arrives_whole_and_in_order(harness: LinkHarn
     assert harness.probe.nested == 0
 
 
+async def check_no_bytes_hold_nothing_up(harness: LinkHarness) -> None:
+    harness.probe.write(b"")
+    # A frame without bytes in the queue would count for the least charge, and would never leave.
+    assert harness.probe.charge == 0
+    harness.probe.send(b"behind")
+    harness.probe.write(b"")
+    await until(harness, lambda: harness.peer_payloads() == [b"behind"])
+    check_counts(harness, messages_accepted=1, messages_delivered=1, messages_pending=0)
+
+
 async def check_a_blocked_link_goes_on_where_it_was(harness: LinkHarness) -> None:
     payloads = await block(harness)
     assert harness.probe.queued > 0
@@ -374,6 +384,7 @@ async def check_that_it_has_ended(harness: LinkHarness) -> None:
 CHECKS = [
     check_what_is_written_arrives_whole_and_in_order,
     check_what_the_peer_sends_arrives_whole_and_in_order,
+    check_no_bytes_hold_nothing_up,
     check_a_blocked_link_goes_on_where_it_was,
     check_a_peer_that_reads_again_is_seen_to_take,
     check_a_paused_link_reads_nothing_until_it_is_resumed,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.programs import free_port
+from tests.support.free_ports import free_port
 from wshub.brokers.memory import MemoryBroker, MemoryEngine
 
 

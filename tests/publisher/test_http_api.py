@@ -17,7 +17,7 @@ import websockets
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from tests.support.programs import free_port
+from tests.support.free_ports import free_port
 from tests.support.serving_hub import connected
 from wshub import ConfigurationError, EventHandler, Hub, MisuseError
 from wshub.brokers.memory import MemoryBroker, MemoryEngine

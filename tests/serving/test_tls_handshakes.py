@@ -151,7 +151,8 @@ def test_the_rate_of_an_address_bounds_its_tls_handshakes(run, tls, clock, certi
                 peer.close()
 
     run(scenario())
-    assert not caplog.records
+    (warning,) = caplog.records
+    assert warning.limit == "max_connection_rate_per_address"
 
 
 @pytest.mark.parametrize("start", STARTS)

@@ -65,6 +65,12 @@ def repeated(view: View) -> None:
     view.message(("a", 4), "1.0")
 
 
+def swapped(view: View) -> None:
+    view.message(("a", 5), "1.0")
+    view.message(("a", 7), "1.2")
+    view.message(("a", 6), "1.1")
+
+
 def silent_epoch(view: View) -> None:
     view.message(("b", 1), "1.0")
 
@@ -91,6 +97,16 @@ def told_before_it_was_cut_off(view: View) -> None:
     view.message(("a", 8), "1.0")
 
 
+def back_with_nothing_missed(view: View) -> None:
+    view.cut_off()
+    view.back("trimmed", ("a", 4))
+
+
+def back_with_an_epoch_that_is_the_same(view: View) -> None:
+    view.cut_off()
+    view.back("epoch", ("a", 9))
+
+
 def back_to_another_place(view: View) -> None:
     view.cut_off()
     view.back("", ("a", 5))
@@ -101,11 +117,14 @@ def back_to_another_place(view: View) -> None:
     [
         (skipped, "got ('a', 6) after ('a', 4), and was told nothing"),
         (repeated, "got ('a', 4) after ('a', 4)"),
+        (swapped, "got ('a', 6) after ('a', 7)"),
         (silent_epoch, "got ('b', 1) after ('a', 4)"),
         (trimmed_without_a_loss, "and was told trimmed"),
         (epoch_that_is_the_same, "and was told epoch"),
         (told_once_and_skipped_twice, "got ('a', 8) after ('a', 6)"),
         (told_before_it_was_cut_off, "got ('a', 8) after ('a', 4)"),
+        (back_with_nothing_missed, "came back to ('a', 4), has ('a', 4), and was told trimmed"),
+        (back_with_an_epoch_that_is_the_same, "came back to ('a', 9), has ('a', 4), and was told epoch"),
         (back_to_another_place, "came back to ('a', 5), and has ('a', 4)"),
     ],
 )
@@ -135,6 +154,19 @@ def test_two_messages_at_one_place_and_one_at_two_places_are_reported() -> None:
     ledger.note(LONG, ("a", 6), "1.0", "its publisher")
     assert "'1.0' was there" in said(ledger)
     assert "was at 5" in said(ledger)
+
+
+def test_an_epoch_with_messages_in_the_place_of_lost_ones_must_end() -> None:
+    ledger = Ledger(may_lose=True)
+    ledger.note(LONG, ("a", 5), "1.0", "ann")
+    ledger.note(LONG, ("a", 5), "2.0", "ben")
+    ledger.note(LONG, ("b", 1), "2.1", "ann")
+    ledger.check_orders()
+    ledger.check_ends({LONG: ("b", 1)})
+    assert ledger.failures == []
+    assert ledger.replaced == 1
+    ledger.check_ends({LONG: ("a", 5)})
+    assert "messages have taken the place of lost ones in a, which goes on" in said(ledger)
 
 
 def test_an_order_that_is_not_the_publishers_and_a_message_behind_the_last_are_reported() -> None:

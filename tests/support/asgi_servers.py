@@ -8,7 +8,8 @@ import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from tests.support.programs import ROOT, environment, free_port, running_program
+from tests.support.free_ports import free_port
+from tests.support.programs import ROOT, environment, running_program
 
 APPLICATION = "tests.support.asgi_application:api"
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from tests.support.certificate import Certificate
-from tests.support.programs import free_port
+from tests.support.free_ports import free_port
 
 SECONDS = 15
 """Seconds in which a server must answer after its start, and end when it is told to."""

@@ -23,12 +23,6 @@ def environment(**further: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, **further}
 
 
-def free_port(host: str = "127.0.0.1") -> int:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as free:
-        free.bind((host, 0))
-        return free.getsockname()[1]
-
-
 class Program:
     """A running program. A thread reads its output, so that the program never blocks."""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import hiredis
 
-from tests.support.programs import free_port
+from tests.support.free_ports import free_port
 from tests.support.redis_engine import RedisEngine
 from tests.support.redis_sentinel import wait_until
 

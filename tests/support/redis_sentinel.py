@@ -15,7 +15,7 @@ from typing import Any
 import hiredis
 
 from tests.support.certificate import Certificate
-from tests.support.programs import free_port
+from tests.support.free_ports import free_port
 from tests.support.redis_engine import SECONDS, RedisEngine, program_of
 from tests.support.tcp_proxy import TcpProxy
 

@@ -93,4 +93,14 @@ async def own(websocket: WebSocket) -> None:
         await websocket.send_bytes(message)
 
 
+large_api = FastAPI()
+large = Hub(HubConfig(max_message_size=1 << 20, max_send_buffer=1 << 21))
+large_api.mount("/ws", large.asgi(EventHandler(on_message=lambda connection, message: connection.send(message))))
+
+
+@large_api.get("/")
+def large_index() -> dict[str, int]:
+    return {"connections": large.connection_count}
+
+
 alone = Hub(HubConfig()).asgi(echo, subprotocols=["b"])

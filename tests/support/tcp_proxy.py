@@ -7,6 +7,7 @@ import re
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator
 
 __all__ = ["ProxiedConnection", "TcpProxy", "proxy_to"]
@@ -17,7 +18,9 @@ SEEN_BYTES = 4096
 class Direction:
     """One direction of a connection: passes on what arrives at a socket to another one."""
 
-    def __init__(self, source: socket.socket, target: socket.socket, passable: threading.Event) -> None:
+    def __init__(
+        self, source: socket.socket, target: socket.socket, passable: threading.Event, proxy: TcpProxy
+    ) -> None:
         self.seen = b""
         """The first bytes that have passed, or have vanished."""
         self.bytes_seen = 0
@@ -26,9 +29,12 @@ class Direction:
         """Whether bytes vanish, as behind a firewall that has forgotten the connection. A test sets it at any time."""
         self.swallowed: re.Pattern[bytes] | None = None
         """Bytes that vanish the next time that they pass in one piece."""
+        self.vanish_after: int | None = None
+        """The number of further bytes that pass before this becomes a black hole. None if it does not."""
         self._source = source
         self._target = target
         self._passable = passable
+        self._proxy = proxy
 
     def pass_on(self) -> None:
         """Pass bytes on until the source has ended."""
@@ -40,8 +46,17 @@ class Direction:
                     data = self.swallowed.sub(b"", data, count=1)
                     self.swallowed = None
                 self._passable.wait()
-                if not self.is_black_hole:
-                    self._target.sendall(data)
+                if self._proxy.delay_seconds:
+                    time.sleep(self._proxy.delay_seconds)
+                if self.is_black_hole:
+                    continue
+                if self.vanish_after is not None:
+                    data = data[: self.vanish_after]
+                    self.vanish_after -= len(data)
+                    self.is_black_hole = not self.vanish_after
+                size = self._proxy.piece_bytes
+                for start in range(0, len(data), size):
+                    self._target.sendall(data[start : start + size])
 
     def add(self, data: bytes) -> None:
         """Send bytes that have not arrived."""
@@ -52,8 +67,8 @@ class ProxiedConnection:
     """A connection of a client through the proxy."""
 
     def __init__(self, proxy: TcpProxy, client: socket.socket, server: socket.socket) -> None:
-        self.to_server = Direction(client, server, proxy.to_server)
-        self.to_client = Direction(server, client, proxy.to_client)
+        self.to_server = Direction(client, server, proxy.to_server, proxy)
+        self.to_client = Direction(server, client, proxy.to_client, proxy)
         self.is_open = True
         self._client = client
         self._server = server
@@ -119,6 +134,10 @@ class TcpProxy:
         """Whether new connections are ended at once."""
         self.refused = 0
         """New connections that were ended at once."""
+        self.delay_seconds = 0.0
+        """Seconds that bytes wait in each direction, those that follow meanwhile too."""
+        self.piece_bytes = 65536
+        """Bytes that are passed on at a time."""
         self.connections: list[ProxiedConnection] = []
         """All connections, in the order of their beginning."""
         self.to_server = threading.Event()

@@ -8,7 +8,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-from tests.support.programs import Program, environment, free_port, running_program
+from tests.support.free_ports import free_port
+from tests.support.programs import Program, environment, running_program
 
 
 class Serving:

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.programs import environment, free_port, running_program
+from tests.support.free_ports import free_port
+from tests.support.programs import environment, running_program
 from tests.support.raw_peers import REQUEST
 from tests.support.reactor import needs_reactor
 from tests.support.serving_hub import connected

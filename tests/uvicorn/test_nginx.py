@@ -11,8 +11,8 @@ import pytest
 import websockets
 
 from tests.support import nginx
+from tests.support.free_ports import free_port
 from tests.support.pages import program
-from tests.support.programs import free_port
 from tests.support.replacing import replaced
 from tests.support.serving_hub import connected
 from tests.support.wshub_serve import serving

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -14,8 +15,11 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 
 from tests.support.half_tls import STARTS, HalfTls
+from tests.support.raw_peers import REQUEST
+from tests.support.reactor import needs_reactor
 from tests.support.serving_hub import Clock, connected
 from tests.support.uvicorn_server import listening
+from tests.support.ways_to_serve import status_of
 from wshub import EventHandler, Hub, HubConfig
 from wshub.uvicorn import first_requests
 from wshub.uvicorn.event_loop import accept_natively
@@ -43,10 +47,17 @@ async def served(
     tls: dict[str, Any], clock: Callable[[], float] = time.monotonic, **settings: Any
 ) -> AsyncIterator[int]:
     """Serve an application whose hub has this clock and these settings. Yields its port."""
+    async with serving(Hub(HubConfig(**settings), clock=clock), **tls) as port:
+        yield port
+
+
+@contextlib.asynccontextmanager
+async def serving(hub: Hub, **options: Any) -> AsyncIterator[int]:
+    """Serve an application with this hub. The options are uvicorn's. Yields the port."""
     handler = EventHandler(on_message=lambda connection, message: connection.send(message))
-    app = Starlette(routes=[Route("/", page), Mount("/ws", Hub(HubConfig(**settings), clock=clock).asgi(handler))])
+    app = Starlette(routes=[Route("/", page), Mount("/ws", hub.asgi(handler))])
     accept_natively(asyncio.get_running_loop())
-    async with listening(app, log_config=None, **tls) as address:
+    async with listening(app, log_config=None, **options) as address:
         yield int(address.rpartition(":")[2])
 
 
@@ -112,6 +123,58 @@ async def test_a_server_that_stops_ends_unfinished_tls_handshakes(tls, certifica
         peers = [HalfTls(port, certificate.client_context(), start) for _ in range(3)]
         await is_served(port, certificate)
     await asyncio.gather(*(peer.ended() for peer in peers))
+
+
+@needs_reactor
+@pytest.mark.parametrize("trusted", ["", "127.0.0.1"])
+def test_the_rate_of_an_address_bounds_its_tls_handshakes(run, tls, clock, certificate, caplog, trusted) -> None:
+    """As with ``Hub.serve``. The connections of a trusted proxy are those of many clients."""
+    hub = Hub(HubConfig(max_connection_rate_per_address=3), clock=clock)
+
+    async def scenario() -> None:
+        async with serving(hub, forwarded_allow_ips=trusted, **tls) as port:
+            context = certificate.client_context()
+            peers = [HalfTls(port, context, "nothing") for _ in range(3)]
+            further = HalfTls(port, context, "nothing")
+            if trusted:
+                clock.now += 1
+                await is_served(port, certificate)
+                assert further.is_open()
+            else:
+                await further.ended()
+            assert hub.stats().refused == ({} if trusted else {429: 1})
+            assert all(peer.is_open() for peer in peers)
+            clock.now += 1
+            await is_served(port, certificate)
+            for peer in (*peers, further):
+                peer.close()
+
+    run(scenario())
+    assert [record.limit for record in caplog.records if record.levelno >= 30] == (
+        [] if trusted else ["max_connection_rate_per_address"]
+    )
+
+
+@needs_reactor
+@pytest.mark.parametrize("way", ["Hub.serve", "uvicorn"])
+def test_without_tls_the_rate_of_an_address_bounds_its_requests(run, clock, caplog, way) -> None:
+    hub = Hub(HubConfig(max_connection_rate_per_address=3), clock=clock)
+
+    async def scenario() -> None:
+        context = (
+            hub.serve("127.0.0.1", 0, EventHandler()) if way == "Hub.serve" else serving(hub, forwarded_allow_ips="")
+        )
+        async with context as served:
+            port = served.port if way == "Hub.serve" else served
+            silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(6)]
+            statuses = [await status_of(port, REQUEST.replace(b"GET /", b"GET /ws/")) for _ in range(5)]
+            assert statuses == [101, 101, 101, 429, 429]
+            assert hub.stats().refused == {429: 2}
+            for connection in silent:
+                connection.close()
+
+    run(scenario())
+    assert [record.limit for record in caplog.records if record.levelno >= 30] == ["max_connection_rate_per_address"]
 
 
 def test_a_client_that_leaves_during_its_tls_handshake_disturbs_nobody(run, tls, certificate, caplog) -> None:

@@ -28,6 +28,7 @@ from wshub.protocol.validation import check_integer
 
 __all__ = [
     "ALL_NODES",
+    "PATTERN_CHANNELS",
     "ROOM_CHANNELS",
     "USER_CHANNELS",
     "Broker",
@@ -41,12 +42,14 @@ __all__ = [
     "HistoryConfig",
     "HistorySource",
     "NodeInfo",
+    "PatternBroker",
     "Position",
     "Publication",
     "Published",
     "StoredEnvelope",
     "StoredHistory",
     "node_channel",
+    "pattern_channel",
     "room_channel",
     "user_channel",
 ]
@@ -60,6 +63,9 @@ ROOM_CHANNELS = "room:"
 
 USER_CHANNELS = "user:"
 """How the channels of users begin; the name of the user follows."""
+
+PATTERN_CHANNELS = "match:"
+"""How the channels of patterns begin; the pattern follows."""
 
 
 def room_channel(room: str) -> str:
@@ -75,6 +81,11 @@ def user_channel(user: str) -> str:
 def node_channel(node: str) -> str:
     """Return the channel that one node alone has subscribed to, from ``start()`` on."""
     return "node:" + node
+
+
+def pattern_channel(pattern: str) -> str:
+    """Return the name by which a broker reports interruptions of a pattern. Nothing is sent on such a channel."""
+    return PATTERN_CHANNELS + pattern
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -523,3 +534,33 @@ class HistoryBroker(HistorySource, Broker, Protocol):
     when stored envelopes were lost. A broker may keep what is left of them: the next epoch goes on behind their offsets
     then. Otherwise nothing is before it.
     """
+
+
+@runtime_checkable
+class PatternBroker(Broker, Protocol):
+    """A broker that also delivers what is sent to rooms whose names match a pattern.
+
+    A pattern is a name with at most one ``*``, which stands for any characters, none included. Each pattern gets each
+    envelope of these rooms once, in the order of the room. Patterns and channels are apart: an envelope that belongs to
+    several of them arrives once for each. To the hub, ``interrupted()`` and ``restored()`` name a pattern by
+    ``pattern_channel(pattern)``.
+    """
+
+    def subscribe_pattern(self, pattern: str, receive: Callable[[bytes], None]) -> None:
+        """Have envelopes of rooms that match the pattern arrive. A second call for a pattern replaces ``receive``.
+
+        Args:
+            pattern: of the names of rooms.
+            receive: is called with each envelope, as ``BrokerEvents.receive`` is. It may get envelopes of the node
+                itself, and of rooms that do not match. The hub ignores them.
+        """
+
+    def unsubscribe_pattern(self, pattern: str) -> None:
+        """Let no more envelopes arrive by the pattern. ``receive`` is not called any more."""
+
+    async def pattern_subscribed(self, pattern: str) -> None:
+        """Return when every envelope that any node sends to a matching room from now on arrives.
+
+        Raises:
+            BrokerUnavailable: as for ``subscribed()``.
+        """

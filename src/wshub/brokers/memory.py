@@ -51,6 +51,7 @@ from wshub.brokers.memory_engine import (
     Subscribed,
     Unsubscribe,
 )
+from wshub.brokers.memory_patterns import MemoryPatterns
 from wshub.brokers.memory_presence import MemoryPresence
 from wshub.brokers.memory_state import Counts, Request, Subscription, fail, fail_all
 from wshub.errors import BrokerUnavailable, BrokerUncertain, MisuseError
@@ -65,7 +66,7 @@ ENVELOPE_CHARGE = 64
 LONGEST_PAUSE = 30.0
 
 
-class MemoryBroker(MemoryPresence):
+class MemoryBroker(MemoryPatterns, MemoryPresence):
     """Joins a hub to the others of this process that use the same engine.
 
     Args:
@@ -103,6 +104,7 @@ class MemoryBroker(MemoryPresence):
         self._own: tuple[str, ...] = ()
         self._opened: asyncio.Future[None] | None = None
         self._subscriptions: dict[str, Subscription] = {}
+        self._patterns = {}
         # Channels whose subscription has changed in this iteration of the loop.
         self._changed: dict[str, None] = {}
         # The channels that the engine was asked for. It may have some of them only later.
@@ -422,7 +424,7 @@ class MemoryBroker(MemoryPresence):
         if arrived.channel in self._subscriptions and self._events is not None:
             self._counts.received += 1
             self._counts.bytes_received += len(arrived.envelope)
-            self._events.receive(arrived.envelope)
+            self._patterns.get(arrived.channel, self._events.receive)(arrived.envelope)
 
     def _confirm(self, answer: Subscribed) -> None:
         subscription = self._subscriptions.get(answer.channel)

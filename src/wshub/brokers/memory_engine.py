@@ -12,8 +12,9 @@ from typing import Any, Protocol, TypeAlias
 
 from wshub.brokers.envelope import encode_stored
 from wshub.brokers.history_store import HistoryStore
-from wshub.brokers.interface import HistoryConfig, Position, Published
+from wshub.brokers.interface import PATTERN_CHANNELS, ROOM_CHANNELS, HistoryConfig, Position, Published
 from wshub.brokers.presence_store import PresenceStore
+from wshub.brokers.room_patterns import RoomPattern
 
 __all__ = [
     "Answer",
@@ -238,6 +239,7 @@ class MemoryEngine:
         self._max_undelivered_bytes = max_undelivered_bytes
         self._connections: dict[EngineConnection, None] = {}
         self._subscribers: dict[tuple[str, str], dict[EngineConnection, None]] = {}
+        self._patterns: dict[tuple[str, str], RoomPattern] = {}
         # The histories of each hub, by its name.
         self._stores: dict[str, HistoryStore] = {}
         self._presences: dict[str, PresenceStore] = {}
@@ -428,11 +430,12 @@ class MemoryEngine:
                 connection.next_number += 1
 
     def _send(self, sender: EngineConnection, command: Send) -> None:
-        subscribers = self._subscribers.get((sender.hub, command.channel), {})
-        receivers = [connection for connection in subscribers if connection is not sender]
-        answer = Arrived(command.channel, command.envelope)
-        for connection in receivers:
-            self._put(connection, answer)
+        receivers: set[EngineConnection] = set()
+        for channel in (command.channel, *self._matching(sender.hub, command.channel)):
+            for connection in self._subscribers.get((sender.hub, channel), {}):
+                if connection is not sender:
+                    receivers.add(connection)
+                    self._put(connection, Arrived(channel, command.envelope))
         if command.request is not None:
             self._put(sender, Answered(command.request, Published(receivers=len(receivers))))
 
@@ -442,15 +445,17 @@ class MemoryEngine:
             command.channel, command.envelope, command.config, time.monotonic(), command.idempotency_key
         )
         position = stored.position
-        subscribers = self._subscribers.get((sender.hub, command.channel), {})
+        receivers: set[EngineConnection] = set()
         if not stored.is_duplicate:
             envelope = encode_stored(
                 command.envelope, offset=position.offset, previous=stored.previous, epoch=position.epoch
             )
-            for connection in tuple(subscribers):
-                self._put(connection, Arrived(command.channel, envelope))
+            for channel in (command.channel, *self._matching(sender.hub, command.channel)):
+                for connection in tuple(self._subscribers.get((sender.hub, channel), {})):
+                    receivers.add(connection)
+                    self._put(connection, Arrived(channel, envelope))
         if command.request is not None:
-            published = Published(receivers=len(subscribers), position=position, is_duplicate=stored.is_duplicate)
+            published = Published(receivers=len(receivers), position=position, is_duplicate=stored.is_duplicate)
             self._put(sender, Answered(command.request, published))
 
     def _read(self, connection: EngineConnection, command: Read) -> None:
@@ -481,6 +486,9 @@ class MemoryEngine:
             return
         connection.channels.add(command.channel)
         self._subscribers.setdefault((connection.hub, command.channel), {})[connection] = None
+        if command.channel.startswith(PATTERN_CHANNELS):
+            pattern = RoomPattern.parse(command.channel.removeprefix(PATTERN_CHANNELS))
+            self._patterns[connection.hub, command.channel] = pattern
         self._put(connection, Subscribed(command.channel, command.request))
 
     def _unsubscribe(self, connection: EngineConnection, channel: str) -> None:
@@ -490,6 +498,14 @@ class MemoryEngine:
             subscribers.pop(connection, None)
             if not subscribers:
                 del self._subscribers[key]
+                self._patterns.pop(key, None)
+
+    def _matching(self, hub: str, channel: str) -> list[str]:
+        """Return the channels of the patterns that match a room."""
+        if not self._patterns or not channel.startswith(ROOM_CHANNELS):
+            return []
+        room = channel.removeprefix(ROOM_CHANNELS)
+        return [name for (of_hub, name), pattern in self._patterns.items() if of_hub == hub and pattern.matches(room)]
 
     def _put(self, connection: EngineConnection, answer: Answer) -> None:
         """Send an answer on its way."""

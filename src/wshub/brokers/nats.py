@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import ssl as ssl_module
+from collections.abc import Callable
 
-from wshub.brokers.interface import BrokerEvents, NodeInfo
+from wshub.brokers.interface import BrokerEvents, NodeInfo, pattern_channel
 from wshub.brokers.nats_session import NatsSession, NatsSettings
 from wshub.brokers.nats_url import check_replicas, parse_nats_url
 from wshub.brokers.session_broker import SessionBroker
@@ -67,9 +68,43 @@ class NatsBroker(SessionBroker[NatsSession]):
                 raise ConfigurationError("replicas is given twice: in the URL and as an argument")
             replicas = check_replicas(check_integer("replicas", replicas, 1, 5))
         self._settings = NatsSettings(address, prefix, ssl, max_pending, replicas or address.replicas or 1)
+        # The functions that take the envelopes of each pattern, by channel.
+        self._receivers: dict[str, Callable[[bytes], None]] = {}
 
     def __repr__(self) -> str:
         return f"NatsBroker({str(self._settings.address)!r}, prefix={self._settings.prefix!r})"
 
+    async def close(self) -> None:
+        """Send what waits, for a second at most, and leave the other nodes. A second call does nothing."""
+        try:
+            await super().close()
+        finally:
+            self._receivers.clear()
+
+    def subscribe_pattern(self, pattern: str, receive: Callable[[bytes], None]) -> None:
+        """Have envelopes of rooms that match the pattern arrive. See ``PatternBroker.subscribe_pattern``.
+
+        NATS has wildcards for whole tokens of a subject, which the characters ``.``, ``:`` and ``/`` of a name end. So
+        for ``chat:a*`` it sends the messages of all rooms that begin with ``chat:``, and the hub ignores the others.
+        """
+        self._receivers[pattern_channel(pattern)] = receive
+        self.subscribe(pattern_channel(pattern))
+
+    def unsubscribe_pattern(self, pattern: str) -> None:
+        """Let no more envelopes arrive by the pattern."""
+        self.unsubscribe(pattern_channel(pattern))
+        self._receivers.pop(pattern_channel(pattern), None)
+        session = self._running()
+        if session is not None:
+            session.patterns.forget(pattern_channel(pattern))
+
+    async def pattern_subscribed(self, pattern: str) -> None:
+        """Return when every envelope that any node sends to a matching room from now on arrives.
+
+        Raises:
+            BrokerUnavailable: as for ``subscribed()``.
+        """
+        await self.subscribed(pattern_channel(pattern))
+
     def _create_session(self, node: NodeInfo, events: BrokerEvents, wanted: set[str]) -> NatsSession:
-        return NatsSession(self._settings, node, events, wanted)
+        return NatsSession(self._settings, node, events, wanted, self._receivers)

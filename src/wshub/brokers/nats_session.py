@@ -8,7 +8,7 @@ import re
 import ssl as ssl_module
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from nats.aio.msg import Msg
@@ -16,6 +16,7 @@ from nats.aio.subscription import Subscription
 
 from wshub.brokers.interface import (
     ALL_NODES,
+    PATTERN_CHANNELS,
     BrokerEvents,
     BrokerHealth,
     BrokerState,
@@ -28,6 +29,7 @@ from wshub.brokers.nats_connection import MessageSink, NatsConnection, NatsLogin
 from wshub.brokers.nats_epochs import ChannelEpochs
 from wshub.brokers.nats_history import NatsHistories
 from wshub.brokers.nats_order import StoredOrder
+from wshub.brokers.nats_patterns import STORED, Patterns
 from wshub.brokers.nats_presence import NatsPresences
 from wshub.brokers.nats_presence_stream import PresenceStream
 from wshub.brokers.nats_publishing import Publishing
@@ -57,9 +59,6 @@ STALLED_SECONDS = 2.0
 # Channels whose subscriptions are tested in each interval. Each test is a message to all nodes that have the channel.
 SAMPLE = 4
 
-# The header of a message that a stream has stored.
-STORED = "Nats-Sequence"
-
 # Why a connection is replaced.
 DEAF = "no probe has come back"
 
@@ -85,9 +84,17 @@ class NatsSession(SessionLife):
         node: that joins.
         events: the hub's side.
         wanted: channels that are to be subscribed to.
+        receivers: the functions that take the envelopes of each pattern, by channel. The broker changes it.
     """
 
-    def __init__(self, settings: NatsSettings, node: NodeInfo, events: BrokerEvents, wanted: set[str]) -> None:
+    def __init__(
+        self,
+        settings: NatsSettings,
+        node: NodeInfo,
+        events: BrokerEvents,
+        wanted: set[str],
+        receivers: dict[str, Callable[[bytes], None]],
+    ) -> None:
         super().__init__()
         self._events = events
         self._names = SubjectNames(settings.prefix, node.hub)
@@ -96,12 +103,20 @@ class NatsSession(SessionLife):
         self._barriers = Barriers(events.now)
         service = (ALL_NODES, node_channel(node.id)) if node.receives else ()
         self.subscriptions = Subscriptions(
-            self._names, service, wanted, self._take_message, self._barriers, self._settle, events.now
+            self._names,
+            service,
+            wanted,
+            self._take_message,
+            self._take_matching,
+            self._barriers,
+            self._settle,
+            events.now,
         )
         self.publishing = Publishing(self._names, settings.max_pending, self._barriers, events.now)
         self._requests = Requests(f"{settings.prefix}.=inbox.{node.id}", events.now)
         self._epochs = ChannelEpochs(self._names)
         self._order = StoredOrder(self._barriers, self._receive)
+        self.patterns = Patterns(receivers, self._epochs, self._barriers)
         streams = Streams(self._requests, self._names, settings.replicas)
         reader = StreamReader(self._requests, settings.replicas)
         trimming = Trimming(self._requests, reader)
@@ -131,6 +146,7 @@ class NatsSession(SessionLife):
     # The beginning and the end
 
     async def _end(self) -> None:
+        self.patterns.close()
         self.publishing.detach()
         try:
             if self._is_heard:
@@ -182,6 +198,7 @@ class NatsSession(SessionLife):
         self.publishing.detach()
         self._tested.clear()
         self._order.clear()
+        self.patterns.clear()
         had_any = self.subscriptions.disconnected()
         error = BrokerUncertain(f"the connection to the engine has ended: {reason}")
         self._barriers.disconnected(error)
@@ -202,7 +219,7 @@ class NatsSession(SessionLife):
             return
         if message.reply:
             # A node tests its subscription. The reply says which one.
-            if message.reply == self._probe_subject:
+            if message.reply == self._probe_subject and not self._is_test_of_pattern(message.subject):
                 self._tested.pop(message.subject, None)
             return
         if message.headers is not None and STORED in message.headers:
@@ -211,6 +228,16 @@ class NatsSession(SessionLife):
                 self._order.take(message.subject, place, message.data)
             return
         self._receive(message.data)
+
+    def _take_matching(self, channel: str, message: Msg) -> None:
+        """Take a message that has arrived by a pattern."""
+        if not message.reply:
+            self.patterns.take(channel, message)
+        elif message.reply == self._probe_subject and self._tested.get(message.subject, ("",))[0] == channel:
+            del self._tested[message.subject]
+
+    def _is_test_of_pattern(self, subject: str) -> bool:
+        return subject in self._tested and self._tested[subject][0].startswith(PATTERN_CHANNELS)
 
     def _receive(self, envelope: bytes) -> None:
         if not self.is_closed:
@@ -275,7 +302,7 @@ class NatsSession(SessionLife):
         connection = self._kept.connection
         if connection is None or self._tested or not self._is_serving:
             return
-        self._tested = {self._names.subject(each[0]): each for each in self.subscriptions.sample(SAMPLE)}
+        self._tested = {self._names.test_subject(each[0]): each for each in self.subscriptions.sample(SAMPLE)}
         for subject in self._tested:
             connection.publish(subject, b"", self._probe_subject)
         if self._tested:
@@ -320,7 +347,7 @@ class NatsSession(SessionLife):
         kept = self._kept
         return BrokerStats(
             sent=self.publishing.sent + self.storing.stored,
-            received=self._received,
+            received=self._received + self.patterns.received,
             bytes_sent=kept.bytes_sent,
             bytes_received=kept.bytes_received,
             dropped={reason: count + self.storing.dropped[reason] for reason, count in self.publishing.dropped.items()},

@@ -13,6 +13,7 @@ from itertools import islice
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
+from wshub.brokers.interface import PATTERN_CHANNELS
 from wshub.brokers.nats_barriers import Barriers
 from wshub.brokers.nats_connection import MessageSink, NatsConnection
 from wshub.brokers.nats_subjects import SubjectNames
@@ -66,6 +67,7 @@ class Subscriptions:
         service: the channels that are wanted from the beginning to the end. They are subscribed to first.
         wanted: further channels that are wanted already.
         receive: takes the messages.
+        receive_matching: takes those of patterns, with the channel of the pattern.
         barriers: tell when the engine has a subscription.
         settled: called when channels were acknowledged.
         now: returns the time in seconds.
@@ -77,6 +79,7 @@ class Subscriptions:
         service: Sequence[str],
         wanted: set[str],
         receive: Callable[[Msg], None],
+        receive_matching: Callable[[str, Msg], None],
         barriers: Barriers,
         settled: Callable[[], None],
         now: Callable[[], float],
@@ -86,6 +89,7 @@ class Subscriptions:
         self._service = tuple(service)
         self._wanted = wanted.union(service)
         self._sink = MessageSink(receive)
+        self._receive_matching = receive_matching
         self._barriers = barriers
         self._settled = settled
         self._subscribed: dict[str, Subscribed] = {}
@@ -297,7 +301,10 @@ class Subscriptions:
         refusal = self._refusals.get(channel)
         if self._connection is None or (refusal is not None and refusal.retry_at is not None):
             return None
-        subscription = self._connection.subscribe(self._names.subject(channel), self._sink)
+        sink = self._sink
+        if channel.startswith(PATTERN_CHANNELS):
+            sink = MessageSink(partial(self._receive_matching, channel))
+        subscription = self._connection.subscribe(self._names.subject(channel), sink)
         if subscription is None:
             return None
         subscribed = self._subscribed[channel] = Subscribed(subscription)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
+from collections.abc import Callable
 
 from wshub.brokers.interface import (
     ALL_NODES,
@@ -17,9 +18,11 @@ from wshub.brokers.interface import (
     Published,
     StoredHistory,
     node_channel,
+    pattern_channel,
 )
 from wshub.brokers.workers_directory import SocketDirectory
 from wshub.brokers.workers_histories import Histories
+from wshub.brokers.workers_patterns import Patterns
 from wshub.brokers.workers_presence import WorkersPresence
 from wshub.brokers.workers_session import WorkersSession
 from wshub.errors import BrokerUnavailable, ConfigurationError, MisuseError
@@ -67,6 +70,7 @@ class WorkersBroker(WorkersPresence):
         self._session: WorkersSession | None = None
         # Channels that were subscribed to before start().
         self._early: dict[str, None] = {}
+        self._patterns = Patterns()
         self._dropped_early = 0
 
     @property
@@ -89,7 +93,7 @@ class WorkersBroker(WorkersPresence):
             raise MisuseError("this broker is started already: give each hub a broker of its own")
         directory = SocketDirectory(self.path, node.hub, node.id)
         directory.prepare()
-        session = WorkersSession(asyncio.get_running_loop(), node, events, directory, self.max_pending)
+        session = WorkersSession(asyncio.get_running_loop(), node, events, directory, self._patterns, self.max_pending)
         own = (ALL_NODES, node_channel(node.id)) if node.receives else ()
         for channel in (*own, *self._early):
             session.mesh.subscribe(channel)
@@ -108,6 +112,7 @@ class WorkersBroker(WorkersPresence):
         self._early.clear()
         if self._session is not None:
             await self._session.close()
+        self._patterns.clear()
 
     def subscribe(self, channel: str) -> None:
         """Have envelopes of the channel arrive."""
@@ -136,6 +141,24 @@ class WorkersBroker(WorkersPresence):
             await session.barriers.wait()
         if not session.mesh.has_subscribed(channel):
             raise BrokerUnavailable("the node has left the channel")
+
+    def subscribe_pattern(self, pattern: str, receive: Callable[[bytes], None]) -> None:
+        """Have envelopes of rooms that match the pattern arrive. See ``PatternBroker.subscribe_pattern``."""
+        self._patterns.add(pattern_channel(pattern), receive)
+        self.subscribe(pattern_channel(pattern))
+
+    def unsubscribe_pattern(self, pattern: str) -> None:
+        """Let no more envelopes arrive by the pattern."""
+        self.unsubscribe(pattern_channel(pattern))
+        self._patterns.remove(pattern_channel(pattern))
+
+    async def pattern_subscribed(self, pattern: str) -> None:
+        """Return when every process knows that this node has subscribed to the pattern.
+
+        Raises:
+            BrokerUnavailable: as for ``subscribed()``.
+        """
+        await self.subscribed(pattern_channel(pattern))
 
     def send(self, channel: str, envelope: bytes) -> bool:
         """Queue an envelope for each process that has subscribed to the channel. Return False if one dropped it."""

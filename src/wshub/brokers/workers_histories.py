@@ -25,6 +25,7 @@ from wshub.brokers.workers_mesh import Mesh
 from wshub.brokers.workers_moving import Moves
 from wshub.brokers.workers_owner_records import Claim, Leave, Owners, Ready, Refused
 from wshub.brokers.workers_owners import slot_of
+from wshub.brokers.workers_patterns import Patterns
 from wshub.brokers.workers_peer import Peer
 from wshub.brokers.workers_requests import FULL, Request, Requests, Subject
 from wshub.errors import BrokerUnavailable, BrokerUncertain
@@ -47,14 +48,21 @@ class Histories:
         node: this node.
         events: the hub's side.
         mesh: sends envelopes to the nodes that have subscribed.
+        patterns: take the envelopes of the patterns that this node has subscribed to.
         max_pending: bytes that may wait, for each peer, and for owners that are not there yet.
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, node: NodeInfo, events: BrokerEvents, mesh: Mesh, max_pending: int
+        self,
+        loop: asyncio.AbstractEventLoop,
+        node: NodeInfo,
+        events: BrokerEvents,
+        mesh: Mesh,
+        patterns: Patterns,
+        max_pending: int,
     ) -> None:
         self.members = Membership(node, self._owner_changed, Peer.send_history)
-        self.keeper = Keeper(loop, events, mesh)
+        self.keeper = Keeper(loop, events, mesh, patterns)
         self.moves = Moves(loop, self.members, self.keeper, events)
         self._requests = Requests(loop, events.now, self.members, max_pending, self._serve_own, SUBJECT)
         self._numbers = count(1)

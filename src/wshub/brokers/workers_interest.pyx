@@ -6,6 +6,9 @@ from libc.stddef cimport size_t
 from wshub.brokers.little_endian cimport read_number, write_number
 from wshub.brokers.workers_record cimport LENGTH_SIZE, SNAPSHOT_RECORD
 
+from wshub.brokers.interface import PATTERN_CHANNELS, ROOM_CHANNELS
+from wshub.brokers.room_patterns import RoomPattern
+
 
 cdef bytes encode_channel(str channel):
     """Return the length of the channel's name and the name."""
@@ -41,6 +44,7 @@ cdef class Interest:
     def __cinit__(self):
         self.own = {}
         self.peers = {}
+        self.patterns = {}
 
     @property
     def own_count(self):
@@ -66,6 +70,8 @@ cdef class Interest:
         cdef list interested = self.peers.get(channel)
         if interested is None:
             self.peers[channel] = [peer]
+            if channel.startswith(PATTERN_CHANNELS):
+                self.patterns[channel] = RoomPattern.parse(channel[len(PATTERN_CHANNELS):])
         elif peer not in interested:
             interested.append(peer)
         return 0
@@ -78,6 +84,7 @@ cdef class Interest:
         interested.remove(peer)
         if not interested:
             del self.peers[channel]
+            self.patterns.pop(channel, None)
         return 0
 
     cdef int remove_peer(self, object peer) except -1:
@@ -93,6 +100,13 @@ cdef class Interest:
         for channel in channels:
             self.remove(channel, peer)
         return 0
+
+    cdef list matching(self, str channel):
+        """Return the channels of the patterns that match a room, and that peers have subscribed to."""
+        if not channel.startswith(ROOM_CHANNELS):
+            return []
+        room = channel[len(ROOM_CHANNELS):]
+        return [name for name, pattern in self.patterns.items() if pattern.matches(room)]
 
     cdef list snapshot(self):
         """Return the bodies of the records that name all channels of this node."""

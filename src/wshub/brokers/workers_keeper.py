@@ -8,10 +8,11 @@ from collections import deque
 
 from wshub.brokers.envelope import encode_stored
 from wshub.brokers.history_store import HistoryStore
-from wshub.brokers.interface import BrokerEvents, Published, StoredHistory
+from wshub.brokers.interface import PATTERN_CHANNELS, BrokerEvents, Published, StoredHistory
 from wshub.brokers.workers_history_records import Found, Read, Store, StoreOutcome
 from wshub.brokers.workers_mesh import Mesh
 from wshub.brokers.workers_owner_records import Refused
+from wshub.brokers.workers_patterns import Patterns
 from wshub.brokers.workers_peer import Peer
 
 __all__ = ["Keeper"]
@@ -34,13 +35,15 @@ class Keeper:
         loop: the event loop of the session.
         events: the hub's side.
         mesh: sends envelopes to the nodes that have subscribed.
+        patterns: take the envelopes of the patterns that this node has subscribed to.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, events: BrokerEvents, mesh: Mesh) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, events: BrokerEvents, mesh: Mesh, patterns: Patterns) -> None:
         self.stores: dict[int, HistoryStore] = {}
         self._loop = loop
         self._events = events
         self._mesh = mesh
+        self._patterns = patterns
         # Envelopes for the hub of this node: it is never called from within send().
         self._arriving: deque[tuple[str, bytes]] = deque()
         self._swept_at = 0.0
@@ -72,11 +75,14 @@ class Keeper:
             return Published(receivers=0, position=position, is_duplicate=True)
         envelope = encode_stored(body.envelope, offset=position.offset, previous=stored.previous, epoch=position.epoch)
         peers, _ = self._mesh.send_to_each(body.channel, envelope)
-        receives = self._mesh.has_subscribed(body.channel)
+        channels = self._patterns.matching(body.channel)
+        if self._mesh.has_subscribed(body.channel):
+            channels.append(body.channel)
+        receives = bool(channels)
         if receives:
             if not self._arriving:
                 self._loop.call_soon(self._deliver)
-            self._arriving.append((body.channel, envelope))
+            self._arriving.extend((channel, envelope) for channel in channels)
         return Published(receivers=len(peers) + receives, position=position)
 
     def read(self, slot: int, body: Read, max_bytes: int) -> StoredHistory:
@@ -135,5 +141,7 @@ class Keeper:
         for channel, envelope in arriving:
             if self._is_closed:
                 return
-            if self._mesh.has_subscribed(channel):
+            if channel.startswith(PATTERN_CHANNELS):
+                self._patterns.receive(channel, envelope)
+            elif self._mesh.has_subscribed(channel):
                 self._events.receive(envelope)

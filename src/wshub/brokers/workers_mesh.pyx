@@ -6,7 +6,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from wshub.brokers.envelope_receiver cimport receiver_of
 from wshub.brokers.workers_interest cimport Interest, encode_channel
 from wshub.brokers.workers_peer cimport ENVELOPE_FULL, ENVELOPE_LOST, ENVELOPE_QUEUED, EnvelopeOutcome, Peer
-from wshub.brokers.workers_record cimport ENVELOPE, MAX_ENVELOPE, SUBSCRIBE, UNSUBSCRIBE, record_new
+from wshub.brokers.workers_record cimport ENVELOPE, MATCHING, MAX_ENVELOPE, SUBSCRIBE, UNSUBSCRIBE, record_new
 from wshub.links.link cimport LinkCounters
 from wshub.protocol.frame_buffer cimport DELIVERED, DROPPED_CLOSED, RAW, FrameBuffer, frame_release
 from wshub.protocol.opcodes cimport BINARY_OPCODE
@@ -103,10 +103,12 @@ cdef class Mesh:
         if not self.is_open:
             self.dropped_lost += 1
             return False
+        if self.interest.patterns:
+            taken = self.send_matching(channel, envelope, None)
         interested = self.interest.peers.get(channel)
         if interested is None:
-            return True
-        frame = self.build(envelope)
+            return taken
+        frame = self.build(ENVELOPE, envelope)
         if frame == NULL:
             return False
         for peer in interested:
@@ -119,28 +121,50 @@ cdef class Mesh:
         cdef list interested = self.interest.peers.get(channel, [])
         cdef FrameBuffer *frame
         cdef list taken = []
+        if self.interest.patterns:
+            self.send_matching(channel, envelope, taken)
         if not interested:
-            return taken, 0
-        frame = self.build(envelope)
+            return taken, len(taken)
+        frame = self.build(ENVELOPE, envelope)
         if frame == NULL:
             return taken, len(interested)
         try:
             for peer in interested:
-                if self.write(peer, frame):
+                if self.write(peer, frame) and peer not in taken:
                     taken.append(peer)
         finally:
             frame_release(frame)
-        return taken, len(interested)
+        return taken, max(len(interested), len(taken))
 
-    cdef FrameBuffer *build(self, bytes envelope) noexcept:
+    cdef bint send_matching(self, str channel, bytes envelope, list receivers) except -1:
+        """Queue the envelope for each pattern that matches its room. Return False if it was dropped.
+
+        The peers that it was queued for are added to `receivers`, unless that is None.
+        """
+        cdef FrameBuffer *frame
+        cdef bint taken = True
+        for name in self.interest.matching(channel):
+            frame = self.build(MATCHING, encode_channel(name) + envelope)
+            if frame == NULL:
+                taken = False
+                continue
+            for peer in self.interest.peers[name]:
+                if not self.write(peer, frame):
+                    taken = False
+                elif receivers is not None and peer not in receivers:
+                    receivers.append(peer)
+            frame_release(frame)
+        return taken
+
+    cdef FrameBuffer *build(self, unsigned char kind, bytes body) noexcept:
         """Return the record of an envelope, which all peers share; NULL if it is dropped and counted."""
-        cdef size_t length = PyBytes_GET_SIZE(envelope)
+        cdef size_t length = PyBytes_GET_SIZE(body)
         cdef FrameBuffer *frame
         if length > MAX_ENVELOPE:
             self.dropped_large += 1
             return NULL
         # The link counts a frame with this opcode as a message: so it knows how many envelopes are lost with it.
-        frame = record_new(ENVELOPE, PyBytes_AS_STRING(envelope), length, BINARY_OPCODE)
+        frame = record_new(kind, PyBytes_AS_STRING(body), length, BINARY_OPCODE)
         if frame == NULL:
             self.dropped_memory += 1
         return frame

@@ -60,4 +60,5 @@ cdef class Peer(RecordReceiver):
     cdef int write_snapshot(self) except -1
     cdef void settle_departures(self) noexcept
 
+    cdef int matching_received(self, const uint8_t *body, size_t length) except -1
     cdef int handle_control(self, uint8_t kind, const uint8_t *body, size_t length) except -1

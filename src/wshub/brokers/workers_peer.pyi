@@ -24,6 +24,9 @@ class PeerOwner(Protocol):
     def presence_received(self, peer: Peer, body: bytes) -> None:
         """Take a PRESENCE record. Raises ValueError if it is malformed."""
 
+    def matching_received(self, peer: Peer, channel: str, envelope: bytes) -> None:
+        """Take an envelope of a room that a pattern matches. ``channel`` is that of the pattern."""
+
     def peer_left(self, peer: Peer) -> None:
         """Note that the peer has said GOODBYE."""
 

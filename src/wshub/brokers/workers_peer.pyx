@@ -19,6 +19,8 @@ from wshub.brokers.workers_record cimport (
     HEADER_SIZE,
     HELLO,
     HISTORY,
+    LENGTH_SIZE,
+    MATCHING,
     MAX_ENVELOPE,
     NUMBER_SIZE,
     PING,
@@ -377,9 +379,25 @@ cdef class Peer(RecordReceiver):
             if not self.is_up:
                 raise ValueError("a record of a presence is out of order")
             self.owner.presence_received(self, body[:length])
+        elif kind == MATCHING:
+            if not self.is_up:
+                raise ValueError("an envelope for a pattern is out of order")
+            self.matching_received(body, length)
         elif kind == GOODBYE:
             self.has_left = True
             self.owner.peer_left(self)
+        return 0
+
+    cdef int matching_received(self, const uint8_t *body, size_t length) except -1:
+        """Have the owner take an envelope of a room that a pattern matches."""
+        cdef size_t end
+        if length < LENGTH_SIZE:
+            raise ValueError("the length of a pattern is truncated")
+        end = LENGTH_SIZE + <size_t>read_number(body, LENGTH_SIZE)
+        if end > length:
+            raise ValueError("a pattern is truncated")
+        self.counters.messages_received += 1
+        self.owner.matching_received(self, body[LENGTH_SIZE:end].decode("utf-8", "surrogatepass"), body[end:length])
         return 0
 
     cdef void connection_lost(self, int error) noexcept:

@@ -25,6 +25,7 @@ cdef enum:
     SNAPSHOT_END = 10  # no body: the node has subscribed to no channel that was not named since SNAPSHOT
     HISTORY = 11      # what workers say about histories: workers_history_records.py
     PRESENCE = 12     # what they say about presences: workers_presence_records.py
+    MATCHING = 13     # an envelope of a room, behind the channel of a pattern that matches: a length of 4 bytes, UTF-8
 
 cdef enum:
     LENGTH_SIZE = 4

@@ -16,6 +16,7 @@ from wshub.brokers.workers_hello import VERSION, Hello
 from wshub.brokers.workers_histories import Histories
 from wshub.brokers.workers_losses import Losses
 from wshub.brokers.workers_mesh import Mesh
+from wshub.brokers.workers_patterns import Patterns
 from wshub.brokers.workers_peer import Peer
 from wshub.brokers.workers_presences import Presences
 
@@ -53,6 +54,7 @@ class WorkersSession:
         node: this node.
         events: what the hub is told.
         directory: where workers find one another.
+        patterns: take the envelopes of the patterns that the node has subscribed to.
         max_pending: bytes that may wait for each peer.
     """
 
@@ -62,6 +64,7 @@ class WorkersSession:
         node: NodeInfo,
         events: BrokerEvents,
         directory: SocketDirectory,
+        patterns: Patterns,
         max_pending: int,
     ) -> None:
         self.loop = loop
@@ -69,9 +72,10 @@ class WorkersSession:
         self.directory = directory
         self.mesh = Mesh(loop, events, max_pending)
         self.losses = Losses(events)
-        self.histories = Histories(loop, node, events, self.mesh, max_pending)
+        self.histories = Histories(loop, node, events, self.mesh, patterns, max_pending)
         self.has_started = False
         self._events = events
+        self._patterns = patterns
         self._reactor = events.reactor
         self._doorway = Doorway(loop, events.reactor, directory, self.mesh.link_counters, self._accepted)
         self._is_leaving = False
@@ -344,6 +348,11 @@ class WorkersSession:
         """Have a record about presences handled. Raises ValueError if it is malformed."""
         if not self._closed:
             self.presences.received(peer, body)
+
+    def matching_received(self, peer: Peer, channel: str, envelope: bytes) -> None:
+        """Have an envelope taken of a room that a pattern matches."""
+        if not self._closed:
+            self._patterns.receive(channel, envelope)
 
     def peer_left(self, peer: Peer) -> None:
         """Send the node no more. It ends the connection once all that it had sent has left."""

@@ -18,8 +18,9 @@ from wshub.core.fan_out cimport send_to_all, send_to_room
 from wshub.core.hub_state cimport HubBase
 from wshub.core.remote_messages cimport RemoteMessages, envelope_of
 from wshub.core.rooms cimport Room
-from wshub.protocol.frame_buffer cimport FrameBuffer, frame_release
+from wshub.protocol.frame_buffer cimport FrameBuffer, frame_payload, frame_release
 from wshub.protocol.message cimport Message, frame_with_metadata_from_data
+from wshub.protocol.opcodes cimport BINARY_OPCODE
 
 from functools import partial
 
@@ -65,11 +66,14 @@ cdef Py_ssize_t send_to_many(
         count = send_to_all(hub, frame, excluded, &delivery)
     elif found is not None:
         count = send_to_room(hub, found, frame, excluded, &delivery)
-    if hub.cluster is None:
+    if hub.cluster is None and hub._watches is None:
         frame_release(frame)
         return count
     try:
-        pass_on(hub, kind, name, found, frame, compress, slow_consumer, key, envelopes)
+        if hub._watches is not None and kind == ROOM_MESSAGE:
+            show(hub, name, frame)
+        if hub.cluster is not None:
+            pass_on(hub, kind, name, found, frame, compress, slow_consumer, key, envelopes)
     finally:
         frame_release(frame)
     return count
@@ -77,6 +81,14 @@ cdef Py_ssize_t send_to_many(
 
 cdef dict rooms_of_kind(HubBase hub, uint8_t kind):
     return hub.room_table if kind == ROOM_MESSAGE else hub.user_table
+
+
+cdef object show(HubBase hub, str name, FrameBuffer *frame):
+    """Give a message to the watches of its room."""
+    cdef list found = hub._watches.of_room(name)
+    if found:
+        payload = (<const char *>frame_payload(frame))[:frame.length]
+        hub._watches.sent(found, name, payload, frame.opcode == BINARY_OPCODE)
 
 
 cdef object pass_on(

@@ -224,6 +224,8 @@ class Cluster(RemoteMessages):
         self._interruptions[reason] = self._interruptions.get(reason, 0) + 1
         if self.histories is not None:
             self.histories.interrupted(channels)
+        if self._hub._watches is not None:
+            self._hub._watches.interrupted(channels)
 
     def restored(self, channels: Collection[str] | None) -> None:
         """Note that messages arrive again. Rooms with history read what they have missed."""

@@ -8,16 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 from wshub.brokers.interface import History, NodeInfo, Position, Published, room_channel
 from wshub.brokers.presence_interface import PresenceCounts, PresencePage
+from wshub.brokers.room_patterns import RoomPattern
 from wshub.core.cluster_surveys import ROOM_COUNT, Surveys, check_answer
 from wshub.core.cluster_types import HubHealth, Node, RoomChange, Survey
 from wshub.core.command_fields import check_name, check_reason
 from wshub.core.config import SlowConsumer
+from wshub.core.handler_checks import check_function
 from wshub.core.histories import Histories
 from wshub.core.history_recovery import recover
 from wshub.core.history_sending import is_kept, make_history_envelope
 from wshub.core.history_types import Recovery
 from wshub.core.lifecycle import ALONE, HubLifecycle
 from wshub.core.presences import Presences
+from wshub.core.watches import RoomMessage, Watch, Watches, pattern_broker_of
 from wshub.errors import BrokerUnavailable, MisuseError
 from wshub.protocol.close_code import CloseCode, encode_close_payload
 from wshub.protocol.validation import check_integer, check_str
@@ -62,6 +65,46 @@ class ClusteredHub(HubLifecycle):
             raise MisuseError(f"the room {room!r} has no member at this hub: let a connection join it first")
         if self._cluster is not None:
             await self._cluster.subscribed(room_channel(room))
+
+    async def watch(
+        self, pattern: str, function: Callable[[RoomMessage], Any], *, max_pending: int = 8 * 1024 * 1024
+    ) -> Watch:
+        """Call a function with each message that any node sends to the rooms of a pattern::
+
+            async def archive(message: RoomMessage) -> None:
+                await database.insert(message.room, message.data)
+
+            watch = await hub.watch("chat:*", archive)
+
+        The rooms need no members here. It returns when every message that any node sends from now on arrives. The
+        watch ends when it or the hub closes. After an interruption of the broker, it goes on by itself.
+
+        The function gets each message once, as it was published, whomever ``exclude`` leaves out. A message to a room
+        with history comes when it is stored, with its position. Messages that are lost on the way are not read again.
+
+        The hub must have no broker, or one that delivers by patterns: NATS or worker processes.
+
+        Args:
+            pattern: of the names of rooms, as in ``configure_room``: one ``*`` stands for any characters.
+            function: a function or a coroutine function that takes a ``RoomMessage``. It is called with one message
+                after the other.
+            max_pending: bytes that may wait for the function; each message counts for 256 more. Further messages are
+                dropped and counted: ``Watch.dropped``.
+
+        Raises:
+            BrokerUnavailable: the broker has no connection, or refuses the subscription.
+            ConfigurationError: a pattern with more than one ``*``, or the broker cannot work.
+            MisuseError: the broker does not deliver by patterns, or ``function`` cannot be called with a message.
+            TypeError: ``pattern`` is no str.
+        """
+        parsed = RoomPattern.parse(check_name("room", pattern))
+        check_function("function", function, ("message",))
+        max_pending = check_integer("max_pending", max_pending, 1, 1 << 40)
+        if self.broker is not None:
+            pattern_broker_of(self.broker)
+        self._bind_unless_closed()
+        watches = self._watches if self._watches is not None else Watches(self, self._cluster)
+        return await watches.open(parsed, function, max_pending)
 
     async def publish(
         self,

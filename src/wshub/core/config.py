@@ -187,8 +187,9 @@ class HubConfig:
     """
 
     max_connection_rate_per_address: int = 0
-    """Maximum number of handshakes per second from one address. Further ones get 429. 0 means no limit. With TLS of
-    ``Hub.serve``, connections count instead, and further ones are closed at once.
+    """Maximum number of handshakes per second from one address. Further ones get 429. 0 means no limit. With TLS in the
+    reactor, connections count as well, from accept(2) on, and further ones are closed at once. Under uvicorn these are
+    also the connections that only ask for pages.
 
     It slows down a client that connects again and again. Many users can share an address, as for
     ``max_connections_per_address``.

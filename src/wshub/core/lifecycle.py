@@ -185,7 +185,7 @@ class HubLifecycle(HubCore):
             self._histories = cluster.histories = Histories(self, cluster, broker)
         else:
             messages = RemoteMessages(self, secrets.randbits(64), None)
-            self._histories = Histories(self, messages, LocalHistory(self.now, messages.receive))
+            self._histories = Histories(self, messages, LocalHistory(self, messages.receive))
         self._keep_histories(self._histories)
 
     def _start_presences(self) -> None:
@@ -230,6 +230,7 @@ class HubLifecycle(HubCore):
         self._cluster = None
         self._histories = None
         self._presences = None
+        self._watches = None
         self._sweeper = None
         self._closing = None
         self._exiting = None
@@ -319,6 +320,8 @@ class HubLifecycle(HubCore):
                 self._histories.close()
             if self._presences is not None:
                 await self._presences.close(timeout)
+            if self._watches is not None:
+                await self._watches.close(timeout)
             if self._cluster is not None:
                 await self._cluster.close(timeout)
         except asyncio.CancelledError:

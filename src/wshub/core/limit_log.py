@@ -16,7 +16,7 @@ _TEXTS = {
     "max_connections_per_address": "an address has max_connections_per_address (%d): its further handshakes get 429",
     "max_connection_rate": "there are more than max_connection_rate (%d) handshakes per second: some get 503",
     "max_connection_rate_per_address": (
-        "an address begins more than max_connection_rate_per_address (%d) handshakes per second: some get 429"
+        "an address begins more than max_connection_rate_per_address (%d) handshakes per second: some are refused"
     ),
     "max_pending_handshakes": "max_pending_handshakes (%d) requests are not complete: the oldest are dropped",
     "max_send_buffer": (

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from wshub.brokers.envelope import encode_stored
 from wshub.brokers.history_store import HistoryStore
 from wshub.brokers.interface import HistoryConfig, Position, Published, StoredHistory
+
+if TYPE_CHECKING:
+    from wshub.core.hub_core import HubCore
 
 __all__ = ["LocalHistory"]
 
@@ -15,13 +19,14 @@ class LocalHistory:
     """Stores what a hub publishes, and gives it to the members in the same iteration of the loop.
 
     Args:
-        now: returns the time in seconds.
+        hub: tells the time, and has the watches of rooms.
         receive: takes each stored envelope, with its head.
     """
 
-    def __init__(self, now: Callable[[], float], receive: Callable[[bytes], None]) -> None:
+    def __init__(self, hub: HubCore, receive: Callable[[bytes], None]) -> None:
         self.store = HistoryStore()
-        self._now = now
+        self._hub = hub
+        self._now = hub.now
         self._receive = receive
 
     async def subscribed(self, channel: str) -> None:
@@ -75,7 +80,8 @@ class LocalHistory:
         stored = self.store.store(channel, envelope, config, self._now(), key)
         position = stored.position
         if not stored.is_duplicate:
-            self._receive(
-                encode_stored(envelope, offset=position.offset, previous=stored.previous, epoch=position.epoch)
-            )
+            envelope = encode_stored(envelope, offset=position.offset, previous=stored.previous, epoch=position.epoch)
+            if self._hub._watches is not None:
+                self._hub._watches.stored(envelope)
+            self._receive(envelope)
         return Published(receivers=0, position=position, is_duplicate=stored.is_duplicate)

@@ -7,12 +7,10 @@ the ``*``, and of two such patterns the one with more characters before it.
 
 from __future__ import annotations
 
+from wshub.brokers.room_patterns import RoomPattern
 from wshub.core.config import RoomConfig
-from wshub.errors import ConfigurationError
 
 __all__ = ["RoomConfigs"]
-
-WILDCARD = "*"
 
 # Names whose settings were found by a pattern, and that are remembered.
 REMEMBERED = 4096
@@ -24,8 +22,8 @@ class RoomConfigs:
     def __init__(self) -> None:
         self._names: dict[str, RoomConfig] = {}
         self._patterns: dict[str, RoomConfig] = {}
-        # The parts of each pattern before and behind the wildcard, the most specific first.
-        self._order: list[tuple[str, str]] = []
+        # The patterns, the most specific first.
+        self._order: list[RoomPattern] = []
         self._found: dict[str, RoomConfig | None] = {}
 
     def set(self, pattern: str, config: RoomConfig) -> None:
@@ -33,17 +31,14 @@ class RoomConfigs:
 
         Raises ``ConfigurationError`` for a pattern with more than one ``*``.
         """
-        wildcards = pattern.count(WILDCARD)
-        if wildcards > 1:
-            raise ConfigurationError(f'a pattern of rooms has one "*", not {wildcards}: {pattern!r}')
+        parsed = RoomPattern.parse(pattern)
         self._found.clear()
-        if not wildcards:
+        if parsed.behind is None:
             self._names[pattern] = config
             return
         if pattern not in self._patterns:
-            before, _, behind = pattern.partition(WILDCARD)
-            self._order.append((before, behind))
-            self._order.sort(key=lambda parts: (-len(parts[0]) - len(parts[1]), -len(parts[0]), parts))
+            self._order.append(parsed)
+            self._order.sort(key=lambda each: (-len(str(each)), -len(each.before), each))
         self._patterns[pattern] = config
 
     def find(self, name: str) -> RoomConfig | None:
@@ -69,7 +64,4 @@ class RoomConfigs:
         """
         if name in self._names:
             return name
-        for before, behind in self._order:
-            if len(name) >= len(before) + len(behind) and name.startswith(before) and name.endswith(behind):
-                return before + WILDCARD + behind
-        return None
+        return next((str(pattern) for pattern in self._order if pattern.matches(name)), None)

@@ -44,8 +44,7 @@ cdef class ByteStream(Receiver):
         It never waits: look at ``pending_bytes`` first. After the end of the stream it does nothing.
         """
         cdef FrameBuffer *frame
-        # A queue must not have a frame without bytes: it would never leave.
-        if self.link is None or len(data) == 0:
+        if self.link is None:
             return
         frame = frame_from_bytes(<const char *>data, len(data), RAW)
         try:

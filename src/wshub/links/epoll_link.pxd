@@ -44,6 +44,7 @@ cdef class EpollLinks:
     cdef void on_send_error(self, EpollLink link, int error) noexcept
     cdef void on_would_block(self, EpollLink link) noexcept
     cdef void on_send_failed(self, EpollLink link, int error) noexcept
+    cdef void end_if_reset(self, EpollLink link) noexcept
     cdef void on_lost(self, EpollLink link, int error) noexcept
     cdef void enqueue_loss(self, EpollLink link) noexcept
     cdef void notify(self) noexcept

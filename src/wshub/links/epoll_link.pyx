@@ -36,17 +36,21 @@ from wshub.links.linux_sockets cimport (
     MSG_DONTWAIT,
     MSG_NOSIGNAL,
     SHUT_WR,
+    SO_ERROR,
+    SOL_SOCKET,
     TIOCOUTQ,
     close,
     epoll_create1,
     epoll_ctl,
     epoll_event,
+    getsockopt,
     ioctl,
     msghdr,
     send,
     sendmsg,
     shutdown,
     sockaddr,
+    socklen_t,
     ssize_t,
 )
 from wshub.protocol.frame_buffer cimport DELIVERED, FrameBuffer, frame_is_message
@@ -65,7 +69,8 @@ cdef enum:
 cdef class EpollLink(Link):
     """One connection of an epoll reactor."""
 
-    def __cinit__(self, *arguments, **keywords):
+    # Without parameters this cannot fail. If it did, __dealloc__() would close descriptor 0.
+    def __cinit__(self):
         self.descriptor = -1
 
     def __dealloc__(self):
@@ -89,6 +94,9 @@ cdef class EpollLink(Link):
 
     cdef void pause(self) noexcept:
         self.paused = True
+        if self.hung_up:
+            # Epoll has reported the end already, and will not do so again.
+            self.links.end_if_reset(self)
 
     cdef void resume(self) noexcept:
         if not self.paused:
@@ -381,6 +389,15 @@ cdef class EpollLinks:
         if not link.paused:
             self.read_later(link)
             self.schedule_run()
+
+    cdef void end_if_reset(self, EpollLink link) noexcept:
+        """End a paused link at once if the peer has reset it. If the peer has only ended its side, do nothing."""
+        cdef int error = 0
+        cdef socklen_t length = sizeof(error)
+        if link.closed or (link.reads_to_end and not link.ended and not link.finishing):
+            return
+        if getsockopt(link.descriptor, SOL_SOCKET, SO_ERROR, &error, &length) == 0 and error:
+            self.on_lost(link, error)
 
     cdef void on_lost(self, EpollLink link, int error) noexcept:
         """Close the descriptor and drop the queue. The receiver is called at the end of this round."""

@@ -330,10 +330,13 @@ cdef class EpollReactor:
                     links.mark_dirty(link)
             if events[index].events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR):
                 link.has_data = True
+                if link.paused:
+                    if events[index].events & EPOLLERR:
+                        links.end_if_reset(link)
                 # A link that waits for the next round is not read twice in this one because more has arrived.
-                if link.reads_later or (link.paused and not events[index].events & EPOLLERR):
+                elif link.reads_later:
                     continue
-                if self.time_is_up and not link.paused:
+                elif self.time_is_up:
                     links.read_later(link)
                 else:
                     self.read(link)

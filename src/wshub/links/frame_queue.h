@@ -279,10 +279,13 @@ wshub_frame_accept(wshub_frame *frame)
     }
 }
 
-/* Appends the frame with a reference of the queue's own. Returns -1, and changes nothing, if there is no memory. */
+/* Appends the frame with a reference of the queue's own. Returns -1, and changes nothing, if there is no memory.
+ * A frame without bytes is ignored: no byte could ever advance the queue over it. */
 static inline int
 wshub_queue_push(wshub_queue *queue, wshub_frame *frame)
 {
+    if (wshub_frame_wire_length(frame) == 0)
+        return 0;
     if (wshub_queue_append(queue, frame) < 0)
         return -1;
     wshub_frame_accept(wshub_frame_retain(frame));

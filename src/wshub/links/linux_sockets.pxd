@@ -34,6 +34,8 @@ cdef extern from "sys/socket.h" nogil:
     ssize_t sendmsg(int descriptor, const msghdr *message, int flags)
     int shutdown(int descriptor, int how)
     int getpeername(int descriptor, sockaddr *address, socklen_t *length)
+    int getsockopt(int descriptor, int level, int name, void *value, socklen_t *length)
+    int SOL_SOCKET, SO_ERROR
     int SOCK_NONBLOCK, SOCK_CLOEXEC, MSG_NOSIGNAL, MSG_DONTWAIT, SHUT_WR, AF_INET, AF_INET6
 
 cdef extern from "sys/ioctl.h" nogil:

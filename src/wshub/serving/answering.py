@@ -9,15 +9,16 @@ from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from wshub.core.admission import AddressRates, address_bucket, client_address, parse_address
+from wshub.core.admission import address_bucket, client_address, parse_address
 from wshub.core.opening import Opening
 from wshub.core.probes import PROBE_FIELDS, answer_probe
-from wshub.core.refusals import NOTHING_AT_PATH, TOO_MANY_NEW_FROM_ADDRESS, TOO_MUCH_EARLY_DATA, count_refusal
+from wshub.core.refusals import NOTHING_AT_PATH, TOO_MUCH_EARLY_DATA
 from wshub.errors import HandshakeError
 from wshub.protocol.handshake.server import Handshake
 from wshub.protocol.http.request import MAX_EARLY_SIZE, parse_request_head
 from wshub.serving.first_request import OpeningHandshake
 from wshub.serving.pending import PendingByAddress, PendingHandshakes
+from wshub.serving.tls_rates import TlsRates
 
 if TYPE_CHECKING:
     from wshub.core.clustered import ClusteredHub
@@ -59,7 +60,7 @@ class Handshakes:
         self._subprotocols = subprotocols
         self._timeout = config.handshake_timeout_ms / 1000
         self._trusted = tuple(ipaddress.ip_network(proxy) for proxy in config.trusted_proxies)
-        self._rate: AddressRates | None = None
+        self._tls_rates = TlsRates(hub) if over_tls else None
         if over_tls and config.max_connections_per_address:
             self.pending = PendingByAddress(
                 config.max_pending_handshakes,
@@ -67,19 +68,12 @@ class Handshakes:
                 config.max_connections_per_address,
                 self._address_bucket,
             )
-        if over_tls and config.max_connection_rate_per_address:
-            self._rate = AddressRates(config.max_connection_rate_per_address)
 
     def accepted(self, link: Any) -> OpeningHandshake | None:
         """Return what receives the request of a new link; None to end the link."""
-        now = self.hub.now()
-        handshake = OpeningHandshake(link, self, now + self._timeout)
-        if self._rate is not None:
-            key = self._address_bucket(handshake)
-            if key is not None and not self._rate.take(key, now):
-                # Without TLS yet, the client cannot be answered.
-                count_refusal(self.hub, HandshakeError(*TOO_MANY_NEW_FROM_ADDRESS), source=handshake)
-                return None
+        handshake = OpeningHandshake(link, self, self.hub.now() + self._timeout)
+        if self._tls_rates is not None and not self._tls_rates.admits(handshake, self._address_bucket(handshake)):
+            return None
         self.pending.add(handshake)
         return handshake
 
@@ -132,10 +126,9 @@ class Handshakes:
 
     def expire(self) -> None:
         """End the handshakes whose time is over."""
-        now = self.hub.now()
-        self.pending.expire(now)
-        if self._rate is not None:
-            self._rate.forget(now)
+        self.pending.expire(self.hub.now())
+        if self._tls_rates is not None:
+            self._tls_rates.forget()
 
     def _accept(self, handshake: OpeningHandshake, link: Any, opening: Opening, rest: bytes, metadata: Any) -> None:
         response = opening.accept(self._subprotocols, metadata=metadata)

@@ -9,9 +9,10 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
-from wshub.brokers.interface import ALL_NODES, Broker, NodeInfo, node_channel
+from wshub.brokers.interface import ALL_NODES, Broker, NodeInfo, node_channel, pattern_channel
 from wshub.links.link import LinkCounters
 from wshub.links.reactor_api import Reactor
 from wshub.links.reactors import create_reactor
@@ -21,6 +22,7 @@ __all__ = [
     "Interrupted",
     "Left",
     "MakeBroker",
+    "Matched",
     "Node",
     "Nodes",
     "Received",
@@ -60,6 +62,14 @@ class Received:
 
 
 @dataclass(frozen=True, slots=True)
+class Matched:
+    """An envelope that has arrived by a pattern."""
+
+    pattern: str
+    envelope: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Interrupted:
     """A call of ``BrokerEvents.interrupted``."""
 
@@ -94,7 +104,7 @@ class Left:
     channel: str
 
 
-Event: TypeAlias = Received | Interrupted | Restored | Sent | Left
+Event: TypeAlias = Received | Matched | Interrupted | Restored | Sent | Left
 
 
 class Clock:
@@ -141,6 +151,10 @@ class Recorder:
         if type(envelope) is not bytes:
             self.wrong[f"receive() was called with {type(envelope).__name__}, not bytes"] = None
         self.log.append(Received(bytes(envelope)))
+
+    def receive_matching(self, pattern: str, envelope: bytes) -> None:
+        self._check_call("the function of a pattern")
+        self.log.append(Matched(pattern, bytes(envelope)))
 
     def interrupted(self, channels: Collection[str] | None, reason: str) -> None:
         self._check_call("interrupted")
@@ -221,6 +235,17 @@ class Node:
             self.recorder.channels.discard(channel)
             self.log.append(Left(channel))
 
+    def subscribe_pattern(self, pattern: str) -> None:
+        """Subscribe to a pattern, and return at once."""
+        self._call("subscribe_pattern", pattern, partial(self.recorder.receive_matching, pattern))
+        self.recorder.channels.add(pattern_channel(pattern))
+
+    def unsubscribe_pattern(self, pattern: str) -> None:
+        """Leave a pattern, and return at once."""
+        self._call("unsubscribe_pattern", pattern)
+        self.recorder.channels.discard(pattern_channel(pattern))
+        self.log.append(Left(pattern_channel(pattern)))
+
     async def join(self, *channels: str) -> None:
         """Subscribe to channels, and return when envelopes of all of them arrive."""
         self.subscribe(*channels)
@@ -263,12 +288,13 @@ class Node:
 
     def numbers(self, sender: Node) -> list[int]:
         """Return the numbers of the sender's envelopes that this node has received, in order."""
-        prefix = sender.info.id.encode() + b" "
-        return [
-            int(event.envelope.split(b" ", 2)[1])
-            for event in self.log
-            if isinstance(event, Received) and event.envelope.startswith(prefix)
-        ]
+        received = (event.envelope for event in self.log if isinstance(event, Received))
+        return numbers_of(sender, received)
+
+    def matched(self, sender: Node, pattern: str) -> list[int]:
+        """Return the numbers of the sender's envelopes that have arrived by a pattern, in order."""
+        arrived = (event.envelope for event in self.log if isinstance(event, Matched) and event.pattern == pattern)
+        return numbers_of(sender, arrived)
 
     def envelopes(self) -> list[bytes]:
         """Return all envelopes that this node has received, in order, without its own."""
@@ -440,6 +466,12 @@ class Nodes:
                     except Exception as error:
                         self._sweep_error = error
             await asyncio.sleep(SWEEP_INTERVAL)
+
+
+def numbers_of(sender: Node, envelopes: Iterable[bytes]) -> list[int]:
+    """Return the numbers of those envelopes that are the sender's."""
+    prefix = sender.info.id.encode() + b" "
+    return [int(envelope.split(b" ", 2)[1]) for envelope in envelopes if envelope.startswith(prefix)]
 
 
 def dropped_by(broker: Broker) -> int:

@@ -44,6 +44,7 @@ from wshub.testing import (  # noqa: F401
     checks_of_history,
     checks_of_lifecycle,
     checks_of_outages,
+    checks_of_patterns,
     checks_of_presence,
     checks_of_silence,
     checks_of_subscriptions,

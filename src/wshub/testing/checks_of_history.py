@@ -56,7 +56,9 @@ async def stored_envelopes_have_one_order(nodes: Nodes) -> None:
     """Envelopes that several nodes store on a channel have one order. Each subscriber gets all, its own too."""
     first, second = await nodes.two("room:a")
     keeper(first)
-    await first.join("room:a")
+    third = await nodes.start()
+    for node in (first, third):
+        await node.join("room:a")
 
     async def publish_many(node: Node, name: str) -> None:
         for number in range(50):
@@ -65,9 +67,9 @@ async def stored_envelopes_have_one_order(nodes: Nodes) -> None:
     await asyncio.gather(
         *(publish_many(node, f"{node.info.id} {task}") for node in (first, second) for task in range(4))
     )
-    for node in (first, second):
+    for node in (first, second, third):
         await nodes.until(lambda node=node: len(arrived(node)) >= 400, "all envelopes arrive")  # type: ignore[misc]
-    require(arrived(first) == arrived(second), "two nodes received stored envelopes in two orders")
+        require(arrived(node) == arrived(first), "two nodes received stored envelopes in two orders")
     last = 0
     for offset, previous, epoch, _ in arrived(first):
         require(previous == last, f"the envelope at {offset} names {previous} as the one before, after {last}")
@@ -168,8 +170,9 @@ async def channels_have_histories_of_their_own(nodes: Nodes) -> None:
         position = await publish(first, name, name.encode())
         require(position.epoch == before[name].epoch, "the first envelope has another epoch than the position before")
     for name in names:
-        found = await nodes.finish(broker.history(name, CONFIG), "history() returns")
+        found = await nodes.finish(broker.history(name, CONFIG, since=before[name]), "history() returns")
         require([stored.envelope for stored in found.envelopes] == [name.encode()], f"the history of {name!r} is wrong")
+        require(found.gap == "", f"a reader has the position before the first envelope, and the gap is {found.gap!r}")
     found = await nodes.finish(keeper(other_hub).history("room:a", CONFIG), "history() returns")
     require(found.envelopes == (), "a hub reads the history of another one")
 
@@ -198,10 +201,11 @@ async def old_envelopes_are_forgotten(nodes: Nodes) -> None:
 
 @check()
 async def what_is_too_old_is_forgotten(nodes: Nodes) -> None:
-    """After its time to live an envelope is forgotten, and offsets go on. Later an epoch may begin."""
+    """After its time to live an envelope is forgotten, and offsets go on. A question for it gets a gap."""
     first = await nodes.start()
     broker = keeper(first)
     short = HistoryConfig(ttl_ms=100)
+    missed = await publish(first, "room:a", b"0", short)
     last = await publish(first, "room:a", b"1", short)
 
     async def is_empty() -> bool:
@@ -213,6 +217,8 @@ async def what_is_too_old_is_forgotten(nodes: Nodes) -> None:
         await asyncio.sleep(0.02)
     found = await nodes.finish(broker.history("room:a", short, since=last), "history() returns")
     require(found.position == last and not found.gap and not found.envelopes, f"nothing was missed, not {found}")
+    found = await nodes.finish(broker.history("room:a", short, since=missed), "history() returns")
+    require((found.position, found.gap) == (last, "trimmed"), f"an envelope was missed that is forgotten, not {found}")
     following = await publish(first, "room:a", b"2", short)
     require(following == replace(last, offset=last.offset + 1), f"{following} follows {last}")
     brief = HistoryConfig(ttl_ms=50, position_ttl_ms=50)

@@ -34,6 +34,7 @@ from wshub.protocol.http.request import RequestHead, parse_request_head
 from wshub.serving.first_request import FirstRequest
 from wshub.serving.listening import UnixAddress
 from wshub.serving.pending import PendingByAddress, PendingHandshakes
+from wshub.serving.tls_rates import TlsRates
 from wshub.uvicorn.first_requests import FirstRequests
 from wshub.uvicorn.native_routes import find_native_route
 from wshub.uvicorn.proxies import application_of, client_of, is_trusted
@@ -81,6 +82,7 @@ class Acceptor:
         self._counters = LinkCounters()
         settings = hub.config if hub is not None else HubConfig()
         self.pending = self._create_pending(settings)
+        self._tls_rates = TlsRates(hub) if tls is not None and hub is not None else None
         self._timeout = settings.handshake_timeout_ms / 1000
         self._now = hub.now if hub is not None else first_requests.now
         # A connection for self.hub stays in this reactor. A connection for another hub moves to that hub's reactor, if
@@ -137,13 +139,17 @@ class Acceptor:
     def _sweep(self) -> None:
         # The server has its own timer because it outlives the hub: the hub's sweep ends when the application closes it.
         self.pending.expire(self._now())
+        if self._tls_rates is not None:
+            self._tls_rates.forget()
         if not self._closed:
             self._reactor.resume_accepting()
         if not self._closed or self.pending:
             self._loop.call_later(1, self._sweep)
 
-    def _accepted(self, link: Link) -> FirstRequest:
+    def _accepted(self, link: Link) -> FirstRequest | None:
         first = FirstRequest(link, self, self._now() + self._timeout)
+        if self._tls_rates is not None and not self._tls_rates.admits(first, self._address_bucket(first)):
+            return None
         first.count_in(self._counters)
         self.pending.add(first)
         return first

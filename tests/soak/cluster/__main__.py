@@ -135,7 +135,7 @@ class Run:
 
     def soak(self, seconds: float, longest: float, chance: random.Random) -> None:
         """Let one thing after the other fail."""
-        faults = Faults(self.engine, self.proxies, longest, chance)
+        faults = Faults(self.engine, [[proxy] for proxy in self.proxies], longest, chance)
         began = time.monotonic()
         while time.monotonic() < began + seconds:
             time.sleep(chance.uniform(1, longest / 2))

@@ -7,13 +7,13 @@ import re
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from tests.support.nats_engine import NatsEngine
-from tests.support.tcp_proxy import TcpProxy
+from tests.support.tcp_proxy import ProxiedConnection, TcpProxy
 
-__all__ = ["Engine", "Fault", "Faults"]
+__all__ = ["Engine", "Fault", "Faults", "all_of", "open_connections"]
 
 SUBSCRIBER = re.compile(rb"SUBSCRIBE|SUB ")
 """Bytes near the beginning of each connection that subscribes, to Redis or to NATS."""
@@ -38,6 +38,8 @@ class Fault:
     """Something that has failed."""
 
     text: str
+    kind: str = ""
+    """The name of the kind."""
     unnoticed_by: int | None = None
     """The number of a node that has yet to notice it, and to connect again."""
 
@@ -47,13 +49,13 @@ class Faults:
 
     Args:
         engine: that all nodes use.
-        proxies: the way of each node to the engine.
+        proxies: the ways of each node to the engine.
         longest: seconds that a fault lasts at most.
         chance: the random numbers.
     """
 
     def __init__(
-        self, engine: Engine | NatsEngine, proxies: list[TcpProxy], longest: float, chance: random.Random
+        self, engine: Engine | NatsEngine, proxies: list[list[TcpProxy]], longest: float, chance: random.Random
     ) -> None:
         self._engine = engine
         self._proxies = proxies
@@ -76,12 +78,14 @@ class Faults:
         if not self._next:
             self._next = list(reversed(self._kinds))
             self._kinds = self._chance.sample(self._kinds, len(self._kinds))
-        return self._next.pop()()
+        inject = self._next.pop()
+        return replace(inject(), kind=inject.__name__.strip("_").replace("_", " "))
 
     def _duration(self) -> float:
         return self._chance.uniform(0, self._longest)
 
-    def _one(self) -> tuple[int, TcpProxy]:
+    def _one(self) -> tuple[int, list[TcpProxy]]:
+        """Return a node, and its ways to the engine."""
         number = self._chance.randrange(len(self._proxies))
         return number, self._proxies[number]
 
@@ -111,13 +115,13 @@ class Faults:
         return Fault(f"the engine ended {self._engine.command('CLIENT', 'KILL', 'TYPE', 'pubsub')} subscribers")
 
     def _black_hole(self) -> Fault:
-        number, proxy = self._one()
+        number, proxies = self._one()
         directions = self._chance.choice([("to the engine",), ("to the node",), ("to the engine", "to the node")])
-        seconds = self._hold([proxy], directions)
+        seconds = self._hold(proxies, directions)
         return Fault(f"nothing passed from node {number} {' and '.join(directions)} for {seconds:.1f} s")
 
     def _partition(self) -> Fault:
-        seconds = self._hold(self._proxies, ("to the engine", "to the node"))
+        seconds = self._hold(all_of(self._proxies), ("to the engine", "to the node"))
         return Fault(f"nothing passed between the engine and any node for {seconds:.1f} s")
 
     def _hold(self, proxies: list[TcpProxy], directions: tuple[str, ...]) -> float:
@@ -135,11 +139,11 @@ class Faults:
 
     def _lose_connection(self) -> Fault:
         """Let the bytes of one connection vanish for ever: the node must notice, and make another one."""
-        number, proxy = self._one()
+        number, proxies = self._one()
         # With NATS, a node has one connection for both.
         subscribes = isinstance(self._engine, NatsEngine) or self._chance.random() < 0.5
         to_node = self._chance.random() < 0.5
-        for connection in proxy.open_connections():
+        for connection in open_connections(proxies):
             if (SUBSCRIBER.search(connection.to_server.seen) is not None) == subscribes:
                 direction = connection.to_client if to_node else connection.to_server
                 direction.is_black_hole = True
@@ -148,8 +152,16 @@ class Faults:
         return Fault(f"bytes of the {which} of node {number} vanish on the way {way}", unnoticed_by=number)
 
     def _reset(self) -> Fault:
-        number, proxy = self._one()
-        connections = list(proxy.open_connections())
+        number, proxies = self._one()
+        connections = open_connections(proxies)
         for connection in connections:
             connection.reset()
         return Fault(f"{len(connections)} connections of node {number} were reset")
+
+
+def all_of(proxies: list[list[TcpProxy]]) -> list[TcpProxy]:
+    return [proxy for ways in proxies for proxy in ways]
+
+
+def open_connections(proxies: list[TcpProxy]) -> list[ProxiedConnection]:
+    return [connection for proxy in proxies for connection in proxy.open_connections()]

@@ -1,15 +1,18 @@
 """The histories' soak test: ``python -m tests.soak.histories [--minutes 30] [--engine redis] [--seed 1]``.
 
-Four workers and 400 clients share an engine, which is restarted, killed, failed over to a replica, emptied and cut off
+Four workers and 400 clients share an engine, which is restarted, killed, failed over by Sentinels, emptied and cut off
 at random. Workers are replaced and killed as well. Each client must get each message of its rooms once and in order, or
-be told what it misses and why. At the end, the presence of all rooms must be right. The last line is "soak: pass" or
-"soak: FAIL", and the exit code is 0 or 1.
+be told what it misses and why. At the end, the presence of all rooms must be right.
+
+It prints a line after each fault, and one each minute with what the clients have got so far. The last line is
+"soak: pass" or "soak: FAIL", and the exit code is 0 or 1.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import random
 import signal
@@ -50,13 +53,19 @@ class Run:
         self.result: dict[str, Any] = {}
         self.workers: list[dict[str, Any]] = []
         self.missing = 0
-        self.proxies: list[TcpProxy] = []
+        self.injected: Counter[str] = Counter()
+        """The faults so far, by their kind."""
+        self.publisher_proxy: TcpProxy | None = None
         self.engine = stack.enter_context(replicated_engine(arguments.engine, self.engine_moved))
-        self.proxies += [stack.enter_context(proxy_to("127.0.0.1", self.engine.port)) for _ in range(2)]
-        workers_url, publisher_url = (f"redis://127.0.0.1:{proxy.port}" for proxy in self.proxies)
-        options = ["--workers", str(WORKERS), "--broker", workers_url, "--loop", arguments.loop, "--no-access-log"]
-        # On a busy machine, workers take long to start.
-        options += ["--timeout-worker-healthcheck", "60"]
+        # The workers ask the Sentinels. The publisher has one address, which leads to the primary.
+        worker_proxies = {port: stack.enter_context(proxy_to("127.0.0.1", port)) for port in self.engine.ports}
+        self.publisher_proxy = stack.enter_context(proxy_to("127.0.0.1", self.engine.port))
+        os.environ["SOAK_BROKER"] = self.engine.url
+        os.environ["SOAK_PROXIES"] = json.dumps({port: proxy.port for port, proxy in worker_proxies.items()})
+        options = ["--workers", str(WORKERS), "--loop", arguments.loop, "--no-access-log"]
+        # On a busy machine, workers take long to start. A worker that is killed while it is asked whether it lives is
+        # replaced after this time only.
+        options += ["--timeout-worker-healthcheck", "30"]
         self.server = stack.enter_context(serving(APPLICATION, *options))
         self.http = stack.enter_context(
             httpx.Client(base_url=f"http://{self.server.address}", trust_env=False, timeout=5)
@@ -64,13 +73,13 @@ class Run:
         self.wait_for("the workers", self.is_well)
         self.load = LineReader(
             self.take,
-            *("tests.soak.histories.load", str(self.server.port), publisher_url),
-            *(str(arguments.clients), str(arguments.seed)),
+            *("tests.soak.histories.load", str(self.server.port), f"redis://127.0.0.1:{self.publisher_proxy.port}"),
+            *(str(arguments.clients), str(arguments.seed), str(int(arguments.losses))),
         )
         stack.callback(self.load.kill)
         self.faults = HistoryFaults(
             self.engine,
-            self.proxies,
+            [list(worker_proxies.values()), [self.publisher_proxy]],
             arguments.longest,
             random.Random(arguments.seed),
             self.server.process.pid,
@@ -79,8 +88,8 @@ class Run:
         )
 
     def engine_moved(self, port: int) -> None:
-        for proxy in self.proxies:
-            proxy.retarget(port)
+        if self.publisher_proxy is not None:
+            self.publisher_proxy.retarget(port)
 
     def take(self, line: dict[str, Any]) -> None:
         """Take a line of the clients."""
@@ -88,8 +97,20 @@ class Run:
             self.failures.append(line["failure"])
         elif "here" in line:
             self.here = line["here"]
+        elif "minute" in line:
+            self.print_minute(**line)
         else:
             self.result = line
+
+    def print_minute(self, minute: int, members: int, counts: dict[str, int]) -> None:
+        """Print what has happened so far."""
+        gaps = ", ".join(f"{count:,} {name}" for name, count in sorted(counts.items()) if name.startswith("gaps"))
+        print(
+            f"minute {minute}: {sum(self.injected.values())} faults, {counts.get('messages', 0):,} messages, "
+            f"{counts.get('messages recovered', 0):,} of them in {counts.get('recoveries', 0):,} recoveries, "
+            f"{gaps or 'no gaps'}; {members:,} memberships",
+            flush=True,
+        )
 
     # Waiting
 
@@ -128,6 +149,7 @@ class Run:
         while time.monotonic() < began + seconds:
             time.sleep(chance.uniform(1, longest / 2))
             fault = self.faults.inject()
+            self.injected[fault.kind] += 1
             mended = time.monotonic()
             self.wait_for(f"recovery after this: {fault.text}:", lambda: self.is_well() and self.faults.is_noticed())
             resident = max(worker["resident"] for worker in self.workers) / 2**20
@@ -194,10 +216,16 @@ class Run:
             self.failures.append("no client has come back")
 
     def print_counts(self) -> None:
-        print(f"clients: {self.result['counts']}")
+        """Print the summary."""
+        print("\nfaults:")
+        for name, count in sorted(self.injected.items()):
+            print(f"{count:10,} {name}")
+        print(f"{self.faults.losses:10,} of them with losses")
+        print("clients:")
+        for name, count in sorted(self.result["counts"].items()):
+            print(f"{count:10,} {name}")
         for worker in self.workers:
             print(f"worker {worker['process']}: {worker['history']} {worker['presence']} {worker['ignored']}")
-        print(f"the engine has lost messages {self.faults.losses} times")
 
 
 def errors_in(output: str) -> list[str]:
@@ -243,8 +271,8 @@ def main() -> int:
             run.end()
             run.check()
             run.print_counts()
-        except (SoakFailure, subprocess.TimeoutExpired) as failure:
-            failures.append(str(failure))
+        except (SoakFailure, subprocess.TimeoutExpired, OSError, RuntimeError) as failure:
+            failures.append(f"{type(failure).__name__}: {failure}")
             with contextlib.suppress(subprocess.TimeoutExpired, NameError):
                 failures.append(f"the last lines of the server:\n{last_lines(run.server.end(signal.SIGKILL))}")
     for text in failures[:50]:

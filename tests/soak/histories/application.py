@@ -20,16 +20,23 @@ from starlette.routing import Mount, Route, WebSocketRoute
 from tests.soak.histories.wire import HISTORIES, ROOMS, TOKEN, here_of, is_short, room_name
 from tests.soak.server import resident
 from wshub import BrokerError, Connection, ConnectionClosed, Gap, Hub, HubConfig, Position, Publication
+from wshub.brokers.redis import RedisBroker
 from wshub.publisher.http import HttpApi
 
 SKIPS = "SOAK_SKIPS" in os.environ
 """Whether members do not get some messages, to see that it is found."""
 
-hub = Hub(HubConfig(ping_interval_ms=5_000, max_connections=2_000))
+PROXIES: dict[str, int] = json.loads(os.environ["SOAK_PROXIES"])
+"""The port of the proxy to each engine, by the port that Sentinels tell."""
+
+hub = Hub(
+    HubConfig(ping_interval_ms=5_000, max_connections=2_000),
+    broker=RedisBroker(os.environ["SOAK_BROKER"], address_remap=lambda host, port: (host, PROXIES[str(port)])),
+)
 
 
 def encode(room: int, publication: Publication) -> str:
-    if SKIPS and publication.offset % 10 == 0:
+    if SKIPS and publication.offset % 3 == 0:
         return json.dumps(["failed", "nothing that a client has published"])
     return json.dumps(["message", room, publication.offset, publication.epoch, publication.data])
 

@@ -1,15 +1,16 @@
-"""The clients of the histories' soak test: ``python -m tests.soak.histories.load PORT URL CLIENTS SEED``.
+"""The clients of the histories' soak test: ``python -m tests.soak.histories.load PORT URL CLIENTS SEED LOSSES``.
 
 Each is a member of some rooms, publishes now and then, is cut off, stays away, comes back with its positions, and at
 last begins anew. A publisher without a hub sends too, to the broker of the URL. After SIGUSR1 every client comes back
 to stay. It must get the last message of each of its rooms. After SIGTERM the program ends.
 
-It prints each failure as a line of JSON, then who is there, and at the end what was counted.
+It prints each failure as a line of JSON, each minute what was counted, then who is there, and at the end the counts.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import random
 import signal
@@ -35,8 +36,10 @@ LAST_SECONDS = 60
 class Load:
     """All clients of a run."""
 
-    def __init__(self, port: int, publisher: AsyncPublisher, clients: int, seed: int) -> None:
-        self.ledger = Ledger()
+    def __init__(
+        self, port: int, publisher: AsyncPublisher, clients: int, seed: int, *, engine_loses: bool = False
+    ) -> None:
+        self.ledger = Ledger(may_lose=engine_loses)
         self.settling = asyncio.Event()
         self.stopping = asyncio.Event()
         self.participants = [Participant(number, port, self.ledger, self.settling, seed) for number in range(clients)]
@@ -50,7 +53,7 @@ class Load:
         loop.add_signal_handler(signal.SIGTERM, self.stopping.set)
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(participant.live()) for participant in self.participants]
-            tasks.append(group.create_task(self.print_failures()))
+            tasks += [group.create_task(self.print_failures()), group.create_task(self.print_minutes())]
             await self.publish_without_a_hub()
             await self.settle()
             self.ledger.check_orders()
@@ -64,7 +67,12 @@ class Load:
                 task.cancel()
         self.print_new_failures()
         epochs = {room_name(room): len(self.ledger.epochs(room)) for room in range(ROOMS)}
-        print_line(counts=self.ledger.counts, epochs=epochs)
+        print_line(counts=self.counts, epochs=epochs)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        replaced = {"epochs with replaced messages": self.ledger.replaced} if self.ledger.replaced else {}
+        return {**self.ledger.counts, **replaced}
 
     # Publishing without a hub
 
@@ -101,6 +109,8 @@ class Load:
             "all clients have the last messages", lambda: all(view.position == ends[room] for room, view in views)
         )
         self.ledger.check_ends(ends)
+        self.ledger.counts["rooms complete at the end"] = sum(view.position == ends[room] for room, view in views)
+        self.ledger.counts["rooms of all clients"] = len(views)
 
     async def until(self, what: str, is_there: Callable[[], bool]) -> None:
         try:
@@ -122,6 +132,12 @@ class Load:
             self.print_new_failures()
             await asyncio.sleep(0.5)
 
+    async def print_minutes(self) -> None:
+        for minute in itertools.count(1):
+            await asyncio.sleep(60)
+            members = sum(view.is_member for each in self.participants for view in each.views.values())
+            print_line(minute=minute, members=members, counts=self.counts)
+
     def print_new_failures(self) -> None:
         for failure in self.ledger.failures[self._printed :]:
             print_line(failure=failure)
@@ -132,10 +148,10 @@ def print_line(**fields: Any) -> None:
     print(json.dumps(fields), flush=True)
 
 
-async def main(port: int, url: str, clients: int, seed: int) -> None:
+async def main(port: int, url: str, clients: int, seed: int, losses: int) -> None:
     async with AsyncPublisher(url, histories=HISTORIES) as publisher:
-        await Load(port, publisher, clients, seed).run()
+        await Load(port, publisher, clients, seed, engine_loses=bool(losses)).run()
 
 
 if __name__ == "__main__":
-    uvloop.run(main(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))
+    uvloop.run(main(int(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:])))

@@ -109,7 +109,7 @@ cdef class EpollTlsLink(EpollTlsOutput):
     """One TLS connection of an epoll reactor, of the server's or the client's side."""
 
     def __dealloc__(self):
-        self.drop_partial()
+        PyMem_RawFree(self.partial)
 
     cdef void abort(self, bint after_flush) noexcept:
         # Before the end of the handshake nothing can be sent.

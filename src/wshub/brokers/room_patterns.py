@@ -1,0 +1,44 @@
+"""Patterns of the names of rooms.
+
+A pattern is a name with one ``*``, which stands for any characters, none included. A name without ``*`` is a pattern
+too: it matches the room of that very name.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from wshub.errors import ConfigurationError
+
+__all__ = ["WILDCARD", "RoomPattern"]
+
+WILDCARD = "*"
+
+
+class RoomPattern(NamedTuple):
+    """A pattern, taken apart."""
+
+    before: str
+    """The beginning of the name."""
+
+    behind: str | None
+    """Its end, behind the wildcard; None if the pattern has no wildcard."""
+
+    @classmethod
+    def parse(cls, pattern: str) -> RoomPattern:
+        """Take a pattern apart. Raises ``ConfigurationError`` for more than one ``*``."""
+        wildcards = pattern.count(WILDCARD)
+        if wildcards > 1:
+            raise ConfigurationError(f'a pattern of rooms has one "*", not {wildcards}: {pattern!r}')
+        before, wildcard, behind = pattern.partition(WILDCARD)
+        return cls(before, behind if wildcard else None)
+
+    def __str__(self) -> str:
+        return self.before if self.behind is None else self.before + WILDCARD + self.behind
+
+    def matches(self, name: str) -> bool:
+        """Return whether a room has such a name."""
+        before, behind = self
+        if behind is None:
+            return name == before
+        return len(name) >= len(before) + len(behind) and name.startswith(before) and name.endswith(behind)
