@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from tests.brokers import broken_keepers, broken_patterns  # noqa: F401 - they add their brokers to BROKEN.
+from tests.brokers import broken_keepers, broken_matchers  # noqa: F401 - they add their brokers to BROKEN.
 from tests.brokers.breaking import BROKEN, fails
 from tests.support.memory_brokers import MemoryFaults
 from wshub.brokers import memory
@@ -521,11 +521,6 @@ class TrustsTheEngine(MemoryBroker):
         requested, self._requested = self._requested, set()
         super()._send_probe()
         self._requested = requested | self._requested
-
-
-@fails("a_refused_pattern_is_told_and_heals")
-class GivesUpARefusedPattern(GivesUpARefusedChannel):
-    pass
 
 
 def test_each_check_has_a_broker_that_fails_it() -> None:

@@ -356,9 +356,10 @@ async def test_a_hub_that_closes_cancels_a_function_that_does_not_end(pair: Any)
     assert ended == [watch]
 
 
-def test_a_hub_begins_anew_without_watches() -> None:
+@pytest.mark.parametrize("kind", ["memory", "workers"])
+def test_a_hub_begins_anew_without_watches(kind: str, socket_directory: Path) -> None:
     seen = Seen()
-    hub = Hub(broker=MemoryBroker(MemoryEngine()))
+    hub = Hub(broker=MemoryBroker(MemoryEngine()) if kind == "memory" else WorkersBroker(socket_directory))
     left: list[Watch] = []
 
     async def use() -> None:
@@ -370,15 +371,15 @@ def test_a_hub_begins_anew_without_watches() -> None:
     async def use_again() -> None:
         # The loop of the first watch has closed without the hub.
         await left[0].close()
-        async with hub:
-            await hub.broker_started()
-            async with await hub.watch("*", seen):
-                hub.broadcast("2", room="a")
-                await seen.after(2)
+        async with hub, await hub.watch("*", seen):
+            hub.broadcast("2", room="a")
+            await hub.publish("3", room="a:1")
+            await seen.after(3)
 
+    hub.configure_room("a:*", history=HistoryConfig())
     asyncio.run(use())
     asyncio.run(use_again())
-    assert seen.texts == ["1", "2"]
+    assert seen.texts == ["1", "2", "3"]
 
 
 async def test_nothing_is_left_of_a_watch_that_has_closed(pair: Any) -> None:

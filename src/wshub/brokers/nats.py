@@ -107,4 +107,7 @@ class NatsBroker(SessionBroker[NatsSession]):
         await self.subscribed(pattern_channel(pattern))
 
     def _create_session(self, node: NodeInfo, events: BrokerEvents, wanted: set[str]) -> NatsSession:
+        for channel in self._receivers.keys() - wanted:
+            # They are of a loop that has closed without close().
+            del self._receivers[channel]
         return NatsSession(self._settings, node, events, wanted, self._receivers)

@@ -144,6 +144,7 @@ class WorkersBroker(WorkersPresence):
 
     def subscribe_pattern(self, pattern: str, receive: Callable[[bytes], None]) -> None:
         """Have envelopes of rooms that match the pattern arrive. See ``PatternBroker.subscribe_pattern``."""
+        self._abandon_closed_loop()
         self._patterns.add(pattern_channel(pattern), receive)
         self.subscribe(pattern_channel(pattern))
 
@@ -290,3 +291,4 @@ class WorkersBroker(WorkersPresence):
             if not session.is_closed:
                 session.abandon()
             self._session = None
+            self._patterns.clear()

@@ -148,12 +148,14 @@ cdef class Mesh:
             if frame == NULL:
                 taken = False
                 continue
-            for peer in self.interest.peers[name]:
-                if not self.write(peer, frame):
-                    taken = False
-                elif receivers is not None and peer not in receivers:
-                    receivers.append(peer)
-            frame_release(frame)
+            try:
+                for peer in self.interest.peers[name]:
+                    if not self.write(peer, frame):
+                        taken = False
+                    elif receivers is not None and peer not in receivers:
+                        receivers.append(peer)
+            finally:
+                frame_release(frame)
         return taken
 
     cdef FrameBuffer *build(self, unsigned char kind, bytes body) noexcept:

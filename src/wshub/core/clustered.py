@@ -103,6 +103,9 @@ class ClusteredHub(HubLifecycle):
         if self.broker is not None:
             pattern_broker_of(self.broker)
         self._bind_unless_closed()
+        if self._cluster is not None:
+            await self._cluster.wait_patiently()
+            self._bind_unless_closed()
         watches = self._watches if self._watches is not None else Watches(self, self._cluster)
         return await watches.open(parsed, function, max_pending)
 

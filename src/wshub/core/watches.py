@@ -245,10 +245,9 @@ class Watches:
     async def open(self, pattern: RoomPattern, function: Callable[[RoomMessage], Any], max_pending: int) -> Watch:
         """Return a new watch, once messages of all nodes arrive. Raises ``BrokerUnavailable``."""
         watch = Watch(self, pattern, function, max_pending)
-        self._add(watch)
         try:
-            if self._cluster is not None and self._broker is not None:
-                await self._cluster.wait_patiently()
+            self._add(watch)
+            if self._broker is not None:
                 await self._broker.pattern_subscribed(watch.pattern)
             if watch.is_closed:
                 raise BrokerUnavailable("the hub has closed")
@@ -259,13 +258,11 @@ class Watches:
         return watch
 
     def _add(self, watch: Watch) -> None:
-        watches = self._by_pattern.get(watch.pattern)
-        if watches is None:
-            self._by_pattern[watch.pattern] = watches = []
-            self._hub._watches = self
-            if self._broker is not None:
-                self._broker.subscribe_pattern(watch.pattern, partial(self._receive, watches))
+        watches = self._by_pattern.setdefault(watch.pattern, [])
         watches.append(watch)
+        self._hub._watches = self
+        if len(watches) == 1 and self._broker is not None:
+            self._broker.subscribe_pattern(watch.pattern, partial(self._receive, watches))
 
     def remove(self, watch: Watch) -> None:
         """Give a watch no more messages."""

@@ -1,4 +1,4 @@
-"""Brokers that deliver by patterns, and of which each breaks one promise."""
+"""Brokers that deliver by patterns, and break a promise about it."""
 
 from __future__ import annotations
 
@@ -105,3 +105,12 @@ class ProbesNoPatterns(MemoryBroker):
         self._requested = {channel for channel in requested if channel not in self._patterns}
         super()._send_probe()
         self._requested |= requested
+
+
+@fails("a_refused_pattern_is_told_and_heals")
+class GivesUpARefusedPattern(MemoryBroker):
+    def _enqueue_changes(self) -> None:
+        for channel in list(self._changed):
+            if channel in self._patterns and self._subscriptions[channel].interrupted:
+                del self._changed[channel]
+        super()._enqueue_changes()
