@@ -78,10 +78,12 @@ def run(request: pytest.FixtureRequest) -> Callable[[Coroutine[Any, Any, Any]], 
     It runs every test that is a coroutine. A test uses it directly to check what is left after the loop.
     """
     factory = uvloop.new_event_loop if request.param == "uvloop" else None
+    marker = request.node.get_closest_marker("hangs_after")
+    limit = marker.args[0] if marker else TIMEOUT
 
     def run_it(coroutine: Coroutine[Any, Any, Any]) -> Any:
         async def bounded() -> Any:
-            async with asyncio.timeout(TIMEOUT):
+            async with asyncio.timeout(limit):
                 return await coroutine
 
         with asyncio.Runner(loop_factory=factory) as runner:

@@ -16,6 +16,7 @@ from tests.brokers.mesh import Node, mesh, until, worker
 from wshub.brokers.envelope import decode_stored
 from wshub.brokers.history_store import HistoryStore
 from wshub.brokers.interface import HistoryConfig, Position, StoredHistory
+from wshub.brokers.workers_histories import Histories
 from wshub.brokers.workers_history_records import Moving, decode_body
 from wshub.brokers.workers_owner_records import Owned
 from wshub.brokers.workers_owners import SLOTS, Owners, rendezvous, slot_of
@@ -99,6 +100,25 @@ async def test_a_worker_that_joins_takes_no_history_away(path: Path) -> None:
             assert await store(node, channel, b"2") == Position(2, before[channel].epoch)
         assert late.info.id not in owners_of(late)
         await late.close()
+
+
+async def test_workers_that_begin_in_the_same_instant_agree_on_owners(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = Histories.started
+    monkeypatch.setattr(Histories, "started", lambda histories: None)
+    async with mesh(path, 4) as nodes:
+
+        async def publish(node: Node) -> list[Position]:
+            return [await store(node, channel, node.info.id.encode()) for channel in CHANNELS]
+
+        for node in nodes:
+            begin(node.session.histories)
+        positions = await asyncio.gather(*(publish(node) for node in nodes))
+        for of_channel in zip(*positions, strict=True):
+            assert len({position.epoch for position in of_channel}) == 1
+            assert sorted(position.offset for position in of_channel) == [1, 2, 3, 4]
+        assert len({tuple(owners_of(node)) for node in nodes}) == 1
 
 
 async def test_a_worker_that_is_closed_hands_its_histories_over(path: Path, caplog: pytest.LogCaptureFixture) -> None:

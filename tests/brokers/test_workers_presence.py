@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.brokers.mesh import Node, entries_of, mesh, worker
+from tests.brokers.mesh import Node, entries_of, mesh, until, worker
 from wshub.brokers.presence_interface import PresenceCounts, PresenceEntry, StoredPresence
 from wshub.brokers.presence_store import PresenceEntries
 from wshub.brokers.workers_owner_records import Ready
-from wshub.brokers.workers_owners import slot_of
+from wshub.brokers.workers_owners import rendezvous, slot_of
 from wshub.brokers.workers_presence_records import Copied, Found, Lost, Outcome, Resent, decode_body
 from wshub.brokers.workers_presence_tables import SlotEntries
 from wshub.errors import BrokerError, BrokerUnavailable, BrokerUncertain, MisuseError
@@ -158,6 +158,77 @@ async def test_the_entries_of_a_killed_worker_are_taken_over_once_whoever_kept_t
             assert await ids(two, channel) == {f"{one.info.id}:ann"}
 
 
+def next_owner(channel: str, *nodes: Node) -> str:
+    return rendezvous(slot_of(channel), [node.info.id for node in nodes])
+
+
+async def nodes_with_standby(path: Path, stack: contextlib.AsyncExitStack) -> tuple[Node, Node, Node]:
+    """Start a coordinator, a node, and one whose standby is the second one."""
+    nodes = []
+    for letter in "abc":
+        nodes.append(await Node(path, node_id=letter * 16).start())
+        stack.push_async_callback(nodes[-1].close)
+    coordinator, standby, other = nodes
+    await begin(standby, other)
+    await until(lambda: other.session.presences.copies.standby == standby.info.id)
+    await begin(coordinator)
+    await until(lambda: all(len(node.session.presences.members.candidates()) == 3 for node in nodes))
+    return coordinator, standby, other
+
+
+async def test_a_new_owner_gets_the_copies_of_a_standby_that_does_not_know_yet_who_has_died(path: Path) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        coordinator, standby, dying = await nodes_with_standby(path, stack)
+        for channel in CHANNELS:
+            await enter(dying, channel, "ann")
+        await dying.session.barriers.wait()
+        own = [channel for channel in CHANNELS if owner_of(dying, channel) == dying.info.id]
+        assert len({next_owner(channel, coordinator, standby) for channel in own}) == 2
+        dying.session.abandon()
+        # The standby never looks into the directory until the coordinator has what it keeps.
+        async with asyncio.timeout(30), looking(coordinator):
+            for channel in own:
+                if next_owner(channel, coordinator, standby) == coordinator.info.id:
+                    assert await enter(coordinator, channel, "ann") == [False]
+        async with asyncio.timeout(30), looking(coordinator, standby):
+            for channel in CHANNELS:
+                assert await enter(coordinator, channel, "ann") == [False]
+
+
+async def test_all_workers_but_a_new_one_leave_at_once_and_nobody_is_first_again(path: Path) -> None:
+    async with mesh(path, 4) as (*old, new):
+        await begin(*old, new)
+        for channel in CHANNELS:
+            for node in old:
+                await enter(node, channel, f"user {node.info.id}")
+        await asyncio.gather(*(node.close() for node in old))
+        for channel in CHANNELS:
+            for node in old:
+                assert await enter(new, channel, f"user {node.info.id}") == [False]
+        assert len(await taken_over(3 * len(CHANNELS), new)) == 3 * len(CHANNELS)
+
+
+async def test_the_leave_of_a_user_is_told_if_its_worker_and_the_owner_die_at_once(path: Path) -> None:
+    async with mesh(path, 4) as (one, two, three, four):
+        await begin(one, two, three)
+        # The standby of the owner that dies is not the worker that dies.
+        await until(lambda: three.session.presences.copies.standby)
+        await begin(four)
+        for channel in CHANNELS:
+            await enter(four, channel, "ann")
+        # They have the copies.
+        await asyncio.gather(*(node.session.barriers.wait() for node in (one, two, three, four)))
+        of_three = [channel for channel in CHANNELS if owner_of(one, channel) == three.info.id]
+        others = [channel for channel in CHANNELS if owner_of(one, channel) in (one.info.id, two.info.id)]
+        assert of_three
+        assert others
+        for node in (three, four):
+            node.session.abandon()
+        async with looking(one, two):
+            taken = await taken_over(len(of_three) + len(others), one, two)
+        assert Counter(channel for channel, _ in taken) >= Counter([*of_three, *others])
+
+
 async def test_a_worker_that_hangs_has_left_and_enters_again_when_it_goes_on(path: Path) -> None:
     clock = Clock()
     async with mesh(path, 2, clock=clock) as (one, two), worker(path) as process:
@@ -282,7 +353,7 @@ def test_what_is_removed_before_its_turn_is_not_sent() -> None:
         Found(1, StoredPresence((PresenceEntry("a", "\ud800", b"\0"),), ">a")),
         Resent(5, 7, "node", "room:a", (PresenceEntry("a", "", b""),)),
         Lost("room:a", ("a", "b")),
-        Copied("room:a", ()),
+        Copied("node", "room:a", ()),
         Ready(),
     ],
 )

@@ -16,8 +16,10 @@ import websockets
 
 from tests.support.wshub_serve import Serving, serving
 
-WORKERS = 4
+WORKERS = 3
 USERS = 12
+
+pytestmark = pytest.mark.hangs_after(300)
 
 PROGRAM = """
 import json
@@ -40,7 +42,7 @@ def on_leave(room, member):
     os.write(events, f"leave {member.user}\\n".encode())
 
 
-hub.configure_room("room", presence=PresenceConfig(on_join=on_join, on_leave=on_leave, grace_ms=4_000))
+hub.configure_room("room", presence=PresenceConfig(on_join=on_join, on_leave=on_leave, grace_ms=GRACE))
 
 
 async def serve(connection):
@@ -120,11 +122,22 @@ class Room:
         """Return what must have been told if each user of the beginning has joined once."""
         return Counter(f"join {number}" for number in range(USERS))
 
+    def told_of(self) -> dict[str, list[str]]:
+        """Return the events of each user, in order."""
+        told: dict[str, list[str]] = {}
+        for line in self.events.read_text().splitlines():
+            event, user = line.split()
+            told.setdefault(user, []).append(event)
+        return told
+
     async def all_know(self, *users: User) -> None:
-        """Wait until the worker of each of these users knows exactly them."""
-        expected = sorted(user.name for user in users)
+        """Wait until the worker of each of these users knows exactly them.
+
+        A connection that was lost is listed until the grace is over.
+        """
+        expected = {user.name for user in users}
         for user in users:
-            while await user.who() != expected:
+            while set(await user.who()) != expected:
                 await asyncio.sleep(0.02)
 
 
@@ -141,30 +154,31 @@ async def spread(users: list[User]) -> None:
 
 
 @contextlib.asynccontextmanager
-async def served_room(directory: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Room]:
-    (directory / "program.py").write_text(PROGRAM)
+async def served_room(
+    directory: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch, *, grace_ms: int
+) -> AsyncIterator[Room]:
+    (directory / "program.py").write_text(PROGRAM.replace("GRACE", str(grace_ms)))
     events = directory / "events"
     monkeypatch.setenv("TMPDIR", str(temporary))
     monkeypatch.setenv("EVENTS", str(events))
     monkeypatch.delenv("RUNTIME_DIRECTORY", raising=False)
     with serving("program:app", "--app-dir", str(directory), "--workers", str(WORKERS)) as server:
-        async with asyncio.timeout(60):
-            users = [User(server.address, str(number)) for number in range(USERS)]
-            room = Room(server, users, events)
-            try:
-                await spread(users)
-                await room.all_know(*users)
-                yield room
-            finally:
-                for user in users:
-                    await user.leave()
+        users = [User(server.address, str(number)) for number in range(USERS)]
+        room = Room(server, users, events)
+        try:
+            await spread(users)
+            await room.all_know(*users)
+            yield room
+        finally:
+            for user in users:
+                await user.leave()
         assert "Traceback" not in await asyncio.to_thread(server.end)
 
 
 # The server has the loop of its own choice, whatever that of the test is.
 @pytest.mark.parametrize("run", ["asyncio"], indirect=True)
 async def test_nobody_joins_or_leaves_while_all_workers_are_replaced(tmp_path, socket_directory, monkeypatch) -> None:
-    async with served_room(tmp_path, socket_directory, monkeypatch) as room:
+    async with served_room(tmp_path, socket_directory, monkeypatch, grace_ms=120_000) as room:
         before = {user.process for user in room.users}
         room.server.process.send_signal(signal.SIGHUP)
         while not all(user.process and user.process not in before for user in room.users):
@@ -177,7 +191,7 @@ async def test_nobody_joins_or_leaves_while_all_workers_are_replaced(tmp_path, s
 async def test_users_of_a_killed_worker_leave_once_unless_they_come_back(
     tmp_path, socket_directory, monkeypatch
 ) -> None:
-    async with served_room(tmp_path, socket_directory, monkeypatch) as room:
+    async with served_room(tmp_path, socket_directory, monkeypatch, grace_ms=4_000) as room:
         process = room.users[0].process
         affected = [user for user in room.users if user.process == process]
         # The first one stays away, and the others come back.
@@ -190,4 +204,10 @@ async def test_users_of_a_killed_worker_leave_once_unless_they_come_back(
         await room.all_know(*staying)
         while not room.told()["leave 0"]:
             await asyncio.sleep(0.02)
-        assert room.told() == room.joins() + Counter(["leave 0"])
+        # On a busy machine, some may come back after the grace. Then they have left, and join again.
+        await room.all_know(*staying)
+        while not all(room.told_of()[user.name][-1] == "join" for user in staying):
+            await asyncio.sleep(0.02)
+        for user, told in room.told_of().items():
+            assert told == (["join", "leave"] * len(told))[: len(told)], user
+            assert (told[-1] == "leave") == (user == "0"), (user, told)

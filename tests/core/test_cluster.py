@@ -129,6 +129,8 @@ async def test_disconnecting_a_user_closes_connections_on_every_node() -> None:
         for client in (near, far):
             await client.wait_closed()
             assert (client.close_code, client.close_reason) == (4001, "signed out")
+        # A second time does nothing.
+        assert await one.hub.disconnect_user("ann", 4001, "signed out") == 0
         assert await one.hub.disconnect_user("") == 0
         one.hub.broadcast("still here")
         assert await anonymous.recv() == "still here"

@@ -21,21 +21,28 @@ from tests.support.cluster_nodes import (
     receive_until,
     serving_node,
 )
+from tests.support.nats_engine import PROGRAMS as NATS_PROGRAMS
+from tests.support.nats_engine import running_nats
 from tests.support.redis_engine import RedisEngine, running_engine
 from tests.support.serving_hub import Clock
 from tests.support.tcp_proxy import TcpProxy, proxy_to
 from wshub.brokers.interface import Broker
+from wshub.brokers.nats import NatsBroker
 from wshub.brokers.redis import RedisBroker
 from wshub.brokers.workers import WorkersBroker
 
 MESSAGES = 2_000
 
 
-@pytest.fixture(params=["redis", "valkey", "workers"])
+@pytest.fixture(params=["redis", "valkey", "workers", "2.9", "current"])
 def create_broker(request: pytest.FixtureRequest, socket_directory: Path) -> Iterator[Callable[[], Broker]]:
     """A function that returns a broker for each node."""
     if request.param == "workers":
         yield lambda: WorkersBroker(socket_directory, several_in_process=True)
+        return
+    if request.param in NATS_PROGRAMS:
+        with running_nats(request.param) as server:
+            yield lambda: NatsBroker(server.url)
         return
     with running_engine(request.param) as engine:
         yield lambda: RedisBroker(engine.url)

@@ -28,6 +28,7 @@ from tests.support.cluster_nodes import (
     remote_member,
     serving_node,
 )
+from tests.support.nats_engine import running_nats
 from tests.support.preloading import build_library, preloading
 from tests.support.redis_engine import RedisEngine, running_engine
 from tests.support.serving_hub import Clock, connected
@@ -47,11 +48,15 @@ def directory(socket_directory: Path) -> str:
     return f"workers:{socket_directory}"
 
 
-@pytest.fixture(params=["redis", "workers"])
+@pytest.fixture(params=["redis", "workers", "nats"])
 def place(request: pytest.FixtureRequest, directory: str) -> Iterator[str]:
     """The URL of a broker of each kind."""
     if request.param == "workers":
         yield directory
+        return
+    if request.param == "nats":
+        with running_nats("current") as server:
+            yield server.url
         return
     with running_engine(request.param) as engine:
         yield engine.url

@@ -22,6 +22,7 @@ from wshub.brokers.envelope import encode_envelope, encode_stored
 from wshub.brokers.memory import MemoryBroker, MemoryEngine
 from wshub.brokers.redis import RedisBroker
 from wshub.core import histories
+from wshub.errors import BrokerError
 
 
 class FallingEngine:
@@ -212,6 +213,18 @@ async def test_lost_messages_are_found_although_no_connection_was_lost(
         await until(lambda: world.node.skip() or bool(world.member.gaps))
         assert world.member.data == ["1", "2"]
         assert world.member.gaps == ["epoch"]
+
+
+async def test_an_engine_without_its_replica_refuses_messages_if_it_is_told_to(own_engine: RedisEngine) -> None:
+    async with history_node(RedisBroker(own_engine.url)) as node, client_of(node) as member:
+        await publish_at_last(node, "1")
+        own_engine.command("CONFIG", "SET", "min-replicas-to-write", 1)
+        with pytest.raises(BrokerError, match="NOREPLICAS"):
+            await node.hub.publish("2", room=ROOM)
+        own_engine.command("CONFIG", "SET", "min-replicas-to-write", 0)
+        await publish_at_last(node, "3")
+        await until(lambda: member.data[-1:] == ["3"])
+        assert member.data == ["1", "3"]
 
 
 async def test_a_held_back_message_of_an_epoch_that_has_ended_is_dropped() -> None:

@@ -100,6 +100,24 @@ async def test_an_engine_that_was_flushed_does_not_mix_two_histories(own_engine:
         assert [(entry.offset, entry.data) for entry in history.publications] == [(1, "new")]
 
 
+async def test_members_are_told_that_the_stream_alone_was_lost(own_engine: RedisEngine) -> None:
+    async with history_node(RedisBroker(own_engine.url)) as node, client_of(node) as member:
+        for number in range(3):
+            await node.hub.publish(str(number), room=ROOM)
+        await until(lambda: len(member.data) == 3)
+        assert own_engine.command("DEL", *[key for key in own_engine.command("KEYS", "*") if ":history:" in key]) == 1
+        last = Position(3, member.offsets[0][0])
+        # Somebody who has all of it has missed nothing, and somebody who has not is told.
+        for offset, gaps in ((3, []), (2, ["trimmed"]), (0, ["trimmed"])):
+            async with client_of(node, Position(offset, last.epoch)) as late:
+                assert (late.data, late.gaps, late.position) == ([], gaps, last)
+        await node.hub.publish("new", room=ROOM)
+        await until(lambda: member.data[-1:] == ["new"])
+        assert not member.gaps
+        history = await node.hub.history(ROOM)
+        assert [(entry.offset, entry.data) for entry in history.publications] == [(4, "new")]
+
+
 async def test_what_is_sent_while_the_engine_forgets_its_scripts_arrives_in_order(own_engine: RedisEngine) -> None:
     async with history_node(RedisBroker(own_engine.url), LARGE) as node, client_of(node) as member:
         publishing = []

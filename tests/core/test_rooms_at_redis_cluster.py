@@ -6,6 +6,7 @@ import asyncio
 import re
 import signal
 from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from wshub.brokers import redis_presences
 from wshub.brokers.interface import room_channel
 from wshub.brokers.redis import RedisBroker
 from wshub.brokers.redis_partitions import Partitions, ShardedNames
+
+SMALL = replace(LARGE, size=4)
 
 shared_setup = pytest.mark.parametrize(("setup", "run"), ENGINES_AND_LOOPS, indirect=True, scope="module")
 
@@ -147,6 +150,39 @@ async def test_while_the_keys_of_a_slot_move_one_by_one_members_get_every_messag
         # A message with a key may be overtaken, because the key is new.
         assert [text for text in member.data[:-1] if text != "key"] == [str(number) for number in range(flow.sent)]
         assert sum(one.hub.broker.stats().dropped.values()) == 0  # type: ignore[union-attr]
+
+
+@shared_setup
+async def test_while_a_slot_with_a_small_history_moves_members_are_told_of_what_they_miss(setup: ClusterSetup) -> None:
+    slot = slot_of_room("small")
+    async with (
+        history_node(RedisBroker(setup.url, prefix="small"), SMALL) as one,
+        history_node(RedisBroker(setup.url, prefix="small"), SMALL) as two,
+        client_of(one) as near,
+        client_of(two) as far,
+    ):
+        flow = Flow(one)
+        for target in (setup.engines[1], setup.engines[3], setup.engines[0]):
+            source = setup.owner(slot)
+            if source is target:
+                continue
+            await until(lambda count=flow.sent: flow.sent > count + 20)
+            await in_thread(setup.begin_move, slot, source, target)
+            for key in sorted(setup.keys(slot, source), key=lambda key: ":idempotency:" not in key):
+                await in_thread(setup.move_key, key, source, target)
+            # Messages go to the new engine before it owns the slot.
+            await until(lambda count=flow.sent: flow.sent > count + 200)
+            await in_thread(setup.end_move, slot, source, target)
+        await flow.stop()
+        last = await publish_at_last(one, "last")
+        await pass_until([one, two], lambda: near.data[-1:] == far.data[-1:] == ["last"])
+        # All are stored, whatever members get of them.
+        assert last.offset == flow.sent + flow.with_key + 1
+        for member in (near, far):
+            assert member.holes == []
+            assert set(member.gaps) <= {"trimmed"}
+            assert member.offsets == sorted(set(member.offsets), key=lambda each: each[1])
+            assert {epoch for epoch, _ in member.offsets} == {last.epoch}
 
 
 async def failed_over(setup: ClusterSetup, replica: RedisEngine) -> None:

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import faulthandler
 import logging
+import os
 import socket
 import struct
 import sys
@@ -41,6 +42,8 @@ from wshub.protocol.writer import FrameWriter
 
 # After that many runs in a row without a failure, the function makes no further allocations.
 CLEAN_IN_A_ROW = 40
+
+STANDARD_INPUT = os.fstat(0)
 
 
 def starve(number: int, function: Callable[[], object]) -> object:
@@ -316,11 +319,18 @@ PHASES = {
 }
 
 
-async def in_a_callback(loop: Loop, function: Callable[[], object]) -> None:
-    """Call the function from the loop and outside of any task, like the hub's iterations."""
+async def in_a_callback(loop: Loop, function: Callable[[], object]) -> object:
+    """Call the function from the loop and outside of any task, like the hub's iterations. Return its result."""
     done = loop.create_future()
-    loop.call_soon(lambda: done.set_result(function()))
-    await done
+
+    def call() -> None:
+        try:
+            done.set_result(function())
+        except BaseException as error:
+            done.set_exception(error)
+
+    loop.call_soon(call)
+    return await done
 
 
 async def hub_survives(loop: Loop, phase: str, number: int) -> bool:
@@ -356,6 +366,8 @@ async def hub_survives(loop: Loop, phase: str, number: int) -> bool:
         while hub.connection_count or hub.rooms:
             assert time.monotonic() < deadline, ("left behind", hub.stats(), hub.rooms)
             await asyncio.sleep(0.001)
+    # A link that was not made must not close the descriptor that its field begins with.
+    assert os.path.samestat(os.fstat(0), STANDARD_INPUT)
     return served
 
 

@@ -13,6 +13,7 @@ except ImportError:
 
 # Seconds for each phase of a connection.
 SECONDS = 3
+SECONDS_OF_TLS = 10
 
 
 def test_every_allocation_of_the_parser_and_of_messages_may_fail(run_program) -> None:
@@ -29,3 +30,9 @@ def test_every_allocation_of_a_broadcast_may_fail_and_all_members_stay_in_sync(r
 def test_every_allocation_of_a_turn_of_the_hub_may_fail(run_program) -> None:
     output = run_program("out_of_memory", "hub", str(SECONDS))
     assert output.count("ended the connection") == 9
+
+
+@needs_reactor
+def test_every_allocation_of_a_tls_connection_may_fail(run_program) -> None:
+    output = run_program("out_of_memory_tls", str(SECONDS_OF_TLS))
+    assert output.count("ended the connection") == 14

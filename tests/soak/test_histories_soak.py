@@ -25,7 +25,7 @@ def test_clients_of_four_workers_get_everything_while_the_engine_fails(fault: st
     program_of("redis")
     result = subprocess.run(
         [
-            *(sys.executable, "-m", "tests.soak.histories", "--minutes", "0.1", "--longest", "2", "--clients", "40"),
+            *(sys.executable, "-m", "tests.soak.histories", "--minutes", "0.4", "--longest", "2", "--clients", "40"),
             *(("--fault", fault) if fault else ()),
         ],
         capture_output=True,

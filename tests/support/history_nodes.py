@@ -49,6 +49,9 @@ class Client:
         self.offsets: list[tuple[str, int]] = []
         self.data: list[Any] = []
         self.gaps: list[str] = []
+        self.holes: list[tuple[int, int]] = []
+        """The offsets before and behind messages that are missing, although no gap was told between them."""
+        self._expects_hole = True
         self.socket: websockets.ClientConnection | None = None
         self._reader: asyncio.Task[None] | None = None
         self.is_back = False
@@ -72,19 +75,26 @@ class Client:
         if message[0] == "back":
             _, _, gap, offset, epoch = message
             if gap:
-                self.gaps.append(gap)
+                self._note_gap(gap)
             if gap or self.position is None or not self.data:
                 # Before the first message, any position does until then.
                 self.position = Position(offset, epoch)
             assert self.position == Position(offset, epoch), "the outcome and the messages differ"
             self.is_back = True
         elif message[0] == "gap":
-            self.gaps.append(message[1])
+            self._note_gap(message[1])
         else:
             offset, epoch, data = message
+            if not self._expects_hole and self.offsets and self.offsets[-1] != (epoch, offset - 1):
+                self.holes.append((self.offsets[-1][1], offset))
+            self._expects_hole = False
             self.position = Position(offset, epoch)
             self.offsets.append((epoch, offset))
             self.data.append(data)
+
+    def _note_gap(self, gap: str) -> None:
+        self.gaps.append(gap)
+        self._expects_hole = True
 
     async def leave(self) -> None:
         """Be cut off, as by a network. What has arrived counts."""

@@ -49,7 +49,7 @@ class Program:
         return self.wait()
 
     def wait_until_it_listens(self, family: socket.AddressFamily, address: tuple[str, int] | str) -> None:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 90
         while True:
             with contextlib.suppress(OSError), socket.socket(family) as probe:
                 probe.connect(address)

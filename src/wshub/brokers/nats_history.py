@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -39,7 +39,7 @@ PAGE_BYTES = 4 * 1024 * 1024
 
 
 class BehindError(BrokerUnavailable):
-    """A replica of the stream has not got all messages yet."""
+    """A replica has not got all messages yet, or those that were read are gone by now."""
 
 
 class Source(NamedTuple):
@@ -74,16 +74,19 @@ class NatsHistories:
         requests: asks the engine.
         streams: finds the streams.
         epochs: of channels.
+        reader: reads messages.
         storing: stores what is published.
     """
 
-    def __init__(self, requests: Requests, streams: Streams, epochs: ChannelEpochs, storing: Storing) -> None:
+    def __init__(
+        self, requests: Requests, streams: Streams, epochs: ChannelEpochs, reader: StreamReader, storing: Storing
+    ) -> None:
         self.send = storing.send
         self.publish = storing.publish
         self._requests = requests
         self._streams = streams
         self._epochs = epochs
-        self._reader = StreamReader(requests, streams.replicas)
+        self._reader = reader
         # The engine's clock minus that of the loop, and until when that is taken to be right.
         self._clock_difference = 0.0
         self._clock_until = 0.0
@@ -240,11 +243,18 @@ class NatsHistories:
         page = await self._reader.read(source.stream.name, source.subject, offset, limit + 1, max_bytes)
         messages = page.messages
         check_end(messages, last, page.available)
+        if not await self._is_whole(source, messages):
+            return None
         if offset and messages and messages[0].sequence == offset:
             messages = messages[1:]
         # The engine deletes messages of a channel once it has one more than is promised.
         elif page.available > source.config.size or offset < await self._floor(source.stream):
             return None
+        # So do the nodes if there are more bytes than are promised.
+        elif page.available > len(messages) or size_of(messages) > source.config.max_bytes:
+            kept = await self._all(source, last)
+            if kept.previous > offset:
+                return None
         return None if has_pause(messages, source.config) else Kept(messages, offset)
 
     async def _all(self, source: Source, last: Last) -> Kept:
@@ -270,10 +280,32 @@ class NatsHistories:
             if page.available <= len(page.messages) or not page.messages:
                 break
             start = page.messages[-1].sequence + 1
+        if not await self._is_whole(source, kept):
+            page = await self._reader.read(source.stream.name, source.subject, 1, 1, 0)
+            oldest_left = page.messages[0].sequence if page.messages else last.offset + 1
+            while kept and kept[0].sequence < oldest_left:
+                dropped = kept.popleft().sequence
+            if not kept:
+                raise BehindError("all messages of the history were deleted while it was read")
         previous = dropped if dropped is not None else await self._floor(source.stream)
         return Kept(list(kept), previous)
 
     # What the engine knows
+
+    async def _is_whole(self, source: Source, messages: Sequence[StoredMessage]) -> bool:
+        """Whether none is missing among messages that were read one after the other, and deleted meanwhile.
+
+        The oldest are deleted first. So if the first one is still there, all are.
+        """
+        if len(messages) < 2:
+            return True
+        try:
+            await self._requests.ask(f"STREAM.MSG.GET.{source.stream.name}", {"seq": messages[0].sequence})
+        except ApiError as error:
+            if error.code == NO_MESSAGE:
+                return False
+            raise
+        return True
 
     async def _last(self, source: Source) -> Last | None:
         """Return the newest message of a channel, as the leader of the stream knows it; None if there is none."""
@@ -327,6 +359,11 @@ class NatsHistories:
 def mark_in(message: dict[str, Any]) -> bytes:
     """Return the mark of a message that the engine has answered with."""
     return mark_of(base64.b64decode(message.get("data") or ""))
+
+
+def size_of(messages: Iterable[StoredMessage]) -> int:
+    """Return the bytes of some messages."""
+    return sum(len(message.data) for message in messages)
 
 
 def position_of(source: Source, last: Last, kept: Kept) -> Position:

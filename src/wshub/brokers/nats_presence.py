@@ -39,8 +39,8 @@ TAKEN_AT_ONCE = 500
 # Entries that this node has removed, and remembers.
 REMEMBERED = 10_000
 
-# Beats after a loss of all entries, until no node enters members for a life that was lost; and beats between two
-# searches for entries without a life, by one of the nodes.
+# Beats after a loss of all entries, until no node enters members for a life that was lost. Beats between two searches
+# for entries without a life, which one of the nodes makes.
 AFTER_LOSS = 3
 BETWEEN_SEARCHES = 100
 
@@ -380,7 +380,9 @@ class NatsPresences:
         if not cursor.isascii() or (cursor and not cursor.isdigit()):
             raise MisuseError(f"cursor must be that of an earlier page, not {cursor!r}")
         page = await self._stream.list(f"user.{self._epochs.tokens(channel)}.*", int(cursor or 1), limit)
-        entries = tuple(owned.entry for message in page.messages for owned in parsed(message.data)[2])
+        # A user may be there twice, as before and after a change.
+        users = {message.subject: message.data for message in page.messages}
+        entries = tuple(owned.entry for data in users.values() for owned in parsed(data)[2])
         is_last = not page.messages or page.available <= len(page.messages)
         return StoredPresence(entries, "" if is_last else str(page.messages[-1].sequence + 1))
 

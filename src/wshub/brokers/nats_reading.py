@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
+
+from nats.aio.msg import Msg
 
 from wshub.brokers.nats_requests import ApiError, NoResponderError, Requests, status_of
 from wshub.brokers.nats_streams import NO_STREAM, seconds_of
 from wshub.errors import BrokerUnavailable
 
-__all__ = ["Page", "StoredMessage", "StreamReader"]
+__all__ = ["BATCH", "MessageSize", "Page", "StoredMessage", "StreamReader"]
 
-# Messages that are asked for at a time.
 BATCH = 256
+"""Messages that are asked for at a time."""
 
 # Seconds after which the engine forgets a consumer that nobody has deleted.
 IDLE_SECONDS = 10
@@ -40,13 +44,24 @@ class StoredMessage(NamedTuple):
     """Seconds since 1970, by the engine's clock."""
 
 
+class MessageSize(NamedTuple):
+    """How large a message of a stream is."""
+
+    sequence: int
+    size: int
+    """Bytes without the headers."""
+
+
 @dataclass(slots=True)
 class Page:
     """Messages, the oldest first."""
 
     messages: list[StoredMessage] = field(default_factory=list)
     available: int = 0
-    """The number of messages that there were from the start on; more than those of the page if it was bounded."""
+    """The number of messages from the start on; more than those of the page if it was bounded.
+
+    A message that is replaced while it is read moves to the end. It is on the page, or counts as one behind it.
+    """
 
 
 class StreamReader:
@@ -99,12 +114,12 @@ class StreamReader:
                 while (status := status_of(message := await answers.next())) is None:
                     headers = message.headers or {}
                     start = int(headers["Nats-Sequence"]) + 1
-                    if not page.messages:
-                        page.available = int(headers["Nats-Num-Pending"]) + 1
                     stored_at = seconds_of(headers["Nats-Time-Stamp"])
                     page.messages.append(StoredMessage(start - 1, headers["Nats-Subject"], message.data, stored_at))
                     size += len(message.data)
-            if status != END_OF_BATCH or int((message.headers or {}).get("Nats-Num-Pending", 0)) == 0:
+            pending = int((message.headers or {}).get("Nats-Num-Pending", 0))
+            page.available = len(page.messages) + pending
+            if status != END_OF_BATCH or pending == 0:
                 break
         return page
 
@@ -113,6 +128,45 @@ class StreamReader:
     async def _read_consumer(
         self, stream: str, subject: str, start: int, limit: int, max_bytes: int, bound: int
     ) -> Page:
+        async with self._consumer(stream, subject, start) as (consumer, available):
+            page = Page(available=available)
+            size = 0
+            while len(page.messages) < min(limit, page.available) and size <= max_bytes:
+                batch = min(limit - len(page.messages), page.available - len(page.messages), BATCH)
+                messages = await self._pull(consumer, {"batch": batch, "max_bytes": bound - size})
+                for message in messages:
+                    place = message.metadata
+                    stored_at = place.timestamp.timestamp()
+                    page.messages.append(StoredMessage(place.sequence.stream, message.subject, message.data, stored_at))
+                    size += len(message.data)
+                if messages:
+                    page.available = len(page.messages) + messages[-1].metadata.num_pending
+                if len(messages) < batch:
+                    # The rest is too large, or was trimmed meanwhile.
+                    break
+        return page
+
+    # Consumers
+
+    async def read_sizes(self, stream: str, subject: str, limit: int) -> list[MessageSize]:
+        """Return the sizes of the first messages of a subject, the oldest first. The errors are those of ``read()``."""
+        sizes: list[MessageSize] = []
+        async with self._consumer(stream, subject, 1, headers_only=True) as (consumer, available):
+            while len(sizes) < min(limit, available):
+                batch = min(limit - len(sizes), available - len(sizes), BATCH)
+                messages = await self._pull(consumer, {"batch": batch})
+                for message in messages:
+                    size = int((message.headers or {}).get("Nats-Msg-Size", 0))
+                    sizes.append(MessageSize(message.metadata.sequence.stream, size))
+                if len(messages) < batch:
+                    break
+        return sizes
+
+    @contextlib.asynccontextmanager
+    async def _consumer(
+        self, stream: str, subject: str, start: int, **further: object
+    ) -> AsyncIterator[tuple[str, int]]:
+        """Make a consumer. Yield its name behind that of the stream, and the number of messages that it has."""
         settings = {
             "deliver_policy": "by_start_sequence",
             "opt_start_seq": start,
@@ -122,27 +176,22 @@ class StreamReader:
             "mem_storage": True,
             "num_replicas": self._replicas,
             "inactive_threshold": IDLE_SECONDS * 1_000_000_000,
+            **further,
         }
-        consumer = await self._requests.ask(f"CONSUMER.CREATE.{stream}", {"stream_name": stream, "config": settings})
-        page = Page(available=int(consumer.get("num_pending", 0)))
+        made = await self._requests.ask(f"CONSUMER.CREATE.{stream}", {"stream_name": stream, "config": settings})
         try:
-            await self._pull(f"{stream}.{consumer['name']}", page, min(limit, page.available), max_bytes, bound)
+            yield f"{stream}.{made['name']}", int(made.get("num_pending", 0))
         finally:
-            self._requests.tell(f"CONSUMER.DELETE.{stream}.{consumer['name']}")
-        return page
+            self._requests.tell(f"CONSUMER.DELETE.{stream}.{made['name']}")
 
-    async def _pull(self, consumer: str, page: Page, limit: int, max_bytes: int, bound: int) -> None:
-        size = 0
-        while len(page.messages) < limit and size <= max_bytes:
-            batch = min(limit - len(page.messages), BATCH)
-            question = {"batch": batch, "expires": EXPIRES_NANOSECONDS, "max_bytes": bound - size}
-            with self._requests.several(f"CONSUMER.MSG.NEXT.{consumer}", question) as answers:
-                for _ in range(batch):
-                    message = await answers.next()
-                    if status_of(message) is not None:
-                        # The rest is too large, or was trimmed meanwhile.
-                        return
-                    place = message.metadata
-                    stored_at = place.timestamp.timestamp()
-                    page.messages.append(StoredMessage(place.sequence.stream, message.subject, message.data, stored_at))
-                    size += len(message.data)
+    async def _pull(self, consumer: str, question: dict[str, int]) -> list[Msg]:
+        """Return a batch of messages. There are fewer if a status ends it."""
+        messages: list[Msg] = []
+        question = {**question, "expires": EXPIRES_NANOSECONDS}
+        with self._requests.several(f"CONSUMER.MSG.NEXT.{consumer}", question) as answers:
+            while len(messages) < question["batch"]:
+                message = await answers.next()
+                if status_of(message) is not None:
+                    break
+                messages.append(message)
+        return messages

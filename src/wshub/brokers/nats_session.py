@@ -33,12 +33,14 @@ from wshub.brokers.nats_patterns import STORED, Patterns
 from wshub.brokers.nats_presence import NatsPresences
 from wshub.brokers.nats_presence_stream import PresenceStream
 from wshub.brokers.nats_publishing import Publishing
+from wshub.brokers.nats_reading import StreamReader
 from wshub.brokers.nats_reconnecting import CLOSED, KeptConnection
 from wshub.brokers.nats_requests import Requests
 from wshub.brokers.nats_storing import Storing
 from wshub.brokers.nats_streams import Streams
 from wshub.brokers.nats_subjects import SubjectNames
 from wshub.brokers.nats_subscriptions import Subscriptions
+from wshub.brokers.nats_trimming import Trimming
 from wshub.brokers.nats_url import NatsAddress
 from wshub.brokers.session_life import SessionLife
 from wshub.errors import BrokerError, BrokerUncertain, ConfigurationError
@@ -116,8 +118,10 @@ class NatsSession(SessionLife):
         self._order = StoredOrder(self._barriers, self._receive)
         self.patterns = Patterns(receivers, self._epochs, self._barriers)
         streams = Streams(self._requests, self._names, settings.replicas)
-        self.storing = Storing(self._requests, streams, self._epochs, self.publishing)
-        self.histories = NatsHistories(self._requests, streams, self._epochs, self.storing)
+        reader = StreamReader(self._requests, settings.replicas)
+        trimming = Trimming(self._requests, reader)
+        self.storing = Storing(self._requests, streams, self._epochs, self.publishing, trimming)
+        self.histories = NatsHistories(self._requests, streams, self._epochs, reader, self.storing)
         presence_stream = PresenceStream(self._requests, self._names, settings.replicas)
         self.presences = NatsPresences(presence_stream, self._epochs, node.id, events.now)
         self._received = 0

@@ -14,6 +14,7 @@ from wshub.brokers.nats_epochs import ChannelEpochs
 from wshub.brokers.nats_publishing import Publishing
 from wshub.brokers.nats_requests import ApiError, NoResponderError, Outcome, Requests, read_answer
 from wshub.brokers.nats_streams import Stream, StreamLimits, Streams
+from wshub.brokers.nats_trimming import Trimming
 from wshub.errors import BrokerError, BrokerUnavailable, BrokerUncertain
 
 __all__ = ["Storing"]
@@ -30,10 +31,20 @@ ATTEMPTS = 8
 class Outgoing:
     """An envelope that is to be stored."""
 
-    __slots__ = ("answer", "attempts", "envelope", "headers", "number", "tokens", "top")
+    __slots__ = ("answer", "attempts", "envelope", "headers", "max_bytes", "number", "tokens", "top")
 
-    def __init__(self, number: int, tokens: str, envelope: bytes, key: str, answer: asyncio.Future[Published] | None):
+    def __init__(
+        self,
+        number: int,
+        tokens: str,
+        envelope: bytes,
+        max_bytes: int,
+        key: str,
+        answer: asyncio.Future[Published] | None,
+    ):
         self.number = number
+        self.max_bytes = max_bytes
+        """Bytes that the channel keeps."""
         self.tokens = tokens
         self.envelope = envelope
         self.headers = {"Nats-Msg-Id": hashed(f"{tokens} {key}")} if key else None
@@ -66,9 +77,17 @@ class Storing:
         streams: finds the streams.
         epochs: of channels.
         publishing: has the bound on what waits, and the counts of what was dropped.
+        trimming: is told what was stored.
     """
 
-    def __init__(self, requests: Requests, streams: Streams, epochs: ChannelEpochs, publishing: Publishing) -> None:
+    def __init__(
+        self,
+        requests: Requests,
+        streams: Streams,
+        epochs: ChannelEpochs,
+        publishing: Publishing,
+        trimming: Trimming,
+    ) -> None:
         self.stored = 0
         """Envelopes that the engine has stored."""
         self.dropped: Counter[str] = Counter()
@@ -77,6 +96,7 @@ class Storing:
         self._streams = streams
         self._epochs = epochs
         self._publishing = publishing
+        self._trimming = trimming
         self._lanes: dict[StreamLimits, Lane] = {}
         # The lane of the last configuration. Most messages have the same.
         self._last: tuple[HistoryConfig | None, Lane | None] = (None, None)
@@ -121,6 +141,7 @@ class Storing:
     def close(self) -> None:
         """End the tasks. The connection has ended."""
         self._is_closed = True
+        self._trimming.close()
         for lane in self._lanes.values():
             if lane.finding is not None:
                 lane.finding.cancel()
@@ -148,7 +169,7 @@ class Storing:
         if self._publishing.admit(len(envelope), self._waiting_bytes) is None:
             return False
         self._number += 1
-        outgoing = Outgoing(self._number, self._epochs.tokens(channel), envelope, key, answer)
+        outgoing = Outgoing(self._number, self._epochs.tokens(channel), envelope, config.max_bytes, key, answer)
         lane = self._lane(config)
         self._wait(lane, outgoing)
         self._pump(lane)
@@ -217,6 +238,8 @@ class Storing:
         if lane.stream == stream:
             lane.top = max(lane.top, sequence)
         self.stored += 1
+        if not is_duplicate:
+            self._trimming.count(stream, outgoing.tokens, len(outgoing.envelope), outgoing.max_bytes)
         if outgoing.answer is not None and not outgoing.answer.done():
             position = Position(sequence, self._epochs.epoch(stream.epoch, outgoing.tokens))
             outgoing.answer.set_result(Published(position=position, is_duplicate=is_duplicate))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from wshub.brokers.history_store import new_epoch
 from wshub.brokers.presence_interface import DEAD_SECONDS, Beat, PresenceCounts, PresenceEntry, StoredPresence
 from wshub.errors import MisuseError
 
-__all__ = ["PresenceEntries", "PresenceStore", "check_cursor"]
+__all__ = ["PresenceEntries", "PresenceStore", "check_cursor", "former_id", "taken_id"]
 
 TAKEN_AT_ONCE = 1000
 """Entries that one call of ``take_over()`` returns at most."""
@@ -26,6 +26,16 @@ def check_cursor(cursor: str) -> None:
     """Raise ``MisuseError`` if a cursor is not empty, and none that ``PresenceEntries.read`` has returned."""
     if cursor and not cursor.startswith(CURSOR_MARK):
         raise MisuseError(f"cursor must be that of an earlier page, not {cursor!r}")
+
+
+def taken_id(node: str, entry_id: str) -> str:
+    """Return the id of an entry once a node has taken it over."""
+    return f"{node}/{entry_id}"
+
+
+def former_id(entry_id: str) -> str:
+    """Return the id that an entry had before it was taken over."""
+    return entry_id.partition("/")[2]
 
 
 class Presence:
@@ -99,6 +109,18 @@ class PresenceEntries:
         """Return channels and entries of a node."""
         return [(channel, self._channels[channel].entries[name]) for channel, name in self._of_node.get(node, ())]
 
+    def parts(self, node: str, size: int) -> Iterator[tuple[str, tuple[PresenceEntry, ...]]]:
+        """Yield channels with some entries of a node each. Those that are removed before their turn are left out."""
+        names: dict[str, list[str]] = {}
+        for channel, name in self._of_node.get(node, ()):
+            names.setdefault(channel, []).append(name)
+        for channel, ids in names.items():
+            for first in range(0, len(ids), size):
+                own = self._of_node.get(node, {})
+                found = [name for name in ids[first : first + size] if (channel, name) in own]
+                if found:
+                    yield channel, tuple(self._channels[channel].entries[name] for name in found)
+
     def has(self, channel: str, entry_id: str) -> bool:
         """Return whether there is such an entry."""
         presence = self._channels.get(channel)
@@ -166,7 +188,7 @@ class PresenceEntries:
             presence = self._channels[channel]
             former = presence.remove(name)
             assert former is not None
-            entry = former._replace(id=f"{node}/{name}")
+            entry = former._replace(id=taken_id(node, name))
             presence.add(entry)
             own[channel, entry.id] = None
             taken.append((channel, entry))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from itertools import count
 
 from wshub.brokers.interface import BrokerEvents, HistoryConfig, NodeInfo, Position, Published, StoredHistory
@@ -50,6 +50,7 @@ class Histories:
         mesh: sends envelopes to the nodes that have subscribed.
         patterns: take the envelopes of the patterns that this node has subscribed to.
         max_pending: bytes that may wait, for each peer, and for owners that are not there yet.
+        barrier: returns once every peer has handled what was queued for it.
     """
 
     def __init__(
@@ -60,12 +61,16 @@ class Histories:
         mesh: Mesh,
         patterns: Patterns,
         max_pending: int,
+        barrier: Callable[[], Awaitable[None]],
     ) -> None:
         self.members = Membership(node, self._owner_changed, Peer.send_history)
         self.keeper = Keeper(loop, events, mesh, patterns)
         self.moves = Moves(loop, self.members, self.keeper, events)
         self._requests = Requests(loop, events.now, self.members, max_pending, self._serve_own, SUBJECT)
         self._numbers = count(1)
+        self._loop = loop
+        self._barrier = barrier
+        self._starting: asyncio.Task[None] | None = None
         self._is_closed = False
 
     @property
@@ -132,6 +137,8 @@ class Histories:
         self.keeper.close()
         self.moves.close()
         self._requests.close()
+        if self._starting is not None:
+            self._starting.cancel()
 
     def sweep(self, now: float) -> None:
         """Fail what has waited for too long, and forget what is too old."""
@@ -141,9 +148,15 @@ class Histories:
     # What the session calls
 
     def started(self) -> None:
-        """Note that this node knows the others: requests need wait no longer."""
-        self.members.started()
-        self._requests.send_held()
+        """Note that this node is connected to the others. Requests wait until it knows which of them may own slots."""
+        if not self._is_closed:
+            self._starting = self._loop.create_task(self._meet())
+
+    async def _meet(self) -> None:
+        await self.members.meet(self._barrier)
+        if not self._is_closed:
+            self.members.started()
+            self._requests.send_held()
 
     def peer_up(self, peer: Peer) -> None:
         """Note a connection. Both sides say what they know."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Protocol
 
 from wshub.brokers.interface import NodeInfo
@@ -10,8 +12,12 @@ from wshub.brokers.workers_owner_records import Claim, Leave, Owned, Ready
 from wshub.brokers.workers_owner_records import Owners as OwnersBody
 from wshub.brokers.workers_owners import Owners, check_slot, rendezvous
 from wshub.brokers.workers_peer import Peer
+from wshub.errors import BrokerUnavailable
 
 __all__ = ["Membership", "Send"]
+
+MEET_SECONDS = 2.0
+"""Seconds that a worker which does not answer keeps this node from taking part."""
 
 UNKNOWN_SECONDS = 3.0
 """Seconds after which an owner that this node has never met is taken for ended."""
@@ -98,6 +104,16 @@ class Membership:
             self._ready.add(self.own_id)
             self.tell(Ready())
 
+    async def meet(self, barrier: Callable[[], Awaitable[None]]) -> None:
+        """Return once all others know that this node may own slots, and it knows which of them may.
+
+        Without that, two nodes that begin at the same time would choose two owners.
+        """
+        self.announce()
+        with contextlib.suppress(TimeoutError, BrokerUnavailable):
+            async with asyncio.timeout(MEET_SECONDS):
+                await barrier()
+
     def started(self) -> None:
         """Note that this node knows the others: it may own slots, and choose owners."""
         self.announce()
@@ -154,6 +170,12 @@ class Membership:
         self._leaving.add(peer.node_id)
         self._choose_claimed()
 
+    def vacate(self, node_id: str) -> None:
+        """Note that a node that leaves owns no slots any more. Its slots have no owner."""
+        slots = self.owners.vacate(node_id)
+        self._owner_changed(slots)
+        self._choose_claimed()
+
     # Owners
 
     def route(self, slot: int) -> tuple[int, str]:
@@ -165,6 +187,10 @@ class Membership:
     def reachable(self, node_id: str) -> Peer | None:
         """Return the connection to an owner that takes requests."""
         return None if node_id in self._leaving else self._peers.get(node_id)
+
+    def peer(self, node_id: str) -> Peer | None:
+        """Return the connection to a node, even if that leaves."""
+        return self._peers.get(node_id)
 
     def seek(self, slot: int, now: float) -> None:
         """Have an owner chosen for a slot that has none."""

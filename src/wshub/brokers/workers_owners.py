@@ -85,6 +85,10 @@ class Owners:
     def node_ended(self, node_id: str) -> list[int]:
         """Note that a node has ended. Return the slots that it has owned."""
         self._ended.append(node_id)
+        return self.vacate(node_id)
+
+    def vacate(self, node_id: str) -> list[int]:
+        """Note that a node owns no slots any more. Return those that it has owned."""
         slots = self.slots_of(node_id)
         for slot in slots:
             self._owners[slot] = (self._owners[slot][0], "")

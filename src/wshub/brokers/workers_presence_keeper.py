@@ -5,13 +5,14 @@ A new owner first gets the entries of all other nodes again. Requests wait meanw
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
 
 from wshub.brokers.presence_interface import PresenceEntry
-from wshub.brokers.presence_store import PresenceEntries
+from wshub.brokers.presence_store import PresenceEntries, former_id, taken_id
 from wshub.brokers.workers_presence_records import Enter, Leave, Read, RequestBody
+from wshub.brokers.workers_presence_tables import ENTRIES_AT_ONCE
 
 __all__ = ["PresenceKeeper"]
 
@@ -19,6 +20,14 @@ READ_AT_ONCE = 1000
 """Entries of one page at most."""
 
 REQUEST_CHARGE = 256
+
+
+class CopiesOfEntries(Protocol):
+    """Takes each entry that comes, and the id of each that goes."""
+
+    def add(self, node_id: str, channel: str, entries: Iterable[PresenceEntry]) -> None: ...
+
+    def remove(self, node_id: str, channel: str, ids: Iterable[str]) -> None: ...
 
 
 class Waiting:
@@ -42,7 +51,7 @@ class Waiting:
 class OwnedSlot:
     """A slot that this node owns."""
 
-    __slots__ = ("awaited", "entries", "resending", "term", "unconfirmed", "waiting")
+    __slots__ = ("awaited", "doubtful", "entries", "resending", "term", "unconfirmed", "waiting")
 
     def __init__(self) -> None:
         self.term = 0
@@ -54,6 +63,8 @@ class OwnedSlot:
         """How often each node is about to resend its entries."""
         self.unconfirmed: dict[str, set[tuple[str, str]]] = {}
         """Channels and ids of entries that were there before, and that have not come yet."""
+        self.doubtful: dict[str, list[tuple[str, tuple[PresenceEntry, ...]]]] = {}
+        """Copies of entries of awaited nodes, which may have ended: then nobody else knows these entries."""
 
     def confirm(self, node_id: str, channel: str, entries: Iterable[PresenceEntry]) -> None:
         """Note that a node has these entries."""
@@ -76,6 +87,8 @@ class PresenceKeeper:
     """
 
     def __init__(self, own_id: str, max_pending: int) -> None:
+        self.copies: CopiesOfEntries
+        """Set before anything is called."""
         self.slots: dict[int, OwnedSlot] = {}
         self._own_id = own_id
         self._max_pending = max_pending
@@ -86,10 +99,14 @@ class PresenceKeeper:
         owned = self.slots.get(slot)
         if owned is None:
             owned = self.slots[slot] = OwnedSlot()
+        else:
+            # Others may have given the copies to another owner.
+            self._copy_again(owned)
         owned.term = term
         owned.awaited = set(awaited)
         owned.resending.clear()
         owned.unconfirmed.clear()
+        owned.doubtful.clear()
         return owned
 
     def end(self, slot: int) -> None:
@@ -104,6 +121,44 @@ class PresenceKeeper:
         for slot in tuple(self.slots):
             self.end(slot)
 
+    # Entries
+
+    def enter(self, owned: OwnedSlot, node_id: str, channel: str, entries: Sequence[PresenceEntry]) -> list[bool]:
+        """Add entries of a node. Return for each whether it was the only one of its user."""
+        outcome = owned.entries.enter(node_id, channel, entries)
+        if entries:
+            self.copies.add(node_id, channel, entries)
+        return outcome
+
+    def enter_missing(self, owned: OwnedSlot, node_id: str, channel: str, entries: Iterable[PresenceEntry]) -> None:
+        """Add entries that are not there yet."""
+        self.enter(owned, node_id, channel, [entry for entry in entries if not owned.entries.has(channel, entry.id)])
+
+    def enter_copies(
+        self, owned: OwnedSlot, node_id: str, channel: str, entries: Iterable[PresenceEntry], *, is_connected: bool
+    ) -> None:
+        """Add entries of a node that another one has copied, unless the node itself says what it has."""
+        if is_connected:
+            if node_id in owned.awaited:
+                owned.doubtful.setdefault(node_id, []).append((channel, tuple(entries)))
+            return
+        known = owned.entries
+        missing = [
+            entry
+            for entry in entries
+            # This node may have taken an entry over already.
+            if not any(known.has(channel, name) or known.has_left(channel, name) for name in self._names_of(entry))
+        ]
+        self.enter(owned, node_id, channel, missing)
+
+    def _copy_again(self, owned: OwnedSlot) -> None:
+        for node_id in owned.entries.nodes:
+            for channel, entries in owned.entries.parts(node_id, ENTRIES_AT_ONCE):
+                self.copies.add(node_id, channel, entries)
+
+    def _names_of(self, entry: PresenceEntry) -> tuple[str, str]:
+        return entry.id, taken_id(self._own_id, entry.id)
+
     # Nodes
 
     def resend_begins(self, owned: OwnedSlot, node_id: str) -> None:
@@ -117,8 +172,10 @@ class PresenceKeeper:
         if owned.resending[node_id] <= 0:
             for channel, entry_id in owned.unconfirmed.get(node_id, ()):
                 owned.entries.drop(node_id, channel, entry_id)
+                self.copies.remove(node_id, channel, [entry_id])
             owned.forget_resending(node_id)
         owned.awaited.discard(node_id)
+        owned.doubtful.pop(node_id, None)
         self.serve_waiting(owned)
 
     def node_down(self, node_id: str) -> None:
@@ -127,9 +184,11 @@ class PresenceKeeper:
             owned.forget_resending(node_id)
 
     def node_ended(self, node_id: str) -> None:
-        """Wait no more for the entries of a node."""
+        """Wait no more for the entries of a node. Those that others have copied are all that is known."""
         for owned in tuple(self.slots.values()):
             if node_id in owned.awaited:
+                for channel, entries in owned.doubtful.pop(node_id, ()):
+                    self.enter_copies(owned, node_id, channel, entries, is_connected=False)
                 owned.awaited.discard(node_id)
                 self.serve_waiting(owned)
 
@@ -142,6 +201,12 @@ class PresenceKeeper:
         """Make some entries of a dead node those of this one."""
         for owned in self.slots.values():
             taken = owned.entries.take(self._own_id, node_id) if not owned.awaited else []
+            channels: defaultdict[str, list[PresenceEntry]] = defaultdict(list)
+            for channel, entry in taken:
+                channels[channel].append(entry)
+            for channel, entries in channels.items():
+                self.copies.remove(node_id, channel, [former_id(entry.id) for entry in entries])
+                self.copies.add(self._own_id, channel, entries)
             if taken:
                 return taken
         return []
@@ -180,12 +245,12 @@ class PresenceKeeper:
         self._waiting_bytes -= sum(each.charge for each in waiting)
         return waiting
 
-    @staticmethod
-    def _answer(owned: OwnedSlot, node_id: str, body: RequestBody) -> Any:
+    def _answer(self, owned: OwnedSlot, node_id: str, body: RequestBody) -> Any:
         if isinstance(body, Enter):
             owned.confirm(node_id, body.channel, body.entries)
-            return owned.entries.enter(node_id, body.channel, body.entries)
+            return self.enter(owned, node_id, body.channel, body.entries)
         if isinstance(body, Leave):
+            self.copies.remove(node_id, body.channel, [entry.id for entry in body.entries])
             return owned.entries.leave(node_id, body.channel, body.entries)
         if isinstance(body, Read):
             return owned.entries.read(body.channel, body.cursor, min(body.limit, READ_AT_ONCE))

@@ -12,6 +12,7 @@ from typing import ClassVar, Self, TypeAlias
 from wshub.brokers.presence_interface import PresenceCounts, PresenceEntry, StoredPresence
 from wshub.brokers.workers_codec import Reader, Signal, Writer
 from wshub.brokers.workers_owner_records import Claim, Owners, Ready, Refused, Request
+from wshub.brokers.workers_owner_records import Leave as NodeLeaves
 
 __all__ = [
     "Body",
@@ -23,6 +24,7 @@ __all__ = [
     "Found",
     "Leave",
     "Lost",
+    "NodeLeaves",
     "Outcome",
     "Read",
     "RequestBody",
@@ -199,7 +201,7 @@ class Resent:
     slot: int
     term: int
     node_id: str
-    """The sender, or a node that has ended and of which the sender has copies."""
+    """The sender, or a node of whose entries the sender has copies."""
     channel: str
     entries: tuple[PresenceEntry, ...]
 
@@ -251,10 +253,10 @@ class Resending(ResendStep):
 
 
 @dataclass(frozen=True, slots=True)
-class SomeIds:
-    """A body about entries of a channel, by their ids."""
+class Lost:
+    """Note that these entries have left meanwhile: their node was taken for dead. They have to enter again."""
 
-    KIND: ClassVar[int]
+    KIND: ClassVar = 29
     channel: str
     ids: tuple[str, ...]
 
@@ -265,53 +267,62 @@ class SomeIds:
         return writer.body()
 
     @classmethod
-    def decode(cls, reader: Reader) -> Self:
+    def decode(cls, reader: Reader) -> Lost:
         return cls(reader.text(), read_texts(reader))
-
-
-class Lost(SomeIds):
-    """Note that these entries have left meanwhile: their node was taken for dead. They have to enter again."""
-
-    __slots__ = ()
-    KIND: ClassVar = 29
 
 
 @dataclass(frozen=True, slots=True)
 class CopiedAnew(Signal):
-    """Forget all copies of entries of the sender. Those that it wants to have copied follow."""
+    """Forget all copies that the sender has made. Those that it wants to have copied follow."""
 
     KIND: ClassVar = 30
 
 
 @dataclass(frozen=True, slots=True)
 class Copied:
-    """Keep copies of entries that the sender has and owns."""
+    """Keep copies of entries of a node, in a slot that the sender owns."""
 
     KIND: ClassVar = 31
+    node_id: str
     channel: str
     entries: tuple[PresenceEntry, ...]
 
     def encode(self) -> bytes:
         writer = Writer(self.KIND)
+        writer.text(self.node_id)
         writer.text(self.channel)
         write_entries(writer, self.entries)
         return writer.body()
 
     @classmethod
     def decode(cls, reader: Reader) -> Copied:
-        return cls(reader.text(), read_entries(reader))
+        return cls(reader.text(), reader.text(), read_entries(reader))
 
 
-class Uncopied(SomeIds):
-    """Forget the copies of these entries of the sender."""
+@dataclass(frozen=True, slots=True)
+class Uncopied:
+    """Forget the copies of these entries of a node."""
 
-    __slots__ = ()
     KIND: ClassVar = 32
+    node_id: str
+    channel: str
+    ids: tuple[str, ...]
+
+    def encode(self) -> bytes:
+        writer = Writer(self.KIND)
+        writer.text(self.node_id)
+        writer.text(self.channel)
+        write_texts(writer, self.ids)
+        return writer.body()
+
+    @classmethod
+    def decode(cls, reader: Reader) -> Uncopied:
+        return cls(reader.text(), reader.text(), read_texts(reader))
 
 
 @dataclass(frozen=True, slots=True)
 class UncopiedSlot:
-    """Forget the copies of all entries of the sender in a slot: another node owns it."""
+    """Forget the copies that the sender has made in a slot: another node owns it."""
 
     KIND: ClassVar = 33
     slot: int
@@ -337,6 +348,7 @@ Body: TypeAlias = (
     | Claim
     | Owners
     | Ready
+    | NodeLeaves
     | Resent
     | ResentAll
     | Resending
@@ -350,7 +362,7 @@ Body: TypeAlias = (
 KINDS: dict[int, type[Body]] = {
     kind.KIND: kind
     for kind in (
-        *(Enter, Leave, Read, Counts, Outcome, Found, Counted, Refused, Claim, Owners, Ready),
+        *(Enter, Leave, Read, Counts, Outcome, Found, Counted, Refused, Claim, Owners, Ready, NodeLeaves),
         *(Resent, ResentAll, Resending, Lost, CopiedAnew, Copied, Uncopied, UncopiedSlot),
     )
 }

@@ -8,7 +8,7 @@ from wshub.brokers.presence_interface import PresenceEntry
 from wshub.brokers.workers_owners import slot_of
 from wshub.brokers.workers_peer import Peer
 
-__all__ = ["SlotEntries", "send_paced"]
+__all__ = ["ENTRIES_AT_ONCE", "SlotEntries", "send_paced"]
 
 ENTRIES_AT_ONCE = 200
 """Entries of one record."""

@@ -1,8 +1,8 @@
 """The presence of the workers of one machine: each room has an owner that keeps its entries.
 
-Each entry is known to two nodes: the one that has the connection, and the owner of the room. If they are the same, a
-standby has a copy. So no single node takes the knowledge of an entry with it. A new owner gets the entries from the
-others again. It answers nothing before it has all of them: so each join and leave is told once.
+The node that has the connection knows an entry, and so do the owner of the room and the owner's standby. So no single
+node takes the knowledge of an entry with it. A new owner gets the entries from the others again. It answers nothing
+before it has all of them: so each join and leave is told once.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from wshub.brokers.workers_presence_records import (
     Found,
     Leave,
     Lost,
+    NodeLeaves,
     Outcome,
     Read,
     RequestBody,
@@ -43,7 +44,7 @@ from wshub.brokers.workers_presence_records import (
     UncopiedSlot,
     decode_body,
 )
-from wshub.brokers.workers_presence_tables import SlotEntries, send_paced
+from wshub.brokers.workers_presence_tables import ENTRIES_AT_ONCE, SlotEntries, send_paced
 from wshub.brokers.workers_requests import REQUEST_SECONDS, Request, Requests, Subject
 from wshub.errors import BrokerError, BrokerUnavailable, BrokerUncertain
 
@@ -54,9 +55,6 @@ PRESENCE_BEAT_SECONDS = 0.5
 
 CHANGE_SECONDS = 2.0
 """Seconds that a change waits for its owner before the hub tries again, with all that has changed since."""
-
-MEET_SECONDS = 2.0
-"""Seconds that a worker which does not answer keeps this node from taking part."""
 
 RETRY_SECONDS = 0.02
 """Seconds until a request is made again whose owner has gone, or was not the owner any more."""
@@ -89,7 +87,7 @@ class Presences:
         self.keeper = PresenceKeeper(node.id, max_pending)
         self.own = SlotEntries()
         """The entries that this node has entered."""
-        self.copies = Copies(loop, self.members, self.own)
+        self.copies = self.keeper.copies = Copies(loop, self.members, self.keeper)
         self._loop = loop
         self._events = events
         self._dead_seconds = dead_seconds
@@ -97,8 +95,6 @@ class Presences:
         self._requests = Requests(loop, events.now, self.members, max_pending, self._serve_own, SUBJECT)
         self._numbers = count(1)
         self._epoch = new_epoch()
-        # Copies of entries of nodes that have ended, until the next owner has them.
-        self._orphans: dict[str, SlotEntries] = {}
         self._connected: set[str] = set()
         # Nodes that were lost and may come back: the seconds for which nothing was heard of them.
         self._absent: dict[str, float] = {}
@@ -120,8 +116,6 @@ class Presences:
 
         def take(outcome: list[bool]) -> None:
             self.own.add(channel, entries)
-            if self._owns(slot_of(channel)):
-                self.copies.add(channel, entries)
 
         return await self._change(partial(Enter, channel=channel, entries=tuple(entries)), len(entries), take)
 
@@ -129,10 +123,7 @@ class Presences:
         """Remove entries of this node. See ``PresenceSource.presence_leave``."""
 
         def take(outcome: list[bool]) -> None:
-            ids = [entry.id for entry in entries]
-            self.own.remove(channel, ids)
-            if self._owns(slot_of(channel)):
-                self.copies.remove(channel, ids)
+            self.own.remove(channel, [entry.id for entry in entries])
 
         # The owner needs no data.
         make = partial(Leave, channel=channel, entries=tuple(entry._replace(data=b"") for entry in entries))
@@ -156,12 +147,8 @@ class Presences:
         if self._is_alive(node_id):
             return []
         taken = self.keeper.take_over(node_id)
-        channels: dict[str, list[PresenceEntry]] = {}
         for channel, entry in taken:
-            channels.setdefault(channel, []).append(entry)
-        for channel, entries in channels.items():
-            self.own.add(channel, entries)
-            self.copies.add(channel, entries)
+            self.own.add(channel, [entry])
         return taken
 
     async def read(self, channel: str, cursor: str, limit: int) -> StoredPresence:
@@ -207,6 +194,38 @@ class Presences:
                     raise
             await asyncio.sleep(RETRY_SECONDS)
 
+    async def hand_over(self, seconds: float) -> None:
+        """Have other nodes own the slots of this one, and give them all entries, in so many seconds."""
+        members = self.members
+        if self._is_closed or not members.has_started or not self._takes_part:
+            return
+        deadline = self._loop.time() + seconds
+        members.leave()
+        for slot in members.owners.slots_of(members.own_id):
+            self._keep_copies(slot)
+        members.vacate(members.own_id)
+        while members.candidates() and not self._has_handed_over() and self._loop.time() < deadline:
+            self._seek_owners(self._events.now())
+            await asyncio.sleep(RETRY_SECONDS)
+        with contextlib.suppress(TimeoutError, BrokerUnavailable):
+            async with asyncio.timeout_at(deadline):
+                await self._barrier()
+
+    def _keep_copies(self, slot: int) -> None:
+        """Keep what this node knows as an owner of a slot, for the next owner."""
+        own_id = self.members.own_id
+        owned = self.keeper.slots.get(slot)
+        if owned is not None:
+            for node_id in owned.entries.nodes:
+                if node_id != own_id:
+                    for channel, entries in owned.entries.parts(node_id, ENTRIES_AT_ONCE):
+                        self.copies.keep(own_id, node_id, channel, entries)
+
+    def _has_handed_over(self) -> bool:
+        """Return whether all slots of which this node knows entries have other owners, to which it has sent them."""
+        own_id, owners = self.members.own_id, self.members.owners
+        return not self._resending and all(owners.owner(slot) not in ("", own_id) for slot in self._known_slots())
+
     def abandon(self) -> None:
         """Give up everything: the loop was closed."""
         self._is_closed = True
@@ -228,12 +247,20 @@ class Presences:
             self._absent[node_id] += step
             if self._absent[node_id] >= self._dead_seconds:
                 self.node_ended(node_id)
-        for slot in {*self.own.slots, *(slot for orphans in self._orphans.values() for slot in orphans.slots)}:
-            if self.members.has_started and not self.members.owners.owner(slot):
-                self.members.seek(slot, now)
+        self._seek_owners(now)
         self._requests.sweep(now)
         self.copies.choose()
         self.copies.sweep()
+
+    def _seek_owners(self, now: float) -> None:
+        """Have owners chosen for the slots of which this node knows entries."""
+        for slot in self._known_slots():
+            if self.members.has_started and not self.members.owners.owner(slot):
+                self.members.seek(slot, now)
+
+    def _known_slots(self) -> set[int]:
+        """Return the slots of which this node knows entries."""
+        return {*self.own.slots, *self.copies.slots}
 
     def _take_part(self) -> None:
         """Say that this node takes part: its hub has rooms with presence, and looks after those that die."""
@@ -246,11 +273,7 @@ class Presences:
             self._starting = self._loop.create_task(self._meet())
 
     async def _meet(self) -> None:
-        """Begin once all others know that this node takes part, and it knows which of them do."""
-        self.members.announce()
-        with contextlib.suppress(TimeoutError, BrokerUnavailable):
-            async with asyncio.timeout(MEET_SECONDS):
-                await self._barrier()
+        await self.members.meet(self._barrier)
         if not self._is_closed:
             self.members.started()
             self._requests.send_held()
@@ -289,13 +312,11 @@ class Presences:
     def node_ended(self, node_id: str) -> None:
         """Note that a node has ended, or that it hangs. Its slots get other owners, and its entries are taken over."""
         self._absent.pop(node_id, None)
-        orphans = self.copies.take(node_id)
-        if orphans.slots:
-            self._orphans[node_id] = orphans
+        # A new owner serves nothing before it has the copies.
+        for slot in self.copies.slots_of(node_id):
+            self._update_owner(slot)
         self.members.node_ended(node_id)
         self.keeper.node_ended(node_id)
-        for slot in orphans.slots:
-            self._update_owner(slot)
         self.copies.choose()
         self._requests.send_held()
 
@@ -324,6 +345,10 @@ class Presences:
             self.members.is_ready(peer)
             self.copies.choose()
             self._requests.send_held()
+        elif isinstance(body, NodeLeaves):
+            self.members.leaves(peer)
+            self.copies.choose()
+            self.members.vacate(peer.node_id)
         elif isinstance(body, Resent | ResentAll | Resending):
             self._take_resent(peer, body)
         elif isinstance(body, Lost):
@@ -343,7 +368,8 @@ class Presences:
         for slot in slots:
             if self.members.owners.owner(slot) != self.members.own_id and self._owns(slot):
                 self.keeper.end(slot)
-                self.copies.drop(slot)
+                if not self.members.is_leaving:
+                    self.copies.drop(slot)
             self._update_owner(slot)
             self._requests.send_held_of(slot)
 
@@ -354,7 +380,7 @@ class Presences:
             self._begin(slot)
         elif owner:
             self._resend(slot)
-        elif self.members.has_started and (slot in self.own or any(slot in one for one in self._orphans.values())):
+        elif self.members.has_started and (slot in self.own or slot in self.copies):
             self.members.seek(slot, self._events.now())
 
     def _begin(self, slot: int) -> None:
@@ -364,32 +390,20 @@ class Presences:
         if owned is None or owned.term != term:
             owned = self.keeper.begin(slot, term, self.members.others())
             for channel, entries in self.own.parts(slot):
-                owned.entries.enter(self.members.own_id, channel, entries)
-                self.copies.add(channel, entries)
-        for node_id, channel, entries in self._take_orphans(slot):
-            if node_id not in self._connected:
-                self._enter_missing(owned, node_id, channel, entries)
+                self.keeper.enter(owned, self.members.own_id, channel, entries)
+        for node_id, channel, entries in self.copies.take(slot, self.members.own_id):
+            self._enter_copies(owned, node_id, channel, entries)
         self.keeper.serve_waiting(owned)
 
-    def _take_orphans(self, slot: int) -> Iterator[tuple[str, str, tuple[PresenceEntry, ...]]]:
-        """Yield the entries of a slot whose nodes have ended, and forget them."""
-        for node_id, orphans in tuple(self._orphans.items()):
-            for channel, entries in orphans.parts(slot):
-                yield node_id, channel, entries
-            orphans.drop(slot)
-            if not orphans.slots:
-                self._orphans.pop(node_id, None)
-
-    @staticmethod
-    def _enter_missing(owned: OwnedSlot, node_id: str, channel: str, entries: tuple[PresenceEntry, ...]) -> None:
-        """Add entries that are not there yet."""
-        missing = [entry for entry in entries if not owned.entries.has(channel, entry.id)]
-        owned.entries.enter(node_id, channel, missing)
+    def _enter_copies(self, owned: OwnedSlot, node_id: str, channel: str, entries: Iterable[PresenceEntry]) -> None:
+        """Add entries that a former owner has known."""
+        if node_id != self.members.own_id:
+            self.keeper.enter_copies(owned, node_id, channel, entries, is_connected=node_id in self._connected)
 
     # Entries for other owners
 
     def _resend(self, slot: int) -> None:
-        """Send the owner of a slot all entries of this node, and those of nodes that have ended."""
+        """Send the owner of a slot all entries of this node, and the copies that it has of former owners."""
         peer = self.members.reachable(self.members.owners.owner(slot))
         if peer is None or self._is_closed or not self._takes_part:
             # All is sent once the node is connected.
@@ -403,23 +417,33 @@ class Presences:
             self._resending[peer] = self._loop.create_task(self._resend_due(peer))
 
     async def _resend_due(self, peer: Peer) -> None:
+        due = self._due[peer]
         try:
-            await send_paced(peer, self._resent_bodies(peer))
+            while due:
+                terms = {slot: self.members.owners.term(slot) for slot in due}
+                # The former owner may have ended. This node handles all that it has sent before that.
+                await self._barrier()
+                if not await send_paced(peer, self._resent_bodies(peer, terms)):
+                    return
+        except BrokerUnavailable:
+            # The session was closed.
+            pass
         finally:
             del self._resending[peer], self._due[peer]
 
-    def _resent_bodies(self, peer: Peer) -> Iterator[bytes]:
+    def _resent_bodies(self, peer: Peer, terms: dict[int, int]) -> Iterator[bytes]:
+        """Yield what is to be sent of slots that have had these terms since the last barrier."""
         due = self._due[peer]
-        while due:
-            slot = next(iter(due))
+        owners = self.members.owners
+        for slot, term in terms.items():
+            if owners.term(slot) != term or slot not in due:
+                continue
             del due[slot]
-            owners = self.members.owners
             if owners.owner(slot) != peer.node_id:
                 continue
-            term = owners.term(slot)
             for channel, entries in self.own.parts(slot):
                 yield Resent(slot, term, self.members.own_id, channel, entries).encode()
-            for node_id, channel, entries in self._take_orphans(slot):
+            for node_id, channel, entries in self.copies.take(slot, peer.node_id):
                 yield Resent(slot, term, node_id, channel, entries).encode()
             yield ResentAll(slot, term).encode()
 
@@ -442,11 +466,9 @@ class Presences:
             raise ValueError("an entry is resent that belongs to another slot")
         owned.confirm(body.node_id, body.channel, body.entries)
         if body.node_id != peer.node_id:
-            # A node that is connected says itself what it has.
-            if body.node_id not in self._connected:
-                self._enter_missing(owned, body.node_id, body.channel, body.entries)
+            self._enter_copies(owned, body.node_id, body.channel, body.entries)
         elif peer.node_id in owned.awaited:
-            self._enter_missing(owned, body.node_id, body.channel, body.entries)
+            self.keeper.enter_missing(owned, body.node_id, body.channel, body.entries)
         else:
             # This node has kept the entries of that one, except for those that it has taken over. The answer to a
             # Leave may be under way.

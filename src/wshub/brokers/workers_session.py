@@ -31,6 +31,9 @@ START_SECONDS = 2.0
 """Seconds that ``start()``, or a wait for a subscription, waits for a worker that does not answer HELLO."""
 
 CLOSE_SECONDS = 1.0
+LEAVE_SECONDS = 2.0
+"""Seconds in which presences are handed over to the workers that stay."""
+
 PROBE_SECONDS = 2.0
 LOOK_SECONDS = 0.5
 """Seconds between two looks into the directory, at least. Some hubs sweep more often."""
@@ -72,7 +75,9 @@ class WorkersSession:
         self.directory = directory
         self.mesh = Mesh(loop, events, max_pending)
         self.losses = Losses(events)
-        self.histories = Histories(loop, node, events, self.mesh, patterns, max_pending)
+        self.barriers = Barriers(loop, self._send_barrier)
+        self.histories = Histories(loop, node, events, self.mesh, patterns, max_pending, self.barriers.wait)
+        self.presences = Presences(loop, node, events, max_pending, SILENT_SECONDS, self.barriers.wait)
         self.has_started = False
         self._events = events
         self._patterns = patterns
@@ -102,8 +107,6 @@ class WorkersSession:
         self._swept_at: float | None = None
         self._probed_at: float | None = None
         self._looked_at: float | None = None
-        self.barriers = Barriers(loop, self._send_barrier)
-        self.presences = Presences(loop, node, events, max_pending, SILENT_SECONDS, self.barriers.wait)
 
     # Beginning and end
 
@@ -122,12 +125,13 @@ class WorkersSession:
             self.presences.started()
 
     async def close(self) -> None:
-        """Hand histories over, say GOODBYE, send what waits for a second at most, and end every connection."""
+        """Hand over what this node keeps, say GOODBYE, send what waits for a second, and end all connections."""
         if self._closed or self._is_leaving:
             return
         self._is_leaving = True
         try:
             if self.has_started:
+                await self.presences.hand_over(LEAVE_SECONDS)
                 await self.histories.leave(CLOSE_SECONDS)
         finally:
             await self._end()

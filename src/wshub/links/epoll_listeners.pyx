@@ -129,9 +129,6 @@ cdef class EpollListeners:
                 NOT_WATCHED.failed(error)
                 self.unwatched = True
                 continue
-            if self.unwatched:
-                self.unwatched = False
-                NOT_WATCHED.recovered()
             if length <= sizeof(address):
                 memcpy(link.peer, address, length)
                 link.peer_length = length
@@ -139,6 +136,9 @@ cdef class EpollListeners:
                 link.receiver = listener.accepted(link)
                 if link.receiver is None:
                     self.links.on_lost(link, 0)
+                if self.unwatched:
+                    NOT_WATCHED.recovered()
+                    self.unwatched = False
             except BaseException as error:
                 # This comes first: a link without a receiver must not be read.
                 self.links.on_lost(link, 0)

@@ -60,7 +60,7 @@ class Handshakes:
         self._subprotocols = subprotocols
         self._timeout = config.handshake_timeout_ms / 1000
         self._trusted = tuple(ipaddress.ip_network(proxy) for proxy in config.trusted_proxies)
-        self._tls_rates = TlsRates(hub) if over_tls else None
+        self._tls_rates = TlsRates(hub) if over_tls and config.max_connection_rate_per_address else None
         if over_tls and config.max_connections_per_address:
             self.pending = PendingByAddress(
                 config.max_pending_handshakes,

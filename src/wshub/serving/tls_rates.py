@@ -17,13 +17,12 @@ class TlsRates:
     A TLS handshake costs more than a request, so a client that is beyond the rate gets none.
 
     Args:
-        hub: whose settings, clock and counters are used.
+        hub: whose settings, clock and counters are used. Its settings have the limit.
     """
 
     def __init__(self, hub: Any) -> None:
         self._hub = hub
-        per_second = hub.config.max_connection_rate_per_address
-        self._rates = AddressRates(per_second) if per_second else None
+        self._rates = AddressRates(hub.config.max_connection_rate_per_address)
 
     def admits(self, source: Any, key: str | None) -> bool:
         """Return whether a new connection may go on. If not, count and log a refusal.
@@ -32,7 +31,7 @@ class TlsRates:
             source: the connection, which knows its peer.
             key: the address that it counts for; None if it counts for none.
         """
-        if self._rates is None or key is None or self._rates.take(key, self._hub.now()):
+        if key is None or self._rates.take(key, self._hub.now()):
             return True
         self._hub._limit_log.reached("max_connection_rate_per_address")
         # Without TLS yet, the client cannot be answered.
@@ -41,5 +40,4 @@ class TlsRates:
 
     def forget(self) -> None:
         """Forget the addresses whose rates allow everything again."""
-        if self._rates is not None:
-            self._rates.forget(self._hub.now())
+        self._rates.forget(self._hub.now())

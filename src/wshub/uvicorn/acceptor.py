@@ -82,7 +82,9 @@ class Acceptor:
         self._counters = LinkCounters()
         settings = hub.config if hub is not None else HubConfig()
         self.pending = self._create_pending(settings)
-        self._tls_rates = TlsRates(hub) if tls is not None and hub is not None else None
+        self._tls_rates: TlsRates | None = None
+        if tls is not None and hub is not None and settings.max_connection_rate_per_address:
+            self._tls_rates = TlsRates(hub)
         self._timeout = settings.handshake_timeout_ms / 1000
         self._now = hub.now if hub is not None else first_requests.now
         # A connection for self.hub stays in this reactor. A connection for another hub moves to that hub's reactor, if

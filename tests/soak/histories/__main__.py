@@ -49,6 +49,8 @@ class Run:
     def __init__(self, stack: contextlib.ExitStack, arguments: argparse.Namespace) -> None:
         self.failures: list[str] = []
         self.seed = arguments.seed
+        self.has_clients = False
+        """Whether the clients have begun."""
         self.here: dict[str, list[str]] | None = None
         self.result: dict[str, Any] = {}
         self.workers: list[dict[str, Any]] = []
@@ -77,6 +79,7 @@ class Run:
             *(str(arguments.clients), str(arguments.seed), str(int(arguments.losses))),
         )
         stack.callback(self.load.kill)
+        self.wait_for("the clients", lambda: self.has_clients)
         self.faults = HistoryFaults(
             self.engine,
             [list(worker_proxies.values()), [self.publisher_proxy]],
@@ -95,6 +98,8 @@ class Run:
         """Take a line of the clients."""
         if "failure" in line:
             self.failures.append(line["failure"])
+        elif "ready" in line:
+            self.has_clients = True
         elif "here" in line:
             self.here = line["here"]
         elif "minute" in line:

@@ -4,7 +4,8 @@ Each is a member of some rooms, publishes now and then, is cut off, stays away, 
 last begins anew. A publisher without a hub sends too, to the broker of the URL. After SIGUSR1 every client comes back
 to stay. It must get the last message of each of its rooms. After SIGTERM the program ends.
 
-It prints each failure as a line of JSON, each minute what was counted, then who is there, and at the end the counts.
+It prints lines of JSON: one once it takes signals, one for each failure, one each minute with the counts, and one with
+the users who are there. The last one has the counts of the whole run.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ class Load:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGUSR1, self.settling.set)
         loop.add_signal_handler(signal.SIGTERM, self.stopping.set)
+        print_line(ready=True)
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(participant.live()) for participant in self.participants]
             tasks += [group.create_task(self.print_failures()), group.create_task(self.print_minutes())]

@@ -33,6 +33,7 @@ cdef class BioPair:
     cdef Py_ssize_t read(self, object session, uint8_t *target, size_t space) noexcept
     cdef bint write(self, object session, const uint8_t *data, size_t length) noexcept
     cdef Py_ssize_t handshake(self, object session) noexcept
+    cdef Py_ssize_t outcome_of_exception(self) noexcept
     cdef void send_close(self, object session) noexcept
     cdef bytes take_output(self)
     cdef bint begin_step(self) noexcept

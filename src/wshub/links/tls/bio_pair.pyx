@@ -16,8 +16,15 @@ from libc.stdint cimport uint8_t
 import ssl
 
 cdef extern from "Python.h":
-    object call "PyObject_Vectorcall"(object callable, PyObject **arguments, size_t count, PyObject *keywords)
+    object PyObject_Vectorcall(object function, PyObject **arguments, size_t count, PyObject *keywords)
+    bint PyErr_ExceptionMatches(object kind) noexcept
+    void PyErr_Clear() noexcept
     void Py_FatalError(const char *message) noexcept
+
+cdef extern from "calls.h":
+    Py_ssize_t call "wshub_call"(object function, PyObject **arguments, size_t count) noexcept
+    Py_ssize_t call_method "wshub_call_method"(object thing, object name) noexcept
+    object take_exception "wshub_take_exception"()
 
 cdef extern from *:
     """
@@ -90,6 +97,7 @@ cdef class BioPair:
     cdef bint feed(self, const uint8_t *records, size_t length) noexcept:
         """Put whole records into the pair. Return False, with `failure`, if there is no memory."""
         cdef PyObject *arguments[2]
+        cdef Py_ssize_t result
         if not self.begin_step():
             return False
         arguments[0] = <PyObject *>self.incoming
@@ -97,38 +105,27 @@ cdef class BioPair:
         self.window.start = <uint8_t *>records
         self.window.length = length
         self.busy = True
-        try:
-            call(self.write_bio, arguments, 2, NULL)
-            return True
-        except BaseException as error:
-            self.failure = error
+        result = call(self.write_bio, arguments, 2)
+        self.busy = False
+        if result < 0:
+            self.failure = take_exception()
             return False
-        finally:
-            self.busy = False
+        return True
 
     cdef Py_ssize_t read(self, object session, uint8_t *target, size_t space) noexcept:
         """Decrypt the next record into `target`, which has space for it. Return its length, or what the enum names."""
         cdef PyObject *arguments[3]
+        cdef Py_ssize_t length
         arguments[0] = <PyObject *>session
+        # With a buffer, a size of 0 asks for as much as fits.
         arguments[1] = <PyObject *>ZERO
         arguments[2] = <PyObject *>self.window
         self.window.start = target
         self.window.length = space
         self.busy = True
-        try:
-            # With a buffer, a size of 0 asks for as much as fits.
-            return call(
-                self.read_session if type(session) is self.session_type else type(session).read, arguments, 3, NULL
-            )
-        except WantRead:
-            return WANTS_READ
-        except ZeroReturn:
-            return CLOSED
-        except BaseException as error:
-            self.failure = error
-            return FAILED
-        finally:
-            self.busy = False
+        length = call(self.read_session if type(session) is self.session_type else type(session).read, arguments, 3)
+        self.busy = False
+        return length if length >= 0 else self.outcome_of_exception()
 
     cdef bint write(self, object session, const uint8_t *data, size_t length) noexcept:
         """Encrypt the bytes. Return False, with `failure`, if the connection must end."""
@@ -141,49 +138,48 @@ cdef class BioPair:
         self.window.start = <uint8_t *>data
         self.window.length = length
         self.busy = True
-        try:
-            written = <Py_ssize_t>call(
-                self.write_session if type(session) is self.session_type else type(session).write, arguments, 2, NULL
-            )
-            if written == <Py_ssize_t>length:
-                return True
-            self.failure = ssl.SSLError(f"{written} of {length} bytes were encrypted")
-        except BaseException as error:
-            self.failure = error
-        finally:
-            self.busy = False
-        return False
+        written = call(self.write_session if type(session) is self.session_type else type(session).write, arguments, 2)
+        self.busy = False
+        if written < 0:
+            self.failure = take_exception()
+        return written == <Py_ssize_t>length
 
     cdef Py_ssize_t handshake(self, object session) noexcept:
         """Take a step of the handshake. Return 1 when it is done, WANTS_READ or FAILED."""
+        cdef Py_ssize_t result
         if self.needs_discard and not self.begin_step():
             return FAILED
         self.busy = True
-        try:
-            session.do_handshake()
-            return 1
-        except WantRead:
+        result = call_method(session, "do_handshake")
+        self.busy = False
+        return 1 if result >= 0 else self.outcome_of_exception()
+
+    cdef Py_ssize_t outcome_of_exception(self) noexcept:
+        """Clear the exception of a call. Return what the enum names, and keep the exception if it is a failure."""
+        if PyErr_ExceptionMatches(WantRead):
+            PyErr_Clear()
             return WANTS_READ
-        except BaseException as error:
-            self.failure = error
-            return FAILED
-        finally:
-            self.busy = False
+        if PyErr_ExceptionMatches(ZeroReturn):
+            PyErr_Clear()
+            return CLOSED
+        self.failure = take_exception()
+        return FAILED
 
     cdef void send_close(self, object session) noexcept:
         """Put close_notify into the output, if it can be made."""
+        cdef Py_ssize_t result
         if not self.begin_step():
             return
         self.busy = True
-        try:
-            session.shutdown()
-        except Exception:
+        result = call_method(session, "shutdown")
+        self.busy = False
+        if result >= 0:
+            return
+        if PyErr_ExceptionMatches(Exception):
             # The peer's close_notify has not arrived, or the connection has failed.
-            pass
-        except BaseException as error:
-            self.failure = error
-        finally:
-            self.busy = False
+            PyErr_Clear()
+        else:
+            self.failure = take_exception()
 
     cdef bytes take_output(self):
         """Return the records that are to be sent. Raise MemoryError."""
@@ -194,7 +190,7 @@ cdef class BioPair:
                 raise MemoryError
             return b""
         arguments[0] = <PyObject *>self.outgoing
-        return call(self.read_bio, arguments, 1, NULL)
+        return PyObject_Vectorcall(self.read_bio, arguments, 1, NULL)
 
     cdef bint begin_step(self) noexcept:
         """Return False, with `failure`, if the pair is not empty, and cannot be emptied."""

@@ -252,7 +252,7 @@ cdef class EpollTlsOutput(EpollLink):
         self.links.on_lost(self, EPROTO)
 
     cdef void tell_established(self, object error) noexcept:
-        """Call the one who waits for the handshake, once. If it has failed, the receiver is not called."""
+        """Call `on_established` once. If the handshake or this call has failed, the receiver is never called."""
         callback, self.on_established = self.on_established, None
         if callback is None:
             return
@@ -263,3 +263,6 @@ cdef class EpollTlsOutput(EpollLink):
         except BaseException as failure:
             if not raise_from_loop(self.links.loop, failure):
                 logger.exception("the end of a TLS handshake could not be handled")
+            # Nobody knows of the link.
+            self.receiver = None
+            self.links.on_lost(self, 0)

@@ -1,0 +1,95 @@
+"""The entries that the owner of a slot keeps, while other workers resend theirs and copies of others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pytest
+
+from tests.brokers.mesh import entries_of
+from wshub.brokers.presence_interface import PresenceEntry
+from wshub.brokers.workers_owners import slot_of
+from wshub.brokers.workers_presence_keeper import OwnedSlot, PresenceKeeper
+from wshub.brokers.workers_presence_records import Enter
+
+CHANNEL = "room:a"
+SLOT = slot_of(CHANNEL)
+
+
+class Standby:
+    """The copies of a keeper, by node and id."""
+
+    def __init__(self) -> None:
+        self.copies: dict[tuple[str, str], str] = {}
+
+    def add(self, node_id: str, channel: str, entries: Iterable[PresenceEntry]) -> None:
+        self.copies.update({(node_id, entry.id): channel for entry in entries})
+
+    def remove(self, node_id: str, channel: str, ids: Iterable[str]) -> None:
+        for entry_id in ids:
+            self.copies.pop((node_id, entry_id), None)
+
+
+class Owner:
+    """An owner that awaits the entries of a node that has a standby."""
+
+    def __init__(self) -> None:
+        self.standby = Standby()
+        self.keeper = PresenceKeeper("owner", 1 << 20)
+        self.keeper.copies = self.standby
+        self.owned: OwnedSlot = self.keeper.begin(SLOT, 1, ["node", "standby"])
+        self.answers: list[Any] = []
+
+    def enter(self, node_id: str, *users: str) -> None:
+        entries: Sequence[PresenceEntry] = entries_of(node_id, *users)
+        body = Enter(1, 1, CHANNEL, tuple(entries))
+        self.keeper.serve(SLOT, node_id, body, self.answers.append, self.answers.append)
+
+    def copies_come(self, *, is_connected: bool) -> None:
+        self.keeper.enter_copies(self.owned, "node", CHANNEL, entries_of("node", "ann"), is_connected=is_connected)
+
+    def check_copies(self) -> None:
+        """Check that the standby has exactly what the owner has."""
+        entries = self.owned.entries
+        assert set(self.standby.copies) == {
+            (node_id, entry_id) for node_id in entries.nodes for _, entry_id in entries.names_of(node_id)
+        }
+
+
+def test_copies_of_a_node_that_seems_alive_count_once_it_has_ended() -> None:
+    owner = Owner()
+    owner.copies_come(is_connected=True)
+    owner.enter("other", "ann", "bob")
+    owner.keeper.resent_all(owner.owned, "standby")
+    assert owner.answers == []
+    owner.keeper.node_ended("node")
+    assert owner.answers == [[False, True]]
+    owner.check_copies()
+
+
+def test_a_node_that_says_itself_what_it_has_knows_better_than_the_copies() -> None:
+    owner = Owner()
+    owner.copies_come(is_connected=True)
+    owner.enter("other", "ann")
+    owner.keeper.resent_all(owner.owned, "standby")
+    owner.keeper.resend_begins(owner.owned, "node")
+    owner.keeper.resent_all(owner.owned, "node")
+    assert owner.answers == [[True]]
+    owner.keeper.node_ended("node")
+    assert owner.owned.entries.nodes == ["other"]
+    owner.check_copies()
+
+
+@pytest.mark.parametrize("has_left", [False, True])
+def test_copies_of_entries_that_were_taken_over_are_not_entered_again(*, has_left: bool) -> None:
+    owner = Owner()
+    for node_id in ("node", "standby"):
+        owner.keeper.resent_all(owner.owned, node_id)
+    owner.copies_come(is_connected=False)
+    ((_, taken),) = owner.keeper.take_over("node")
+    owner.check_copies()
+    if has_left:
+        assert owner.owned.entries.leave("owner", CHANNEL, [taken]) == [True]
+    owner.copies_come(is_connected=False)
+    assert owner.owned.entries.nodes == ([] if has_left else ["owner"])
