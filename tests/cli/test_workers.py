@@ -15,7 +15,7 @@ import pytest
 
 from tests.support.programs import environment
 from tests.support.workers_program import PROGRAM, clients, received_by_all
-from tests.support.wshub_serve import serving
+from tests.support.wshub_serve import PATIENT_SUPERVISOR, serving
 
 WORKERS = 3
 
@@ -26,7 +26,9 @@ def serving_workers(directory: Path, temporary: Path, monkeypatch: pytest.Monkey
     (directory / "program.py").write_text(PROGRAM)
     monkeypatch.setenv("TMPDIR", str(temporary))
     monkeypatch.delenv("RUNTIME_DIRECTORY", raising=False)
-    with serving("program:app", "--app-dir", str(directory), "--workers", str(WORKERS), *arguments) as server:
+    with serving(
+        "program:app", "--app-dir", str(directory), "--workers", str(WORKERS), *PATIENT_SUPERVISOR, *arguments
+    ) as server:
         yield server
     assert list(temporary.iterdir()) == []
 

@@ -13,7 +13,7 @@ import pytest
 import websockets
 
 from tests.support.history_nodes import Client
-from tests.support.wshub_serve import serving
+from tests.support.wshub_serve import PATIENT_SUPERVISOR, serving
 
 WORKERS = 4
 MEMBERS = 12
@@ -125,7 +125,7 @@ def serving_room(directory: Path, temporary: Path, monkeypatch: pytest.MonkeyPat
     (directory / "program.py").write_text(PROGRAM)
     monkeypatch.setenv("TMPDIR", str(temporary))
     monkeypatch.delenv("RUNTIME_DIRECTORY", raising=False)
-    with serving("program:app", "--app-dir", str(directory), "--workers", str(WORKERS)) as server:
+    with serving("program:app", "--app-dir", str(directory), "--workers", str(WORKERS), *PATIENT_SUPERVISOR) as server:
         yield server
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import websockets
 
-from tests.support.wshub_serve import Serving, serving
+from tests.support.wshub_serve import PATIENT_SUPERVISOR, Serving, serving
 
 WORKERS = 3
 USERS = 12
@@ -162,7 +162,7 @@ async def served_room(
     monkeypatch.setenv("TMPDIR", str(temporary))
     monkeypatch.setenv("EVENTS", str(events))
     monkeypatch.delenv("RUNTIME_DIRECTORY", raising=False)
-    with serving("program:app", "--app-dir", str(directory), "--workers", str(WORKERS)) as server:
+    with serving("program:app", "--app-dir", str(directory), "--workers", str(WORKERS), *PATIENT_SUPERVISOR) as server:
         users = [User(server.address, str(number)) for number in range(USERS)]
         room = Room(server, users, events)
         try:

@@ -10,6 +10,12 @@ from collections.abc import Iterator
 
 from tests.support.programs import Program, environment, free_port, running_program
 
+PATIENT_SUPERVISOR = ("--timeout-worker-healthcheck", "60")
+"""Options with which uvicorn gives workers time on a busy machine.
+
+By default it kills a worker that does not answer for 5 s, and gives a restart up whose new worker needs longer.
+"""
+
 
 class Serving:
     """A running ``wshub serve``."""
