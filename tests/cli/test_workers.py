@@ -26,9 +26,7 @@ def serving_workers(directory: Path, temporary: Path, monkeypatch: pytest.Monkey
     (directory / "program.py").write_text(PROGRAM)
     monkeypatch.setenv("TMPDIR", str(temporary))
     monkeypatch.delenv("RUNTIME_DIRECTORY", raising=False)
-    with serving(
-        "program:app", "--app-dir", str(directory), "--workers", str(WORKERS), *PATIENT_SUPERVISOR, *arguments
-    ) as server:
+    with serving("program:app", "--app-dir", str(directory), "--workers", str(WORKERS), *arguments) as server:
         yield server
     assert list(temporary.iterdir()) == []
 
@@ -54,7 +52,7 @@ async def test_a_worker_that_is_killed_is_replaced_and_joined(tmp_path, socket_d
 
 
 async def test_workers_that_are_replaced_on_sighup_are_joined(tmp_path, socket_directory, monkeypatch) -> None:
-    with serving_workers(tmp_path, socket_directory, monkeypatch) as server:
+    with serving_workers(tmp_path, socket_directory, monkeypatch, *PATIENT_SUPERVISOR) as server:
         async with clients(server.address, WORKERS) as before:
             processes = {client.process for client in before}
             server.process.send_signal(signal.SIGHUP)

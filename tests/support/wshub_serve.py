@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from tests.support.programs import Program, environment, free_port, running_program
 
 PATIENT_SUPERVISOR = ("--timeout-worker-healthcheck", "60")
-"""Options with which uvicorn gives workers time on a busy machine.
+"""Options for tests that replace workers by SIGHUP.
 
-By default it kills a worker that does not answer for 5 s, and gives a restart up whose new worker needs longer.
+By default uvicorn gives a restart up if a new worker is not ready within 5 s. Tests that kill workers do without: uvicorn
+may wait as long for the answer of one that is killed, and does nothing else meanwhile.
 """
 
 
