@@ -13,8 +13,8 @@ from tests.support.programs import Program, environment, free_port, running_prog
 PATIENT_SUPERVISOR = ("--timeout-worker-healthcheck", "60")
 """Options for tests that replace workers by SIGHUP.
 
-By default uvicorn gives a restart up if a new worker is not ready within 5 s. Tests that kill workers do without: uvicorn
-may wait as long for the answer of one that is killed, and does nothing else meanwhile.
+By default uvicorn gives a restart up if a new worker is not ready within 5 s. Tests that kill workers do without them:
+uvicorn may wait as long for the answer of a killed worker, and does nothing else meanwhile.
 """
 
 
