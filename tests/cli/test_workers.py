@@ -15,7 +15,7 @@ import pytest
 
 from tests.support.programs import environment
 from tests.support.workers_program import PROGRAM, clients, received_by_all
-from tests.support.wshub_serve import serving
+from tests.support.wshub_serve import PATIENT_SUPERVISOR, serving
 
 WORKERS = 3
 
@@ -52,7 +52,7 @@ async def test_a_worker_that_is_killed_is_replaced_and_joined(tmp_path, socket_d
 
 
 async def test_workers_that_are_replaced_on_sighup_are_joined(tmp_path, socket_directory, monkeypatch) -> None:
-    with serving_workers(tmp_path, socket_directory, monkeypatch) as server:
+    with serving_workers(tmp_path, socket_directory, monkeypatch, *PATIENT_SUPERVISOR) as server:
         async with clients(server.address, WORKERS) as before:
             processes = {client.process for client in before}
             server.process.send_signal(signal.SIGHUP)

@@ -13,7 +13,7 @@ import pytest
 import websockets
 
 from tests.support.history_nodes import Client
-from tests.support.wshub_serve import serving
+from tests.support.wshub_serve import PATIENT_SUPERVISOR, serving
 
 WORKERS = 4
 MEMBERS = 12
@@ -121,18 +121,18 @@ async def until_each_has(members: list[Member], texts: set[str]) -> None:
 
 
 @contextlib.contextmanager
-def serving_room(directory: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch):
+def serving_room(directory: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str):
     (directory / "program.py").write_text(PROGRAM)
     monkeypatch.setenv("TMPDIR", str(temporary))
     monkeypatch.delenv("RUNTIME_DIRECTORY", raising=False)
-    with serving("program:app", "--app-dir", str(directory), "--workers", str(WORKERS)) as server:
+    with serving("program:app", "--app-dir", str(directory), "--workers", str(WORKERS), *arguments) as server:
         yield server
 
 
 async def test_each_client_gets_each_message_once_while_the_workers_are_replaced(
     tmp_path, socket_directory, monkeypatch
 ) -> None:
-    with serving_room(tmp_path, socket_directory, monkeypatch) as server:
+    with serving_room(tmp_path, socket_directory, monkeypatch, *PATIENT_SUPERVISOR) as server:
         url = f"ws://{server.address}/"
         async with asyncio.timeout(60), members_of(url) as members:
             before = {process for member in members for process in member.processes}

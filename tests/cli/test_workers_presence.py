@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import websockets
 
-from tests.support.wshub_serve import Serving, serving
+from tests.support.wshub_serve import PATIENT_SUPERVISOR, Serving, serving
 
 WORKERS = 3
 USERS = 12
@@ -155,14 +155,14 @@ async def spread(users: list[User]) -> None:
 
 @contextlib.asynccontextmanager
 async def served_room(
-    directory: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch, *, grace_ms: int
+    directory: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str, grace_ms: int
 ) -> AsyncIterator[Room]:
     (directory / "program.py").write_text(PROGRAM.replace("GRACE", str(grace_ms)))
     events = directory / "events"
     monkeypatch.setenv("TMPDIR", str(temporary))
     monkeypatch.setenv("EVENTS", str(events))
     monkeypatch.delenv("RUNTIME_DIRECTORY", raising=False)
-    with serving("program:app", "--app-dir", str(directory), "--workers", str(WORKERS)) as server:
+    with serving("program:app", "--app-dir", str(directory), "--workers", str(WORKERS), *arguments) as server:
         users = [User(server.address, str(number)) for number in range(USERS)]
         room = Room(server, users, events)
         try:
@@ -178,7 +178,7 @@ async def served_room(
 # The server has the loop of its own choice, whatever that of the test is.
 @pytest.mark.parametrize("run", ["asyncio"], indirect=True)
 async def test_nobody_joins_or_leaves_while_all_workers_are_replaced(tmp_path, socket_directory, monkeypatch) -> None:
-    async with served_room(tmp_path, socket_directory, monkeypatch, grace_ms=120_000) as room:
+    async with served_room(tmp_path, socket_directory, monkeypatch, *PATIENT_SUPERVISOR, grace_ms=120_000) as room:
         before = {user.process for user in room.users}
         room.server.process.send_signal(signal.SIGHUP)
         while not all(user.process and user.process not in before for user in room.users):

@@ -11,6 +11,13 @@ from collections.abc import Iterator
 from tests.support.free_ports import free_port
 from tests.support.programs import Program, environment, running_program
 
+PATIENT_SUPERVISOR = ("--timeout-worker-healthcheck", "60")
+"""Options for tests that replace workers by SIGHUP.
+
+By default uvicorn gives a restart up if a new worker is not ready within 5 s. Tests that kill workers do without them:
+uvicorn may wait as long for the answer of a killed worker, and does nothing else meanwhile.
+"""
+
 
 class Serving:
     """A running ``wshub serve``."""
