@@ -86,7 +86,9 @@ cdef class Link:
 
     - ``write(frame)`` queues a frame. Frames leave whole, in order, each once. It never waits, and never refuses a
       frame because of how much is queued. It returns -1, and changes nothing, if there is no memory.
-    - ``pause()`` stops reading, and ``resume()`` reads again. Bytes that were read before may still arrive.
+    - ``pause()`` stops reading, and ``resume()`` reads again. Bytes that were read before may still arrive. A paused
+      link of the epoll reactor ends if the peer resets the connection, and leaves unread what came before. The end of
+      the peer's side alone waits for ``resume()``.
     - ``abort(after_flush)`` ends the link. At once, it drops what is queued. After the flush, it sends the queue, then
       the end of this side. It ends when the peer has ended its side too, and discards bytes that arrive until then. An
       abort at once may follow one after the flush.
