@@ -1,4 +1,4 @@
-"""What the subscriptions at all engines have in common: the channels that are wanted, refused and interrupted."""
+"""Channels that are wanted, refused or interrupted, for the subscriptions at every engine."""
 
 from __future__ import annotations
 
