@@ -45,41 +45,6 @@ def prefix() -> str:
     return secrets.token_hex(4)
 
 
-async def test_all_nodes_see_all_members_and_one_calls_the_functions(engine: NatsEngine, prefix: str) -> None:
-    events = Events()
-    async with (
-        node(events, NatsBroker(engine.url, prefix=prefix)) as one,
-        node(events, NatsBroker(engine.url, prefix=prefix)) as two,
-        connected(one.url + "ann"),
-        connected(two.url + "böb"),
-        connected(two.url + "ann"),
-        connected(two.url),
-    ):
-        await are(one, "ann", "ann", "böb", None)
-        await are(two, "ann", "ann", "böb", None)
-        assert await one.hub.presence_counts(ROOM) == PresenceCounts(connections=4, users=3)
-        assert events.counts() == {("join", "ann"): 1, ("join", "böb"): 1, ("join", None): 1}
-        (page,) = [await one.hub.presence(ROOM)]
-        assert {member.user: member.info for member in page.members} == {
-            "ann": {"name": "ann"},
-            "böb": {"name": "böb"},
-            None: None,
-        }
-
-
-async def test_many_members_are_read_in_pages(engine: NatsEngine, prefix: str) -> None:
-    events = Events()
-    async with node(events, NatsBroker(engine.url, prefix=prefix)) as one, contextlib.AsyncExitStack() as stack:
-        names = [f"user-{number}" for number in range(300)]
-        for name in names:
-            await stack.enter_async_context(connected(one.url + name))
-        await until(lambda: len(events.log) == 300)
-        assert await one.users() == sorted(names)
-        page = await one.hub.presence(ROOM, limit=50)
-        assert len(page.members) == 50
-        assert page.cursor
-
-
 async def test_of_nodes_that_enter_a_user_at_once_one_is_first_and_one_is_last(engine: NatsEngine, prefix: str) -> None:
     events = Events()
     async with (
@@ -99,57 +64,10 @@ async def test_of_nodes_that_enter_a_user_at_once_one_is_first_and_one_is_last(e
         assert await sources[0].presence_counts("room:a") == PresenceCounts(connections=0, users=0)  # type: ignore[union-attr]
 
 
-async def test_a_user_who_moves_to_another_node_has_neither_left_nor_joined(engine: NatsEngine, prefix: str) -> None:
-    events = Events()
-    async with (
-        node(events, NatsBroker(engine.url, prefix=prefix)) as one,
-        node(events, NatsBroker(engine.url, prefix=prefix)) as two,
-    ):
-        async with connected(one.url + "ann"):
-            await are(two, "ann")
-        async with connected(two.url + "ann"):
-            await are(one, "ann", "ann")
-            one.skip(6)
-            await are(one, "ann")
-            assert events.log == [("join", "ann")]
-        await until(lambda: two.hub.room_size(ROOM) == 0)
-        two.skip(6)
-        await until(lambda: events.log[1:] == [("leave", "ann")])
-
-
 @pytest.fixture
 def short_life(monkeypatch: pytest.MonkeyPatch) -> None:
     """A node without a beat is dead after a fifth of a second by the engine's clock."""
     monkeypatch.setattr(nats_lives, "DEAD_SECONDS", 0.2)
-
-
-@pytest.mark.usefixtures("short_life")
-async def test_the_members_of_a_dead_node_leave_once_and_join_when_it_was_not_dead(own_engine: NatsEngine) -> None:
-    events = Events()
-    with proxy_to("127.0.0.1", own_engine.port) as proxy:
-        async with (
-            node(events, NatsBroker(f"nats://127.0.0.1:{proxy.port}")) as one,
-            node(events, NatsBroker(own_engine.url)) as two,
-            node(events, NatsBroker(own_engine.url)) as three,
-            connected(one.url + "ann"),
-            connected(one.url + "bob"),
-            connected(two.url + "bob"),
-        ):
-            await are(three, "ann", "bob", "bob")
-            # An hour between the clocks of nodes means nothing.
-            three.clock.skipped += 3600
-            proxy.to_server.clear()
-            async with asyncio.timeout(20):
-                while await two.users() != ["bob"]:
-                    for each in (two, three):
-                        each.skip(4)
-                    await asyncio.sleep(0.05)
-            await until(lambda: ("leave", "ann") in events.log)
-            assert events.counts() == {("join", "ann"): 1, ("join", "bob"): 1, ("leave", "ann"): 1}
-            proxy.heal()
-            await until(lambda: one.skip(0.2) or events.counts()["join", "ann"] == 2)
-            await are(three, "ann", "bob", "bob")
-            assert events.counts()["leave", "ann"] == 1
 
 
 @pytest.mark.usefixtures("short_life")
@@ -230,24 +148,6 @@ async def test_after_an_outage_nobody_is_taken_for_dead(own_engine: NatsEngine, 
         assert events.counts() == {("join", "ann"): 1, ("join", "bob"): 1}
 
 
-async def test_the_members_of_a_node_that_closes_may_come_back_at_another_one(engine: NatsEngine, prefix: str) -> None:
-    events = Events()
-    async with node(events, NatsBroker(engine.url, prefix=prefix)) as two:
-        async with (
-            node(events, NatsBroker(engine.url, prefix=prefix)) as one,
-            connected(one.url + "ann"),
-            connected(one.url + "bob"),
-        ):
-            await are(two, "ann", "bob")
-        two.skip(4)
-        await asyncio.sleep(0.05)
-        async with connected(two.url + "ann"):
-            await are(two, "ann", "ann", "bob")
-            await until(lambda: two.skip(0.5) or len(events.log) == 3)
-            await are(two, "ann")
-            assert events.counts() == {("join", "ann"): 1, ("join", "bob"): 1, ("leave", "bob"): 1}
-
-
 async def test_a_node_without_members_leaves_nothing_behind(engine: NatsEngine, prefix: str) -> None:
     events = Events()
     async with node(events, NatsBroker(engine.url, prefix=prefix)) as two:
@@ -263,33 +163,6 @@ async def test_a_node_without_members_leaves_nothing_behind(engine: NatsEngine, 
             await are(two)
         assert (await stream.list("life.*", 1, 10)).available == 1
         assert (await stream.list("user.>", 1, 10)).available == 0
-
-
-async def test_an_engine_that_comes_back_empty_is_told_again_and_nobody_joins_twice(own_engine: NatsEngine) -> None:
-    events = Events()
-    async with (
-        node(events, NatsBroker(own_engine.url)) as one,
-        node(events, NatsBroker(own_engine.url)) as two,
-        connected(one.url + "ann"),
-        connected(two.url + "bob"),
-    ):
-        await are(one, "ann", "bob")
-        requests = one.hub.broker._session._requests  # type: ignore[union-attr]
-        for name in (await requests.ask("STREAM.NAMES"))["streams"]:
-            await requests.ask(f"STREAM.DELETE.{name}")
-
-        async def are_told() -> None:
-            while True:
-                for each in (one, two):
-                    each.skip(4)
-                await asyncio.sleep(0.05)
-                with contextlib.suppress(Exception):
-                    if await one.users() == ["ann", "bob"]:
-                        return
-
-        async with asyncio.timeout(10):
-            await are_told()
-        assert events.counts() == {("join", "ann"): 1, ("join", "bob"): 1}
 
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])

@@ -25,7 +25,7 @@ from wshub.brokers.presence_interface import DEAD_SECONDS
 from wshub.brokers.redis import RedisBroker
 from wshub.brokers.workers import WorkersBroker
 
-__all__ = ["ClusterWorld", "Member", "MemoryWorld", "NatsWorld", "RedisWorld", "WorkersWorld", "World"]
+__all__ = ["ClusterWorld", "EngineWorld", "Member", "MemoryWorld", "NatsWorld", "RedisWorld", "WorkersWorld", "World"]
 
 HOUR = 3600.0
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -17,21 +16,16 @@ from wshub.brokers.interface import PATTERN_CHANNELS
 from wshub.brokers.nats_barriers import Barriers
 from wshub.brokers.nats_connection import MessageSink, NatsConnection
 from wshub.brokers.nats_subjects import SubjectNames
-from wshub.errors import BrokerError, BrokerUnavailable, BrokerUncertain, MisuseError
+from wshub.brokers.wanted_channels import WantedChannels
+from wshub.errors import BrokerError, BrokerUncertain
 
 __all__ = ["Subscriptions"]
-
-logger = logging.getLogger("wshub.broker")
 
 # Subscriptions that are sent in one iteration of the loop, so that other things go on.
 BATCH = 512
 
 # Batches that wait for their barriers at a time. They bound the bytes on both sides.
 BATCHES_IN_FLIGHT = 8
-
-# Seconds after which a refused channel is tried again, and the most that it becomes by doubling.
-FIRST_RETRY = 1.0
-LAST_RETRY = 60.0
 
 
 class Subscribed:
@@ -45,19 +39,7 @@ class Subscribed:
         """Whether a barrier has come back that was sent after it."""
 
 
-class Refusal:
-    """The error with which the engine has refused a channel."""
-
-    __slots__ = ("attempts", "error", "retry_at")
-
-    def __init__(self) -> None:
-        self.error = BrokerError()
-        self.attempts = 0
-        self.retry_at: float | None = None
-        """When to try again; None while that is being done."""
-
-
-class Subscriptions:
+class Subscriptions(WantedChannels):
     """Keeps the subscriptions of a connection equal to the channels that are wanted.
 
     Changes within an iteration of the loop leave together.
@@ -84,10 +66,8 @@ class Subscriptions:
         settled: Callable[[], None],
         now: Callable[[], float],
     ) -> None:
+        super().__init__(service, wanted, now)
         self._names = names
-        self._now = now
-        self._service = tuple(service)
-        self._wanted = wanted.union(service)
         self._sink = MessageSink(receive)
         self._receive_matching = receive_matching
         self._barriers = barriers
@@ -97,61 +77,8 @@ class Subscriptions:
         self._due: deque[str] = deque()
         self._queued: set[str] = set()
         self._batches = 0
-        self._refusals: dict[str, Refusal] = {}
-        self._waiters: dict[str, list[asyncio.Future[None]]] = {}
-        # Channels that were interrupted, and those of them that were acknowledged again and are to be reported.
-        self._interrupted: set[str] = set()
-        self._restored: list[str] = []
         self._connection: NatsConnection | None = None
         self._flush_handle: asyncio.Handle | None = None
-
-    # What is wanted
-
-    @property
-    def wanted_count(self) -> int:
-        """The number of channels that are wanted."""
-        return len(self._wanted)
-
-    def want(self, channel: str) -> None:
-        """Subscribe to a channel, and go on until the engine has the subscription."""
-        if channel not in self._wanted:
-            self._wanted.add(channel)
-            self._mark(channel)
-
-    def unwant(self, channel: str) -> None:
-        """Unsubscribe from a channel."""
-        if channel in self._wanted and channel not in self._service:
-            self._wanted.discard(channel)
-            self._interrupted.discard(channel)
-            self._refusals.pop(channel, None)
-            self._fail_waiters(channel, BrokerUnavailable(f"the channel {channel!r} was unsubscribed from"))
-            self._mark(channel)
-
-    async def wait(self, channel: str) -> None:
-        """Return when the engine has the subscription to a channel.
-
-        Raises:
-            BrokerUnavailable: there is no connection, or it ends; the channel is unsubscribed from; or the engine
-                refuses the subscription, which is tried again all the same.
-            MisuseError: the channel is not wanted.
-        """
-        if channel not in self._wanted:
-            raise MisuseError(f"call subscribe() before subscribed(): the channel {channel!r} is not subscribed to")
-        if self._connection is None:
-            raise BrokerUnavailable("there is no connection to the engine")
-        if self.is_subscribed(channel) and channel not in self._queued:
-            return
-        refusal = self._refusals.get(channel)
-        if refusal is not None and refusal.retry_at is not None:
-            raise unavailable(refusal.error)
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.setdefault(channel, []).append(waiter)
-        try:
-            await waiter
-        finally:
-            # An error of this future holds the traceback, and so this frame and the future: only the collector would
-            # free them.
-            del waiter
 
     # The connection
 
@@ -171,28 +98,22 @@ class Subscriptions:
             self._flush_handle.cancel()
             self._flush_handle = None
         self._batches = 0
-        for forgotten in (self._subscribed, self._due, self._queued, self._refusals, self._restored):
+        for forgotten in (self._subscribed, self._due, self._queued):
             forgotten.clear()
-        if had_any:
-            self._interrupted.update(self._wanted)
-        for channel in list(self._waiters):
-            self._fail_waiters(channel, BrokerUnavailable("the connection to the engine has ended"))
+        self._interrupt_all(had_any=had_any)
         return had_any
+
+    @property
+    def _is_connected(self) -> bool:
+        return self._connection is not None
+
+    def _is_settled(self, channel: str) -> bool:
+        return self.is_subscribed(channel) and channel not in self._queued
 
     @property
     def are_serving(self) -> bool:
         """Whether the engine has the subscriptions to the service channels."""
         return all(map(self.is_subscribed, self._service))
-
-    @property
-    def service_error(self) -> BrokerError | None:
-        """The error with which the engine has refused a service channel, or None."""
-        return next((self._refusals[each].error for each in self._service if each in self._refusals), None)
-
-    def take_restored(self) -> list[str]:
-        """Return the channels that were interrupted, and acknowledged since the last call."""
-        restored, self._restored = self._restored, []
-        return restored
 
     # What the engine says
 
@@ -204,26 +125,9 @@ class Subscriptions:
             error: what the engine has said.
         """
         channels = [channel for channel in self._subscribed if self._names.subject(channel).lower() == subject]
-        return [channel for channel in channels if self._refuse(channel, error)]
-
-    def _refuse(self, channel: str, error: BrokerError) -> bool:
-        """Try a refused channel again later. Return whether it was not interrupted yet."""
-        self._unsubscribe(channel)
-        if channel not in self._wanted:
-            return False
-        if not self._refusals:
-            logger.warning("the engine refuses subscriptions, which are tried again: %s", error)
-        refusal = self._refusals.setdefault(channel, Refusal())
-        # The randomness keeps nodes apart, and channels within one sweep together.
-        pause = min(FIRST_RETRY * 2.0**refusal.attempts, LAST_RETRY) * random.uniform(0.5, 1)
-        refusal.error = error
-        refusal.attempts = min(refusal.attempts + 1, 10)
-        refusal.retry_at = self._now() + pause
-        self._fail_waiters(channel, unavailable(error))
-        if channel in self._interrupted:
-            return False
-        self._interrupted.add(channel)
-        return True
+        for channel in channels:
+            self._unsubscribe(channel)
+        return [channel for channel in channels if channel in self._wanted and self._refuse(channel, error)]
 
     def resubscribe(self, channel: str, subscription: Subscription) -> bool:
         """Subscribe again to a channel whose subscription the engine has lost.
@@ -238,15 +142,7 @@ class Subscriptions:
         self._mark(channel)
         return True
 
-    # Time
-
-    def sweep(self, now: float) -> None:
-        """Try refused channels again whose time has come."""
-        if self._connection is not None:
-            for channel, refusal in self._refusals.items():
-                if refusal.retry_at is not None and refusal.retry_at <= now:
-                    refusal.retry_at = None
-                    self._mark(channel)
+    # How it is
 
     def sample(self, count: int) -> list[tuple[str, Subscription]]:
         """Return some channels at random, out of those that are acknowledged, with their subscriptions."""
@@ -298,8 +194,7 @@ class Subscriptions:
 
     def _subscribe(self, channel: str) -> Subscribed | None:
         """Subscribe to a channel. Return None if it is not time to try a refused one again, or the connection ends."""
-        refusal = self._refusals.get(channel)
-        if self._connection is None or (refusal is not None and refusal.retry_at is not None):
+        if self._connection is None or self._is_retry_waiting(channel):
             return None
         sink = self._sink
         if channel.startswith(PATTERN_CHANNELS):
@@ -327,22 +222,3 @@ class Subscriptions:
                     self._acknowledge(channel)
         self._settled()
         self._flush_soon()
-
-    def _acknowledge(self, channel: str) -> None:
-        self._refusals.pop(channel, None)
-        if channel in self._interrupted:
-            self._interrupted.discard(channel)
-            self._restored.append(channel)
-        for waiter in self._waiters.pop(channel, ()):
-            if not waiter.done():
-                waiter.set_result(None)
-
-    def _fail_waiters(self, channel: str, error: BrokerUnavailable) -> None:
-        for waiter in self._waiters.pop(channel, ()):
-            if not waiter.done():
-                waiter.set_exception(error)
-
-
-def unavailable(error: BrokerError) -> BrokerUnavailable:
-    """Return what a caller raises for a refusal of the engine."""
-    return BrokerUnavailable(f"the engine refuses the subscription: {error}")

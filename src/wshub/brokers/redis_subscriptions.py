@@ -12,7 +12,8 @@ from itertools import islice
 from typing import NamedTuple
 
 from wshub.brokers.redis_commands import ChannelNames, pack_command
-from wshub.errors import BrokerError, BrokerUnavailable, MisuseError
+from wshub.brokers.wanted_channels import WantedChannels
+from wshub.errors import BrokerError, BrokerUnavailable
 
 __all__ = ["REDIRECTION", "ChannelMoved", "Subscriptions"]
 
@@ -26,11 +27,6 @@ BATCH_BYTES = 64 * 1024
 
 # Commands that wait for their answers at a time. They bound the bytes on both sides.
 BATCHES_IN_FLIGHT = 8
-
-# Seconds after which a refused channel is tried again, and the most that it becomes by doubling.
-FIRST_RETRY = 1.0
-LAST_RETRY = 60.0
-
 
 # How the error begins with which a node of a cluster says that another one owns a slot.
 REDIRECTION = "MOVED "
@@ -56,19 +52,7 @@ class Change(NamedTuple):
     sent_at: float
 
 
-class Refusal:
-    """The error with which the engine has refused a channel."""
-
-    __slots__ = ("attempts", "error", "retry_at")
-
-    def __init__(self) -> None:
-        self.error = BrokerError()
-        self.attempts = 0
-        self.retry_at: float | None = None
-        """When to try again; None while that is being done."""
-
-
-class Subscriptions:
+class Subscriptions(WantedChannels):
     """Keeps the subscriptions of a connection equal to the channels that are wanted.
 
     At most one command about a channel is under way, so an acknowledgement belongs to the last one. Changes within an
@@ -82,73 +66,18 @@ class Subscriptions:
     """
 
     def __init__(self, names: ChannelNames, service: Sequence[str], wanted: set[str], now: Callable[[], float]) -> None:
+        super().__init__(service, wanted, now)
         self._names = names
-        self._now = now
-        self._service = tuple(service)
-        self._wanted = wanted.union(service)
         self._states: dict[str, State] = {}
         # Channels whose state is to be compared with what is wanted, each once. One command has channels of one group.
         self._due: dict[int, deque[str]] = {}
         self._queued: set[str] = set()
         self._changes: deque[Change] = deque()
-        self._refusals: dict[str, Refusal] = {}
         self._is_refusal_to_unsubscribe_logged = False
-        self._waiters: dict[str, list[asyncio.Future[None]]] = {}
-        # Channels that were interrupted, and those of them that were acknowledged again and are to be reported.
-        self._interrupted: set[str] = set()
-        self._restored: list[str] = []
         # Channels that the engine has refused, and that are still to be reported.
         self._refused: list[str] = []
         self._write: Callable[[bytes], None] | None = None
         self._flush_handle: asyncio.Handle | None = None
-
-    # What is wanted
-
-    @property
-    def wanted_count(self) -> int:
-        """The number of channels that are wanted."""
-        return len(self._wanted)
-
-    def want(self, channel: str) -> None:
-        """Subscribe to a channel, and go on until the engine has acknowledged it."""
-        if channel not in self._wanted:
-            self._wanted.add(channel)
-            self._mark(channel)
-
-    def unwant(self, channel: str) -> None:
-        """Unsubscribe from a channel."""
-        if channel in self._wanted and channel not in self._service:
-            self._wanted.discard(channel)
-            self._interrupted.discard(channel)
-            self._refusals.pop(channel, None)
-            self._fail_waiters(channel, BrokerUnavailable(f"the channel {channel!r} was unsubscribed from"))
-            self._mark(channel)
-
-    async def wait(self, channel: str) -> None:
-        """Return when the engine has acknowledged a channel.
-
-        Raises:
-            BrokerUnavailable: there is no connection, or it ends; the channel is unsubscribed from; or the engine
-                refuses the subscription, which is tried again all the same.
-            MisuseError: the channel is not wanted.
-        """
-        if channel not in self._wanted:
-            raise MisuseError(f"call subscribe() before subscribed(): the channel {channel!r} is not subscribed to")
-        if self._write is None:
-            raise BrokerUnavailable("there is no connection to the engine")
-        if self._states.get(channel) is State.SUBSCRIBED:
-            return
-        refusal = self._refusals.get(channel)
-        if refusal is not None and refusal.retry_at is not None:
-            raise unavailable(refusal.error)
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.setdefault(channel, []).append(waiter)
-        try:
-            await waiter
-        finally:
-            # An error of this future holds the traceback, and so this frame and the future: only the collector would
-            # free them.
-            del waiter
 
     # The connection
 
@@ -167,33 +96,22 @@ class Subscriptions:
         if self._flush_handle is not None:
             self._flush_handle.cancel()
             self._flush_handle = None
-        for forgotten in (self._states, self._due, self._queued, self._changes, self._refusals):
+        for forgotten in (self._states, self._due, self._queued, self._changes, self._refused):
             forgotten.clear()
-        self._restored.clear()
-        self._refused.clear()
-        if had_any:
-            self._interrupted.update(self._wanted)
-        for channel in list(self._waiters):
-            self._fail_waiters(channel, BrokerUnavailable("the connection to the engine has ended"))
+        self._interrupt_all(had_any=had_any)
         return had_any
+
+    @property
+    def _is_connected(self) -> bool:
+        return self._write is not None
+
+    def _is_settled(self, channel: str) -> bool:
+        return self._states.get(channel) is State.SUBSCRIBED
 
     @property
     def are_serving(self) -> bool:
         """Whether the engine has acknowledged the service channels."""
         return all(self._states.get(channel) is State.SUBSCRIBED for channel in self._service)
-
-    @property
-    def service_error(self) -> BrokerError | None:
-        """The error with which the engine has refused a service channel, or None."""
-        for channel in self._service:
-            if channel in self._refusals:
-                return self._refusals[channel].error
-        return None
-
-    def take_restored(self) -> list[str]:
-        """Return the channels that were interrupted, and acknowledged since the last call."""
-        restored, self._restored = self._restored, []
-        return restored
 
     def take_refused(self) -> list[str]:
         """Return the channels that the engine has refused since the last call, and that were not interrupted yet."""
@@ -209,13 +127,7 @@ class Subscriptions:
             return
         if self._states.get(channel) is State.SUBSCRIBING:
             self._states[channel] = State.SUBSCRIBED
-            self._refusals.pop(channel, None)
-            if channel in self._interrupted:
-                self._interrupted.discard(channel)
-                self._restored.append(channel)
-            for waiter in self._waiters.pop(channel, ()):
-                if not waiter.done():
-                    waiter.set_result(None)
+            self._acknowledge(channel)
             if channel not in self._wanted:
                 self._mark(channel)
         elif channel not in self._wanted and channel not in self._states:
@@ -277,38 +189,12 @@ class Subscriptions:
             self._send(verb, channels[middle:])
         else:
             for channel in channels:
-                self._refuse(channel, error)
+                self._states.pop(channel, None)
+                if channel in self._wanted and self._refuse(channel, error):
+                    self._refused.append(channel)
         self._flush()
 
-    def _refuse(self, channel: str, error: BrokerError) -> None:
-        self._states.pop(channel, None)
-        if channel not in self._wanted:
-            return
-        if not self._refusals:
-            logger.warning("the engine refuses subscriptions, which are tried again: %s", error)
-        self._try_later(channel, error)
-        if channel not in self._interrupted:
-            self._interrupted.add(channel)
-            self._refused.append(channel)
-        self._fail_waiters(channel, unavailable(error))
-
-    def _try_later(self, channel: str, error: BrokerError) -> None:
-        refusal = self._refusals.setdefault(channel, Refusal())
-        # The randomness keeps nodes apart, and commands within one sweep together.
-        pause = min(FIRST_RETRY * 2.0**refusal.attempts, LAST_RETRY) * random.uniform(0.5, 1)
-        refusal.error = error
-        refusal.attempts = min(refusal.attempts + 1, 10)
-        refusal.retry_at = self._now() + pause
-
     # Time
-
-    def sweep(self, now: float) -> None:
-        """Try refused channels again whose time has come."""
-        if self._write is not None:
-            for channel, refusal in self._refusals.items():
-                if refusal.retry_at is not None and refusal.retry_at <= now:
-                    refusal.retry_at = None
-                    self._mark(channel)
 
     def retry_soon(self) -> None:
         """Try all refused channels again at the next sweep."""
@@ -409,8 +295,7 @@ class Subscriptions:
             self._queued.discard(channel)
             state = self._states.get(channel)
             if channel in self._wanted:
-                refusal = self._refusals.get(channel)
-                if state is not None or (refusal is not None and refusal.retry_at is not None):
+                if state is not None or self._is_retry_waiting(channel):
                     continue
                 to_subscribe.append(channel)
             elif state is State.SUBSCRIBED:
@@ -438,13 +323,3 @@ class Subscriptions:
         if self._changes and self._changes[0].verb == verb and self._changes[0].channels[-1] == channel:
             self._changes.popleft()
             self._flush()
-
-    def _fail_waiters(self, channel: str, error: BrokerUnavailable) -> None:
-        for waiter in self._waiters.pop(channel, ()):
-            if not waiter.done():
-                waiter.set_exception(error)
-
-
-def unavailable(error: BrokerError) -> BrokerUnavailable:
-    """Return what a caller raises for a refusal of the engine."""
-    return BrokerUnavailable(f"the engine refuses the subscription: {error}")

@@ -1,0 +1,175 @@
+"""The members of a room, which an engine keeps: Redis, Valkey, or the JetStream of NATS."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.broker_node import until
+from tests.support.nats_engine import NatsEngine, running_jetstream
+from tests.support.presence_nodes import ROOM, are, node
+from tests.support.presence_worlds import EngineWorld, NatsWorld, RedisWorld
+from tests.support.redis_engine import RedisEngine, running_engine
+from tests.support.serving_hub import connected
+from tests.support.tcp_proxy import proxy_to
+from wshub import PresenceCounts
+from wshub.brokers import nats_lives, redis_presences
+
+# Each NATS server has one of the loops: all pairs take twice as long.
+pytestmark = pytest.mark.parametrize(
+    ("engine", "run"),
+    [
+        ("redis", "asyncio"),
+        ("redis", "uvloop"),
+        ("valkey", "asyncio"),
+        ("valkey", "uvloop"),
+        ("2.9", "asyncio"),
+        ("current", "uvloop"),
+    ],
+    indirect=True,
+)
+
+
+@pytest.fixture(scope="module")
+def engine(request: pytest.FixtureRequest) -> Iterator[RedisEngine | NatsEngine]:
+    kind = request.param
+    with running_engine(kind) if kind in ("redis", "valkey") else running_jetstream(kind) as engine:
+        yield engine
+
+
+@pytest.fixture
+def world(engine: RedisEngine | NatsEngine) -> EngineWorld:
+    """A prefix that no other test has, and brokers with it."""
+    return NatsWorld(engine) if isinstance(engine, NatsEngine) else RedisWorld(engine)
+
+
+async def test_all_nodes_see_all_members_and_one_calls_the_functions(world: EngineWorld) -> None:
+    async with (
+        node(world.events, world.broker_at(world.port)) as one,
+        node(world.events, world.broker_at(world.port)) as two,
+        connected(one.url + "ann"),
+        connected(two.url + "böb"),
+        connected(two.url + "ann"),
+        connected(two.url),
+    ):
+        await are(one, "ann", "ann", "böb", None)
+        await are(two, "ann", "ann", "böb", None)
+        assert await one.hub.presence_counts(ROOM) == PresenceCounts(connections=4, users=3)
+        assert world.events.counts() == {("join", "ann"): 1, ("join", "böb"): 1, ("join", None): 1}
+        page = await one.hub.presence(ROOM)
+        assert {member.user: member.info for member in page.members} == {
+            "ann": {"name": "ann"},
+            "böb": {"name": "böb"},
+            None: None,
+        }
+
+
+async def test_many_members_are_read_in_pages(world: EngineWorld) -> None:
+    async with node(world.events, world.broker_at(world.port)) as one, contextlib.AsyncExitStack() as stack:
+        names = [f"user-{number}" for number in range(600)]
+        for name in names:
+            await stack.enter_async_context(connected(one.url + name))
+        await until(lambda: len(world.events.log) == 600)
+        assert await one.users() == sorted(names)
+        page = await one.hub.presence(ROOM, limit=50)
+        assert 50 <= len(page.members) < 300
+        assert page.cursor
+
+
+async def test_a_user_who_moves_to_another_node_has_neither_left_nor_joined(world: EngineWorld) -> None:
+    events = world.events
+    async with (
+        node(events, world.broker_at(world.port)) as one,
+        node(events, world.broker_at(world.port)) as two,
+    ):
+        async with connected(one.url + "ann"):
+            await are(two, "ann")
+        async with connected(two.url + "ann"):
+            await are(one, "ann", "ann")
+            one.skip(6)
+            await are(one, "ann")
+            assert events.log == [("join", "ann")]
+        await until(lambda: two.hub.room_size(ROOM) == 0)
+        two.skip(6)
+        await until(lambda: events.log[1:] == [("leave", "ann")])
+
+
+@pytest.fixture
+def short_life(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node without a beat is dead after a fifth of a second by the engine's clock."""
+    for module in (nats_lives, redis_presences):
+        monkeypatch.setattr(module, "DEAD_SECONDS", 0.2)
+
+
+@pytest.mark.usefixtures("short_life")
+async def test_the_members_of_a_dead_node_leave_once_and_join_when_it_was_not_dead(world: EngineWorld) -> None:
+    events = world.events
+    with proxy_to("127.0.0.1", world.port) as proxy:
+        async with (
+            node(events, world.broker_at(proxy.port)) as one,
+            node(events, world.broker_at(world.port)) as two,
+            node(events, world.broker_at(world.port)) as three,
+            connected(one.url + "ann"),
+            connected(one.url + "bob"),
+            connected(two.url + "bob"),
+        ):
+            await are(three, "ann", "bob", "bob")
+            # An hour between the clocks of nodes means nothing.
+            three.clock.skipped += 3600
+            proxy.to_server.clear()
+            async with asyncio.timeout(20):
+                while await two.users() != ["bob"]:
+                    for each in (two, three):
+                        each.skip(4)
+                    await asyncio.sleep(0.05)
+            await until(lambda: ("leave", "ann") in events.log)
+            assert events.counts() == {("join", "ann"): 1, ("join", "bob"): 1, ("leave", "ann"): 1}
+            proxy.heal()
+            await until(lambda: one.skip(0.2) or events.counts()["join", "ann"] == 2)
+            await are(three, "ann", "bob", "bob")
+            assert events.counts()["leave", "ann"] == 1
+
+
+async def test_the_members_of_a_node_that_closes_may_come_back_at_another_one(world: EngineWorld) -> None:
+    events = world.events
+    async with node(events, world.broker_at(world.port)) as two:
+        async with (
+            node(events, world.broker_at(world.port)) as one,
+            connected(one.url + "ann"),
+            connected(one.url + "bob"),
+        ):
+            await are(two, "ann", "bob")
+        two.skip(4)
+        await asyncio.sleep(0.05)
+        async with connected(two.url + "ann"):
+            await are(two, "ann", "ann", "bob")
+            await until(lambda: two.skip(0.5) or len(events.log) == 3)
+            await are(two, "ann")
+            assert events.counts() == {("join", "ann"): 1, ("join", "bob"): 1, ("leave", "bob"): 1}
+
+
+async def test_an_engine_that_comes_back_empty_is_told_again_and_nobody_joins_twice(world: EngineWorld) -> None:
+    async with (
+        node(world.events, world.broker_at(world.port)) as one,
+        node(world.events, world.broker_at(world.port)) as two,
+        connected(one.url + "ann"),
+        connected(two.url + "bob"),
+    ):
+        await are(one, "ann", "bob")
+        world.lose()
+
+        async def are_told() -> None:
+            while True:
+                for each in (one, two):
+                    each.skip(4)
+                await asyncio.sleep(0.05)
+                with contextlib.suppress(Exception):
+                    if await one.users() == ["ann", "bob"]:
+                        return
+
+        async with asyncio.timeout(10):
+            await are_told()
+        assert world.events.counts() == {("join", "ann"): 1, ("join", "bob"): 1}
