@@ -3,7 +3,6 @@
 
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t
-from libc.stdio cimport snprintf
 from libc.string cimport memcpy
 
 from wshub.brokers.redis_reader cimport RedisReader
@@ -16,7 +15,7 @@ cdef enum:
     # Bytes of the largest envelope. By default an engine ends each subscriber for which 32 MiB wait, so one message of
     # that size would cut off all nodes.
     LARGEST_ENVELOPE = 16 * 1024 * 1024
-    # "$", the digits of a size_t, CR, LF and a zero.
+    # "$", the digits of a size_t, CR and LF.
     LENGTH_SIZE = 24
 
 
@@ -112,10 +111,10 @@ cdef FrameBuffer *command_frame(bytes head, bytes envelope) except NULL:
 
     Raises MemoryError.
     """
-    cdef char length[LENGTH_SIZE]
+    cdef uint8_t length[LENGTH_SIZE]
     cdef size_t head_size = len(head)
     cdef size_t envelope_size = len(envelope)
-    cdef size_t length_size = snprintf(length, LENGTH_SIZE, b"$%zu\r\n", envelope_size)
+    cdef size_t length_size = put_length(length, envelope_size)
     cdef FrameBuffer *frame = frame_new(RAW, head_size + length_size + envelope_size + 2)
     cdef uint8_t *end
     if frame == NULL:
@@ -130,3 +129,19 @@ cdef FrameBuffer *command_frame(bytes head, bytes envelope) except NULL:
     memcpy(end, b"\r\n", 2)
     frame.length = head_size + length_size + envelope_size + 2
     return frame
+
+
+cdef size_t put_length(uint8_t *place, size_t number) noexcept:
+    """Write the line in front of a word of so many bytes. It has at most LENGTH_SIZE bytes. Return how many."""
+    cdef size_t digits = 1
+    cdef size_t rest = number // 10
+    cdef size_t position
+    while rest:
+        digits += 1
+        rest //= 10
+    place[0] = c"$"
+    for position in range(digits, 0, -1):
+        place[position] = <uint8_t>(c"0" + number % 10)
+        number //= 10
+    memcpy(place + digits + 1, b"\r\n", 2)
+    return digits + 3
