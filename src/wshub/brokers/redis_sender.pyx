@@ -1,12 +1,9 @@
 # cython: language_level=3
 """Sends envelopes to a Redis engine: bounded, and counted."""
 
-from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t
 from libc.string cimport memcpy
 
-from wshub.brokers.redis_reader cimport RedisReader
-from wshub.links.byte_stream cimport ByteStream
 from wshub.protocol.frame_buffer cimport RAW, FrameBuffer, frame_new, frame_payload, frame_release
 
 from collections import Counter
@@ -26,14 +23,6 @@ cdef class EnvelopeSender:
         names: the ChannelNames of the engine.
         max_pending: bytes that may wait to be sent. While as many do, a further envelope is dropped.
     """
-
-    cdef object names
-    cdef dict heads              # that of `names`
-    cdef size_t max_pending
-    cdef ByteStream stream       # None while there is no connection
-    cdef RedisReader reader
-    cdef readonly object dropped
-    cdef readonly str why_dropped
 
     def __init__(self, names, size_t max_pending):
         self.names = names
