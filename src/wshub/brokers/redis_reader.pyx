@@ -26,7 +26,7 @@ cdef enum:
     MOST_DIGITS = 18
     LONGEST_STRING = 64
 
-# What short_reply_length() returns for what is no short reply.
+# The results of short_reply_length() for all else.
 cdef enum:
     UNFINISHED = 0
     OTHER_REPLY = -1

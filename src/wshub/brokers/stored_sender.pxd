@@ -1,4 +1,4 @@
-"""What stores the messages of a room. stored_sender.pyx says how it is used."""
+"""The sender of messages to one room with history. stored_sender.pyx says how it is used."""
 
 
 cdef class StoredSender:

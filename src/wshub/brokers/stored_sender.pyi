@@ -1,8 +1,5 @@
 from collections.abc import Callable
-
-from wshub.brokers.interface import HistoryConfig
+from typing import Any
 
 class StoredSender:
-    def __init__(
-        self, send_stored: Callable[[str, bytes, HistoryConfig], bool], channel: str, config: HistoryConfig
-    ) -> None: ...
+    def __init__(self, send_stored: Callable[[str, bytes, Any], bool], channel: str, config: Any) -> None: ...

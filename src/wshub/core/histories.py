@@ -63,7 +63,7 @@ WINDOWS_BYTES = 64 * 1024 * 1024
 """Bytes of prepared messages of all rooms, above which those are dropped that were used the longest time ago."""
 
 KEPT_SENDERS = 4096
-"""Rooms of which is kept what stores their messages."""
+"""Maximum number of rooms whose senders are kept."""
 
 COUNTING = 4
 """Clients at a time whose missed messages are read to be counted."""
@@ -115,7 +115,7 @@ class Histories:
     """The history of each room with members here, or with clients that come back to it."""
 
     senders: dict[str, StoredSender]
-    """What stores the messages of a room, for rooms that were used lately. The hub clears it when settings change."""
+    """The sender of each room to which messages were sent lately. The hub clears it when settings change."""
 
     def __init__(self, hub: HubWithHistories, messages: RemoteMessages, source: HistorySource) -> None:
         self.messages = messages
