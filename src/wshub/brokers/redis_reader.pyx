@@ -106,7 +106,7 @@ cdef class RedisReader:
             size = FEED_SIZE
             if self.is_between_replies:
                 offset += self.skip_counted(start + offset, length - offset)
-                size = short_reply_length(start + offset, length - offset)
+                size = short_replies_length(start + offset, length - offset)
                 if size == UNFINISHED:
                     self.unfinished = data[offset:]
                     break
@@ -203,6 +203,19 @@ cdef class RedisReader:
 cdef inline bint is_counted(object waiting) noexcept:
     """Return whether a reply is only counted, unless it is an error."""
     return waiting is None or type(waiting) is tuple
+
+
+cdef Py_ssize_t short_replies_length(const uint8_t *data, Py_ssize_t length) noexcept:
+    """Return the bytes of the short replies that `data` begins with: at least one, and up to FEED_SIZE.
+
+    Return UNFINISHED or OTHER_REPLY as short_reply_length() does, if it does not begin with one.
+    """
+    cdef Py_ssize_t size = short_reply_length(data, length)
+    cdef Py_ssize_t end = 0
+    while size > 0 and end + size <= FEED_SIZE:
+        end += size
+        size = short_reply_length(data + end, length - end)
+    return end if end > 0 else size
 
 
 cdef Py_ssize_t short_reply_length(const uint8_t *data, Py_ssize_t length) noexcept:
