@@ -7,6 +7,7 @@ import subprocess
 import sys
 from typing import Any
 
+import hiredis
 import pytest
 
 from tests.support.programs import environment
@@ -77,6 +78,56 @@ def test_replies_go_to_what_waits_for_them_in_order() -> None:
     assert parsed.log[-1] == ("refused", "LOADING later")
     with pytest.raises(BrokerError, match="without a command"):
         parsed.reader.feed(b":1\r\n")
+
+
+SHORT_REPLIES = (
+    *(b":0\r\n", b":123456\r\n", b"$8\r\nabcdefgh\r\n", b"$2\r\n\r\n\r\n", b"$0\r\n\r\n", b"*0\r\n"),
+    b"*4\r\n:7\r\n$8\r\nabcdefgh\r\n:0\r\n:3\r\n",
+)
+OTHER_REPLIES = (
+    *(b":-1\r\n", b":%d\r\n" % 2**62, b"$-1\r\n", b"+OK\r\n", b"_\r\n", b"$65\r\n%b\r\n" % bytes(65)),
+    *(b"*9\r\n%b" % (b":1\r\n" * 9), b"*2\r\n*1\r\n:1\r\n:2\r\n", b"*-1\r\n", b"%1\r\n+a\r\n:1\r\n"),
+)
+ERROR_REPLY = b"-ERR bad\r\n"
+
+
+@pytest.mark.parametrize("size", [1, 3, 17, 8192])
+def test_replies_that_are_skipped_and_replies_that_are_waited_for_keep_their_order(size: int) -> None:
+    chance = random.Random(size)
+    parsed, stream, expected = Parsed(), [], []
+    for number in range(500):
+        reply = chance.choice((*SHORT_REPLIES, *OTHER_REPLIES, ERROR_REPLY))
+        stream.append(reply)
+        kind = chance.randrange(3)
+        if kind == 0:
+            parsed.reader.expect(lambda found, number=number: parsed.log.append((number, repr(found))))
+            parser = hiredis.Reader(replyError=BrokerError)
+            parser.feed(reply)
+            expected.append((number, repr(parser.gets())))
+        elif kind == 1:
+            parsed.reader.expect(None)
+            expected += [("refused", "ERR bad")] * (reply == ERROR_REPLY)
+        else:
+            parsed.reader.expect((lambda kept, error: parsed.log.append((kept[1], str(error))), number))
+            expected += [(number, "ERR bad")] * (reply == ERROR_REPLY)
+        if chance.randrange(20) == 0:
+            stream.append(ENVELOPE)
+            expected.append(b"hel\r\n")
+    sent = b"".join(stream)
+    for start in range(0, len(sent), size):
+        parsed.reader.feed(sent[start : start + size])
+    assert parsed.log == expected
+    assert parsed.reader.replies_due == 0
+
+
+@pytest.mark.parametrize("damaged", [b":x\r\n", b":\r\n", b"*1\r\n:1\n\n", b"*x\r\n", b"$x\r\n"])
+def test_a_reply_that_is_only_counted_and_is_damaged_is_an_error(damaged: bytes) -> None:
+    parsed = Parsed()
+    for _ in range(3):
+        parsed.reader.expect(None)
+    with pytest.raises(BrokerError):
+        for piece in (b":1\r\n", damaged, b":1\r\n"):
+            parsed.reader.feed(piece)
 
 
 def test_the_end_answers_everything_and_is_the_end() -> None:

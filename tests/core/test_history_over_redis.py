@@ -118,6 +118,43 @@ async def test_members_are_told_that_the_stream_alone_was_lost(own_engine: Redis
         assert [(entry.offset, entry.data) for entry in history.publications] == [(4, "new")]
 
 
+async def test_a_broadcast_before_the_broker_has_started_is_counted_and_later_ones_are_stored(
+    redis_engine: RedisEngine,
+) -> None:
+    hub = Hub(broker=RedisBroker(redis_engine.url, prefix=secrets.token_hex(4)))
+    hub.configure_room(ROOM, history=HistoryConfig())
+    for _ in range(2):
+        # The second time, the broker has been closed.
+        async with hub:
+            hub.broadcast("too early", room=ROOM)
+            await hub.broker_started()
+            cluster = hub.stats().cluster
+            assert cluster is not None
+            assert cluster.rejected == 1
+            for number in range(3):
+                hub.broadcast(str(number), room=ROOM)
+            await hub.publish("last", room=ROOM)
+            history = await hub.history(ROOM)
+            assert [entry.data for entry in history.publications][-4:] == ["0", "1", "2", "last"]
+    assert history.position.offset == 8
+
+
+async def test_other_settings_count_from_the_next_broadcast_on(redis_engine: RedisEngine) -> None:
+    async with Hub(broker=RedisBroker(redis_engine.url, prefix=secrets.token_hex(4))) as hub:
+        hub.configure_room("*", history=HistoryConfig(size=5))
+        await hub.broker_started()
+        for number in range(10):
+            hub.broadcast(str(number), room=ROOM)
+        hub.configure_room(ROOM, history=HistoryConfig(size=2))
+        assert [entry.offset for entry in (await hub.history(ROOM)).publications] == [6, 7, 8, 9, 10]
+        hub.broadcast("10", room=ROOM)
+        assert [entry.offset for entry in (await hub.history(ROOM)).publications] == [10, 11]
+        hub.configure_room(ROOM)
+        hub.broadcast("not kept", room=ROOM)
+        hub.configure_room(ROOM, history=HistoryConfig(size=2))
+        assert [entry.data for entry in (await hub.history(ROOM)).publications] == ["9", "10"]
+
+
 async def test_what_is_sent_while_the_engine_forgets_its_scripts_arrives_in_order(own_engine: RedisEngine) -> None:
     async with history_node(RedisBroker(own_engine.url), LARGE) as node, client_of(node) as member:
         publishing = []
@@ -175,7 +212,7 @@ async def test_a_connection_that_ends_while_scripts_are_loaded_ends_what_waits(o
             publishing = [asyncio.create_task(node.hub.publish(f"sent {number}", room=ROOM)) for number in range(3)]
             await asyncio.sleep(0)
             proxy.to_client.set()
-            await until(lambda: calls._is_reloading or all(task.done() for task in publishing))
+            await until(lambda: calls.is_reloading or all(task.done() for task in publishing))
             publishing += [asyncio.create_task(node.hub.publish(f"held {number}", room=ROOM)) for number in range(3)]
             await asyncio.sleep(0)
             for connection in list(proxy.open_connections()):

@@ -22,6 +22,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
+from wshub.brokers.stored_sender import StoredSender
 from wshub.errors import ConfigurationError
 from wshub.links.reactor_api import Reactor
 from wshub.protocol.validation import check_integer
@@ -41,6 +42,7 @@ __all__ = [
     "HistoryBroker",
     "HistoryConfig",
     "HistorySource",
+    "NativeHistorySource",
     "NodeInfo",
     "PatternBroker",
     "Position",
@@ -518,6 +520,17 @@ class HistorySource(Protocol):
 
         Raises:
             BrokerUnavailable: there is no connection, or it was lost.
+        """
+
+
+@runtime_checkable
+class NativeHistorySource(HistorySource, Protocol):
+    """A source that hubs call natively, once for each message."""
+
+    def stored_sender(self, channel: str, config: HistoryConfig) -> StoredSender | None:
+        """Return what sends the envelopes of a channel as ``send_stored()`` does; None before the source has started.
+
+        It is used until the source is closed.
         """
 
 

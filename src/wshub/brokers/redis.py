@@ -6,6 +6,7 @@ import ssl as ssl_module
 
 from wshub.brokers.interface import (
     BrokerEvents,
+    HistoryConfig,
     NodeInfo,
 )
 from wshub.brokers.redis_cluster import RedisClusterSession
@@ -14,6 +15,7 @@ from wshub.brokers.redis_sentinel import AddressRemap
 from wshub.brokers.redis_session import RedisSession
 from wshub.brokers.redis_url import ClusterAddress, RedisAddress, parse_redis_url
 from wshub.brokers.session_broker import SessionBroker
+from wshub.brokers.stored_sender import StoredSender
 from wshub.errors import ConfigurationError
 from wshub.protocol.validation import check_integer, check_str
 
@@ -92,6 +94,11 @@ class RedisBroker(SessionBroker[RedisSession | RedisClusterSession]):
 
     def __repr__(self) -> str:
         return f"RedisBroker({str(self._settings.address)!r}, prefix={self._settings.prefix!r})"
+
+    def stored_sender(self, channel: str, config: HistoryConfig) -> StoredSender | None:
+        """Return what sends envelopes as ``send_stored()`` does. See ``NativeHistorySource``."""
+        session = self._running()
+        return session.histories.stored_sender(channel, config) if session is not None else None
 
     def _create_session(
         self, node: NodeInfo, events: BrokerEvents, wanted: set[str]

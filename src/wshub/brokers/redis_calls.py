@@ -20,6 +20,7 @@ from wshub.brokers.redis_connection import RedisConnection
 from wshub.brokers.redis_key_commands import LOST_SCRIPT, call_command
 from wshub.brokers.redis_publishing import Publishing, settle
 from wshub.brokers.redis_scripts import Script
+from wshub.brokers.redis_storing import StoreCalls
 from wshub.errors import BrokerError, BrokerUnavailable, BrokerUncertain
 
 __all__ = ["ScriptCalls"]
@@ -42,7 +43,7 @@ class Call(NamedTuple):
     """How often the call was sent before."""
 
 
-class ScriptCalls:
+class ScriptCalls(StoreCalls):
     """The ``KeyCommands`` of one engine, over the connection that publishes.
 
     Args:
@@ -51,24 +52,20 @@ class ScriptCalls:
     """
 
     def __init__(self, publishing: Publishing, scripts: Sequence[Script]) -> None:
+        super().__init__(publishing)
         self._publishing = publishing
         self._scripts = tuple(scripts)
-        # The connection over which the scripts were loaded.
-        self._loaded_over: RedisConnection | None = None
         # While scripts are loaded again: the calls that were refused, and those that have come since.
         self._refused: list[Call] = []
         self._held: list[Call] = []
         self._held_bytes = 0
-        self._is_reloading = False
 
-    def store(self, channel: str, head: bytes, envelope: bytes) -> bool:
-        connection = self._publishing.connection
-        if self._is_reloading or connection is None or connection is not self._loaded_over:
-            return not self._begin(head, envelope, None)
-        # An answer that is no error is counted natively.
-        return self._publishing.send_command(head, envelope, (self._store_refused, head, envelope))
+    def store_later(self, head: bytes, envelope: bytes) -> bool:
+        """Load the scripts and send a call, or have it wait for them. Return False if it was dropped."""
+        return not self._begin(head, envelope, None)
 
-    def _store_refused(self, waiting: tuple[Any, bytes, bytes], error: BrokerError) -> None:
+    def refused(self, waiting: tuple[Any, bytes, bytes], error: BrokerError) -> None:
+        """Take the error with which the engine has refused a call of ``store()``."""
         _, head, envelope = waiting
         self._answered(head, envelope, None, 0, error)
 
@@ -95,7 +92,7 @@ class ScriptCalls:
 
     def _begin(self, command: bytes, envelope: bytes | None, answer: asyncio.Future[Any] | None) -> str:
         """Send a call, or have it wait. Return why it was dropped; empty if it was not."""
-        if self._is_reloading:
+        if self.is_reloading:
             return self._hold(Call(command, envelope, answer, 0))
         self.load()
         problem = self._send(command, envelope, answer, 0)
@@ -131,21 +128,21 @@ class ScriptCalls:
     def load(self) -> None:
         """Have the present connection begin with the scripts, if it has not got them yet."""
         connection = self._publishing.connection
-        if connection is not None and connection is not self._loaded_over:
+        if connection is not None and connection.stream is not self.loaded_over:
             self._load(connection)
 
     def forget(self) -> None:
         """Load the scripts again: the engine has lost them."""
-        self._loaded_over = None
+        self.loaded_over = None
 
     def _load(self, connection: RedisConnection) -> None:
         """Have a connection begin with the scripts. The engine runs commands of a connection in order."""
-        self._loaded_over = connection
+        self.loaded_over = connection.stream
         for script in self._scripts:
             connection.request(pack_command(b"SCRIPT", b"LOAD", script.text), partial(self._loaded, connection))
 
     def _loaded(self, connection: RedisConnection, reply: Any) -> None:
-        if isinstance(reply, BrokerError) and self._loaded_over is connection:
+        if isinstance(reply, BrokerError) and self.loaded_over is connection.stream:
             # Calls fail, and the next one loads again.
             self.forget()
 
@@ -154,9 +151,9 @@ class ScriptCalls:
 
         The engine answers in order. So once it has answered this, it has refused all calls that it has got before.
         """
-        if self._is_reloading:
+        if self.is_reloading:
             return
-        self._is_reloading = True
+        self.is_reloading = True
         connection = self._publishing.connection
         if connection is None:
             self._reloaded(BrokerUncertain("the connection to the engine is being closed"))
@@ -181,7 +178,7 @@ class ScriptCalls:
         """Send the calls that wait."""
         calls = [*self._refused, *self._held]
         self._refused, self._held, self._held_bytes = [], [], 0
-        self._is_reloading = False
+        self.is_reloading = False
         if isinstance(reply, BrokerUncertain):
             lost = BrokerUnavailable(f"nothing was done: {reply}")
             for call in calls:

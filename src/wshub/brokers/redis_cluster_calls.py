@@ -8,6 +8,7 @@ from typing import Any
 from wshub.brokers.redis_cluster_publishing import ClusterPublishing
 from wshub.brokers.redis_key_commands import call_command
 from wshub.brokers.redis_scripts import Script
+from wshub.brokers.stored_sender import StoredSender
 
 __all__ = ["ClusterCalls"]
 
@@ -24,6 +25,10 @@ class ClusterCalls:
 
     def store(self, channel: str, head: bytes, envelope: bytes) -> bool:
         return self._publishing.store(channel, head, envelope)
+
+    def stored_sender(self, head: bytes) -> StoredSender | None:
+        """Return None: the owner of a slot changes."""
+        return None
 
     async def ask_to_store(self, channel: str, head: bytes, envelope: bytes, *, has_key: bool) -> Any:
         return await self._publishing.ask_to_store(channel, head, envelope, has_key=has_key)

@@ -9,6 +9,7 @@ from wshub.brokers.interface import Gap, HistoryConfig, Position, Published, Sto
 from wshub.brokers.redis_commands import ChannelNames, pack_command
 from wshub.brokers.redis_key_commands import KeyCommands
 from wshub.brokers.redis_scripts import READ, publish_script
+from wshub.brokers.stored_sender import StoredSender
 from wshub.errors import BrokerError, BrokerUnavailable, BrokerUncertain
 
 __all__ = ["RedisHistories"]
@@ -38,6 +39,11 @@ class RedisHistories:
     def send(self, channel: str, envelope: bytes, config: HistoryConfig) -> bool:
         """Store an envelope and send it, and forget it. Return False if it was dropped."""
         return self._calls.store(channel, self._head(channel, config), envelope)
+
+    def stored_sender(self, channel: str, config: HistoryConfig) -> StoredSender:
+        """Return what sends the envelopes of a channel as ``send()`` does."""
+        native = self._calls.stored_sender(self._head(channel, config))
+        return native if native is not None else StoredSender(self.send, channel, config)
 
     async def publish(self, channel: str, envelope: bytes, config: HistoryConfig, idempotency_key: str) -> Published:
         """Store an envelope and send it, and return its position. Raises ``BrokerError``."""

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from wshub.brokers.redis_commands import pack_command
 from wshub.brokers.redis_scripts import Script
+from wshub.brokers.stored_sender import StoredSender
 
 __all__ = ["LOST_SCRIPT", "KeyCommands", "call_command"]
 
@@ -27,6 +28,13 @@ class KeyCommands(Protocol):
             channel: of the envelope.
             head: the call, but for its last argument.
             envelope: the last argument.
+        """
+
+    def stored_sender(self, head: bytes) -> StoredSender | None:
+        """Return what calls the script natively; None if that cannot be done.
+
+        Args:
+            head: as for ``store()``.
         """
 
     async def ask_to_store(self, channel: str, head: bytes, envelope: bytes, *, has_key: bool) -> Any:

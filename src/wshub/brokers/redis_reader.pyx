@@ -21,6 +21,15 @@ cdef enum:
     FEED_SIZE = 8192
     # Bytes of one reply. An engine ends a subscriber long before it has sent as much.
     LARGEST_REPLY = 64 << 20
+    # A short reply has at most so many items, and its numbers and strings are at most so long.
+    MOST_ITEMS = 8
+    MOST_DIGITS = 18
+    LONGEST_STRING = 64
+
+# The results of short_reply_length() for all else.
+cdef enum:
+    UNFINISHED = 0
+    OTHER_REPLY = -1
 
 cdef object PushNotification = hiredis.PushNotification
 cdef object INCOMPLETE = object()
@@ -28,6 +37,8 @@ cdef object INCOMPLETE = object()
 
 cdef class RedisReader:
     """Parses the bytes of one connection. Each envelope goes to a hub, each reply to what waits for it.
+
+    hiredis makes Python objects of replies. A short reply that is only counted is skipped without it.
 
     Args:
         events: the BrokerEvents that take envelopes.
@@ -43,6 +54,9 @@ cdef class RedisReader:
         self.parser = hiredis.Reader(protocolError=BrokerError, replyError=BrokerError, notEnoughData=INCOMPLETE)
         self.feed_parser = self.parser.feed
         self.get_reply = self.parser.gets
+        self.has_data = self.parser.has_data
+        self.is_between_replies = True
+        self.unfinished = b""
         self.receiver = receiver_of(events)
         self.probe_channel = probe_channel
         self.earlier_probe_channel = b""
@@ -64,7 +78,7 @@ cdef class RedisReader:
     cdef int await_reply(self, object waiting) except -1:
         """Do what expect() does."""
         self.add_waiting(waiting)
-        if waiting is None or type(waiting) is tuple:
+        if is_counted(waiting):
             self.envelopes_sent += 1
         return 0
 
@@ -80,10 +94,27 @@ cdef class RedisReader:
             BrokerError: they are not what an engine sends. The connection cannot go on.
         """
         cdef Py_ssize_t offset = 0
-        cdef Py_ssize_t length = len(data)
+        cdef Py_ssize_t length
+        cdef Py_ssize_t size
+        cdef const uint8_t *start
+        if self.unfinished:
+            data = self.unfinished + data
+            self.unfinished = b""
+        start = <const uint8_t *>PyBytes_AS_STRING(data)
+        length = len(data)
         while offset < length and not self.ended:
-            self.feed_parser(data, offset, min(<Py_ssize_t>FEED_SIZE, length - offset))
-            offset += FEED_SIZE
+            size = FEED_SIZE
+            if self.is_between_replies:
+                offset += self.skip_counted(start + offset, length - offset)
+                size = short_replies_length(start + offset, length - offset)
+                if size == UNFINISHED:
+                    self.unfinished = data[offset:]
+                    break
+                if size == OTHER_REPLY:
+                    size = FEED_SIZE
+            self.feed_parser(data, offset, min(size, length - offset))
+            self.is_between_replies = False
+            offset += size
             self.take_replies()
             if self.parser.len() > LARGEST_REPLY:
                 raise BrokerError(f"a reply has more than {LARGEST_REPLY} bytes")
@@ -97,20 +128,35 @@ cdef class RedisReader:
         self.pushed = self.settled = self.refused = None
         while self.replies:
             waiting = self.next_waiting()
-            if waiting is None or type(waiting) is tuple:
+            if is_counted(waiting):
                 envelopes += 1
             else:
                 waiting(error)
         return envelopes
 
+    cdef Py_ssize_t skip_counted(self, const uint8_t *data, Py_ssize_t length) except -1:
+        """Take the short replies at the beginning that are only counted. Return the number of their bytes."""
+        cdef Py_ssize_t offset = 0
+        cdef Py_ssize_t size
+        while offset < length and self.replies and is_counted(self.replies[0]):
+            size = short_reply_length(data + offset, length - offset)
+            if size <= 0:
+                break
+            self.next_waiting()
+            offset += size
+        return offset
+
     cdef int take_replies(self) except -1:
-        while not self.ended:
+        """Take the replies that hiredis has all bytes of."""
+        while not self.ended and not self.is_between_replies:
             reply = self.get_reply()
             if reply is INCOMPLETE:
                 break
             if type(reply) is PushNotification:
                 self.take_push(<list>reply)
             else:
+                # A subscriber gets few replies, so pushes need not pay for this.
+                self.is_between_replies = not self.has_data()
                 self.take_reply(reply)
         return 0
 
@@ -152,6 +198,79 @@ cdef class RedisReader:
         if not self.ended:
             self.settled()
         return 0
+
+
+cdef inline bint is_counted(object waiting) noexcept:
+    """Return whether a reply is only counted, unless it is an error."""
+    return waiting is None or type(waiting) is tuple
+
+
+cdef Py_ssize_t short_replies_length(const uint8_t *data, Py_ssize_t length) noexcept:
+    """Return the bytes of the short replies that `data` begins with: at least one, and up to FEED_SIZE.
+
+    Return UNFINISHED or OTHER_REPLY as short_reply_length() does, if it does not begin with one.
+    """
+    cdef Py_ssize_t size = short_reply_length(data, length)
+    cdef Py_ssize_t end = 0
+    while size > 0 and end + size <= FEED_SIZE:
+        end += size
+        size = short_reply_length(data + end, length - end)
+    return end if end > 0 else size
+
+
+cdef Py_ssize_t short_reply_length(const uint8_t *data, Py_ssize_t length) noexcept:
+    """Return the bytes of the short reply that `data` begins with: an integer, a string, or an array of these.
+
+    Return UNFINISHED if `data` ends within it, and OTHER_REPLY for all else, such as an error.
+    """
+    cdef Py_ssize_t items
+    cdef Py_ssize_t end
+    cdef Py_ssize_t size
+    if length == 0 or data[0] != c"*":
+        return short_item_length(data, length)
+    end = number_line(data, length, &items)
+    if end > 0 and items > MOST_ITEMS:
+        return OTHER_REPLY
+    while end > 0 and items > 0:
+        size = short_item_length(data + end, length - end)
+        end = end + size if size > 0 else size
+        items -= 1
+    return end
+
+
+cdef Py_ssize_t short_item_length(const uint8_t *data, Py_ssize_t length) noexcept:
+    """Return the bytes of an integer or a string, or what short_reply_length() returns if it is none."""
+    cdef Py_ssize_t number
+    cdef Py_ssize_t end
+    if length == 0:
+        return UNFINISHED
+    if data[0] != c":" and data[0] != c"$":
+        return OTHER_REPLY
+    end = number_line(data, length, &number)
+    if end <= 0 or data[0] == c":":
+        return end
+    if number > LONGEST_STRING:
+        return OTHER_REPLY
+    end += number + 2
+    if end > length:
+        return UNFINISHED
+    return end if data[end - 2] == c"\r" and data[end - 1] == c"\n" else OTHER_REPLY
+
+
+cdef Py_ssize_t number_line(const uint8_t *data, Py_ssize_t length, Py_ssize_t *number) noexcept:
+    """Parse a line that has a number behind its first byte. Return its bytes, or what short_reply_length() does."""
+    cdef Py_ssize_t end = 1
+    number[0] = 0
+    while end < length and end <= MOST_DIGITS and c"0" <= data[end] <= c"9":
+        number[0] = 10 * number[0] + data[end] - c"0"
+        end += 1
+    if end == length:
+        return UNFINISHED
+    if end == 1 or data[end] != c"\r":
+        return OTHER_REPLY
+    if end + 1 == length:
+        return UNFINISHED
+    return end + 2 if data[end + 1] == c"\n" else OTHER_REPLY
 
 
 cdef inline bint is_same(object name, bytes other) noexcept:

@@ -1,13 +1,9 @@
 # cython: language_level=3
 """Sends envelopes to a Redis engine: bounded, and counted."""
 
-from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t
-from libc.stdio cimport snprintf
 from libc.string cimport memcpy
 
-from wshub.brokers.redis_reader cimport RedisReader
-from wshub.links.byte_stream cimport ByteStream
 from wshub.protocol.frame_buffer cimport RAW, FrameBuffer, frame_new, frame_payload, frame_release
 
 from collections import Counter
@@ -16,7 +12,7 @@ cdef enum:
     # Bytes of the largest envelope. By default an engine ends each subscriber for which 32 MiB wait, so one message of
     # that size would cut off all nodes.
     LARGEST_ENVELOPE = 16 * 1024 * 1024
-    # "$", the digits of a size_t, CR, LF and a zero.
+    # "$", the digits of a size_t, CR and LF.
     LENGTH_SIZE = 24
 
 
@@ -27,14 +23,6 @@ cdef class EnvelopeSender:
         names: the ChannelNames of the engine.
         max_pending: bytes that may wait to be sent. While as many do, a further envelope is dropped.
     """
-
-    cdef object names
-    cdef dict heads              # that of `names`
-    cdef size_t max_pending
-    cdef ByteStream stream       # None while there is no connection
-    cdef RedisReader reader
-    cdef readonly object dropped
-    cdef readonly str why_dropped
 
     def __init__(self, names, size_t max_pending):
         self.names = names
@@ -112,10 +100,10 @@ cdef FrameBuffer *command_frame(bytes head, bytes envelope) except NULL:
 
     Raises MemoryError.
     """
-    cdef char length[LENGTH_SIZE]
+    cdef uint8_t length[LENGTH_SIZE]
     cdef size_t head_size = len(head)
     cdef size_t envelope_size = len(envelope)
-    cdef size_t length_size = snprintf(length, LENGTH_SIZE, b"$%zu\r\n", envelope_size)
+    cdef size_t length_size = put_length(length, envelope_size)
     cdef FrameBuffer *frame = frame_new(RAW, head_size + length_size + envelope_size + 2)
     cdef uint8_t *end
     if frame == NULL:
@@ -130,3 +118,19 @@ cdef FrameBuffer *command_frame(bytes head, bytes envelope) except NULL:
     memcpy(end, b"\r\n", 2)
     frame.length = head_size + length_size + envelope_size + 2
     return frame
+
+
+cdef size_t put_length(uint8_t *place, size_t number) noexcept:
+    """Write the line in front of a word of so many bytes. It has at most LENGTH_SIZE bytes. Return how many."""
+    cdef size_t digits = 1
+    cdef size_t rest = number // 10
+    cdef size_t position
+    while rest:
+        digits += 1
+        rest //= 10
+    place[0] = c"$"
+    for position in range(digits, 0, -1):
+        place[position] = <uint8_t>(c"0" + number % 10)
+        number //= 10
+    memcpy(place + digits + 1, b"\r\n", 2)
+    return digits + 3

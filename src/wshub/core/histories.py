@@ -15,11 +15,13 @@ from wshub.brokers.interface import (
     HistoryBroker,
     HistoryConfig,
     HistorySource,
+    NativeHistorySource,
     Position,
     Published,
     StoredHistory,
     room_channel,
 )
+from wshub.brokers.stored_sender import StoredSender
 from wshub.core.cluster_types import HasMembers
 from wshub.core.history_types import HistoryStats
 from wshub.core.history_window import HistoryWindow
@@ -59,6 +61,9 @@ PIECES_PER_ITERATION = 4
 
 WINDOWS_BYTES = 64 * 1024 * 1024
 """Bytes of prepared messages of all rooms, above which those are dropped that were used the longest time ago."""
+
+KEPT_SENDERS = 4096
+"""Maximum number of rooms whose senders are kept."""
 
 COUNTING = 4
 """Clients at a time whose missed messages are read to be counted."""
@@ -109,11 +114,16 @@ class Histories:
     cursors: dict[str, RoomHistory]
     """The history of each room with members here, or with clients that come back to it."""
 
+    senders: dict[str, StoredSender]
+    """The sender of each room to which messages were sent lately. The hub clears it when settings change."""
+
     def __init__(self, hub: HubWithHistories, messages: RemoteMessages, source: HistorySource) -> None:
         self.messages = messages
         self.source = source
         self._local = source if isinstance(source, LocalHistory) else None
+        self._native = source if isinstance(source, NativeHistorySource) else None
         self.cursors = {}
+        self.senders = {}
         self.recoveries: Counter[str] = Counter()
         """Clients that came back, by the gap; ``""`` for those that missed nothing or got all."""
         self.recovered = 0
@@ -237,16 +247,19 @@ class Histories:
 
     # Publishing and reading
 
-    def send(self, room: str, envelope: bytes) -> bool:
-        """Have an envelope stored and sent. Return False if it was dropped, which is counted."""
-        taken = False
-        try:
-            taken = self.source.send_stored(room_channel(room), envelope, self.config_of(room))
-        except Exception:
-            self.messages.log_failure()
-        if not taken:
-            self.messages.rejected_count += 1
-        return taken
+    def sender_of(self, room: str) -> StoredSender:
+        """Return what stores the messages of a room. Raises ``MisuseError`` if the room has no history."""
+        channel, config = room_channel(room), self.config_of(room)
+        sender = self._native.stored_sender(channel, config) if self._native is not None else None
+        if sender is None:
+            sender = StoredSender(self.source.send_stored, channel, config)
+            if self._native is not None:
+                # The broker has not started.
+                return sender
+        if len(self.senders) >= KEPT_SENDERS:
+            self.senders.clear()
+        self.senders[room] = sender
+        return sender
 
     async def publish(self, room: str, envelope: bytes, idempotency_key: str) -> Published:
         """Have an envelope stored and sent, and return its position. Raises ``BrokerError``."""

@@ -4,6 +4,7 @@
 from cpython.pythread cimport PyThread_get_thread_ident
 
 from wshub.brokers.envelope cimport ROOM_MESSAGE
+from wshub.brokers.stored_sender cimport StoredSender
 from wshub.core.broadcasting cimport hand_to_loop
 from wshub.core.connection_state cimport ConnectionCore
 from wshub.core.conflation_keys cimport check_conflation_key
@@ -23,6 +24,8 @@ cdef bint keeps_history(HubBase hub, str name) except -1:
     cdef Room room = hub.room_table.get(name)
     if room is not None:
         return room.has_history
+    if name in hub.history_senders:
+        return True
     config = hub.room_configs.find(name)
     return config is not None and config.history is not None
 
@@ -59,13 +62,26 @@ cdef Py_ssize_t send_to_history(
         if not hand_to_loop(hub, later):
             return 0
     else:
-        hub.histories.send(
-            name, history_envelope(hub, name, message, excluded, compress, slow_consumer, key, publisher)
-        )
+        store(hub, name, history_envelope(hub, name, message, excluded, compress, slow_consumer, key, publisher))
     room = hub.room_table.get(name)
     if room is None:
         return 0
     return len(room.members) - (excluded is not None and excluded.connection_id in room.members)
+
+
+cdef object store(HubBase hub, str name, bytes envelope):
+    """Have an envelope stored and sent. If it is dropped, that is counted."""
+    cdef RemoteMessages messages = hub.histories.messages
+    cdef StoredSender sender
+    cdef bint taken = False
+    try:
+        sender = hub.history_senders.get(name)
+        if sender is None:
+            sender = hub.histories.sender_of(name)
+        taken = sender.send(envelope)
+    except Exception:
+        messages.log_failure()
+    messages.rejected_count += not taken
 
 
 def send_later(HubBase hub, str name, message, ConnectionCore excluded, compress, slow_consumer, key, str publisher):

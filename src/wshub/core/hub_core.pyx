@@ -123,6 +123,7 @@ cdef class HubCore(HubBase):
         self.histories = None
         self.presences = None
         self.history_cursors = {}
+        self.history_senders = {}
         self.closes = {}
         self.refused = {}
         self.handler_tasks = {}
@@ -167,6 +168,7 @@ cdef class HubCore(HubBase):
         """Store the messages of rooms with history in Histories from now on."""
         self.histories = histories
         histories.cursors = self.history_cursors
+        histories.senders = self.history_senders
         for room in self.room_table.values():
             if (<Room>room).has_history:
                 histories.members_changed((<Room>room).name)

@@ -44,6 +44,7 @@ cdef class HubBase:
     cdef object presences        # Presences: who is in which room; None until the hub is in use and knows it of one
     cdef readonly bint _keeps_presences  # the settings of some room have a presence
     cdef dict history_cursors    # name: HistoryCursor, of the rooms with history that messages arrive for
+    cdef dict history_senders    # name: StoredSender, of rooms with history that messages were sent to
     cdef readonly object _admission  # Admission
     cdef bint counts_addresses   # the connections of each address are counted
     cdef dict closes             # close code: number of connections

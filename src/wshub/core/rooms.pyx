@@ -238,6 +238,7 @@ cdef object configure_rooms(HubBase hub, str pattern, object config):
     cdef Room room
     hub.room_configs.set(pattern, config)
     hub.has_room_configs = True
+    hub.history_senders.clear()
     if config.history is not None:
         hub._keeps_histories = True
     if config.presence is not None:
