@@ -430,14 +430,22 @@ class MemoryEngine:
                 connection.next_number += 1
 
     def _send(self, sender: EngineConnection, command: Send) -> None:
-        receivers: set[EngineConnection] = set()
-        for channel in (command.channel, *self._matching(sender.hub, command.channel)):
-            for connection in self._subscribers.get((sender.hub, channel), {}):
-                if connection is not sender:
-                    receivers.add(connection)
-                    self._put(connection, Arrived(channel, command.envelope))
+        receivers = self._deliver(sender.hub, command.channel, command.envelope, but=sender)
         if command.request is not None:
             self._put(sender, Answered(command.request, Published(receivers=len(receivers))))
+
+    def _deliver(
+        self, hub: str, channel: str, envelope: bytes, *, but: EngineConnection | None = None
+    ) -> set[EngineConnection]:
+        """Have an envelope arrive at all who have subscribed to its channel or to a pattern. Return who they are."""
+        receivers: set[EngineConnection] = set()
+        for name in (channel, *self._matching(hub, channel)):
+            # One that is too slow is cut off, and has subscribed to nothing then.
+            for connection in tuple(self._subscribers.get((hub, name), ())):
+                if connection is not but:
+                    receivers.add(connection)
+                    self._put(connection, Arrived(name, envelope))
+        return receivers
 
     def _store(self, sender: EngineConnection, command: Store) -> None:
         store = self._stores.setdefault(sender.hub, HistoryStore())
@@ -450,10 +458,7 @@ class MemoryEngine:
             envelope = encode_stored(
                 command.envelope, offset=position.offset, previous=stored.previous, epoch=position.epoch
             )
-            for channel in (command.channel, *self._matching(sender.hub, command.channel)):
-                for connection in tuple(self._subscribers.get((sender.hub, channel), {})):
-                    receivers.add(connection)
-                    self._put(connection, Arrived(channel, envelope))
+            receivers = self._deliver(sender.hub, command.channel, envelope)
         if command.request is not None:
             published = Published(receivers=len(receivers), position=position, is_duplicate=stored.is_duplicate)
             self._put(sender, Answered(command.request, published))

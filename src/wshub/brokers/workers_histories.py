@@ -156,7 +156,7 @@ class Histories:
         await self.members.meet(self._barrier)
         if not self._is_closed:
             self.members.started()
-            self._requests.send_held()
+            self._requests.started()
 
     def peer_up(self, peer: Peer) -> None:
         """Note a connection. Both sides say what they know."""

@@ -276,7 +276,7 @@ class Presences:
         await self.members.meet(self._barrier)
         if not self._is_closed:
             self.members.started()
-            self._requests.send_held()
+            self._requests.started()
 
     # What the session calls
 

@@ -193,7 +193,7 @@ class Requests:
             if outcome is not None:
                 return outcome or None
         if not self._members.has_keepers:
-            return f"no worker keeps {self._subject.keepers}"
+            return self._nobody
         if self._held_bytes + request.charge > self._max_pending:
             return FULL
         self._held.setdefault(slot, deque()).append(request)
@@ -274,9 +274,7 @@ class Requests:
         self._is_closed = True
         if self._retry is not None:
             self._retry.cancel()
-        for slot in tuple(self._held):
-            while slot in self._held:
-                self._fail(self._pop(slot), "the broker was closed")
+        self._fail_held("the broker was closed")
         for request in tuple(self._unanswered.values()):
             self._lose(request, "the broker was closed before the answer came")
 
@@ -288,6 +286,12 @@ class Requests:
             self._settled = None
 
     # Those that wait for their owner
+
+    def started(self) -> None:
+        """Send the requests that wait, now that the other workers are known. Fail them if none of these is an owner."""
+        if not self._members.has_keepers:
+            self._fail_held(self._nobody)
+        self.send_held()
 
     def send_held(self) -> None:
         """Send the requests that wait, as far as their owners take them."""
@@ -324,6 +328,15 @@ class Requests:
             del self._held[slot]
         self._note_settled()
         return request
+
+    @property
+    def _nobody(self) -> str:
+        return f"no worker keeps {self._subject.keepers}"
+
+    def _fail_held(self, reason: str) -> None:
+        for slot in tuple(self._held):
+            while slot in self._held:
+                self._fail(self._pop(slot), reason)
 
     def _fail(self, request: Request, reason: str) -> None:
         """Fail a request that has done nothing."""
