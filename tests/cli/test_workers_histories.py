@@ -188,3 +188,56 @@ async def test_members_are_told_when_a_killed_worker_takes_the_history_with_it(
                 assert len(member.data) == len(set(member.data))
                 assert len({epoch for epoch, _ in member.offsets}) >= 2
         assert "Traceback" not in await asyncio.to_thread(server.end)
+
+
+ROOMS_PROGRAM = """
+from starlette.applications import Starlette
+from starlette.routing import WebSocketRoute
+
+from wshub import HistoryConfig, Hub
+
+hub = Hub()
+hub.configure_room("room:*", history=HistoryConfig())
+
+
+async def serve(connection):
+    async for room in connection.iter_json():
+        published = await hub.publish("message", room=room)
+        connection.send_json(published.position.epoch)
+
+
+app = Starlette(routes=[WebSocketRoute("/", hub.asgi(serve))])
+"""
+
+
+async def epochs_of_rooms(url: str) -> list[str]:
+    """Publish in each of 20 rooms over one connection. Return the epochs of their histories."""
+    while True:
+        with contextlib.suppress(OSError, websockets.WebSocketException):
+            async with websockets.connect(url, proxy=None, ping_interval=None) as socket:
+                epochs = []
+                for number in range(20):
+                    await socket.send(json.dumps(f"room:{number}"))
+                    epochs.append(json.loads(await socket.recv()))
+                return epochs
+        await asyncio.sleep(0.05)
+
+
+async def test_workers_that_have_had_no_connection_hand_their_histories_over(
+    tmp_path, socket_directory, monkeypatch
+) -> None:
+    (tmp_path / "rooms.py").write_text(ROOMS_PROGRAM)
+    monkeypatch.setenv("TMPDIR", str(socket_directory))
+    monkeypatch.delenv("RUNTIME_DIRECTORY", raising=False)
+    workers = ("--workers", str(WORKERS), *PATIENT_SUPERVISOR)
+    with serving("rooms:app", "--app-dir", str(tmp_path), *workers) as server:
+        url = f"ws://{server.address}/"
+        async with asyncio.timeout(60):
+            before = await epochs_of_rooms(url)
+            former = server.children()
+            server.process.send_signal(signal.SIGHUP)
+            # One child stays: what looks after the memory that processes share.
+            while len(server.children() & former) > 1 or len(server.children()) < len(former):
+                await asyncio.sleep(0.05)
+            assert await epochs_of_rooms(url) == before
+        assert "Traceback" not in await asyncio.to_thread(server.end)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 from tests.support.free_ports import free_port
 from tests.support.programs import Program, environment, running_program
@@ -33,6 +34,11 @@ class Serving:
     @property
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
+
+    def children(self) -> set[int]:
+        """Return the processes that it has started: its workers, and what looks after their memory."""
+        pid = self.process.pid
+        return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
 
     def end(self, signal_number: int = signal.SIGTERM) -> str:
         """Stop it with a signal. Returns its whole output."""

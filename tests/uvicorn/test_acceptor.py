@@ -29,6 +29,7 @@ from wshub import Connection, EventHandler, HandshakeError, Hub, HubConfig
 from wshub.app import App, Context
 from wshub.app.endpoints import ConnectionEndpoint
 from wshub.asgi.application import HubApplication
+from wshub.brokers.memory import MemoryBroker, MemoryEngine
 from wshub.protocol.http.request import RequestHead
 from wshub.uvicorn.event_loop import accept_natively
 from wshub.uvicorn.native_routes import find_native_route, native_hubs
@@ -554,3 +555,12 @@ async def test_a_question_to_the_application_has_an_end(http) -> None:
             assert caught.value.response.status_code == 503
         assert asked == 0
         assert hub.refused == {503: 2}
+
+
+async def test_a_hub_that_has_had_no_connection_is_closed_with_its_server() -> None:
+    hub = Hub(broker=MemoryBroker(MemoryEngine()))
+    app = Starlette(routes=[WebSocketRoute("/", hub.asgi(EventHandler()))])
+    async with accepting(app):
+        # It is a node already, which other nodes may rely on.
+        await hub.broker_started()
+    assert not hub.is_in_use

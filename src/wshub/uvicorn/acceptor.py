@@ -69,7 +69,7 @@ class Acceptor:
         self.hub = hub
         self._tls = tls
         self._state = state
-        # None until one of the hubs has a connection, because uvicorn counts the Hubs object as a connection.
+        # None until one of the hubs has a connection or the server ends: uvicorn counts the Hubs object as a connection.
         self._hubs: Hubs | None = None
         self._unix: UnixAddress | None = None
         self._default_headers: list[tuple[bytes, bytes]] | None = None
@@ -125,6 +125,9 @@ class Acceptor:
         if self._closed:
             return
         self._closed = True
+        if self.hub is not None:
+            # uvicorn ends its connections next. A hub has joined others by a broker even if it had no connection.
+            self._hubs_of_server().add(self.hub)
         for listening in self.sockets:
             self._reactor.unlisten(listening.fileno())
             listening.close()
@@ -187,9 +190,7 @@ class Acceptor:
             self._log(first, client, request, str(error.status))
             raise
         self._log(first, client, request, "[accepted]")
-        if self._hubs is None:
-            self._hubs = Hubs.of(self._state)
-        self._hubs.add(hub)
+        self._hubs_of_server().add(hub)
         if hub is self.hub:
             opening.open_on(first.take(), response, data[end:])
         elif self._tls is not None:
@@ -197,6 +198,11 @@ class Acceptor:
             opening.open_on(first.take(), response, data[end:])
         else:
             opening.open_on_descriptor(first.detach(), response, data[end:])
+
+    def _hubs_of_server(self) -> Hubs:
+        if self._hubs is None:
+            self._hubs = Hubs.of(self._state)
+        return self._hubs
 
     def _find_route(self, first: FirstRequest, head: bytes) -> tuple[NativeRoute, RequestHead] | None:
         try:

@@ -22,7 +22,7 @@ __all__ = ["Hubs", "primary_hub"]
 
 
 class Hubs:
-    """The hubs that have connections of a server. The server closes them when it shuts down.
+    """The hubs that a server has used. The server closes them when it shuts down.
 
     uvicorn calls ``shutdown()`` of each of its connections once, and waits until none is left.
     """
