@@ -89,6 +89,13 @@ class Node:
             self.broker.subscribe(channel)
         await self.broker.subscribed(channels[-1])
 
+    def die(self) -> None:
+        """End as a process that is killed: nothing more is sent, and each connection is lost."""
+        connections = tuple(self.session._connections)
+        self.session.abandon()
+        for peer in connections:
+            peer.end()
+
     async def close(self) -> None:
         await self.broker.close()
         self.reactor.close()

@@ -184,7 +184,7 @@ async def test_a_new_owner_gets_the_copies_of_a_standby_that_does_not_know_yet_w
         await dying.session.barriers.wait()
         own = [channel for channel in CHANNELS if owner_of(dying, channel) == dying.info.id]
         assert len({next_owner(channel, coordinator, standby) for channel in own}) == 2
-        dying.session.abandon()
+        dying.die()
         # The standby never looks into the directory until the coordinator has what it keeps.
         async with asyncio.timeout(30), looking(coordinator):
             for channel in own:
@@ -223,7 +223,7 @@ async def test_the_leave_of_a_user_is_told_if_its_worker_and_the_owner_die_at_on
         assert of_three
         assert others
         for node in (three, four):
-            node.session.abandon()
+            node.die()
         async with looking(one, two):
             taken = await taken_over(len(of_three) + len(others), one, two)
         assert Counter(channel for channel, _ in taken) >= Counter([*of_three, *others])
