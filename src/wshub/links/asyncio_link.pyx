@@ -90,12 +90,14 @@ cdef class AsyncioLink(Link):
         return 0
 
     cdef void pause(self) noexcept:
-        if not self.closed and self.transport.is_reading():
+        # A transport of uvloop raises once its loop is closed.
+        if not self.closed and not self.loop.is_closed() and self.transport.is_reading():
             self.transport.pause_reading()
 
     cdef void resume(self) noexcept:
-        if not self.closed and not self.transport.is_closing() and not self.transport.is_reading():
-            self.transport.resume_reading()
+        if self.closed or self.loop.is_closed() or self.transport.is_closing() or self.transport.is_reading():
+            return
+        self.transport.resume_reading()
 
     cdef void abort(self, bint after_flush) noexcept:
         if self.closed:
