@@ -23,7 +23,8 @@ class NatsBroker(SessionBroker[NatsSession]):
     subjects that begin with the prefix, ``wshub.>``. The servers only carry messages.
 
     Rooms with history or presence need JetStream, which stores them, and the permission to publish to ``$JS.API.>``.
-    Without, ``publish()`` to such a room raises ``BrokerUnavailable``, and plain rooms work.
+    Without JetStream, ``publish()`` to such a room raises ``BrokerUnavailable``. Without the permission it raises
+    ``BrokerError``. Plain rooms work in both cases.
 
     NATS does not tell the number of receivers, so ``publish()`` returns none. In a cluster, the other servers learn of
     a subscription a moment after ``subscribed()`` has returned.
