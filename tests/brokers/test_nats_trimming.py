@@ -13,7 +13,8 @@ from tests.support.nats_engine import PROGRAMS, NatsEngine, running_jetstream
 from wshub.brokers.interface import HistoryConfig, Position, StoredHistory
 from wshub.brokers.nats import NatsBroker
 from wshub.brokers.nats_reading import MessageSize
-from wshub.brokers.nats_trimming import MAX_COUNTED, Trimming, first_to_keep
+from wshub.brokers.nats_streams import Stream, StreamLimits
+from wshub.brokers.nats_trimming import Trimming, first_to_keep
 from wshub.errors import BrokerUnavailable
 
 SIZE = 1000
@@ -214,9 +215,28 @@ def test_one_message_more_than_is_promised_is_kept(sizes: list[int], first: int)
     assert first_to_keep(reversed(messages), 10) == first
 
 
-def test_the_number_of_channels_that_are_counted_is_bounded() -> None:
-    trimming = Trimming(None, None)  # type: ignore[arg-type]
-    for number in range(MAX_COUNTED + 5):
-        trimming.count(None, str(number), 1, 10)  # type: ignore[arg-type]
-    assert len(trimming._stored) == MAX_COUNTED
-    assert "0" not in trimming._stored
+class CountingReader:
+    """A reader that is asked for nothing but sizes, and finds none."""
+
+    def __init__(self) -> None:
+        self.readings = 0
+
+    async def read_sizes(self, stream: str, subject: str, limit: int) -> list[MessageSize]:
+        self.readings += 1
+        return []
+
+
+async def test_more_channels_than_are_counted_are_trimmed_as_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wshub.brokers.nats_trimming.MAX_COUNTED", 10)
+    reader = CountingReader()
+    trimming = Trimming(None, reader)  # type: ignore[arg-type]
+    stream = Stream("stream", "epoch", "stream.", StreamLimits.of(KEPT), 0.0)
+    for _ in range(4000):
+        # Each of them is forgotten before it has its next message.
+        for channel in range(11):
+            trimming.count(stream, str(channel), SIZE, 5 * SIZE)
+        await asyncio.sleep(0)
+        assert len(trimming._stored) <= 10
+    # 8800 are expected, and the standard deviation is less than 100.
+    assert 8000 < reader.readings < 9600
+    trimming.close()

@@ -28,10 +28,10 @@ from wshub.errors import BrokerUnavailable
 MAX_PENDING = 1 << 20
 
 
-async def slow_reader(node: Node) -> RawWorker:
-    """Return a worker that has subscribed to room:a, and that reads nothing more."""
+async def slow_reader(node: Node, channel: str = "room:a") -> RawWorker:
+    """Return a worker that has subscribed to a channel, and that reads nothing more."""
     raw = await RawWorker.meet(node)
-    raw.write(SUBSCRIBE, channels("room:a"))
+    raw.write(SUBSCRIBE, channels(channel))
     raw.write(PING, number(1))
     await raw.read_until(PONG)
     raw.writer.transport.pause_reading()
@@ -176,9 +176,10 @@ async def test_publish_returns_when_the_kernel_has_taken_the_envelope(path) -> N
         await asyncio.wait([reading])
 
 
-async def test_publish_raises_if_too_much_waits_for_each_node(path) -> None:
+@pytest.mark.parametrize("channel", ["room:a", "match:a*"])
+async def test_publish_raises_if_too_much_waits_for_each_node(path, channel: str) -> None:
     async with mesh(path, 1, max_pending=MAX_PENDING) as (node,):
-        raw = await slow_reader(node)
+        raw = await slow_reader(node, channel)
         await fill(node, 100_000)
         with pytest.raises(BrokerUnavailable, match="too much waits"):
             await node.broker.publish("room:a", b"x")

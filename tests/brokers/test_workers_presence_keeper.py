@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from tests.brokers.mesh import entries_of
+from tests.brokers.mesh import entries_of, until
 from wshub.brokers.presence_interface import PresenceEntry
 from wshub.brokers.workers_owners import slot_of
+from wshub.brokers.workers_presence_copies import Copies
 from wshub.brokers.workers_presence_keeper import OwnedSlot, PresenceKeeper
-from wshub.brokers.workers_presence_records import Enter
+from wshub.brokers.workers_presence_records import Copied, Enter, UncopiedSlot, decode_body
 
 CHANNEL = "room:a"
 SLOT = slot_of(CHANNEL)
@@ -93,3 +95,56 @@ def test_copies_of_entries_that_were_taken_over_are_not_entered_again(*, has_lef
         assert owner.owned.entries.leave("owner", CHANNEL, [taken]) == [True]
     owner.copies_come(is_connected=False)
     assert owner.owned.entries.nodes == ([] if has_left else ["owner"])
+
+
+class StandbyConnection:
+    """A connection to a standby. It takes no more than a part until ``departed`` is set."""
+
+    node_id = "standby"
+
+    def __init__(self) -> None:
+        self.said: list[Any] = []
+        self.departed = asyncio.Event()
+
+    def send_presence(self, body: bytes, *, always: bool = False) -> bool:
+        self.said.append(decode_body(body))
+        return True
+
+    async def departure(self) -> bool:
+        await self.departed.wait()
+        return True
+
+
+class TwoMembers:
+    """An owner, and the only other worker."""
+
+    own_id = "owner"
+
+    def __init__(self, standby: StandbyConnection) -> None:
+        self._standby = standby
+
+    def candidates(self) -> list[str]:
+        return ["owner", "standby"]
+
+    def reachable(self, node_id: str) -> StandbyConnection | None:
+        return self._standby if node_id == "standby" else None
+
+    peer = reachable
+
+
+async def test_a_standby_gets_no_copies_of_a_slot_that_it_was_told_to_forget() -> None:
+    standby = StandbyConnection()
+    members = cast(Any, TwoMembers(standby))
+    keeper = PresenceKeeper("owner", 1 << 20)
+    copies = keeper.copies = Copies(asyncio.get_running_loop(), members, keeper)
+    owned = keeper.begin(SLOT, 1, [])
+    # They are more than are sent at once.
+    keeper.enter(owned, "node", CHANNEL, entries_of("node", *(f"{number:01000}" for number in range(1000))))
+    copies.choose()
+    await until(lambda: standby.said)
+    keeper.end(SLOT)
+    copies.drop(SLOT)
+    standby.departed.set()
+    await until(lambda: copies._sending is None)
+    assert Copied in map(type, standby.said)
+    assert standby.said[-1] == UncopiedSlot(SLOT)

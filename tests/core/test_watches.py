@@ -240,6 +240,23 @@ async def test_a_slow_function_misses_messages_which_are_counted(caplog: pytest.
     ]
 
 
+@pytest.mark.parametrize("room", ["a", "kept:a"])
+async def test_the_limit_is_in_bytes_however_long_characters_are(pair: Any, room: str) -> None:
+    async def handle(message: RoomMessage) -> None:
+        await asyncio.Event().wait()
+
+    async with pair(close_timeout_ms=50) as (one, two):
+        for hub in (one, two):
+            hub.configure_room("kept:*", history=HistoryConfig())
+        watch = await one.watch(room, handle, max_pending=2 * (256 + 400))
+        two.broadcast("first", room=room)
+        await until(lambda: watch.handled == 1)
+        for _ in range(4):
+            two.broadcast("\N{GRINNING FACE}" * 100, room=room)
+        await until(lambda: watch.pending + watch.dropped == 4)
+        assert watch.pending == 2
+
+
 @pytest.mark.parametrize("is_coroutine", [False, True])
 async def test_a_function_that_never_waits_leaves_time_for_others(is_coroutine: bool) -> None:
     seen = Seen()
@@ -354,6 +371,48 @@ async def test_a_hub_that_closes_cancels_a_function_that_does_not_end(pair: Any)
         two.broadcast("1", room="a")
         await until(lambda: watch.handled)
     assert ended == [watch]
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+async def test_the_function_may_close_the_hub(pair: Any, *, is_first: bool) -> None:
+    seen, others = Seen(), Seen()
+
+    async def handle(message: RoomMessage) -> None:
+        if not is_first:
+            closing = asyncio.create_task(one.close())
+            await until(lambda: watch.is_closed)
+            await one.close()
+            await closing
+        await one.close()
+        seen(message)
+
+    async with pair(close_timeout_ms=200) as (one, two):
+        watch = await one.watch("*", handle)
+        await one.watch("*", others)
+        for text in ("1", "2"):
+            two.broadcast(text, room="a")
+        # It is not cancelled, and gets what waits.
+        assert await seen.after(2) == await others.after(2) == [("a", "1"), ("a", "2")]
+        assert watch.is_closed
+
+
+async def test_a_watch_whose_function_cancels_its_task_has_ended(pair: Any) -> None:
+    seen = Seen()
+
+    async def handle(message: RoomMessage) -> None:
+        seen(message)
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await asyncio.sleep(0)
+
+    async with pair() as (one, two):
+        watch = await one.watch("*", handle)
+        for text in ("1", "2"):
+            two.broadcast(text, room="a")
+        await until(lambda: watch.is_closed)
+        assert seen.texts == ["1"]
+        assert one._watches is None
 
 
 @pytest.mark.parametrize("kind", ["memory", "workers"])

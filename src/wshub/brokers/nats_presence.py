@@ -268,12 +268,15 @@ class NatsPresences:
         self._search_in -= 1
         if self._search_in > 0:
             return
+        losses = self._lives.losses
         if self._is_search_for_all or self._lives.is_first:
             owners = {owned.owner async for _, _, entries in self._all_users() for owned in entries}
             for owner in owners - await self._lives.names():
                 if not await self._lives.exists(owner):
                     await self._lives.end(owner)
-        self._search_in, self._is_search_for_all = BETWEEN_SEARCHES, False
+        # After another loss meanwhile, the next search is due already.
+        if losses == self._lives.losses:
+            self._search_in, self._is_search_for_all = BETWEEN_SEARCHES, False
 
     async def take_over(self, life: str) -> list[tuple[str, PresenceEntry]]:
         """Make entries of a dead life those of this node."""

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from wshub.brokers.nats_reading import MessageSize, StreamReader
 from wshub.brokers.nats_requests import Requests
@@ -22,8 +24,19 @@ __all__ = ["Trimming"]
 
 logger = logging.getLogger("wshub.broker")
 
-# Channels whose bytes are counted. The count of the one that was begun first is forgotten for another one.
+# Channels whose bytes are counted. The count that was used the longest time ago is forgotten for another one.
 MAX_COUNTED = 10_000
+
+
+class Stored(NamedTuple):
+    """The count of a channel since the last deletion."""
+
+    size: int
+    """The bytes that were stored."""
+
+    stream: Stream
+    max_bytes: int
+    """The bytes to keep."""
 
 
 class Trimming:
@@ -37,23 +50,36 @@ class Trimming:
     def __init__(self, requests: Requests, reader: StreamReader) -> None:
         self._requests = requests
         self._reader = reader
-        # The bytes that were stored since the last deletion, by the tokens of the channel.
-        self._stored: dict[str, int] = {}
-        # The streams, and the bytes to keep, of the channels where something is to be deleted.
-        self._due: dict[str, tuple[Stream, int]] = {}
+        # By the tokens of the channel.
+        self._stored: dict[str, Stored] = {}
+        # The channels where something is to be deleted.
+        self._due: dict[str, Stored] = {}
         self._task: asyncio.Task[None] | None = None
         self._is_closed = False
 
     def count(self, stream: Stream, tokens: str, size: int, max_bytes: int) -> None:
         """Count a message that was stored on a channel. Delete others if there are too many bytes."""
-        stored = self._stored.get(tokens, 0) + size
-        if stored <= max_bytes:
-            if stored == size and len(self._stored) >= MAX_COUNTED:
-                del self._stored[next(iter(self._stored))]
-            self._stored[tokens] = stored
+        former = self._stored.pop(tokens, None)
+        stored = Stored(size if former is None else former.size + size, stream, max_bytes)
+        if stored.size > max_bytes:
+            self._trim_soon(tokens, stored)
             return
-        self._stored.pop(tokens, None)
-        self._due[tokens] = stream, max_bytes
+        if len(self._stored) >= MAX_COUNTED:
+            self._forget_one()
+        self._stored[tokens] = stored
+
+    def _forget_one(self) -> None:
+        """Forget a count. The larger it is, the more probable is a deletion all the same.
+
+        So there is one for each ``max_bytes`` on average, on however many channels the node stores in turn.
+        """
+        tokens = next(iter(self._stored))
+        stored = self._stored.pop(tokens)
+        if random.random() * stored.max_bytes < stored.size:
+            self._trim_soon(tokens, stored)
+
+    def _trim_soon(self, tokens: str, stored: Stored) -> None:
+        self._due[tokens] = stored
         if self._task is None and not self._is_closed:
             self._task = asyncio.get_running_loop().create_task(self._run())
 
@@ -67,12 +93,13 @@ class Trimming:
         try:
             while self._due:
                 tokens = next(iter(self._due))
-                stream, max_bytes = self._due.pop(tokens)
+                stored = self._due.pop(tokens)
                 try:
-                    await self._trim(stream, tokens, max_bytes)
+                    await self._trim(stored.stream, tokens, stored.max_bytes)
                 except BrokerError:
                     # The next message on the channel has it tried again.
-                    self._stored[tokens] = max_bytes
+                    if len(self._stored) < MAX_COUNTED:
+                        self._stored[tokens] = stored._replace(size=stored.max_bytes)
         except Exception:
             logger.exception("the oldest messages of a history could not be deleted")
         finally:

@@ -21,7 +21,7 @@ cdef class Mesh:
     cdef uint64_t dropped_large
     cdef uint64_t dropped_memory
 
-    cdef bint send_matching(self, str channel, bytes envelope, list receivers) except -1
+    cdef bint send_matching(self, str channel, bytes envelope, list receivers, set subscribed) except -1
     cdef FrameBuffer *build(self, unsigned char kind, bytes body) noexcept
     cdef bint write(self, object peer, FrameBuffer *frame) noexcept
     cdef int write_change(self, unsigned char kind, str channel) except -1

@@ -104,7 +104,7 @@ cdef class Mesh:
             self.dropped_lost += 1
             return False
         if self.interest.patterns:
-            taken = self.send_matching(channel, envelope, None)
+            taken = self.send_matching(channel, envelope, None, None)
         interested = self.interest.peers.get(channel)
         if interested is None:
             return taken
@@ -121,29 +121,36 @@ cdef class Mesh:
         cdef list interested = self.interest.peers.get(channel, [])
         cdef FrameBuffer *frame
         cdef list taken = []
+        cdef Py_ssize_t count = len(interested)
+        cdef set subscribed
         if self.interest.patterns:
-            self.send_matching(channel, envelope, taken)
+            subscribed = set(interested)
+            self.send_matching(channel, envelope, taken, subscribed)
+            count = len(subscribed)
         if not interested:
-            return taken, len(taken)
+            return taken, count
         frame = self.build(ENVELOPE, envelope)
         if frame == NULL:
-            return taken, len(interested)
+            return taken, count
         try:
             for peer in interested:
                 if self.write(peer, frame) and peer not in taken:
                     taken.append(peer)
         finally:
             frame_release(frame)
-        return taken, max(len(interested), len(taken))
+        return taken, count
 
-    cdef bint send_matching(self, str channel, bytes envelope, list receivers) except -1:
+    cdef bint send_matching(self, str channel, bytes envelope, list receivers, set subscribed) except -1:
         """Queue the envelope for each pattern that matches its room. Return False if it was dropped.
 
-        The peers that it was queued for are added to `receivers`, unless that is None.
+        The peers that it was queued for are added to `receivers`, and all that have such a pattern to `subscribed`,
+        unless these are None.
         """
         cdef FrameBuffer *frame
         cdef bint taken = True
         for name in self.interest.matching(channel):
+            if subscribed is not None:
+                subscribed.update(self.interest.peers[name])
             frame = self.build(MATCHING, encode_channel(name) + envelope)
             if frame == NULL:
                 taken = False

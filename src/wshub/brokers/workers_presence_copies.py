@@ -12,9 +12,9 @@ from wshub.brokers.presence_interface import PresenceEntry
 from wshub.brokers.workers_membership import Membership
 from wshub.brokers.workers_owners import rendezvous
 from wshub.brokers.workers_peer import Peer
-from wshub.brokers.workers_presence_keeper import PresenceKeeper
+from wshub.brokers.workers_presence_keeper import PresenceKeeper, parts_of
 from wshub.brokers.workers_presence_records import Copied, CopiedAnew, Uncopied, UncopiedSlot
-from wshub.brokers.workers_presence_tables import ENTRIES_AT_ONCE, SlotEntries, send_paced
+from wshub.brokers.workers_presence_tables import SlotEntries, send_paced
 
 __all__ = ["Copies"]
 
@@ -107,11 +107,13 @@ class Copies:
 
     def _bodies(self, standby: str) -> Iterator[bytes]:
         yield CopiedAnew().encode()
-        for owned in tuple(self._keeper.slots.values()):
-            for node_id in owned.entries.nodes:
+        for slot, owned in tuple(self._keeper.slots.items()):
+            for node_id, channel, entries in parts_of(owned):
+                if self._keeper.slots.get(slot) is not owned:
+                    # Another node owns it by now, and the standby was told to forget it.
+                    break
                 if node_id != standby:
-                    for channel, entries in owned.entries.parts(node_id, ENTRIES_AT_ONCE):
-                        yield Copied(node_id, channel, entries).encode()
+                    yield Copied(node_id, channel, entries).encode()
 
     # Copies of others
 

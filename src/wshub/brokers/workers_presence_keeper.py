@@ -6,7 +6,7 @@ A new owner first gets the entries of all other nodes again. Requests wait meanw
 from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 from wshub.brokers.presence_interface import PresenceEntry
@@ -14,7 +14,7 @@ from wshub.brokers.presence_store import PresenceEntries, former_id, taken_id
 from wshub.brokers.workers_presence_records import Enter, Leave, Read, RequestBody
 from wshub.brokers.workers_presence_tables import ENTRIES_AT_ONCE
 
-__all__ = ["PresenceKeeper"]
+__all__ = ["OwnedSlot", "PresenceKeeper", "parts_of"]
 
 READ_AT_ONCE = 1000
 """Entries of one page at most."""
@@ -76,6 +76,13 @@ class OwnedSlot:
         """Expect no more from a node: its connection is lost."""
         self.resending.pop(node_id, None)
         self.unconfirmed.pop(node_id, None)
+
+
+def parts_of(owned: OwnedSlot) -> Iterator[tuple[str, str, tuple[PresenceEntry, ...]]]:
+    """Yield nodes and channels with some entries each. Those that are removed before their turn are left out."""
+    for node_id in owned.entries.nodes:
+        for channel, entries in owned.entries.parts(node_id, ENTRIES_AT_ONCE):
+            yield node_id, channel, entries
 
 
 class PresenceKeeper:
@@ -152,9 +159,8 @@ class PresenceKeeper:
         self.enter(owned, node_id, channel, missing)
 
     def _copy_again(self, owned: OwnedSlot) -> None:
-        for node_id in owned.entries.nodes:
-            for channel, entries in owned.entries.parts(node_id, ENTRIES_AT_ONCE):
-                self.copies.add(node_id, channel, entries)
+        for node_id, channel, entries in parts_of(owned):
+            self.copies.add(node_id, channel, entries)
 
     def _names_of(self, entry: PresenceEntry) -> tuple[str, str]:
         return entry.id, taken_id(self._own_id, entry.id)

@@ -23,7 +23,7 @@ from wshub.brokers.workers_owner_records import Claim, Owners, Ready, Refused
 from wshub.brokers.workers_owners import check_slot, slot_of
 from wshub.brokers.workers_peer import Peer
 from wshub.brokers.workers_presence_copies import Copies
-from wshub.brokers.workers_presence_keeper import OwnedSlot, PresenceKeeper
+from wshub.brokers.workers_presence_keeper import OwnedSlot, PresenceKeeper, parts_of
 from wshub.brokers.workers_presence_records import (
     Copied,
     CopiedAnew,
@@ -44,7 +44,7 @@ from wshub.brokers.workers_presence_records import (
     UncopiedSlot,
     decode_body,
 )
-from wshub.brokers.workers_presence_tables import ENTRIES_AT_ONCE, SlotEntries, send_paced
+from wshub.brokers.workers_presence_tables import SlotEntries, send_paced
 from wshub.brokers.workers_requests import REQUEST_SECONDS, Request, Requests, Subject
 from wshub.errors import BrokerError, BrokerUnavailable, BrokerUncertain
 
@@ -216,10 +216,9 @@ class Presences:
         own_id = self.members.own_id
         owned = self.keeper.slots.get(slot)
         if owned is not None:
-            for node_id in owned.entries.nodes:
+            for node_id, channel, entries in parts_of(owned):
                 if node_id != own_id:
-                    for channel, entries in owned.entries.parts(node_id, ENTRIES_AT_ONCE):
-                        self.copies.keep(own_id, node_id, channel, entries)
+                    self.copies.keep(own_id, node_id, channel, entries)
 
     def _has_handed_over(self) -> bool:
         """Return whether all slots of which this node knows entries have other owners, to which it has sent them."""

@@ -26,6 +26,7 @@ from wshub.core.local_presence import LocalPresence
 from wshub.core.presences import Presences
 from wshub.core.remote_messages import RemoteMessages
 from wshub.core.shutdown import Shutdown, WaitingHandlers
+from wshub.core.watches import calling_watch
 from wshub.errors import ConfigurationError, MisuseError
 from wshub.protocol.close_code import CloseCode, encode_close_payload
 from wshub.protocol.http.request import RequestHead
@@ -299,8 +300,8 @@ class HubLifecycle(HubCore):
         and ``Server.serve_forever`` and ``Server.wait_closed`` return. Enter a new server to serve again.
 
         A handler may call it, itself or in a task that it has started. The handlers of its connection are not waited
-        for then. A second call waits for the same end. Cancelling a call ends the waiting, and not the closing. The
-        next use of the hub begins anew.
+        for then. The function of a watch may call it itself. It is not waited for either. A second call waits for the
+        same end. Cancelling a call ends the waiting, and not the closing. The next use of the hub begins anew.
         """
         payload = encode_close_payload(code, reason)
         if not self.is_in_use:
@@ -308,6 +309,8 @@ class HubLifecycle(HubCore):
         if self._closing is None:
             self.bind()
             self._closing = asyncio.get_running_loop().create_task(self._close(payload))
+        if (watch := calling_watch.get()) is not None:
+            watch.hub_close_called(self)
         with self.waiting_handlers.joined_by(self._handled_connection):
             await asyncio.shield(self._closing)
 

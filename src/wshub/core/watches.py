@@ -8,6 +8,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Collection
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -21,7 +22,7 @@ from wshub.errors import BrokerUnavailable, MisuseError
 if TYPE_CHECKING:
     from wshub.core.cluster import Cluster
 
-__all__ = ["RoomMessage", "Watch", "Watches", "pattern_broker_of"]
+__all__ = ["RoomMessage", "Watch", "Watches", "calling_watch", "pattern_broker_of"]
 
 logger = logging.getLogger("wshub.server")
 
@@ -53,6 +54,10 @@ class RoomMessage:
 
     time: float = 0.0
     """When it was sent: seconds since 1970, by the clock of the sending machine."""
+
+
+calling_watch: ContextVar[Watch | None] = ContextVar("calling_watch", default=None)
+"""The watch in whose function this code runs, or has begun; None outside of watches."""
 
 
 class HubWithWatches(Protocol):
@@ -87,6 +92,8 @@ class Watch:
         self._wake = asyncio.Event()
         self._is_closed = False
         self._task: asyncio.Task[None] | None = None
+        # Is done once the function waits for the hub to close.
+        self._waits_for_hub: asyncio.Future[None] | None = None
 
     def __repr__(self) -> str:
         state = "closed" if self._is_closed else "open"
@@ -142,11 +149,11 @@ class Watch:
         itself may call it: then it returns at once. A second call waits for the same end.
         """
         self._watches.remove(self)
-        task = self._task
-        if task is None or task is asyncio.current_task() or task.get_loop().is_closed():
+        task, waits_for_hub = self._task, self._waits_for_hub
+        if task is None or waits_for_hub is None or task is asyncio.current_task() or task.get_loop().is_closed():
             return
         try:
-            await asyncio.wait([task])
+            await asyncio.wait([task, waits_for_hub], return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
             task.cancel()
             raise
@@ -159,11 +166,13 @@ class Watch:
 
     def begin(self) -> None:
         """Call the function from now on."""
-        self._task = asyncio.get_running_loop().create_task(self._run(), name=f"wshub watch {self.pattern}")
+        loop = asyncio.get_running_loop()
+        self._task = loop.create_task(self._run(), name=f"wshub watch {self.pattern}")
+        self._waits_for_hub = loop.create_future()
 
-    def put(self, message: RoomMessage) -> None:
-        """Have the function called with a message, or drop it if too much waits."""
-        size = len(message.data) + MESSAGE_CHARGE
+    def put(self, message: RoomMessage, size: int) -> None:
+        """Have the function called with a message of so many bytes, or drop it if too much waits."""
+        size += MESSAGE_CHARGE
         if self._waiting and self._waiting_bytes + size > self._max_pending:
             if not self._dropped:
                 logger.warning("the function that watches %r is too slow: messages are dropped", self.pattern)
@@ -172,6 +181,17 @@ class Watch:
         self._waiting.append((message, size))
         self._waiting_bytes += size
         self._wake.set()
+
+    def hub_close_called(self, hub: object) -> None:
+        """Note that ``Hub.close`` was called, in this function or in a task that it has started.
+
+        If the function itself waits for its hub, that closes without it: each would wait for the other.
+        """
+        future = self._waits_for_hub
+        if not self._watches.is_of(hub) or self._task is not asyncio.current_task():
+            return
+        if future is not None and not future.done():
+            future.set_result(None)
 
     def interrupted(self) -> None:
         """Count an interruption of the broker."""
@@ -184,6 +204,7 @@ class Watch:
 
     async def _run(self) -> None:
         """Call the function with each message, until the watch is closed and none waits."""
+        calling_watch.set(self)
         calls = 0
         try:
             while True:
@@ -200,6 +221,8 @@ class Watch:
                 self._wake.clear()
                 await self._wake.wait()
         finally:
+            # Something may have cancelled the task.
+            self._watches.remove(self)
             self._dropped += len(self._waiting)
             self._waiting.clear()
             self._waiting_bytes = 0
@@ -291,6 +314,10 @@ class Watches:
                 each.cancel()
             await asyncio.wait(closing)
 
+    def is_of(self, hub: object) -> bool:
+        """Return whether these are the watches of a hub."""
+        return self._hub is hub
+
     def interrupted(self, channels: Collection[str] | None) -> None:
         """Note that messages of these channels may have been lost; None stands for all."""
         for pattern, watches in self._by_pattern.items():
@@ -308,24 +335,24 @@ class Watches:
         """Give watches a message that this node sends, to a room without history."""
         message = RoomMessage(room, payload if is_binary else payload.decode(), time=time.time())
         for watch in found:
-            watch.put(message)
+            watch.put(message, len(payload))
 
     def stored(self, envelope: bytes) -> None:
         """Give watches an envelope that was stored in the memory of this hub."""
-        message = self._message_of(envelope)
+        message, size = self._message_of(envelope)
         if message is not None:
             for watch in self.of_room(message.room):
-                watch.put(message)
+                watch.put(message, size)
 
     def _receive(self, watches: list[Watch], envelope: bytes) -> None:
         """Take an envelope that the broker has for the pattern of these watches."""
-        message = self._message_of(envelope)
+        message, size = self._message_of(envelope)
         if message is not None and watches and watches[0].matches(message.room):
             for watch in watches:
-                watch.put(message)
+                watch.put(message, size)
 
-    def _message_of(self, envelope: bytes) -> RoomMessage | None:
-        """Return an envelope as the application sees it; None if it is not for watches."""
+    def _message_of(self, envelope: bytes) -> tuple[RoomMessage | None, int]:
+        """Return an envelope as the application sees it, and its size in bytes; None if watches do not get it."""
         position = None
         try:
             if envelope.startswith(STORED_VERSION):
@@ -333,15 +360,16 @@ class Watches:
                 position = Position(head.offset, head.epoch)
             decoded = decode_envelope(envelope)
             if decoded.kind != "room":
-                return None
+                return None, 0
             data = decoded.payload if decoded.is_binary else decoded.payload.decode()
         except ValueError:
             # Members do not get it either, and the hub counts that for them.
-            return None
+            return None, 0
         if position is None and self._cluster is not None and decoded.node == self._cluster.own_number:
             # sent() has had it.
-            return None
-        return RoomMessage(decoded.name, data, decoded.publisher, position, decoded.sent_at / 1e6)
+            return None, 0
+        message = RoomMessage(decoded.name, data, decoded.publisher, position, decoded.sent_at / 1e6)
+        return message, len(decoded.payload)
 
 
 def pattern_broker_of(broker: object) -> PatternBroker:
