@@ -10,6 +10,7 @@ import pytest
 
 from tests.brokers.mesh import entries_of, until
 from wshub.brokers.presence_interface import PresenceEntry
+from wshub.brokers.presence_store import PresenceEntries
 from wshub.brokers.workers_owners import slot_of
 from wshub.brokers.workers_presence_copies import Copies
 from wshub.brokers.workers_presence_keeper import OwnedSlot, PresenceKeeper
@@ -148,3 +149,12 @@ async def test_a_standby_gets_no_copies_of_a_slot_that_it_was_told_to_forget() -
     await until(lambda: copies._sending is None)
     assert Copied in map(type, standby.said)
     assert standby.said[-1] == UncopiedSlot(SLOT)
+
+
+def test_an_entry_that_another_node_removes_belongs_to_nobody() -> None:
+    entries = PresenceEntries()
+    ann = PresenceEntry("one:ann", "ann", b"")
+    entries.enter("one", "room", [ann])
+    assert entries.leave("two", "room", [ann]) == [True]
+    assert entries.nodes == []
+    assert list(entries.parts("one", 100)) == []

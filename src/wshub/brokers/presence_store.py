@@ -146,13 +146,12 @@ class PresenceEntries:
         return outcome
 
     def leave(self, node: str, channel: str, entries: Sequence[PresenceEntry]) -> list[bool]:
-        """Remove entries of a node. Return for each whether no entry of its user was left then."""
+        """Remove entries, for a node. Return for each whether no entry of its user was left then."""
         presence = self._channels.get(channel) or Presence()
-        own = self._of_node.get(node, {})
         outcome = []
         for entry in entries:
             key = channel, entry.id
-            own.pop(key, None)
+            self._disown(node, key)
             if presence.remove(entry.id) is not None:
                 self._left[key] = entry.user not in presence.users
             # The answer to an earlier call may have been lost.
@@ -161,6 +160,16 @@ class PresenceEntries:
             self._left.popitem(last=False)
         self._tidy(node, channel)
         return outcome
+
+    def _disown(self, node: str, key: tuple[str, str]) -> None:
+        """Have an entry belong to no node. It belongs to this one, unless another one has taken it over."""
+        for each in (node, *self._of_node):
+            own = self._of_node.get(each)
+            if own is not None and key in own:
+                del own[key]
+                if not own:
+                    del self._of_node[each]
+                return
 
     def drop(self, node: str, channel: str, entry_id: str) -> None:
         """Remove an entry of a node of which nobody is told."""
