@@ -115,9 +115,9 @@ async def test_a_restarted_server_knows_the_keys_of_the_messages_that_it_still_h
             assert not (await publish(one, 0, config)).is_duplicate
 
 
-@pytest.mark.parametrize(
-    ("kind", "run"), [("2.9", "asyncio"), pytest.param("current", "uvloop", marks=pytest.mark.long)], indirect=["run"]
-)
+@pytest.mark.long
+@pytest.mark.hangs_after(180)
+@pytest.mark.parametrize(("kind", "run"), [("2.9", "asyncio"), ("current", "uvloop")], indirect=["run"])
 async def test_when_another_server_leads_the_stream_each_message_is_stored_once_and_in_order(kind: str) -> None:
     with running_cluster(kind) as engines:
         places = ",".join(engine.url.removeprefix("nats://") for engine in engines)

@@ -133,7 +133,7 @@ def test_a_program_keeps_an_archive_of_all_chats(tmp_path: Path) -> None:
             asyncio.run(asyncio.wait_for(scenario(engine.url), 20))
         finally:
             process.send_signal(signal.SIGINT)
-            said, _ = process.communicate(timeout=20)
+            said, _ = process.communicate(timeout=60)
         assert (said, process.returncode) == ("", 0)
 
 
