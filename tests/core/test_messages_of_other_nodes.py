@@ -1,4 +1,4 @@
-"""What a hub does with envelopes of other nodes: its own members get them as its own messages, or each is counted."""
+"""A hub gives envelopes of other nodes to its own members, or counts each."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def clients() -> Iterator[Callable[[int, int, bytes], list[socket.socket]]]:
 async def test_a_message_of_another_node_is_compressed_once_for_a_thousand_members(clients) -> None:
     async with two_nodes(enable_compression=True) as (one, two):
         peers: list[socket.socket] = []
-        # As many at once as the queue of connections that wait to be accepted takes for certain.
+        # The queue of a listener takes as many at once.
         for count in range(50, MEMBERS + 1, 50):
             peers += clients(two.port, 50, DEFLATE)
             await until(lambda count=count: two.hub.connection_count == count)
