@@ -97,7 +97,7 @@ async def test_a_subscriber_whose_buffer_overflows_gets_all_that_the_engine_has_
         assert node.hub.stats().cluster.interruptions == {"disconnected": 1}
 
 
-@pytest.mark.hangs_after(180)
+@pytest.mark.long
 @pytest.mark.parametrize(("place", "run"), PAIRS, indirect=True)
 async def test_subscribers_that_are_killed_in_a_stream_get_all_of_it(place: Place) -> None:
     async with (
