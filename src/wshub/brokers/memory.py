@@ -16,7 +16,7 @@ import contextlib
 import dataclasses
 import logging
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import count
 from typing import Any
 
@@ -51,9 +51,9 @@ from wshub.brokers.memory_engine import (
     Subscribed,
     Unsubscribe,
 )
-from wshub.brokers.memory_patterns import MemoryPatterns
 from wshub.brokers.memory_presence import MemoryPresence
 from wshub.brokers.memory_state import Counts, Request, Subscription, fail, fail_all
+from wshub.brokers.pattern_channels import PatternChannels
 from wshub.errors import BrokerUnavailable, BrokerUncertain, MisuseError
 
 __all__ = ["MemoryBroker", "MemoryEngine"]
@@ -66,7 +66,7 @@ ENVELOPE_CHARGE = 64
 LONGEST_PAUSE = 30.0
 
 
-class MemoryBroker(MemoryPatterns, MemoryPresence):
+class MemoryBroker(PatternChannels, MemoryPresence):
     """Joins a hub to the others of this process that use the same engine.
 
     Args:
@@ -104,7 +104,8 @@ class MemoryBroker(MemoryPatterns, MemoryPresence):
         self._own: tuple[str, ...] = ()
         self._opened: asyncio.Future[None] | None = None
         self._subscriptions: dict[str, Subscription] = {}
-        self._patterns = {}
+        # The functions that take the envelopes of each pattern, by channel.
+        self._patterns: dict[str, Callable[[bytes], None]] = {}
         # Channels whose subscription has changed in this iteration of the loop.
         self._changed: dict[str, None] = {}
         # The channels that the engine was asked for. It may have some of them only later.
@@ -187,6 +188,12 @@ class MemoryBroker(MemoryPatterns, MemoryPresence):
             fail_all(subscription.waiting, BrokerUnavailable("the node has left the channel"))
             self._changed[channel] = None
             self._flush_soon()
+
+    def _add_receiver(self, channel: str, receive: Callable[[bytes], None]) -> None:
+        self._patterns[channel] = receive
+
+    def _remove_receiver(self, channel: str) -> None:
+        self._patterns.pop(channel, None)
 
     async def subscribed(self, channel: str) -> None:
         """Return when every envelope that any node sends on the channel from now on arrives.

@@ -12,9 +12,9 @@ from typing import Any, Protocol, TypeAlias
 
 from wshub.brokers.envelope import encode_stored
 from wshub.brokers.history_store import HistoryStore
-from wshub.brokers.interface import PATTERN_CHANNELS, ROOM_CHANNELS, HistoryConfig, Position, Published
+from wshub.brokers.interface import PATTERN_CHANNELS, HistoryConfig, Position, Published
 from wshub.brokers.presence_store import PresenceStore
-from wshub.brokers.room_patterns import RoomPattern
+from wshub.brokers.room_patterns import RoomPattern, matching, pattern_of
 
 __all__ = [
     "Answer",
@@ -239,7 +239,8 @@ class MemoryEngine:
         self._max_undelivered_bytes = max_undelivered_bytes
         self._connections: dict[EngineConnection, None] = {}
         self._subscribers: dict[tuple[str, str], dict[EngineConnection, None]] = {}
-        self._patterns: dict[tuple[str, str], RoomPattern] = {}
+        # The patterns of each hub, by its name, and by channel.
+        self._patterns: dict[str, dict[str, RoomPattern]] = {}
         # The histories of each hub, by its name.
         self._stores: dict[str, HistoryStore] = {}
         self._presences: dict[str, PresenceStore] = {}
@@ -439,7 +440,7 @@ class MemoryEngine:
     ) -> set[EngineConnection]:
         """Have an envelope arrive at all who have subscribed to its channel or to a pattern. Return who they are."""
         receivers: set[EngineConnection] = set()
-        for name in (channel, *self._matching(hub, channel)):
+        for name in (channel, *matching(self._patterns.get(hub, {}), channel)):
             # One that is too slow is cut off, and has subscribed to nothing then.
             for connection in tuple(self._subscribers.get((hub, name), ())):
                 if connection is not but:
@@ -492,8 +493,7 @@ class MemoryEngine:
         connection.channels.add(command.channel)
         self._subscribers.setdefault((connection.hub, command.channel), {})[connection] = None
         if command.channel.startswith(PATTERN_CHANNELS):
-            pattern = RoomPattern.parse(command.channel.removeprefix(PATTERN_CHANNELS))
-            self._patterns[connection.hub, command.channel] = pattern
+            self._patterns.setdefault(connection.hub, {})[command.channel] = pattern_of(command.channel)
         self._put(connection, Subscribed(command.channel, command.request))
 
     def _unsubscribe(self, connection: EngineConnection, channel: str) -> None:
@@ -503,14 +503,7 @@ class MemoryEngine:
             subscribers.pop(connection, None)
             if not subscribers:
                 del self._subscribers[key]
-                self._patterns.pop(key, None)
-
-    def _matching(self, hub: str, channel: str) -> list[str]:
-        """Return the channels of the patterns that match a room."""
-        if not self._patterns or not channel.startswith(ROOM_CHANNELS):
-            return []
-        room = channel.removeprefix(ROOM_CHANNELS)
-        return [name for (of_hub, name), pattern in self._patterns.items() if of_hub == hub and pattern.matches(room)]
+                self._patterns.get(connection.hub, {}).pop(channel, None)
 
     def _put(self, connection: EngineConnection, answer: Answer) -> None:
         """Send an answer on its way."""

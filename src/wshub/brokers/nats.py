@@ -6,9 +6,10 @@ import re
 import ssl as ssl_module
 from collections.abc import Callable
 
-from wshub.brokers.interface import BrokerEvents, NodeInfo, pattern_channel
+from wshub.brokers.interface import BrokerEvents, NodeInfo
 from wshub.brokers.nats_session import NatsSession, NatsSettings
 from wshub.brokers.nats_url import check_replicas, parse_nats_url
+from wshub.brokers.pattern_channels import PatternChannels
 from wshub.brokers.session_broker import SessionBroker
 from wshub.errors import ConfigurationError
 from wshub.protocol.validation import check_integer, check_str
@@ -16,7 +17,7 @@ from wshub.protocol.validation import check_integer, check_str
 __all__ = ["NatsBroker"]
 
 
-class NatsBroker(SessionBroker[NatsSession]):
+class NatsBroker(SessionBroker[NatsSession], PatternChannels):
     """Joins the hubs of many processes and machines through NATS servers (2.9 or newer), one or a cluster of them.
 
     It needs nats-py: ``pip install wshub[nats]``. A user needs the permission to publish and to subscribe to the
@@ -28,6 +29,10 @@ class NatsBroker(SessionBroker[NatsSession]):
 
     NATS does not tell the number of receivers, so ``publish()`` returns none. In a cluster, the other servers learn of
     a subscription a moment after ``subscribed()`` has returned.
+
+    It delivers by patterns. NATS has wildcards for whole tokens of a subject, which the characters ``.``, ``:`` and
+    ``/`` of a name end. So for ``chat:a*`` it sends the messages of all rooms that begin with ``chat:``, and the hub
+    ignores the others.
 
     Args:
         url: ``nats://[USER:PASSWORD@]HOST[:PORT][,HOST[:PORT]...]``, or ``tls://...``. A user without a password is a
@@ -82,30 +87,14 @@ class NatsBroker(SessionBroker[NatsSession]):
         finally:
             self._receivers.clear()
 
-    def subscribe_pattern(self, pattern: str, receive: Callable[[bytes], None]) -> None:
-        """Have envelopes of rooms that match the pattern arrive. See ``PatternBroker.subscribe_pattern``.
+    def _add_receiver(self, channel: str, receive: Callable[[bytes], None]) -> None:
+        self._receivers[channel] = receive
 
-        NATS has wildcards for whole tokens of a subject, which the characters ``.``, ``:`` and ``/`` of a name end. So
-        for ``chat:a*`` it sends the messages of all rooms that begin with ``chat:``, and the hub ignores the others.
-        """
-        self._receivers[pattern_channel(pattern)] = receive
-        self.subscribe(pattern_channel(pattern))
-
-    def unsubscribe_pattern(self, pattern: str) -> None:
-        """Let no more envelopes arrive by the pattern."""
-        self.unsubscribe(pattern_channel(pattern))
-        self._receivers.pop(pattern_channel(pattern), None)
+    def _remove_receiver(self, channel: str) -> None:
+        self._receivers.pop(channel, None)
         session = self._running()
         if session is not None:
-            session.patterns.forget(pattern_channel(pattern))
-
-    async def pattern_subscribed(self, pattern: str) -> None:
-        """Return when every envelope that any node sends to a matching room from now on arrives.
-
-        Raises:
-            BrokerUnavailable: as for ``subscribed()``.
-        """
-        await self.subscribed(pattern_channel(pattern))
+            session.patterns.forget(channel)
 
     def _create_session(self, node: NodeInfo, events: BrokerEvents, wanted: set[str]) -> NatsSession:
         for channel in self._receivers.keys() - wanted:

@@ -6,11 +6,13 @@ too: it matches the room of that very name.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
+from wshub.brokers.interface import PATTERN_CHANNELS, ROOM_CHANNELS
 from wshub.errors import ConfigurationError
 
-__all__ = ["WILDCARD", "RoomPattern"]
+__all__ = ["WILDCARD", "RoomPattern", "matching", "pattern_of"]
 
 WILDCARD = "*"
 
@@ -42,3 +44,16 @@ class RoomPattern(NamedTuple):
         if behind is None:
             return name == before
         return len(name) >= len(before) + len(behind) and name.startswith(before) and name.endswith(behind)
+
+
+def pattern_of(channel: str) -> RoomPattern:
+    """Return the pattern of its channel. Raises ``ConfigurationError`` for more than one ``*``."""
+    return RoomPattern.parse(channel.removeprefix(PATTERN_CHANNELS))
+
+
+def matching(patterns: Mapping[str, RoomPattern], channel: str) -> list[str]:
+    """Return the channels of those patterns, by channel, that match the room of a channel."""
+    if not patterns or not channel.startswith(ROOM_CHANNELS):
+        return []
+    room = channel.removeprefix(ROOM_CHANNELS)
+    return [name for name, pattern in patterns.items() if pattern.matches(room)]

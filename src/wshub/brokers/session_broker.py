@@ -65,7 +65,7 @@ class SessionHistories(Protocol):
 
 
 class SessionPresences(Protocol):
-    """What a session knows of who is there."""
+    """The presence of a session."""
 
     async def enter(self, channel: str, entries: Sequence[PresenceEntry]) -> list[bool]: ...
 

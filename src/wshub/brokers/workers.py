@@ -18,8 +18,8 @@ from wshub.brokers.interface import (
     Published,
     StoredHistory,
     node_channel,
-    pattern_channel,
 )
+from wshub.brokers.pattern_channels import PatternChannels
 from wshub.brokers.workers_directory import SocketDirectory
 from wshub.brokers.workers_histories import Histories
 from wshub.brokers.workers_patterns import Patterns
@@ -34,7 +34,7 @@ DEAF_SECONDS = 5.0
 """If every peer has been silent for so long, this node is the one that hears nothing."""
 
 
-class WorkersBroker(WorkersPresence):
+class WorkersBroker(PatternChannels, WorkersPresence):
     """Joins the hubs of the processes of one machine.
 
     Each process has a Unix socket in a directory, and a connection to each other process. An envelope goes only to
@@ -142,24 +142,12 @@ class WorkersBroker(WorkersPresence):
         if not session.mesh.has_subscribed(channel):
             raise BrokerUnavailable("the node has left the channel")
 
-    def subscribe_pattern(self, pattern: str, receive: Callable[[bytes], None]) -> None:
-        """Have envelopes of rooms that match the pattern arrive. See ``PatternBroker.subscribe_pattern``."""
+    def _add_receiver(self, channel: str, receive: Callable[[bytes], None]) -> None:
         self._abandon_closed_loop()
-        self._patterns.add(pattern_channel(pattern), receive)
-        self.subscribe(pattern_channel(pattern))
+        self._patterns.add(channel, receive)
 
-    def unsubscribe_pattern(self, pattern: str) -> None:
-        """Let no more envelopes arrive by the pattern."""
-        self.unsubscribe(pattern_channel(pattern))
-        self._patterns.remove(pattern_channel(pattern))
-
-    async def pattern_subscribed(self, pattern: str) -> None:
-        """Return when every process knows that this node has subscribed to the pattern.
-
-        Raises:
-            BrokerUnavailable: as for ``subscribed()``.
-        """
-        await self.subscribed(pattern_channel(pattern))
+    def _remove_receiver(self, channel: str) -> None:
+        self._patterns.remove(channel)
 
     def send(self, channel: str, envelope: bytes) -> bool:
         """Queue an envelope for each process that has subscribed to the channel. Return False if one dropped it."""

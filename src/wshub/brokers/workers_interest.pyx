@@ -6,8 +6,8 @@ from libc.stddef cimport size_t
 from wshub.brokers.little_endian cimport read_number, write_number
 from wshub.brokers.workers_record cimport LENGTH_SIZE, SNAPSHOT_RECORD
 
-from wshub.brokers.interface import PATTERN_CHANNELS, ROOM_CHANNELS
-from wshub.brokers.room_patterns import RoomPattern
+from wshub.brokers.interface import PATTERN_CHANNELS
+from wshub.brokers.room_patterns import matching, pattern_of
 
 
 cdef bytes encode_channel(str channel):
@@ -71,7 +71,7 @@ cdef class Interest:
         if interested is None:
             self.peers[channel] = [peer]
             if channel.startswith(PATTERN_CHANNELS):
-                self.patterns[channel] = RoomPattern.parse(channel[len(PATTERN_CHANNELS):])
+                self.patterns[channel] = pattern_of(channel)
         elif peer not in interested:
             interested.append(peer)
         return 0
@@ -103,10 +103,7 @@ cdef class Interest:
 
     cdef list matching(self, str channel):
         """Return the channels of the patterns that match a room, and that peers have subscribed to."""
-        if not channel.startswith(ROOM_CHANNELS):
-            return []
-        room = channel[len(ROOM_CHANNELS):]
-        return [name for name, pattern in self.patterns.items() if pattern.matches(room)]
+        return matching(self.patterns, channel)
 
     cdef list snapshot(self):
         """Return the bodies of the records that name all channels of this node."""
