@@ -158,7 +158,7 @@ class PresenceEntries:
             outcome.append(self._left.get(key, entry.user not in presence.users))
         while len(self._left) > REMEMBERED:
             self._left.popitem(last=False)
-        self._tidy(node, channel)
+        self._tidy(channel)
         return outcome
 
     def _disown(self, node: str, key: tuple[str, str]) -> None:
@@ -173,19 +173,17 @@ class PresenceEntries:
 
     def drop(self, node: str, channel: str, entry_id: str) -> None:
         """Remove an entry of a node of which nobody is told."""
-        self._of_node.get(node, {}).pop((channel, entry_id), None)
+        self._disown(node, (channel, entry_id))
         presence = self._channels.get(channel)
         if presence is not None:
             presence.remove(entry_id)
-        self._tidy(node, channel)
+        self._tidy(channel)
 
-    def _tidy(self, node: str, channel: str) -> None:
-        """Keep nothing of a node or a channel without entries."""
+    def _tidy(self, channel: str) -> None:
+        """Keep nothing of a channel without entries."""
         presence = self._channels.get(channel)
         if presence is not None and not presence.entries:
             del self._channels[channel]
-        if not self._of_node.get(node, True):
-            del self._of_node[node]
 
     def take(self, node: str, other: str) -> list[tuple[str, PresenceEntry]]:
         """Make some entries of another node those of a node, under other ids. Return channels and entries."""
