@@ -121,8 +121,10 @@ async def until_each_has(members: list[Member], texts: set[str]) -> None:
 
 
 @contextlib.contextmanager
-def serving_room(directory: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str):
-    (directory / "program.py").write_text(PROGRAM)
+def serving_room(
+    directory: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str, program: str = PROGRAM
+):
+    (directory / "program.py").write_text(program)
     monkeypatch.setenv("TMPDIR", str(temporary))
     monkeypatch.delenv("RUNTIME_DIRECTORY", raising=False)
     with serving("program:app", "--app-dir", str(directory), "--workers", str(WORKERS), *arguments) as server:
@@ -226,11 +228,7 @@ async def epochs_of_rooms(url: str) -> list[str]:
 async def test_workers_that_have_had_no_connection_hand_their_histories_over(
     tmp_path, socket_directory, monkeypatch
 ) -> None:
-    (tmp_path / "rooms.py").write_text(ROOMS_PROGRAM)
-    monkeypatch.setenv("TMPDIR", str(socket_directory))
-    monkeypatch.delenv("RUNTIME_DIRECTORY", raising=False)
-    workers = ("--workers", str(WORKERS), *PATIENT_SUPERVISOR)
-    with serving("rooms:app", "--app-dir", str(tmp_path), *workers) as server:
+    with serving_room(tmp_path, socket_directory, monkeypatch, *PATIENT_SUPERVISOR, program=ROOMS_PROGRAM) as server:
         url = f"ws://{server.address}/"
         async with asyncio.timeout(60):
             before = await epochs_of_rooms(url)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import signal
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,29 @@ class Flow:
         await asyncio.gather(*self._calls)
 
 
+async def moves(setup: ClusterSetup, slot: int, flow: Flow, *, pause: float = 0) -> AsyncIterator[None]:
+    """Move a slot from engine to engine. Yield when the next one has all keys, and does not own the slot yet.
+
+    Args:
+        setup: the cluster.
+        slot: moves to an engine that the nodes have connections to, and to one that they have none to.
+        flow: goes on before each move.
+        pause: seconds behind each key of a history.
+    """
+    for target in (setup.engines[1], setup.engines[3], setup.engines[0]):
+        source = setup.owner(slot)
+        if source is target:
+            continue
+        await until(lambda count=flow.sent: flow.sent > count + 20)
+        await in_thread(setup.begin_move, slot, source, target)
+        for key in sorted(setup.keys(slot, source), key=lambda key: ":idempotency:" not in key):
+            await in_thread(setup.move_key, key, source, target)
+            if ":idempotency:" not in key:
+                await asyncio.sleep(pause)
+        yield
+        await in_thread(setup.end_move, slot, source, target)
+
+
 @pytest.mark.failure("a slot of a cluster moves")
 @shared_setup
 async def test_while_the_keys_of_a_slot_move_one_by_one_members_get_every_message_in_order(setup: ClusterSetup) -> None:
@@ -124,23 +147,12 @@ async def test_while_the_keys_of_a_slot_move_one_by_one_members_get_every_messag
         client_of(two) as member,
     ):
         flow = Flow(one)
-        # To an engine that the nodes have connections to, and to one that they have none to.
-        for target in (setup.engines[1], setup.engines[3], setup.engines[0]):
-            source = setup.owner(slot)
-            if source is target:
-                continue
-            await until(lambda count=flow.sent: flow.sent > count + 20)
-            await in_thread(setup.begin_move, slot, source, target)
-            for key in sorted(setup.keys(slot, source), key=lambda key: ":idempotency:" not in key):
-                await in_thread(setup.move_key, key, source, target)
-                if ":idempotency:" not in key:
-                    await asyncio.sleep(0.1)
-            # The new engine has all keys. Members hear of messages before it owns the slot.
+        async for _ in moves(setup, slot, flow, pause=0.1):
+            # Members hear of messages before the new engine owns the slot.
             sent = flow.sent
             await until(lambda sent=sent: len(member.data) > sent + 100)
             history = await two.hub.history(ROOM, limit=1)
             assert history.position.offset > 1
-            await in_thread(setup.end_move, slot, source, target)
         await flow.stop()
         last = await publish_at_last(one, "last")
         await pass_until([one, two], lambda: member.data[-1:] == ["last"])
@@ -162,17 +174,9 @@ async def test_while_a_slot_with_a_small_history_moves_members_are_told_of_what_
         client_of(two) as far,
     ):
         flow = Flow(one)
-        for target in (setup.engines[1], setup.engines[3], setup.engines[0]):
-            source = setup.owner(slot)
-            if source is target:
-                continue
-            await until(lambda count=flow.sent: flow.sent > count + 20)
-            await in_thread(setup.begin_move, slot, source, target)
-            for key in sorted(setup.keys(slot, source), key=lambda key: ":idempotency:" not in key):
-                await in_thread(setup.move_key, key, source, target)
+        async for _ in moves(setup, slot, flow):
             # Messages go to the new engine before it owns the slot.
             await until(lambda count=flow.sent: flow.sent > count + 200)
-            await in_thread(setup.end_move, slot, source, target)
         await flow.stop()
         last = await publish_at_last(one, "last")
         await pass_until([one, two], lambda: near.data[-1:] == far.data[-1:] == ["last"])
