@@ -14,7 +14,7 @@ from wshub.brokers.envelope import encode_stored
 from wshub.brokers.history_store import HistoryStore
 from wshub.brokers.interface import PATTERN_CHANNELS, HistoryConfig, Position, Published
 from wshub.brokers.presence_store import PresenceStore
-from wshub.brokers.room_patterns import RoomPattern, matching, pattern_of
+from wshub.brokers.room_patterns import RoomPattern, matching_channels, pattern_of
 
 __all__ = [
     "Answer",
@@ -440,7 +440,7 @@ class MemoryEngine:
     ) -> set[EngineConnection]:
         """Have an envelope arrive at all who have subscribed to its channel or to a pattern. Return who they are."""
         receivers: set[EngineConnection] = set()
-        for name in (channel, *matching(self._patterns.get(hub, {}), channel)):
+        for name in (channel, *matching_channels(self._patterns.get(hub, {}), channel)):
             # One that is too slow is cut off, and has subscribed to nothing then.
             for connection in tuple(self._subscribers.get((hub, name), ())):
                 if connection is not but:

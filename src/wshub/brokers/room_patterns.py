@@ -12,7 +12,7 @@ from typing import NamedTuple
 from wshub.brokers.interface import PATTERN_CHANNELS, ROOM_CHANNELS
 from wshub.errors import ConfigurationError
 
-__all__ = ["WILDCARD", "RoomPattern", "matching", "pattern_of"]
+__all__ = ["WILDCARD", "RoomPattern", "matching_channels", "pattern_of"]
 
 WILDCARD = "*"
 
@@ -51,7 +51,7 @@ def pattern_of(channel: str) -> RoomPattern:
     return RoomPattern.parse(channel.removeprefix(PATTERN_CHANNELS))
 
 
-def matching(patterns: Mapping[str, RoomPattern], channel: str) -> list[str]:
+def matching_channels(patterns: Mapping[str, RoomPattern], channel: str) -> list[str]:
     """Return the channels of those patterns, by channel, that match the room of a channel."""
     if not patterns or not channel.startswith(ROOM_CHANNELS):
         return []

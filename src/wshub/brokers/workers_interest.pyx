@@ -7,7 +7,7 @@ from wshub.brokers.little_endian cimport read_number, write_number
 from wshub.brokers.workers_record cimport LENGTH_SIZE, SNAPSHOT_RECORD
 
 from wshub.brokers.interface import PATTERN_CHANNELS
-from wshub.brokers.room_patterns import matching, pattern_of
+from wshub.brokers.room_patterns import matching_channels, pattern_of
 
 
 cdef bytes encode_channel(str channel):
@@ -103,7 +103,7 @@ cdef class Interest:
 
     cdef list matching(self, str channel):
         """Return the channels of the patterns that match a room, and that peers have subscribed to."""
-        return matching(self.patterns, channel)
+        return matching_channels(self.patterns, channel)
 
     cdef list snapshot(self):
         """Return the bodies of the records that name all channels of this node."""

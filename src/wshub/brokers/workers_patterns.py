@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from wshub.brokers.room_patterns import RoomPattern, matching, pattern_of
+from wshub.brokers.room_patterns import RoomPattern, matching_channels, pattern_of
 
 __all__ = ["Patterns"]
 
@@ -33,7 +33,7 @@ class Patterns:
 
     def matching(self, channel: str) -> list[str]:
         """Return the channels of the patterns that match a room."""
-        return matching(self._patterns, channel)
+        return matching_channels(self._patterns, channel)
 
     def receive(self, channel: str, envelope: bytes) -> None:
         """Take an envelope of a pattern. It is ignored if the worker has unsubscribed meanwhile."""
