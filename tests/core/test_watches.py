@@ -319,13 +319,14 @@ async def test_a_close_that_is_cancelled_cancels_the_function() -> None:
         assert (watch.handled, watch.dropped) == (1, 2)
 
 
-async def test_the_function_may_close_its_watch() -> None:
+@pytest.mark.parametrize("is_in_task", [False, True])
+async def test_the_function_may_close_its_watch(*, is_in_task: bool) -> None:
     texts = []
 
     async def handle(message: RoomMessage) -> None:
         texts.append(message.data)
         if message.data == "stop":
-            await watch.close()
+            await (asyncio.create_task(watch.close()) if is_in_task else watch.close())
 
     async with Hub() as hub:
         watch = await hub.watch("*", handle)
@@ -412,6 +413,19 @@ async def test_a_watch_whose_function_cancels_its_task_has_ended(pair: Any) -> N
             two.broadcast(text, room="a")
         await until(lambda: watch.is_closed)
         assert seen.texts == ["1"]
+        assert one._watches is None
+
+
+async def test_a_watch_whose_task_is_cancelled_before_it_runs_has_ended(pair: Any) -> None:
+    async with pair() as (one, _):
+        watch = await one.watch("*", Seen())
+        one.broadcast("1", room="a")
+        for task in asyncio.all_tasks():
+            if task.get_name() == "wshub watch *":
+                task.cancel()
+        await watch.close()
+        assert watch.is_closed
+        assert (watch.handled, watch.dropped) == (0, 1)
         assert one._watches is None
 
 

@@ -146,19 +146,26 @@ class Watch:
         """Take no more messages, and return when the function was called with those that wait.
 
         If the call is cancelled, the function is cancelled too, and the messages that wait are dropped. The function
-        itself may call it: then it returns at once. A second call waits for the same end.
+        itself may call it, and the tasks that it has started: then it returns at once. A second call waits for the
+        same end.
         """
         self._watches.remove(self)
+        # A task that the function has started may be one that it waits for, as with asyncio.wait_for().
+        if calling_watch.get() is not self:
+            await self.wait_ended()
+
+    # For the hub
+
+    async def wait_ended(self) -> None:
+        """Return when the function was called with all messages, or when it waits for the hub to close."""
         task, waits_for_hub = self._task, self._waits_for_hub
-        if task is None or waits_for_hub is None or task is asyncio.current_task() or task.get_loop().is_closed():
+        if task is None or waits_for_hub is None or task.get_loop().is_closed():
             return
         try:
             await asyncio.wait([task, waits_for_hub], return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
             task.cancel()
             raise
-
-    # For the hub
 
     def matches(self, room: str) -> bool:
         """Return whether messages to a room are for this watch."""
@@ -168,6 +175,8 @@ class Watch:
         """Call the function from now on."""
         loop = asyncio.get_running_loop()
         self._task = loop.create_task(self._run(), name=f"wshub watch {self.pattern}")
+        # Something may cancel the task, even before its first step.
+        self._task.add_done_callback(self._ended)
         self._waits_for_hub = loop.create_future()
 
     def put(self, message: RoomMessage, size: int) -> None:
@@ -206,26 +215,26 @@ class Watch:
         """Call the function with each message, until the watch is closed and none waits."""
         calling_watch.set(self)
         calls = 0
-        try:
-            while True:
-                while self._waiting:
-                    message, size = self._waiting.popleft()
-                    self._waiting_bytes -= size
-                    await self._call(message)
-                    calls += 1
-                    if calls % CALLS_IN_A_ROW == 0:
-                        # The function may never wait.
-                        await asyncio.sleep(0)
-                if self._is_closed:
-                    return
-                self._wake.clear()
-                await self._wake.wait()
-        finally:
-            # Something may have cancelled the task.
-            self._watches.remove(self)
-            self._dropped += len(self._waiting)
-            self._waiting.clear()
-            self._waiting_bytes = 0
+        while True:
+            while self._waiting:
+                message, size = self._waiting.popleft()
+                self._waiting_bytes -= size
+                await self._call(message)
+                calls += 1
+                if calls % CALLS_IN_A_ROW == 0:
+                    # The function may never wait.
+                    await asyncio.sleep(0)
+            if self._is_closed:
+                return
+            self._wake.clear()
+            await self._wake.wait()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """Drop what waits, since nothing calls the function any more."""
+        self._watches.remove(self)
+        self._dropped += len(self._waiting)
+        self._waiting.clear()
+        self._waiting_bytes = 0
 
     async def _call(self, message: RoomMessage) -> None:
         """Call the function with a message, and wait until it has ended."""
@@ -307,7 +316,9 @@ class Watches:
     async def close(self, timeout: float) -> None:
         """Close all watches. Those whose functions have not ended after a timeout, in seconds, are cancelled."""
         everyone = [watch for watches in self._by_pattern.values() for watch in watches]
-        closing = [asyncio.ensure_future(watch.close()) for watch in everyone]
+        for watch in everyone:
+            self.remove(watch)
+        closing = [asyncio.ensure_future(watch.wait_ended()) for watch in everyone]
         if closing:
             _, late = await asyncio.wait(closing, timeout=timeout)
             for each in late:
