@@ -17,10 +17,12 @@ from pathlib import Path
 
 __all__ = ["free_port"]
 
-FIRST_PORT = 10_000
+FIRST_PORT = 10_112
+"""Browsers connect to no server at port 10080, which is the last one that they block."""
+
 BLOCK_PORTS = 128
-BLOCKS = 176
-"""The last port is 32527. Connections get ports from 32768 on."""
+BLOCKS = 175
+"""The last port is 32511. Connections get ports from 32768 on."""
 
 LOCKS = Path(tempfile.gettempdir()) / "wshub-test-ports"
 
