@@ -166,6 +166,7 @@ class Server:
         try:
             self._sockets = tuple(await self._bind())
             self._first_name = self._sockets[0].getsockname()
+            await self.hub.join_nodes()
             self._check_hub()
             for listening in self._sockets:
                 await reactor.listen(listening, self._handshakes.accepted, backlog=self._backlog, ssl=self._tls)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -10,46 +12,80 @@ from weakref import WeakKeyDictionary
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
+from wshub.asgi.lifespan import close_joined, join_nodes
 from wshub.brokers.choosing import NO_BROKER
 from wshub.core.binding import bind_for_request
 from wshub.core.config import HubConfig
+from wshub.core.hubs_to_join import HUBS_OF_THREAD
 from wshub.core.lifecycle import HubLifecycle
 from wshub.hub import Hub
 from wshub.uvicorn.native_routes import native_hubs
 from wshub.uvicorn.proxies import application_of
 
-__all__ = ["Hubs", "primary_hub"]
+__all__ = ["Hubs", "hubs_to_join", "primary_hub"]
 
 
 class Hubs:
-    """The hubs that a server has used. The server closes them when it shuts down.
+    """The hubs of a server: those that it has used, and those that have joined other nodes before it accepted.
 
-    uvicorn calls ``shutdown()`` of each of its connections once, and waits until none is left.
+    The server closes them when it shuts down. uvicorn calls ``shutdown()`` of each of its connections once, and waits
+    until none is left. So this object becomes one of them once a hub has a connection, or the server ends.
     """
 
     def __init__(self, connections: Any) -> None:
         self._connections: set[Any] = connections
         self.hubs: dict[HubLifecycle, None] = {}
+        self._joined: dict[HubLifecycle, None] = {}
+        self._has_ended = False
         self._task: asyncio.Task[None] | None = None
         self._late: set[asyncio.Task[None]] = set()
         self._guard = asyncio.get_running_loop().create_task(self._close_when_cancelled())
         self._default: Hub | None = None
-        connections.add(self)
 
     @classmethod
     def of(cls, state: ServerState) -> Hubs:
-        """Return the Hubs of a server. Create it if there is none."""
+        """Return the Hubs of a server. Create them if there are none."""
         if state not in _of_servers:
             _of_servers[state] = cls(state.connections)
         return _of_servers[state]
 
+    @staticmethod
+    def existing(state: ServerState) -> Hubs | None:
+        """Return the Hubs of a server, if there are any."""
+        return _of_servers.get(state)
+
+    def count_as_connection(self) -> None:
+        """Become one of uvicorn's connections: at the end, uvicorn waits until the hubs have closed."""
+        if not self._has_ended:
+            self._connections.add(self)
+
+    async def join(self, hubs: Iterable[HubLifecycle]) -> None:
+        """Have hubs join other nodes, and close them at shutdown. One that cannot join does so at its first use."""
+        self._joined.update(dict.fromkeys(hubs))
+        await asyncio.gather(*(self._join(hub) for hub in tuple(self._joined)))
+
+    async def _join(self, hub: HubLifecycle) -> None:
+        if not await join_nodes(hub):
+            del self._joined[hub]
+
+    async def leave(self) -> None:
+        """Close the hubs, since the server has failed to start."""
+        if self._task is None:
+            await self._close()
+
     def add(self, hub: HubLifecycle) -> None:
         """Close the hub at shutdown, or now if that has begun: an application may still accept a request then."""
         self.hubs[hub] = None
+        self.count_as_connection()
         if self._task is not None:
             closing = asyncio.get_running_loop().create_task(hub.close())
             self._late.add(closing)
             closing.add_done_callback(self._late.discard)
+
+    def all_hubs(self) -> Iterator[HubLifecycle]:
+        """Yield the hubs that have had a connection of the server or have joined other nodes."""
+        yield from self.hubs
+        yield from self._joined
 
     def default(self, config: Config) -> Hub:
         """Return the hub for applications that do not use a hub, with the settings that uvicorn was given.
@@ -83,8 +119,12 @@ class Hubs:
             self._task = asyncio.get_running_loop().create_task(self._close())
 
     async def _close(self) -> None:
+        self._has_ended = True
+        # Several servers of an event loop may have had the same hub join. The last one closes it.
+        shared = {hub for other in _hubs_of_servers() for hub in other.all_hubs()}
+        joined = (hub for hub in self._joined if hub not in shared)
         try:
-            await asyncio.gather(*(hub.close() for hub in self.hubs))
+            await asyncio.gather(*(close_joined(hub) for hub in dict.fromkeys((*self.hubs, *joined))))
         finally:
             self._connections.discard(self)
             self._guard.cancel()
@@ -97,8 +137,43 @@ class Hubs:
         try:
             await asyncio.get_running_loop().create_future()
         finally:
-            if self._task is None:
+            if self._task is None and not self._has_ended:
                 await self._close()
+
+
+def _hubs_of_servers() -> list[Hubs]:
+    """Return those of all servers that have not ended. Other threads may add some meanwhile."""
+    found = (_of_servers.get(state) for reference in _of_servers.keyrefs() if (state := reference()) is not None)
+    return [hubs for hubs in found if hubs is not None and not hubs._has_ended]
+
+
+def hubs_to_join(config: Config) -> list[HubLifecycle]:
+    """Return the hubs that are to join other nodes before a server accepts, once its application has started.
+
+    They are those of the routes that are known, those that other servers of the thread have had join, and the unused
+    ones that the thread has made. If an unused hub has the name and the place of another one, nothing tells which of
+    them the application uses: it joins at its first use.
+    """
+    app, _ = application_of(config)
+    routes = [hub for hub in _hubs_of_routes(app) if hub.broker is not None]
+    made = [hub for hub in HUBS_OF_THREAD.hubs if isinstance(hub, HubLifecycle)]
+    joined = [hub for hub in made if any(hub in hubs._joined for hubs in _hubs_of_servers())]
+    unused = [hub for hub in made if not hub._has_been_used]
+    names = Counter(map(_node_of, {*routes, *unused, *(hub for hub in made if hub.is_in_use)}))
+    return [*dict.fromkeys((*routes, *joined, *(hub for hub in unused if names[_node_of(hub)] == 1)))]
+
+
+def _hubs_of_routes(app: Any) -> Iterator[HubLifecycle]:
+    """Yield the hub of an ``App``, and those of the native routes of an application."""
+    hub = getattr(app, "ws_hub", None)
+    if isinstance(hub, HubLifecycle):
+        yield hub
+    yield from native_hubs(app)
+
+
+def _node_of(hub: HubLifecycle) -> tuple[str, Any]:
+    """Return what two hubs of a process must not have in common."""
+    return hub.name, getattr(hub.broker, "place", None) or hub._broker_place or hub
 
 
 def primary_hub(config: Config, state: ServerState) -> HubLifecycle | None:
@@ -111,8 +186,7 @@ def primary_hub(config: Config, state: ServerState) -> HubLifecycle | None:
     if hub is None:
         app, _ = application_of(config)
         of_server = _of_servers.get(state)
-        candidates = chain((getattr(app, "ws_hub", None),), native_hubs(app), of_server.hubs if of_server else ())
-        hub = next((candidate for candidate in candidates if isinstance(candidate, HubLifecycle)), None)
+        hub = next(chain(_hubs_of_routes(app), of_server.hubs if of_server else ()), None)
         if hub is not None:
             _primary_hubs[state] = hub
     return hub
