@@ -46,7 +46,7 @@ logger = logging.getLogger("wshub.server")
 ALONE = "0" * 16
 """The id of the only node, where there is no broker."""
 
-JOIN_SECONDS = 4.0
+JOIN_SECONDS = 2.0
 """Seconds that a server waits until its hub has joined other nodes. uvicorn gives a new worker five to start."""
 
 WATCH_PERIOD = 1.0
@@ -190,8 +190,8 @@ class HubLifecycle(HubCore):
     async def join_nodes(self) -> None:
         """Bind the hub. Its broker starts, and joins it to other nodes.
 
-        If the nodes of the broker hand over to each other, it returns when this node can be given something, or after
-        a few seconds. Any other broker starts while the hub is used already. Raises as ``bind``.
+        If the nodes of the broker hand over to each other, it returns when the others can hand over to this one, or
+        after two seconds. Any other broker starts while the hub is used already. Raises as ``bind``.
         """
         self.bind()
         cluster, broker = self._cluster, self.broker
