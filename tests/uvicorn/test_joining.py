@@ -1,13 +1,12 @@
-"""Which hubs join other nodes when a uvicorn server starts, and when they close."""
+"""Hubs join other nodes when a uvicorn server starts, and close when it ends."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import gc
-import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +82,26 @@ async def test_the_application_may_have_a_hub_in_use_and_keeps_it() -> None:
         assert hub.is_in_use
 
 
+async def test_the_application_may_use_its_hubs_from_its_start_to_its_end() -> None:
+    engine = MemoryEngine()
+    begun, unused = hub_of(engine, "begun"), hub_of(engine, "unused")
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_app: Any) -> AsyncIterator[None]:
+        begun.broadcast("the application starts")
+        yield
+        for hub in (begun, unused):
+            await hub.publish("the application ends")
+            assert not hub.is_closing
+
+    app = Starlette(lifespan=lifespan, routes=application(begun, unused).routes)
+    async with listening(app, lifespan="on"):
+        assert begun.is_in_use
+        assert unused.is_in_use
+    assert not begun.is_in_use
+    assert not unused.is_in_use
+
+
 async def test_of_two_hubs_with_one_name_and_place_the_one_that_is_used_joins(socket_directory) -> None:
     """Such as those of a main module that a worker imports a second time."""
     first, second = Hub(broker=WorkersBroker(socket_directory)), Hub(broker=WorkersBroker(socket_directory))
@@ -102,8 +121,7 @@ async def test_the_hub_of_a_route_joins_although_another_one_has_its_name_and_pl
     assert not second.is_in_use
 
 
-async def test_a_hub_of_another_event_loop_stays_there(caplog, monkeypatch) -> None:
-    # Both servers find the hub: it is the hub of a route.
+async def test_a_hub_of_another_event_loop_stays_there() -> None:
     hub = hub_of(MemoryEngine())
     app = Starlette(routes=[*application().routes, WebSocketRoute("/", hub.asgi(live))])
     in_use, done = threading.Event(), threading.Event()
@@ -117,10 +135,8 @@ async def test_a_hub_of_another_event_loop_stays_there(caplog, monkeypatch) -> N
     other.start()
     try:
         await asyncio.to_thread(in_use.wait)
-        with caplog.at_level(logging.WARNING, "wshub.broker"):
-            async with listening(app) as address:
-                assert await status_of(int(address.rpartition(":")[2]), PAGE) == 200
-        assert "in use on another event loop" in caplog.text
+        async with listening(app) as address:
+            assert await status_of(int(address.rpartition(":")[2]), PAGE) == 200
         assert hub.is_in_use
     finally:
         done.set()

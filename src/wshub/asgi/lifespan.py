@@ -24,6 +24,9 @@ async def join_nodes(hub: HubLifecycle) -> bool:
         return False
     try:
         await hub.join_nodes()
+    except MisuseError:
+        # It is in use on another event loop.
+        return False
     except Exception as error:
         # An application goes on without it. Its use of the hub raises the error again.
         logger.warning("the hub %r does not join other nodes before its first use: %s", hub.name, error)

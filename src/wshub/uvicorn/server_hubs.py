@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from itertools import chain
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -22,14 +22,15 @@ from wshub.hub import Hub
 from wshub.uvicorn.native_routes import native_hubs
 from wshub.uvicorn.proxies import application_of
 
-__all__ = ["Hubs", "hubs_to_join", "primary_hub"]
+__all__ = ["Hubs", "hubs_in_use", "hubs_to_join", "primary_hub"]
 
 
 class Hubs:
-    """The hubs of a server: those that it has used, and those that have joined other nodes before it accepted.
+    """The hubs of a server: those that have had a connection of it, and those that have joined other nodes before.
 
-    The server closes them when it shuts down. uvicorn calls ``shutdown()`` of each of its connections once, and waits
-    until none is left. So this object becomes one of them once a hub has a connection, or the server ends.
+    The first ones close when the server shuts down: uvicorn calls ``shutdown()`` of each of its connections once, and
+    waits until none is left. This object becomes one of them with the first connection of a hub. The others close when
+    the application has ended, which may use them until then.
     """
 
     def __init__(self, connections: Any) -> None:
@@ -54,13 +55,18 @@ class Hubs:
         """Return the Hubs of a server, if there are any."""
         return _of_servers.get(state)
 
-    def count_as_connection(self) -> None:
-        """Become one of uvicorn's connections: at the end, uvicorn waits until the hubs have closed."""
-        if not self._has_ended:
+    def add(self, hub: HubLifecycle) -> None:
+        """Close the hub at shutdown, or now if that has begun: an application may still accept a request then."""
+        self.hubs[hub] = None
+        if self._task is None and not self._has_ended:
             self._connections.add(self)
+        else:
+            closing = asyncio.get_running_loop().create_task(hub.close())
+            self._late.add(closing)
+            closing.add_done_callback(self._late.discard)
 
     async def join(self, hubs: Iterable[HubLifecycle]) -> None:
-        """Have hubs join other nodes, and close them at shutdown. One that cannot join does so at its first use."""
+        """Have hubs join other nodes, and close them in ``leave()``. One that cannot join does so at its first use."""
         self._joined.update(dict.fromkeys(hubs))
         await asyncio.gather(*(self._join(hub) for hub in tuple(self._joined)))
 
@@ -69,23 +75,18 @@ class Hubs:
             del self._joined[hub]
 
     async def leave(self) -> None:
-        """Close the hubs, since the server has failed to start."""
-        if self._task is None:
-            await self._close()
+        """Close the hubs that have joined: the application has ended, or the server has failed to start."""
+        self._has_ended = True
+        # Several servers of an event loop may have had the same hub join. The last one closes it.
+        shared = {hub for other in _hubs_of_servers() for hub in (*other.hubs, *other._joined)}
+        try:
+            await asyncio.gather(*(close_joined(hub) for hub in self._joined if hub not in shared))
+        finally:
+            self._guard.cancel()
 
-    def add(self, hub: HubLifecycle) -> None:
-        """Close the hub at shutdown, or now if that has begun: an application may still accept a request then."""
-        self.hubs[hub] = None
-        self.count_as_connection()
-        if self._task is not None:
-            closing = asyncio.get_running_loop().create_task(hub.close())
-            self._late.add(closing)
-            closing.add_done_callback(self._late.discard)
-
-    def all_hubs(self) -> Iterator[HubLifecycle]:
-        """Yield the hubs that have had a connection of the server or have joined other nodes."""
-        yield from self.hubs
-        yield from self._joined
+    def has_joined(self, hub: HubLifecycle) -> bool:
+        """Return whether the server has had a hub join."""
+        return hub in self._joined
 
     def default(self, config: Config) -> Hub:
         """Return the hub for applications that do not use a hub, with the settings that uvicorn was given.
@@ -119,18 +120,16 @@ class Hubs:
             self._task = asyncio.get_running_loop().create_task(self._close())
 
     async def _close(self) -> None:
-        self._has_ended = True
-        # Several servers of an event loop may have had the same hub join. The last one closes it.
-        shared = {hub for other in _hubs_of_servers() for hub in other.all_hubs()}
-        joined = (hub for hub in self._joined if hub not in shared)
         try:
-            await asyncio.gather(*(close_joined(hub) for hub in dict.fromkeys((*self.hubs, *joined))))
+            await asyncio.gather(*(hub.close() for hub in self.hubs))
         finally:
             self._connections.discard(self)
-            self._guard.cancel()
+            if not self._joined:
+                self._has_ended = True
+                self._guard.cancel()
 
     async def _close_when_cancelled(self) -> None:
-        """Close the hubs even if ``shutdown()`` is not called.
+        """Close the hubs even if ``shutdown()`` and ``leave()`` are not called.
 
         After a SystemExit out of a handler, the program only cancels its tasks and waits for them.
         """
@@ -139,6 +138,8 @@ class Hubs:
         finally:
             if self._task is None and not self._has_ended:
                 await self._close()
+            if not self._has_ended:
+                await self.leave()
 
 
 def _hubs_of_servers() -> list[Hubs]:
@@ -147,20 +148,36 @@ def _hubs_of_servers() -> list[Hubs]:
     return [hubs for hubs in found if hubs is not None and not hubs._has_ended]
 
 
-def hubs_to_join(config: Config) -> list[HubLifecycle]:
-    """Return the hubs that are to join other nodes before a server accepts, once its application has started.
+def hubs_in_use() -> set[HubLifecycle]:
+    """Return the hubs with a broker that this thread has made and that are in use."""
+    return {hub for hub in _made_hubs() if hub.is_in_use}
 
-    They are those of the routes that are known, those that other servers of the thread have had join, and the unused
-    ones that the thread has made. If an unused hub has the name and the place of another one, nothing tells which of
-    them the application uses: it joins at its first use.
+
+def hubs_to_join(config: Config, in_use_before: Container[HubLifecycle]) -> list[HubLifecycle]:
+    """Return the hubs that are to join other nodes before a server accepts.
+
+    They are those of the routes that are known, and of those that the thread has made: the unused ones, those that the
+    application has begun to use when it started, and those of other servers. If an unused hub has the name and the
+    place of another one, nothing tells which of them the application uses: it joins at its first use.
+
+    Args:
+        config: of the server, whose application has started.
+        in_use_before: the hubs that were in use before that. They belong to the program around the server.
     """
     app, _ = application_of(config)
     routes = [hub for hub in _hubs_of_routes(app) if hub.broker is not None]
-    made = [hub for hub in HUBS_OF_THREAD.hubs if isinstance(hub, HubLifecycle)]
-    joined = [hub for hub in made if any(hub in hubs._joined for hubs in _hubs_of_servers())]
+    made = _made_hubs()
+    servers = _hubs_of_servers()
+    shared = [hub for hub in made if any(hubs.has_joined(hub) for hubs in servers)]
+    begun = [hub for hub in made if hub.is_in_use and hub not in in_use_before]
     unused = [hub for hub in made if not hub._has_been_used]
     names = Counter(map(_node_of, {*routes, *unused, *(hub for hub in made if hub.is_in_use)}))
-    return [*dict.fromkeys((*routes, *joined, *(hub for hub in unused if names[_node_of(hub)] == 1)))]
+    alone = [hub for hub in unused if names[_node_of(hub)] == 1]
+    return list(dict.fromkeys((*routes, *shared, *begun, *alone)))
+
+
+def _made_hubs() -> list[HubLifecycle]:
+    return [hub for hub in HUBS_OF_THREAD.hubs if isinstance(hub, HubLifecycle)]
 
 
 def _hubs_of_routes(app: Any) -> Iterator[HubLifecycle]:

@@ -1,4 +1,4 @@
-"""Has the hubs of a uvicorn server join other nodes before the server accepts, and close when it ends.
+"""Has the hubs of a uvicorn server join other nodes before the server accepts, and close when it has ended.
 
 Without that, a worker would join the others at its first connection. If all workers are replaced, the last one that
 leaves would find no other to hand over to.
@@ -10,7 +10,7 @@ from typing import Any
 
 from uvicorn.server import Server
 
-from wshub.uvicorn.server_hubs import Hubs, hubs_to_join
+from wshub.uvicorn.server_hubs import Hubs, hubs_in_use, hubs_to_join
 
 __all__ = ["join_before_accepting"]
 
@@ -34,33 +34,34 @@ def _startup_with(original: Any, websocket_class: type) -> Any:
         start_application = self.lifespan.startup
 
         async def start_and_join() -> None:
+            in_use_before = hubs_in_use()
             await start_application()
-            if not self.lifespan.should_exit:
-                await _join(self)
+            hubs = [] if self.lifespan.should_exit else hubs_to_join(self.config, in_use_before)
+            if hubs:
+                await Hubs.of(self.server_state).join(hubs)
 
         self.lifespan.startup = start_and_join
         try:
             await original(self, *arguments, **keywords)
         except BaseException:
             # It cannot listen, or it is cancelled or told to exit.
-            if (hubs := Hubs.existing(self.server_state)) is not None:
-                await hubs.leave()
+            await _leave(self)
             raise
 
     return startup
 
 
-async def _join(server: Any) -> None:
-    hubs = hubs_to_join(server.config)
-    if hubs:
-        await Hubs.of(server.server_state).join(hubs)
-
-
 def _shutdown_with(original: Any) -> Any:
     async def shutdown(self: Any, *arguments: Any, **keywords: Any) -> None:
-        # uvicorn ends its connections next.
-        if (hubs := Hubs.existing(self.server_state)) is not None:
-            hubs.count_as_connection()
-        await original(self, *arguments, **keywords)
+        try:
+            await original(self, *arguments, **keywords)
+        finally:
+            await _leave(self)
 
     return shutdown
+
+
+async def _leave(server: Any) -> None:
+    hubs = Hubs.existing(server.server_state)
+    if hubs is not None:
+        await hubs.leave()
