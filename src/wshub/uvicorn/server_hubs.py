@@ -156,9 +156,9 @@ def hubs_in_use() -> set[HubLifecycle]:
 def hubs_to_join(config: Config, in_use_before: Container[HubLifecycle]) -> list[HubLifecycle]:
     """Return the hubs that are to join other nodes before a server accepts.
 
-    They are those of the routes that are known, and of those that the thread has made: the unused ones, those that the
-    application has begun to use when it started, and those of other servers. If an unused hub has the name and the
-    place of another one, nothing tells which of them the application uses: it joins at its first use.
+    They are the hubs of known routes, and most of those that the thread has made: the unused ones, and those that the
+    application has begun to use. If an unused hub has the name and the place of another one, nothing tells which of
+    them the application uses. It joins at its first use.
 
     Args:
         config: of the server, whose application has started.
