@@ -17,6 +17,8 @@ from tests.support.programs import Program, environment, running_program
 
 # Nobody connects to its hubs. Of the second one, no server can know from the routes that it is there.
 PROGRAM = """
+import contextlib
+
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route, WebSocketRoute
@@ -41,6 +43,12 @@ async def play(websocket):
     await serve(await games.accept(websocket))
 
 
+@contextlib.asynccontextmanager
+async def enter(app):
+    async with chat, games:
+        yield
+
+
 def home(request):
     return PlainTextResponse("hello")
 
@@ -50,6 +58,8 @@ app = Starlette(
     lifespan=None,
 )
 """
+
+ENTERING_PROGRAM = PROGRAM.replace("lifespan=None", "lifespan=enter")
 
 FAILING_PROGRAM = PROGRAM.replace("lifespan=None", "lifespan=lambda app: 1 / 0")
 
@@ -92,6 +102,7 @@ WAYS = {
     "uvicorn": (PROGRAM, WSHUB, 2),
     "gunicorn": (PROGRAM, "-m gunicorn program:app --bind 127.0.0.1:{port} --worker-class program.Worker", 2),
     "Hub.serve": (HUB_PROGRAM, "program.py {port}", 2),
+    "lifespan on hypercorn": (ENTERING_PROGRAM, "-m hypercorn program:app --bind 127.0.0.1:{port}", 2),
     "App on hypercorn": (APP_PROGRAM, "-m hypercorn program:app --bind 127.0.0.1:{port}", 1),
 }
 
@@ -135,8 +146,7 @@ async def test_hubs_without_a_connection_have_joined_when_the_first_request_is_a
     assert "Traceback" not in output
 
 
-@reactors
-@pytest.mark.parametrize("failure", ["the application fails", "the port is taken"])
+@pytest.mark.parametrize(("failure", "reactor"), [("the application fails", "1"), ("the port is taken", "0")])
 async def test_a_server_that_cannot_start_leaves_no_node_behind(failure, reactor, tmp_path, socket_directory) -> None:
     (tmp_path / "program.py").write_text(FAILING_PROGRAM if failure == "the application fails" else PROGRAM)
     with socket.create_server(("127.0.0.1", 0)) as taken:
