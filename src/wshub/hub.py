@@ -35,7 +35,8 @@ class Hub(ClusteredHub):
     A hub belongs to one event loop at a time, from its first use there until ``close()`` has returned or the loop has
     closed. Its next use begins anew, on any loop: the configuration, ``on_upgrade`` and the settings of rooms stay;
     connections, rooms, counts and the state of limits do not. If the loop closes before the hub does, no handler is
-    called for the connections that are left. ``async with Hub(...) as hub`` closes the hub at the end.
+    called for the connections that are left. ``async with Hub(...) as hub`` closes the hub at the end. If the broker
+    joins it to other worker processes, the block begins when they can hand over to it, or after two seconds.
 
     Args:
         config: a HubConfig; None is all defaults.

@@ -198,22 +198,27 @@ from starlette.routing import WebSocketRoute
 
 from wshub import HistoryConfig, Hub
 
-hub = Hub()
-hub.configure_room("room:*", history=HistoryConfig())
+first, second = Hub(name="first"), Hub(name="second")
+for hub in (first, second):
+    hub.configure_room("room:*", history=HistoryConfig())
 
 
 async def serve(connection):
     async for room in connection.iter_json():
-        published = await hub.publish("message", room=room)
-        connection.send_json(published.position.epoch)
+        published = [await hub.publish("message", room=room) for hub in (first, second)]
+        connection.send_json([each.position.epoch for each in published])
 
 
-app = Starlette(routes=[WebSocketRoute("/", hub.asgi(serve))])
+async def endpoint(websocket):
+    await serve(await second.accept(websocket))
+
+
+app = Starlette(routes=[WebSocketRoute("/", first.asgi(serve)), WebSocketRoute("/endpoint", endpoint)])
 """
 
 
-async def epochs_of_rooms(url: str) -> list[str]:
-    """Publish in each of 20 rooms over one connection. Return the epochs of their histories."""
+async def epochs_of_rooms(url: str) -> list[list[str]]:
+    """Publish in each of 20 rooms of two hubs over one connection. Return the epochs of their histories."""
     while True:
         with contextlib.suppress(OSError, websockets.WebSocketException):
             async with websockets.connect(url, proxy=None, ping_interval=None) as socket:
@@ -225,9 +230,13 @@ async def epochs_of_rooms(url: str) -> list[str]:
         await asyncio.sleep(0.05)
 
 
+@pytest.mark.parametrize(
+    ("run", "reactor"), [("asyncio", "1"), ("asyncio", "0")], indirect=["run"], ids=["reactor", "transports"]
+)
 async def test_workers_that_have_had_no_connection_hand_their_histories_over(
-    tmp_path, socket_directory, monkeypatch
+    reactor, tmp_path, socket_directory, monkeypatch
 ) -> None:
+    monkeypatch.setenv("WSHUB_USE_REACTOR", reactor)
     with serving_room(tmp_path, socket_directory, monkeypatch, *PATIENT_SUPERVISOR, program=ROOMS_PROGRAM) as server:
         url = f"ws://{server.address}/"
         async with asyncio.timeout(60):

@@ -123,6 +123,7 @@ PRIVATE = {
     "fail_connection",
     "hurry_closing",
     "is_exiting",
+    "join_nodes",
     "now",
     "on_upgrade",
     "open_on_descriptor",

@@ -15,10 +15,16 @@ from wshub.uvicorn.running import PROTOCOL_CLASS
 
 @contextlib.asynccontextmanager
 async def listening(
-    app: Any, http: str = "httptools", *, host: str = "127.0.0.1", **options: Any
+    app: Any,
+    http: str = "httptools",
+    *,
+    host: str = "127.0.0.1",
+    ws: str = PROTOCOL_CLASS,
+    lifespan: Any = "off",
+    **options: Any,
 ) -> AsyncIterator[str]:
     """Serve the application on a uvicorn. Yields its address, such as ``127.0.0.1:port``, or the path in ``uds``."""
-    config = uvicorn.Config(app, ws=PROTOCOL_CLASS, http=http, lifespan="off", log_level="warning", **options)
+    config = uvicorn.Config(app, ws=ws, http=http, lifespan=lifespan, log_level="warning", **options)
     server = uvicorn.Server(config)
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign]
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:

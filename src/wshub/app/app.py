@@ -10,6 +10,7 @@ from starlette.middleware import Middleware
 from starlette.types import Receive, Scope, Send
 
 from wshub.app.router import Router
+from wshub.asgi.lifespan import send_around_life
 from wshub.brokers.interface import Broker
 from wshub.core.config import HubConfig, HubSettings
 from wshub.errors import MisuseError
@@ -106,6 +107,8 @@ class App:
         return self.starlette
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            send = send_around_life(lambda: self.ws_hub, send)
         await self.starlette(scope, receive, send)
 
     def listen(self, host: str = "127.0.0.1", port: int = 8080, **options: Any) -> None:

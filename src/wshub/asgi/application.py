@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from wshub.asgi.handshake import accept_or_refuse, check_not_accepted, expect_connect, refuse_with, wait_until_released
+from wshub.asgi.lifespan import join_nodes
 from wshub.asgi.native import NativeRoute
 from wshub.asgi.scope import Receive, Scope, ScopePeer, Send, request_of
 from wshub.core.event_handler import handler_table_of
@@ -54,8 +55,9 @@ class HubApplication:
         return NativeRoute(self.hub, self.table, self.subprotocols, path_params)
 
     async def _live(self, receive: Receive, send: Send) -> None:
-        """Close the hub at shutdown, where this application is all there is."""
+        """Have the hub join other nodes at startup, and close it at shutdown: this application is all there is."""
         await receive()
+        await join_nodes(self.hub)
         await send({"type": "lifespan.startup.complete"})
         await receive()
         await self.hub.close()

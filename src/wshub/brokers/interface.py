@@ -38,6 +38,7 @@ __all__ = [
     "BrokerState",
     "BrokerStats",
     "Gap",
+    "HandoverBroker",
     "History",
     "HistoryBroker",
     "HistoryConfig",
@@ -577,3 +578,14 @@ class PatternBroker(Broker, Protocol):
         Raises:
             BrokerUnavailable: as for ``subscribed()``.
         """
+
+
+@runtime_checkable
+class HandoverBroker(Broker, Protocol):
+    """A broker whose nodes keep what is known of rooms, and hand it over when they leave.
+
+    A server accepts once ``joined()`` has returned. So a node that leaves finds the one that has taken its place.
+    """
+
+    async def joined(self) -> None:
+        """Return when the others can hand over to this node, or after two seconds. ``start()`` has returned before."""

@@ -106,6 +106,11 @@ class WorkersBroker(PatternChannels, WorkersPresence):
             await session.close()
             raise
 
+    async def joined(self) -> None:
+        """Return when the other processes can hand over to this one, or after two seconds."""
+        if self._session is not None:
+            await self._session.joined()
+
     async def close(self) -> None:
         """Hand histories over, for a few seconds at most, send what waits, and say goodbye to the other processes."""
         self._abandon_closed_loop()

@@ -158,6 +158,11 @@ class Histories:
             self.members.started()
             self._requests.started()
 
+    async def met(self) -> None:
+        """Return when the others know that this node takes part, if it does, or after two seconds."""
+        if self._starting is not None:
+            await asyncio.wait([self._starting])
+
     def peer_up(self, peer: Peer) -> None:
         """Note a connection. Both sides say what they know."""
         assert peer.hello is not None

@@ -284,6 +284,11 @@ class Presences:
         self._session_has_started = True
         self._start()
 
+    async def met(self) -> None:
+        """Return when the others know that this node takes part, if it does, or after two seconds."""
+        if self._starting is not None:
+            await asyncio.wait([self._starting])
+
     def peer_up(self, peer: Peer) -> None:
         """Note a connection. Both sides say what they know, and send their entries to the other as an owner."""
         assert peer.hello is not None

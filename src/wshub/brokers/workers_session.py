@@ -124,6 +124,10 @@ class WorkersSession:
             self.histories.started()
             self.presences.started()
 
+    async def joined(self) -> None:
+        """Return when the others know what this node takes part in, or after two seconds."""
+        await asyncio.gather(self.histories.met(), self.presences.met())
+
     async def close(self) -> None:
         """Hand over what this node keeps, say GOODBYE, send what waits for a second, and end all connections."""
         if self._closed or self._is_leaving:

@@ -7,11 +7,12 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from contextvars import Context
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias
 
-from wshub.brokers.interface import Broker, HistoryBroker
+from wshub.brokers.interface import Broker, HandoverBroker, HistoryBroker
 from wshub.brokers.presence_interface import PresenceBroker
 from wshub.core.brokers_in_use import BROKERS_IN_USE
 from wshub.core.cluster import Cluster
@@ -21,13 +22,14 @@ from wshub.core.config import HubConfig
 from wshub.core.handler_checks import check_function
 from wshub.core.histories import Histories
 from wshub.core.hub_core import HubCore
+from wshub.core.hubs_to_join import HUBS_OF_THREAD
 from wshub.core.local_history import LocalHistory
 from wshub.core.local_presence import LocalPresence
 from wshub.core.presences import Presences
 from wshub.core.remote_messages import RemoteMessages
 from wshub.core.shutdown import Shutdown, WaitingHandlers
 from wshub.core.watches import calling_watch
-from wshub.errors import ConfigurationError, MisuseError
+from wshub.errors import BrokerError, ConfigurationError, MisuseError
 from wshub.protocol.close_code import CloseCode, encode_close_payload
 from wshub.protocol.http.request import RequestHead
 from wshub.protocol.validation import check_str
@@ -43,6 +45,9 @@ logger = logging.getLogger("wshub.server")
 
 ALONE = "0" * 16
 """The id of the only node, where there is no broker."""
+
+JOIN_SECONDS = 2.0
+"""Seconds that a server waits until its hub has joined other nodes. uvicorn gives a new worker five to start."""
 
 WATCH_PERIOD = 1.0
 """Seconds between two calls of each watcher."""
@@ -105,6 +110,8 @@ class HubLifecycle(HubCore):
     waits: set[HandshakeWait]
     """The waits for what ``on_upgrade`` decides that no server ends by itself."""
 
+    # Whether the hub has belonged to an event loop.
+    _has_been_used: bool
     _sweeper: asyncio.TimerHandle | None
     _closing: asyncio.Task[None] | None
     _exiting: asyncio.Task[None] | None
@@ -139,6 +146,9 @@ class HubLifecycle(HubCore):
         self.on_upgrade = on_upgrade
         # Most hubs have no use for the address, which costs time and memory for each connection.
         self.wants_address = on_upgrade is not None or self._admission.needs_address
+        self._has_been_used = False
+        if broker is not None:
+            HUBS_OF_THREAD.hubs.add(self)
         self._begin_anew()
 
     def __repr__(self) -> str:
@@ -149,7 +159,11 @@ class HubLifecycle(HubCore):
         return f"<{type(self).__qualname__} {self.name!r} {state}, {counts}>"
 
     async def __aenter__(self) -> Self:
-        self.bind()
+        try:
+            await self.join_nodes()
+        except asyncio.CancelledError:
+            await self.close()
+            raise
         return self
 
     async def __aexit__(
@@ -168,9 +182,29 @@ class HubLifecycle(HubCore):
                 self._start_histories()
             if self._keeps_presences:
                 self._start_presences()
+            self._has_been_used = True
             self._start_sweeping()
             logger.info("the hub %r has started", self.name, extra={"event": "started", "hub": self.name})
         return reactor
+
+    async def join_nodes(self) -> None:
+        """Bind the hub. Its broker starts, and joins it to other nodes.
+
+        If the nodes of the broker hand over to each other, it returns when the others can hand over to this one, or
+        after two seconds. Any other broker starts while the hub is used already. Raises as ``bind``.
+        """
+        self.bind()
+        cluster, broker = self._cluster, self.broker
+        if cluster is None or not isinstance(broker, HandoverBroker):
+            return
+        # A broker that cannot work has been logged.
+        with suppress(TimeoutError, BrokerError, ConfigurationError):
+            async with asyncio.timeout(JOIN_SECONDS):
+                await cluster.wait_started()
+                if self._presences is not None:
+                    # With the first beat, the node takes part in presence.
+                    await self._presences.begin()
+                await broker.joined()
 
     def _start_cluster(self, broker: Broker, reactor: Reactor) -> None:
         self._cluster = Cluster(self, broker, self.name, reactor, self._survey_answers)

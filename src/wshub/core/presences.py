@@ -322,6 +322,12 @@ class Presences:
             self._beat_at = now + self._beat_seconds
             self._beating = self._loop.create_task(self._beat())
 
+    async def begin(self) -> None:
+        """Send the first beat, unless it was sent, and wait until it is answered."""
+        self.sweep(self._hub.now())
+        if self._beating is not None:
+            await asyncio.wait([self._beating])
+
     async def _beat(self) -> None:
         try:
             await self._say_alive()

@@ -142,7 +142,8 @@ class Server:
     async def start_serving(self) -> None:
         """Begin to accept connections. Does nothing if the server accepts them already.
 
-        ``async with`` and ``serve_forever`` call it.
+        ``async with`` and ``serve_forever`` call it. If the broker joins the hub to other worker processes, it first
+        waits until they can hand over to this one, for two seconds at most.
 
         Raises:
             MisuseError: the server has closed, or the hub is closing or in use on another event loop.
@@ -166,6 +167,7 @@ class Server:
         try:
             self._sockets = tuple(await self._bind())
             self._first_name = self._sockets[0].getsockname()
+            await self.hub.join_nodes()
             self._check_hub()
             for listening in self._sockets:
                 await reactor.listen(listening, self._handshakes.accepted, backlog=self._backlog, ssl=self._tls)

@@ -69,7 +69,7 @@ class Acceptor:
         self.hub = hub
         self._tls = tls
         self._state = state
-        # None until a hub has a connection or the server ends: uvicorn counts the Hubs object as a connection.
+        # None until a hub has a connection or the server ends: uvicorn then counts the Hubs object as a connection.
         self._hubs: Hubs | None = None
         self._unix: UnixAddress | None = None
         self._default_headers: list[tuple[bytes, bytes]] | None = None

@@ -55,6 +55,7 @@ from wshub.protocol.message import MessageType
 from wshub.uvicorn.first_requests import protocol_of
 from wshub.uvicorn.proxies import application_of, client_of, scheme_of
 from wshub.uvicorn.server_hubs import Hubs, primary_hub
+from wshub.uvicorn.server_start import join_before_accepting
 from wshub.uvicorn.upgrades import recognise_lists_of_upgrades
 
 __all__ = ["WebSocketProtocol"]
@@ -551,6 +552,7 @@ class WebSocketProtocol(asyncio.Protocol):
 
 
 recognise_lists_of_upgrades(WebSocketProtocol)
+join_before_accepting(WebSocketProtocol)
 
 
 def _http_version(former: Any, request: RequestHead) -> str:
