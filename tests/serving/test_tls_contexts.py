@@ -192,8 +192,9 @@ async def test_a_new_certificate_is_served_without_a_restart(native, certificate
         with pytest.raises(ssl.SSLError):
             server.reload_certificate()
         chain.unlink()
-        with pytest.raises(FileNotFoundError):
+        with pytest.raises(FileNotFoundError) as missing:
             server.reload_certificate()
+        assert str(chain) in missing.value.__notes__[0]
         await is_served(server, other_certificate.client_context())
 
 

@@ -476,6 +476,7 @@ async def test_sighup_takes_a_renewed_certificate(serve, certificate, encrypted_
         await is_served_with(renewed, port)
         chain.write_text("no certificate")
         assert await hang_up() == "ERROR"
+        assert str(chain) in caplog.text
         await is_served_with(renewed, port)
         install(certificate)
         shutil.copy(encrypted_key, key)

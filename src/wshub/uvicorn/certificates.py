@@ -50,7 +50,7 @@ class ConfiguredTls(ServerTls):
 
 def _create_context(config: Config) -> ssl.SSLContext:
     if config.ssl_certfile and not config.ssl_keyfile_password:
-        # uvicorn would ask for the password at the terminal, and the server would wait for it.
+        # Without this, OpenSSL would ask for the password at the terminal, and the server would wait for it.
         check = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         load_plain_chain(check, config.ssl_certfile, config.ssl_keyfile, "give uvicorn the ssl_keyfile_password")
     return create_ssl_context(
@@ -76,7 +76,10 @@ class _Hangups:
             try:
                 tls.reload()
             except Exception as error:
-                logger.error("SIGHUP: the certificate cannot be read, the server goes on with the old one: %s", error)
+                notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+                logger.error(
+                    "SIGHUP: the certificate cannot be read, the server goes on with the old one: %s%s", error, notes
+                )
             else:
                 logger.info("SIGHUP: the certificate has been read again, and new connections get it")
 

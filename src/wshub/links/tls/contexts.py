@@ -15,7 +15,7 @@ Path = str | os.PathLike[str]
 class ServerTls:
     """The settings of a listening socket for TLS.
 
-    A new connection uses the ``context`` that is there when its first byte arrives.
+    A connection uses the ``context`` that is set when its first byte arrives.
 
     Args:
         context: an SSLContext of the server's side.
@@ -89,4 +89,9 @@ def load_plain_chain(context: ssl.SSLContext, certfile: Path, keyfile: Path | No
     def refuse() -> str:
         raise OSError(f"the private key of {os.fspath(certfile)} is encrypted: {advice}")
 
-    context.load_cert_chain(certfile, keyfile, refuse)
+    try:
+        context.load_cert_chain(certfile, keyfile, refuse)
+    except OSError as error:
+        # The errors of ssl do not say which file is wrong.
+        error.add_note(f"the certificate is in {certfile}, and its key in {keyfile or certfile}")
+        raise
