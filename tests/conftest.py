@@ -32,6 +32,12 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
     return Certificate(tmp_path_factory.mktemp("certificate"))
 
 
+@pytest.fixture(scope="session")
+def encrypted_key(certificate: Certificate, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The key of the certificate, encrypted with the password "secret"."""
+    return certificate.encrypt_key(tmp_path_factory.mktemp("encrypted") / "key.pem", "secret")
+
+
 @pytest.fixture
 def socket_directory() -> Iterator[Path]:
     """A directory for Unix sockets. Paths below ``tmp_path`` may be too long for them."""

@@ -181,7 +181,8 @@ class Hub(ClusteredHub):
             sock: a bound socket, instead of an address.
             backlog: connections that the kernel holds until they are accepted.
             ssl: for TLS, an SSLContext of the server's side; or
-            ssl_certfile, ssl_keyfile: PEM files of the certificate chain and its key, which may be in one file.
+            ssl_certfile, ssl_keyfile: PEM files of the certificate chain and its key, which may be in one file. The key
+                is not encrypted.
             health_path: a path such as ``"/health"``: GET requests for ``/health/live`` and ``/health/ready`` are
                 answered as ``wshub.health.health_endpoint`` does. None answers none.
             close_hub: True closes the hub too when the server closes, with all its connections and its broker.

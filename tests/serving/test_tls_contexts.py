@@ -192,9 +192,25 @@ async def test_a_new_certificate_is_served_without_a_restart(native, certificate
         with pytest.raises(ssl.SSLError):
             server.reload_certificate()
         chain.unlink()
-        with pytest.raises(FileNotFoundError):
+        with pytest.raises(FileNotFoundError) as missing:
             server.reload_certificate()
+        assert str(chain) in missing.value.__notes__[0]
         await is_served(server, other_certificate.client_context())
+
+
+def test_an_encrypted_key_is_refused_and_nobody_is_asked_for_its_password(certificate, encrypted_key) -> None:
+    with pytest.raises(OSError, match="encrypted: decrypt the file"):
+        Hub().serve("127.0.0.1", 0, EventHandler(), ssl_certfile=certificate.chain, ssl_keyfile=encrypted_key)
+
+
+async def test_a_renewed_key_that_is_encrypted_changes_nothing(native, certificate, encrypted_key, tmp_path) -> None:
+    key = tmp_path / "key.pem"
+    key.write_bytes(Path(certificate.key).read_bytes())
+    async with serving(native, ssl_certfile=certificate.chain, ssl_keyfile=key) as server:
+        key.write_bytes(Path(encrypted_key).read_bytes())
+        with pytest.raises(OSError, match="encrypted"):
+            server.reload_certificate()
+        await is_served(server, certificate.client_context())
 
 
 async def test_a_context_of_the_application_is_the_applications_to_reload(native, certificate, other_certificate):
@@ -212,6 +228,11 @@ async def test_a_context_of_the_application_is_the_applications_to_reload(native
 def test_a_context_must_be_a_context() -> None:
     with pytest.raises(ConfigurationError, match="SSLContext"):
         Hub().serve("127.0.0.1", 0, EventHandler(), ssl="certificate.pem")  # type: ignore[arg-type]
+
+
+def test_a_context_of_the_clients_side_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="server's side"):
+        Hub().serve("127.0.0.1", 0, EventHandler(), ssl=ssl.create_default_context())
 
 
 async def test_secrets_are_not_logged(native, certificate, caplog) -> None:

@@ -31,3 +31,9 @@ class Certificate:
 
     def client_context(self) -> ssl.SSLContext:
         return ssl.create_default_context(cafile=self.chain)
+
+    def encrypt_key(self, path: Path, password: str) -> str:
+        """Write the key to a file, encrypted with the password. Return the file's name."""
+        command = ["openssl", "pkey", "-aes128", "-passout", f"pass:{password}", "-in", self.key, "-out", str(path)]
+        subprocess.run(command, check=True, capture_output=True)
+        return str(path)

@@ -12,9 +12,7 @@ import os
 import shutil
 import signal
 import ssl
-import subprocess
-from collections.abc import AsyncIterator, Callable, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import httpx
@@ -433,15 +431,6 @@ async def test_the_options_for_tls_hold(serve, certificate, tmp_path) -> None:
             await asyncio.open_connection("localhost", port, ssl=context)
 
 
-@pytest.fixture
-def encrypted_key(certificate: Certificate, tmp_path: Path) -> str:
-    """The key of the certificate, with the password "secret"."""
-    key = str(tmp_path / "key.pem")
-    command = ["openssl", "rsa", "-aes128", "-passout", "pass:secret", "-in", certificate.key, "-out", key]
-    subprocess.run(command, check=True, capture_output=True)
-    return key
-
-
 async def test_a_key_may_have_a_password(serve, certificate, encrypted_key) -> None:
     async with (
         serve(ssl_keyfile=encrypted_key, ssl_keyfile_password="secret") as port,
@@ -450,16 +439,8 @@ async def test_a_key_may_have_a_password(serve, certificate, encrypted_key) -> N
         assert (await client.get("/")).text == "hello"
 
 
-@pytest.fixture
-def default_hangup() -> Iterator[None]:
-    """Have SIGHUP end the process, as by default. It may be ignored here, as under ``nohup``."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
-
-
 @pytest.mark.usefixtures("default_hangup")
-async def test_sighup_takes_a_renewed_certificate(serve, certificate, tmp_path, caplog) -> None:
+async def test_sighup_takes_a_renewed_certificate(serve, certificate, encrypted_key, tmp_path, caplog) -> None:
     renewed = Certificate(tmp_path, "ECDSA")
     chain, key = tmp_path / "chain", tmp_path / "key"
 
@@ -495,6 +476,12 @@ async def test_sighup_takes_a_renewed_certificate(serve, certificate, tmp_path, 
         await is_served_with(renewed, port)
         chain.write_text("no certificate")
         assert await hang_up() == "ERROR"
+        assert str(chain) in caplog.text
+        await is_served_with(renewed, port)
+        install(certificate)
+        shutil.copy(encrypted_key, key)
+        assert await hang_up() == "ERROR"
+        assert "ssl_keyfile_password" in caplog.text
         await is_served_with(renewed, port)
         await client.send("still there")
         assert await client.recv() == "still there"

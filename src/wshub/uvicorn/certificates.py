@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary, WeakSet
 
 from uvicorn.config import Config, create_ssl_context
 
-from wshub.links.tls.contexts import ServerTls
+from wshub.links.tls.contexts import ServerTls, load_plain_chain
 
 __all__ = ["ConfiguredTls", "reload_on_hangup"]
 
@@ -49,6 +49,10 @@ class ConfiguredTls(ServerTls):
 
 
 def _create_context(config: Config) -> ssl.SSLContext:
+    if config.ssl_certfile and not config.ssl_keyfile_password:
+        # Without this, OpenSSL would ask for the password at the terminal, and the server would wait for it.
+        check = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        load_plain_chain(check, config.ssl_certfile, config.ssl_keyfile, "give uvicorn the ssl_keyfile_password")
     return create_ssl_context(
         certfile=config.ssl_certfile,  # type: ignore[arg-type]
         keyfile=config.ssl_keyfile,
@@ -57,6 +61,7 @@ def _create_context(config: Config) -> ssl.SSLContext:
         cert_reqs=config.ssl_cert_reqs,
         ca_certs=config.ssl_ca_certs,
         ciphers=config.ssl_ciphers,
+        alpn_protocols=getattr(config.http_protocol_class, "alpn_protocols", None),
     )
 
 
@@ -71,7 +76,10 @@ class _Hangups:
             try:
                 tls.reload()
             except Exception as error:
-                logger.error("SIGHUP: the certificate cannot be read, the server goes on with the old one: %s", error)
+                notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+                logger.error(
+                    "SIGHUP: the certificate cannot be read, the server goes on with the old one: %s%s", error, notes
+                )
             else:
                 logger.info("SIGHUP: the certificate has been read again, and new connections get it")
 

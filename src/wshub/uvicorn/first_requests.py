@@ -180,6 +180,11 @@ class _FirstRequest(asyncio.Protocol):
         self.setup = None
         self._transport = transport
         self.protocol.connection_made(transport)
+        chosen = self._transport.get_protocol()
+        if chosen is not self:
+            # With HTTP/2, uvicorn has chosen a protocol by ALPN. The first request has not arrived all the same.
+            self.protocol = chosen
+            self._transport.set_protocol(self)
         if self._early:
             self.data_received(self._early)
             self._early = b""
