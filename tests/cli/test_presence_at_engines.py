@@ -36,7 +36,7 @@ async def test_users_of_a_killed_node_leave_once_unless_they_come_back(
     engine: str, tmp_path, socket_directory, monkeypatch
 ) -> None:
     monkeypatch.setenv("WSHUB_BROKER", engine)
-    async with served_room(tmp_path, socket_directory, monkeypatch) as room:
+    async with served_room(tmp_path, socket_directory, monkeypatch, grace_ms=4_000) as room:
         process = room.users[0].process
         affected = [user for user in room.users[1:] if user.process == process]
         leaving = asyncio.create_task(room.users[0].leave())
