@@ -11,12 +11,14 @@ import pytest
 from tests.support.broker_node import until
 from tests.support.nats_engine import NatsEngine, running_jetstream
 from tests.support.presence_nodes import ROOM, are, node
-from tests.support.presence_worlds import EngineWorld, NatsWorld, RedisWorld
+from tests.support.presence_worlds import EngineWorld, Member, NatsWorld, RedisWorld, running
 from tests.support.redis_engine import RedisEngine, running_engine
 from tests.support.serving_hub import connected
 from tests.support.tcp_proxy import proxy_to
 from wshub import PresenceCounts
 from wshub.brokers import nats_lives, redis_presences
+from wshub.brokers.presence_interface import PresenceEntry
+from wshub.errors import BrokerError, BrokerUncertain
 
 # Each NATS server has one of the loops: all pairs take twice as long.
 pytestmark = pytest.mark.parametrize(
@@ -173,3 +175,91 @@ async def test_an_engine_that_comes_back_empty_is_told_again_and_nobody_joins_tw
         async with asyncio.timeout(10):
             await are_told()
         assert world.events.counts() == {("join", "ann"): 1, ("join", "bob"): 1}
+
+
+CHANNEL = "room:lost-answers"
+
+
+def entries(*ids: str) -> list[PresenceEntry]:
+    return [PresenceEntry(each, "ann", b'["node", 1, "ann", null]') for each in ids]
+
+
+async def there(member: Member) -> set[str]:
+    page = await member.broker.presence_read(CHANNEL, "", 100)  # type: ignore[attr-defined]
+    return {entry.id for entry in page.entries}
+
+
+async def leave_without_answer(world: EngineWorld, member: Member, *ids: str) -> None:
+    """Have a node remove entries, and lose the answer."""
+    world.deafen(member.broker)
+    leaving = asyncio.create_task(member.broker.presence_leave(CHANNEL, entries(*ids)))  # type: ignore[attr-defined]
+    other = next(each for each in world.members if each is not member)
+    async with asyncio.timeout(10):
+        while await there(other) & {*ids}:
+            await asyncio.sleep(0.005)
+    world.cut(member.broker)
+    with pytest.raises(BrokerUncertain):
+        await leaving
+
+
+async def leave(member: Member, *ids: str) -> list[bool]:
+    """Have a node remove entries once it is connected."""
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                return await member.broker.presence_leave(CHANNEL, entries(*ids))  # type: ignore[attr-defined,no-any-return]
+            except BrokerError:
+                member.node.skip(0.5)
+                await asyncio.sleep(0.01)
+
+
+async def test_a_leave_whose_answer_was_lost_is_told_by_one_of_two_nodes(world: EngineWorld) -> None:
+    async with running(world, 2):
+        one, two = world.members
+        for member, name in ((two, "b"), (one, "a")):
+            await member.broker.presence_enter(CHANNEL, entries(name))  # type: ignore[attr-defined]
+
+        await leave_without_answer(world, one, "a")
+        assert await leave(two, "b") == [True]
+        assert await leave(one, "a") == [False]
+
+
+async def test_a_last_leave_whose_answer_was_lost_is_told(world: EngineWorld) -> None:
+    async with running(world, 2):
+        one, _ = world.members
+        await one.broker.presence_enter(CHANNEL, entries("a"))  # type: ignore[attr-defined]
+        await leave_without_answer(world, one, "a")
+        assert await leave(one, "a") == [True]
+
+
+async def test_of_connections_of_a_user_whose_leaves_had_no_answer_one_is_the_last(world: EngineWorld) -> None:
+    async with running(world, 2):
+        one, _ = world.members
+        await one.broker.presence_enter(CHANNEL, entries("a", "b", "c"))  # type: ignore[attr-defined]
+        await leave_without_answer(world, one, "a", "b", "c")
+        assert sorted(await leave(one, "a", "b", "c")) == [False, False, True]
+
+
+async def test_a_user_who_is_back_has_not_left_when_the_answer_was_lost(world: EngineWorld) -> None:
+    async with running(world, 2):
+        one, two = world.members
+        await one.broker.presence_enter(CHANNEL, entries("a"))  # type: ignore[attr-defined]
+        await leave_without_answer(world, one, "a")
+        assert await two.broker.presence_enter(CHANNEL, entries("b")) == [True]  # type: ignore[attr-defined]
+        assert await leave(one, "a") == [False]
+        assert await leave(two, "b") == [True]
+
+
+async def test_a_member_who_came_while_another_connection_of_the_user_left_is_no_ghost(world: EngineWorld) -> None:
+    async with running(world, 2):
+        one, two = world.members
+        await one.broker.presence_enter(CHANNEL, entries("a"))  # type: ignore[attr-defined]
+        await asyncio.gather(
+            one.broker.presence_leave(CHANNEL, entries("a")),  # type: ignore[attr-defined]
+            one.broker.presence_enter(CHANNEL, entries("b")),  # type: ignore[attr-defined]
+        )
+        world.members.remove(one)
+        await one.close()
+        beat = await two.broker.presence_beat()  # type: ignore[attr-defined]
+        # The hub may have taken it over by now.
+        assert beat.dead or "b" not in await there(two)

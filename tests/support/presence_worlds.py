@@ -111,6 +111,10 @@ class World:
         """Part a node from the others until ``heal()``."""
         raise NotImplementedError
 
+    def deafen(self, broker: Broker) -> None:
+        """Lose the answers to a node until ``cut()``. What it asks for is done."""
+        raise NotImplementedError
+
     def kill(self, broker: Broker) -> None:
         """Have nothing that a node still sends arrive."""
         self.split(broker)
@@ -144,6 +148,9 @@ class MemoryWorld(World):
 
     def split(self, broker: Broker) -> None:
         self.engine.mute(broker)
+        self.engine.deafen(broker)
+
+    def deafen(self, broker: Broker) -> None:
         self.engine.deafen(broker)
 
     def lose(self) -> None:
@@ -187,6 +194,10 @@ class EngineWorld(World):
 
     def split(self, broker: Broker) -> None:
         self.proxies[broker].to_server.clear()
+
+    def deafen(self, broker: Broker) -> None:
+        for connection in self.proxies[broker].open_connections():
+            connection.to_client.is_black_hole = True
 
     def heal(self) -> None:
         for proxy in self.proxies.values():

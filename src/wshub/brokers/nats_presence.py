@@ -9,6 +9,9 @@ was claimed begins another life.
 
 An entry may have a life without a message: the engine has lost the message, or has taken the entry very late. So nodes
 look for such lives, and have them count as dead.
+
+The last entry of a user stays in the message, marked as one that has left, until its node has the answer. If the answer
+is lost, the node finds the mark at its next attempt; if the node dies, the one that takes its entries over finds it.
 """
 
 from __future__ import annotations
@@ -16,7 +19,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Callable, Container, Iterable, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Container, Iterable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple, TypeAlias
 
@@ -36,7 +40,7 @@ IN_FLIGHT = 256
 PAGE = 1000
 TAKEN_AT_ONCE = 500
 
-# Entries that this node has removed, and remembers.
+# Entries that are gone, and of which this node remembers that nobody was told.
 REMEMBERED = 10_000
 
 # Beats after a loss of all entries, until no node enters members for a life that was lost. Beats between two searches
@@ -54,6 +58,8 @@ class Owned(NamedTuple):
     entry: PresenceEntry
     owner: str
     was_first: bool
+    has_left: bool = False
+    """Whether it was the last one of its user, and its node may not know yet that it has left."""
 
 
 Change: TypeAlias = Callable[[list[Owned]], tuple[list[Owned], list[bool]]]
@@ -101,22 +107,26 @@ class NatsPresences:
         self._suspicions = 0
         self._former: set[str] = set()
         self._written: dict[str, User] = {}
-        # The subjects that may have entries of this node.
+        # The subjects that may have entries of this node; and how many changes of each are under way.
         self._touched: set[str] = set()
+        self._changing: Counter[str] = Counter()
         # Where the search for the entries of each claimed life goes on; what was found, and was not told yet; and the
         # ids of all that was.
         self._searches: dict[str, int] = {}
         self._untold: list[tuple[str, PresenceEntry]] = []
         self._taken: set[str] = set()
-        # The ids of entries that this node has removed, or may have. Others that are gone were taken over.
-        self._removed: dict[str, None] = {}
+        # The ids of entries that are gone, and whose leave nobody was told. Others that are gone were taken over.
+        self._untold_leaves: dict[str, None] = {}
+        # The ids of entries that this node may have removed: the answer was lost.
+        self._uncertain: dict[str, None] = {}
 
     def attached(self, server_id: str) -> None:
         """Have a beat before anything else: the node may have been taken for dead."""
         self._beat_at = float("-inf")
-        self._stream.attached()
         # A server that was killed may have entries again that had been removed, or may have lost some.
-        self._is_suspect |= self._server_id not in ("", server_id)
+        is_same_server = self._server_id in ("", server_id)
+        self._stream.attached(is_same_server=is_same_server)
+        self._is_suspect |= not is_same_server
         self._server_id = server_id
 
     # Entries
@@ -125,7 +135,7 @@ class NatsPresences:
         """Add entries of this node."""
         await self._live()
         for entry in entries:
-            self._removed.pop(entry.id, None)
+            self._untold_leaves.pop(entry.id, None)
 
         def enter(new: Sequence[PresenceEntry]) -> Change:
             return lambda known: with_entries(known, new, self._lives.own)
@@ -134,25 +144,28 @@ class NatsPresences:
 
     async def leave(self, channel: str, entries: Sequence[PresenceEntry]) -> list[bool]:
         """Remove entries of this node."""
-        there: set[str] = set()
+        # The engine may have lost the entries, or another node may have taken them over.
+        await self._live()
 
         def leave(gone: Sequence[PresenceEntry]) -> Change:
-            return lambda known: without_entries(known, gone, self._removed, there)
+            return lambda known: without_entries(known, gone, self._untold_leaves)
 
+        ids = dict.fromkeys(entry.id for entry in entries)
         try:
             outcomes = await self._change_all(channel, entries, leave)
         except BrokerUncertain:
-            # Some may be gone. Whether one was the last of its user is told at the next attempt.
-            self._remember(entry.id for entry in entries)
+            self._uncertain.update(ids)
             raise
-        self._remember(there)
-        self._taken.difference_update(entry.id for entry in entries)
+        for name in ids:
+            self._uncertain.pop(name, None)
+            self._untold_leaves.pop(name, None)
+            self._taken.discard(name)
         return outcomes
 
-    def _remember(self, removed: Iterable[str]) -> None:
-        self._removed.update(dict.fromkeys(removed))
-        while len(self._removed) > REMEMBERED:
-            del self._removed[next(iter(self._removed))]
+    def _remember_untold(self, ids: Iterable[str]) -> None:
+        self._untold_leaves.update(dict.fromkeys(ids))
+        while len(self._untold_leaves) > REMEMBERED:
+            del self._untold_leaves[next(iter(self._untold_leaves))]
 
     async def _live(self) -> None:
         """Have a beat if the last one is so long ago that the node may have been taken for dead."""
@@ -194,33 +207,47 @@ class NatsPresences:
         """Change the entries of a user on a channel, in one step."""
         subject = f"user.{self._epochs.tokens(channel)}.{hashed(user)}"
         async with self._limit:
-            known = self._written.pop(subject, None)
+            self._changing[subject] += 1
             self._touched.add(subject)
-            if known is None and change([])[0]:
-                # Most users have one connection.
-                known = NOBODY
-            for _ in range(ATTEMPTS):
-                if known is None:
-                    record = await self._stream.read(subject)
-                    known = User(record.sequence, entries_of(record.data, user) if record.data else [])
-                entries, outcomes = change(known.entries)
-                try:
-                    await self._write(subject, channel, user, known, entries)
-                except ReplacedError:
-                    known = None
-                else:
-                    return outcomes
+            try:
+                return await self._change_subject(subject, channel, user, change)
+            finally:
+                self._changing[subject] -= 1
+                if not self._changing[subject]:
+                    del self._changing[subject]
+
+    async def _change_subject(self, subject: str, channel: str, user: str, change: Change) -> list[bool]:
+        known = self._written.pop(subject, None)
+        if known is None and change([])[0]:
+            # Most users have one connection.
+            known = NOBODY
+        for _ in range(ATTEMPTS):
+            if known is None:
+                record = await self._stream.read(subject)
+                known = User(record.sequence, entries_of(record.data, user) if record.data else [])
+            entries, outcomes = change(known.entries)
+            try:
+                await self._write(subject, channel, user, known, entries)
+            except ReplacedError:
+                known = None
+            else:
+                return outcomes
         raise BrokerUnavailable("other nodes change the same user all the time")
 
     async def _write(self, subject: str, channel: str, user: str, known: User, entries: list[Owned]) -> None:
         sequence = known.sequence
-        if entries or known.entries:
+        is_anybody_there = any_there(entries)
+        is_change = is_anybody_there or any_there(known.entries)
+        if is_change:
             sequence = await self._stream.replace(subject, message_of(channel, user, entries), sequence)
-            if not entries:
-                self._stream.delete(subject, sequence)
-        if any(owned.owner == self._lives.own for owned in entries):
+        # A mark that this call has not set is for another one.
+        if sequence and not is_anybody_there and (is_change or not entries):
+            self._stream.delete(subject, sequence)
+        if is_anybody_there and any(owned.owner == self._lives.own for owned in entries):
             self._written[subject] = User(sequence, entries)
-        else:
+            self._touched.add(subject)
+        elif self._changing[subject] == 1:
+            # Otherwise the next change may be about to add an entry.
             self._touched.discard(subject)
 
     # Beats
@@ -242,7 +269,7 @@ class NatsPresences:
         return Beat(is_known, f"{self._lives.epoch}-{self._suspicions}", dead)
 
     async def _beat(self) -> None:
-        losses = self._lives.losses
+        losses, life = self._lives.losses, self._lives.own
         try:
             is_known = await self._lives.beat()
             if is_known and self._is_suspect:
@@ -256,10 +283,17 @@ class NatsPresences:
         self._beat_at = self._now()
         if losses != self._lives.losses:
             self._search_in, self._is_search_for_all = AFTER_LOSS, True
+            self._remember_untold(self._ids_of(life))
         if not is_known:
             self._must_enter_anew = True
             self._written.clear()
             self._touched.clear()
+
+    def _ids_of(self, life: str) -> Iterator[str]:
+        """Yield the ids of the entries of a life of this node, as far as it knows."""
+        yield from self._uncertain
+        for known in self._written.values():
+            yield from (owned.entry.id for owned in known.entries if owned.owner == life)
 
     # Dead nodes
 
@@ -315,7 +349,7 @@ class NatsPresences:
                 await self._change(channel, user, partial(remove_owned, gone, removed))
                 for owned in removed:
                     if owned.owner in self._former:
-                        self._note_removed(channel, owned.entry)
+                        self._note_removed(channel, owned)
 
     async def _all_users(self) -> AsyncIterator[tuple[str, str, list[Owned]]]:
         """Yield the channel, the name and the entries of each user."""
@@ -328,11 +362,12 @@ class NatsPresences:
             if not page.messages or page.available <= len(page.messages):
                 return
 
-    def _note_removed(self, channel: str, entry: PresenceEntry) -> None:
+    def _note_removed(self, channel: str, owned: Owned) -> None:
         """Note that an entry of a former life was removed."""
+        entry = owned.entry
         # The hub may be about to have it leave.
-        self._remember([entry.id])
-        if entry.id.startswith(f"{self._node}/") and entry.id not in self._taken:
+        self._remember_untold([entry.id])
+        if not owned.has_left and entry.id.startswith(f"{self._node}/") and entry.id not in self._taken:
             # It was taken over, and the answer was lost.
             self._taken.add(entry.id)
             self._untold.append((channel, entry))
@@ -359,12 +394,13 @@ class NatsPresences:
         if owned.owner == life:
             entry = entry._replace(id=f"{self._node}/{entry.id}")
         found.append(entry)
+        # One that has left may not have been told, so it leaves again.
         return Owned(entry, self._lives.own, owned.was_first)
 
     def _is_to_take(self, owned: Owned, life: str) -> bool:
         """Whether an entry is to be told. One may be this node's already, if the answer was lost."""
         name = owned.entry.id
-        is_own = owned.owner == self._lives.own and name.startswith(f"{self._node}/")
+        is_own = owned.owner == self._lives.own and not owned.has_left and name.startswith(f"{self._node}/")
         return owned.owner == life or (is_own and name not in self._taken)
 
     # Questions
@@ -375,7 +411,7 @@ class NatsPresences:
             (channel, owned.entry)
             async for channel, _, entries in self._all_users()
             for owned in entries
-            if owned.owner == self._lives.own
+            if owned.owner == self._lives.own and not owned.has_left
         ]
 
     async def read(self, channel: str, cursor: str, limit: int) -> StoredPresence:
@@ -385,7 +421,7 @@ class NatsPresences:
         page = await self._stream.list(f"user.{self._epochs.tokens(channel)}.*", int(cursor or 1), limit)
         # A user may be there twice, as before and after a change.
         users = {message.subject: message.data for message in page.messages}
-        entries = tuple(owned.entry for data in users.values() for owned in parsed(data)[2])
+        entries = tuple(owned.entry for data in users.values() for owned in parsed(data)[2] if not owned.has_left)
         is_last = not page.messages or page.available <= len(page.messages)
         return StoredPresence(entries, "" if is_last else str(page.messages[-1].sequence + 1))
 
@@ -404,7 +440,7 @@ class NatsPresences:
 
 def with_entries(known: list[Owned], new: Sequence[PresenceEntry], owner: str) -> tuple[list[Owned], list[bool]]:
     """Add entries, or replace those of the same ids. Return for each whether it was the first one."""
-    entries = {owned.entry.id: owned for owned in known}
+    entries = {owned.entry.id: owned for owned in known if not owned.has_left}
     outcomes = []
     for entry in new:
         before = entries.get(entry.id)
@@ -415,22 +451,27 @@ def with_entries(known: list[Owned], new: Sequence[PresenceEntry], owner: str) -
 
 
 def without_entries(
-    known: list[Owned], gone: Sequence[PresenceEntry], removed: Container[str], there: set[str]
+    known: list[Owned], gone: Sequence[PresenceEntry], untold: Container[str]
 ) -> tuple[list[Owned], list[bool]]:
-    """Remove entries, and have a set contain the ids of those that were there. Return for each whether none is left.
+    """Remove entries, and mark the last one of the user. Return for each whether it was that.
 
-    The leave of an entry that another node has taken over and removed was told there. So it is not the last one here.
+    One that an earlier call has marked has the same answer, unless the user is there again. One that is gone otherwise
+    was not the last one, or another node has taken it over, and tells of the leave.
     """
-    entries = {owned.entry.id: owned for owned in known}
-    outcomes = []
+    entries = {owned.entry.id: owned for owned in known if not owned.has_left}
+    left = {owned.entry.id: owned for owned in known if owned.has_left}
+    outcomes: list[bool] = []
     for entry in gone:
-        if entries.pop(entry.id, None) is not None:
-            there.add(entry.id)
+        owned = entries.pop(entry.id, None)
+        if owned is not None:
+            is_last = not entries
+            if is_last:
+                left[entry.id] = owned._replace(has_left=True)
         else:
-            # An earlier attempt may have seen it.
-            there.discard(entry.id)
-        outcomes.append(not entries and (entry.id in there or entry.id in removed))
-    return list(entries.values()), outcomes
+            is_marked = left.pop(entry.id, None) is not None
+            is_last = not entries and True not in outcomes and (is_marked or entry.id in untold)
+        outcomes.append(is_last)
+    return [*entries.values(), *left.values()], outcomes
 
 
 def remove_owned(lives: set[str], removed: list[Owned], known: list[Owned]) -> tuple[list[Owned], list[bool]]:
@@ -439,10 +480,16 @@ def remove_owned(lives: set[str], removed: list[Owned], known: list[Owned]) -> t
     return [owned for owned in known if owned.owner not in lives], []
 
 
+def any_there(entries: list[Owned]) -> bool:
+    """Return whether a user is there."""
+    return not all(owned.has_left for owned in entries)
+
+
 def message_of(channel: str, user: str, entries: list[Owned]) -> bytes:
     """Return the message of a user."""
     fields = [
-        [owned.entry.id, owned.owner, owned.entry.data.decode("latin-1"), int(owned.was_first)] for owned in entries
+        [each.entry.id, each.owner, each.entry.data.decode("latin-1"), int(each.was_first), int(each.has_left)]
+        for each in entries
     ]
     return json.dumps([channel, user, fields]).encode()
 
@@ -452,8 +499,8 @@ def parsed(data: bytes) -> tuple[str, str, list[Owned]]:
     try:
         channel, user, fields = json.loads(data)
         entries = [
-            Owned(PresenceEntry(name, user, text.encode("latin-1")), owner, bool(was_first))
-            for name, owner, text, was_first in fields
+            Owned(PresenceEntry(name, user, text.encode("latin-1")), owner, bool(was_first), bool(has_left))
+            for name, owner, text, was_first, has_left in fields
         ]
     except (ValueError, TypeError, AttributeError):
         raise BrokerUncertain("the engine has something else than the members of a room") from None

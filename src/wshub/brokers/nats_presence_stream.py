@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import base64
+import json
+from functools import partial
 from typing import Any, NamedTuple
 
 from wshub.brokers.nats_reading import Page, StreamReader
-from wshub.brokers.nats_requests import ApiError, NoResponderError, Requests
+from wshub.brokers.nats_requests import API, ApiError, NoResponderError, Outcome, Requests
 from wshub.brokers.nats_streams import EXPECTED, GONE, NO_MESSAGE, WRONG_SEQUENCE, digest, make_stream
 from wshub.brokers.nats_subjects import SubjectNames
-from wshub.errors import BrokerUnavailable
+from wshub.errors import BrokerUnavailable, BrokerUncertain
 
 __all__ = ["PresenceStream", "Record", "ReplacedError"]
 
@@ -48,10 +50,20 @@ class PresenceStream:
         self._replicas = replicas
         self._reader = StreamReader(requests, replicas)
         self._is_ready = False
+        # The sequences of messages that are to be deleted, by subject, until the engine has answered.
+        self._deletions: dict[str, int] = {}
 
-    def attached(self) -> None:
-        """Make the stream again if it is gone: the connection is a new one."""
+    def attached(self, *, is_same_server: bool) -> None:
+        """Make the stream again if it is gone: the connection is a new one.
+
+        Args:
+            is_same_server: False if the server may have lost messages. It may give their sequences to others then.
+        """
         self._is_ready = False
+        if not is_same_server:
+            self._deletions.clear()
+        for subject, sequence in tuple(self._deletions.items()):
+            self.delete(subject, sequence)
 
     async def read(self, subject: str) -> Record:
         """Return the message of a subject; one with the sequence 0 if there is none.
@@ -90,7 +102,15 @@ class PresenceStream:
 
     def delete(self, subject: str, sequence: int) -> None:
         """Delete the message of a subject, unless it was replaced."""
-        self._requests.tell(f"STREAM.PURGE.{self._name}", {"filter": self.start + subject, "seq": sequence + 1})
+        self._deletions[subject] = sequence
+        question = json.dumps({"filter": self.start + subject, "seq": sequence + 1}).encode()
+        self._requests.send(f"{API}.STREAM.PURGE.{self._name}", question, partial(self._deleted, subject, sequence))
+
+    def _deleted(self, subject: str, sequence: int, outcome: Outcome) -> bool:
+        """Take the answer to a deletion. Nothing follows."""
+        if not isinstance(outcome, BrokerUncertain) and self._deletions.get(subject) == sequence:
+            del self._deletions[subject]
+        return False
 
     async def list(self, subject: str, start: int, limit: int) -> Page:
         """Return messages of several subjects, from a sequence on. Raises ``BrokerUnavailable``."""

@@ -15,7 +15,7 @@ from nats.aio.msg import Msg
 from wshub.brokers.nats_connection import MessageSink, NatsConnection
 from wshub.errors import BrokerError, BrokerUnavailable, BrokerUncertain
 
-__all__ = ["ApiError", "NoResponderError", "Outcome", "Requests", "read_answer", "status_of"]
+__all__ = ["API", "ApiError", "NoResponderError", "Outcome", "Requests", "read_answer", "status_of"]
 
 API = "$JS.API"
 """The beginning of the subjects on which JetStream takes requests."""

@@ -51,21 +51,40 @@ Keys: the entries, the users, the node's set, the beats.
 
 LEAVE = Script(
     """
-local channel, outcome = ARGV[1], {}
-for index = 2, #ARGV, 2 do
-    local id, user = ARGV[index], ARGV[index + 1]
-    if redis.call('HDEL', KEYS[1], id) == 1 and redis.call('HINCRBY', KEYS[2], user, -1) <= 0 then
-        redis.call('HDEL', KEYS[2], user)
+local channel, keeps_ms, known_count, outcome = ARGV[1], ARGV[2], tonumber(ARGV[3]), {}
+for index = 4, 3 + known_count do
+    redis.call('HDEL', KEYS[4], ARGV[index])
+end
+local has_any, told = false, {}
+for index = 4 + known_count, #ARGV, 2 do
+    local id, user, is_last = ARGV[index], ARGV[index + 1], 0
+    local element = id .. '\\n' .. channel
+    if redis.call('HDEL', KEYS[1], id) == 1 then
+        if redis.call('HINCRBY', KEYS[2], user, -1) <= 0 then
+            redis.call('HDEL', KEYS[2], user)
+            is_last = 1
+        end
+        redis.call('HSET', KEYS[4], element, is_last)
+        has_any = true
+    elseif redis.call('HGET', KEYS[4], element) ~= '0' and not told[user] then
+        is_last = 1 - redis.call('HEXISTS', KEYS[2], user)
     end
-    redis.call('SREM', KEYS[3], id .. '\\n' .. channel)
-    outcome[#outcome + 1] = 1 - redis.call('HEXISTS', KEYS[2], user)
+    told[user] = told[user] or is_last == 1
+    redis.call('SREM', KEYS[3], element)
+    outcome[#outcome + 1] = is_last
+end
+if has_any then
+    redis.call('PEXPIRE', KEYS[4], keeps_ms)
 end
 return outcome
 """
 )
-"""Removes entries, and answers for each with 1 if no entry of its user is left.
+"""Removes entries, and answers for each with 1 if it was the last one of its user.
 
-Keys: the entries, the users, the node's set.
+The node may not get the answer. The engine keeps the outcomes, by id and channel, until a later call says that the node
+has them, or until they have expired. So the answer to the next attempt is the same, unless the user is there again.
+
+Keys: the entries, the users, the node's set, the outcomes.
 """
 
 BEAT = Script(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import secrets
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,11 @@ __all__ = ["RedisPresences"]
 
 # Entries that one call takes over.
 TAKEN_AT_ONCE = 500
+
+# Outcomes of leaves that one call has the engine forget, because the node has them; and seconds for which it keeps
+# others, after the last leave.
+FORGOTTEN_AT_ONCE = 1000
+KEPT_SECONDS = 3600
 
 
 class RedisPresences:
@@ -41,6 +47,9 @@ class RedisPresences:
         self._sets = names.key("presence-of", "", group)
         self._entries = names.key("presence-entries", "", group)
         self._users = names.key("presence-users", "", group)
+        self._outcomes = names.key("presence-left", node, group)
+        # The leaves whose outcome the engine need not keep any more, as ids with channels.
+        self._answered: deque[bytes] = deque()
         self._dead_after = b"%d" % (DEAD_SECONDS * 1000)
         self._numbers = itertools.count(1)
         # The last beat whose answer has said that the node is not known.
@@ -55,10 +64,18 @@ class RedisPresences:
 
     async def leave(self, channel: str, entries: Sequence[PresenceEntry]) -> list[bool]:
         """Remove entries of this node."""
-        keys = (*self._keys(channel), self._sets + self._node)
+        keys = (*self._keys(channel), self._sets + self._node, self._outcomes)
         words = [word for entry in entries for word in (encoded(entry.id), encoded(entry.user))]
-        answer = await self._calls.call(self._group, LEAVE, keys, encoded(channel), *words)
-        return outcome_of(answer, len(entries))
+        known = [self._answered.popleft() for _ in range(min(len(self._answered), FORGOTTEN_AT_ONCE))]
+        numbers = b"%d" % (KEPT_SECONDS * 1000), b"%d" % len(known)
+        try:
+            answer = await self._calls.call(self._group, LEAVE, keys, encoded(channel), *numbers, *known, *words)
+            outcome = outcome_of(answer, len(entries))
+        except BaseException:
+            self._answered.extend(known)
+            raise
+        self._answered.extend(encoded(f"{entry.id}\n{channel}") for entry in entries)
+        return outcome
 
     async def beat(self, *, is_leaving: bool) -> Beat:
         """Say that this node lives, or that it is about to end."""
