@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import secrets
 from collections.abc import Iterator
 
@@ -10,6 +11,7 @@ import pytest
 
 from tests.support.broker_node import BrokerNode, joined
 from tests.support.nats_engine import PROGRAMS, NatsEngine, running_jetstream
+from wshub.brokers import nats_trimming
 from wshub.brokers.interface import HistoryConfig, Position, StoredHistory
 from wshub.brokers.nats import NatsBroker
 from wshub.brokers.nats_reading import MessageSize
@@ -156,10 +158,47 @@ async def test_a_deletion_that_fails_is_tried_again(
             await store(one, 20)
             await trimmed(one)
         assert state_of(engine, prefix)["messages"] == 21
+        # The pause is over.
+        trimming._retry_at = 0
         await store(one, 21)
         await trimmed(one)
         assert state_of(engine, prefix)["messages"] == 21
         assert numbers(await read(one)) == list(range(2, 22))
+
+
+@ON_BOTH
+async def test_deletions_that_the_server_refuses_are_logged_once_and_not_tried_at_each_message(
+    engine: NatsEngine, prefix: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with joined(NatsBroker(engine.url, prefix=prefix)) as one:
+        await store(one, 0)
+        name = one.broker._session.storing._streams._known.popitem()[1].name  # type: ignore[attr-defined]
+        config = engine.ask(f"$JS.API.STREAM.INFO.{name}")["config"] | {"deny_purge": True}
+        assert "error" not in engine.ask(f"$JS.API.STREAM.UPDATE.{name}", json.dumps(config).encode())
+        trimming = one.broker._session.storing._trimming  # type: ignore[attr-defined]
+        monkeypatch.setattr(nats_trimming, "RETRY_SECONDS", 3600.0)
+        monkeypatch.setattr(nats_trimming, "MAX_RETRY_SECONDS", 7200.0)
+        attempts = []
+        trim = trimming._trim
+
+        async def counted(stream: Stream, tokens: str, max_bytes: int) -> None:
+            attempts.append(tokens)
+            await trim(stream, tokens, max_bytes)
+
+        monkeypatch.setattr(trimming, "_trim", counted)
+        for number in range(1, 60):
+            await store(one, number)
+            await trimmed(one)
+        # The first one has found nothing to delete.
+        assert len(attempts) == 2
+        trimming._retry_at = 0
+        for number in range(60, 70):
+            await store(one, number)
+            await trimmed(one)
+        assert len(attempts) == 3
+        assert trimming._delay == 7200
+        assert numbers(await read(one)) == list(range(50, 70))
+        assert sum("cannot be deleted" in record.message for record in caplog.records) == 1
 
 
 class DetachedRequests:

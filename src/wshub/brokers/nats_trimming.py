@@ -27,6 +27,10 @@ logger = logging.getLogger("wshub.broker")
 # Channels whose bytes are counted. The count that was used the longest time ago is forgotten for another one.
 MAX_COUNTED = 10_000
 
+# Seconds without an attempt after one that has failed. They double with each further one.
+RETRY_SECONDS = 1.0
+MAX_RETRY_SECONDS = 60.0
+
 
 class Stored(NamedTuple):
     """The count of a channel since the last deletion."""
@@ -56,12 +60,15 @@ class Trimming:
         self._due: dict[str, Stored] = {}
         self._task: asyncio.Task[None] | None = None
         self._is_closed = False
+        # How long no attempt is made after the last one, which has failed; 0 if it has not. And the end of that time.
+        self._delay = 0.0
+        self._retry_at = 0.0
 
     def count(self, stream: Stream, tokens: str, size: int, max_bytes: int) -> None:
         """Count a message that was stored on a channel. Delete others if there are too many bytes."""
         former = self._stored.pop(tokens, None)
         stored = Stored(size if former is None else former.size + size, stream, max_bytes)
-        if stored.size > max_bytes:
+        if stored.size > max_bytes and not self._is_pausing:
             self._trim_soon(tokens, stored)
             return
         if len(self._stored) >= MAX_COUNTED:
@@ -75,8 +82,13 @@ class Trimming:
         """
         tokens = next(iter(self._stored))
         stored = self._stored.pop(tokens)
-        if random.random() * stored.max_bytes < stored.size:
+        if random.random() * stored.max_bytes < stored.size and not self._is_pausing:
             self._trim_soon(tokens, stored)
+
+    @property
+    def _is_pausing(self) -> bool:
+        """Whether no attempt is made, because the last one has failed."""
+        return self._delay > 0 and asyncio.get_running_loop().time() < self._retry_at
 
     def _trim_soon(self, tokens: str, stored: Stored) -> None:
         self._due[tokens] = stored
@@ -96,14 +108,31 @@ class Trimming:
                 stored = self._due.pop(tokens)
                 try:
                     await self._trim(stored.stream, tokens, stored.max_bytes)
-                except BrokerError:
-                    # The next message on the channel has it tried again.
-                    if len(self._stored) < MAX_COUNTED:
-                        self._stored[tokens] = stored._replace(size=stored.max_bytes)
+                except BrokerError as error:
+                    self._failed(error)
+                    # The first message on a channel after the pause has it tried again.
+                    for each, waiting in ((tokens, stored), *self._due.items()):
+                        if len(self._stored) < MAX_COUNTED:
+                            self._stored[each] = waiting._replace(size=waiting.max_bytes)
+                    self._due.clear()
+                else:
+                    self._succeeded()
         except Exception:
             logger.exception("the oldest messages of a history could not be deleted")
         finally:
             self._task = None
+
+    def _failed(self, error: BrokerError) -> None:
+        """Make no attempt for a while. The first of several failures is logged."""
+        if not self._delay:
+            logger.warning("the oldest messages of histories cannot be deleted, it is tried again: %s", error)
+        self._delay = min(2 * self._delay or RETRY_SECONDS, MAX_RETRY_SECONDS)
+        self._retry_at = asyncio.get_running_loop().time() + self._delay
+
+    def _succeeded(self) -> None:
+        if self._delay:
+            self._delay = 0.0
+            logger.info("the oldest messages of histories are deleted again")
 
     async def _trim(self, stream: Stream, tokens: str, max_bytes: int) -> None:
         """Delete the messages of a channel before the newest one that is not promised any more."""
