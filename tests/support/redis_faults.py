@@ -135,8 +135,10 @@ class ProxiedFaults(BrokerFaults):
         connection.to_client.swallowed = re.compile(
             rb">3\r\n\$\d+\r\n" + verb + rb"\r\n\$\d+\r\n" + re.escape(name.encode()) + rb"\r\n:\d+\r\n"
         )
+        numsub = ("PUBSUB", f"{'SHARD' if self._prefix else ''}NUMSUB", name)
+        before = engine.command(*numsub)[1]
         connection.send_to_server(b"*2\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(verb), verb, len(name), name.encode()))
-        while engine.command("PUBSUB", f"{'SHARD' if self._prefix else ''}NUMSUB", name)[1]:
+        while engine.command(*numsub)[1] == before:
             await asyncio.sleep(0.01)
 
     async def heal(self) -> None:
