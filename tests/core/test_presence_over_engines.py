@@ -32,6 +32,7 @@ pytestmark = pytest.mark.parametrize(
         ("nats-current", "uvloop"),
     ],
     indirect=True,
+    scope="module",
 )
 
 
