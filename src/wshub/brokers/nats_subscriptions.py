@@ -26,7 +26,7 @@ BATCH = 512
 BATCHES_IN_FLIGHT = 8
 
 # Intervals of the probes in which each subscription is tested once: 30 seconds. A test is a message to all nodes that
-# have the channel, so their number in an interval is bounded: with more than 480 channels, a round takes longer.
+# have the channel, so an interval has a bounded number. With more than 480 channels, a round takes longer.
 ROUND_INTERVALS = 15
 FEWEST_TESTS = 4
 MOST_TESTS = 32

@@ -77,7 +77,7 @@ Connection = TypeVar("Connection", bound=EngineConnection)
 class ReconnectingConnection(ABC, Generic[Connection]):
     """Opens a connection, and another one when it has ended.
 
-    Some attempts are made at once. The next ones wait for a random time: up to 1, then 2, then 4 seconds, so that many
+    Some attempts are made at once. The next ones wait for a random time: up to 1, then 2, then 4 seconds. So many
     nodes do not come back to an engine all together.
 
     Args:
