@@ -14,8 +14,8 @@ from tests.support.redis_faults import proxies
 
 NODES = 50
 
-CONNECTIONS = {"redis": 2, "valkey": 2, "sentinel": 2, "cluster": 7, "nats": 1}
-"""Connections that each node tries to make, by the shape of the engine."""
+CONNECTIONS = {"redis": 2, "valkey": 2, "sentinel": 2, "cluster": 9, "nats": 1}
+"""Connections that each node tries to make, by the shape of the engine: in a cluster, also those that ask for slots."""
 
 # Each engine has one of the loops: all pairs take twice as long.
 SINGLE = [("redis", "asyncio"), ("valkey", "uvloop"), ("nats-2.9", "asyncio"), ("nats-current", "uvloop")]
