@@ -77,8 +77,8 @@ Connection = TypeVar("Connection", bound=EngineConnection)
 class ReconnectingConnection(ABC, Generic[Connection]):
     """Opens a connection, and another one when it has ended.
 
-    Some attempts are made at once. The next ones wait for a random time: up to 1, then 2, then 4 seconds. So many
-    nodes do not come back to an engine all together.
+    Some attempts are made at once. The next ones wait for a random time: up to 1, then 2, then 4 seconds. That keeps
+    nodes from coming back to an engine all together.
 
     Args:
         opened: called with each connection that is open.
