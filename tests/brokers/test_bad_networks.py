@@ -3,77 +3,80 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
 
 from tests.support.broker_node import BrokerNode, joined, until
-from tests.support.nats_engine import running_nats
-from tests.support.redis_engine import running_engine
-from tests.support.tcp_proxy import ProxiedConnection, TcpProxy, proxy_to
+from tests.support.engine_places import EnginePlace, long, running_place
+from tests.support.redis_engine import RedisEngine
+from tests.support.redis_faults import ProxySet, proxies
+from tests.support.tcp_proxy import ProxiedConnection
 from wshub.brokers.interface import Broker
-from wshub.brokers.nats import NatsBroker
-from wshub.brokers.redis import RedisBroker
 
 DELAY_SECONDS = 0.2
 
 
 class Place(NamedTuple):
-    """An engine, and a proxy to it."""
+    """An engine, and the proxies through which one of the brokers reaches it."""
 
-    proxy: TcpProxy
-    port: int
-    create: Callable[[int], Broker]
-    """Returns a broker that connects to a port."""
+    engine: EnginePlace
+    proxies: ProxySet
+
+    def proxied_broker(self) -> Broker:
+        return self.engine.broker(self.proxies)
 
     def receiving_connection(self) -> ProxiedConnection:
-        """Return the connection over which the only broker behind the proxy receives."""
-        role = b":subscriber" if "redis" in self.create.__name__ else b""
-        (connection,) = self.proxy.open_connections(role)
-        return connection
+        """Return the connection over which the room ``a`` arrives at the only node behind the proxies."""
+        connections = self.engine.receiving(self.proxies)
+        if len(connections) == 1:
+            return connections[0]
+        (port,) = [
+            each.port
+            for each in self.engine.engines
+            if isinstance(each, RedisEngine) and each.command("PUBSUB", "SHARDCHANNELS", "*:room:a")
+        ]
+        (found,) = self.proxies.proxies[port].open_connections(b":subscriber")
+        return found
 
 
-def redis_broker(port: int) -> Broker:
-    return RedisBroker(f"redis://127.0.0.1:{port}")
-
-
-def nats_broker(port: int) -> Broker:
-    return NatsBroker(f"nats://127.0.0.1:{port}")
-
-
-@pytest.fixture(scope="module", params=["redis", "valkey", "2.9", "current"])
-def engine(request: pytest.FixtureRequest) -> Iterator[tuple[int, Callable[[int], Broker]]]:
-    """The port of an engine, and a function that returns a broker for a port."""
-    if request.param in ("redis", "valkey"):
-        with running_engine(request.param) as redis:
-            yield redis.port, redis_broker
-    else:
-        with running_nats(request.param) as nats:
-            yield nats.port, nats_broker
+@pytest.fixture(scope="module")
+def engine(request: pytest.FixtureRequest) -> Iterator[EnginePlace]:
+    with running_place(request.param) as engine:
+        yield engine
 
 
 @pytest.fixture
-def place(engine: tuple[int, Callable[[int], Broker]]) -> Iterator[Place]:
-    port, create = engine
-    with proxy_to("127.0.0.1", port) as proxy:
-        yield Place(proxy, port, create)
+def place(engine: EnginePlace) -> Iterator[Place]:
+    with proxies() as found:
+        yield Place(engine, found)
 
 
 # Each engine has one of the loops: all pairs take twice as long.
 pytestmark = pytest.mark.parametrize(
     ("engine", "run"),
-    [("redis", "asyncio"), ("valkey", "uvloop"), ("2.9", "asyncio"), ("current", "uvloop")],
+    [
+        ("redis", "asyncio"),
+        ("valkey", "uvloop"),
+        ("sentinel-redis", "uvloop"),
+        long("sentinel-valkey", "asyncio"),
+        ("cluster-valkey", "asyncio"),
+        long("cluster-redis", "uvloop"),
+        ("nats-2.9", "asyncio"),
+        ("nats-current", "uvloop"),
+    ],
     indirect=True,
+    scope="module",
 )
 
 
 async def test_a_delay_of_200_milliseconds_keeps_the_order_and_interrupts_nothing(place: Place) -> None:
     async with (
-        joined(place.create(place.proxy.port), "room:a") as node,
-        joined(place.create(place.port), "room:b") as other,
+        joined(place.proxied_broker(), "room:a") as node,
+        joined(place.engine.broker(), "room:b") as other,
     ):
-        place.proxy.delay_seconds = DELAY_SECONDS
+        place.proxies.configure(delay_seconds=DELAY_SECONDS)
         for number in range(500):
             assert other.broker.send("room:a", b"%d" % number)
             assert node.broker.send("room:b", b"%d" % number)
@@ -95,10 +98,10 @@ async def test_a_delay_of_200_milliseconds_keeps_the_order_and_interrupts_nothin
 
 
 async def test_envelopes_whose_bytes_come_one_at_a_time_are_whole(place: Place) -> None:
-    place.proxy.piece_bytes = 1
+    place.proxies.configure(piece_bytes=1)
     async with (
-        joined(place.create(place.proxy.port), "room:a") as node,
-        joined(place.create(place.port), "room:b") as other,
+        joined(place.proxied_broker(), "room:a") as node,
+        joined(place.engine.broker(), "room:b") as other,
     ):
         envelopes = [bytes((number,)) * number + b"\r\n$5\r\nMSG a 1 5\r\n" for number in range(200)]
         for envelope in envelopes:
@@ -111,10 +114,9 @@ async def test_envelopes_whose_bytes_come_one_at_a_time_are_whole(place: Place) 
 
 async def test_an_envelope_that_the_end_of_the_connection_cuts_is_none(place: Place) -> None:
     async with (
-        joined(place.create(place.proxy.port), "room:a") as node,
-        joined(place.create(place.port)) as other,
+        joined(place.proxied_broker(), "room:a") as node,
+        joined(place.engine.broker()) as other,
     ):
-        connection = place.receiving_connection()
         for turn, size in enumerate((1, 60, 500, 900)):
             known = len(node.received), len(node.interruptions)
             connection = place.receiving_connection()

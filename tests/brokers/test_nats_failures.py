@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from tests.brokers.test_redis_failures import check_that_nodes_do_not_storm
 from tests.support.broker_node import BrokerNode, joined, until
 from tests.support.free_ports import free_port
 from tests.support.nats_engine import NatsEngine, nats_engine_of, running_nats
@@ -242,11 +241,6 @@ async def test_garbage_ends_the_connection_and_another_one_takes_its_place(
             await node.broker.publish("room:a", b"1")
             await until(lambda: b"1" in node.received)
             assert len(node.interruptions) == 1
-
-
-async def test_many_nodes_do_not_storm_a_server_that_is_away(nats_engine: NatsEngine) -> None:
-    with proxy_to("127.0.0.1", nats_engine.port) as proxy:
-        await check_that_nodes_do_not_storm(proxy, lambda: NatsBroker(f"nats://127.0.0.1:{proxy.port}"), 1)
 
 
 async def test_connections_that_were_lost_leave_nothing(nats_engine: NatsEngine) -> None:

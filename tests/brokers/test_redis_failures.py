@@ -9,7 +9,6 @@ import os
 import signal
 import time
 from collections.abc import Callable, Coroutine
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -17,8 +16,7 @@ import pytest
 from tests.brokers.test_redis_subscriptions import connection_of, subscribers
 from tests.support.broker_node import BrokerNode, joined, until
 from tests.support.redis_engine import RedisEngine
-from tests.support.tcp_proxy import TcpProxy, proxy_to
-from wshub.brokers.interface import Broker
+from tests.support.tcp_proxy import proxy_to
 from wshub.brokers.redis import RedisBroker
 from wshub.errors import BrokerUnavailable, BrokerUncertain
 
@@ -299,39 +297,6 @@ async def test_bytes_may_come_one_at_a_time_and_the_end_in_the_middle(redis_engi
             connection.reset()
             await until(lambda: node.interruptions and broker.health().ok)
             assert node.received == [b"hello"]
-
-
-async def test_many_nodes_do_not_storm_an_engine_that_is_away(own_engine: RedisEngine) -> None:
-    with proxy_to("127.0.0.1", own_engine.port) as proxy:
-        # Each node has two connections.
-        await check_that_nodes_do_not_storm(proxy, lambda: RedisBroker(f"redis://127.0.0.1:{proxy.port}"), 2)
-
-
-async def check_that_nodes_do_not_storm(proxy: TcpProxy, create: Callable[[], Broker], connections: int) -> None:
-    """Have 50 nodes lose an engine for 30 seconds of their clock, and check when they try to connect.
-
-    Each connection is tried at once, then after up to 1, 2, 4 ... seconds: six times on average.
-    """
-    async with contextlib.AsyncExitStack() as stack:
-        nodes = [await stack.enter_async_context(joined(create(), "room:a")) for _ in range(50)]
-        proxy.refuses = True
-        for connection in list(proxy.open_connections()):
-            connection.end()
-        refused = []
-        for _ in range(30):
-            for node in nodes:
-                node.skip(1)
-            await asyncio.sleep(0.06)
-            refused.append(proxy.refused)
-        count = 50 * connections
-        assert count <= refused[-1] <= 10 * count
-        # Without chance, all would try in the same second.
-        in_a_second = [after - before for before, after in pairwise(refused)][12:]
-        assert max(in_a_second) <= 0.7 * count
-        proxy.refuses = False
-        for node in nodes:
-            node.skip(60)
-        await until(lambda: all(node.broker.health().ok for node in nodes))
 
 
 async def test_close_sends_what_waits(redis_engine: RedisEngine) -> None:

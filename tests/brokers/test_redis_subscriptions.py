@@ -11,6 +11,8 @@ from tests.support.broker_node import joined, until
 from tests.support.redis_engine import RedisEngine
 from tests.support.tcp_proxy import ProxiedConnection, TcpProxy, proxy_to
 from wshub.brokers.redis import RedisBroker
+from wshub.brokers.redis_commands import pack_command
+from wshub.brokers.redis_subscription_count import SubscriptionCount
 from wshub.errors import BrokerUnavailable
 
 
@@ -158,15 +160,69 @@ async def test_a_subscription_that_the_engine_takes_away_is_made_again(redis_eng
             await until(lambda: broker.health().ok)
 
 
-async def test_a_subscription_that_is_lost_without_a_word_is_found(redis_engine: RedisEngine) -> None:
+async def lose(proxy: TcpProxy, *rooms: str) -> None:
+    """Have the engine lose the subscriptions of the broker behind a proxy to some rooms, without a word."""
+    connection = connection_of(proxy, "subscriber")
+    connection.to_client.is_black_hole = True
+    names = [f"wshub:hub:room:{room}".encode() for room in rooms]
+    expected = connection.to_client.bytes_seen + sum(len(name) + 30 for name in names)
+    connection.send_to_server(pack_command(b"UNSUBSCRIBE", *names))
+    await until(lambda: connection.to_client.bytes_seen >= expected)
+    connection.to_client.is_black_hole = False
+
+
+async def test_subscriptions_that_are_lost_without_a_word_are_found_at_the_next_probe(
+    redis_engine: RedisEngine,
+) -> None:
+    with proxy_to("127.0.0.1", redis_engine.port) as proxy:
+        broker = RedisBroker(f"redis://127.0.0.1:{proxy.port}")
+        async with (
+            joined(broker, *(f"room:{number}" for number in range(2000))) as node,
+            joined(RedisBroker(redis_engine.url), "room:7") as other,
+        ):
+            for lost in ({"7"}, {"0", "7", "1999"}):
+                known = len(node.log)
+                await lose(proxy, *lost)
+                other.broker.send("room:7", b"lost")
+                node.skip(5)
+                await until(lambda lost=lost: {f"room:{room}" for room in lost} <= node.restored_channels)
+                other.broker.send("room:7", b"%d" % len(lost))
+                await until(lambda lost=lost: node.received[-1:] == [b"%d" % len(lost)])
+                # Only those that were lost are told, and before anything of them arrives again.
+                events = node.log[known:]
+                told = {channel for event in events if event[0] == "interrupted" for channel in event[1]}
+                assert told == {f"room:{room}" for room in lost}
+                assert ("received", b"lost") not in events
+                assert events[-1][0] == "received"
+                node.log.clear()
+            assert broker.stats().reconnects == 0
+            assert broker.health().ok
+
+
+async def test_a_lost_subscription_is_found_while_others_come_and_go(redis_engine: RedisEngine) -> None:
     with proxy_to("127.0.0.1", redis_engine.port) as proxy:
         broker = RedisBroker(f"redis://127.0.0.1:{proxy.port}")
         async with joined(broker, "room:a") as node:
-            connection = connection_of(proxy, "subscriber")
-            connection.to_client.is_black_hole = True
-            connection.send_to_server(b"*2\r\n$11\r\nUNSUBSCRIBE\r\n$16\r\nwshub:hub:room:a\r\n")
-            await until(lambda: b"unsubscribe" in connection.to_client.seen)
-            connection.to_client.is_black_hole = False
+            await lose(proxy, "a")
+            node.skip(5)
+            number = 0
+            while not node.interruptions:
+                broker.subscribe(f"room:{number}")
+                broker.unsubscribe(f"room:{number - 3}")
+                number += 1
+                await asyncio.sleep(0)
+            assert node.interruptions == [(["room:a"], "unsubscribed")]
+            await until(lambda: subscribers(redis_engine, "room:a") == 1)
+
+
+async def test_an_engine_whose_numbers_are_wrong_is_asked_for_single_subscriptions(
+    redis_engine: RedisEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SubscriptionCount, "must_search", lambda self: False)
+    with proxy_to("127.0.0.1", redis_engine.port) as proxy:
+        broker = RedisBroker(f"redis://127.0.0.1:{proxy.port}")
+        async with joined(broker, "room:a") as node:
+            await lose(proxy, "a")
             for _ in range(2):
                 assert node.interruptions == []
                 seen = len(connection_of(proxy, "publisher").to_client.seen)
@@ -177,6 +233,27 @@ async def test_a_subscription_that_is_lost_without_a_word_is_found(redis_engine:
             await until(lambda: subscribers(redis_engine, "room:a") == 1)
             await until(lambda: "room:a" in node.restored_channels)
             assert broker.stats().reconnects == 0
+
+
+def test_a_number_that_searches_do_not_explain_is_not_believed(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "wshub.broker")
+    count = SubscriptionCount()
+    count.held = 5
+    count.take(5)
+    assert not count.must_search()
+    count.take(4)
+    assert count.must_search()
+    # One was found, and another one was lost meanwhile.
+    assert count.take(5)
+    count.note_found()
+    count.take(4)
+    assert [count.must_search() for _ in range(5)] == [True, True, True, False, False]
+    assert len(caplog.records) == 1
+    # No engine says this. It tells nothing.
+    other = SubscriptionCount()
+    other.held = 5
+    assert not other.take(b"3")
+    assert not other.must_search()
 
 
 async def test_a_subscription_of_this_moment_is_not_taken_for_a_lost_one(redis_engine: RedisEngine) -> None:

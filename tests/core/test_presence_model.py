@@ -1,4 +1,4 @@
-"""The presence of a room against a model, in memory, between workers, and with Redis, Valkey, a cluster and NATS.
+"""The presence of a room against a model, in memory, between workers, and with engines of every kind.
 
 Users come, move and go at nodes whose clocks differ by hours. Nodes are closed, killed, cut off and parted from the
 others. ``WSHUB_PRESENCE_RUNS`` is the number of long runs of each kind.
@@ -18,25 +18,26 @@ from pathlib import Path
 import pytest
 import websockets
 
-from tests.support.nats_engine import running_jetstream
+from tests.support.engine_places import running_place
 from tests.support.presence_worlds import (
-    ClusterWorld,
+    EngineWorld,
     MemoryWorld,
-    NatsWorld,
-    RedisWorld,
     WorkersWorld,
     World,
     running,
     shorten_lives,
 )
-from tests.support.redis_cluster import running_cluster
-from tests.support.redis_engine import running_engine
 
-NATS = {"nats-2.9": "2.9", "nats": "current"}
-"""The servers of the worlds with NATS."""
-
-NATS_RUNS = [("nats-2.9", "asyncio"), ("nats", "uvloop")]
+NATS_RUNS = [("nats-2.9", "asyncio"), ("nats-current", "uvloop")]
 """Each server with one of the loops: all four pairs take twice as long."""
+
+ENGINES_TOGETHER = [
+    ("sentinel-redis", "asyncio"),
+    ("sentinel-valkey", "uvloop"),
+    ("cluster-redis", "uvloop"),
+    ("cluster-valkey", "asyncio"),
+]
+"""Several engines, with one of the loops each."""
 
 
 def on_both_loops(*kinds: str) -> list[tuple[str, str]]:
@@ -52,15 +53,9 @@ async def world_of(kind: str, path: Path) -> AsyncIterator[World]:
         yield MemoryWorld()
     elif kind == "workers":
         yield WorkersWorld(path)
-    elif kind == "cluster":
-        with running_cluster("valkey") as setup:
-            yield ClusterWorld(setup)
-    elif kind in NATS:
-        with running_jetstream(NATS[kind]) as server:
-            yield NatsWorld(server)
     else:
-        with running_engine(kind) as engine:
-            yield RedisWorld(engine)
+        with running_place(kind) as place:
+            yield EngineWorld(place)
 
 
 class Model:
@@ -226,7 +221,11 @@ def check_told_in_turn(world: World, model: Model) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "run"),
-    [*on_both_loops("memory", "workers", "redis", "valkey", "cluster"), *NATS_RUNS],
+    [
+        *on_both_loops("memory", "workers", "redis", "valkey", "cluster-valkey"),
+        ("sentinel-redis", "uvloop"),
+        *NATS_RUNS,
+    ],
     indirect=["run"],
 )
 async def test_whatever_fails_nobody_is_missing_and_there_is_no_ghost(
@@ -260,6 +259,7 @@ async def test_while_nodes_are_replaced_and_connections_lost_each_user_joins_and
         ("workers", "uvloop"),
         ("redis", "asyncio"),
         ("valkey", "uvloop"),
+        *ENGINES_TOGETHER,
         *NATS_RUNS,
     ],
     indirect=["run"],
@@ -277,7 +277,14 @@ async def test_in_long_runs_nobody_is_missing_and_there_is_no_ghost(
 @pytest.mark.parametrize("seed", range(RUNS))
 @pytest.mark.parametrize(
     ("kind", "run"),
-    [("memory", "uvloop"), *on_both_loops("workers"), ("redis", "asyncio"), ("valkey", "uvloop"), *NATS_RUNS],
+    [
+        ("memory", "uvloop"),
+        *on_both_loops("workers"),
+        ("redis", "asyncio"),
+        ("valkey", "uvloop"),
+        *ENGINES_TOGETHER,
+        *NATS_RUNS,
+    ],
     indirect=["run"],
 )
 async def test_in_long_runs_each_user_joins_and_leaves_in_turn(kind: str, seed: int, socket_directory: Path) -> None:

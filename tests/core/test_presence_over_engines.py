@@ -1,4 +1,4 @@
-"""The members of a room, which an engine keeps: Redis, Valkey, or the JetStream of NATS."""
+"""The members of a room, which an engine keeps: Redis, Valkey, several of them, or the JetStream of NATS."""
 
 from __future__ import annotations
 
@@ -9,49 +9,53 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.broker_node import until
-from tests.support.nats_engine import NatsEngine, running_jetstream
+from tests.support.engine_places import EnginePlace, long, running_place
 from tests.support.presence_nodes import ROOM, are, node
-from tests.support.presence_worlds import EngineWorld, Member, NatsWorld, RedisWorld, running
-from tests.support.redis_engine import RedisEngine, running_engine
+from tests.support.presence_worlds import EngineWorld, Member, running
 from tests.support.serving_hub import connected
-from tests.support.tcp_proxy import proxy_to
 from wshub import PresenceCounts
 from wshub.brokers import nats_lives, redis_presences
 from wshub.brokers.presence_interface import PresenceEntry
 from wshub.errors import BrokerError, BrokerUncertain
 
-# Each NATS server has one of the loops: all pairs take twice as long.
+# Each NATS server, and engines behind Sentinels and in a cluster, have one of the loops: all pairs take twice as long.
 pytestmark = pytest.mark.parametrize(
-    ("engine", "run"),
+    ("place", "run"),
     [
         ("redis", "asyncio"),
         ("redis", "uvloop"),
         ("valkey", "asyncio"),
         ("valkey", "uvloop"),
-        ("2.9", "asyncio"),
-        ("current", "uvloop"),
+        ("sentinel-redis", "uvloop"),
+        long("sentinel-valkey", "asyncio"),
+        ("cluster-valkey", "asyncio"),
+        long("cluster-redis", "uvloop"),
+        ("nats-2.9", "asyncio"),
+        ("nats-current", "uvloop"),
     ],
     indirect=True,
+    scope="module",
 )
 
 
 @pytest.fixture(scope="module")
-def engine(request: pytest.FixtureRequest) -> Iterator[RedisEngine | NatsEngine]:
-    kind = request.param
-    with running_engine(kind) if kind in ("redis", "valkey") else running_jetstream(kind) as engine:
-        yield engine
+def place(request: pytest.FixtureRequest) -> Iterator[EnginePlace]:
+    with running_place(request.param) as place:
+        yield place
 
 
 @pytest.fixture
-def world(engine: RedisEngine | NatsEngine) -> EngineWorld:
+def world(place: EnginePlace) -> Iterator[EngineWorld]:
     """A prefix that no other test has, and brokers with it."""
-    return NatsWorld(engine) if isinstance(engine, NatsEngine) else RedisWorld(engine)
+    world = EngineWorld(place)
+    yield world
+    world.close_proxies()
 
 
 async def test_all_nodes_see_all_members_and_one_calls_the_functions(world: EngineWorld) -> None:
     async with (
-        node(world.events, world.broker_at(world.port)) as one,
-        node(world.events, world.broker_at(world.port)) as two,
+        node(world.events, world.direct_broker()) as one,
+        node(world.events, world.direct_broker()) as two,
         connected(one.url + "ann"),
         connected(two.url + "böb"),
         connected(two.url + "ann"),
@@ -70,7 +74,7 @@ async def test_all_nodes_see_all_members_and_one_calls_the_functions(world: Engi
 
 
 async def test_many_members_are_read_in_pages(world: EngineWorld) -> None:
-    async with node(world.events, world.broker_at(world.port)) as one, contextlib.AsyncExitStack() as stack:
+    async with node(world.events, world.direct_broker()) as one, contextlib.AsyncExitStack() as stack:
         names = [f"user-{number}" for number in range(600)]
         for name in names:
             await stack.enter_async_context(connected(one.url + name))
@@ -84,8 +88,8 @@ async def test_many_members_are_read_in_pages(world: EngineWorld) -> None:
 async def test_a_user_who_moves_to_another_node_has_neither_left_nor_joined(world: EngineWorld) -> None:
     events = world.events
     async with (
-        node(events, world.broker_at(world.port)) as one,
-        node(events, world.broker_at(world.port)) as two,
+        node(events, world.direct_broker()) as one,
+        node(events, world.direct_broker()) as two,
     ):
         async with connected(one.url + "ann"):
             await are(two, "ann")
@@ -109,37 +113,37 @@ def short_life(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("short_life")
 async def test_the_members_of_a_dead_node_leave_once_and_join_when_it_was_not_dead(world: EngineWorld) -> None:
     events = world.events
-    with proxy_to("127.0.0.1", world.port) as proxy:
-        async with (
-            node(events, world.broker_at(proxy.port)) as one,
-            node(events, world.broker_at(world.port)) as two,
-            node(events, world.broker_at(world.port)) as three,
-            connected(one.url + "ann"),
-            connected(one.url + "bob"),
-            connected(two.url + "bob"),
-        ):
-            await are(three, "ann", "bob", "bob")
-            # An hour between the clocks of nodes means nothing.
-            three.clock.skipped += 3600
-            proxy.to_server.clear()
-            async with asyncio.timeout(20):
-                while await two.users() != ["bob"]:
-                    for each in (two, three):
-                        each.skip(4)
-                    await asyncio.sleep(0.05)
-            await until(lambda: ("leave", "ann") in events.log)
-            assert events.counts() == {("join", "ann"): 1, ("join", "bob"): 1, ("leave", "ann"): 1}
-            proxy.heal()
-            await until(lambda: one.skip(0.2) or events.counts()["join", "ann"] == 2)
-            await are(three, "ann", "bob", "bob")
-            assert events.counts()["leave", "ann"] == 1
+    broker = world.make_broker()
+    async with (
+        node(events, broker) as one,
+        node(events, world.direct_broker()) as two,
+        node(events, world.direct_broker()) as three,
+        connected(one.url + "ann"),
+        connected(one.url + "bob"),
+        connected(two.url + "bob"),
+    ):
+        await are(three, "ann", "bob", "bob")
+        # An hour between the clocks of nodes means nothing.
+        three.clock.skipped += 3600
+        world.split(broker)
+        async with asyncio.timeout(20):
+            while await two.users() != ["bob"]:
+                for each in (two, three):
+                    each.skip(4)
+                await asyncio.sleep(0.05)
+        await until(lambda: ("leave", "ann") in events.log)
+        assert events.counts() == {("join", "ann"): 1, ("join", "bob"): 1, ("leave", "ann"): 1}
+        world.heal()
+        await until(lambda: one.skip(0.2) or events.counts()["join", "ann"] == 2)
+        await are(three, "ann", "bob", "bob")
+        assert events.counts()["leave", "ann"] == 1
 
 
 async def test_the_members_of_a_node_that_closes_may_come_back_at_another_one(world: EngineWorld) -> None:
     events = world.events
-    async with node(events, world.broker_at(world.port)) as two:
+    async with node(events, world.direct_broker()) as two:
         async with (
-            node(events, world.broker_at(world.port)) as one,
+            node(events, world.direct_broker()) as one,
             connected(one.url + "ann"),
             connected(one.url + "bob"),
         ):
@@ -155,8 +159,8 @@ async def test_the_members_of_a_node_that_closes_may_come_back_at_another_one(wo
 
 async def test_an_engine_that_comes_back_empty_is_told_again_and_nobody_joins_twice(world: EngineWorld) -> None:
     async with (
-        node(world.events, world.broker_at(world.port)) as one,
-        node(world.events, world.broker_at(world.port)) as two,
+        node(world.events, world.direct_broker()) as one,
+        node(world.events, world.direct_broker()) as two,
         connected(one.url + "ann"),
         connected(two.url + "bob"),
     ):

@@ -29,12 +29,13 @@ class BrokerNode:
         self.log: list[tuple[Any, ...]] = []
         """All calls, in order: ``("received", envelope)``, ``("interrupted", channels, reason)``, ..."""
         self._skipped = 0.0
+        self._held: float | None = None
         self._sweeper: asyncio.Task[None] | None = None
 
     # BrokerEvents
 
     def now(self) -> float:
-        return time.monotonic() + self._skipped
+        return (time.monotonic() if self._held is None else self._held) + self._skipped
 
     def receive(self, envelope: bytes) -> None:
         self.log.append(("received", envelope))
@@ -78,6 +79,10 @@ class BrokerNode:
     def skip(self, seconds: float) -> None:
         """Set the hub's clock forward."""
         self._skipped += seconds
+
+    def hold(self) -> None:
+        """Have the hub's clock stand still from now on."""
+        self._held = time.monotonic()
 
     async def join(self, *channels: str) -> None:
         """Subscribe to channels, and return when the engine has acknowledged them."""

@@ -11,21 +11,16 @@ from typing import Any
 
 import pytest
 
-from tests.support.nats_engine import NatsEngine
+from tests.support.engine_places import EnginePlace
 from tests.support.presence_nodes import Events, Node, node
-from tests.support.redis_cluster import ClusterSetup
-from tests.support.redis_engine import RedisEngine
 from tests.support.redis_faults import ProxySet
-from tests.support.tcp_proxy import TcpProxy
 from wshub.brokers import nats_lives, redis_presences
 from wshub.brokers.interface import Broker
 from wshub.brokers.memory import MemoryBroker, MemoryEngine
-from wshub.brokers.nats import NatsBroker
 from wshub.brokers.presence_interface import DEAD_SECONDS
-from wshub.brokers.redis import RedisBroker
 from wshub.brokers.workers import WorkersBroker
 
-__all__ = ["ClusterWorld", "EngineWorld", "Member", "MemoryWorld", "NatsWorld", "RedisWorld", "WorkersWorld", "World"]
+__all__ = ["EngineWorld", "Member", "MemoryWorld", "WorkersWorld", "World"]
 
 HOUR = 3600.0
 
@@ -161,99 +156,25 @@ class MemoryWorld(World):
 
 
 class EngineWorld(World):
-    """Nodes that reach a server through proxies. A node is dead after a while by its clock, which runs on."""
+    """Nodes that reach engines through proxies. A node is dead after a while by their clock, which runs on."""
 
     loses_all = True
-    # A busy machine lets nodes die that live: the engine's clock runs on.
+    # A busy machine lets nodes die that live: the engines' clock runs on.
     settled_seconds = 60.0
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, place: EnginePlace) -> None:
         super().__init__()
-        self.port = port
-        self.prefix = secrets.token_hex(4)
-        self.proxies: dict[Broker, TcpProxy] = {}
-
-    def broker_at(self, port: int) -> Broker:
-        """Return the broker of a node that connects to a port of the loopback."""
-        raise NotImplementedError
-
-    def make_broker(self) -> Broker:
-        proxy = TcpProxy("127.0.0.1", self.port)
-        broker = self.broker_at(proxy.port)
-        self.proxies[broker] = proxy
-        return broker
-
-    async def skip(self, seconds: float) -> None:
-        await super().skip(seconds)
-        # The engine's clock cannot be set.
-        await asyncio.sleep(seconds * SHORT_LIFE / DEAD_SECONDS)
-
-    def cut(self, broker: Broker) -> None:
-        for connection in self.proxies[broker].open_connections():
-            connection.end()
-
-    def split(self, broker: Broker) -> None:
-        self.proxies[broker].to_server.clear()
-
-    def deafen(self, broker: Broker) -> None:
-        for connection in self.proxies[broker].open_connections():
-            connection.to_client.is_black_hole = True
-
-    def heal(self) -> None:
-        for proxy in self.proxies.values():
-            proxy.heal()
-
-    async def close(self) -> None:
-        await super().close()
-        for proxy in self.proxies.values():
-            proxy.close()
-
-
-class RedisWorld(EngineWorld):
-    """Nodes with Redis or Valkey."""
-
-    def __init__(self, engine: RedisEngine) -> None:
-        super().__init__(engine.port)
-        self.engine = engine
-
-    def broker_at(self, port: int) -> Broker:
-        return RedisBroker(f"redis://127.0.0.1:{port}", prefix=self.prefix)
-
-    def lose(self) -> None:
-        self.engine.command("FLUSHALL")
-
-
-class NatsWorld(EngineWorld):
-    """Nodes with NATS, whose JetStream keeps who is there."""
-
-    def __init__(self, engine: NatsEngine) -> None:
-        super().__init__(engine.port)
-        self.engine = engine
-
-    def broker_at(self, port: int) -> Broker:
-        return NatsBroker(f"nats://127.0.0.1:{port}", prefix=self.prefix)
-
-    def lose(self) -> None:
-        for name in self.engine.ask("$JS.API.STREAM.NAMES").get("streams") or ():
-            self.engine.ask(f"$JS.API.STREAM.DELETE.{name}")
-
-
-class ClusterWorld(World):
-    """Nodes with the engines of a cluster."""
-
-    loses_all = True
-    settled_seconds = EngineWorld.settled_seconds
-
-    def __init__(self, setup: ClusterSetup) -> None:
-        super().__init__()
-        self.setup = setup
+        self.place = place
         self.prefix = secrets.token_hex(4)
         self.proxies: dict[Broker, ProxySet] = {}
 
+    def direct_broker(self) -> Broker:
+        """Return a broker that reaches the engines without proxies."""
+        return self.place.broker(prefix=self.prefix)
+
     def make_broker(self) -> Broker:
         proxies = ProxySet()
-        places = ",".join(f"127.0.0.1:{proxies.port(engine.port)}" for engine in self.setup.engines)
-        broker = RedisBroker(f"redis+cluster://{places}", prefix=self.prefix, address_remap=proxies.remap)
+        broker = self.place.broker(proxies, self.prefix)
         self.proxies[broker] = proxies
         return broker
 
@@ -268,9 +189,12 @@ class ClusterWorld(World):
     def split(self, broker: Broker) -> None:
         self.proxies[broker].hold(to_server=True)
 
+    def deafen(self, broker: Broker) -> None:
+        for connection in self.proxies[broker].open_connections():
+            connection.to_client.is_black_hole = True
+
     def lose(self) -> None:
-        for engine in self.setup.engines:
-            engine.command("FLUSHALL")
+        self.place.lose()
 
     def heal(self) -> None:
         for proxies in self.proxies.values():
@@ -278,6 +202,9 @@ class ClusterWorld(World):
 
     async def close(self) -> None:
         await super().close()
+        self.close_proxies()
+
+    def close_proxies(self) -> None:
         for proxies in self.proxies.values():
             proxies.close()
 

@@ -99,6 +99,7 @@ class RedisEngine:
         self.kind = kind
         self.port = free_port()
         self.tls_port = free_port() if certificate is not None else 0
+        self.directory = directory
         self.path = f"{directory}/engine.sock"
         self.url = f"redis://127.0.0.1:{self.port}"
         self.command_line = [

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import signal
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from tests.support.redis_engine import RedisEngine
-from tests.support.tcp_proxy import TcpProxy
+from tests.support.tcp_proxy import ProxiedConnection, TcpProxy
 from wshub.brokers.interface import Broker
 from wshub.testing.check_broker import BrokerFaults
 
@@ -25,6 +26,7 @@ class ProxySet:
     def __init__(self) -> None:
         self.proxies: dict[int, TcpProxy] = {}
         self._holds_to_client = self._holds_to_server = False
+        self._attributes: dict[str, object] = {}
 
     def port(self, server: int) -> int:
         """Return the port of the proxy to a port of a server."""
@@ -42,11 +44,27 @@ class ProxySet:
             proxy.to_client.clear()
         if self._holds_to_server:
             proxy.to_server.clear()
+        for name, value in self._attributes.items():
+            setattr(proxy, name, value)
+
+    def configure(self, **attributes: object) -> None:
+        """Set attributes of all proxies: ``delay_seconds``, ``piece_bytes`` or ``refuses``."""
+        self._attributes |= attributes
+        for proxy in self.proxies.values():
+            self._apply(proxy)
+
+    @property
+    def refused(self) -> int:
+        """New connections that were ended at once."""
+        return sum(proxy.refused for proxy in self.proxies.values())
+
+    def open_connections(self, contains: bytes = b"") -> list[ProxiedConnection]:
+        """Return the open connections whose client has sent these bytes near its beginning."""
+        return [each for proxy in self.proxies.values() for each in proxy.open_connections(contains)]
 
     def cut(self) -> None:
-        for proxy in self.proxies.values():
-            for connection in proxy.open_connections():
-                connection.end()
+        for connection in self.open_connections():
+            connection.end()
 
     def hold(self, *, to_client: bool = False, to_server: bool = False) -> None:
         """Hold back bytes, on all connections of the broker."""
@@ -57,12 +75,23 @@ class ProxySet:
 
     def heal(self) -> None:
         self._holds_to_client = self._holds_to_server = False
+        self._attributes.pop("refuses", None)
         for proxy in self.proxies.values():
             proxy.heal()
 
     def close(self) -> None:
         for proxy in self.proxies.values():
             proxy.close()
+
+
+@contextlib.contextmanager
+def proxies() -> Iterator[ProxySet]:
+    """Yield the proxies of one broker, and close them at the end of the block."""
+    found = ProxySet()
+    try:
+        yield found
+    finally:
+        found.close()
 
 
 class ProxiedFaults(BrokerFaults):
@@ -135,8 +164,10 @@ class ProxiedFaults(BrokerFaults):
         connection.to_client.swallowed = re.compile(
             rb">3\r\n\$\d+\r\n" + verb + rb"\r\n\$\d+\r\n" + re.escape(name.encode()) + rb"\r\n:\d+\r\n"
         )
+        numsub = ("PUBSUB", f"{'SHARD' if self._prefix else ''}NUMSUB", name)
+        before = engine.command(*numsub)[1]
         connection.send_to_server(b"*2\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(verb), verb, len(name), name.encode()))
-        while engine.command("PUBSUB", f"{'SHARD' if self._prefix else ''}NUMSUB", name)[1]:
+        while engine.command(*numsub)[1] == before:
             await asyncio.sleep(0.01)
 
     async def heal(self) -> None:

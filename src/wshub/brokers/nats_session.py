@@ -56,9 +56,6 @@ CLOSING_SECONDS = 1.0
 # arrived meanwhile are read.
 STALLED_SECONDS = 2.0
 
-# Channels whose subscriptions are tested in each interval. Each test is a message to all nodes that have the channel.
-SAMPLE = 4
-
 # Why a connection is replaced.
 DEAF = "no probe has come back"
 
@@ -295,20 +292,20 @@ class NatsSession(SessionLife):
         if self._barriers.is_due(now):
             self.publishing.confirm()
             self._barriers.sweep(now)
-            self._test_sample()
+            self._test_some()
 
-    def _test_sample(self) -> None:
+    def _test_some(self) -> None:
         """Send a message on some channels to itself, and to all others that have them."""
         connection = self._kept.connection
         if connection is None or self._tested or not self._is_serving:
             return
-        self._tested = {self._names.test_subject(each[0]): each for each in self.subscriptions.sample(SAMPLE)}
+        self._tested = {self._names.test_subject(each[0]): each for each in self.subscriptions.next_to_test()}
         for subject in self._tested:
             connection.publish(subject, b"", self._probe_subject)
         if self._tested:
-            self._barriers.after(self._sample_passed)
+            self._barriers.after(self._tests_passed)
 
-    def _sample_passed(self, error: BrokerUncertain | None) -> None:
+    def _tests_passed(self, error: BrokerUncertain | None) -> None:
         """Subscribe again to the tested channels whose messages have not come back before the barrier."""
         if error is not None or self.is_closed:
             return

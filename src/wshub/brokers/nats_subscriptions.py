@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import islice
 
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
@@ -26,6 +24,12 @@ BATCH = 512
 
 # Batches that wait for their barriers at a time. They bound the bytes on both sides.
 BATCHES_IN_FLIGHT = 8
+
+# Intervals of the probes in which each subscription is tested once: 30 seconds. A test is a message to all nodes that
+# have the channel, so an interval has a bounded number. With more than 480 channels, a round takes longer.
+ROUND_INTERVALS = 15
+FEWEST_TESTS = 4
+MOST_TESTS = 32
 
 
 class Subscribed:
@@ -77,6 +81,8 @@ class Subscriptions(WantedChannels):
         self._due: deque[str] = deque()
         self._queued: set[str] = set()
         self._batches = 0
+        # Channels whose turn to be tested has not come.
+        self._untested: deque[str] = deque()
         self._connection: NatsConnection | None = None
         self._flush_handle: asyncio.Handle | None = None
 
@@ -98,7 +104,7 @@ class Subscriptions(WantedChannels):
             self._flush_handle.cancel()
             self._flush_handle = None
         self._batches = 0
-        for forgotten in (self._subscribed, self._due, self._queued):
+        for forgotten in (self._subscribed, self._due, self._queued, self._untested):
             forgotten.clear()
         self._interrupt_all(had_any=had_any)
         return had_any
@@ -144,12 +150,13 @@ class Subscriptions(WantedChannels):
 
     # How it is
 
-    def sample(self, count: int) -> list[tuple[str, Subscription]]:
-        """Return some channels at random, out of those that are acknowledged, with their subscriptions."""
-        # Neighbours from a random place: a list of all would take too long.
-        first = random.randrange(max(len(self._subscribed) - count, 0) + 1)
-        neighbours = islice(self._subscribed.items(), first, first + count)
-        return [(channel, each.subscription) for channel, each in neighbours if self.is_subscribed(channel)]
+    def next_to_test(self) -> list[tuple[str, Subscription]]:
+        """Return the channels that are tested next, with their subscriptions. Each acknowledged one has its turn."""
+        count = min(max(len(self._subscribed) // ROUND_INTERVALS + 1, FEWEST_TESTS), MOST_TESTS)
+        if len(self._untested) < count:
+            self._untested.extend(self._subscribed)
+        channels = [self._untested.popleft() for _ in range(min(count, len(self._untested)))]
+        return [(each, self._subscribed[each].subscription) for each in channels if self.is_subscribed(each)]
 
     def is_subscribed(self, channel: str) -> bool:
         """Return whether the engine has the subscription to a channel, and it is wanted."""

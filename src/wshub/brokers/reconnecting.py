@@ -18,8 +18,9 @@ logger = logging.getLogger("wshub.broker")
 # Seconds in which a connection must be made, with TLS and the login.
 OPENING_SECONDS = 5.0
 
-# Seconds up to which the last of many attempts wait.
-LONGEST_WAIT = 60.0
+# Seconds up to which an attempt waits. A node is back in less than five seconds after its engine, however long that was
+# away. A thousand nodes make some hundred attempts in a second.
+LONGEST_WAIT = 4.0
 
 # Seconds that a connection must have lasted, so that its end is followed by an attempt at once.
 STABLE_SECONDS = 1.0
@@ -76,8 +77,8 @@ Connection = TypeVar("Connection", bound=EngineConnection)
 class ReconnectingConnection(ABC, Generic[Connection]):
     """Opens a connection, and another one when it has ended.
 
-    Some attempts are made at once. The next ones wait for a random time: up to 1, 2, 4 ... 60 seconds, so that many
-    nodes do not come back to an engine all together.
+    Some attempts are made at once. The next ones wait for a random time: up to 1, then 2, then 4 seconds. That keeps
+    nodes from coming back to an engine all together.
 
     Args:
         opened: called with each connection that is open.

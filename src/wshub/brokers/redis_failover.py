@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import Awaitable, Callable
 
 from wshub.brokers.redis_reconnecting import KeptConnection
@@ -14,7 +15,7 @@ __all__ = ["FAILOVER", "PrimaryFollower"]
 
 logger = logging.getLogger("wshub.broker")
 
-# Seconds between two questions to the Sentinels.
+# Seconds between two questions to the Sentinels, at most: nodes that were started together must not ask together.
 INTERVAL = 4.0
 
 # Why a connection to an old primary is replaced.
@@ -76,7 +77,7 @@ class PrimaryFollower:
     def sweep(self, now: float) -> None:
         """Ask the Sentinels, if it is time."""
         if now >= self._next_at and self._task is None:
-            self._next_at = now + INTERVAL
+            self._next_at = now + INTERVAL * random.uniform(0.7, 1)
             self._task = asyncio.get_running_loop().create_task(self._ask())
 
     async def close(self) -> None:

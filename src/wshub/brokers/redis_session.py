@@ -202,13 +202,16 @@ class RedisSession(SessionLife):
         if not isinstance(kind, bytes) or not isinstance(items[1], bytes):
             return
         if kind in (b"subscribe", b"ssubscribe"):
-            self.subscriptions.acknowledged(items[1])
+            self._note_lost(self.subscriptions.acknowledged(items[1], items[2]))
         elif kind in (b"unsubscribe", b"sunsubscribe"):
-            channel = self.subscriptions.unsubscribed(items[1])
-            if channel is not None:
-                self._unsubscribed.append(channel)
+            self._note_lost(self.subscriptions.unsubscribed(items[1], items[2]))
         elif kind in (b"message", b"smessage"):
             self._hear_probe(items[2])
+
+    def _note_lost(self, channel: str | None) -> None:
+        """Note a channel whose subscription the engine had lost, if there is one. ``_settle()`` reports it."""
+        if channel is not None:
+            self._unsubscribed.append(channel)
 
     def _settle(self) -> None:
         """Report what the pushes since the last envelope have changed."""

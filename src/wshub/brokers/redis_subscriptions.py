@@ -12,6 +12,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from wshub.brokers.redis_commands import ChannelNames, pack_command
+from wshub.brokers.redis_subscription_count import SubscriptionCount
 from wshub.brokers.wanted_channels import WantedChannels
 from wshub.errors import BrokerError, BrokerUnavailable
 
@@ -50,6 +51,8 @@ class Change(NamedTuple):
     verb: str
     channels: list[str]
     sent_at: float
+    is_repeated: bool
+    """Whether the engine has acknowledged the channels already."""
 
 
 class Subscriptions(WantedChannels):
@@ -69,6 +72,11 @@ class Subscriptions(WantedChannels):
         super().__init__(service, wanted, now)
         self._names = names
         self._states: dict[str, State] = {}
+        self._count = SubscriptionCount()
+        # Channels of which the engine is to say whether it has them, by subscribing to them once more.
+        self._doubted: set[str] = set()
+        # Whether the number in the next answer about the last service channel is to be compared.
+        self._is_counting = False
         # Channels whose state is to be compared with what is wanted, each once. One command has channels of one group.
         self._due: dict[int, deque[str]] = {}
         self._queued: set[str] = set()
@@ -96,7 +104,15 @@ class Subscriptions(WantedChannels):
         if self._flush_handle is not None:
             self._flush_handle.cancel()
             self._flush_handle = None
-        for forgotten in (self._states, self._due, self._queued, self._changes, self._refused):
+        for forgotten in (
+            self._states,
+            self._count,
+            self._doubted,
+            self._due,
+            self._queued,
+            self._changes,
+            self._refused,
+        ):
             forgotten.clear()
         self._interrupt_all(had_any=had_any)
         return had_any
@@ -120,33 +136,67 @@ class Subscriptions(WantedChannels):
 
     # What the engine says
 
-    def acknowledged(self, name: bytes) -> None:
-        """Take the acknowledgement of a subscription."""
+    def acknowledged(self, name: bytes, count: object) -> str | None:
+        """Take the acknowledgement of a subscription, with the number that the engine has on the connection.
+
+        Return the channel if it is wanted and the engine had lost it. It is subscribed to again.
+        """
         channel = self._names.decode(name)
         if channel is None:
-            return
-        if self._states.get(channel) is State.SUBSCRIBING:
-            self._states[channel] = State.SUBSCRIBED
+            return None
+        has_grown = self._count.take(count)
+        state = self._states.get(channel)
+        lost = None
+        if state is State.SUBSCRIBING:
+            self._hold(channel)
             self._acknowledge(channel)
             if channel not in self._wanted:
                 self._mark(channel)
-        elif channel not in self._wanted and channel not in self._states:
+        elif state is State.SUBSCRIBED:
+            if has_grown and channel in self._wanted:
+                self._count.note_found()
+                self._interrupted.add(channel)
+                self._acknowledge(channel)
+                lost = channel
+        elif state is None and channel not in self._wanted:
             # Another engine has the channel since this was asked for.
-            self._states[channel] = State.SUBSCRIBED
+            self._hold(channel)
             self._mark(channel)
         self._finish_change("SUBSCRIBE", channel)
+        if self._is_counting and channel == self._service[-1]:
+            self._is_counting = False
+            if self._count.must_search():
+                self._doubt_all()
+        return lost
 
-    def unsubscribed(self, name: bytes) -> str | None:
-        """Take the news that a channel is not subscribed to any more.
+    def _hold(self, channel: str) -> None:
+        """Note that the engine has a subscription."""
+        self._states[channel] = State.SUBSCRIBED
+        self._count.held += 1
+
+    def _drop(self, channel: str) -> None:
+        """Forget the state of a channel."""
+        if self._states.pop(channel, State.SUBSCRIBING) is not State.SUBSCRIBING:
+            self._count.held -= 1
+
+    def _doubt_all(self) -> None:
+        """Subscribe once more to all channels: the engine has lost some. Its answers tell which."""
+        self._doubted.update(channel for channel, state in self._states.items() if state is State.SUBSCRIBED)
+        for channel in self._doubted:
+            self._mark(channel)
+
+    def unsubscribed(self, name: bytes, count: object) -> str | None:
+        """Take the news that a channel is not subscribed to any more, with the number of the others.
 
         Return the channel if it is wanted and the node had not asked for this. It is subscribed to again.
         """
         channel = self._names.decode(name)
         if channel is None:
             return None
+        self._count.take(count)
         state = self._states.get(channel)
         if state is State.UNSUBSCRIBING:
-            del self._states[channel]
+            self._drop(channel)
             if channel in self._wanted:
                 self._mark(channel)
         self._finish_change("UNSUBSCRIBE", channel)
@@ -157,7 +207,7 @@ class Subscriptions(WantedChannels):
 
     def resubscribe(self, channel: str) -> bool:
         """Subscribe again to a channel whose subscription the engine has lost. Return False if it is not wanted."""
-        self._states.pop(channel, None)
+        self._drop(channel)
         if channel not in self._wanted:
             return False
         self._interrupted.add(channel)
@@ -171,25 +221,28 @@ class Subscriptions(WantedChannels):
         """
         if not self._changes:
             return
-        verb, channels, _ = self._changes.popleft()
+        verb, channels, *_ = self._changes.popleft()
         if str(error).startswith(REDIRECTION):
             for channel in channels:
-                self._states.pop(channel, None)
+                self._drop(channel)
                 if channel in self._wanted:
                     self._try_later(channel, error)
         elif verb == "UNSUBSCRIBE":
             for channel in channels:
-                self._states[channel] = State.SUBSCRIBED
+                if self._states.get(channel) is State.UNSUBSCRIBING:
+                    self._states[channel] = State.SUBSCRIBED
             if not self._is_refusal_to_unsubscribe_logged:
                 self._is_refusal_to_unsubscribe_logged = True
                 logger.warning("the engine refuses to unsubscribe, which is not tried again: %s", error)
         elif len(channels) > 1 and str(error).startswith("NOPERM"):
+            for channel in channels:
+                self._drop(channel)
             middle = len(channels) // 2
             self._send(verb, channels[:middle])
             self._send(verb, channels[middle:])
         else:
             for channel in channels:
-                self._states.pop(channel, None)
+                self._drop(channel)
                 if channel in self._wanted and self._refuse(channel, error):
                     self._refused.append(channel)
         self._flush()
@@ -203,10 +256,15 @@ class Subscriptions(WantedChannels):
                 refusal.retry_at = self._now()
 
     def probe(self) -> None:
-        """Subscribe once more to a service channel. Nothing else may tell that no command arrives any more."""
+        """Subscribe once more to a service channel.
+
+        The answer has the number of subscriptions. Nothing else may tell that no command arrives any more.
+        """
         channel = self._service[-1]
         if self._states.get(channel) is State.SUBSCRIBED:
-            self._send("SUBSCRIBE", [channel])
+            # While a search goes on, the number does not tell how it ends.
+            self._is_counting = not self._doubted and not any(change.is_repeated for change in self._changes)
+            self._send("SUBSCRIBE", [channel], is_repeated=True)
 
     def waiting_time(self, now: float) -> float:
         """Return the seconds for which the oldest command has waited for its answer."""
@@ -287,17 +345,23 @@ class Subscriptions(WantedChannels):
 
     def _send_batch(self) -> None:
         to_subscribe: list[str] = []
+        to_repeat: list[str] = []
         to_unsubscribe: list[str] = []
         size = 0
         group, due = next(iter(self._due.items()))
-        while due and size < BATCH_BYTES and max(len(to_subscribe), len(to_unsubscribe)) < BATCH_NAMES:
+        while due and size < BATCH_BYTES and max(map(len, (to_subscribe, to_repeat, to_unsubscribe))) < BATCH_NAMES:
             channel = due.popleft()
             self._queued.discard(channel)
             state = self._states.get(channel)
+            is_doubted = channel in self._doubted
+            self._doubted.discard(channel)
             if channel in self._wanted:
-                if state is not None or self._is_retry_waiting(channel):
+                if is_doubted and state is State.SUBSCRIBED:
+                    to_repeat.append(channel)
+                elif state is not None or self._is_retry_waiting(channel):
                     continue
-                to_subscribe.append(channel)
+                else:
+                    to_subscribe.append(channel)
             elif state is State.SUBSCRIBED:
                 to_unsubscribe.append(channel)
             else:
@@ -306,16 +370,18 @@ class Subscriptions(WantedChannels):
         if not due:
             del self._due[group]
         self._send("SUBSCRIBE", to_subscribe)
+        self._send("SUBSCRIBE", to_repeat, is_repeated=True)
         self._send("UNSUBSCRIBE", to_unsubscribe)
 
-    def _send(self, verb: str, channels: list[str]) -> None:
+    def _send(self, verb: str, channels: list[str], *, is_repeated: bool = False) -> None:
         if not channels or self._write is None:
             return
-        is_new = verb == "SUBSCRIBE"
-        state = State.SUBSCRIBING if is_new else State.UNSUBSCRIBING
-        self._states.update(dict.fromkeys(channels, state))
-        self._changes.append(Change(verb, channels, self._now()))
-        word = self._names.subscribe_word if is_new else self._names.unsubscribe_word
+        is_subscribe = verb == "SUBSCRIBE"
+        if not is_repeated:
+            state = State.SUBSCRIBING if is_subscribe else State.UNSUBSCRIBING
+            self._states.update(dict.fromkeys(channels, state))
+        self._changes.append(Change(verb, channels, self._now(), is_repeated))
+        word = self._names.subscribe_word if is_subscribe else self._names.unsubscribe_word
         self._write(pack_command(word, *map(self._names.encode, channels)))
 
     def _finish_change(self, verb: str, channel: str) -> None:

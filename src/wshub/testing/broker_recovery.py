@@ -13,6 +13,8 @@ from wshub.testing.broker_reports import check_health
 
 __all__ = [
     "CHANNEL",
+    "FOUND_RATE",
+    "FOUND_WITHIN",
     "NOTICED_WITHIN",
     "RATE",
     "all_is_accounted_for",
@@ -44,6 +46,12 @@ async def noticed(nodes: Nodes, *which: Node) -> None:
             rate=RATE,
         )
         check_health(node.broker, connected=False)
+
+
+# Seconds by the clock of the nodes within which a subscription is found that the engine has lost, and how fast it runs
+# meanwhile. It is not the fastest rate: the engine answers by its own clock.
+FOUND_WITHIN = 40.0
+FOUND_RATE = 3.0
 
 
 def recovery_time(nodes: Nodes) -> float:

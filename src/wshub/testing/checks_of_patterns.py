@@ -19,7 +19,7 @@ from wshub.errors import BrokerUnavailable
 from wshub.testing.broker_accounting import concerns
 from wshub.testing.broker_faults import CheckNotRunError
 from wshub.testing.broker_nodes import Matched, Node, Nodes, raised_by, require
-from wshub.testing.broker_recovery import NOTICED_WITHIN, RATE, recovered, recovery_time
+from wshub.testing.broker_recovery import FOUND_RATE, FOUND_WITHIN, NOTICED_WITHIN, RATE, recovered, recovery_time
 from wshub.testing.broker_registry import check
 
 CONFIG = HistoryConfig(size=1000)
@@ -258,8 +258,8 @@ async def a_pattern_that_the_engine_lost_is_found(nodes: Nodes) -> None:
     await nodes.until(
         lambda: any(concerns(event, pattern_channel(PRICES)) for event in second.interruptions()),
         "the hub is told that a subscription was lost",
-        within=recovery_time(nodes),
-        rate=RATE,
+        within=FOUND_WITHIN,
+        rate=FOUND_RATE,
     )
     await recovered(nodes, first, second)
     await arrives_again(first, second)
