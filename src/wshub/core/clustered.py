@@ -15,7 +15,7 @@ from wshub.core.command_fields import check_name, check_reason
 from wshub.core.config import SlowConsumer
 from wshub.core.handler_checks import check_function
 from wshub.core.histories import Histories
-from wshub.core.history_recovery import recover
+from wshub.core.history_recovery import recover, wait_live
 from wshub.core.history_sending import is_kept, make_history_envelope
 from wshub.core.history_types import Recovery
 from wshub.core.lifecycle import ALONE, HubLifecycle
@@ -65,6 +65,8 @@ class ClusteredHub(HubLifecycle):
             raise MisuseError(f"the room {room!r} has no member at this hub: let a connection join it first")
         if self._cluster is not None:
             await self._cluster.subscribed(room_channel(room))
+        if self._histories is not None and (history := self._histories.cursors.get(room)) is not None:
+            await wait_live(history)
 
     async def watch(
         self, pattern: str, function: Callable[[RoomMessage], Any], *, max_pending: int = 8 * 1024 * 1024

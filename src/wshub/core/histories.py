@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Collection
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from wshub.brokers.interface import (
@@ -67,6 +68,9 @@ KEPT_SENDERS = 4096
 
 COUNTING = 4
 """Clients at a time whose missed messages are read to be counted."""
+
+OWN_LIMIT = 100
+"""Messages of one reading that looks for those which this node has sent itself."""
 
 FORMER_ROOMS = 10_000
 """Rooms without members of which is known how far they had got."""
@@ -208,6 +212,7 @@ class Histories:
         if self._local is not None:
             history.begin_at(self._local.position(history.channel, history.config), b"")
         else:
+            self.senders.pop(room, None)
             # The subscription is due first: a reader, which may run already, waits for it.
             self._hub._subscribe_for(history)
             self._loop.call_soon(self._note_missing, history)
@@ -250,6 +255,10 @@ class Histories:
     def sender_of(self, room: str) -> StoredSender:
         """Return what stores the messages of a room. Raises ``MisuseError`` if the room has no history."""
         channel, config = room_channel(room), self.config_of(room)
+        history = self.cursors.get(room)
+        if history is not None and not history.epoch:
+            # This sender is not kept: once the position of the room is known, there is nothing to note.
+            return StoredSender(partial(self._send_first, history), channel, config)
         sender = self._native.stored_sender(channel, config) if self._native is not None else None
         if sender is None:
             sender = StoredSender(self.source.send_stored, channel, config)
@@ -261,8 +270,16 @@ class Histories:
         self.senders[room] = sender
         return sender
 
+    def _send_first(self, history: RoomHistory, channel: str, envelope: bytes, config: HistoryConfig) -> bool:
+        """Have an envelope stored and sent while the room's position is not known yet."""
+        history.note_sent(envelope)
+        return self.source.send_stored(channel, envelope, config)
+
     async def publish(self, room: str, envelope: bytes, idempotency_key: str) -> Published:
         """Have an envelope stored and sent, and return its position. Raises ``BrokerError``."""
+        history = self.cursors.get(room)
+        if history is not None:
+            history.note_sent(envelope)
         try:
             return await self.source.publish_stored(
                 room_channel(room), envelope, self.config_of(room), idempotency_key=idempotency_key
@@ -469,13 +486,37 @@ class Histories:
             if self.cursors.get(history.name) is not history:
                 return
             if is_new:
-                history.begin_at(found.position, found.mark)
-                return
+                begin = await self._before_own(history, found.position)
+                if self.cursors.get(history.name) is not history:
+                    return
+                if begin == found.position:
+                    history.begin_at(begin, found.mark)
+                    return
+                history.move(begin.offset, begin.epoch, b"")
+                continue
             self._holes += 1
             if found.gap:
                 self._gaps[found.gap] += 1
             if history.caught_up(found) or history in self._due:
                 return
+
+    async def _before_own(self, history: RoomHistory, newest: Position) -> Position:
+        """Return the position before the first message that this node has sent to a room since its first member joined.
+
+        It is ``newest`` if there is none: the members expect no message before.
+        """
+        begin, since = newest, None
+        while history.first_sent is not None:
+            self._reads += 1
+            found = await self.source.history(
+                history.channel, history.config, since=since, limit=OWN_LIMIT, max_bytes=READ_BYTES, reverse=True
+            )
+            own = [stored for stored in found.envelopes if history.was_sent_here(stored.envelope)]
+            if not own or found.position.epoch != newest.epoch:
+                break
+            begin = Position(own[-1].offset - 1, newest.epoch)
+            since = Position(found.envelopes[-1].offset, newest.epoch)
+        return begin if begin.offset < newest.offset else newest
 
     def _former_position(self, history: RoomHistory) -> tuple[Position | None, bytes]:
         """Return how far a room had got when it had members last."""

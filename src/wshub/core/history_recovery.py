@@ -18,7 +18,7 @@ from wshub.errors import BrokerUnavailable, MisuseError
 if TYPE_CHECKING:
     from wshub.core.connection import Connection
 
-__all__ = ["recover"]
+__all__ = ["recover", "wait_live"]
 
 LIVE_SECONDS = 10.0
 """Seconds that a room has to catch up itself before its clients can."""
