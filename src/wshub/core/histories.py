@@ -203,6 +203,8 @@ class Histories:
                 history.settings_changed(config.history)
             else:
                 del self.cursors[room]
+                # A room without history may have members, which go on to get messages.
+                self._hub._subscribe_for(history)
         elif self._hub.room_size(room):
             self.members_changed(room)
 
@@ -247,8 +249,14 @@ class Histories:
     def release(self, history: RoomHistory) -> None:
         """End what ``hold()`` has begun."""
         history.recoveries -= 1
-        if not history.recoveries:
+        if not history.recoveries and self.is_current(history):
             self.members_changed(history.name)
+        elif not history.recoveries:
+            self._hub._subscribe_for(history)
+
+    def is_current(self, history: RoomHistory) -> bool:
+        """Whether messages go to this history of a room. Its settings may have been changed."""
+        return self.cursors.get(history.name) is history
 
     # Publishing and reading
 
@@ -463,7 +471,7 @@ class Histories:
     async def _catch_up(self, history: RoomHistory) -> None:
         """Read what a room has missed, and deliver it."""
         # Without members, the channel may be unsubscribed from by now. A new member begins with another history.
-        if history.is_live or self.cursors.get(history.name) is not history:
+        if history.is_live or not self.is_current(history):
             return
         if not self.is_wanted(history):
             self._drop(history)
@@ -483,11 +491,11 @@ class Histories:
                 is_own=True,
                 mark=mark,
             )
-            if self.cursors.get(history.name) is not history:
+            if not self.is_current(history):
                 return
             if is_new:
                 begin = await self._before_own(history, found.position)
-                if self.cursors.get(history.name) is not history:
+                if not self.is_current(history):
                     return
                 if begin == found.position:
                     history.begin_at(begin, found.mark)
@@ -570,7 +578,7 @@ class Histories:
 
     def _differs(self, history: RoomHistory, found: StoredHistory) -> bool:
         """Whether a room is behind its history, or its history has lost messages that the room has had."""
-        if self.cursors.get(history.name) is not history or not history.is_live:
+        if not self.is_current(history) or not history.is_live:
             return False
         position = found.position
         return history.epoch != position.epoch or history.offset < position.offset or found.gap == "epoch"
