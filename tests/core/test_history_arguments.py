@@ -18,7 +18,7 @@ from wshub.brokers.interface import Broker
 from wshub.brokers.memory import MemoryBroker, MemoryEngine
 from wshub.brokers.redis import RedisBroker
 
-BIG = HistoryConfig(size=1000, max_bytes=1 << 30)
+BIG = HistoryConfig(size=2000, max_bytes=1 << 30)
 
 
 async def hold(connection: Connection) -> None:
@@ -111,8 +111,9 @@ async def test_a_room_that_loses_its_history_ends_the_recoveries(has_member: boo
     async with serving(hold, max_send_buffer=100_000) as (hub, url):
         hub.configure_room("room", history=BIG)
         first = (await hub.publish("0", room="room")).position
-        for _ in range(300):
-            await hub.publish("x" * 30_000, room="room")
+        for _ in range(1000):
+            # Together they are more than the buffers of the kernel hold.
+            await hub.publish("x" * 50_000, room="room")
         async with connected(url, max_size=None) as client, connected(url):
             await until(lambda: len(hub.connections) == 2)
             connection, other = hub.connections
@@ -129,4 +130,5 @@ async def test_a_room_that_loses_its_history_ends_the_recoveries(has_member: boo
                     await recovering
                 reading.cancel()
             assert not connection.in_room("room")
+            client.transport.abort()
             await until(lambda: hub.stats().history.rooms == int(has_member and begins_anew))  # type: ignore[union-attr]

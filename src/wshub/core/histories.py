@@ -203,7 +203,6 @@ class Histories:
                 history.settings_changed(config.history)
             else:
                 del self.cursors[room]
-                # A room without history may have members, which go on to get messages.
                 self._hub._subscribe_for(history)
         elif self._hub.room_size(room):
             self.members_changed(room)
@@ -249,10 +248,8 @@ class Histories:
     def release(self, history: RoomHistory) -> None:
         """End what ``hold()`` has begun."""
         history.recoveries -= 1
-        if not history.recoveries and self.is_current(history):
-            self.members_changed(history.name)
-        elif not history.recoveries:
-            self._hub._subscribe_for(history)
+        if not history.recoveries:
+            self.members_changed(history.name) if self.is_current(history) else self._hub._subscribe_for(history)
 
     def is_current(self, history: RoomHistory) -> bool:
         """Whether messages go to this history of a room. Its settings may have been changed."""
@@ -509,10 +506,7 @@ class Histories:
                 return
 
     async def _before_own(self, history: RoomHistory, newest: Position) -> Position:
-        """Return the position before the first message that this node has sent to a room since its first member joined.
-
-        It is ``newest`` if there is none: the members expect no message before.
-        """
+        """Return the position before the first message that this node has sent since the first member joined."""
         begin, since = newest, None
         while history.first_sent is not None:
             self._reads += 1
