@@ -321,6 +321,26 @@ async def test_an_info_that_the_application_changes_and_sets_again_is_a_new_one(
         await until_info("'from a thread'")
 
 
+async def test_a_member_that_changes_its_info_and_leaves_at_once_has_left() -> None:
+    events = Events()
+    async with node(events, grace_ms=0) as one, connected(one.url + "ann"), connected(one.url + "bob"):
+        await are(one, "ann", "bob")
+        ann, bob = sorted(one.hub.connections, key=lambda connection: str(connection.user))
+        ann.join(ROOM, info="last words")
+        ann.leave(ROOM)
+        await are(one, "bob")
+        await until(lambda: ("leave", "ann") in events.log)
+        bob.leave(ROOM)
+        # The store is told of the join, and meanwhile the info changes and the member leaves.
+        bob.join(ROOM, info=1)
+        await asyncio.sleep(0)
+        bob.join(ROOM, info=2)
+        bob.leave(ROOM)
+        await until(lambda: one.hub.stats().presence.pending == 0)  # type: ignore[union-attr]
+        assert await one.users() == []
+        await until(lambda: events.log.count(("join", "bob")) == events.log.count(("leave", "bob")))
+
+
 async def test_a_room_that_loses_its_presence_has_no_members_when_it_gets_one_again() -> None:
     events = Events()
     async with node(events) as one, connected(one.url + "ann"), connected(one.url + "bob"):

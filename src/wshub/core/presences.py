@@ -230,6 +230,8 @@ class Presences:
         # 1 equals True in Python, and is something else in JSON.
         if entry != attendance.entry:
             attendance.member, attendance.entry = member, entry
+            # If the member leaves before the store is told, it leaves all the same.
+            attendance.is_uncertain = attendance.is_uncertain or attendance.is_stored
             attendance.is_stored = False
             attendance.version += 1
             self._note(attendance)
@@ -299,8 +301,9 @@ class Presences:
             return False
         config = self.config_of(room)
         for attendance, version, alone in zip(batch, versions, outcomes, strict=True):
-            attendance.is_uncertain = False
-            if version != attendance.version:
+            # With another info by now, the member is entered again, or leaves.
+            attendance.is_uncertain = version != attendance.version
+            if attendance.is_uncertain:
                 self._note(attendance)
                 continue
             attendance.is_stored = enters
