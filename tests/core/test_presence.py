@@ -288,3 +288,82 @@ async def test_whatever_fails_nobody_is_missing_and_there_is_no_ghost() -> None:
         for name in {user for _, user in events.log}:
             joins, leaves = events.counts()["join", name], events.counts()["leave", name]
             assert joins >= leaves
+
+
+async def test_an_info_that_the_application_changes_and_sets_again_is_a_new_one() -> None:
+    events = Events()
+    async with node(events) as one, connected(one.url + "ann"):
+        await are(one, "ann")
+        (connection,) = one.hub.connections
+
+        async def until_info(expected: str) -> None:
+            async with asyncio.timeout(5):
+                while [repr(member.info) for member in (await one.hub.presence(ROOM)).members] != [expected]:
+                    await asyncio.sleep(0.002)
+
+        info: dict[str, Any] = {"typing": False}
+        connection.join(ROOM, info=info)
+        info["typing"] = None
+        await until_info("{'typing': False}")
+        info["typing"] = True
+        connection.join(ROOM, info=info)
+        await until_info("{'typing': True}")
+        connection.join(ROOM, info=1)
+        await until_info("1")
+        connection.join(ROOM, info=True)
+        await until_info("True")
+        for number in (float("nan"), float("inf")):
+            with pytest.raises(ValueError, match="JSON"):
+                connection.join(ROOM, info=number)
+        with pytest.raises(InvalidMessageError):
+            await asyncio.to_thread(connection.join, ROOM, info="x" * 2000)
+        await asyncio.to_thread(connection.join, ROOM, info="from a thread")
+        await until_info("'from a thread'")
+
+
+async def test_a_member_that_changes_its_info_and_leaves_at_once_has_left() -> None:
+    events = Events()
+    async with node(events, grace_ms=0) as one, connected(one.url + "ann"), connected(one.url + "bob"):
+        await are(one, "ann", "bob")
+        ann, bob = sorted(one.hub.connections, key=lambda connection: str(connection.user))
+        ann.join(ROOM, info="last words")
+        ann.leave(ROOM)
+        await are(one, "bob")
+        await until(lambda: ("leave", "ann") in events.log)
+        bob.leave(ROOM)
+        # The store is told of the join, and meanwhile the info changes and the member leaves.
+        bob.join(ROOM, info=1)
+        await asyncio.sleep(0)
+        bob.join(ROOM, info=2)
+        bob.leave(ROOM)
+        await until(lambda: one.hub.stats().presence.pending == 0)  # type: ignore[union-attr]
+        assert await one.users() == []
+        await until(lambda: events.log.count(("join", "bob")) == events.log.count(("leave", "bob")))
+
+
+async def test_a_room_that_loses_its_presence_has_no_members_when_it_gets_one_again() -> None:
+    events = Events()
+    async with node(events) as one, connected(one.url + "ann"), connected(one.url + "bob"):
+        await are(one, "ann", "bob")
+        one.hub.configure_room(ROOM)
+        ann = next(connection for connection in one.hub.connections if connection.user == "ann")
+        ann.leave(ROOM)
+        one.hub.configure_room(ROOM, presence=events.config())
+        await are(one, "bob")
+        assert one.hub.stats().presence.members == 1  # type: ignore[union-attr]
+
+
+async def test_a_member_that_leaves_and_joins_often_takes_no_more_memory() -> None:
+    events = Events()
+    async with node(events) as one, connected(one.url + "ann"):
+        await are(one, "ann")
+        (connection,) = one.hub.connections
+        for _ in range(100):
+            connection.leave(ROOM)
+            connection.join(ROOM)
+        connection.leave(ROOM)
+        one.skip(4)
+        assert await one.users() == ["ann"]
+        assert len(one.hub._presences._leaving) == 1  # type: ignore[union-attr]
+        one.skip(2)
+        await until(lambda: events.log == [("join", "ann"), ("leave", "ann")])

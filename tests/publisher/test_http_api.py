@@ -226,6 +226,7 @@ def test_a_token_that_can_be_guessed_or_cannot_be_sent_is_refused(tokens: Any) -
         ("[" * 100_000, "no JSON"),
         ("9" * 10_000, "no JSON"),
         ('{"room": "a", "json": NaN}', "NaN"),
+        ('{"room": "a", "json": [1e999]}', "too large"),
         ("[]", "type object"),
         ("{}", "'room'"),
         ('{"room": "a"}', "one of the fields text, json, base64"),

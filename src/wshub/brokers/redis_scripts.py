@@ -125,6 +125,10 @@ if since ~= '' then
         gap = 'epoch'
         first = '(' .. start .. '-0'
     elseif reverse then
+        -- No entry is before the first offset, and the engine takes no end there.
+        if tonumber(since) <= 0 then
+            limit = 0
+        end
         last = '(' .. since .. '-0'
     else
         first = '(' .. since .. '-0'

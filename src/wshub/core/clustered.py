@@ -15,15 +15,15 @@ from wshub.core.command_fields import check_name, check_reason
 from wshub.core.config import SlowConsumer
 from wshub.core.handler_checks import check_function
 from wshub.core.histories import Histories
-from wshub.core.history_recovery import recover
+from wshub.core.history_recovery import recover, wait_live
 from wshub.core.history_sending import is_kept, make_history_envelope
-from wshub.core.history_types import Recovery
+from wshub.core.history_types import Recovery, check_position
 from wshub.core.lifecycle import ALONE, HubLifecycle
 from wshub.core.presences import Presences
 from wshub.core.watches import RoomMessage, Watch, Watches, pattern_broker_of
 from wshub.errors import BrokerUnavailable, MisuseError
 from wshub.protocol.close_code import CloseCode, encode_close_payload
-from wshub.protocol.validation import check_integer, check_str
+from wshub.protocol.validation import check_bool, check_integer, check_str
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -65,6 +65,8 @@ class ClusteredHub(HubLifecycle):
             raise MisuseError(f"the room {room!r} has no member at this hub: let a connection join it first")
         if self._cluster is not None:
             await self._cluster.subscribed(room_channel(room))
+        if self._histories is not None and (history := self._histories.cursors.get(room)) is not None:
+            await wait_live(history)
 
     async def watch(
         self, pattern: str, function: Callable[[RoomMessage], Any], *, max_pending: int = 8 * 1024 * 1024
@@ -191,15 +193,21 @@ class ClusteredHub(HubLifecycle):
         Raises:
             MisuseError: the room has no history.
             BrokerUnavailable: the broker cannot be asked.
+            TypeError: ``room`` is not a str, or ``since`` is no Position.
         """
+        room, since = check_name("room", room), check_position("since", since)
         limit = check_integer("limit", limit, 0, 1_000_000)
         max_bytes = check_integer("max_bytes", max_bytes, 1, 1 << 40)
+        check_bool("reverse", reverse)
         self._bind_unless_closed()
         return await self._kept().read(room, since, limit, max_bytes, reverse=reverse)
 
     async def _recover(self, connection: Connection, room: str, position: Position | None, limit: int) -> Recovery:
         """Do what ``Connection.recover`` does."""
-        return await recover(self._kept(), connection, check_name("room", room), position, limit)
+        position = check_position("position", position)
+        limit = check_integer("limit", limit, 0, 1 << 63)
+        self.bind()
+        return await recover(self._kept(), connection, room, position, limit)
 
     def _kept(self) -> Histories:
         if self._histories is None:
@@ -232,11 +240,11 @@ class ClusteredHub(HubLifecycle):
         self._bind_unless_closed()
         return await self._known_presences().counts(check_name("room", room))
 
-    def _check_presence_info(self, room: str, info: Any) -> None:
-        """Check the info with which a connection is to join a room."""
+    def _copy_presence_info(self, room: str, info: Any) -> Any:
+        """Return the info with which a connection is to join a room. The application may go on to change its own."""
         presences = self._known_presences()
         presences.check(room)
-        presences.check_info(info)
+        return presences.copy_info(info)
 
     def _set_presence_info(self, room: str, connection: int, info: Any) -> None:
         """Set the info of a connection that has joined a room."""

@@ -173,9 +173,9 @@ class Connection(AsyncIterator[Message]):
 
         Raises:
             ConnectionClosed: the connection is closing.
-            MisuseError: the room has no history.
+            MisuseError: the room has no history, or loses it meanwhile; or the connection recovers in the room already.
             BrokerUnavailable: the history could not be read. The connection is no member.
-            TypeError: ``name`` is not a str, or ``position`` is no Position.
+            TypeError: ``name`` is not a str, or ``position`` is no Position of an int and a str.
         """
     def send(
         self,

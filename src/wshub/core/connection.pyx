@@ -40,7 +40,6 @@ import enum
 import logging
 from functools import partial
 
-from wshub.brokers.interface import Position
 from wshub.errors import ConnectionClosed, InvalidMessageError
 from wshub.protocol.close_code import encode_close_payload
 
@@ -224,11 +223,11 @@ cdef class Connection(InboxConnection):
             MisuseError: there is an info, and the room has no presence.
         """
         cdef str room = room_name(name)
+        if info is not None:
+            info = self.hub._copy_presence_info(room, info)
         if is_other_thread(self):
             hand_over(self, partial(self._quietly, partial(self.join, room, info=info)))
             return QUEUED
-        if info is not None:
-            self.hub._check_presence_info(room, info)
         if self.hub.histories is not None and self.status < IS_CLOSING:
             if self.hub.histories.rejoined(self.connection_id, room, info):
                 return QUEUED
@@ -269,13 +268,13 @@ cdef class Connection(InboxConnection):
 
         Raises:
             ConnectionClosed: the connection is closing.
-            MisuseError: the room has no history.
+            MisuseError: the room has no history, or loses it meanwhile; or the connection recovers in the room already.
             BrokerUnavailable: the history could not be read. The connection is no member.
-            TypeError: ``name`` is not a str, or ``position`` is no Position.
+            TypeError: ``name`` is not a str, or ``position`` is no Position of an int and a str.
         """
         cdef str room = room_name(name)
-        if position is not None and not isinstance(position, Position):
-            raise TypeError(f"position must be a Position or None, not {type(position).__name__}")
+        if self.status >= IS_CLOSING:
+            raise closed_error(self)
         return await self.hub._recover(self, room, position, limit)
 
     # Sending

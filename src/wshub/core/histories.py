@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Collection
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from wshub.brokers.interface import (
@@ -67,6 +68,9 @@ KEPT_SENDERS = 4096
 
 COUNTING = 4
 """Clients at a time whose missed messages are read to be counted."""
+
+OWN_LIMIT = 100
+"""Messages of one reading that looks for those which this node has sent itself."""
 
 FORMER_ROOMS = 10_000
 """Rooms without members of which is known how far they had got."""
@@ -199,6 +203,7 @@ class Histories:
                 history.settings_changed(config.history)
             else:
                 del self.cursors[room]
+                self._hub._subscribe_for(history)
         elif self._hub.room_size(room):
             self.members_changed(room)
 
@@ -208,6 +213,7 @@ class Histories:
         if self._local is not None:
             history.begin_at(self._local.position(history.channel, history.config), b"")
         else:
+            self.senders.pop(room, None)
             # The subscription is due first: a reader, which may run already, waits for it.
             self._hub._subscribe_for(history)
             self._loop.call_soon(self._note_missing, history)
@@ -243,13 +249,21 @@ class Histories:
         """End what ``hold()`` has begun."""
         history.recoveries -= 1
         if not history.recoveries:
-            self.members_changed(history.name)
+            self.members_changed(history.name) if self.is_current(history) else self._hub._subscribe_for(history)
+
+    def is_current(self, history: RoomHistory) -> bool:
+        """Whether messages go to this history of a room. Its settings may have been changed."""
+        return self.cursors.get(history.name) is history
 
     # Publishing and reading
 
     def sender_of(self, room: str) -> StoredSender:
         """Return what stores the messages of a room. Raises ``MisuseError`` if the room has no history."""
         channel, config = room_channel(room), self.config_of(room)
+        history = self.cursors.get(room)
+        if history is not None and not history.epoch:
+            # This sender is not kept: once the position of the room is known, there is nothing to note.
+            return StoredSender(partial(self._send_first, history), channel, config)
         sender = self._native.stored_sender(channel, config) if self._native is not None else None
         if sender is None:
             sender = StoredSender(self.source.send_stored, channel, config)
@@ -261,8 +275,16 @@ class Histories:
         self.senders[room] = sender
         return sender
 
+    def _send_first(self, history: RoomHistory, channel: str, envelope: bytes, config: HistoryConfig) -> bool:
+        """Have an envelope stored and sent while the room's position is not known yet."""
+        history.note_sent(envelope)
+        return self.source.send_stored(channel, envelope, config)
+
     async def publish(self, room: str, envelope: bytes, idempotency_key: str) -> Published:
         """Have an envelope stored and sent, and return its position. Raises ``BrokerError``."""
+        history = self.cursors.get(room)
+        if history is not None:
+            history.note_sent(envelope)
         try:
             return await self.source.publish_stored(
                 room_channel(room), envelope, self.config_of(room), idempotency_key=idempotency_key
@@ -446,7 +468,7 @@ class Histories:
     async def _catch_up(self, history: RoomHistory) -> None:
         """Read what a room has missed, and deliver it."""
         # Without members, the channel may be unsubscribed from by now. A new member begins with another history.
-        if history.is_live or self.cursors.get(history.name) is not history:
+        if history.is_live or not self.is_current(history):
             return
         if not self.is_wanted(history):
             self._drop(history)
@@ -466,16 +488,37 @@ class Histories:
                 is_own=True,
                 mark=mark,
             )
-            if self.cursors.get(history.name) is not history:
+            if not self.is_current(history):
                 return
             if is_new:
-                history.begin_at(found.position, found.mark)
-                return
+                begin = await self._before_own(history, found.position)
+                if not self.is_current(history):
+                    return
+                if begin == found.position:
+                    history.begin_at(begin, found.mark)
+                    return
+                history.move(begin.offset, begin.epoch, b"")
+                continue
             self._holes += 1
             if found.gap:
                 self._gaps[found.gap] += 1
             if history.caught_up(found) or history in self._due:
                 return
+
+    async def _before_own(self, history: RoomHistory, newest: Position) -> Position:
+        """Return the position before the first message that this node has sent since the first member joined."""
+        begin, since = newest, None
+        while history.first_sent is not None:
+            self._reads += 1
+            found = await self.source.history(
+                history.channel, history.config, since=since, limit=OWN_LIMIT, max_bytes=READ_BYTES, reverse=True
+            )
+            own = [stored for stored in found.envelopes if history.was_sent_here(stored.envelope)]
+            if not own or found.position.epoch != newest.epoch:
+                break
+            begin = Position(own[-1].offset - 1, newest.epoch)
+            since = Position(found.envelopes[-1].offset, newest.epoch)
+        return begin if begin.offset < newest.offset else newest
 
     def _former_position(self, history: RoomHistory) -> tuple[Position | None, bytes]:
         """Return how far a room had got when it had members last."""
@@ -529,7 +572,7 @@ class Histories:
 
     def _differs(self, history: RoomHistory, found: StoredHistory) -> bool:
         """Whether a room is behind its history, or its history has lost messages that the room has had."""
-        if self.cursors.get(history.name) is not history or not history.is_live:
+        if not self.is_current(history) or not history.is_live:
             return False
         position = found.position
         return history.epoch != position.epoch or history.offset < position.offset or found.gap == "epoch"

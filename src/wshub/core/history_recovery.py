@@ -18,7 +18,7 @@ from wshub.errors import BrokerUnavailable, MisuseError
 if TYPE_CHECKING:
     from wshub.core.connection import Connection
 
-__all__ = ["recover"]
+__all__ = ["recover", "wait_live"]
 
 LIVE_SECONDS = 10.0
 """Seconds that a room has to catch up itself before its clients can."""
@@ -125,6 +125,7 @@ class Recovering:
         await wait_live(history)
         await connection.wait_writable()
         await self._histories.turns.wait()
+        self._check_current()
         gap = gap_before(history, position)
         if gap:
             return position, gap
@@ -148,5 +149,13 @@ class Recovering:
         """Have the client join the room, unless the application has had it leave meanwhile."""
         if not self._returning.is_wanted:
             return Recovery(position=position, sent=self._sent, gap=gap)
+        self._check_current()
         self._histories.join(self._connection, self._history.name, self._returning)
         return Recovery(position=self._history.position, sent=self._sent, gap=gap)
+
+    def _check_current(self) -> None:
+        """Raise ``MisuseError`` if the room has lost its history meanwhile, or has begun to keep one anew."""
+        if not self._histories.is_current(self._history):
+            room = self._history.name
+            self._histories.config_of(room)
+            raise MisuseError(f"the settings of the room {room!r} were changed while a client recovered: recover again")

@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from wshub.brokers.interface import Gap, Position
 
-__all__ = ["HistoryStats", "Recovery"]
+__all__ = ["HistoryStats", "Recovery", "check_position"]
+
+MAX_OFFSET = (1 << 63) - 1
+
+
+def check_position(name: str, position: object) -> Position | None:
+    """Return a position that brokers can look up. Raises ``TypeError`` for anything but a Position or None.
+
+    No history has an offset below 0 or above ``MAX_OFFSET``. Such a position becomes one of no epoch.
+    """
+    if position is None:
+        return None
+    if not isinstance(position, Position):
+        raise TypeError(f"{name} must be a Position or None, not {type(position).__name__}")
+    offset, epoch = position.offset, position.epoch
+    if not isinstance(epoch, str) or isinstance(offset, bool) or not hasattr(offset, "__index__"):
+        raise TypeError(f"{name} must have an int as its offset and a str as its epoch, not {position!r}")
+    if not 0 <= operator.index(offset) <= MAX_OFFSET:
+        return Position(0, "")
+    return Position(operator.index(offset), str.__str__(epoch))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -68,7 +68,18 @@ class HubWithPresence(Protocol):
 class Attendance:
     """A member of a room at this node, or one that was taken over from a dead node."""
 
-    __slots__ = ("entry", "is_new", "is_present", "is_stored", "is_uncertain", "leaves_at", "member", "room", "version")
+    __slots__ = (
+        "due",
+        "entry",
+        "is_new",
+        "is_present",
+        "is_stored",
+        "is_uncertain",
+        "leaves_at",
+        "member",
+        "room",
+        "version",
+    )
 
     def __init__(self, room: str, entry: PresenceEntry, member: Member) -> None:
         self.room = room
@@ -84,6 +95,8 @@ class Attendance:
         """Whether ``on_join`` is to be called if the user has no other entry."""
         self.leaves_at: float | None = None
         """When the grace ends; None while the connection is a member."""
+        self.due: float | None = None
+        """When ``Presences.sweep`` looks at it next; None if it does not."""
         self.version = 0
         """Counts the changes of the entry."""
 
@@ -142,19 +155,21 @@ class Presences:
     # Members
 
     @staticmethod
-    def check_info(info: Any) -> None:
-        """Check what is to be the info of a member.
+    def copy_info(info: Any) -> Any:
+        """Return what is to be the info of a member, as others see it. The application may go on to change its own.
 
         Raises:
             InvalidMessageError: it has more than 1 KiB as JSON.
             TypeError, ValueError: it is no JSON.
         """
-        size = len(json.dumps(info, ensure_ascii=False).encode(errors="surrogatepass"))
+        text = json.dumps(info, ensure_ascii=False, allow_nan=False)
+        size = len(text.encode(errors="surrogatepass"))
         if size > MAX_INFO_BYTES:
             raise InvalidMessageError(f"the info of a member has at most {MAX_INFO_BYTES} bytes as JSON, not {size}")
+        return json.loads(text)
 
     def set_info(self, room: str, connection: int, info: Any) -> None:
-        """Set the info of a member, which ``check_info`` has taken."""
+        """Set the info of a member, which ``copy_info`` has returned."""
         attendance = self._members.get((room, connection))
         if attendance is not None:
             self._set_info(attendance, info)
@@ -192,9 +207,15 @@ class Presences:
         grace_ms = config.grace_ms if config is not None and attendance.member.user is not None else 0
         attendance.leaves_at = self._hub.now() + grace_ms / 1000
         if grace_ms:
-            heapq.heappush(self._leaving, (attendance.leaves_at, next(self._entries), attendance))
+            self._look_later(attendance, attendance.leaves_at)
         else:
             self._leave(attendance)
+
+    def _look_later(self, attendance: Attendance, due: float) -> None:
+        """Have the sweep look at a member, unless it does so before. A member may leave and come back many times."""
+        if attendance.due is None or due < attendance.due:
+            attendance.due = due
+            heapq.heappush(self._leaving, (due, next(self._entries), attendance))
 
     def _leave(self, attendance: Attendance) -> None:
         attendance.is_present = False
@@ -204,9 +225,13 @@ class Presences:
         self._note(attendance)
 
     def _set_info(self, attendance: Attendance, info: Any) -> None:
-        if attendance.member.info != info:
-            attendance.member = replace(attendance.member, info=info)
-            attendance.entry = entry_of(attendance.entry.id, attendance.member)
+        member = replace(attendance.member, info=info)
+        entry = entry_of(attendance.entry.id, member)
+        # 1 equals True in Python, and is something else in JSON.
+        if entry != attendance.entry:
+            attendance.member, attendance.entry = member, entry
+            # If the member leaves before the store is told, it leaves all the same.
+            attendance.is_uncertain = attendance.is_uncertain or attendance.is_stored
             attendance.is_stored = False
             attendance.version += 1
             self._note(attendance)
@@ -276,8 +301,9 @@ class Presences:
             return False
         config = self.config_of(room)
         for attendance, version, alone in zip(batch, versions, outcomes, strict=True):
-            attendance.is_uncertain = False
-            if version != attendance.version:
+            # With another info by now, the member is entered again, or leaves.
+            attendance.is_uncertain = version != attendance.version
+            if attendance.is_uncertain:
                 self._note(attendance)
                 continue
             attendance.is_stored = enters
@@ -316,8 +342,13 @@ class Presences:
         """End the graces that are over, and send the beat that is due."""
         while self._leaving and self._leaving[0][0] <= now:
             due, _, attendance = heapq.heappop(self._leaving)
-            if attendance.leaves_at == due:
+            if attendance.due != due:
+                continue
+            attendance.due = None
+            if attendance.leaves_at is not None and attendance.leaves_at <= now:
                 self._leave(attendance)
+            elif attendance.leaves_at is not None:
+                self._look_later(attendance, attendance.leaves_at)
         if now >= self._beat_at and self._beating is None and not self._is_closed:
             self._beat_at = now + self._beat_seconds
             self._beating = self._loop.create_task(self._beat())

@@ -40,6 +40,9 @@ MAX_HELD_BYTES = 1024 * 1024
 READ_LIMIT = 1000
 READ_BYTES = 4 * 1024 * 1024
 
+NUMBERS = 1 << 32
+"""How many different numbers envelopes have."""
+
 
 def publication_of(stored: StoredEnvelope, epoch: str) -> Publication:
     """Return an envelope as the application sees it. Raises ``ValueError`` if it is no envelope."""
@@ -82,6 +85,8 @@ class RoomHistory(HistoryCursor):
         """When the window is dropped, if nobody comes back."""
         self.is_live = False
         """Whether the members have been sent all that has arrived."""
+        self.first_sent: int | None = None
+        """The number of the first envelope that this node has sent to the room before it knew the room's position."""
         self.reading: asyncio.Task[Gap] | None = None
         """Reads a page for the window."""
         self._live = asyncio.Event()
@@ -113,6 +118,19 @@ class RoomHistory(HistoryCursor):
         """Take another configuration."""
         self.config = config
         self.drop_window()
+
+    def note_sent(self, envelope: bytes) -> None:
+        """Note that this node sends a message to the room, whose position is not known yet. Members are to get it."""
+        if self.first_sent is None and not self.epoch:
+            self.first_sent = decode_envelope(envelope).number
+
+    def was_sent_here(self, envelope: bytes) -> bool:
+        """Whether an envelope is one of those that ``note_sent`` was called with."""
+        decoded = decode_envelope(envelope)
+        if self.first_sent is None or decoded.node != self._messages.own_number:
+            return False
+        # Numbers begin anew after the highest one.
+        return (decoded.number - self.first_sent) % NUMBERS < NUMBERS // 2
 
     def begin_at(self, position: Position, mark: bytes) -> None:
         """Go on behind the newest message, since the members expect none before it."""

@@ -249,17 +249,24 @@ cdef object configure_rooms(HubBase hub, str pattern, object config):
             had_history = room.has_history
             had_presence = room.has_presence
             change_settings(hub, room, config)
-            if hub.presences is not None and room.has_presence and not had_presence:
+            if hub.presences is not None and room.has_presence != had_presence:
                 note_members(hub, room)
             if hub.histories is not None and (had_history or room.has_history):
                 hub.histories.settings_changed(room.name)
+    for name in list(hub.history_cursors):
+        # Clients come back to the room, which has no member.
+        if name not in hub.room_table and hub.room_configs.pattern_of(name) == pattern:
+            hub.histories.settings_changed(name)
 
 
 cdef object note_members(HubBase hub, Room room):
-    """Tell the presences of the members that the room has already."""
+    """Tell the presences of the members that the room has already. They leave if the room has no presence now."""
     cdef ConnectionCore connection
     for connection in list(room.members.values()):
-        hub.presences.joined(room.name, connection.connection_id, user_of(connection))
+        if room.has_presence:
+            hub.presences.joined(room.name, connection.connection_id, user_of(connection))
+        else:
+            hub.presences.left(room.name, connection.connection_id)
 
 
 cdef object change_settings(HubBase hub, Room room, object config):

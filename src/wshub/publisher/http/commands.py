@@ -109,7 +109,11 @@ def message_of(body: Body) -> str | bytes:
         text: str = body["text"]
         return text
     if "json" in body:
-        return json.dumps(body["json"], ensure_ascii=False, separators=(",", ":"))
+        try:
+            return json.dumps(body["json"], ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        except ValueError:
+            # A number such as 1e999 is read as infinity.
+            raise ApiError("invalid_request", "the field 'json' has a number that is too large") from None
     try:
         return base64.b64decode(body["base64"], validate=True)
     except (binascii.Error, ValueError):
