@@ -75,7 +75,7 @@ async def test_an_engine_that_has_lost_the_newest_messages_is_noticed(own_engine
         await streams._delete(stream.name)
         await streams._create(stream)
         history = node.hub._histories.cursors[ROOM]  # type: ignore[union-attr]
-        await node.hub._histories._check_position(history)  # type: ignore[union-attr]
+        await node.hub._histories._checks.check(history)  # type: ignore[union-attr]
         await until(lambda: member.gaps == ["epoch"])
         await node.hub.publish("new", room=ROOM)
         await until(lambda: member.data[-1] == "new")

@@ -21,7 +21,7 @@ from wshub import HistoryConfig, Hub, Position
 from wshub.brokers.envelope import encode_envelope, encode_stored
 from wshub.brokers.memory import MemoryBroker, MemoryEngine
 from wshub.brokers.redis import RedisBroker
-from wshub.core import histories
+from wshub.core import histories, history_checks
 from wshub.errors import BrokerError
 
 
@@ -201,8 +201,8 @@ async def test_only_so_many_rooms_without_members_are_remembered(
 async def test_lost_messages_are_found_although_no_connection_was_lost(
     own_engine: RedisEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(histories, "CHECK_SECONDS", 0.1)
-    monkeypatch.setattr(histories, "DOUBT_SECONDS", 0.05)
+    monkeypatch.setattr(history_checks, "CHECK_SECONDS", 0.1)
+    monkeypatch.setattr(history_checks, "DOUBT_SECONDS", 0.05)
     async with falling(own_engine) as world:
         await world.publish("12")
         key = next(key for key in own_engine.command("KEYS", "*") if ":position:" in key)

@@ -19,11 +19,11 @@ from wshub.brokers.interface import (
     NativeHistorySource,
     Position,
     Published,
-    StoredHistory,
     room_channel,
 )
 from wshub.brokers.stored_sender import StoredSender
 from wshub.core.cluster_types import HasMembers
+from wshub.core.history_checks import PositionChecks
 from wshub.core.history_types import HistoryStats
 from wshub.core.history_window import HistoryWindow
 from wshub.core.local_history import LocalHistory
@@ -74,12 +74,6 @@ OWN_LIMIT = 100
 
 FORMER_ROOMS = 10_000
 """Rooms without members of which is known how far they had got."""
-
-CHECK_SECONDS = 30.0
-"""Seconds within which the position of each room is compared with that of its history."""
-
-DOUBT_SECONDS = 2.0
-"""Seconds that a message has to arrive which a check has found in the history."""
 
 
 class Return:
@@ -151,8 +145,7 @@ class Histories:
         self._changed: set[str] = set()
         # How far rooms had got that have no members any more, by name: the position, and the mark of its message.
         self._former: dict[str, tuple[Position, bytes]] = {}
-        self._checked_at = hub.now()
-        self._checking: asyncio.Task[None] | None = None
+        self._checks = PositionChecks(self, hub.now()) if self._local is None else None
         self._reads = 0
         self._holes = 0
         self._gaps: Counter[str] = Counter()
@@ -173,9 +166,10 @@ class Histories:
         self._is_closed = True
         if self._retry is not None:
             self._retry.cancel()
-        for task in (*self._readers, self._checking):
-            if task is not None:
-                task.cancel()
+        if self._checks is not None:
+            self._checks.close()
+        for reader in self._readers:
+            reader.cancel()
 
     # Rooms
 
@@ -249,7 +243,10 @@ class Histories:
         """End what ``hold()`` has begun."""
         history.recoveries -= 1
         if not history.recoveries:
-            self.members_changed(history.name) if self.is_current(history) else self._hub._subscribe_for(history)
+            if self.is_current(history):
+                self.members_changed(history.name)
+            else:
+                self._hub._subscribe_for(history)
 
     def is_current(self, history: RoomHistory) -> bool:
         """Whether messages go to this history of a room. Its settings may have been changed."""
@@ -535,10 +532,8 @@ class Histories:
                 self._windowed.discard(history)
                 history.drop_window()
         self._bound_windows()
-        is_checking = self._checking is not None and not self._checking.done()
-        if self._local is None and not is_checking and now >= self._checked_at + CHECK_SECONDS:
-            self._checked_at = now
-            self._checking = self._loop.create_task(self._check_positions())
+        if self._checks is not None:
+            self._checks.sweep(now)
 
     def _bound_windows(self) -> None:
         size = sum(history.window.size for history in self._windowed if history.window is not None)
@@ -548,34 +543,6 @@ class Histories:
             if history.window is not None:
                 size -= history.window.size
                 history.drop_window()
-
-    async def _check_positions(self) -> None:
-        """Find messages that have not arrived although the broker has noticed nothing. See ``CHECK_SECONDS``."""
-        histories = [history for history in self.cursors.values() if history.is_live]
-        for history in histories:
-            await asyncio.sleep(CHECK_SECONDS / 2 / len(histories))
-            try:
-                await self._check_position(history)
-            except BrokerError:
-                return
-
-    async def _check_position(self, history: RoomHistory) -> None:
-        found = await self.source.history(
-            history.channel, history.config, since=history.position, limit=0, is_own=True, mark=history.mark
-        )
-        if not self._differs(history, found):
-            return
-        await asyncio.sleep(DOUBT_SECONDS)
-        if self._differs(history, found):
-            logger.warning("messages to the room %r have not arrived, and are read", history.name)
-            history.interrupt()
-
-    def _differs(self, history: RoomHistory, found: StoredHistory) -> bool:
-        """Whether a room is behind its history, or its history has lost messages that the room has had."""
-        if not self.is_current(history) or not history.is_live:
-            return False
-        position = found.position
-        return history.epoch != position.epoch or history.offset < position.offset or found.gap == "epoch"
 
     def stats(self) -> HistoryStats:
         """Return the counts."""
