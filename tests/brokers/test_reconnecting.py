@@ -71,11 +71,14 @@ async def pass_seconds(nodes: list[BrokerNode], seconds: float) -> None:
 @pytest.mark.parametrize(
     ("kind", "run"),
     [
-        *SINGLE,
-        ("sentinel-redis", "uvloop"),
+        ("redis", "asyncio"),
+        long("valkey", "uvloop"),
+        long("sentinel-redis", "uvloop"),
         long("sentinel-valkey", "asyncio"),
-        ("cluster-valkey", "asyncio"),
+        long("cluster-valkey", "asyncio"),
         long("cluster-redis", "uvloop"),
+        long("nats-2.9", "asyncio"),
+        ("nats-current", "uvloop"),
     ],
     indirect=["run"],
 )
