@@ -13,12 +13,30 @@ import websockets
 from tests.support.broker_node import until
 from tests.support.redis_engine import RedisEngine
 from tests.support.serving_hub import connected, serving
-from wshub import ConfigurationError, Connection, ConnectionClosed, HistoryConfig, Hub, MisuseError, Position
+from wshub import (
+    ConfigurationError,
+    Connection,
+    ConnectionClosed,
+    HistoryConfig,
+    Hub,
+    InvalidMessageError,
+    MisuseError,
+    Position,
+)
 from wshub.brokers.interface import Broker
 from wshub.brokers.memory import MemoryBroker, MemoryEngine
 from wshub.brokers.redis import RedisBroker
 
 BIG = HistoryConfig(size=2000, max_bytes=1 << 30)
+
+
+async def test_an_idempotency_key_has_a_bounded_length() -> None:
+    async with Hub() as hub:
+        hub.configure_room("room", history=HistoryConfig())
+        assert not (await hub.publish("a", room="room", idempotency_key="k" * 512)).is_duplicate
+        with pytest.raises(InvalidMessageError, match="at most 512 characters, not 513"):
+            await hub.publish("a", room="room", idempotency_key="k" * 513)
+        assert (await hub.publish("a", room="room", idempotency_key="k" * 512)).is_duplicate
 
 
 async def hold(connection: Connection) -> None:

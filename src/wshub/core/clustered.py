@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from wshub.brokers.idempotency_keys import check_idempotency_key
 from wshub.brokers.interface import History, NodeInfo, Position, Published, room_channel
 from wshub.brokers.presence_interface import PresenceCounts, PresencePage
 from wshub.brokers.room_patterns import RoomPattern
@@ -137,7 +138,7 @@ class ClusteredHub(HubLifecycle):
             compress, slow_consumer, key: as in ``Connection.send``.
             publisher: as in ``broadcast``.
             idempotency_key: names this message, for a room with history. The room stores one message for a key within
-                five minutes. So you may try again after an error.
+                five minutes. So you may try again after an error. It has at most 512 characters.
 
         Returns:
             A ``Published``. For a room with history it has the position of the message.
@@ -147,11 +148,12 @@ class ClusteredHub(HubLifecycle):
             BrokerUncertain: the answer was lost: other nodes may get it.
             ConfigurationError: the broker cannot work, such as with a wrong password.
             MisuseError: both a room and a user are given; or an idempotency key for what is not kept.
-            TypeError, InvalidMessageError: as ``broadcast``.
+            InvalidMessageError: as ``broadcast``; or the idempotency key is too long.
+            TypeError: as ``broadcast``.
         """
         if room is not None and user is not None:
             raise MisuseError("give publish() a room or a user, not both")
-        check_str("idempotency_key", idempotency_key)
+        check_idempotency_key(idempotency_key)
         self._bind_unless_closed()
         if room is not None and self._histories is not None and is_kept(self, room):
             stored = make_history_envelope(self, room, message, exclude, compress, slow_consumer, key, publisher)

@@ -11,10 +11,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 from wshub.brokers.choosing import broker_from_url
+from wshub.brokers.idempotency_keys import check_idempotency_key
 from wshub.brokers.interface import Broker, BrokerHealth, HistoryBroker, HistoryConfig, NodeInfo, Published
 from wshub.errors import BrokerUnavailable, BrokerUncertain, ConfigurationError, MisuseError
 from wshub.protocol.close_code import CloseCode
-from wshub.protocol.validation import check_str
 from wshub.publisher.forks import fork_count
 from wshub.publisher.histories import PublisherHistories
 from wshub.publisher.loop_thread import LoopThread
@@ -106,10 +106,10 @@ class AsyncPublisher:
             ConfigurationError: the broker cannot work, such as with a wrong password.
             MisuseError: both a room and a user are given, the user is empty, an option has another value, or an
                 idempotency key is given without a history.
-            InvalidMessageError: text with a lone surrogate.
+            InvalidMessageError: text with a lone surrogate, or an idempotency key of more than 512 characters.
             TypeError: the message, the room or the user is of another type.
         """
-        check_str("idempotency_key", idempotency_key)
+        check_idempotency_key(idempotency_key)
         channel, envelope = message_to(message, room, user, compress, slow_consumer, key, publisher)
         history = self._histories.find(str.__str__(room)) if room is not None else None
         if history is not None:

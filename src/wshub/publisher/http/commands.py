@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
+from wshub.brokers.idempotency_keys import MAX_KEY_LENGTH
 from wshub.hub import Hub
 from wshub.protocol.close_code import CloseCode
 from wshub.publisher.http.answers import ApiError, api_error_of
@@ -45,6 +46,7 @@ MESSAGE_FIELDS: Schema = {
 HISTORY_FIELDS: Schema = {
     "idempotency_key": {
         "type": "string",
+        "maxLength": MAX_KEY_LENGTH,
         "description": "Names the message, for a room with history. The room stores one message for a key within five "
         "minutes, so a request can be sent again.",
     },
