@@ -39,6 +39,17 @@ async def test_an_idempotency_key_has_a_bounded_length() -> None:
         assert (await hub.publish("a", room="room", idempotency_key="k" * 512)).is_duplicate
 
 
+@pytest.mark.parametrize("name", ["encode", "encode_gap"])
+def test_what_makes_messages_is_a_function_that_does_not_wait(name: str) -> None:
+    async def encode(publication: Any) -> str:
+        return "made"
+
+    with pytest.raises(ConfigurationError, match=f"{name} is called for each message"):
+        HistoryConfig(**{name: encode})  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match=f"{name} must be a function or None, not 'made'"):
+        HistoryConfig(**{name: "made"})  # type: ignore[arg-type]
+
+
 async def hold(connection: Connection) -> None:
     async for _ in connection:
         pass

@@ -20,6 +20,7 @@ import socket
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from inspect import iscoroutinefunction
 from typing import Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from wshub.brokers.stored_sender import StoredSender
@@ -245,6 +246,8 @@ class HistoryConfig:
             function = getattr(self, name)
             if function is not None and not callable(function):
                 raise ConfigurationError(f"{name} must be a function or None, not {function!r}")
+            if iscoroutinefunction(function):
+                raise ConfigurationError(f"{name} is called for each message, so it must not be a coroutine function")
 
 
 class StoredEnvelope(NamedTuple):
