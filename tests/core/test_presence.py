@@ -331,7 +331,7 @@ async def test_a_member_that_changes_its_info_and_leaves_at_once_has_left() -> N
         await are(one, "bob")
         await until(lambda: ("leave", "ann") in events.log)
         bob.leave(ROOM)
-        # The store is told of the join, and meanwhile the info changes and the member leaves.
+        # While the store gets the join, the info changes and the member leaves.
         bob.join(ROOM, info=1)
         await asyncio.sleep(0)
         bob.join(ROOM, info=2)

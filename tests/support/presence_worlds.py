@@ -107,7 +107,7 @@ class World:
         raise NotImplementedError
 
     def deafen(self, broker: Broker) -> None:
-        """Lose the answers to a node until ``cut()``. What it asks for is done."""
+        """Lose the answers to a node until ``cut()``. The engine does what the node asks for."""
         raise NotImplementedError
 
     def kill(self, broker: Broker) -> None:

@@ -8,7 +8,7 @@ from wshub.protocol.validation import check_str
 __all__ = ["MAX_KEY_LENGTH", "check_idempotency_key"]
 
 MAX_KEY_LENGTH = 512
-"""Maximum number of characters of a key. Whatever keeps a history keeps the keys of five minutes."""
+"""Maximum number of characters of a key. A history has the keys of five minutes."""
 
 
 def check_idempotency_key(key: str) -> None:

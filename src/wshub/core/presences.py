@@ -128,9 +128,9 @@ class Presences:
         self._attendances: dict[Attendance, None] = {}
         self._members: dict[tuple[str, int], Attendance] = {}
         self._entries = itertools.count(1)
-        # Those of which the store has to be told.
+        # Those that the store does not know yet as they are.
         self._changed: dict[Attendance, None] = {}
-        # How many of them it is being told of.
+        # How many of them are on their way to it.
         self._in_progress = 0
         # Users who have left: when their grace ends, and a number that keeps the order.
         self._leaving: list[tuple[float, int, Attendance]] = []
