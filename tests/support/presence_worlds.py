@@ -205,7 +205,8 @@ class EngineWorld(World):
         self.close_proxies()
 
     def close_proxies(self) -> None:
-        for proxies in self.proxies.values():
+        while self.proxies:
+            _, proxies = self.proxies.popitem()
             proxies.close()
 
 

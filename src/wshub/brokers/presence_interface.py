@@ -177,7 +177,11 @@ class PresenceSource(Protocol):
         """
 
     async def presence_leave(self, channel: str, entries: Sequence[PresenceEntry]) -> list[bool]:
-        """Remove entries of this node. Return for each whether no entry of its user is left."""
+        """Remove entries of this node. Return for each whether it was the last one of its user.
+
+        If the answer was lost, ask again: the answer is the same, unless the user is there again. One that was not
+        there may have either answer.
+        """
 
     async def presence_beat(self, *, is_leaving: bool = False) -> Beat:
         """Say that this node lives; or that it is about to end, so that the others take its entries over at once."""
