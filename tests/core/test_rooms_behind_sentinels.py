@@ -58,6 +58,7 @@ async def test_a_failover_that_loses_nothing_is_noticed_by_nobody(kind: str) -> 
             await until(lambda: all(each.skip(1) or each.hub.health().ok for each in (three, four)))
             async with connected(four.url + "cid"):
                 await are(three, "ann", "bob", "cid")
+                await until(lambda: ("join", "cid") in events.counts())
             assert events.counts() == {("join", "ann"): 1, ("join", "bob"): 1, ("join", "cid"): 1}
 
 
