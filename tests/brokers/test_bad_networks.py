@@ -59,9 +59,9 @@ pytestmark = pytest.mark.parametrize(
     [
         ("redis", "asyncio"),
         ("valkey", "uvloop"),
-        ("sentinel-redis", "uvloop"),
+        long("sentinel-redis", "uvloop"),
         long("sentinel-valkey", "asyncio"),
-        ("cluster-valkey", "asyncio"),
+        long("cluster-valkey", "asyncio"),
         long("cluster-redis", "uvloop"),
         ("nats-2.9", "asyncio"),
         ("nats-current", "uvloop"),
