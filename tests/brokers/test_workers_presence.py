@@ -273,6 +273,27 @@ async def test_a_lost_connection_changes_nothing(path: Path) -> None:
             assert (beat.dead, beat.lost) == ((), ())
 
 
+async def test_a_node_that_closes_while_it_is_cut_off_tells_who_has_come_and_gone(path: Path) -> None:
+    async with mesh(path, 2) as (one, two):
+        await begin(one, two)
+        for channel in CHANNELS:
+            await enter(one, channel, "ann", "bob")
+        await asyncio.gather(one.session.barriers.wait(), two.session.barriers.wait())
+        own = [channel for channel in CHANNELS if owner_of(one, channel) == one.info.id]
+        assert own
+        # Nobody sweeps, so nobody connects again by itself.
+        one.peer(two).end()
+        await until(lambda: not one.session.peers and not two.session.peers)
+        for channel in own:
+            assert await one.broker.presence_leave(channel, entries_of(one.info.id, "ann")) == [True]
+            assert await enter(one, channel, "cid") == [True]
+        await one.close()
+        async with looking(two):
+            for channel in own:
+                assert await ids(two, channel) == {f"{one.info.id}:bob", f"{one.info.id}:cid"}
+                assert await enter(two, channel, "ann", "cid") == [True, False]
+
+
 async def test_many_entries_move_to_a_new_owner(path: Path) -> None:
     async with mesh(path, 3) as (one, two, three):
         await begin(one, two, three)

@@ -103,8 +103,8 @@ class Presences:
         # Slots whose entries are to be resent, by the connection to their owner.
         self._due: dict[Peer, dict[int, None]] = {}
         self._resending: dict[Peer, asyncio.Task[None]] = {}
-        # Whether the hub has rooms with presence, and knows the others.
-        self._takes_part = False
+        self.takes_part = False
+        """Whether the hub has rooms with presence, and knows the others."""
         self._session_has_started = False
         self._starting: asyncio.Task[None] | None = None
         self._is_closed = False
@@ -197,7 +197,7 @@ class Presences:
     async def hand_over(self, seconds: float) -> None:
         """Have other nodes own the slots of this one, and give them all entries, in so many seconds."""
         members = self.members
-        if self._is_closed or not members.has_started or not self._takes_part:
+        if self._is_closed or not members.has_started or not self.takes_part:
             return
         deadline = self._loop.time() + seconds
         members.leave()
@@ -263,12 +263,12 @@ class Presences:
 
     def _take_part(self) -> None:
         """Say that this node takes part: its hub has rooms with presence, and looks after those that die."""
-        if not self._takes_part:
-            self._takes_part = True
+        if not self.takes_part:
+            self.takes_part = True
             self._start()
 
     def _start(self) -> None:
-        if self._takes_part and self._session_has_started and not self._is_closed:
+        if self.takes_part and self._session_has_started and not self._is_closed:
             self._starting = self._loop.create_task(self._meet())
 
     async def _meet(self) -> None:
@@ -409,7 +409,7 @@ class Presences:
     def _resend(self, slot: int) -> None:
         """Send the owner of a slot all entries of this node, and the copies that it has of former owners."""
         peer = self.members.reachable(self.members.owners.owner(slot))
-        if peer is None or self._is_closed or not self._takes_part:
+        if peer is None or self._is_closed or not self.takes_part:
             # All is sent once the node is connected.
             return
         due = self._due.setdefault(peer, {})

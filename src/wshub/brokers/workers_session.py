@@ -34,6 +34,9 @@ CLOSE_SECONDS = 1.0
 LEAVE_SECONDS = 2.0
 """Seconds in which presences are handed over to the workers that stay."""
 
+AGAIN_SECONDS = 0.01
+"""Seconds between two looks at the nodes that were lost, while this one closes."""
+
 PROBE_SECONDS = 2.0
 LOOK_SECONDS = 0.5
 """Seconds between two looks into the directory, at least. Some hubs sweep more often."""
@@ -135,10 +138,22 @@ class WorkersSession:
         self._is_leaving = True
         try:
             if self.has_started:
+                if self.presences.takes_part:
+                    await self._meet_again()
                 await self.presences.hand_over(LEAVE_SECONDS)
                 await self.histories.leave(CLOSE_SECONDS)
         finally:
             await self._end()
+
+    async def _meet_again(self) -> None:
+        """Connect to nodes that were lost, within a second: they do not know what has changed here since.
+
+        Otherwise users who have left meanwhile would leave again, and new ones would join again.
+        """
+        deadline = self.loop.time() + CLOSE_SECONDS
+        while self.losses.nodes and self.loop.time() < deadline:
+            self._look_around()
+            await asyncio.sleep(AGAIN_SECONDS)
 
     async def _end(self) -> None:
         self._closed = True
