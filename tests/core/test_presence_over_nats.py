@@ -19,7 +19,9 @@ from tests.support.serving_hub import connected
 from tests.support.tcp_proxy import proxy_to
 from wshub import PresenceCounts
 from wshub.brokers import nats_lives
+from wshub.brokers.interface import room_channel
 from wshub.brokers.nats import NatsBroker
+from wshub.brokers.nats_presence import message_of
 from wshub.brokers.presence_interface import PresenceEntry
 
 # Each server has one of the loops: all four pairs take twice as long.
@@ -146,6 +148,30 @@ async def test_after_an_outage_nobody_is_taken_for_dead(own_engine: NatsEngine, 
                 await asyncio.sleep(0.03)
         await are(two, "ann", "bob")
         assert events.counts() == {("join", "ann"): 1, ("join", "bob"): 1}
+
+
+async def test_nobody_is_missing_in_what_is_read_while_somebody_else_leaves(engine: NatsEngine, prefix: str) -> None:
+    events = Events()
+    async with (
+        node(events, NatsBroker(engine.url, prefix=prefix)) as one,
+        node(events, NatsBroker(engine.url, prefix=prefix)) as two,
+        connected(one.url + "ann"),
+    ):
+        await are(two, "ann")
+        theirs, own = (each.hub.broker._session.presences._stream for each in (one, two))  # type: ignore[union-attr]
+        gone = f"user.{two.hub.broker._session.presences._epochs.tokens(room_channel(ROOM))}.gone"  # type: ignore[union-attr]
+        sequence = await theirs.replace(gone, message_of(room_channel(ROOM), "ubob", []), 0)
+        pull = own._reader._pull
+
+        async def pull_later(*arguments: Any) -> Any:
+            """Ask a consumer for messages once it has counted one that is deleted then."""
+            own._reader._pull = pull
+            theirs.delete(gone, sequence)
+            await until(lambda: not theirs._deletions)
+            return await pull(*arguments)
+
+        own._reader._pull = pull_later
+        assert await two.users() == ["ann"]
 
 
 async def test_a_node_without_members_leaves_nothing_behind(engine: NatsEngine, prefix: str) -> None:

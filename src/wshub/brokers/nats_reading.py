@@ -24,6 +24,9 @@ IDLE_SECONDS = 10
 # How long the engine waits for messages. All are there, unless some were deleted since they were counted.
 EXPIRES_NANOSECONDS = 500_000_000
 
+# Attempts to read from a consumer that gives nothing.
+ATTEMPTS = 4
+
 # Bytes of the subject and the headers of a message, at most.
 HEADERS = 4096
 
@@ -126,6 +129,17 @@ class StreamReader:
     # The way of nats-server 2.9
 
     async def _read_consumer(
+        self, stream: str, subject: str, start: int, limit: int, max_bytes: int, bound: int
+    ) -> Page:
+        for _ in range(ATTEMPTS):
+            page = await self._read_consumer_once(stream, subject, start, limit, max_bytes, bound)
+            if page.messages or not page.available or limit <= 0:
+                return page
+            # The messages were deleted meanwhile. Or one of them was: when a subject is purged, nats-server 2.9 has the
+            # consumers of that subject skip all other messages too.
+        raise BrokerUnavailable("the engine gives no messages, since some are deleted all the time")
+
+    async def _read_consumer_once(
         self, stream: str, subject: str, start: int, limit: int, max_bytes: int, bound: int
     ) -> Page:
         async with self._consumer(stream, subject, start) as (consumer, available):
