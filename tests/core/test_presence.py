@@ -14,6 +14,7 @@ from tests.support.presence_nodes import ROOM, Events, are, node
 from tests.support.serving_hub import connected
 from wshub import Connection, Hub, InvalidMessageError, MisuseError, PresenceCounts
 from wshub.brokers.memory import MemoryBroker, MemoryEngine
+from wshub.brokers.presence_interface import Beat
 
 
 async def test_members_are_seen_with_their_info_and_counted() -> None:
@@ -367,3 +368,37 @@ async def test_a_member_that_leaves_and_joins_often_takes_no_more_memory() -> No
         assert len(one.hub._presences._leaving) == 1  # type: ignore[union-attr]
         one.skip(2)
         await until(lambda: events.log == [("join", "ann"), ("leave", "ann")])
+
+
+class PatientBroker(MemoryBroker):
+    """Holds beats back until it may answer them, and counts how many are under way."""
+
+    def __init__(self) -> None:
+        super().__init__(MemoryEngine())
+        self.may_answer = asyncio.Event()
+        self.under_way: list[int] = []
+        self.count = 0
+
+    async def presence_beat(self, *, is_leaving: bool = False) -> Beat:
+        self.count += 1
+        self.under_way.append(self.count)
+        try:
+            await self.may_answer.wait()
+            return await super().presence_beat(is_leaving=is_leaving)
+        finally:
+            self.count -= 1
+
+
+async def test_one_beat_is_under_way_at_a_time() -> None:
+    broker, events = PatientBroker(), Events()
+    async with node(events, broker) as one, connected(one.url + "ann"):
+        presences = one.hub._presences
+        assert presences is not None
+        # The first member needs a beat, and the first one is under way.
+        await until(lambda: presences._telling is not None and presences._beating is not None)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        broker.may_answer.set()
+        await are(one, "ann")
+        assert set(broker.under_way) == {1}
+        assert events.log == [("join", "ann")]

@@ -138,6 +138,8 @@ class Presences:
         self._beating: asyncio.Task[None] | None = None
         self._beat_at = hub.now()
         self._beat_seconds = BEAT_SECONDS
+        # Of two beats at once, the later answer could say that the node is not known, after members were entered.
+        self._saying = asyncio.Lock()
         self._epoch = ""
         # Beats in a row whose count was not the expected one.
         self._wrong_counts = 0
@@ -366,25 +368,29 @@ class Presences:
             self._beating = None
 
     async def _say_alive(self) -> bool:
-        """Send a beat, and do what its answer asks for. Return False if there was none."""
-        try:
-            beat = await self._source.presence_beat()
-            if not beat.is_known:
-                self._enter_anew(self._concerned(beat), is_lost=beat.epoch != self._epoch)
-            elif beat.lost:
-                lost = set(beat.lost)
-                self._enter_anew([one for one in self._attendances if one.entry.id in lost], is_lost=False)
-            self._epoch = beat.epoch
-            self._beat_seconds = beat.next_in
-            for node in beat.dead:
-                await self._take_over(node)
-            await self._check_count(beat)
-        except BrokerError:
-            return False
-        except Exception:
-            logger.exception("the beat of the node has failed")
-            return False
-        return True
+        """Send a beat, once the one before is answered, and do what its answer asks for. Return False without one."""
+        async with self._saying:
+            try:
+                await self._beat_once()
+            except BrokerError:
+                return False
+            except Exception:
+                logger.exception("the beat of the node has failed")
+                return False
+            return True
+
+    async def _beat_once(self) -> None:
+        beat = await self._source.presence_beat()
+        if not beat.is_known:
+            self._enter_anew(self._concerned(beat), is_lost=beat.epoch != self._epoch)
+        elif beat.lost:
+            lost = set(beat.lost)
+            self._enter_anew([one for one in self._attendances if one.entry.id in lost], is_lost=False)
+        self._epoch = beat.epoch
+        self._beat_seconds = beat.next_in
+        for node in beat.dead:
+            await self._take_over(node)
+        await self._check_count(beat)
 
     def _concerned(self, beat: Beat) -> list[Attendance]:
         """Return the members that are to be entered again, or have left, because a beat says so."""
