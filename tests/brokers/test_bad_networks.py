@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from itertools import starmap
 from typing import NamedTuple
 
 import pytest
 
 from tests.support.broker_node import BrokerNode, joined, until
-from tests.support.engine_places import EnginePlace, long, running_place
+from tests.support.engine_places import ENGINES_TOGETHER, EnginePlace, long, running_place
 from tests.support.redis_engine import RedisEngine
 from tests.support.redis_faults import ProxySet, proxies
 from tests.support.tcp_proxy import ProxiedConnection
@@ -59,10 +60,7 @@ pytestmark = pytest.mark.parametrize(
     [
         ("redis", "asyncio"),
         ("valkey", "uvloop"),
-        long("sentinel-redis", "uvloop"),
-        long("sentinel-valkey", "asyncio"),
-        long("cluster-valkey", "asyncio"),
-        long("cluster-redis", "uvloop"),
+        *starmap(long, ENGINES_TOGETHER),
         ("nats-2.9", "asyncio"),
         ("nats-current", "uvloop"),
     ],

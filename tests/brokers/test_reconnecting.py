@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from itertools import pairwise
+from itertools import pairwise, starmap
 
 import pytest
 
 from tests.support.broker_node import BrokerNode, joined, until
-from tests.support.engine_places import EnginePlace, long, running_place
+from tests.support.engine_places import ENGINES_TOGETHER, EnginePlace, long, running_place
 from tests.support.redis_faults import proxies
 
 NODES = 50
@@ -29,10 +29,7 @@ def connections_of(place: EnginePlace) -> int:
     ("kind", "run"),
     [
         *SINGLE,
-        long("sentinel-redis", "uvloop"),
-        long("sentinel-valkey", "asyncio"),
-        long("cluster-valkey", "asyncio"),
-        long("cluster-redis", "uvloop"),
+        *starmap(long, ENGINES_TOGETHER),
     ],
     indirect=["run"],
 )
@@ -73,10 +70,7 @@ async def pass_seconds(nodes: list[BrokerNode], seconds: float) -> None:
     [
         ("redis", "asyncio"),
         long("valkey", "uvloop"),
-        long("sentinel-redis", "uvloop"),
-        long("sentinel-valkey", "asyncio"),
-        long("cluster-valkey", "asyncio"),
-        long("cluster-redis", "uvloop"),
+        *starmap(long, ENGINES_TOGETHER),
         long("nats-2.9", "asyncio"),
         ("nats-current", "uvloop"),
     ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -33,6 +33,17 @@ async def begun(way: str, hub: Hub) -> AsyncIterator[None]:
     else:
         async with hub:
             yield
+
+
+@pytest.fixture
+def hung_worker(socket_directory: Path) -> Iterator[None]:
+    """A worker that takes connections and says nothing."""
+    directory = SocketDirectory(str(socket_directory), "hub", "0" * 16)
+    directory.prepare()
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(directory._path(directory._name))
+        silent.listen()
+        yield
 
 
 async def positions_of(hub: Hub) -> list[tuple[str, int]]:
@@ -63,40 +74,32 @@ async def test_a_worker_that_has_just_begun_can_get_the_presence_of_one_that_lea
 
 
 @pytest.mark.parametrize("run", ["asyncio"], indirect=True)
+@pytest.mark.usefixtures("hung_worker")
 async def test_a_worker_that_hangs_keeps_no_other_from_serving(socket_directory) -> None:
     async def echo(connection) -> None:
         async for message in connection:
             connection.send(message)
 
-    directory = SocketDirectory(str(socket_directory), "hub", "0" * 16)
-    directory.prepare()
-    with socket.socket(socket.AF_UNIX) as silent:
-        silent.bind(directory._path(directory._name))
-        silent.listen()
-        hub = worker(socket_directory)
-        async with (
-            hub.serve("127.0.0.1", 0, echo, close_hub=True) as server,
-            connected(f"ws://127.0.0.1:{server.port}/") as client,
-        ):
-            await client.send("hello")
-            assert await client.recv() == "hello"
+    hub = worker(socket_directory)
+    async with (
+        hub.serve("127.0.0.1", 0, echo, close_hub=True) as server,
+        connected(f"ws://127.0.0.1:{server.port}/") as client,
+    ):
+        await client.send("hello")
+        assert await client.recv() == "hello"
 
 
+@pytest.mark.usefixtures("hung_worker")
 async def test_a_hub_that_is_closed_while_it_joins_does_not_begin_to_listen(socket_directory) -> None:
-    directory = SocketDirectory(str(socket_directory), "hub", "0" * 16)
-    directory.prepare()
-    with socket.socket(socket.AF_UNIX) as silent:
-        silent.bind(directory._path(directory._name))
-        silent.listen()
-        hub = worker(socket_directory)
-        server = hub.serve("127.0.0.1", 0, EventHandler())
-        starting = asyncio.create_task(server.start_serving())
-        while not hub.is_in_use:
-            await asyncio.sleep(0)
-        await hub.close()
-        with pytest.raises(MisuseError):
-            await starting
-        assert not server.is_serving()
+    hub = worker(socket_directory)
+    server = hub.serve("127.0.0.1", 0, EventHandler())
+    starting = asyncio.create_task(server.start_serving())
+    while not hub.is_in_use:
+        await asyncio.sleep(0)
+    await hub.close()
+    with pytest.raises(MisuseError):
+        await starting
+    assert not server.is_serving()
 
 
 async def test_a_hub_is_closed_if_the_wait_for_the_other_workers_is_cancelled(socket_directory) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import websockets
 
-from tests.support.engine_places import running_place
+from tests.support.engine_places import ENGINES_TOGETHER, running_place
 from tests.support.presence_worlds import (
     EngineWorld,
     MemoryWorld,
@@ -30,14 +30,6 @@ from tests.support.presence_worlds import (
 
 NATS_RUNS = [("nats-2.9", "asyncio"), ("nats-current", "uvloop")]
 """Each server with one of the loops: all four pairs take twice as long."""
-
-ENGINES_TOGETHER = [
-    ("sentinel-redis", "asyncio"),
-    ("sentinel-valkey", "uvloop"),
-    ("cluster-redis", "uvloop"),
-    ("cluster-valkey", "asyncio"),
-]
-"""Several engines, with one of the loops each."""
 
 
 def on_both_loops(*kinds: str) -> list[tuple[str, str]]:

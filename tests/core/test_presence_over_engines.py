@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterator
+from itertools import starmap
 
 import pytest
 
 from tests.support.broker_node import until
-from tests.support.engine_places import EnginePlace, long, running_place
+from tests.support.engine_places import ENGINES_TOGETHER, EnginePlace, long, running_place
 from tests.support.presence_nodes import ROOM, are, node
 from tests.support.presence_worlds import EngineWorld, Member, running
 from tests.support.serving_hub import connected
@@ -26,10 +27,7 @@ pytestmark = pytest.mark.parametrize(
         ("redis", "uvloop"),
         ("valkey", "asyncio"),
         ("valkey", "uvloop"),
-        long("sentinel-redis", "uvloop"),
-        long("sentinel-valkey", "asyncio"),
-        long("cluster-valkey", "asyncio"),
-        long("cluster-redis", "uvloop"),
+        *starmap(long, ENGINES_TOGETHER),
         ("nats-2.9", "asyncio"),
         ("nats-current", "uvloop"),
     ],

@@ -20,7 +20,15 @@ from wshub.brokers.interface import Broker
 from wshub.brokers.nats import NatsBroker
 from wshub.brokers.redis import RedisBroker
 
-__all__ = ["EnginePlace", "long", "running_place"]
+__all__ = ["ENGINES_TOGETHER", "EnginePlace", "long", "running_place"]
+
+ENGINES_TOGETHER = [
+    ("sentinel-redis", "uvloop"),
+    ("sentinel-valkey", "asyncio"),
+    ("cluster-redis", "uvloop"),
+    ("cluster-valkey", "asyncio"),
+]
+"""Kinds of several engines that work together, with one of the loops each: all pairs take twice as long."""
 
 
 class EnginePlace:

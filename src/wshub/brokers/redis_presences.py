@@ -19,10 +19,10 @@ __all__ = ["RedisPresences"]
 # Entries that one call takes over.
 TAKEN_AT_ONCE = 500
 
-# Outcomes of leaves that one call has the engine forget, because the node has them; and seconds for which it keeps
+# Outcomes of leaves that one call has the engine forget, because the node has them; and milliseconds for which it keeps
 # others, after the last leave.
 FORGOTTEN_AT_ONCE = 1000
-KEPT_SECONDS = 3600
+KEPT_MS = b"3600000"
 
 
 class RedisPresences:
@@ -67,7 +67,7 @@ class RedisPresences:
         keys = (*self._keys(channel), self._sets + self._node, self._outcomes)
         words = [word for entry in entries for word in (encoded(entry.id), encoded(entry.user))]
         known = [self._answered.popleft() for _ in range(min(len(self._answered), FORGOTTEN_AT_ONCE))]
-        numbers = b"%d" % (KEPT_SECONDS * 1000), b"%d" % len(known)
+        numbers = KEPT_MS, b"%d" % len(known)
         try:
             answer = await self._calls.call(self._group, LEAVE, keys, encoded(channel), *numbers, *known, *words)
             outcome = outcome_of(answer, len(entries))

@@ -368,7 +368,7 @@ class Presences:
             self._beating = None
 
     async def _say_alive(self) -> bool:
-        """Send a beat, once the one before is answered, and do what its answer asks for. Return False without one."""
+        """Send a beat once the one before has ended. Return False if there was no answer."""
         async with self._saying:
             try:
                 await self._beat_once()
@@ -380,6 +380,7 @@ class Presences:
             return True
 
     async def _beat_once(self) -> None:
+        """Send a beat, and do what its answer asks for."""
         beat = await self._source.presence_beat()
         if not beat.is_known:
             self._enter_anew(self._concerned(beat), is_lost=beat.epoch != self._epoch)
