@@ -63,8 +63,10 @@ class Node:
 
 @contextlib.asynccontextmanager
 async def node(
-    events: Events, broker: Broker | None = None, grace_ms: int = 5_000, **settings: Any
+    events: Events, broker: Broker | None = None, grace_ms: int = 5_000, ahead: float = 0.0, **settings: Any
 ) -> AsyncIterator[Node]:
+    """Serve a hub whose clock is so many seconds ahead."""
+
     async def serve(connection: Connection) -> None:
         name = connection.path.removeprefix("/")
         connection.user = name or None
@@ -73,6 +75,7 @@ async def node(
             connection.user = message.data
 
     clock = RunningClock()
+    clock.skipped = ahead
     hub = Hub(HubConfig(**settings), broker=broker, clock=clock)
     hub.configure_room(ROOM, presence=events.config(grace_ms))
     async with hub.serve("127.0.0.1", 0, serve, close_hub=True) as server:

@@ -318,18 +318,18 @@ class Exchange(BrokerThread):
     async def _offer(self, channel: str) -> None:
         """Give the messages of a channel to processes that read it by now."""
         try:
-            while (payload := self._mailboxes.take(channel)) is not None:
+            while (message := self._mailboxes.take(channel)) is not None:
                 try:
-                    outcome = await self.send_to_reader(channel, payload)
+                    outcome = await self.send_to_reader(channel, message.payload)
                 except BrokerUncertain:
                     # It may have arrived, and must not arrive twice.
                     self.unreachable += 1
                     continue
                 except Exception:
-                    self._mailboxes.put_back(channel, payload)
+                    self._mailboxes.put_back(channel, message)
                     raise
                 if outcome != "taken":
-                    self._mailboxes.put_back(channel, payload)
+                    self._mailboxes.put_back(channel, message)
                     return
         except Exception as error:
             logger.debug("the messages of the channel %s stay in this process: %s", channel, error)

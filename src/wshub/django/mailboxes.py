@@ -7,8 +7,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
-__all__ = ["Mailboxes"]
+__all__ = ["Mailboxes", "WaitingMessage"]
 
 READER_SECONDS = 60.0
 """Seconds for which a channel counts as read after the last ``get()`` has returned: a worker handles what it got."""
@@ -16,16 +17,23 @@ READER_SECONDS = 60.0
 Futures = dict[asyncio.AbstractEventLoop, list["Waiter"]]
 
 
+class WaitingMessage(NamedTuple):
+    """A message in a channel, and when it expires by ``time.monotonic()``."""
+
+    expires_at: float
+    payload: bytes
+
+
 class Waiter:
     """A coroutine that waits in ``get()``. It is given its message before it goes on."""
 
-    __slots__ = ("channel", "future", "loop", "payload")
+    __slots__ = ("channel", "future", "loop", "message")
 
     def __init__(self, channel: str, loop: asyncio.AbstractEventLoop) -> None:
         self.channel = channel
         self.loop = loop
         self.future: asyncio.Future[None] = loop.create_future()
-        self.payload: bytes | None = None
+        self.message: WaitingMessage | None = None
 
 
 class Mailbox:
@@ -35,8 +43,7 @@ class Mailbox:
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        # Each with the time at which it expires.
-        self.messages: deque[tuple[float, bytes]] = deque()
+        self.messages: deque[WaitingMessage] = deque()
         self.waiters: deque[Waiter] = deque()
         # When the first message came that nothing has read since; None if the last one was read.
         self.unread_since: float | None = None
@@ -84,9 +91,10 @@ class Mailboxes:
         mailbox = self._mailboxes.get(channel)
         if mailbox is None:
             mailbox = self._mailboxes[channel] = Mailbox(self._capacity_of(channel))
+        message = WaitingMessage(now + self._expiry, payload)
         if mailbox.waiters:
             self.queued += 1
-            self._give(mailbox, payload, waiters)
+            self._give(mailbox, message, waiters)
             return True
         if len(mailbox.messages) >= mailbox.capacity:
             self._expire(mailbox, now)
@@ -94,15 +102,15 @@ class Mailboxes:
                 self.full += 1
                 return False
         self.queued += 1
-        mailbox.messages.append((now + self._expiry, payload))
+        mailbox.messages.append(message)
         if mailbox.unread_since is None:
             mailbox.unread_since = now
         return True
 
-    def _give(self, mailbox: Mailbox, payload: bytes, waiters: Futures) -> None:
+    def _give(self, mailbox: Mailbox, message: WaitingMessage, waiters: Futures) -> None:
         """Give a message to the coroutine that has waited longest."""
         waiter = mailbox.waiters.popleft()
-        waiter.payload = payload
+        waiter.message = message
         waiters.setdefault(waiter.loop, []).append(waiter)
 
     def wake(self, waiters: Futures) -> None:
@@ -118,18 +126,21 @@ class Mailboxes:
                 for waiter in woken:
                     self._stop_waiting(waiter)
 
-    def put_back(self, channel: str, payload: bytes) -> None:
-        """Put a message in front of the others of a channel. It expires as if it were new."""
+    def put_back(self, channel: str, message: WaitingMessage) -> None:
+        """Put a message in front of the others of a channel. It expires when it would have expired there."""
         now = time.monotonic()
         waiters: Futures = {}
         with self._lock:
+            if message.expires_at <= now:
+                self.expired += 1
+                return
             mailbox = self._mailboxes.get(channel)
             if mailbox is None:
                 mailbox = self._mailboxes[channel] = Mailbox(self._capacity_of(channel))
             if mailbox.waiters:
-                self._give(mailbox, payload, waiters)
+                self._give(mailbox, message, waiters)
             else:
-                mailbox.messages.appendleft((now + self._expiry, payload))
+                mailbox.messages.appendleft(message)
                 if mailbox.unread_since is None:
                     mailbox.unread_since = now
         self.wake(waiters)
@@ -143,11 +154,11 @@ class Mailboxes:
             if "!" not in channel:
                 reader = self._readers.setdefault(channel, Reader())
             mailbox = self._mailboxes.get(channel)
-            payload = self._pop(channel, mailbox) if mailbox is not None and mailbox.messages else None
-            if payload is not None:
+            message = self._pop(channel, mailbox) if mailbox is not None and mailbox.messages else None
+            if message is not None:
                 if reader is not None:
                     reader.read_at = time.monotonic()
-                return payload
+                return message.payload
             # The last message may have expired, and the mailbox with it.
             mailbox = self._mailboxes.get(channel)
             if mailbox is None:
@@ -164,30 +175,30 @@ class Mailboxes:
             raise
         finally:
             if reader is not None:
-                self._stop_reading(channel, reader, has_read=waiter.payload is not None)
-        assert waiter.payload is not None
-        return waiter.payload
+                self._stop_reading(channel, reader, has_read=waiter.message is not None)
+        assert waiter.message is not None
+        return waiter.message.payload
 
-    def _pop(self, channel: str, mailbox: Mailbox) -> bytes | None:
+    def _pop(self, channel: str, mailbox: Mailbox) -> WaitingMessage | None:
         """Return the oldest message of a channel that has not expired, or None. The lock is held."""
         self._expire(mailbox, time.monotonic())
         if not mailbox.messages:
             return None
-        _, payload = mailbox.messages.popleft()
+        message = mailbox.messages.popleft()
         mailbox.unread_since = None
         self._forget_idle(channel, mailbox)
-        return payload
+        return message
 
     def _stop_waiting(self, waiter: Waiter) -> None:
         """Give a coroutine no message. One that it was given already goes to the next, or back into the channel."""
         with self._lock:
-            payload, waiter.payload = waiter.payload, None
+            message, waiter.message = waiter.message, None
             mailbox = self._mailboxes.get(waiter.channel)
-            if payload is None and mailbox is not None and waiter in mailbox.waiters:
+            if message is None and mailbox is not None and waiter in mailbox.waiters:
                 mailbox.waiters.remove(waiter)
                 self._forget_idle(waiter.channel, mailbox)
-        if payload is not None:
-            self.put_back(waiter.channel, payload)
+        if message is not None:
+            self.put_back(waiter.channel, message)
 
     def _stop_reading(self, channel: str, reader: Reader, *, has_read: bool) -> None:
         with self._lock:
@@ -198,7 +209,7 @@ class Mailboxes:
                 # It has stopped reading, as far as one can tell.
                 del self._readers[channel]
 
-    def take(self, channel: str) -> bytes | None:
+    def take(self, channel: str) -> WaitingMessage | None:
         """Return the oldest message of a channel that nothing in this process reads; None if there is none."""
         with self._lock:
             mailbox = self._mailboxes.get(channel)
@@ -274,7 +285,7 @@ class Mailboxes:
 
     def _expire(self, mailbox: Mailbox, now: float) -> None:
         messages = mailbox.messages
-        while messages and messages[0][0] <= now:
+        while messages and messages[0].expires_at <= now:
             messages.popleft()
             self.expired += 1
 

@@ -1,0 +1,71 @@
+"""The queues of the channels of one process, and how long messages stay in them."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import types
+
+import pytest
+
+from tests.support.history_nodes import RunningClock
+from wshub.django import mailboxes
+from wshub.django.mailboxes import Mailboxes
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> RunningClock:
+    clock = RunningClock()
+    clock.hold()
+    monkeypatch.setattr(mailboxes, "time", types.SimpleNamespace(monotonic=clock))
+    return clock
+
+
+@pytest.fixture
+def channels(clock: RunningClock) -> Mailboxes:
+    """Channels for two messages each. A message expires after ten seconds."""
+    return Mailboxes(threading.Lock(), lambda channel: 2, 10)
+
+
+async def test_a_message_that_was_offered_to_others_expires_at_its_time(
+    channels: Mailboxes, clock: RunningClock
+) -> None:
+    channels.put("jobs", b"one")
+    clock.skipped += 9
+    message = channels.take("jobs")
+    assert message is not None
+    channels.put_back("jobs", message)
+    assert channels.waiting == 1
+    clock.skipped += 1
+    assert channels.take("jobs") is None
+    assert channels.expired == 1
+
+
+async def test_a_message_that_expired_while_it_was_offered_to_others_is_not_read(
+    channels: Mailboxes, clock: RunningClock
+) -> None:
+    channels.put("jobs", b"one")
+    message = channels.take("jobs")
+    assert message is not None
+    reading = asyncio.create_task(channels.get("jobs"))
+    await asyncio.sleep(0)
+    clock.skipped += 10
+    channels.put_back("jobs", message)
+    channels.put("jobs", b"two")
+    assert await reading == b"two"
+    assert (channels.queued, channels.expired) == (2, 1)
+
+
+async def test_a_message_of_a_reader_that_was_cancelled_expires_at_its_time(
+    channels: Mailboxes, clock: RunningClock
+) -> None:
+    reading = asyncio.create_task(channels.get("jobs"))
+    await asyncio.sleep(0)
+    channels.put("jobs", b"one")
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    assert channels.waiting == 1
+    clock.skipped += 10
+    assert channels.take("jobs") is None
+    assert channels.expired == 1
