@@ -140,7 +140,7 @@ class NatsHistories:
         if last is None:
             return await self._read_empty(source, top, query.since, gap)
         position = Position(top, source.epoch)
-        if not query.limit or query.since == position:
+        if not query.limit or (query.since == position and not query.reverse):
             return StoredHistory(envelopes=(), position=position, gap=gap, mark=last.mark)
         if query.reverse:
             return await self._newest(source, last, query, gap)

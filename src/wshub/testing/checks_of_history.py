@@ -128,6 +128,8 @@ async def what_was_stored_can_be_read(nodes: Nodes) -> None:
     require(await ask(since=positions[-1]) == ([], ""), "nothing is behind the newest position")
     require(await ask(reverse=True, limit=3) == ([19, 18, 17], ""), "in reverse the newest comes first")
     require(await ask(reverse=True, since=positions[2]) == ([1, 0], ""), "in reverse a position ends what is read")
+    before_newest = await ask(reverse=True, since=positions[-1])
+    require(before_newest == (list(range(18, -1, -1)), ""), "in reverse the newest position leaves one envelope out")
     numbers, _ = await ask(max_bytes=3500)
     require(numbers in ([0, 1], [0, 1, 2]), f"3,500 bytes hold 3 envelopes of 1,000, not {numbers}")
     require((await ask(max_bytes=1))[0] == [0], "the first envelope is read whatever its size")
