@@ -1,4 +1,4 @@
-"""Mutual TLS under uvicorn: connections and ``on_upgrade`` have the client's certificate."""
+"""Mutual TLS under uvicorn: connections, ``on_upgrade`` and scopes have the client's certificate."""
 
 from __future__ import annotations
 
@@ -159,3 +159,61 @@ async def test_a_connection_that_the_hub_has_closed_has_none(serve, certificate,
         await connection.wait_closed()
         assert connection.getpeercert() is None
         assert connection.getpeercert(True) is None
+
+
+async def scope_of(serve: Serve, context: ssl.SSLContext | None, **options: Any) -> Any:
+    """Return the scope of a WebSocket request, for an application that asks its server alone."""
+    scopes: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        scopes.set_result(scope)
+        await receive()
+        await send({"type": "websocket.accept"})
+        await receive()
+
+    async with serve(application, **options) as port, connected(f"wss://localhost:{port}/", ssl=context):
+        return await scopes
+
+
+async def test_a_scope_has_the_extension_of_asgi(serve, certificate, alice) -> None:
+    context = certificate.client_context(alice)
+    scope = await scope_of(serve, context, verify_mode=ssl.CERT_REQUIRED)
+    extension = scope["extensions"]["tls"]
+    chain = extension.pop("client_cert_chain")
+    assert [ssl.PEM_cert_to_DER_cert(each) for each in chain] == [alice.der()]
+    cipher_suite = extension.pop("cipher_suite")
+    assert cipher_suite in (0x1301, 0x1302, 0x1303)
+    assert extension == {
+        "server_cert": None,
+        "client_cert_name": "CN=alice,O=Wonderland\\, Ltd.",
+        "client_cert_error": None,
+        "tls_version": 0x0304,
+    }
+
+
+async def test_a_scope_of_tls_1_2_says_so(serve, certificate, alice) -> None:
+    context = certificate.client_context(alice)
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers("ECDHE-RSA-AES128-GCM-SHA256")
+    extension = (await scope_of(serve, context))["extensions"]["tls"]
+    assert (extension["tls_version"], extension["cipher_suite"]) == (0x0303, 0xC02F)
+    assert extension["client_cert_name"] == "CN=alice,O=Wonderland\\, Ltd."
+
+
+async def test_a_scope_without_a_certificate_says_that_there_is_none(serve, certificate) -> None:
+    extension = (await scope_of(serve, certificate.client_context()))["extensions"]["tls"]
+    assert extension["client_cert_chain"] == []
+    assert extension["client_cert_name"] is None
+    assert extension["client_cert_error"] is None
+
+
+async def test_a_scope_without_tls_has_no_extension() -> None:
+    scopes: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        scopes.set_result(scope)
+        await receive()
+        await send({"type": "websocket.accept"})
+
+    async with listening(application, log_config=None) as address, connected(f"ws://{address}/"):
+        assert "tls" not in (await scopes)["extensions"]

@@ -32,6 +32,7 @@ from uvicorn.server import ServerState
 
 from wshub.asgi.endings import code_of, is_end_of
 from wshub.asgi.scope import ENDS_WITH_APPLICATION, TAKEOVER
+from wshub.asgi.tls_extension import tls_extension
 from wshub.core.admission import is_address
 from wshub.core.connection import Connection
 from wshub.core.event_handler import receiving_handler_table
@@ -207,8 +208,10 @@ class WebSocketProtocol(asyncio.Protocol):
         self._peer = peer = get_remote_addr(self._transport)
         app, trusted = application_of(self._config)
         self._takeover["peer"] = peer
+        extensions: dict[str, Any] = {"websocket.http.response": {}, TAKEOVER: self._takeover}
         if tls is not None:
             self._takeover["tls"] = client
+            extensions["tls"] = tls_extension(tls)
         raw_path = request.raw_path
         root_path = self._config.root_path
         self._scope = {
@@ -225,7 +228,7 @@ class WebSocketProtocol(asyncio.Protocol):
             "headers": list(request.headers.raw),
             "subprotocols": [name.decode("latin-1") for name in offered],
             "state": self._app_state.copy(),
-            "extensions": {"websocket.http.response": {}, TAKEOVER: self._takeover},
+            "extensions": extensions,
         }
         task = self._loop.create_task(self._run(app))
         task.add_done_callback(self._state.tasks.discard)
