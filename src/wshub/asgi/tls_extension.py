@@ -25,7 +25,7 @@ def tls_extension(tls: ssl.SSLObject) -> dict[str, Any]:
     return {
         "server_cert": None,
         "client_cert_chain": _chain(tls, certificate) if certificate is not None else [],
-        "client_cert_name": _name(certificate) if certificate is not None else None,
+        "client_cert_name": _name(tls) if certificate is not None else None,
         "client_cert_error": None,
         "tls_version": _VERSIONS.get(tls.version() or ""),
         "cipher_suite": _cipher_suite(tls),
@@ -41,12 +41,9 @@ def _chain(tls: Any, certificate: bytes) -> list[str]:
     return [ssl.DER_cert_to_PEM_cert(each) for each in sent or [certificate]]
 
 
-def _name(certificate: bytes) -> str | None:
-    try:
-        return subject_name(certificate)
-    except ValueError:
-        # OpenSSL also reads encodings that DER does not allow.
-        return None
+def _name(tls: ssl.SSLObject) -> str | None:
+    certificate: dict[str, Any] | None = tls.getpeercert()
+    return subject_name(certificate["subject"]) if certificate else None
 
 
 def _cipher_suite(tls: ssl.SSLObject) -> int | None:
