@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from tests.support.broker_node import until
+from tests.support.broker_node import joined, until
 from tests.support.presence_nodes import ROOM, Events, are, node, told
 from tests.support.serving_hub import connected
 from wshub import Connection, Hub, InvalidMessageError, MisuseError, PresenceCounts
 from wshub.brokers.memory import MemoryBroker, MemoryEngine
-from wshub.brokers.presence_interface import Beat
+from wshub.brokers.presence_interface import Beat, PresenceEntry
 
 
 async def test_members_are_seen_with_their_info_and_counted() -> None:
@@ -400,3 +400,14 @@ async def test_one_beat_is_under_way_at_a_time() -> None:
         await are(one, "ann")
         await told(events, {("join", "ann"): 1}, one)
         assert set(broker.under_way) == {1}
+
+
+async def test_a_leave_that_another_node_has_told_is_not_told_again() -> None:
+    engine = MemoryEngine()
+    entry = PresenceEntry("one:1", "ann", b"data")
+    async with joined(MemoryBroker(engine)) as one, joined(MemoryBroker(engine)) as two:
+        await one.broker.presence_enter("room:a", [entry])  # type: ignore[attr-defined]
+        await one.broker.presence_beat(is_leaving=True)  # type: ignore[attr-defined]
+        ((_, taken),) = await two.broker.presence_take_over(one.info.id)  # type: ignore[attr-defined]
+        assert await two.broker.presence_leave("room:a", [taken]) == [True]  # type: ignore[attr-defined]
+        assert await one.broker.presence_leave("room:a", [entry]) == [False]  # type: ignore[attr-defined]

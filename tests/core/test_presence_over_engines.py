@@ -265,3 +265,57 @@ async def test_a_member_who_came_while_another_connection_of_the_user_left_is_no
         beat = await two.broker.presence_beat()  # type: ignore[attr-defined]
         # The hub may have taken it over by now.
         assert beat.dead or "b" not in await there(two)
+
+
+async def take_over(member: Member, count: int) -> list[PresenceEntry]:
+    """Have a node take so many entries over."""
+    taken: list[PresenceEntry] = []
+    async with asyncio.timeout(10):
+        while len(taken) < count:
+            for dead in (await member.broker.presence_beat()).dead:  # type: ignore[attr-defined]
+                taken += [entry for _, entry in await member.broker.presence_take_over(dead)]  # type: ignore[attr-defined]
+    return taken
+
+
+async def test_a_leave_that_another_node_has_told_is_not_told_again(world: EngineWorld) -> None:
+    async with running(world, 2):
+        one, two = world.members
+        # The hubs have no beat of their own.
+        for member in (one, two):
+            member.node.clock.hold()
+        await one.broker.presence_enter(CHANNEL, entries("a"))  # type: ignore[attr-defined]
+        await one.broker.presence_beat(is_leaving=True)  # type: ignore[attr-defined]
+        taken = await take_over(two, 1)
+        assert await two.broker.presence_leave(CHANNEL, taken) == [True]  # type: ignore[attr-defined]
+        assert await leave(one, "a") == [False]
+
+
+async def test_a_user_who_comes_to_a_node_that_was_taken_for_dead_joins_once(world: EngineWorld) -> None:
+    if world.place.is_nats:
+        pytest.skip("over NATS, a node has a beat before it enters members")
+    events = world.events
+    broker = world.direct_broker()
+    async with (
+        node(events, broker) as one,
+        node(events, world.direct_broker()) as two,
+        connected(one.url + "ann"),
+    ):
+        await are(two, "ann")
+        one.clock.hold()
+        await broker.presence_beat(is_leaving=True)
+        async with asyncio.timeout(10):
+            while not two.hub.stats().presence.taken_over:  # type: ignore[union-attr]
+                two.skip(3)
+                await asyncio.sleep(0.01)
+        two.clock.hold()
+        async with connected(one.url + "eve"):
+            await are(two, "ann", "eve")
+            await until(lambda: ("join", "eve") in events.log)
+            one.clock.go_on()
+            one.skip(3)
+            # Its members are entered anew, beside what the other node has taken over.
+            await are(two, "ann", "ann", "eve")
+            two.clock.go_on()
+            two.skip(6)
+            await are(two, "ann", "eve")
+            await told(events, {("join", "ann"): 1, ("join", "eve"): 1}, one, two)
