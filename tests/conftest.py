@@ -33,6 +33,12 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
 
 
 @pytest.fixture(scope="session")
+def alice(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    """The certificate of a client."""
+    return Certificate(tmp_path_factory.mktemp("alice"), "ECDSA", subject="/O=Wonderland, Ltd./CN=alice")
+
+
+@pytest.fixture(scope="session")
 def encrypted_key(certificate: Certificate, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The key of the certificate, encrypted with the password "secret"."""
     return certificate.encrypt_key(tmp_path_factory.mktemp("encrypted") / "key.pem", "secret")

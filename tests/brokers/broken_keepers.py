@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from tests.brokers.breaking import fails
-from wshub.brokers.interface import HistoryConfig, Published, StoredHistory
+from wshub.brokers.history_interface import HistoryQuery, StoredHistory
+from wshub.brokers.interface import HistoryConfig, Published
 from wshub.brokers.memory import MemoryBroker, MemoryEngine
 from wshub.brokers.memory_engine import Arrived
 from wshub.brokers.presence_interface import Beat, PresenceEntry, StoredPresence
@@ -61,9 +61,8 @@ class ThirdHasItsOwnOrder(MemoryBroker):
 
 @fails("what_was_stored_can_be_read")
 class IgnoresTheLimit(MemoryBroker):
-    async def history(self, channel: str, config: HistoryConfig, **further: Any) -> StoredHistory:
-        further["limit"] = 100
-        return await super().history(channel, config, **further)
+    async def history(self, channel: str, config: HistoryConfig, query: HistoryQuery) -> StoredHistory:
+        return await super().history(channel, config, replace(query, limit=100))
 
 
 @fails("any_bytes_can_be_stored")
@@ -84,10 +83,9 @@ class JoinsHistories(MemoryBroker):
 
 @fails("channels_have_histories_of_their_own")
 class TakesNoPositionBeforeTheFirst(MemoryBroker):
-    async def history(self, channel: str, config: HistoryConfig, **further: Any) -> StoredHistory:
-        found = await super().history(channel, config, **further)
-        since = further.get("since")
-        return replace(found, gap="trimmed") if since is not None and since.offset == 0 else found
+    async def history(self, channel: str, config: HistoryConfig, query: HistoryQuery) -> StoredHistory:
+        found = await super().history(channel, config, query)
+        return replace(found, gap="trimmed") if query.since is not None and query.since.offset == 0 else found
 
 
 @fails("old_envelopes_are_forgotten")
@@ -101,15 +99,14 @@ class ForgetsNothing(MemoryBroker):
 
 @fails("old_envelopes_are_forgotten", "what_is_too_old_is_forgotten", "a_lost_position_is_told")
 class SaysThatNothingWasMissed(MemoryBroker):
-    async def history(self, channel: str, config: HistoryConfig, **further: Any) -> StoredHistory:
-        return replace(await super().history(channel, config, **further), gap="")
+    async def history(self, channel: str, config: HistoryConfig, query: HistoryQuery) -> StoredHistory:
+        return replace(await super().history(channel, config, query), gap="")
 
 
 @fails("another_envelope_at_a_position_is_told")
 class IgnoresMarks(MemoryBroker):
-    async def history(self, channel: str, config: HistoryConfig, **further: Any) -> StoredHistory:
-        further["mark"] = b""
-        return await super().history(channel, config, **further)
+    async def history(self, channel: str, config: HistoryConfig, query: HistoryQuery) -> StoredHistory:
+        return await super().history(channel, config, replace(query, mark=b""))
 
 
 @fails("an_idempotency_key_stores_once")
@@ -122,8 +119,8 @@ class IgnoresKeys(MemoryBroker):
 
 @fails("what_was_published_is_stored_whatever_fails")
 class LosesSomeThatItHasStored(MemoryBroker):
-    async def history(self, channel: str, config: HistoryConfig, **further: Any) -> StoredHistory:
-        found = await super().history(channel, config, **further)
+    async def history(self, channel: str, config: HistoryConfig, query: HistoryQuery) -> StoredHistory:
+        found = await super().history(channel, config, query)
         kept = tuple(stored for stored in found.envelopes if not stored.envelope.endswith(b"7"))
         return replace(found, envelopes=kept)
 

@@ -14,7 +14,8 @@ import pytest
 from tests.support.broker_node import BrokerNode, joined, until
 from tests.support.nats_engine import PROGRAMS, NatsEngine, running_jetstream, running_nats
 from wshub.brokers.envelope import decode_stored
-from wshub.brokers.interface import HistoryConfig, Position, StoredEnvelope, StoredHistory
+from wshub.brokers.history_interface import HistoryQuery, StoredEnvelope, StoredHistory
+from wshub.brokers.interface import HistoryConfig, Position
 from wshub.brokers.nats import NatsBroker
 from wshub.brokers.nats_streams import StreamLimits
 from wshub.errors import BrokerError, BrokerUnavailable, BrokerUncertain
@@ -79,11 +80,11 @@ async def test_a_reader_gets_exactly_what_follows_its_position(engine: NatsEngin
         await fill(one, 5, "room:other")
         positions = await fill(one, 8)
         for known in range(8):
-            found = await broker(one).history("room:a", FEW, since=positions[known])
+            found = await broker(one).history("room:a", FEW, HistoryQuery(since=positions[known]))
             assert texts(found) == list(range(known + 1, 8))
             assert (found.position, found.gap) == (positions[-1], "")
             assert found.start == positions[known].offset or not found.envelopes
-        all_of_it = await broker(one).history("room:a", FEW)
+        all_of_it = await broker(one).history("room:a", FEW, HistoryQuery())
         assert [stored.offset for stored in all_of_it.envelopes] == [position.offset for position in positions]
         assert all_of_it.start == 0
 
@@ -93,16 +94,16 @@ async def test_a_position_before_any_envelope_is_complete(engine: NatsEngine, hu
         read = broker(one).history
         # Other channels have messages already.
         top = (await fill(one, 3, "room:other"))[-1]
-        empty = await read("room:a", FEW, limit=0)
+        empty = await read("room:a", FEW, HistoryQuery(limit=0))
         assert (empty.envelopes, empty.position.offset, empty.gap) == ((), top.offset, "")
         await fill(one, 3, "room:other")
-        again = await read("room:a", FEW, since=empty.position, is_own=True)
+        again = await read("room:a", FEW, HistoryQuery(since=empty.position, is_own=True))
         assert (again.envelopes, again.position, again.gap) == ((), empty.position, "")
         await fill(one, 10)
-        found = await read("room:a", FEW, since=empty.position)
+        found = await read("room:a", FEW, HistoryQuery(since=empty.position))
         assert (texts(found), found.gap) == (list(range(10)), "")
         await fill(one, 1)
-        found = await read("room:a", FEW, since=empty.position)
+        found = await read("room:a", FEW, HistoryQuery(since=empty.position))
         assert (texts(found), found.gap) == ([*range(1, 10), 0], "trimmed")
 
 
@@ -110,52 +111,52 @@ async def test_what_was_trimmed_is_told(engine: NatsEngine, hub: str) -> None:
     async with joined(NatsBroker(engine.url), hub=hub) as one:
         positions = await fill(one, 25)
         for known, gap in ((3, "trimmed"), (13, "trimmed"), (14, ""), (15, ""), (23, "")):
-            found = await broker(one).history("room:a", FEW, since=positions[known])
+            found = await broker(one).history("room:a", FEW, HistoryQuery(since=positions[known]))
             assert found.gap == gap, known
             assert texts(found) == list(range(15 if gap else known + 1, 25))
             assert found.start == positions[14 if gap else known].offset
-        assert texts(await broker(one).history("room:a", FEW)) == list(range(15, 25))
+        assert texts(await broker(one).history("room:a", FEW, HistoryQuery())) == list(range(15, 25))
 
 
 async def test_answers_are_bounded(engine: NatsEngine, hub: str) -> None:
     async with joined(NatsBroker(engine.url), hub=hub) as one:
         positions = await fill(one, 9, size=1000)
         read = broker(one).history
-        assert texts(await read("room:a", FEW, limit=3)) == [0, 1, 2]
-        assert texts(await read("room:a", FEW, limit=3, since=positions[2])) == [3, 4, 5]
-        assert texts(await read("room:a", FEW, max_bytes=2500)) == [0, 1]
-        assert texts(await read("room:a", FEW, since=positions[2], max_bytes=2000)) == [3, 4]
+        assert texts(await read("room:a", FEW, HistoryQuery(limit=3))) == [0, 1, 2]
+        assert texts(await read("room:a", FEW, HistoryQuery(limit=3, since=positions[2]))) == [3, 4, 5]
+        assert texts(await read("room:a", FEW, HistoryQuery(max_bytes=2500))) == [0, 1]
+        assert texts(await read("room:a", FEW, HistoryQuery(since=positions[2], max_bytes=2000))) == [3, 4]
         # The first one is given whatever its size.
-        assert texts(await read("room:a", FEW, since=positions[2], max_bytes=1)) == [3]
-        assert texts(await read("room:a", FEW, max_bytes=1)) == [0]
+        assert texts(await read("room:a", FEW, HistoryQuery(since=positions[2], max_bytes=1))) == [3]
+        assert texts(await read("room:a", FEW, HistoryQuery(max_bytes=1))) == [0]
 
 
 async def test_large_histories_are_read_in_several_requests(engine: NatsEngine, hub: str) -> None:
     config = HistoryConfig(size=700, max_bytes=1 << 30)
     async with joined(NatsBroker(engine.url), hub=hub) as one:
         await asyncio.gather(*(store(one, b"%d" % number, config=config) for number in range(700)))
-        found = await broker(one).history("room:a", config, limit=700)
+        found = await broker(one).history("room:a", config, HistoryQuery(limit=700))
         assert texts(found) == list(range(700))
         assert found.position.offset == found.envelopes[-1].offset
         large = b"x" * 900_000
         for _ in range(6):
             await store(one, large, "room:b", config)
-        found = await broker(one).history("room:b", config, max_bytes=10_000_000)
+        found = await broker(one).history("room:b", config, HistoryQuery(max_bytes=10_000_000))
         assert [stored.envelope for stored in found.envelopes] == [large] * 6
-        found = await broker(one).history("room:b", config, max_bytes=2_000_000)
+        found = await broker(one).history("room:b", config, HistoryQuery(max_bytes=2_000_000))
         assert [stored.envelope for stored in found.envelopes] == [large] * 2
 
 
 async def test_the_newest_come_first_in_reverse(engine: NatsEngine, hub: str) -> None:
     async with joined(NatsBroker(engine.url), hub=hub) as one:
         read = broker(one).history
-        assert (await read("room:a", FEW, reverse=True)).envelopes == ()
+        assert (await read("room:a", FEW, HistoryQuery(reverse=True))).envelopes == ()
         positions = await fill(one, 14, size=1000)
-        assert texts(await read("room:a", FEW, reverse=True)) == list(range(13, 3, -1))
-        assert texts(await read("room:a", FEW, reverse=True, limit=2)) == [13, 12]
-        found = await read("room:a", FEW, reverse=True, since=positions[7], limit=2)
+        assert texts(await read("room:a", FEW, HistoryQuery(reverse=True))) == list(range(13, 3, -1))
+        assert texts(await read("room:a", FEW, HistoryQuery(reverse=True, limit=2))) == [13, 12]
+        found = await read("room:a", FEW, HistoryQuery(reverse=True, since=positions[7], limit=2))
         assert (texts(found), found.position) == ([6, 5], positions[-1])
-        assert texts(await read("room:a", FEW, reverse=True, max_bytes=2500)) == [13, 12]
+        assert texts(await read("room:a", FEW, HistoryQuery(reverse=True, max_bytes=2500))) == [13, 12]
 
 
 async def test_a_key_belongs_to_its_channel(engine: NatsEngine, hub: str) -> None:
@@ -175,17 +176,17 @@ async def test_after_a_pause_what_was_forgotten_stays_so(engine: NatsEngine, hub
     async with joined(NatsBroker(engine.url), hub=hub) as one:
         read = broker(one).history
         first, second = [await store(one, b"%d" % number, config=brief) for number in (1, 2)]
-        while (found := await read("room:a", brief)).envelopes:
+        while (found := await read("room:a", brief, HistoryQuery())).envelopes:
             await asyncio.sleep(0.05)
         assert (found.position, found.gap) == (second, "")
-        assert (await read("room:a", brief, since=second)).gap == ""
-        assert (await read("room:a", brief, since=first)).gap == "trimmed"
+        assert (await read("room:a", brief, HistoryQuery(since=second))).gap == ""
+        assert (await read("room:a", brief, HistoryQuery(since=first))).gap == "trimmed"
         third = await store(one, b"3", config=brief)
         assert third.epoch == second.epoch
-        found = await read("room:a", brief, since=second)
+        found = await read("room:a", brief, HistoryQuery(since=second))
         assert (texts(found), found.gap) == ([3], "")
         for since, gap in ((first, "trimmed"), (None, "")):
-            found = await read("room:a", brief, since=since)
+            found = await read("room:a", brief, HistoryQuery(since=since))
             assert (texts(found), found.gap, found.start) == ([3], gap, second.offset)
 
 
@@ -197,7 +198,7 @@ async def test_any_name_and_any_bytes(engine: NatsEngine, hub: str) -> None:
             before = len(one.received)
             for each in (envelope, b""):
                 await store(one, each, channel)
-            found = await broker(one).history(channel, FEW)
+            found = await broker(one).history(channel, FEW, HistoryQuery())
             assert [stored.envelope for stored in found.envelopes] == [envelope, b""]
             await until(lambda before=before: len(one.received) == before + 2)
             assert [decode_stored(stored)[1] for stored in one.received[before:]] == [envelope, b""]
@@ -215,9 +216,9 @@ async def test_messages_that_are_too_old_are_not_taken_for_none(engine: NatsEngi
         await streams._requests.ask(f"STREAM.PURGE.{stream.name}", {"seq": positions[1].offset + 1})
         start = Position(0, positions[0].epoch)
         for since, gap in ((start, "trimmed"), (positions[0], "trimmed"), (positions[1], ""), (None, "")):
-            found = await broker(one).history("room:a", FEW, since=since)
+            found = await broker(one).history("room:a", FEW, HistoryQuery(since=since))
             assert (found.gap, texts(found), found.start) == (gap, [2], positions[1].offset), since
-        empty = await broker(one).history("room:none", FEW, since=Position(0, ""))
+        empty = await broker(one).history("room:none", FEW, HistoryQuery(since=Position(0, "")))
         assert empty.start == positions[1].offset
 
 
@@ -228,7 +229,7 @@ async def test_a_restart_of_the_server_keeps_histories(engine: NatsEngine) -> No
         own.stop(signal.SIGTERM)
         own.start()
         async with joined(NatsBroker(own.url)) as one:
-            found = await broker(one).history("room:a", FEW, since=positions[0])
+            found = await broker(one).history("room:a", FEW, HistoryQuery(since=positions[0]))
             assert (texts(found), found.gap) == ([1, 2], "")
 
 
@@ -241,7 +242,7 @@ async def test_an_engine_without_jetstream_is_said(engine: NatsEngine) -> None:
             with pytest.raises(BrokerUnavailable, match="JetStream"):
                 await store(one, b"1")
             with pytest.raises(BrokerUnavailable, match="JetStream"):
-                await broker(one).history("room:a", FEW)
+                await broker(one).history("room:a", FEW, HistoryQuery())
             assert one.broker.send("room:a", b"plain")
 
 
@@ -253,7 +254,7 @@ async def test_a_user_without_the_right_is_told(engine: NatsEngine, caplog: pyte
             with pytest.raises(BrokerError, match=r"(?i)permissions violation"):
                 await store(one, b"1")
             with pytest.raises(BrokerUnavailable, match=r"(?i)permissions violation"):
-                await broker(one).history("room:a", FEW)
+                await broker(one).history("room:a", FEW, HistoryQuery())
             assert one.broker.health().ok
 
 
@@ -273,12 +274,12 @@ async def test_a_lost_answer_is_uncertain_and_the_key_makes_it_safe(engine: Nats
             with pytest.raises(BrokerUnavailable):
                 await store(one, b"8")
             with pytest.raises(BrokerUnavailable):
-                await broker(one).history("room:a", FEW)
+                await broker(one).history("room:a", FEW, HistoryQuery())
             assert not broker(one).send_stored("room:a", b"9", FEW)
         own.start()
         async with joined(NatsBroker(own.url)) as one:
             await broker(one).publish_stored("room:a", b"7", FEW, idempotency_key="key")
-            assert texts(await broker(one).history("room:a", FEW)) == [0, 7]
+            assert texts(await broker(one).history("room:a", FEW, HistoryQuery())) == [0, 7]
 
 
 async def test_what_is_too_large_is_refused_and_counted(engine: NatsEngine, caplog: pytest.LogCaptureFixture) -> None:
@@ -299,6 +300,6 @@ async def test_close_waits_for_what_was_sent(engine: NatsEngine, hub: str) -> No
         for number in range(300):
             assert broker(one).send_stored("room:a", b"%d" % number, HistoryConfig(size=300))
     async with joined(NatsBroker(engine.url), hub=hub) as one:
-        found = await broker(one).history("room:a", HistoryConfig(size=300), limit=300)
+        found = await broker(one).history("room:a", HistoryConfig(size=300), HistoryQuery(limit=300))
         assert texts(found) == list(range(300))
         assert isinstance(found.envelopes[0], StoredEnvelope)

@@ -11,6 +11,7 @@ import pytest
 from tests.support.broker_node import BrokerNode, joined, until
 from tests.support.nats_engine import NatsEngine, running_cluster, running_jetstream
 from tests.support.tcp_proxy import proxy_to
+from wshub.brokers.history_interface import HistoryQuery
 from wshub.brokers.interface import HistoryConfig, Published
 from wshub.brokers.nats import NatsBroker
 from wshub.errors import BrokerError, BrokerUncertain
@@ -47,7 +48,7 @@ async def publish_at_last(node: BrokerNode, number: int) -> Published:
 
 
 async def numbers(node: BrokerNode) -> list[int]:
-    found = await node.broker.history("room:a", CONFIG, limit=1000)  # type: ignore[attr-defined]
+    found = await node.broker.history("room:a", CONFIG, HistoryQuery(limit=1000))  # type: ignore[attr-defined]
     return [int(stored.envelope) for stored in found.envelopes]
 
 

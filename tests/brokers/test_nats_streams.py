@@ -11,6 +11,7 @@ import pytest
 from tests.brokers.test_nats_history import FEW, broker, fill, store, texts
 from tests.support.broker_node import BrokerNode, joined
 from tests.support.nats_engine import PROGRAMS, NatsEngine, running_jetstream
+from wshub.brokers.history_interface import HistoryQuery
 from wshub.brokers.interface import HistoryConfig, Position
 from wshub.brokers.nats import NatsBroker
 from wshub.brokers.nats_streams import StreamLimits, Streams, new_epoch
@@ -69,7 +70,7 @@ async def renew_at_once(nodes: list[BrokerNode], rounds: int) -> None:
         # An envelope that waits in a stream while that is deleted gets no answer.
         stores = asyncio.gather(*(store(node, b"2") for node in nodes[::2]), return_exceptions=True)
         read = await asyncio.gather(
-            *(broker(node).history("room:a", FEW, since=ahead, is_own=True) for node in nodes),
+            *(broker(node).history("room:a", FEW, HistoryQuery(since=ahead, is_own=True)) for node in nodes),
         )
         for outcome in await stores:
             assert isinstance(outcome, Position | BrokerUncertain), outcome
@@ -109,7 +110,7 @@ async def test_a_stream_that_was_deleted_begins_a_new_epoch(engine: NatsEngine, 
         # Both still know the old stream.
         (new,) = await fill(other, 1)
         assert new.epoch != positions[0].epoch
-        found = await broker(one).history("room:a", FEW, since=positions[2])
+        found = await broker(one).history("room:a", FEW, HistoryQuery(since=positions[2]))
         assert (texts(found), found.gap, found.position) == ([0], "epoch", new)
         assert (await fill(one, 1))[0].epoch == new.epoch
 
@@ -126,7 +127,7 @@ async def test_what_is_on_its_way_to_a_deleted_stream_keeps_its_order(engine: Na
                 await asyncio.sleep(0)
         await deleting
         last = await store(one, b"1000", config=config)
-        found = await broker(one).history("room:a", config, limit=2000)
+        found = await broker(one).history("room:a", config, HistoryQuery(limit=2000))
         assert found.position == last
         # Those that were stored before are lost with the stream.
         assert texts(found) == list(range(texts(found)[0], 1001))
@@ -144,7 +145,7 @@ async def test_a_stream_that_comes_back_empty_under_its_name_is_not_used(engine:
         assert after[0].epoch != before[0].epoch
         assert await names(one) != [stream.name]
         assert (await fill(other, 1))[0].epoch == after[0].epoch
-        found = await broker(other).history("room:a", FEW, since=before[4], is_own=True)
+        found = await broker(other).history("room:a", FEW, HistoryQuery(since=before[4], is_own=True))
         assert (texts(found), found.gap) == ([0, 0], "epoch")
 
 
@@ -174,7 +175,7 @@ async def test_claims_that_were_lost_begin_a_new_epoch_for_all(engine: NatsEngin
         assert (await fill(other, 1))[0].epoch == before.epoch
         await streams_of(one)._delete(streams_of(one)._claims)
         streams_of(one).forget_all()
-        found = await broker(one).history("room:a", FEW, since=before)
+        found = await broker(one).history("room:a", FEW, HistoryQuery(since=before))
         assert found.gap == "epoch"
         # The other one notices it, although it has not asked.
         assert (await fill(other, 1))[0].epoch == found.position.epoch
@@ -192,7 +193,7 @@ async def test_a_lost_answer_to_a_claim_does_no_harm(engine: NatsEngine, hub: st
 
         requests.store = store_and_lose  # type: ignore[method-assign, assignment]
         with pytest.raises(BrokerUnavailable):
-            await broker(one).history("room:a", FEW)
+            await broker(one).history("room:a", FEW, HistoryQuery())
         requests.store = stored  # type: ignore[method-assign]
         (first,), (second,) = await fill(one, 1), await fill(other, 1)
         assert first.epoch == second.epoch

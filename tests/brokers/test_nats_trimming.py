@@ -12,7 +12,8 @@ import pytest
 from tests.support.broker_node import BrokerNode, joined
 from tests.support.nats_engine import PROGRAMS, NatsEngine, running_jetstream
 from wshub.brokers import nats_trimming
-from wshub.brokers.interface import HistoryConfig, Position, StoredHistory
+from wshub.brokers.history_interface import HistoryQuery, StoredHistory
+from wshub.brokers.interface import HistoryConfig, Position
 from wshub.brokers.nats import NatsBroker
 from wshub.brokers.nats_reading import MessageSize
 from wshub.brokers.nats_streams import Stream, StreamLimits
@@ -45,7 +46,7 @@ async def store(node: BrokerNode, number: int, size: int = SIZE, channel: str = 
 
 
 async def read(node: BrokerNode, since: Position | None = None, channel: str = "room:a") -> StoredHistory:
-    return await node.broker.history(channel, KEPT, since=since, limit=1000)  # type: ignore[attr-defined]
+    return await node.broker.history(channel, KEPT, HistoryQuery(since=since, limit=1000))  # type: ignore[attr-defined]
 
 
 def numbers(found: StoredHistory) -> list[int]:
@@ -237,7 +238,7 @@ async def test_what_is_deleted_between_two_batches_is_no_hole(
 
         monkeypatch.setattr(session._requests, "several", publish_before_the_second)
         since = positions[5] if is_recovery else None
-        found = await one.broker.history("room:a", config, since=since, limit=1000)  # type: ignore[attr-defined]
+        found = await one.broker.history("room:a", config, HistoryQuery(since=since, limit=1000))  # type: ignore[attr-defined]
         first, *_, last = numbers(found)
         assert numbers(found) == list(range(first, last + 1))
         assert first >= 279

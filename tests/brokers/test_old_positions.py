@@ -10,7 +10,8 @@ from pathlib import Path
 from tests.brokers.mesh import Node, mesh
 from tests.support.broker_node import joined
 from tests.support.redis_engine import RedisEngine
-from wshub.brokers.interface import HistoryBroker, HistoryConfig, Position
+from wshub.brokers.history_interface import HistoryBroker, HistoryQuery
+from wshub.brokers.interface import HistoryConfig, Position
 from wshub.brokers.memory import MemoryBroker, MemoryEngine
 from wshub.brokers.redis import RedisBroker
 
@@ -28,7 +29,7 @@ async def old_positions_are_of_another_epoch(
     for room, position in last.items():
         assert position is not None
         async with asyncio.timeout(30):
-            while not (found := await broker.history(room, config, since=position)).gap:
+            while not (found := await broker.history(room, config, HistoryQuery(since=position))).gap:
                 assert found.position == position
                 await pass_time()
         assert (found.gap, found.envelopes) == ("epoch", ())
@@ -71,11 +72,11 @@ async def test_between_workers_after_the_owner_has_handed_the_room_over(path: Pa
         clock.skipped += 50
         await first.broker.close()
         for room in ROOMS:
-            found = await second.broker.history(room, config, since=last[room])
+            found = await second.broker.history(room, config, HistoryQuery(since=last[room]))
             assert (found.gap, found.envelopes, found.position) == ("", (), last[room])
         clock.skipped += 15
         for room in ROOMS:
-            assert (await second.broker.history(room, config, since=last[room])).gap == "epoch"
+            assert (await second.broker.history(room, config, HistoryQuery(since=last[room]))).gap == "epoch"
         await second.close()
 
 

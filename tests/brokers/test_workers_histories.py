@@ -14,10 +14,11 @@ import pytest
 
 from tests.brokers.mesh import Node, mesh, until, worker
 from wshub.brokers.envelope import decode_stored
+from wshub.brokers.history_interface import HistoryQuery, StoredHistory
 from wshub.brokers.history_store import HistoryStore
-from wshub.brokers.interface import HistoryConfig, Position, StoredHistory
+from wshub.brokers.interface import HistoryConfig, Position
 from wshub.brokers.workers_histories import Histories
-from wshub.brokers.workers_history_records import Moving, decode_body
+from wshub.brokers.workers_history_records import Moving, Read, decode_body
 from wshub.brokers.workers_owner_records import Owned
 from wshub.brokers.workers_owners import SLOTS, Owners, rendezvous, slot_of
 from wshub.errors import BrokerError, BrokerUnavailable, BrokerUncertain
@@ -33,7 +34,7 @@ async def store(node: Node, channel: str, envelope: bytes, key: str = "") -> Pos
 
 
 async def read(node: Node, channel: str) -> StoredHistory:
-    return await node.broker.history(channel, CONFIG, limit=100_000, max_bytes=1 << 30)
+    return await node.broker.history(channel, CONFIG, HistoryQuery(limit=100_000, max_bytes=1 << 30))
 
 
 def owners_of(node: Node) -> list[str]:
@@ -150,11 +151,11 @@ async def test_what_is_left_of_the_time_to_live_is_handed_over(path: Path) -> No
         stores = first.session.histories.keeper.stores
         for channel in CHANNELS:
             history = stores[slot_of(channel)]
-            found = history.read(channel, brief, time.monotonic() + 50)
+            found = history.read(channel, brief, HistoryQuery(), time.monotonic() + 50)
             assert [stored.envelope for stored in found.envelopes] == [b"1"]
-            found = history.read(channel, brief, time.monotonic() + 61)
+            found = history.read(channel, brief, HistoryQuery(), time.monotonic() + 61)
             assert (found.envelopes, found.position.offset) == ((), 1)
-            assert history.read(channel, brief, time.monotonic() + 91).position.offset == 0
+            assert history.read(channel, brief, HistoryQuery(), time.monotonic() + 91).position.offset == 0
 
 
 async def test_nothing_is_lost_or_doubled_while_owners_leave_and_join_under_load(path: Path) -> None:
@@ -349,11 +350,31 @@ def test_histories_move_in_parts_within_bytes() -> None:
         assert isinstance(body, Moving)
         assert body == Moving(3, part)
         new.restore(body.part, 5.0)
-    found = new.read("room:a", CONFIG, 5.0)
-    assert found.position == old.read("room:a", CONFIG, 110.0).position
+    found = new.read("room:a", CONFIG, HistoryQuery(), 5.0)
+    assert found.position == old.read("room:a", CONFIG, HistoryQuery(), 110.0).position
     assert [stored.offset for stored in found.envelopes] == list(range(32, 51))
     assert new.store("room:a", b"", CONFIG, 5.0, "key 0").is_duplicate
     assert not new.store("room:a", b"", CONFIG, 296.0, "key 0").is_duplicate
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        HistoryQuery(),
+        HistoryQuery(limit=0, max_bytes=1, reverse=True),
+        HistoryQuery(since=Position(7, "abcdefgh"), is_own=True, mark=b"mark"),
+    ],
+)
+def test_a_query_arrives_at_another_worker_as_it_was(query: HistoryQuery) -> None:
+    read = Read(1, 2, "room:a", CONFIG, query)
+    assert decode_body(read.encode()) == read
+
+
+def test_a_query_that_is_out_of_bounds_is_malformed() -> None:
+    query = HistoryQuery()
+    object.__setattr__(query, "limit", 1_000_001)
+    with pytest.raises(ValueError, match="limit must be an integer from 0 to 1000000"):
+        decode_body(Read(1, 2, "room:a", CONFIG, query).encode())
 
 
 @pytest.mark.parametrize("body", [b"", b"\x01", b"\x01" + b"\xff" * 40, b"\x0a" + bytes(60) + b"\xff" * 8, b"\x06\0"])

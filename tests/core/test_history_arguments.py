@@ -23,6 +23,7 @@ from wshub import (
     MisuseError,
     Position,
 )
+from wshub.brokers.history_interface import HistoryQuery
 from wshub.brokers.interface import Broker
 from wshub.brokers.memory import MemoryBroker, MemoryEngine
 from wshub.brokers.redis import RedisBroker
@@ -48,6 +49,23 @@ def test_what_makes_messages_is_a_function_that_does_not_wait(name: str) -> None
         HistoryConfig(**{name: encode})  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match=f"{name} must be a function or None, not 'made'"):
         HistoryConfig(**{name: "made"})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"limit": -1},
+        {"limit": 1_000_001},
+        {"limit": True},
+        {"max_bytes": 0},
+        {"max_bytes": "1"},
+        {"reverse": 1},
+        {"is_own": None},
+    ],
+)
+def test_a_query_with_a_wrong_value_cannot_be_made(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match=f"{next(iter(wrong))} must be"):
+        HistoryQuery(**wrong)
 
 
 async def hold(connection: Connection) -> None:

@@ -12,7 +12,7 @@ from tests.core.test_history_over_redis import LARGE, publish_at_last
 from tests.support.broker_node import until
 from tests.support.history_nodes import ROOM, client_of, history_node
 from tests.support.nats_engine import NatsEngine, running_cluster
-from tests.support.presence_nodes import Events, Node, are, node
+from tests.support.presence_nodes import Events, Node, are, node, told
 from tests.support.serving_hub import connected
 from wshub.brokers.nats import NatsBroker
 from wshub.errors import BrokerError
@@ -129,4 +129,4 @@ async def test_members_are_known_while_a_server_fails(kind: str) -> None:
                 engine.start()
                 await asyncio.sleep(2)
             await are(one, "ann", "bob")
-            assert events.counts() == {("join", "ann"): 1, ("join", "bob"): 1}
+            await told(events, {("join", "ann"): 1, ("join", "bob"): 1}, one, two)

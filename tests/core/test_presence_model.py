@@ -19,6 +19,7 @@ import pytest
 import websockets
 
 from tests.support.engine_places import ENGINES_TOGETHER, running_place
+from tests.support.presence_nodes import pass_a_moment
 from tests.support.presence_worlds import (
     EngineWorld,
     MemoryWorld,
@@ -181,6 +182,7 @@ async def drive(world: World, seed: int, steps: int, faults: tuple[str, ...]) ->
                 await asyncio.sleep(0.002)
             await model.settle()
             if is_exact:
+                await pass_a_moment(*(member.node for member in world.members))
                 check_told_in_turn(world, model)
         finally:
             await model.close()

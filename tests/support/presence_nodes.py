@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
+from tests.support.broker_node import until
 from tests.support.history_nodes import RunningClock
 from wshub import Connection, Hub, HubConfig, Member, PresenceConfig
 from wshub.brokers.interface import Broker
 
 ROOM = "room"
+
+MOMENT = 4.0
+"""Seconds in which each node has a beat. A grace that has just begun lasts longer."""
 
 
 class Events:
@@ -49,6 +53,13 @@ class Node:
         if self.hub._cluster is not None:
             self.hub._cluster.sweep(self.hub.now())
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no beat is under way, the store knows of each change, and each call has ended."""
+        presences = self.hub._presences
+        assert presences is not None
+        return presences._beating is None and presences._telling is None and not presences._calls
+
     async def users(self) -> list[str | None]:
         """Return the users of all members, sorted."""
         members: list[Member] = []
@@ -81,6 +92,31 @@ async def node(
     async with hub.serve("127.0.0.1", 0, serve, close_hub=True) as server:
         await hub.broker_started()
         yield Node(hub, f"ws://127.0.0.1:{server.port}/", clock)
+
+
+async def told(events: Events, expected: Mapping[tuple[str, str | None], int], *nodes: Node) -> None:
+    """Wait until the functions were called so often, and check that a moment of these nodes brings no further call."""
+    count = sum(expected.values())
+    await until_within_time(lambda: len(events.log) >= count, lambda: f"{events.log} was told, not {dict(expected)}")
+    await pass_a_moment(*nodes)
+    assert events.counts() == expected, f"{events.log} was told, not {dict(expected)}"
+
+
+async def pass_a_moment(*nodes: Node) -> None:
+    """Have each node do what is due, then have another beat by its clock, and do what that asks for."""
+    for seconds in (0.0, MOMENT):
+        for each in nodes:
+            each.skip(seconds)
+        await until_within_time(lambda: all(each.is_idle for each in nodes), lambda: "a node goes on telling its store")
+
+
+async def until_within_time(condition: Callable[[], bool], failure: Callable[[], str]) -> None:
+    """Return when a condition holds. After ten seconds, fail and say why."""
+    try:
+        async with asyncio.timeout(10):
+            await until(condition)
+    except TimeoutError:
+        raise AssertionError(failure()) from None
 
 
 async def are(of: Node, *users: str | None) -> None:

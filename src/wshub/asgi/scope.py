@@ -11,7 +11,7 @@ from wshub.core.admission import UNKNOWN_ADDRESS, is_address
 from wshub.errors import InvalidMessageError
 from wshub.protocol.http.fields import HeaderField
 from wshub.protocol.http.headers import Headers
-from wshub.protocol.http.request import RequestHead
+from wshub.protocol.http.request import RequestHead, TlsRequestHead
 from wshub.protocol.validation import check_fields
 
 __all__ = [
@@ -38,9 +38,9 @@ TAKEOVER = "wshub.takeover"
 """The key of what the server and the hub tell each other about giving the connection to the hub.
 
 In the scope's extensions it says that the server can do that. ``peer`` there is the address that has connected to the
-server. The server adds ``accepted`` and ``subprotocol`` when it has accepted the WebSocket. If middleware has made an
-accept message of its own, the server keeps the connection; then ``guest`` is the connection to close when the
-application ends.
+server. With TLS, ``tls`` there tells the client's certificate. The server adds ``accepted`` and ``subprotocol`` when it
+has accepted the WebSocket. If middleware has made an accept message of its own, the server keeps the connection; then
+``guest`` is the connection to close when the application ends.
 
 In the accept message it is the ``Opening`` of the connection."""
 
@@ -55,8 +55,11 @@ def takeover_of(scope: Mapping[str, Any]) -> MutableMapping[str, Any] | None:
 
 def request_of(scope: Mapping[str, Any]) -> RequestHead:
     """Return the request of a scope."""
-    headers = Headers(scope["headers"])
-    return RequestHead(scope.get("method", "GET"), _target_of(scope), scope.get("http_version", "1.1"), headers)
+    method, version, headers = scope.get("method", "GET"), scope.get("http_version", "1.1"), Headers(scope["headers"])
+    tls = (takeover_of(scope) or {}).get("tls")
+    if tls is not None:
+        return TlsRequestHead(method, _target_of(scope), version, headers, tls)
+    return RequestHead(method, _target_of(scope), version, headers)
 
 
 def address_of(scope: Mapping[str, Any]) -> tuple[Any, ...] | None:

@@ -124,9 +124,10 @@ cdef int parse_stored_head(const uint8_t *data, size_t length, StoredHead *head)
 
 
 cdef uint8_t *put_text(uint8_t *place, const char *text, size_t length) noexcept:
-    """Write a text with its length. Return the place behind it."""
+    """Write a text with its length. An empty one may be NULL. Return the place behind it."""
     write_number(place, LENGTH_SIZE, length)
-    memcpy(place + LENGTH_SIZE, text, length)
+    if length > 0:
+        memcpy(place + LENGTH_SIZE, text, length)
     return place + LENGTH_SIZE + length
 
 
@@ -162,7 +163,8 @@ cdef bytes build_envelope(const Envelope *envelope):
         place += CONNECTION_ID_SIZE
     if envelope.flags & HAS_PUBLISHER:
         place = put_text(place, envelope.publisher, envelope.publisher_length)
-    memcpy(place, envelope.payload, envelope.payload_length)
+    if envelope.payload_length > 0:
+        memcpy(place, envelope.payload, envelope.payload_length)
     return built
 
 

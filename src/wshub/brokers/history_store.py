@@ -15,7 +15,8 @@ from itertools import islice
 from typing import NamedTuple
 
 from wshub.brokers.envelope import mark_of
-from wshub.brokers.interface import Gap, HistoryConfig, Position, StoredEnvelope, StoredHistory
+from wshub.brokers.history_interface import HistoryQuery, StoredEnvelope, StoredHistory
+from wshub.brokers.interface import Gap, HistoryConfig, Position
 
 __all__ = ["EPOCH_LENGTH", "IDEMPOTENCY_SECONDS", "HistoryPart", "HistoryStore", "Stored", "new_epoch", "select"]
 
@@ -53,13 +54,13 @@ def new_epoch() -> str:
     return "".join(random.choices(string.ascii_lowercase, k=EPOCH_LENGTH))
 
 
-def select(kept: Iterator[StoredEnvelope], limit: int, max_bytes: int) -> tuple[StoredEnvelope, ...]:
-    """Return the first envelopes within the limits. The first one is returned whatever its size."""
+def select(kept: Iterator[StoredEnvelope], query: HistoryQuery) -> tuple[StoredEnvelope, ...]:
+    """Return the first envelopes within the limits of a query. The first one is returned whatever its size."""
     chosen: list[StoredEnvelope] = []
     size = 0
-    for stored in islice(kept, limit):
+    for stored in islice(kept, query.limit):
         size += len(stored.envelope)
-        if chosen and size > max_bytes:
+        if chosen and size > query.max_bytes:
             break
         chosen.append(stored)
     return tuple(chosen)
@@ -179,27 +180,15 @@ class HistoryStore:
             channel.keys[key] = (now + IDEMPOTENCY_SECONDS, position)
         return Stored(position, previous)
 
-    def read(
-        self,
-        name: str,
-        config: HistoryConfig,
-        now: float,
-        *,
-        since: Position | None = None,
-        limit: int = 100,
-        max_bytes: int = 1024 * 1024,
-        reverse: bool = False,
-        is_own: bool = False,
-        mark: bytes = b"",
-    ) -> StoredHistory:
-        """Return what is kept. The arguments are those of ``HistoryBroker.history``."""
+    def read(self, name: str, config: HistoryConfig, query: HistoryQuery, now: float) -> StoredHistory:
+        """Return what is kept. See ``HistoryBroker.history``."""
         channel = self._channel(name, config, now)
-        if is_own and since is not None and has_fallen_back(channel, since, mark):
+        if query.is_own and query.since is not None and has_fallen_back(channel, query.since, query.mark):
             del self._channels[name]
             channel = self._channel(name, config, now)
-        gap, kept = behind(channel, since, reverse=reverse)
+        gap, kept = behind(channel, query.since, reverse=query.reverse)
         return StoredHistory(
-            envelopes=select(kept, limit, max_bytes),
+            envelopes=select(kept, query),
             position=Position(channel.offset, channel.epoch),
             gap=gap,
             mark=channel.mark_at(channel.offset),

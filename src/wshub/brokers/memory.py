@@ -20,6 +20,7 @@ from collections.abc import Callable, Collection, Sequence
 from itertools import count
 from typing import Any
 
+from wshub.brokers.history_interface import HistoryQuery, StoredHistory
 from wshub.brokers.interface import (
     ALL_NODES,
     BrokerEvents,
@@ -28,9 +29,7 @@ from wshub.brokers.interface import (
     BrokerStats,
     HistoryConfig,
     NodeInfo,
-    Position,
     Published,
-    StoredHistory,
     node_channel,
 )
 from wshub.brokers.memory_engine import (
@@ -242,20 +241,9 @@ class MemoryBroker(PatternChannels, MemoryPresence):
         published: Published = await self._request(command)
         return published
 
-    async def history(
-        self,
-        channel: str,
-        config: HistoryConfig,
-        *,
-        since: Position | None = None,
-        limit: int = 100,
-        max_bytes: int = 1024 * 1024,
-        reverse: bool = False,
-        is_own: bool = False,
-        mark: bytes = b"",
-    ) -> StoredHistory:
+    async def history(self, channel: str, config: HistoryConfig, query: HistoryQuery) -> StoredHistory:
         """Return what is stored of a channel. See ``HistoryBroker.history``."""
-        command = Read(channel, config, since, limit, max_bytes, reverse, is_own, mark, next(self._requests))
+        command = Read(channel, config, query, next(self._requests))
         try:
             found: StoredHistory = await self._request(command)
         except BrokerUncertain as error:

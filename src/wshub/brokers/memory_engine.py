@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 from wshub.brokers.envelope import encode_stored
+from wshub.brokers.history_interface import HistoryQuery
 from wshub.brokers.history_store import HistoryStore
-from wshub.brokers.interface import PATTERN_CHANNELS, HistoryConfig, Position, Published
+from wshub.brokers.interface import PATTERN_CHANNELS, HistoryConfig, Published
 from wshub.brokers.presence_store import PresenceStore
 from wshub.brokers.room_patterns import RoomPattern, matching_channels, pattern_of
 
@@ -76,16 +77,11 @@ class Store:
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """Answer with what is stored of a channel. The other fields are those of ``HistoryBroker.history``."""
+    """Answer with what is stored of a channel."""
 
     channel: str
     config: HistoryConfig
-    since: Position | None
-    limit: int
-    max_bytes: int
-    reverse: bool
-    is_own: bool
-    mark: bytes
+    query: HistoryQuery
     request: int
 
 
@@ -466,17 +462,7 @@ class MemoryEngine:
 
     def _read(self, connection: EngineConnection, command: Read) -> None:
         store = self._stores.setdefault(connection.hub, HistoryStore())
-        found = store.read(
-            command.channel,
-            command.config,
-            time.monotonic(),
-            since=command.since,
-            limit=command.limit,
-            max_bytes=command.max_bytes,
-            reverse=command.reverse,
-            is_own=command.is_own,
-            mark=command.mark,
-        )
+        found = store.read(command.channel, command.config, command.query, time.monotonic())
         self._put(connection, Answered(command.request, found))
 
     def _ask(self, connection: EngineConnection, command: Ask) -> None:

@@ -13,11 +13,13 @@ import asyncio
 import base64
 from collections import deque
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 from wshub.brokers.envelope import mark_of
-from wshub.brokers.interface import Gap, HistoryConfig, Position, StoredEnvelope, StoredHistory
+from wshub.brokers.history_interface import HistoryQuery, StoredEnvelope, StoredHistory
+from wshub.brokers.interface import Gap, HistoryConfig, Position
 from wshub.brokers.nats_epochs import ChannelEpochs
 from wshub.brokers.nats_reading import StoredMessage, StreamReader
 from wshub.brokers.nats_requests import ApiError, Requests
@@ -95,32 +97,11 @@ class NatsHistories:
         """Ask for the time again: the connection is a new one."""
         self._clock_until = 0.0
 
-    async def read(
-        self,
-        channel: str,
-        config: HistoryConfig,
-        *,
-        since: Position | None,
-        limit: int,
-        max_bytes: int,
-        reverse: bool,
-        is_own: bool,
-        mark: bytes,
-    ) -> StoredHistory:
+    async def read(self, channel: str, config: HistoryConfig, query: HistoryQuery) -> StoredHistory:
         """Return what is stored of a channel. Raises ``BrokerUnavailable``."""
         for attempt in range(ATTEMPTS):
             try:
-                return await self._read(
-                    channel,
-                    config,
-                    since,
-                    limit,
-                    max_bytes,
-                    reverse=reverse,
-                    is_own=is_own,
-                    mark=mark,
-                    attempt=attempt,
-                )
+                return await self._read(channel, config, query, attempt)
             except ApiError as error:
                 if error.code not in GONE:
                     raise BrokerUnavailable(f"the history could not be read: {error}") from None
@@ -135,19 +116,7 @@ class NatsHistories:
             await asyncio.sleep(attempt * PAUSE)
         raise BrokerUnavailable("the stream of the channel has gone again and again")
 
-    async def _read(
-        self,
-        channel: str,
-        config: HistoryConfig,
-        since: Position | None,
-        limit: int,
-        max_bytes: int,
-        *,
-        reverse: bool,
-        is_own: bool,
-        mark: bytes,
-        attempt: int,
-    ) -> StoredHistory:
+    async def _read(self, channel: str, config: HistoryConfig, query: HistoryQuery, attempt: int) -> StoredHistory:
         stream = await self._streams.find(StreamLimits.of(config))
         source = self._source(stream, channel, config)
         last = await self._last(source)
@@ -158,39 +127,42 @@ class NatsHistories:
             last = await self._last(source)
             top = last.offset if last is not None else top
         gap: Gap = ""
+        since = query.since
         if since is not None and (since.epoch != source.epoch or since.offset > top):
-            if is_own and since.epoch == source.epoch:
+            if query.is_own and since.epoch == source.epoch:
                 if self._streams.replicas > 1 and attempt < ATTEMPTS - 1:
                     # Another server may have taken the stream over, and is still reading its log.
                     raise BehindError("the engine is behind the position of this node")
                 return await self._begin_epoch(source, channel)
-            since, gap = None, "epoch"
-        elif is_own and mark and since is not None and await self._has_other(source, since.offset, mark):
+            query, gap = replace(query, since=None), "epoch"
+        elif query.is_own and await self._has_other(source, query):
             return await self._begin_epoch(source, channel)
         if last is None:
-            return await self._read_empty(source, top, since, gap)
+            return await self._read_empty(source, top, query.since, gap)
         position = Position(top, source.epoch)
-        if limit <= 0 or since == position:
+        if not query.limit or (query.since == position and not query.reverse):
             return StoredHistory(envelopes=(), position=position, gap=gap, mark=last.mark)
-        if reverse:
-            return await self._newest(source, last, since, limit, max_bytes, gap)
-        return await self._oldest(source, last, since, limit, max_bytes, gap)
+        if query.reverse:
+            return await self._newest(source, last, query, gap)
+        return await self._oldest(source, last, query, gap)
 
     async def _begin_epoch(self, source: Source, channel: str) -> StoredHistory:
         """Begin a new epoch for all channels of a stream: it has lost messages."""
         source = self._source(await self._streams.renew(source.stream), channel, source.config)
         return StoredHistory(envelopes=(), position=Position(0, source.epoch), gap="epoch")
 
-    async def _has_other(self, source: Source, offset: int, mark: bytes) -> bool:
-        """Whether a stream has another message at an offset than the one of a channel with this mark."""
+    async def _has_other(self, source: Source, query: HistoryQuery) -> bool:
+        """Whether a stream has another message at a position than the one of the channel with this mark."""
+        if query.since is None or not query.mark:
+            return False
         try:
-            answer = await self._requests.ask(f"STREAM.MSG.GET.{source.stream.name}", {"seq": offset})
+            answer = await self._requests.ask(f"STREAM.MSG.GET.{source.stream.name}", {"seq": query.since.offset})
         except ApiError as error:
             if error.code == NO_MESSAGE:
                 return False
             raise
         message = answer["message"]
-        return message["subject"] != source.subject or mark_in(message) not in (b"", mark)
+        return message["subject"] != source.subject or mark_in(message) not in (b"", query.mark)
 
     def _source(self, stream: Stream, channel: str, config: HistoryConfig) -> Source:
         tokens = self._epochs.tokens(channel)
@@ -207,40 +179,34 @@ class NatsHistories:
 
     # Messages
 
-    async def _oldest(
-        self, source: Source, last: Last, since: Position | None, limit: int, max_bytes: int, gap: Gap
-    ) -> StoredHistory:
+    async def _oldest(self, source: Source, last: Last, query: HistoryQuery, gap: Gap) -> StoredHistory:
         kept = None
-        if since is not None:
-            kept = await self._behind(source, last, since.offset, limit, max_bytes)
+        if query.since is not None:
+            kept = await self._behind(source, last, query.since.offset, query)
             gap = "trimmed" if kept is None else ""
         if kept is None:
             kept = await self._all(source, last)
         return StoredHistory(
-            envelopes=bounded(kept.messages, limit, max_bytes),
+            envelopes=bounded(kept.messages, query),
             position=position_of(source, last, kept),
             gap=gap,
             previous=kept.previous,
         )
 
-    async def _newest(
-        self, source: Source, last: Last, since: Position | None, limit: int, max_bytes: int, gap: Gap
-    ) -> StoredHistory:
+    async def _newest(self, source: Source, last: Last, query: HistoryQuery, gap: Gap) -> StoredHistory:
         """Read the newest messages before a position, the newest first."""
         # A stream cannot be read backwards by subject.
         kept = await self._all(source, last) if not gap else Kept([], last.offset)
-        end = since.offset if since is not None else last.offset + 1
-        messages = [message for message in reversed(kept.messages) if since is None or message.sequence < end]
-        return StoredHistory(
-            envelopes=bounded(messages, limit, max_bytes), position=position_of(source, last, kept), gap=gap
-        )
+        end = query.since.offset if query.since is not None else last.offset + 1
+        messages = [message for message in reversed(kept.messages) if query.since is None or message.sequence < end]
+        return StoredHistory(envelopes=bounded(messages, query), position=position_of(source, last, kept), gap=gap)
 
-    async def _behind(self, source: Source, last: Last, offset: int, limit: int, max_bytes: int) -> Kept | None:
+    async def _behind(self, source: Source, last: Last, offset: int, query: HistoryQuery) -> Kept | None:
         """Return messages behind an offset; None if some of them are not kept any more."""
         if last.is_expired:
             return None
         # The message at the offset is read too. If it is there, none behind it was trimmed.
-        page = await self._reader.read(source.stream.name, source.subject, offset, limit + 1, max_bytes)
+        page = await self._reader.read(source.stream.name, source.subject, offset, query.limit + 1, query.max_bytes)
         messages = page.messages
         check_end(messages, last, page.available)
         if not await self._is_whole(source, messages):
@@ -384,13 +350,13 @@ def has_pause(messages: Iterable[StoredMessage], config: HistoryConfig) -> bool:
     return any(later - earlier > config.ttl_ms / 1000 for earlier, later in pairwise(times))
 
 
-def bounded(messages: Iterable[StoredMessage], limit: int, max_bytes: int) -> tuple[StoredEnvelope, ...]:
+def bounded(messages: Iterable[StoredMessage], query: HistoryQuery) -> tuple[StoredEnvelope, ...]:
     """Return the first of some messages: at most so many, and so many bytes beside the first one."""
     found: list[StoredEnvelope] = []
     size = 0
     for message in messages:
         size += len(message.data)
-        if len(found) >= limit or (found and size > max_bytes):
+        if len(found) >= query.limit or (found and size > query.max_bytes):
             break
         found.append(StoredEnvelope(message.sequence, message.data))
     return tuple(found)

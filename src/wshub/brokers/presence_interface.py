@@ -146,6 +146,9 @@ class Beat(NamedTuple):
     dead: tuple[str, ...]
     """Nodes that are dead, and whose entries nobody has taken over yet: names for ``presence_take_over()``."""
 
+    kept: frozenset[str] = frozenset()
+    """The ids of entries of this node that are there, unless ``is_known``: nobody has taken those members over."""
+
     lost: tuple[str, ...] = ()
     """The ids of entries of this node that others have taken over. The node has to enter those members."""
 

@@ -156,10 +156,18 @@ class PresenceEntries:
                 self._left[key] = entry.user not in presence.users
             # The answer to an earlier call may have been lost.
             outcome.append(self._left.get(key, entry.user not in presence.users))
-        while len(self._left) > REMEMBERED:
-            self._left.popitem(last=False)
+        self._forget_oldest()
         self._tidy(channel)
         return outcome
+
+    def note_outcome(self, channel: str, entry_id: str, *, is_last: bool) -> None:
+        """Have ``leave()`` answer so for an entry that is not there."""
+        self._left[channel, entry_id] = is_last
+        self._forget_oldest()
+
+    def _forget_oldest(self) -> None:
+        while len(self._left) > REMEMBERED:
+            self._left.popitem(last=False)
 
     def _disown(self, node: str, key: tuple[str, str]) -> None:
         """Have an entry belong to no node. It belongs to this one, unless another one has taken it over."""
@@ -263,7 +271,8 @@ class PresenceStore:
             if other not in have_entries:
                 self._forget(other)
         dead = [other for other in dead if other in have_entries]
-        return Beat(is_known, self.epoch, tuple(dead), entry_count=self._entries.count(node))
+        kept = frozenset(name for _, name in self._entries.names_of(node)) if not is_known else frozenset()
+        return Beat(is_known, self.epoch, tuple(dead), kept=kept, entry_count=self._entries.count(node))
 
     def own(self, node: str) -> list[tuple[str, PresenceEntry]]:
         """Return channels and entries of a node."""
@@ -275,6 +284,9 @@ class PresenceStore:
             return []
         self._condemned.add(dead)
         taken = self._entries.take(node, dead)
+        for channel, entry in taken:
+            # The other node may be alive, and remove it. This one tells of the leave.
+            self._entries.note_outcome(channel, former_id(entry.id), is_last=False)
         if dead not in self._entries.nodes:
             self._forget(dead)
         return taken

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import ssl as ssl_module
 
-from wshub.brokers.interface import (
-    BrokerEvents,
-    HistoryConfig,
-    NodeInfo,
-)
+from wshub.brokers.interface import BrokerEvents, HistoryConfig, NodeInfo
 from wshub.brokers.redis_cluster import RedisClusterSession
 from wshub.brokers.redis_place import RedisSettings
 from wshub.brokers.redis_sentinel import AddressRemap

@@ -40,8 +40,8 @@ class ClusterPresences:
         self._groups = [RedisPresences(names, calls, node, first) for first in range(0, number, self._size)]
         self._epochs = [""] * len(self._groups)
         self._epoch = ""
-        # Groups that have forgotten this node, although they have not lost all entries. The hub learns of them later.
-        self._forgetful: set[int] = set()
+        # Entries that were added since the last beat was sent. An engine may have answered the beat before.
+        self._entered: set[str] = set()
         # The groups that have entries of each dead node.
         self._dead: dict[str, list[RedisPresences]] = {}
 
@@ -53,7 +53,9 @@ class ClusterPresences:
 
     async def enter(self, channel: str, entries: Sequence[PresenceEntry]) -> list[bool]:
         """Add entries of this node."""
-        return await self._group(channel).enter(channel, entries)
+        outcome = await self._group(channel).enter(channel, entries)
+        self._entered.update(entry.id for entry in entries)
+        return outcome
 
     async def leave(self, channel: str, entries: Sequence[PresenceEntry]) -> list[bool]:
         """Remove entries of this node."""
@@ -69,29 +71,33 @@ class ClusterPresences:
 
     async def beat(self, *, is_leaving: bool) -> Beat:
         """Say in all groups that this node lives, or that it is about to end. It fails if it fails in all groups."""
+        self._entered = set()
         answers = await asyncio.gather(
             *(group.beat(is_leaving=is_leaving) for group in self._groups), return_exceptions=True
         )
         beats = without_failures(answers)
+        # Groups that have lost all entries, and those that have only forgotten this node.
         lost: set[int] = set()
+        forgetful: set[int] = set()
         self._dead.clear()
         for number, beat in beats.items():
             if not beat.is_known:
-                (self._forgetful if beat.epoch == self._epochs[number] else lost).add(number)
+                (forgetful if beat.epoch == self._epochs[number] else lost).add(number)
             self._epochs[number] = beat.epoch
             for node in beat.dead:
                 self._dead.setdefault(node, []).append(self._groups[number])
         # One beat can say only one of both: that all is lost, or that members have left.
         if lost:
             self._epoch = "".join(self._epochs)
-            anew = lost
-        else:
-            anew, self._forgetful = self._forgetful, set()
+            for number in forgetful:
+                self._groups[number].forget_answer()
+        anew = lost or forgetful
         counts = [beat.entry_count for beat in beats.values() if beat.entry_count is not None]
         return Beat(
             not anew,
             self._epoch,
             tuple(self._dead),
+            kept=frozenset(self._entered.union(*(beats[number].kept for number in anew))),
             entry_count=sum(counts) if len(counts) == len(self._groups) else None,
             concerns=lambda channel: self._number(channel) in anew,
         )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import secrets
 
+from wshub.brokers.history_interface import HistoryQuery, StoredEnvelope, StoredHistory
 from wshub.brokers.history_store import IDEMPOTENCY_SECONDS
-from wshub.brokers.interface import Gap, HistoryConfig, Position, Published, StoredEnvelope, StoredHistory
+from wshub.brokers.interface import Gap, HistoryConfig, Position, Published
 from wshub.brokers.redis_commands import ChannelNames, pack_command
 from wshub.brokers.redis_key_commands import KeyCommands
 from wshub.brokers.redis_scripts import READ, publish_script
@@ -56,21 +57,10 @@ class RedisHistories:
             receivers=receivers, position=Position(offset, epoch.decode()), is_duplicate=bool(is_duplicate)
         )
 
-    async def read(
-        self,
-        channel: str,
-        config: HistoryConfig,
-        *,
-        since: Position | None,
-        limit: int,
-        max_bytes: int,
-        reverse: bool,
-        is_own: bool,
-        mark: bytes,
-    ) -> StoredHistory:
+    async def read(self, channel: str, config: HistoryConfig, query: HistoryQuery) -> StoredHistory:
         """Return what is stored of a channel. Raises ``BrokerUnavailable``."""
+        since = query.since
         place = (b"", b"") if since is None else (b"%d" % since.offset, since.epoch.encode(errors="surrogatepass"))
-        limits = b"%d" % limit, b"%d" % max_bytes, b"%d" % reverse
         try:
             answer = await self._calls.call(
                 self._names.group(channel),
@@ -79,9 +69,8 @@ class RedisHistories:
                 b"%d" % config.position_ttl_ms,
                 self._seed,
                 *place,
-                *limits,
-                b"%d" % is_own,
-                mark,
+                *(b"%d" % number for number in (query.limit, query.max_bytes, query.reverse, query.is_own)),
+                query.mark,
             )
         except BrokerUnavailable:
             raise

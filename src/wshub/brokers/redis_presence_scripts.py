@@ -119,11 +119,12 @@ for _, other in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now - dead_a
         end
     end
 end
-return {is_known, epoch, dead, redis.call('SCARD', sets .. node)}
+local kept = is_known == 0 and redis.call('SMEMBERS', sets .. node) or {}
+return {is_known, epoch, dead, redis.call('SCARD', sets .. node), kept}
 """
 )
-"""Notes a beat. Answers with 1 if the node is known, the epoch, the dead nodes that have entries, and the number of
-entries of the node.
+"""Notes a beat. Answers with 1 if the node is known, the epoch, the dead nodes that have entries, the number of entries
+of the node, and the elements of its set. Without them, if the node is known.
 
 A node is known if it has seen the answer to its first beat. If that is lost, the answer to the next one says the same.
 
@@ -134,13 +135,13 @@ TAKE_OVER = Script(
     _NOW
     + """
 local node, dead, dead_after, count = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
-local sets, entries = ARGV[5], ARGV[6]
+local sets, entries, outcomes, keeps_ms = ARGV[5], ARGV[6], ARGV[7] .. dead, ARGV[8]
 local beat = redis.call('ZSCORE', KEYS[1], dead)
 if not beat or tonumber(beat) > engine_time() - dead_after then
     return {}
 end
 local elements, values = redis.call('SRANDMEMBER', sets .. dead, count), {}
-redis.call('EXISTS', sets .. node)
+redis.call('EXISTS', sets .. node, outcomes)
 for index, element in ipairs(elements) do
     local id, channel = string.match(element, '^([^\\n]*)\\n(.*)$')
     values[index] = redis.call('HGET', entries .. channel, id)
@@ -154,11 +155,15 @@ for index, element in ipairs(elements) do
         redis.call('HDEL', entries .. channel, id)
         redis.call('HSET', entries .. channel, name, values[index])
         redis.call('SADD', sets .. node, name .. '\\n' .. channel)
+        redis.call('HSET', outcomes, element, 0)
         taken[#taken + 1] = channel
         taken[#taken + 1] = name
         taken[#taken + 1] = values[index]
     end
     redis.call('SREM', sets .. dead, element)
+end
+if #taken > 0 then
+    redis.call('PEXPIRE', outcomes, keeps_ms)
 end
 if redis.call('EXISTS', sets .. dead) == 0 then
     redis.call('ZREM', KEYS[1], dead)
@@ -168,6 +173,9 @@ return taken
 """
 )
 """Makes entries of a dead node those of another one. Answers with channel, id and value of each in turn.
+
+The node may be alive, and remove such an entry. The outcome says that it was not the last one: the other node tells of
+the leave.
 
 Keys: the beats, the known nodes.
 """

@@ -24,6 +24,9 @@ TAKEN_AT_ONCE = 500
 FORGOTTEN_AT_ONCE = 1000
 KEPT_MS = b"3600000"
 
+# In place of the number of a beat: beats count from 1.
+NEVER = b"0"
+
 
 class RedisPresences:
     """Keeps entries in an engine. The methods are those of ``PresenceBroker``.
@@ -47,13 +50,14 @@ class RedisPresences:
         self._sets = names.key("presence-of", "", group)
         self._entries = names.key("presence-entries", "", group)
         self._users = names.key("presence-users", "", group)
-        self._outcomes = names.key("presence-left", node, group)
+        # And that of the outcomes of leaves.
+        self._outcomes = names.key("presence-left", "", group)
         # The leaves whose outcome the engine need not keep any more, as ids with channels.
         self._answered: deque[bytes] = deque()
         self._dead_after = b"%d" % (DEAD_SECONDS * 1000)
         self._numbers = itertools.count(1)
         # The last beat whose answer has said that the node is not known.
-        self._seen = b"0"
+        self._seen = NEVER
 
     async def enter(self, channel: str, entries: Sequence[PresenceEntry]) -> list[bool]:
         """Add entries of this node."""
@@ -64,7 +68,7 @@ class RedisPresences:
 
     async def leave(self, channel: str, entries: Sequence[PresenceEntry]) -> list[bool]:
         """Remove entries of this node."""
-        keys = (*self._keys(channel), self._sets + self._node, self._outcomes)
+        keys = (*self._keys(channel), self._sets + self._node, self._outcomes + self._node)
         words = [word for entry in entries for word in (encoded(entry.id), encoded(entry.user))]
         known = [self._answered.popleft() for _ in range(min(len(self._answered), FORGOTTEN_AT_ONCE))]
         numbers = KEPT_MS, b"%d" % len(known)
@@ -83,14 +87,22 @@ class RedisPresences:
         number = b"%d" % next(self._numbers)
         words = self._node, b"%d" % is_leaving, self._seed, self._dead_after, self._sets, self._seen, number
         answer = await self._calls.call(self._group, BEAT, keys, *words)
-        is_known, epoch, dead, count = answer
+        is_known, epoch, dead, count, elements = answer
         if not is_known:
             self._seen = number
-        return Beat(bool(is_known), epoch.decode(), tuple(node.decode() for node in dead), entry_count=count)
+        kept = frozenset(element.partition(b"\n")[0].decode() for element in elements)
+        nodes = tuple(node.decode() for node in dead)
+        return Beat(bool(is_known), epoch.decode(), nodes, kept=kept, entry_count=count)
+
+    def forget_answer(self) -> None:
+        """Have the next beat say again that the node is not known, because the hub was not told."""
+        self._seen = NEVER
 
     async def take_over(self, node: str) -> list[tuple[str, PresenceEntry]]:
         """Make entries of a dead node those of this one."""
-        words = self._node, encoded(node), self._dead_after, b"%d" % TAKEN_AT_ONCE, self._sets, self._entries
+        count = b"%d" % TAKEN_AT_ONCE
+        prefixes = self._sets, self._entries, self._outcomes
+        words = self._node, encoded(node), self._dead_after, count, *prefixes, KEPT_MS
         return found_in(await self._calls.call(self._group, TAKE_OVER, (self._beats, self._known), *words))
 
     async def own(self) -> list[tuple[str, PresenceEntry]]:

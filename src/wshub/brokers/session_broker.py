@@ -7,16 +7,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Generic, Protocol, TypeVar
 
-from wshub.brokers.interface import (
-    BrokerEvents,
-    BrokerHealth,
-    BrokerStats,
-    HistoryConfig,
-    NodeInfo,
-    Position,
-    Published,
-    StoredHistory,
-)
+from wshub.brokers.history_interface import HistoryQuery, StoredHistory
+from wshub.brokers.interface import BrokerEvents, BrokerHealth, BrokerStats, HistoryConfig, NodeInfo, Published
 from wshub.brokers.presence_interface import Beat, PresenceCounts, PresenceEntry, StoredPresence
 from wshub.errors import BrokerUnavailable, MisuseError
 
@@ -50,18 +42,7 @@ class SessionHistories(Protocol):
         self, channel: str, envelope: bytes, config: HistoryConfig, idempotency_key: str, /
     ) -> Published: ...
 
-    async def read(
-        self,
-        channel: str,
-        config: HistoryConfig,
-        *,
-        since: Position | None,
-        limit: int,
-        max_bytes: int,
-        reverse: bool,
-        is_own: bool,
-        mark: bytes,
-    ) -> StoredHistory: ...
+    async def read(self, channel: str, config: HistoryConfig, query: HistoryQuery) -> StoredHistory: ...
 
 
 class SessionPresences(Protocol):
@@ -217,33 +198,13 @@ class SessionBroker(ABC, Generic[Session]):
         """
         return await self._started().histories.publish(channel, envelope, config, idempotency_key)
 
-    async def history(
-        self,
-        channel: str,
-        config: HistoryConfig,
-        *,
-        since: Position | None = None,
-        limit: int = 100,
-        max_bytes: int = 1024 * 1024,
-        reverse: bool = False,
-        is_own: bool = False,
-        mark: bytes = b"",
-    ) -> StoredHistory:
+    async def history(self, channel: str, config: HistoryConfig, query: HistoryQuery) -> StoredHistory:
         """Return what is stored of a channel. See ``HistoryBroker.history``.
 
         Raises:
             BrokerUnavailable: there is no connection, it was lost, or the engine refuses.
         """
-        return await self._started().histories.read(
-            channel,
-            config,
-            since=since,
-            limit=limit,
-            max_bytes=max_bytes,
-            reverse=reverse,
-            is_own=is_own,
-            mark=mark,
-        )
+        return await self._started().histories.read(channel, config, query)
 
     async def presence_enter(self, channel: str, entries: Sequence[PresenceEntry]) -> list[bool]:
         """Add entries of this node. See ``PresenceBroker.presence_enter``."""

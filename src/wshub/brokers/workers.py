@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Callable
 
+from wshub.brokers.history_interface import HistoryQuery, StoredHistory
 from wshub.brokers.interface import (
     ALL_NODES,
     BrokerEvents,
@@ -14,9 +15,7 @@ from wshub.brokers.interface import (
     BrokerStats,
     HistoryConfig,
     NodeInfo,
-    Position,
     Published,
-    StoredHistory,
     node_channel,
 )
 from wshub.brokers.pattern_channels import PatternChannels
@@ -198,33 +197,13 @@ class WorkersBroker(PatternChannels, WorkersPresence):
         """
         return await self._histories().publish(channel, envelope, config, idempotency_key)
 
-    async def history(
-        self,
-        channel: str,
-        config: HistoryConfig,
-        *,
-        since: Position | None = None,
-        limit: int = 100,
-        max_bytes: int = 1024 * 1024,
-        reverse: bool = False,
-        is_own: bool = False,
-        mark: bytes = b"",
-    ) -> StoredHistory:
+    async def history(self, channel: str, config: HistoryConfig, query: HistoryQuery) -> StoredHistory:
         """Return what is stored of a channel. See ``HistoryBroker.history``.
 
         Raises:
             BrokerUnavailable: the process that keeps the history cannot be reached, or has not answered.
         """
-        return await self._histories().read(
-            channel,
-            config,
-            since=since,
-            limit=limit,
-            max_bytes=max_bytes,
-            reverse=reverse,
-            is_own=is_own,
-            mark=mark,
-        )
+        return await self._histories().read(channel, config, query)
 
     def _histories(self) -> Histories:
         if self._session is None:

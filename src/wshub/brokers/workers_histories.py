@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from itertools import count
 
-from wshub.brokers.interface import BrokerEvents, HistoryConfig, NodeInfo, Position, Published, StoredHistory
+from wshub.brokers.history_interface import HistoryQuery, StoredHistory
+from wshub.brokers.interface import BrokerEvents, HistoryConfig, NodeInfo, Published
 from wshub.brokers.workers_history_records import (
     Fenced,
     Found,
@@ -98,20 +99,9 @@ class Histories:
         assert isinstance(published, Published)
         return published
 
-    async def read(
-        self,
-        channel: str,
-        config: HistoryConfig,
-        *,
-        since: Position | None,
-        limit: int,
-        max_bytes: int,
-        reverse: bool,
-        is_own: bool,
-        mark: bytes,
-    ) -> StoredHistory:
+    async def read(self, channel: str, config: HistoryConfig, query: HistoryQuery) -> StoredHistory:
         """Return what is stored of a channel. Raises ``BrokerUnavailable``."""
-        body = Read(next(self._numbers), 0, channel, config, since, limit, max_bytes, reverse, is_own, mark)
+        body = Read(next(self._numbers), 0, channel, config, query)
         try:
             found = await self._requests.ask(body)
         except BrokerUncertain as error:
@@ -224,7 +214,7 @@ class Histories:
         if isinstance(body, Store):
             request.succeed(self.keeper.store(request.slot, body))
         else:
-            request.succeed(self.keeper.read(request.slot, body, body.max_bytes))
+            request.succeed(self.keeper.read(request.slot, body, body.query))
 
     def _serve(self, peer: Peer, body: Store | Read) -> None:
         """Serve a request of another node, or refuse it."""

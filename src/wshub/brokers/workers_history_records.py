@@ -11,15 +11,9 @@ from functools import lru_cache
 from struct import Struct
 from typing import ClassVar, TypeAlias
 
+from wshub.brokers.history_interface import HistoryQuery, StoredEnvelope, StoredHistory
 from wshub.brokers.history_store import HistoryPart
-from wshub.brokers.interface import (
-    Gap,
-    HistoryConfig,
-    Position,
-    Published,
-    StoredEnvelope,
-    StoredHistory,
-)
+from wshub.brokers.interface import Gap, HistoryConfig, Position, Published
 from wshub.brokers.workers_codec import Reader, Signal, Writer
 from wshub.brokers.workers_owner_records import Claim, Leave, OwnedSlots, Owners, Ready, Refused, Request
 from wshub.errors import ConfigurationError
@@ -60,6 +54,14 @@ class HistoryWriter(Writer):
     def config(self, config: HistoryConfig) -> None:
         self._parts.append(CONFIG.pack(config.size, config.max_bytes, config.ttl_ms, config.position_ttl_ms))
 
+    def query(self, query: HistoryQuery) -> None:
+        for number in (query.limit, query.max_bytes, query.reverse, query.is_own):
+            self.number(number)
+        self.data(query.mark)
+        self.number(query.since is not None)
+        if query.since is not None:
+            self.position(query.since)
+
     def envelopes(self, envelopes: Iterable[StoredEnvelope]) -> None:
         for offset, envelope in envelopes:
             self.number(offset)
@@ -74,6 +76,18 @@ class HistoryReader(Reader):
 
     def config(self) -> HistoryConfig:
         return make_config(*CONFIG.unpack(self._take(CONFIG.size)))
+
+    def query(self) -> HistoryQuery:
+        """Return what a reader asks for. Raises ``ValueError`` if it is out of bounds."""
+        limit, max_bytes, reverse, is_own = (self.number() for _ in range(4))
+        mark = self.data()
+        since = self.position() if self.number() else None
+        try:
+            return HistoryQuery(
+                since=since, limit=limit, max_bytes=max_bytes, reverse=bool(reverse), is_own=bool(is_own), mark=mark
+            )
+        except ConfigurationError as error:
+            raise ValueError(str(error)) from None
 
     def envelopes(self, count: int) -> tuple[StoredEnvelope, ...]:
         return tuple(StoredEnvelope(self.number(), self.data()) for _ in range(count))
@@ -107,38 +121,22 @@ class Store(Request):
 
 @dataclass(frozen=True, slots=True)
 class Read(Request):
-    """Answer with what is stored. The fields are those of ``HistoryBroker.history``."""
+    """Answer with what is stored."""
 
     KIND: ClassVar = 2
     config: HistoryConfig
-    since: Position | None
-    limit: int
-    max_bytes: int
-    reverse: bool
-    is_own: bool
-    mark: bytes
+    query: HistoryQuery
 
     def encode(self) -> bytes:
         writer = HistoryWriter(self.KIND)
         self.write_to(writer)
         writer.config(self.config)
-        writer.number(self.limit)
-        writer.number(self.max_bytes)
-        writer.number(self.reverse)
-        writer.number(self.is_own)
-        writer.data(self.mark)
-        writer.number(self.since is not None)
-        if self.since is not None:
-            writer.position(self.since)
+        writer.query(self.query)
         return writer.body()
 
     @classmethod
     def decode(cls, reader: HistoryReader) -> Read:
-        number, term, channel, config = reader.number(), reader.number(), reader.text(), reader.config()
-        limit, max_bytes, reverse, is_own = (reader.number() for _ in range(4))
-        mark = reader.data()
-        since = reader.position() if reader.number() else None
-        return cls(number, term, channel, config, since, limit, max_bytes, bool(reverse), bool(is_own), mark)
+        return cls(reader.number(), reader.number(), reader.text(), reader.config(), reader.query())
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from dataclasses import replace
 
 from wshub.brokers.envelope import encode_stored
+from wshub.brokers.history_interface import HistoryQuery, StoredHistory
 from wshub.brokers.history_store import HistoryStore
-from wshub.brokers.interface import PATTERN_CHANNELS, BrokerEvents, Published, StoredHistory
+from wshub.brokers.interface import PATTERN_CHANNELS, BrokerEvents, Published
 from wshub.brokers.workers_history_records import Found, Read, Store, StoreOutcome
 from wshub.brokers.workers_mesh import Mesh
 from wshub.brokers.workers_owner_records import Refused
@@ -85,19 +87,9 @@ class Keeper:
             self._arriving.extend((channel, envelope) for channel in channels)
         return Published(receivers=len(peers) + receives, position=position)
 
-    def read(self, slot: int, body: Read, max_bytes: int) -> StoredHistory:
+    def read(self, slot: int, body: Read, query: HistoryQuery) -> StoredHistory:
         """Return what is stored of a channel."""
-        return self._store_of(slot).read(
-            body.channel,
-            body.config,
-            self._events.now(),
-            since=body.since,
-            limit=body.limit,
-            max_bytes=max_bytes,
-            reverse=body.reverse,
-            is_own=body.is_own,
-            mark=body.mark,
-        )
+        return self._store_of(slot).read(body.channel, body.config, query, self._events.now())
 
     def serve(self, peer: Peer, slot: int, body: Store | Read) -> None:
         """Serve a request of another node, and answer it.
@@ -110,7 +102,8 @@ class Keeper:
                 peer.send_history(StoreOutcome(body.number, published).encode())
             return
         for max_bytes in (ANSWER_BYTES, RETRY_BYTES):
-            found = self.read(slot, body, min(body.max_bytes, max_bytes))
+            query = replace(body.query, max_bytes=min(body.query.max_bytes, max_bytes))
+            found = self.read(slot, body, query)
             if peer.send_history(Found(body.number, found).encode()):
                 return
         self.refuse(peer, body, "too much waits for this worker")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from wshub.brokers.history_interface import HistoryQuery
 from wshub.brokers.idempotency_keys import check_idempotency_key
 from wshub.brokers.interface import History, NodeInfo, Position, Published, room_channel
 from wshub.brokers.presence_interface import PresenceCounts, PresencePage
@@ -24,7 +25,7 @@ from wshub.core.presences import Presences
 from wshub.core.watches import RoomMessage, Watch, Watches, pattern_broker_of
 from wshub.errors import BrokerUnavailable, MisuseError
 from wshub.protocol.close_code import CloseCode, encode_close_payload
-from wshub.protocol.validation import check_bool, check_integer, check_str
+from wshub.protocol.validation import check_integer, check_str
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -198,11 +199,9 @@ class ClusteredHub(HubLifecycle):
             TypeError: ``room`` is not a str, or ``since`` is no Position.
         """
         room, since = check_name("room", room), check_position("since", since)
-        limit = check_integer("limit", limit, 0, 1_000_000)
-        max_bytes = check_integer("max_bytes", max_bytes, 1, 1 << 40)
-        check_bool("reverse", reverse)
+        query = HistoryQuery(since=since, limit=limit, max_bytes=max_bytes, reverse=reverse)
         self._bind_unless_closed()
-        return await self._kept().read(room, since, limit, max_bytes, reverse=reverse)
+        return await self._kept().read(room, query)
 
     async def _recover(self, connection: Connection, room: str, position: Position | None, limit: int) -> Recovery:
         """Do what ``Connection.recover`` does."""

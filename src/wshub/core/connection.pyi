@@ -2,7 +2,7 @@
 
 import enum
 from collections.abc import AsyncIterator
-from typing import Any, Unpack
+from typing import Any, Literal, Unpack, overload
 
 from typing_extensions import Buffer
 
@@ -74,6 +74,57 @@ class Connection(AsyncIterator[Message]):
     @property
     def headers(self) -> Headers | None:
         """The header fields of the client's request, or None for a connection without one."""
+    @overload
+    def getpeercert(self, binary_form: Literal[False] = False) -> dict[str, Any] | None:
+        """Return the client's certificate, as ``ssl.SSLObject.getpeercert()`` does.
+
+        It has been verified. The result is None without TLS, if the client has sent no certificate, and once the
+        connection has ended: ``on_close`` comes too late. The server asks clients for one if ``verify_mode`` of its
+        SSLContext is ``CERT_OPTIONAL`` or ``CERT_REQUIRED``.
+
+        The connection does not keep the certificate. Each call asks OpenSSL, and makes a new dict.
+
+        Args:
+            binary_form: True returns the certificate in DER, as bytes. False returns a dict with its ``subject``,
+                ``subjectAltName``, ``serialNumber`` and more.
+
+        Raises:
+            ValueError: another thread has called while the client renews its keys. Call again.
+        """
+    @overload
+    def getpeercert(self, binary_form: Literal[True]) -> bytes | None:
+        """Return the client's certificate, as ``ssl.SSLObject.getpeercert()`` does.
+
+        It has been verified. The result is None without TLS, if the client has sent no certificate, and once the
+        connection has ended: ``on_close`` comes too late. The server asks clients for one if ``verify_mode`` of its
+        SSLContext is ``CERT_OPTIONAL`` or ``CERT_REQUIRED``.
+
+        The connection does not keep the certificate. Each call asks OpenSSL, and makes a new dict.
+
+        Args:
+            binary_form: True returns the certificate in DER, as bytes. False returns a dict with its ``subject``,
+                ``subjectAltName``, ``serialNumber`` and more.
+
+        Raises:
+            ValueError: another thread has called while the client renews its keys. Call again.
+        """
+    @overload
+    def getpeercert(self, binary_form: bool) -> dict[str, Any] | bytes | None:
+        """Return the client's certificate, as ``ssl.SSLObject.getpeercert()`` does.
+
+        It has been verified. The result is None without TLS, if the client has sent no certificate, and once the
+        connection has ended: ``on_close`` comes too late. The server asks clients for one if ``verify_mode`` of its
+        SSLContext is ``CERT_OPTIONAL`` or ``CERT_REQUIRED``.
+
+        The connection does not keep the certificate. Each call asks OpenSSL, and makes a new dict.
+
+        Args:
+            binary_form: True returns the certificate in DER, as bytes. False returns a dict with its ``subject``,
+                ``subjectAltName``, ``serialNumber`` and more.
+
+        Raises:
+            ValueError: another thread has called while the client renews its keys. Call again.
+        """
     @property
     def close_code(self) -> int | None:
         """The code that is passed to ``on_close``, or None until it is known."""

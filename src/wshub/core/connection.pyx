@@ -115,6 +115,26 @@ cdef class Connection(InboxConnection):
         """The header fields of the client's request, or None for a connection without one."""
         return self.request.headers if self.request is not None else None
 
+    def getpeercert(self, binary_form=False):
+        """Return the client's certificate, as ``ssl.SSLObject.getpeercert()`` does.
+
+        It has been verified. The result is None without TLS, if the client has sent no certificate, and once the
+        connection has ended: ``on_close`` comes too late. The server asks clients for one if ``verify_mode`` of its
+        SSLContext is ``CERT_OPTIONAL`` or ``CERT_REQUIRED``.
+
+        The connection does not keep the certificate. Each call asks OpenSSL, and makes a new dict.
+
+        Args:
+            binary_form: True returns the certificate in DER, as bytes. False returns a dict with its ``subject``,
+                ``subjectAltName``, ``serialNumber`` and more.
+
+        Raises:
+            ValueError: another thread has called while the client renews its keys. Call again.
+        """
+        if self.request is None or self.status == IS_CLOSED:
+            return None
+        return self.request.getpeercert(binary_form)
+
     @property
     def close_code(self):
         """The code that is passed to ``on_close``, or None until it is known."""

@@ -9,18 +9,8 @@ from collections.abc import Collection
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from wshub.brokers.interface import (
-    ROOM_CHANNELS,
-    Gap,
-    History,
-    HistoryBroker,
-    HistoryConfig,
-    HistorySource,
-    NativeHistorySource,
-    Position,
-    Published,
-    room_channel,
-)
+from wshub.brokers.history_interface import HistoryBroker, HistoryQuery, HistorySource, NativeHistorySource
+from wshub.brokers.interface import ROOM_CHANNELS, Gap, History, HistoryConfig, Position, Published, room_channel
 from wshub.brokers.stored_sender import StoredSender
 from wshub.core.cluster_types import HasMembers
 from wshub.core.history_checks import PositionChecks
@@ -290,13 +280,11 @@ class Histories:
             self.messages.rejected_count += 1
             raise
 
-    async def read(self, room: str, since: Position | None, limit: int, max_bytes: int, *, reverse: bool) -> History:
+    async def read(self, room: str, query: HistoryQuery) -> History:
         """Return what is kept of a room. Raises ``BrokerError``."""
         config = self.config_of(room)
         self._reads += 1
-        found = await self.source.history(
-            room_channel(room), config, since=since, limit=limit, max_bytes=max_bytes, reverse=reverse
-        )
+        found = await self.source.history(room_channel(room), config, query)
         publications = []
         for stored in found.envelopes:
             try:
@@ -312,9 +300,8 @@ class Histories:
             self._reads += 1
             # Only the number of these messages is used, so few clients at a time hold them.
             async with self._counting:
-                found = await self.source.history(
-                    history.channel, history.config, since=since, limit=READ_LIMIT, max_bytes=READ_BYTES
-                )
+                query = HistoryQuery(since=since, limit=READ_LIMIT, max_bytes=READ_BYTES)
+                found = await self.source.history(history.channel, history.config, query)
                 count += len(found.envelopes)
                 if found.gap or not found.envelopes or found.envelopes[-1].offset >= found.position.offset:
                     return not found.gap and count > limit
@@ -349,9 +336,8 @@ class Histories:
         window, since, delivered = history.window, Position(offset, history.epoch), history.offset
         self._reads += 1
         try:
-            found = await self.source.history(
-                history.channel, history.config, since=since, limit=PIECE_MESSAGES, max_bytes=PIECE_BYTES
-            )
+            query = HistoryQuery(since=since, limit=PIECE_MESSAGES, max_bytes=PIECE_BYTES)
+            found = await self.source.history(history.channel, history.config, query)
             if found.position.offset < delivered and not found.gap:
                 await self._verify(history)
             await self.turns.wait()
@@ -367,9 +353,8 @@ class Histories:
     async def _verify(self, history: RoomHistory) -> None:
         """Have a room read its history again if that has lost messages which the members here have had."""
         position = history.position
-        found = await self.source.history(
-            history.channel, history.config, since=position, limit=0, is_own=True, mark=history.mark
-        )
+        query = HistoryQuery(since=position, limit=0, is_own=True, mark=history.mark)
+        found = await self.source.history(history.channel, history.config, query)
         if history.position == position and (found.gap or found.position.epoch != position.epoch):
             history.interrupt()
 
@@ -400,7 +385,7 @@ class Histories:
         """Whether the history has got to a position that has not arrived here yet. Raises ``BrokerError``."""
         if self._local is not None:
             return False
-        found = await self.source.history(history.channel, history.config, limit=0)
+        found = await self.source.history(history.channel, history.config, HistoryQuery(limit=0))
         return found.position.epoch == position.epoch and position.offset <= found.position.offset
 
     # What was missed
@@ -476,15 +461,9 @@ class Histories:
             position, mark = (history.position, history.mark) if not is_new else self._former_position(history)
             self._reads += 1
             history.begin_reading()
-            found = await self.source.history(
-                history.channel,
-                history.config,
-                since=position,
-                limit=0 if is_new else READ_LIMIT,
-                max_bytes=READ_BYTES,
-                is_own=True,
-                mark=mark,
-            )
+            limit = 0 if is_new else READ_LIMIT
+            query = HistoryQuery(since=position, limit=limit, max_bytes=READ_BYTES, is_own=True, mark=mark)
+            found = await self.source.history(history.channel, history.config, query)
             if not self.is_current(history):
                 return
             if is_new:
@@ -507,9 +486,8 @@ class Histories:
         begin, since = newest, None
         while history.first_sent is not None:
             self._reads += 1
-            found = await self.source.history(
-                history.channel, history.config, since=since, limit=OWN_LIMIT, max_bytes=READ_BYTES, reverse=True
-            )
+            query = HistoryQuery(since=since, limit=OWN_LIMIT, max_bytes=READ_BYTES, reverse=True)
+            found = await self.source.history(history.channel, history.config, query)
             own = [stored for stored in found.envelopes if history.was_sent_here(stored.envelope)]
             if not own or found.position.epoch != newest.epoch:
                 break

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping
 from typing import Protocol
 
-from wshub.brokers.interface import HistorySource, StoredHistory
+from wshub.brokers.history_interface import HistoryQuery, HistorySource, StoredHistory
 from wshub.core.room_history import RoomHistory
 from wshub.errors import BrokerError
 
@@ -69,9 +69,8 @@ class PositionChecks:
 
     async def check(self, history: RoomHistory) -> None:
         """Have a room read its history again if it is behind. Raises ``BrokerError``."""
-        found = await self._histories.source.history(
-            history.channel, history.config, since=history.position, limit=0, is_own=True, mark=history.mark
-        )
+        query = HistoryQuery(since=history.position, limit=0, is_own=True, mark=history.mark)
+        found = await self._histories.source.history(history.channel, history.config, query)
         if not self._differs(history, found):
             return
         await asyncio.sleep(DOUBT_SECONDS)

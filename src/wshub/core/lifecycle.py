@@ -12,7 +12,8 @@ from contextvars import Context
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias
 
-from wshub.brokers.interface import Broker, HandoverBroker, HistoryBroker
+from wshub.brokers.history_interface import HistoryBroker
+from wshub.brokers.interface import Broker, HandoverBroker
 from wshub.brokers.presence_interface import PresenceBroker
 from wshub.core.brokers_in_use import BROKERS_IN_USE
 from wshub.core.cluster import Cluster

@@ -6,13 +6,16 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from wshub.brokers.envelope import encode_stored
+from wshub.brokers.history_interface import HistoryQuery, StoredHistory
 from wshub.brokers.history_store import HistoryStore
-from wshub.brokers.interface import HistoryConfig, Position, Published, StoredHistory
+from wshub.brokers.interface import HistoryConfig, Position, Published
 
 if TYPE_CHECKING:
     from wshub.core.hub_core import HubCore
 
 __all__ = ["LocalHistory"]
+
+POSITION_ALONE = HistoryQuery(limit=0)
 
 
 class LocalHistory:
@@ -34,7 +37,7 @@ class LocalHistory:
 
     def position(self, channel: str, config: HistoryConfig) -> Position:
         """Return the position of the newest message."""
-        return self.store.read(channel, config, self._now(), limit=0).position
+        return self.store.read(channel, config, POSITION_ALONE, self._now()).position
 
     def send_stored(self, channel: str, envelope: bytes, config: HistoryConfig) -> bool:
         """Store an envelope and deliver it."""
@@ -47,30 +50,9 @@ class LocalHistory:
         """Store an envelope and deliver it, unless its key is known."""
         return self._store(channel, envelope, config, idempotency_key)
 
-    async def history(
-        self,
-        channel: str,
-        config: HistoryConfig,
-        *,
-        since: Position | None = None,
-        limit: int = 100,
-        max_bytes: int = 1024 * 1024,
-        reverse: bool = False,
-        is_own: bool = False,
-        mark: bytes = b"",
-    ) -> StoredHistory:
+    async def history(self, channel: str, config: HistoryConfig, query: HistoryQuery) -> StoredHistory:
         """Return what is stored."""
-        return self.store.read(
-            channel,
-            config,
-            self._now(),
-            since=since,
-            limit=limit,
-            max_bytes=max_bytes,
-            reverse=reverse,
-            is_own=is_own,
-            mark=mark,
-        )
+        return self.store.read(channel, config, query, self._now())
 
     def sweep(self, now: float) -> None:
         """Forget what is too old."""

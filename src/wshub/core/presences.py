@@ -394,9 +394,16 @@ class Presences:
         await self._check_count(beat)
 
     def _concerned(self, beat: Beat) -> list[Attendance]:
-        """Return the members that are to be entered again, or have left, because a beat says so."""
-        concerns = beat.concerns
-        return [one for one in self._attendances if concerns is None or concerns(room_channel(one.room))]
+        """Return the members that are to be entered again, or have left, because a beat says so.
+
+        Those that came after the node had been taken for dead are there still.
+        """
+        concerns, kept = beat.concerns, beat.kept
+        return [
+            one
+            for one in self._attendances
+            if one.entry.id not in kept and (concerns is None or concerns(room_channel(one.room)))
+        ]
 
     def _enter_anew(self, attendances: Sequence[Attendance], *, is_lost: bool) -> None:
         """Enter members again.

@@ -12,15 +12,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from wshub.brokers.envelope import decode_envelope, decode_stored, encode_envelope, mark_of
-from wshub.brokers.interface import (
-    Gap,
-    HistoryConfig,
-    Position,
-    Publication,
-    StoredEnvelope,
-    StoredHistory,
-    room_channel,
-)
+from wshub.brokers.history_interface import StoredEnvelope, StoredHistory
+from wshub.brokers.interface import Gap, HistoryConfig, Position, Publication, room_channel
 from wshub.core.history_cursor import HistoryCursor
 from wshub.core.history_window import HistoryWindow, Page, Prepared
 from wshub.protocol.message import Message

@@ -164,6 +164,11 @@ cdef class AsyncioLink(Link):
     cdef object peer_name(self):
         return self.peer
 
+    def get_ssl_object(self):
+        if self.closed or self.finishing or self.transport is None or self.transport.is_closing():
+            return None
+        return self.transport.get_extra_info("ssl_object")
+
     # In the next iteration of the loop
 
     cdef void schedule(self) noexcept:

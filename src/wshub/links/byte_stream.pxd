@@ -5,7 +5,7 @@ from wshub.protocol.frame_buffer cimport FrameBuffer
 
 
 cdef class ByteStream(Receiver):
-    cdef Link link               # None before open() and after the end
+    cdef readonly Link link      # None before open() and after the end
     cdef readonly LinkCounters counters
     cdef object received
     cdef object lost

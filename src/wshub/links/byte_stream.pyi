@@ -2,7 +2,7 @@ import socket
 import ssl as ssl_module
 from collections.abc import Callable
 
-from wshub.links.link import LinkCounters, Receiver
+from wshub.links.link import Link, LinkCounters, Receiver
 from wshub.links.reactor_api import Reactor
 
 class ByteStream(Receiver):
@@ -15,6 +15,8 @@ class ByteStream(Receiver):
         ssl: ssl_module.SSLContext | None = None,
         server_hostname: str | None = None,
     ) -> None: ...
+    @property
+    def link(self) -> Link | None: ...
     @property
     def counters(self) -> LinkCounters: ...
     def write(self, data: bytes) -> None: ...

@@ -1,3 +1,6 @@
+import ssl
+from typing import Any
+
 class LinkCounters:
     """Counts of bytes and messages, which the links of a hub keep."""
 
@@ -41,3 +44,11 @@ class Link:
     ``queue`` holds what waits. ``blocked`` is set while the other side takes no more. ``counters`` counts each byte and
     each message once: a message that was accepted is pending, delivered or dropped.
     """
+
+    def get_ssl_object(self) -> ssl.SSLObject | None:
+        """Return an SSLObject of the connection, to ask it; None without TLS, and once the link finishes or has ended.
+
+        There is none before the handshake either.
+        """
+    def getpeercert(self, binary_form: bool = False) -> Any:
+        """Return what ``SSLObject.getpeercert()`` does; None where there is no SSLObject."""

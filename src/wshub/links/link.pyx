@@ -225,6 +225,18 @@ cdef class Link:
         """Return the peer's IP address and port, or None for a Unix socket."""
         return None
 
+    def get_ssl_object(self):
+        """Return an SSLObject of the connection, to ask it; None without TLS, and once the link finishes or has ended.
+
+        There is none before the handshake either.
+        """
+        return None
+
+    def getpeercert(self, binary_form=False):
+        """Return what ``SSLObject.getpeercert()`` does; None where there is no SSLObject."""
+        found = self.get_ssl_object()
+        return found.getpeercert(binary_form) if found is not None else None
+
     cdef int push(self, FrameBuffer *frame) noexcept:
         """Queue the frame and count it."""
         cdef size_t messages = self.queue.messages

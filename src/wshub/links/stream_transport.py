@@ -80,13 +80,18 @@ class StreamTransport(asyncio.Transport):
         except BaseException:
             self._stream.abandon()
             raise
-        self._ssl_object = self._stream.ssl_object
+        self._ssl_object = link.get_ssl_object()
         reactor.retain()
 
     @property
     def reactor(self) -> Reactor:
         """The reactor that the link is one of."""
         return self._reactor
+
+    @property
+    def link(self) -> Link | None:
+        """The link below; None once it has ended, or has been handed over."""
+        return self._stream.link
 
     def start(self, data: bytes = b"") -> None:
         """Call ``connection_made()``, then ``data_received()`` with bytes that have been read already."""

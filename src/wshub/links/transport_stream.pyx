@@ -74,12 +74,6 @@ cdef class TransportStream(ByteStream):
         """The peer's IP address and port, or None for a Unix socket."""
         return self.link.peer_name() if self.link is not None else None
 
-    @property
-    def ssl_object(self):
-        """An SSLObject of the link, to ask it; None if the link does not encrypt."""
-        get_ssl_object = getattr(self.link, "get_ssl_object", None)
-        return get_ssl_object() if get_ssl_object is not None else None
-
     def hand_over(self, take):
         """Call ``take`` with the link, to which it gives another receiver. The stream is over then.
 

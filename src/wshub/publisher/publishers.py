@@ -11,8 +11,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 from wshub.brokers.choosing import broker_from_url
+from wshub.brokers.history_interface import HistoryBroker
 from wshub.brokers.idempotency_keys import check_idempotency_key
-from wshub.brokers.interface import Broker, BrokerHealth, HistoryBroker, HistoryConfig, NodeInfo, Published
+from wshub.brokers.interface import Broker, BrokerHealth, HistoryConfig, NodeInfo, Published
 from wshub.errors import BrokerUnavailable, BrokerUncertain, ConfigurationError, MisuseError
 from wshub.protocol.close_code import CloseCode
 from wshub.publisher.forks import fork_count

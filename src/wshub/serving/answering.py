@@ -59,6 +59,7 @@ class Handshakes:
         self._probes = (health_path.rstrip("/") + "/").encode() if health_path is not None else None
         self._subprotocols = subprotocols
         self._timeout = config.handshake_timeout_ms / 1000
+        self._over_tls = over_tls
         self._trusted = tuple(ipaddress.ip_network(proxy) for proxy in config.trusted_proxies)
         self._tls_rates = TlsRates(hub) if over_tls and config.max_connection_rate_per_address else None
         if over_tls and config.max_connections_per_address:
@@ -83,7 +84,7 @@ class Handshakes:
             raise HandshakeError(*TOO_MUCH_EARLY_DATA)
         if self._probes is not None and self._answer_probe(handshake, self._probes, head):
             return
-        request = parse_request_head(head)
+        request = parse_request_head(head, link if self._over_tls else None)
         client = client_address(handshake.peer, request.headers, self._trusted) if self._trusted else None
         opening = Opening(self.hub, self._table, request, handshake, client)
         try:

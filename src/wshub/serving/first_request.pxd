@@ -4,7 +4,7 @@ from wshub.links.link cimport Link, Receiver
 cdef class OpeningHandshake(Receiver):
     """Receives the request of a connection that is not a WebSocket yet."""
 
-    cdef Link link
+    cdef readonly Link link      # None once it has ended, or has been taken
     cdef object server           # a FirstRequestServer
     cdef public object hub       # that a refusal counts for; None is that of the server
     cdef public object opening   # the Opening of a request that waits, or is about to be refused; or None

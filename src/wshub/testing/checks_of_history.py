@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from typing import Any
 
 from wshub.brokers.envelope import decode_stored, encode_envelope, mark_of
-from wshub.brokers.interface import HistoryBroker, HistoryConfig, Position, Published, StoredHistory
+from wshub.brokers.history_interface import HistoryBroker, HistoryQuery, StoredHistory
+from wshub.brokers.interface import HistoryConfig, Position, Published
 from wshub.errors import BrokerError, BrokerUnavailable
 from wshub.testing.broker_faults import CheckNotRunError
 from wshub.testing.broker_nodes import Node, Nodes, Received, require
@@ -32,11 +34,16 @@ async def publish(node: Node, channel: str, envelope: bytes, config: HistoryConf
     return published.position
 
 
+async def read(node: Node, channel: str, config: HistoryConfig = CONFIG, **query: Any) -> StoredHistory:
+    """Return what is stored of a channel. The further arguments are the fields of the query."""
+    return await node.nodes.finish(keeper(node).history(channel, config, HistoryQuery(**query)), "history() returns")
+
+
 async def read_at_last(broker: HistoryBroker) -> StoredHistory:
     """Return the history of room:a, as soon as it can be read."""
     while True:
         try:
-            return await broker.history("room:a", CONFIG, limit=1000)
+            return await broker.history("room:a", CONFIG, HistoryQuery(limit=1000))
         except BrokerUnavailable:
             await asyncio.sleep(0.01)
 
@@ -103,31 +110,31 @@ async def envelopes_of_one_node_keep_their_order(nodes: Nodes) -> None:
 async def what_was_stored_can_be_read(nodes: Nodes) -> None:
     """History is read from any node, behind a position, in pages and backwards, bounded in number and bytes."""
     first, second = await nodes.two("room:a")
-    broker = keeper(second)
-    keeper(first)
     positions = [await publish(first, "room:a", b"%d" % number + bytes(1000)) for number in range(20)]
 
-    async def read(**further: object) -> tuple[list[int], str]:
-        found = await nodes.finish(broker.history("room:a", CONFIG, **further), "history() returns")  # type: ignore[arg-type]
+    async def ask(**query: Any) -> tuple[list[int], str]:
+        found = await read(second, "room:a", **query)
         require(found.position == positions[-1], f"the newest position is {positions[-1]}, not {found.position}")
         for stored in found.envelopes:
             number = int(stored.envelope.rstrip(b"\0"))
             require(stored.offset == positions[number].offset, f"envelope {number} was read at {stored.offset}")
         return [int(stored.envelope.rstrip(b"\0")) for stored in found.envelopes], found.gap
 
-    require(await read() == (list(range(20)), ""), "all envelopes are read, the oldest first")
-    require(await read(limit=0) == ([], ""), "a limit of 0 reads nothing but the position")
-    require(await read(limit=5) == ([0, 1, 2, 3, 4], ""), "a limit bounds what is read")
-    require(await read(since=positions[9]) == (list(range(10, 20)), ""), "a position begins behind its envelope")
-    require(await read(since=positions[9], limit=2) == ([10, 11], ""), "a page begins behind a position")
-    require(await read(since=positions[-1]) == ([], ""), "nothing is behind the newest position")
-    require(await read(reverse=True, limit=3) == ([19, 18, 17], ""), "in reverse the newest comes first")
-    require(await read(reverse=True, since=positions[2]) == ([1, 0], ""), "in reverse a position ends what is read")
-    numbers, _ = await read(max_bytes=3500)
+    require(await ask() == (list(range(20)), ""), "all envelopes are read, the oldest first")
+    require(await ask(limit=0) == ([], ""), "a limit of 0 reads nothing but the position")
+    require(await ask(limit=5) == ([0, 1, 2, 3, 4], ""), "a limit bounds what is read")
+    require(await ask(since=positions[9]) == (list(range(10, 20)), ""), "a position begins behind its envelope")
+    require(await ask(since=positions[9], limit=2) == ([10, 11], ""), "a page begins behind a position")
+    require(await ask(since=positions[-1]) == ([], ""), "nothing is behind the newest position")
+    require(await ask(reverse=True, limit=3) == ([19, 18, 17], ""), "in reverse the newest comes first")
+    require(await ask(reverse=True, since=positions[2]) == ([1, 0], ""), "in reverse a position ends what is read")
+    before_newest = await ask(reverse=True, since=positions[-1])
+    require(before_newest == (list(range(18, -1, -1)), ""), "in reverse the newest position leaves one envelope out")
+    numbers, _ = await ask(max_bytes=3500)
     require(numbers in ([0, 1], [0, 1, 2]), f"3,500 bytes hold 3 envelopes of 1,000, not {numbers}")
-    require((await read(max_bytes=1))[0] == [0], "the first envelope is read whatever its size")
+    require((await ask(max_bytes=1))[0] == [0], "the first envelope is read whatever its size")
     start = Position(0, positions[0].epoch)
-    require(await read(since=start) == (list(range(20)), ""), "everything is behind the offset 0")
+    require(await ask(since=start) == (list(range(20)), ""), "everything is behind the offset 0")
 
 
 @check()
@@ -141,7 +148,7 @@ async def any_bytes_can_be_stored(nodes: Nodes) -> None:
         await publish(first, "room:a", envelope)
     await nodes.until(lambda: len(arrived(second)) >= len(sent), "every envelope arrives")
     require([envelope for *_, envelope in arrived(second)] == sent, "envelopes arrived changed")
-    found = await nodes.finish(keeper(second).history("room:a", CONFIG, max_bytes=1 << 30), "history() returns")
+    found = await read(second, "room:a", max_bytes=1 << 30)
     require([stored.envelope for stored in found.envelopes] == sent, "envelopes were read changed")
 
 
@@ -149,7 +156,6 @@ async def any_bytes_can_be_stored(nodes: Nodes) -> None:
 async def channels_have_histories_of_their_own(nodes: Nodes) -> None:
     """Each channel, and each hub, has its own history. A channel without one gets a position."""
     first = await nodes.start()
-    broker = keeper(first)
     other_hub = await nodes.start(hub=nodes.hub + "-b")
     names = [
         "room:a",
@@ -163,17 +169,17 @@ async def channels_have_histories_of_their_own(nodes: Nodes) -> None:
         "room:ä",
         "user:a",
     ]
-    before = {name: (await nodes.finish(broker.history(name, CONFIG), "history() returns")).position for name in names}
+    before = {name: (await read(first, name)).position for name in names}
     require(all(position.offset == 0 for position in before.values()), "a history begins with the offset 0")
     require(len({position.epoch for position in before.values()}) == len(names), "two channels have one epoch")
     for name in names:
         position = await publish(first, name, name.encode())
         require(position.epoch == before[name].epoch, "the first envelope has another epoch than the position before")
     for name in names:
-        found = await nodes.finish(broker.history(name, CONFIG, since=before[name]), "history() returns")
+        found = await read(first, name, since=before[name])
         require([stored.envelope for stored in found.envelopes] == [name.encode()], f"the history of {name!r} is wrong")
         require(found.gap == "", f"a reader has the position before the first envelope, and the gap is {found.gap!r}")
-    found = await nodes.finish(keeper(other_hub).history("room:a", CONFIG), "history() returns")
+    found = await read(other_hub, "room:a")
     require(found.envelopes == (), "a hub reads the history of another one")
 
 
@@ -181,21 +187,20 @@ async def channels_have_histories_of_their_own(nodes: Nodes) -> None:
 async def old_envelopes_are_forgotten(nodes: Nodes) -> None:
     """Only so many envelopes, and so many bytes of them, are kept. A question for earlier ones gets a gap."""
     first = await nodes.start()
-    broker = keeper(first)
     few = HistoryConfig(size=5)
     positions = [await publish(first, "room:a", b"%d" % number, few) for number in range(20)]
-    found = await nodes.finish(broker.history("room:a", few, since=positions[3]), "history() returns")
+    found = await read(first, "room:a", few, since=positions[3])
     require(found.gap == "trimmed", f"envelopes are missing, and the gap is {found.gap!r}")
     require([stored.envelope for stored in found.envelopes] == [b"15", b"16", b"17", b"18", b"19"], "5 are kept")
-    found = await nodes.finish(broker.history("room:a", few, since=positions[14]), "history() returns")
+    found = await read(first, "room:a", few, since=positions[14])
     require((len(found.envelopes), found.gap) == (5, ""), "nothing is missing behind the last that was forgotten")
     small = HistoryConfig(size=100, max_bytes=3000)
     for number in range(20):
         await publish(first, "room:b", b"%d" % number + bytes(990), small)
-    found = await nodes.finish(broker.history("room:b", small), "history() returns")
+    found = await read(first, "room:b", small)
     require(1 <= len(found.envelopes) <= 3, f"3,000 bytes hold 3 envelopes of 990, not {len(found.envelopes)}")
     position = await publish(first, "room:b", bytes(10_000), small)
-    found = await nodes.finish(broker.history("room:b", small), "history() returns")
+    found = await read(first, "room:b", small)
     require([stored.offset for stored in found.envelopes] == [position.offset], "the newest is kept whatever its size")
 
 
@@ -203,28 +208,24 @@ async def old_envelopes_are_forgotten(nodes: Nodes) -> None:
 async def what_is_too_old_is_forgotten(nodes: Nodes) -> None:
     """After its time to live an envelope is forgotten, and offsets go on. A question for it gets a gap."""
     first = await nodes.start()
-    broker = keeper(first)
     short = HistoryConfig(ttl_ms=100)
     missed = await publish(first, "room:a", b"0", short)
     last = await publish(first, "room:a", b"1", short)
 
-    async def is_empty() -> bool:
-        return not (await broker.history("room:a", short)).envelopes
-
     for _ in range(500):
-        if await nodes.finish(is_empty(), "history() returns"):
+        if not (await read(first, "room:a", short)).envelopes:
             break
         await asyncio.sleep(0.02)
-    found = await nodes.finish(broker.history("room:a", short, since=last), "history() returns")
+    found = await read(first, "room:a", short, since=last)
     require(found.position == last and not found.gap and not found.envelopes, f"nothing was missed, not {found}")
-    found = await nodes.finish(broker.history("room:a", short, since=missed), "history() returns")
+    found = await read(first, "room:a", short, since=missed)
     require((found.position, found.gap) == (last, "trimmed"), f"an envelope was missed that is forgotten, not {found}")
     following = await publish(first, "room:a", b"2", short)
     require(following == replace(last, offset=last.offset + 1), f"{following} follows {last}")
     brief = HistoryConfig(ttl_ms=50, position_ttl_ms=50)
     last = await publish(first, "room:b", b"1", brief)
     await asyncio.sleep(0.2)
-    found = await nodes.finish(broker.history("room:b", brief, since=last), "history() returns")
+    found = await read(first, "room:b", brief, since=last)
     if found.position.epoch == last.epoch:
         require((found.position, found.gap) == (last, ""), f"the epoch goes on, and nothing was missed, not {found}")
     else:
@@ -235,21 +236,20 @@ async def what_is_too_old_is_forgotten(nodes: Nodes) -> None:
 async def a_lost_position_is_told(nodes: Nodes) -> None:
     """A position of another epoch, or behind the newest envelope, is answered with a gap, and with what there is."""
     first = await nodes.start()
-    broker = keeper(first)
     last = await publish(first, "room:a", b"1")
     for since in (Position(1, "zzzzzzzz"), Position(last.offset + 1, last.epoch), Position(0, "")):
-        found = await nodes.finish(broker.history("room:a", CONFIG, since=since), "history() returns")
+        found = await read(first, "room:a", since=since)
         require(found.gap == "epoch", f"{since} is no position of the history, and the gap is {found.gap!r}")
         require([stored.envelope for stored in found.envelopes] == [b"1"], "what is kept is read with the gap")
         require(found.position == last, "a reader has changed the position")
     ahead = Position(last.offset + 5, last.epoch)
-    found = await nodes.finish(broker.history("room:a", CONFIG, since=ahead, is_own=True), "history() returns")
+    found = await read(first, "room:a", since=ahead, is_own=True)
     require(found.position.epoch != last.epoch, "a node has got further than the history, and the epoch goes on")
     require((found.gap, found.envelopes) == ("epoch", ()), "a new epoch begins with envelopes of the former one")
     following = await publish(first, "room:a", b"2")
     require(following.epoch == found.position.epoch, "the new epoch does not go on")
     require(following.offset > found.position.offset, f"{following} follows {found.position}")
-    found = await nodes.finish(broker.history("room:a", CONFIG, since=last), "history() returns")
+    found = await read(first, "room:a", since=last)
     require(found.gap == "epoch", "a position of the former epoch still counts")
     require([stored.envelope for stored in found.envelopes] == [b"2"], "what is read is not that of the new epoch")
 
@@ -258,32 +258,28 @@ async def a_lost_position_is_told(nodes: Nodes) -> None:
 async def another_envelope_at_a_position_is_told(nodes: Nodes) -> None:
     """A node that has received another envelope than the one at its position gets a gap, and a new epoch begins."""
     first = await nodes.start()
-    broker = keeper(first)
     few = HistoryConfig(size=3)
     envelopes = [encode_envelope("room", "a", b"%d" % number, node=1, number=number) for number in range(6)]
     positions = [await publish(first, "room:a", envelope, few) for envelope in envelopes]
 
-    async def read(since: Position, mark: bytes, *, is_own: bool = True, limit: int = 100) -> StoredHistory:
-        question = broker.history("room:a", few, since=since, is_own=is_own, mark=mark, limit=limit)
-        return await nodes.finish(question, "history() returns")
-
     # Two of these envelopes are not kept any more, and the last one of them is followed by one that is.
     for number in (1, 2, 3, 5):
         for mark in (mark_of(envelopes[number]), b""):
-            found = await read(positions[number], mark)
+            found = await read(first, "room:a", few, since=positions[number], mark=mark, is_own=True)
             require(found.position == positions[-1], f"the mark {mark!r} is right, and the position has changed")
             require(found.mark in (b"", mark_of(envelopes[-1])), "the mark is not that of the newest envelope")
     other = mark_of(encode_envelope("room", "a", b"other", node=2, number=1))
-    found = await read(positions[4], other, is_own=False)
+    found = await read(first, "room:a", few, since=positions[4], mark=other)
     require(found.position == positions[-1], "a reader has begun a new epoch with the position of a client")
     for number, limit in ((2, 100), (4, 0), (5, 100)):
-        found = await read(Position(positions[number].offset, found.position.epoch), other, limit=limit)
+        since = Position(positions[number].offset, found.position.epoch)
+        found = await read(first, "room:a", few, since=since, mark=other, is_own=True, limit=limit)
         require(found.gap == "epoch", f"another envelope is at the position {number}, and the gap is {found.gap!r}")
         require(found.envelopes == (), "envelopes of the former epoch are returned behind the gap")
         envelopes[:6] = [encode_envelope("room", "a", b"new", node=3, number=limit + each) for each in range(6)]
         positions[:6] = [await publish(first, "room:a", envelope, few) for envelope in envelopes]
         require(positions[0].epoch == found.position.epoch, "the new epoch does not go on")
-        found = await read(positions[4], mark_of(envelopes[4]))
+        found = await read(first, "room:a", few, since=positions[4], mark=mark_of(envelopes[4]), is_own=True)
         require((found.gap, len(found.envelopes)) == ("", 1), f"nothing was lost in the new epoch, not {found}")
 
 

@@ -5,15 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from wshub.brokers.envelope import decode_stored
-from wshub.brokers.interface import (
-    ALL_NODES,
-    HistoryBroker,
-    HistoryConfig,
-    PatternBroker,
-    pattern_channel,
-    room_channel,
-    user_channel,
-)
+from wshub.brokers.history_interface import HistoryBroker
+from wshub.brokers.interface import ALL_NODES, HistoryConfig, PatternBroker, pattern_channel, room_channel, user_channel
 from wshub.brokers.room_patterns import RoomPattern
 from wshub.errors import BrokerUnavailable
 from wshub.testing.broker_accounting import concerns

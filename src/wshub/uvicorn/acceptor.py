@@ -206,7 +206,7 @@ class Acceptor:
 
     def _find_route(self, first: FirstRequest, head: bytes) -> tuple[NativeRoute, RequestHead] | None:
         try:
-            request = parse_request_head(head)
+            request = parse_request_head(head, first.link if self._tls is not None else None)
         except HandshakeError:
             # A hub would refuse this request too. uvicorn answers it.
             return None

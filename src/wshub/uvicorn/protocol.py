@@ -32,6 +32,7 @@ from uvicorn.server import ServerState
 
 from wshub.asgi.endings import code_of, is_end_of
 from wshub.asgi.scope import ENDS_WITH_APPLICATION, TAKEOVER
+from wshub.asgi.tls_extension import tls_extension
 from wshub.core.admission import is_address
 from wshub.core.connection import Connection
 from wshub.core.event_handler import receiving_handler_table
@@ -42,6 +43,7 @@ from wshub.errors import ConnectionClosed, HandshakeError
 from wshub.links.asyncio_link import AsyncioLink
 from wshub.links.shortage import ShortageLog, is_shortage
 from wshub.links.stream_transport import StreamTransport
+from wshub.links.transports import TransportTls
 from wshub.protocol.handshake.server import Handshake
 from wshub.protocol.http.headers import split_list
 from wshub.protocol.http.request import (
@@ -49,6 +51,7 @@ from wshub.protocol.http.request import (
     MAX_EARLY_SIZE,
     MAX_HEAD_SIZE,
     RequestHead,
+    TlsPeer,
     parse_request_head,
 )
 from wshub.protocol.message import MessageType
@@ -187,10 +190,12 @@ class WebSocketProtocol(asyncio.Protocol):
         if hasattr(former, "_unset_keepalive_if_required"):
             # Cancel the keep-alive timeout that an earlier request may have started.
             former._unset_keepalive_if_required()
+        tls = self._transport.get_extra_info("ssl_object")
+        client = self._tls_peer() if tls is not None else None
         try:
             if len(data) > MAX_HEAD_SIZE:
                 raise HandshakeError(*HEAD_TOO_LARGE)
-            self._request = request = parse_request_head(data)
+            self._request = request = parse_request_head(data, client)
             self._key = Handshake.check_request(request.method, _http_version(former, request), request.headers)
             # This call raises HandshakeError if Sec-WebSocket-Protocol is malformed.
             Handshake.choose_subprotocol(request.headers, ())
@@ -203,6 +208,10 @@ class WebSocketProtocol(asyncio.Protocol):
         self._peer = peer = get_remote_addr(self._transport)
         app, trusted = application_of(self._config)
         self._takeover["peer"] = peer
+        extensions: dict[str, Any] = {"websocket.http.response": {}, TAKEOVER: self._takeover}
+        if tls is not None:
+            self._takeover["tls"] = client
+            extensions["tls"] = tls_extension(tls)
         raw_path = request.raw_path
         root_path = self._config.root_path
         self._scope = {
@@ -219,11 +228,16 @@ class WebSocketProtocol(asyncio.Protocol):
             "headers": list(request.headers.raw),
             "subprotocols": [name.decode("latin-1") for name in offered],
             "state": self._app_state.copy(),
-            "extensions": {"websocket.http.response": {}, TAKEOVER: self._takeover},
+            "extensions": extensions,
         }
         task = self._loop.create_task(self._run(app))
         task.add_done_callback(self._state.tasks.discard)
         self._state.tasks.add(task)
+
+    def _tls_peer(self) -> TlsPeer | None:
+        """Return what is asked for the client's certificate as long as the connection lives."""
+        transport = self._transport
+        return transport.link if isinstance(transport, StreamTransport) else TransportTls(transport)
 
     async def _run(self, app: Callable[..., Awaitable[None]]) -> None:
         """Run the application. Then end a connection that it leaves open."""

@@ -79,6 +79,8 @@ def read(connection: Connection) -> None:
     assert_type(connection.state, ConnectionState)
     assert_type(connection.request, RequestHead | None)
     assert_type(connection.headers, Headers | None)
+    assert_type(connection.getpeercert(), dict[str, Any] | None)
+    assert_type(connection.getpeercert(True), bytes | None)
     assert_type(connection.path, str)
     assert_type(connection.subprotocol, str | None)
     assert_type(connection.path_params, dict[str, Any] | None)

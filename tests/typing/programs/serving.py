@@ -28,6 +28,8 @@ version: str = __version__
 def check(request: RequestHead) -> Mapping[str, Any] | None:
     if request.path != "/chat":
         raise HandshakeError(404, "There is nothing at this path.")
+    assert_type(request.getpeercert(), dict[str, Any] | None)
+    assert_type(request.getpeercert(binary_form=True), bytes | None)
     return {"user": request.headers.get("user")}
 
 

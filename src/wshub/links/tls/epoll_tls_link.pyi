@@ -1,5 +1,3 @@
-import ssl
-
 from wshub.links.tls.epoll_tls_output import EpollTlsOutput, TlsBuffers
 
 class EpollTls(TlsBuffers):
@@ -9,5 +7,3 @@ class EpollTlsLink(EpollTlsOutput):
     """One TLS connection of an epoll reactor, of the server's or the client's side."""
 
     partial_length: int
-    def get_ssl_object(self) -> ssl.SSLObject | None:
-        """Return an SSLObject of the connection, to ask it; None before the first record and after close_notify."""

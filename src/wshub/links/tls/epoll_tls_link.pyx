@@ -370,10 +370,9 @@ cdef class EpollTlsLink(EpollTlsOutput):
         return True
 
     def get_ssl_object(self):
-        """Return an SSLObject of the connection, to ask it; None before the first record and after close_notify."""
-        if self.ssl_object is not None or self.session is None:
-            return self.ssl_object
-        return ssl_object_of(self.session)
+        if not self.established or self.finishing or self.closed or self.session is None:
+            return None
+        return self.ssl_object if self.ssl_object is not None else ssl_object_of(self.session)
 
     cdef bint start_session(self) noexcept:
         """Make the objects of the connection. If that fails, end it, and return False."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal, Protocol, overload
 from urllib.parse import parse_qsl, unquote
 
 from wshub.errors import HandshakeError, MisuseError
@@ -25,6 +25,8 @@ __all__ = [
     "MAX_TARGET_LENGTH",
     "RequestHead",
     "RequestReader",
+    "TlsPeer",
+    "TlsRequestHead",
     "parse_request_head",
 ]
 
@@ -64,10 +66,20 @@ _HOST_CHARACTERS = (
 _DEFAULT_PORTS = {b"http": b"80", b"ws": b"80", b"https": b"443", b"wss": b"443"}
 
 
+class TlsPeer(Protocol):
+    """The other end of a TLS connection, such as an ``ssl.SSLObject`` knows it."""
+
+    def getpeercert(self, binary_form: bool = False, /) -> Any:
+        """Return its certificate, or None."""
+
+
 class RequestHead:
     """The head of a request: method, target, version and header fields. Do not change it."""
 
     __slots__ = ("_query_params", "headers", "http_version", "method", "remote_address", "target")
+
+    # A slot in requests over TLS. The others take no memory for it.
+    _tls: TlsPeer | None = None
 
     def __init__(self, method: str, target: str, http_version: str, headers: Headers) -> None:
         self.method = method
@@ -115,10 +127,39 @@ class RequestHead:
         """Return the first value of the header field called ``name``, in any case, or ``None``."""
         return self.headers.get(name)
 
+    @overload
+    def getpeercert(self, binary_form: Literal[False] = False) -> dict[str, Any] | None: ...
+    @overload
+    def getpeercert(self, binary_form: Literal[True]) -> bytes | None: ...
+    @overload
+    def getpeercert(self, binary_form: bool) -> dict[str, Any] | bytes | None: ...
+    def getpeercert(self, binary_form: bool = False) -> dict[str, Any] | bytes | None:
+        """Return the client's certificate, as ``ssl.SSLObject.getpeercert()`` does.
+
+        It has been verified. The result is None without TLS, if the client has sent no certificate, and once the
+        connection has ended. The server asks clients for one if ``verify_mode`` of its SSLContext is ``CERT_OPTIONAL``
+        or ``CERT_REQUIRED``.
+
+        Args:
+            binary_form: True returns the certificate in DER, as bytes. False returns a dict with its ``subject``,
+                ``subjectAltName``, ``serialNumber`` and more.
+        """
+        return self._tls.getpeercert(binary_form) if self._tls is not None else None
+
     def __repr__(self) -> str:
         """Show all but the query: clients send tokens in it."""
         path, question_mark, _ = self.target.partition("?")
         return f"<RequestHead {self.method} {path}{question_mark and '?...'} HTTP/{self.http_version}>"
+
+
+class TlsRequestHead(RequestHead):
+    """The head of a request over TLS. It refers to the connection, which is asked for the client's certificate."""
+
+    __slots__ = ("_tls",)
+
+    def __init__(self, method: str, target: str, http_version: str, headers: Headers, tls: TlsPeer) -> None:
+        super().__init__(method, target, http_version, headers)
+        self._tls = tls
 
 
 class RequestReader:
@@ -199,8 +240,10 @@ class RequestReader:
             raise HandshakeError(501, "The method of the request is not implemented.")
 
 
-def parse_request_head(head: bytes) -> RequestHead:
+def parse_request_head(head: bytes, tls: TlsPeer | None = None) -> RequestHead:
     """Return the request whose complete head, through the empty line, is ``head``.
+
+    ``tls`` is the client of a connection over TLS.
 
     A target may be in absolute form (RFC 9112 section 3.2.2): a URL of HTTP or WebSocket, whose authority must be that
     of Host. Only its path and query are kept.
@@ -243,6 +286,8 @@ def parse_request_head(head: bytes) -> RequestHead:
         b"content-length" in index and headers.get_all_raw(b"content-length") != (b"0",)
     ):
         raise HandshakeError(400, "A WebSocket handshake has no body.")
+    if tls is not None:
+        return TlsRequestHead(method, target, http_version, headers, tls)
     return RequestHead(method, target, http_version, headers)
 
 

@@ -1,0 +1,167 @@
+"""Every link over TLS tells the certificate of its peer, between its handshake and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from typing import Any
+
+import pytest
+
+from tests.support.reactor import needs_reactor
+from tests.support.tls_peers import TlsPeer
+from wshub.links.asyncio_reactor import AsyncioReactor
+from wshub.links.link import LinkCounters
+from wshub.links.link_probe import LinkProbe
+from wshub.links.stream_transport import StreamTransport
+from wshub.links.tls.contexts import ServerTls
+from wshub.links.transports import TransportTls
+
+
+@pytest.fixture(params=[pytest.param("reactor", marks=needs_reactor), "transports"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def context(certificate, alice) -> ssl.SSLContext:
+    context = certificate.server_context()
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(alice.chain)
+    return context
+
+
+def make_reactor(kind: str) -> Any:
+    loop = asyncio.get_running_loop()
+    if kind == "transports":
+        return AsyncioReactor(loop, LinkCounters())
+    # The module is missing where there is no epoll.
+    from wshub.links.epoll_reactor import EpollReactor
+
+    return EpollReactor(loop, LinkCounters())
+
+
+@pytest.mark.parametrize("after_flush", [True, False])
+async def test_a_link_has_it_between_its_handshake_and_its_end(kind, certificate, alice, context, after_flush) -> None:
+    probe = LinkProbe()
+    before: list[Any] = []
+
+    def accepted(link: Any) -> LinkProbe:
+        before.extend((link.get_ssl_object(), link.getpeercert(), link.getpeercert(True)))
+        probe.attach(link)
+        return probe
+
+    reactor = make_reactor(kind)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        await reactor.listen(listening, accepted, ssl=ServerTls(context))
+        async with TlsPeer(listening.getsockname()[1], certificate.client_context(alice)) as peer:
+            await peer.send(b"hello")
+            while probe.received != b"hello":
+                await asyncio.sleep(0)
+            link = probe.link
+            assert link is not None
+            assert before == [None, None, None]
+            assert link.getpeercert(True) == alice.der()
+            assert link.getpeercert()["subject"][1] == (("commonName", "alice"),)
+            assert link.get_ssl_object().getpeercert(True) == alice.der()
+            probe.abort(after_flush=after_flush)
+            assert link.getpeercert() is None
+            assert link.get_ssl_object() is None
+            peer.socket.close()
+            while not probe.closed:
+                await asyncio.sleep(0)
+            assert link.getpeercert(True) is None
+        reactor.unlisten(listening.fileno())
+        reactor.close()
+
+
+async def test_a_link_has_none_in_the_middle_of_its_handshake(kind, certificate, alice, context) -> None:
+    probe = LinkProbe()
+
+    def accepted(link: Any) -> LinkProbe:
+        probe.attach(link)
+        return probe
+
+    reactor = make_reactor(kind)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        await reactor.listen(listening, accepted, ssl=ServerTls(context))
+        peer = TlsPeer(listening.getsockname()[1], certificate.client_context(alice))
+        with peer.socket:
+            with pytest.raises(ssl.SSLWantReadError):
+                peer.tls.do_handshake()
+            await peer.send_raw(peer.outgoing.read())
+            # The server answers with its own certificate, and waits for the client's.
+            assert await asyncio.get_running_loop().sock_recv(peer.socket, 1 << 16)
+            assert probe.link is not None
+            assert probe.link.get_ssl_object() is None
+            assert probe.link.getpeercert() is None
+        reactor.unlisten(listening.fileno())
+        reactor.close()
+
+
+async def test_a_link_without_tls_has_none(kind) -> None:
+    probe = LinkProbe()
+
+    def accepted(link: Any) -> LinkProbe:
+        probe.attach(link)
+        return probe
+
+    reactor = make_reactor(kind)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        await reactor.listen(listening, accepted)
+        with socket.create_connection(listening.getsockname()) as peer:
+            peer.send(b"hello")
+            while probe.received != b"hello":
+                await asyncio.sleep(0)
+            assert probe.link is not None
+            assert probe.link.get_ssl_object() is None
+            assert probe.link.getpeercert() is None
+        reactor.unlisten(listening.fileno())
+        reactor.close()
+
+
+async def test_a_transport_of_the_loop_has_it_until_it_closes(certificate, alice, context) -> None:
+    loop = asyncio.get_running_loop()
+    made: asyncio.Future[Any] = loop.create_future()
+
+    class Accepted(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            made.set_result(transport)
+
+    server = await loop.create_server(Accepted, "127.0.0.1", 0, ssl=context)
+    async with server, TlsPeer(server.sockets[0].getsockname()[1], certificate.client_context(alice)):
+        transport = await made
+        tls = TransportTls(transport)
+        assert tls.getpeercert(True) == alice.der()
+        assert tls.getpeercert()["subject"][1] == (("commonName", "alice"),)
+        transport.abort()
+        assert tls.getpeercert() is None
+        assert tls.getpeercert(True) is None
+
+
+@needs_reactor
+async def test_a_transport_over_a_link_lends_it_until_it_is_handed_over(certificate, alice, context) -> None:
+    loop, reactor, probe = asyncio.get_running_loop(), make_reactor("reactor"), LinkProbe()
+
+    def accepted(link: Any) -> LinkProbe:
+        probe.attach(link)
+        return probe
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        await reactor.listen(listening, accepted, ssl=ServerTls(context))
+        async with TlsPeer(listening.getsockname()[1], certificate.client_context(alice)) as peer:
+            await peer.send(b"hello")
+            while probe.received != b"hello":
+                await asyncio.sleep(0)
+            link = probe.link
+            assert link is not None
+            transport = StreamTransport(loop, reactor, link, asyncio.Protocol())
+            assert transport.link is link
+            assert transport.get_extra_info("ssl_object").getpeercert(True) == alice.der()
+            taker = LinkProbe()
+            transport.hand_over(taker.attach)
+            assert transport.link is None
+            assert link.getpeercert(True) == alice.der()
+        reactor.unlisten(listening.fileno())
+        reactor.close()
