@@ -18,6 +18,13 @@ from wshub.errors import BrokerError, BrokerUncertain
 
 CONFIG = HistoryConfig(size=1000)
 
+REPEATED = {"2.9": 10, "current": 1}
+"""Of how many messages one is published again while servers take over the stream from one another.
+
+A server of version 2.9.10 counts the duplicates of a stream. It may have led the stream before. If fewer messages than
+duplicates were stored since, it drops as many further messages without an answer.
+"""
+
 ON_BOTH = pytest.mark.parametrize(("kind", "run"), [("2.9", "asyncio"), ("current", "uvloop")], indirect=["run"])
 
 
@@ -118,7 +125,7 @@ async def test_a_restarted_server_knows_the_keys_of_the_messages_that_it_still_h
 
 @pytest.mark.long
 @pytest.mark.hangs_after(180)
-@pytest.mark.parametrize(("kind", "run"), [("2.9", "asyncio"), ("current", "uvloop")], indirect=["run"])
+@ON_BOTH
 async def test_when_another_server_leads_the_stream_each_message_is_stored_once_and_in_order(kind: str) -> None:
     with running_cluster(kind) as engines:
         places = ",".join(engine.url.removeprefix("nats://") for engine in engines)
@@ -130,8 +137,9 @@ async def test_when_another_server_leads_the_stream_each_message_is_stored_once_
                 if number % 20 == 0:
                     engines[0].ask(f"$JS.API.STREAM.LEADER.STEPDOWN.{stream.name}")
                 published = await publish_at_last(one, number)
-                again = await publish_at_last(one, number)
-                assert (again.is_duplicate, again.position) == (True, published.position)
+                if number % REPEATED[kind] == 0:
+                    again = await publish_at_last(one, number)
+                    assert (again.is_duplicate, again.position) == (True, published.position)
                 leaders.add(leader_of(engines, stream.name))
             assert len(leaders - {""}) > 1
             assert await numbers(one) == list(range(61))

@@ -3,65 +3,75 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+import contextlib
+from collections.abc import AsyncIterator
 from typing import NamedTuple
 
 import pytest
 
 from tests.core.test_history_over_redis import LARGE, publish_at_last
 from tests.support.broker_node import until
+from tests.support.engine_places import ENGINES_TOGETHER, EnginePlace, long, running_place
 from tests.support.history_nodes import ROOM, Client, HistoryNode, client_of, history_node
-from tests.support.nats_engine import running_jetstream
-from tests.support.redis_engine import running_engine
-from tests.support.tcp_proxy import TcpProxy, proxy_to
-from wshub.brokers.interface import Broker
-from wshub.brokers.nats import NatsBroker
-from wshub.brokers.redis import RedisBroker
+from tests.support.nats_engine import NatsEngine
+from tests.support.redis_faults import ProxySet, proxies
 
 MESSAGES = 10_000
 SIZE = 2000
 QUEUES = {"max_send_buffer": 1 << 30}
 
 
-class Place(NamedTuple):
-    """An engine that keeps a mebibyte for a slow subscriber, and a proxy to it."""
-
-    port: int
-    proxy: TcpProxy
-    create: Callable[[int], Broker]
-    """Returns a broker that connects to a port."""
-    has_ended: Callable[[], object]
-    """Returns whether the engine has ended a slow subscriber."""
-    kill: Callable[[], object]
-    """Ends the connections over which nodes behind the proxy receive."""
+# An engine keeps a mebibyte for a slow subscriber, and NATS a little less.
+REDIS_LIMITS = ("--client-output-buffer-limit", "pubsub", "1mb", "1mb", "1")
+NATS_LIMITS = 'max_payload: 100000\nmax_pending: 1000000\nwrite_deadline: "500ms"'
 
 
-@pytest.fixture(params=["redis", "valkey", "2.9", "current"])
-def place(request: pytest.FixtureRequest) -> Iterator[Place]:
-    if request.param in ("redis", "valkey"):
-        limits = ("--client-output-buffer-limit", "pubsub", "1mb", "1mb", "1")
-        with running_engine(request.param, *limits) as redis, proxy_to("127.0.0.1", redis.port) as proxy:
-            yield Place(
-                redis.port,
-                proxy,
-                lambda port: RedisBroker(f"redis://127.0.0.1:{port}"),
-                lambda: redis.command("CLIENT", "LIST", "TYPE", "pubsub").count(":subscriber ") < 2,
-                lambda: redis.command("CLIENT", "KILL", "TYPE", "pubsub"),
-            )
-    else:
-        settings = 'max_payload: 100000\nmax_pending: 1000000\nwrite_deadline: "500ms"'
-        with running_jetstream(request.param, settings) as nats, proxy_to("127.0.0.1", nats.port) as proxy:
-            yield Place(
-                nats.port,
-                proxy,
-                lambda port: NatsBroker(f"nats://127.0.0.1:{port}"),
-                lambda: "Slow Consumer" in nats.log,
-                lambda: [connection.end() for connection in proxy.open_connections()],
-            )
+class Setup(NamedTuple):
+    """Engines that end slow subscribers, and two nodes of which one has the member."""
+
+    place: EnginePlace
+    way: ProxySet
+    """Between the engines and the node with the member."""
+    node: HistoryNode
+    other: HistoryNode
+    member: Client
+
+
+@contextlib.asynccontextmanager
+async def running_nodes(kind: str) -> AsyncIterator[Setup]:
+    """Start engines and nodes."""
+    with running_place(kind, *REDIS_LIMITS, nats=NATS_LIMITS) as place, proxies() as way:
+        async with (
+            history_node(place.broker(way), LARGE, **QUEUES) as node,
+            history_node(place.broker(), LARGE, **QUEUES) as other,
+            client_of(node) as member,
+        ):
+            yield Setup(place, way, node, other, member)
+
+
+def has_ended_one(place: EnginePlace) -> bool:
+    """Return whether an engine has ended one of two slow subscribers."""
+    if place.is_nats:
+        return any("Slow Consumer" in engine.log for engine in place.engines if isinstance(engine, NatsEngine))
+    lists = place.command("CLIENT", "LIST", "TYPE", "pubsub")
+    return any(str(found).count(":subscriber ") < 2 for found in lists)
+
+
+def end_subscribers(place: EnginePlace, way: ProxySet) -> None:
+    """End the connections over which nodes behind the proxies receive."""
+    if place.is_nats:
+        way.cut()
+    place.command("CLIENT", "KILL", "TYPE", "pubsub")
 
 
 # Each engine has one of the loops: all pairs take twice as long.
-PAIRS = [("redis", "uvloop"), ("valkey", "asyncio"), ("2.9", "uvloop"), ("current", "asyncio")]
+PAIRS = [
+    ("redis", "uvloop"),
+    ("valkey", "asyncio"),
+    ("nats-2.9", "uvloop"),
+    ("nats-current", "asyncio"),
+    *ENGINES_TOGETHER,
+]
 
 
 async def has_all(node: HistoryNode, member: Client, count: int) -> None:
@@ -74,43 +84,46 @@ async def has_all(node: HistoryNode, member: Client, count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("place", "run"), [PAIRS[0], *(pytest.param(*pair, marks=pytest.mark.long) for pair in PAIRS[1:])], indirect=True
+    ("kind", "run"),
+    [
+        ("redis", "uvloop"),
+        ("sentinel-redis", "asyncio"),
+        ("cluster-redis", "uvloop"),
+        long("valkey", "asyncio"),
+        long("nats-2.9", "uvloop"),
+        long("nats-current", "asyncio"),
+        long("sentinel-valkey", "uvloop"),
+        long("cluster-valkey", "asyncio"),
+    ],
+    indirect=["run"],
 )
-async def test_a_subscriber_whose_buffer_overflows_gets_all_that_the_engine_has_thrown_away(place: Place) -> None:
-    async with (
-        history_node(place.create(place.proxy.port), LARGE, **QUEUES) as node,
-        history_node(place.create(place.port), LARGE, **QUEUES) as other,
-        client_of(node) as member,
-    ):
-        place.proxy.to_client.clear()
+async def test_a_subscriber_whose_buffer_overflows_gets_all_that_the_engine_has_thrown_away(kind: str) -> None:
+    async with running_nodes(kind) as (place, way, node, other, member):
+        way.hold(to_client=True)
         for number in range(MESSAGES):
             other.hub.broadcast(f"{number} ".ljust(SIZE), room=ROOM)
             if number % 20 == 0:
                 # Nothing is dropped because too much waits to be sent.
                 await until(lambda: other.hub.health().broker.pending_bytes < 1 << 20)
-        await until(place.has_ended)
+        await until(lambda: has_ended_one(place))
         assert len(member.data) < MESSAGES
-        place.proxy.heal()
+        way.heal()
         await has_all(node, member, MESSAGES)
         await publish_at_last(other, str(MESSAGES))
         await has_all(node, member, MESSAGES + 1)
         assert node.hub.stats().cluster.interruptions == {"disconnected": 1}
 
 
-@pytest.mark.parametrize(("place", "run"), PAIRS, indirect=True)
-async def test_subscribers_that_are_killed_in_a_stream_get_all_of_it(place: Place) -> None:
-    async with (
-        history_node(place.create(place.proxy.port), LARGE, **QUEUES) as node,
-        history_node(place.create(place.port), LARGE, **QUEUES) as other,
-        client_of(node) as member,
-    ):
+@pytest.mark.parametrize(("kind", "run"), PAIRS, indirect=["run"])
+async def test_subscribers_that_are_killed_in_a_stream_get_all_of_it(kind: str) -> None:
+    async with running_nodes(kind) as (place, way, node, other, member):
         for number in range(MESSAGES):
             other.hub.broadcast(str(number), room=ROOM)
             if number in (2000, 5000, 8000):
                 # The engine finds connections to kill once they have subscribed.
                 await until(lambda: node.skip() or node.hub.health().ok)
                 known = node.hub.stats().cluster.broker.reconnects
-                place.kill()
+                end_subscribers(place, way)
                 await until(lambda known=known: node.skip() or node.hub.stats().cluster.broker.reconnects > known)
             if number % 50 == 0:
                 await asyncio.sleep(0)

@@ -58,6 +58,11 @@ class ProxySet:
         """New connections that were ended at once."""
         return sum(proxy.refused for proxy in self.proxies.values())
 
+    def connections(self, contains: bytes = b"") -> list[ProxiedConnection]:
+        """Return all connections whose client has sent these bytes near its beginning, also those that have ended."""
+        every = [each for proxy in self.proxies.values() for each in proxy.connections]
+        return [each for each in every if contains in each.to_server.seen]
+
     def open_connections(self, contains: bytes = b"") -> list[ProxiedConnection]:
         """Return the open connections whose client has sent these bytes near its beginning."""
         return [each for proxy in self.proxies.values() for each in proxy.open_connections(contains)]

@@ -11,7 +11,7 @@ from typing import Generic, Protocol, TypeVar
 
 from wshub.errors import ConfigurationError
 
-__all__ = ["CLOSED", "OutageLog", "ReconnectingConnection"]
+__all__ = ["CLOSED", "OutageLog", "ReconnectingConnection", "backoff"]
 
 logger = logging.getLogger("wshub.broker")
 
@@ -27,6 +27,15 @@ STABLE_SECONDS = 1.0
 
 # The reason for the end of a connection that the node itself has closed for good.
 CLOSED = "closed"
+
+
+def backoff(waits: int) -> float:
+    """Return a random number of seconds for which an attempt waits: up to 1, then 2, then 4. That keeps nodes apart.
+
+    Args:
+        waits: the number of attempts before it that have waited.
+    """
+    return random.uniform(0, min(2.0**waits, LONGEST_WAIT))
 
 
 class OutageLog:
@@ -77,8 +86,8 @@ Connection = TypeVar("Connection", bound=EngineConnection)
 class ReconnectingConnection(ABC, Generic[Connection]):
     """Opens a connection, and another one when it has ended.
 
-    Some attempts are made at once. The next ones wait for a random time: up to 1, then 2, then 4 seconds. That keeps
-    nodes from coming back to an engine all together.
+    Some attempts are made at once. The next ones wait for a random time, as ``backoff()`` says. That keeps nodes from
+    coming back to an engine all together.
 
     Args:
         opened: called with each connection that is open.
@@ -185,7 +194,7 @@ class ReconnectingConnection(ABC, Generic[Connection]):
                 waits = failures - self._attempts_at_once
                 if waits >= 0:
                     self._retry.clear()
-                    self._retry_at = self._now() + random.uniform(0, min(2.0**waits, LONGEST_WAIT))
+                    self._retry_at = self._now() + backoff(waits)
                     await self._retry.wait()
                 failures = min(failures + 1, self._attempts_at_once + 10)
                 if await self._attempt():

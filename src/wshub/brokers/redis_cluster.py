@@ -160,6 +160,7 @@ class RedisClusterSession(SessionLife):
             self._take_view,
             self._fail,
             settings.address_remap,
+            events.now,
         )
 
     @cached_property
@@ -388,6 +389,7 @@ class RedisClusterSession(SessionLife):
 
     def changed(self) -> None:
         """Note that a connection was opened, or that subscriptions were acknowledged."""
+        self._topology.connection_opened()
         self.publishing.finish_moves()
         self._check_started()
 

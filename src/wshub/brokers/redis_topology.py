@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from wshub.brokers.reconnecting import backoff
 from wshub.brokers.redis_asking import Asking, send_questions
 from wshub.brokers.redis_commands import pack_command
 from wshub.brokers.redis_connection import RedisConnection
@@ -107,7 +108,9 @@ def redirection(text: str, asked: RedisAddress, remap: AddressRemap | None) -> t
 class Topology:
     """Asks nodes of the cluster for the slots: at the start, every few seconds, and when something is wrong.
 
-    Each question goes to another node: one that is cut off from the others has an old view.
+    Each question goes to another node: one that is cut off from the others has an old view. Without an open connection,
+    the nodes that are known are asked in turn, each over a new connection. If none has answered, the next round waits,
+    as the attempts of connections do.
 
     Args:
         address: the nodes that the URL names, and the number of partitions.
@@ -117,6 +120,7 @@ class Topology:
         found: called with each view, and with the address of the node that has told it.
         failed: called with a ConfigurationError that keeps the first view from being found. No more is asked then.
         remap: see ``RedisBroker``.
+        now: returns the time in seconds, by the clock of ``sweep()``.
     """
 
     def __init__(
@@ -128,6 +132,7 @@ class Topology:
         found: Callable[[ClusterView, RedisAddress], None],
         failed: Callable[[ConfigurationError], None],
         remap: AddressRemap | None,
+        now: Callable[[], float],
     ) -> None:
         self.reason = "the nodes of the cluster were not asked yet"
         """Why there is no view."""
@@ -139,6 +144,7 @@ class Topology:
         self._found = found
         self._failed = failed
         self._remap = remap
+        self._now = now
         self._partitions = b"%d" % address.partitions
         self._key = names.tagged_key(SETTINGS_TAG, "partitions")
         self._may_check = True
@@ -148,6 +154,10 @@ class Topology:
         self._last_asked: RedisAddress | None = None
         self._next_at = 0.0
         self._hurry = True
+        # Whether no connection is open since the last question, and how many rounds without one have failed.
+        self._asks_seeds = False
+        self._failed_rounds = 0
+        self._rests_until = 0.0
         self._due = asyncio.Event()
         self._due.set()
         self._task = asyncio.get_running_loop().create_task(self._ask_always())
@@ -156,12 +166,17 @@ class Topology:
         """Ask again soon: something is wrong."""
         self._hurry = True
 
+    def connection_opened(self) -> None:
+        """Wait no more before the next question: it goes over an open connection."""
+        self._asks_seeds = False
+        self._rests_until = 0.0
+
     def sweep(self, now: float) -> None:
         """Ask, if it is time."""
         if self._hurry:
             self._hurry = False
             self._next_at = min(self._next_at, now + HURRIED_INTERVAL * random.uniform(0.3, 1))
-        if now >= self._next_at:
+        if now >= self._next_at and now >= self._rests_until:
             self._next_at = now + INTERVAL * random.uniform(0.8, 1.2)
             self._due.set()
 
@@ -189,6 +204,11 @@ class Topology:
     def _note_failure(self, reason: str) -> None:
         self.reason = reason
         self._hurry = True
+        if self._asks_seeds:
+            self._rests_until = self._now() + backoff(self._failed_rounds)
+            self._failed_rounds = min(self._failed_rounds + 1, 10)
+            # A question that came due during the round waits as well.
+            self._due.clear()
         if not self._is_failure_logged and not self._is_known:
             self._is_failure_logged = True
             logger.warning("no node of the cluster at %s has told its slots: %s", self._address, reason)
@@ -196,6 +216,7 @@ class Topology:
     async def _ask_some_node(self) -> None:
         open_connections = self._connections()
         others = [each for each in open_connections if each[0] != self._last_asked] or open_connections
+        self._asks_seeds = not others
         if others:
             asked, connection = random.choice(others)
             self._last_asked = asked
@@ -211,6 +232,7 @@ class Topology:
             await self._check_partitions(view, open_connections)
         self._is_known = True
         self._is_failure_logged = False
+        self._failed_rounds = 0
         template = self._address.seeds[0]
         told = (template.at(claim.host, claim.port) for claim in view.claims)
         self._seeds = list(dict.fromkeys((*self._address.seeds, *told)))
