@@ -409,10 +409,11 @@ async def test_any_worker_reports_the_counts_of_all(tmp_path: Path, socket_direc
             count = len(processes)
             samples = await until(
                 lambda samples: (
-                    value(samples, "wshub_sent_messages_total") == count and value(samples, "wshub_cluster_nodes") == 2
+                    value(samples, "wshub_sent_messages_total") == count
+                    and value(samples, "wshub_connections") == count
+                    and value(samples, "wshub_cluster_nodes") == 2
                 )
             )
-            assert value(samples, "wshub_connections") == count
             assert value(samples, "wshub_handshake_duration_seconds_count") == count
             assert value(samples, "wshub_handshake_duration_seconds_bucket", le="+Inf") == count
             assert value(samples, "wshub_broker_connected") == 1

@@ -223,6 +223,7 @@ async def test_an_engine_whose_numbers_are_wrong_is_asked_for_single_subscriptio
         broker = RedisBroker(f"redis://127.0.0.1:{proxy.port}")
         async with joined(broker, "room:a") as node:
             await lose(proxy, "a")
+            node.hold()
             for _ in range(2):
                 assert node.interruptions == []
                 seen = len(connection_of(proxy, "publisher").to_client.seen)
