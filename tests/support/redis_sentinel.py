@@ -197,7 +197,9 @@ class SentinelSetup:
         for _ in range(20):
             seconds = 3.0
             try:
-                self.sentinels[0].command("SENTINEL", "FAILOVER", NAME)
+                # Once the first Sentinel has done it, another command would undo it.
+                if self.primary is old:
+                    self.sentinels[0].command("SENTINEL", "FAILOVER", NAME)
             except hiredis.ReplyError:
                 seconds = 0.5
             with contextlib.suppress(TimeoutError):
