@@ -238,7 +238,7 @@ async def test_joins_and_leaves_during_an_outage_are_told_after_it() -> None:
             await until(lambda: ("join", "cid") in events.log)
             await pass_a_moment(one, two)
             counts = events.counts()
-            # Who came and went meanwhile was there within the grace, or was not noticed.
+            # Bob came and went during the outage. Both were told, or neither.
             assert counts.pop(("join", "bob"), 0) == counts.pop(("leave", "bob"), 0)
             assert counts == {("join", "ann"): 1, ("join", "cid"): 1}
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import ssl
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -42,6 +44,28 @@ def make_reactor(kind: str) -> Any:
     return EpollReactor(loop, LinkCounters())
 
 
+def attaching(probe: LinkProbe) -> Callable[[Any], LinkProbe]:
+    """Return what gives a new link to a probe."""
+
+    def accepted(link: Any) -> LinkProbe:
+        probe.attach(link)
+        return probe
+
+    return accepted
+
+
+@contextlib.asynccontextmanager
+async def listening(
+    reactor: Any, accepted: Callable[[Any], LinkProbe], tls: ServerTls | None = None
+) -> AsyncIterator[int]:
+    """Have a reactor accept connections, and close it at the end of the block. Return the port."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        await reactor.listen(listener, accepted, ssl=tls)
+        yield listener.getsockname()[1]
+        reactor.unlisten(listener.fileno())
+        reactor.close()
+
+
 @pytest.mark.parametrize("after_flush", [True, False])
 async def test_a_link_has_it_between_its_handshake_and_its_end(kind, certificate, alice, context, after_flush) -> None:
     probe = LinkProbe()
@@ -49,44 +73,34 @@ async def test_a_link_has_it_between_its_handshake_and_its_end(kind, certificate
 
     def accepted(link: Any) -> LinkProbe:
         before.extend((link.get_ssl_object(), link.getpeercert(), link.getpeercert(True)))
-        probe.attach(link)
-        return probe
+        return attaching(probe)(link)
 
-    reactor = make_reactor(kind)
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        await reactor.listen(listening, accepted, ssl=ServerTls(context))
-        async with TlsPeer(listening.getsockname()[1], certificate.client_context(alice)) as peer:
-            await peer.send(b"hello")
-            while probe.received != b"hello":
-                await asyncio.sleep(0)
-            link = probe.link
-            assert link is not None
-            assert before == [None, None, None]
-            assert link.getpeercert(True) == alice.der()
-            assert link.getpeercert()["subject"][1] == (("commonName", "alice"),)
-            assert link.get_ssl_object().getpeercert(True) == alice.der()
-            probe.abort(after_flush=after_flush)
-            assert link.getpeercert() is None
-            assert link.get_ssl_object() is None
-            peer.socket.close()
-            while not probe.closed:
-                await asyncio.sleep(0)
-            assert link.getpeercert(True) is None
-        reactor.unlisten(listening.fileno())
-        reactor.close()
+    async with (
+        listening(make_reactor(kind), accepted, ServerTls(context)) as port,
+        TlsPeer(port, certificate.client_context(alice)) as peer,
+    ):
+        await peer.send(b"hello")
+        while probe.received != b"hello":
+            await asyncio.sleep(0)
+        link = probe.link
+        assert link is not None
+        assert before == [None, None, None]
+        assert link.getpeercert(True) == alice.der()
+        assert link.getpeercert()["subject"][1] == (("commonName", "alice"),)
+        assert link.get_ssl_object().getpeercert(True) == alice.der()
+        probe.abort(after_flush=after_flush)
+        assert link.getpeercert() is None
+        assert link.get_ssl_object() is None
+        peer.socket.close()
+        while not probe.closed:
+            await asyncio.sleep(0)
+        assert link.getpeercert(True) is None
 
 
 async def test_a_link_has_none_in_the_middle_of_its_handshake(kind, certificate, alice, context) -> None:
     probe = LinkProbe()
-
-    def accepted(link: Any) -> LinkProbe:
-        probe.attach(link)
-        return probe
-
-    reactor = make_reactor(kind)
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        await reactor.listen(listening, accepted, ssl=ServerTls(context))
-        peer = TlsPeer(listening.getsockname()[1], certificate.client_context(alice))
+    async with listening(make_reactor(kind), attaching(probe), ServerTls(context)) as port:
+        peer = TlsPeer(port, certificate.client_context(alice))
         with peer.socket:
             with pytest.raises(ssl.SSLWantReadError):
                 peer.tls.do_handshake()
@@ -96,29 +110,18 @@ async def test_a_link_has_none_in_the_middle_of_its_handshake(kind, certificate,
             assert probe.link is not None
             assert probe.link.get_ssl_object() is None
             assert probe.link.getpeercert() is None
-        reactor.unlisten(listening.fileno())
-        reactor.close()
 
 
 async def test_a_link_without_tls_has_none(kind) -> None:
     probe = LinkProbe()
-
-    def accepted(link: Any) -> LinkProbe:
-        probe.attach(link)
-        return probe
-
-    reactor = make_reactor(kind)
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        await reactor.listen(listening, accepted)
-        with socket.create_connection(listening.getsockname()) as peer:
+    async with listening(make_reactor(kind), attaching(probe)) as port:
+        with socket.create_connection(("127.0.0.1", port)) as peer:
             peer.send(b"hello")
             while probe.received != b"hello":
                 await asyncio.sleep(0)
             assert probe.link is not None
             assert probe.link.get_ssl_object() is None
             assert probe.link.getpeercert() is None
-        reactor.unlisten(listening.fileno())
-        reactor.close()
 
 
 async def test_a_transport_of_the_loop_has_it_until_it_closes(certificate, alice, context) -> None:
@@ -143,25 +146,19 @@ async def test_a_transport_of_the_loop_has_it_until_it_closes(certificate, alice
 @needs_reactor
 async def test_a_transport_over_a_link_lends_it_until_it_is_handed_over(certificate, alice, context) -> None:
     loop, reactor, probe = asyncio.get_running_loop(), make_reactor("reactor"), LinkProbe()
-
-    def accepted(link: Any) -> LinkProbe:
-        probe.attach(link)
-        return probe
-
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        await reactor.listen(listening, accepted, ssl=ServerTls(context))
-        async with TlsPeer(listening.getsockname()[1], certificate.client_context(alice)) as peer:
-            await peer.send(b"hello")
-            while probe.received != b"hello":
-                await asyncio.sleep(0)
-            link = probe.link
-            assert link is not None
-            transport = StreamTransport(loop, reactor, link, asyncio.Protocol())
-            assert transport.link is link
-            assert transport.get_extra_info("ssl_object").getpeercert(True) == alice.der()
-            taker = LinkProbe()
-            transport.hand_over(taker.attach)
-            assert transport.link is None
-            assert link.getpeercert(True) == alice.der()
-        reactor.unlisten(listening.fileno())
-        reactor.close()
+    async with (
+        listening(reactor, attaching(probe), ServerTls(context)) as port,
+        TlsPeer(port, certificate.client_context(alice)) as peer,
+    ):
+        await peer.send(b"hello")
+        while probe.received != b"hello":
+            await asyncio.sleep(0)
+        link = probe.link
+        assert link is not None
+        transport = StreamTransport(loop, reactor, link, asyncio.Protocol())
+        assert transport.link is link
+        assert transport.get_extra_info("ssl_object").getpeercert(True) == alice.der()
+        taker = LinkProbe()
+        transport.hand_over(taker.attach)
+        assert transport.link is None
+        assert link.getpeercert(True) == alice.der()

@@ -11,7 +11,7 @@ from wshub.core.admission import UNKNOWN_ADDRESS, is_address
 from wshub.errors import InvalidMessageError
 from wshub.protocol.http.fields import HeaderField
 from wshub.protocol.http.headers import Headers
-from wshub.protocol.http.request import RequestHead, TlsRequestHead
+from wshub.protocol.http.request import RequestHead, request_head
 from wshub.protocol.validation import check_fields
 
 __all__ = [
@@ -55,11 +55,9 @@ def takeover_of(scope: Mapping[str, Any]) -> MutableMapping[str, Any] | None:
 
 def request_of(scope: Mapping[str, Any]) -> RequestHead:
     """Return the request of a scope."""
-    method, version, headers = scope.get("method", "GET"), scope.get("http_version", "1.1"), Headers(scope["headers"])
     tls = (takeover_of(scope) or {}).get("tls")
-    if tls is not None:
-        return TlsRequestHead(method, _target_of(scope), version, headers, tls)
-    return RequestHead(method, _target_of(scope), version, headers)
+    headers = Headers(scope["headers"])
+    return request_head(scope.get("method", "GET"), _target_of(scope), scope.get("http_version", "1.1"), headers, tls)
 
 
 def address_of(scope: Mapping[str, Any]) -> tuple[Any, ...] | None:

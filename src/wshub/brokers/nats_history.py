@@ -12,13 +12,14 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 from wshub.brokers.envelope import mark_of
 from wshub.brokers.history_interface import HistoryQuery, StoredEnvelope, StoredHistory
+from wshub.brokers.history_store import select
 from wshub.brokers.interface import Gap, HistoryConfig, Position
 from wshub.brokers.nats_epochs import ChannelEpochs
 from wshub.brokers.nats_reading import StoredMessage, StreamReader
@@ -187,7 +188,7 @@ class NatsHistories:
         if kept is None:
             kept = await self._all(source, last)
         return StoredHistory(
-            envelopes=bounded(kept.messages, query),
+            envelopes=select(stored_in(kept.messages), query),
             position=position_of(source, last, kept),
             gap=gap,
             previous=kept.previous,
@@ -199,7 +200,9 @@ class NatsHistories:
         kept = await self._all(source, last) if not gap else Kept([], last.offset)
         end = query.since.offset if query.since is not None else last.offset + 1
         messages = [message for message in reversed(kept.messages) if query.since is None or message.sequence < end]
-        return StoredHistory(envelopes=bounded(messages, query), position=position_of(source, last, kept), gap=gap)
+        return StoredHistory(
+            envelopes=select(stored_in(messages), query), position=position_of(source, last, kept), gap=gap
+        )
 
     async def _behind(self, source: Source, last: Last, offset: int, query: HistoryQuery) -> Kept | None:
         """Return messages behind an offset; None if some of them are not kept any more."""
@@ -350,13 +353,6 @@ def has_pause(messages: Iterable[StoredMessage], config: HistoryConfig) -> bool:
     return any(later - earlier > config.ttl_ms / 1000 for earlier, later in pairwise(times))
 
 
-def bounded(messages: Iterable[StoredMessage], query: HistoryQuery) -> tuple[StoredEnvelope, ...]:
-    """Return the first of some messages: at most so many, and so many bytes beside the first one."""
-    found: list[StoredEnvelope] = []
-    size = 0
-    for message in messages:
-        size += len(message.data)
-        if len(found) >= query.limit or (found and size > query.max_bytes):
-            break
-        found.append(StoredEnvelope(message.sequence, message.data))
-    return tuple(found)
+def stored_in(messages: Iterable[StoredMessage]) -> Iterator[StoredEnvelope]:
+    """Yield what messages hold."""
+    return (StoredEnvelope(message.sequence, message.data) for message in messages)

@@ -124,7 +124,7 @@ return {is_known, epoch, dead, redis.call('SCARD', sets .. node), kept}
 """
 )
 """Notes a beat. Answers with 1 if the node is known, the epoch, the dead nodes that have entries, the number of entries
-of the node, and the elements of its set. Without them, if the node is known.
+of the node, and a list. If the node is not known, the list has the elements of its set.
 
 A node is known if it has seen the answer to its first beat. If that is lost, the answer to the next one says the same.
 

@@ -28,6 +28,7 @@ __all__ = [
     "TlsPeer",
     "TlsRequestHead",
     "parse_request_head",
+    "request_head",
 ]
 
 MAX_HEAD_SIZE = 16 * 1024
@@ -162,6 +163,15 @@ class TlsRequestHead(RequestHead):
         self._tls = tls
 
 
+def request_head(
+    method: str, target: str, http_version: str, headers: Headers, tls: TlsPeer | None = None
+) -> RequestHead:
+    """Return the head of a request. ``tls`` is the client of a connection over TLS."""
+    if tls is not None:
+        return TlsRequestHead(method, target, http_version, headers, tls)
+    return RequestHead(method, target, http_version, headers)
+
+
 class RequestReader:
     """Collects the bytes of a connection until a request head is complete.
 
@@ -286,9 +296,7 @@ def parse_request_head(head: bytes, tls: TlsPeer | None = None) -> RequestHead:
         b"content-length" in index and headers.get_all_raw(b"content-length") != (b"0",)
     ):
         raise HandshakeError(400, "A WebSocket handshake has no body.")
-    if tls is not None:
-        return TlsRequestHead(method, target, http_version, headers, tls)
-    return RequestHead(method, target, http_version, headers)
+    return request_head(method, target, http_version, headers, tls)
 
 
 def _parse_request_line(line: bytes) -> tuple[str, str, str]:
