@@ -252,8 +252,8 @@ async def test_connections_that_were_lost_leave_nothing(nats_engine: NatsEngine)
                 for connection in proxy.open_connections():
                     connection.reset()
                 while node.broker.stats().reconnects == known or not node.broker.health().ok:
-                    node.skip(5)
-                    await asyncio.sleep(0.005)
+                    node.skip(1)
+                    await asyncio.sleep(0.05)
             assert await traces() <= before + 1
 
 

@@ -7,9 +7,8 @@ import signal
 
 import pytest
 
-from tests.core.test_history_over_redis import publish_at_last
 from tests.support.broker_node import until
-from tests.support.history_nodes import ROOM, HistoryNode, client_of, history_node
+from tests.support.history_nodes import ROOM, HistoryNode, client_of, history_node, publish_at_last
 from tests.support.redis_engine import ENGINES_AND_LOOPS, RedisEngine, running_engine
 from wshub.brokers.redis import RedisBroker
 from wshub.errors import BrokerError

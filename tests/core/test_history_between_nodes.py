@@ -262,11 +262,9 @@ async def test_whatever_fails_every_client_gets_every_message_once_and_in_order(
                 node.skip()
             await asyncio.sleep(0.005)
         engine.heal()
-        store = engine._stores["hub"]
-        total = store._channels[room_channel(ROOM)].offset
-        await crowd.until_all_are_back(lambda client: client.offsets[-1:] == [(client.offsets[0][0], total)])
+        last = await crowd.until_all_have_all()
         for client in crowd.clients:
             offsets = [offset for _, offset in client.offsets]
-            assert offsets == list(range(offsets[0], total + 1))
+            assert offsets == list(range(offsets[0], last.offset + 1))
             assert not client.gaps
         await crowd.leave()

@@ -9,10 +9,9 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.core.test_history_over_redis import LARGE, publish_at_last
 from tests.support.broker_node import until
 from tests.support.engine_places import ENGINES_TOGETHER, EnginePlace, long, running_place
-from tests.support.history_nodes import ROOM, Client, HistoryNode, client_of, history_node
+from tests.support.history_nodes import LARGE, ROOM, Client, HistoryNode, client_of, history_node, publish_at_last
 from tests.support.nats_engine import NatsEngine
 from tests.support.redis_faults import ProxySet, proxies
 

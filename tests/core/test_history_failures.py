@@ -17,9 +17,17 @@ from tests.core import (
     test_rooms_at_redis_cluster,
     test_rooms_behind_sentinels,
 )
-from tests.core.test_history_over_redis import LARGE, publish_at_last
 from tests.support.broker_node import until
-from tests.support.history_nodes import ROOM, Client, as_json, client_of, gap_as_json, history_node
+from tests.support.history_nodes import (
+    LARGE,
+    ROOM,
+    Client,
+    as_json,
+    client_of,
+    gap_as_json,
+    history_node,
+    publish_at_last,
+)
 from tests.support.pages import rows
 from tests.support.redis_engine import RedisEngine, running_engine
 from tests.support.tcp_proxy import proxy_to

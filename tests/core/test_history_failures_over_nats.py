@@ -8,9 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.core.test_history_over_redis import publish_at_last
 from tests.support.broker_node import until
-from tests.support.history_nodes import ROOM, client_of, history_node
+from tests.support.history_nodes import ROOM, client_of, history_node, publish_at_last
 from tests.support.nats_engine import PROGRAMS, NatsEngine, running_jetstream, running_nats
 from tests.support.tcp_proxy import proxy_to
 from wshub import BrokerUnavailable, BrokerUncertain, Hub

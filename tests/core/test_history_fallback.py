@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 import websockets
 
-from tests.core.test_history_over_redis import LARGE, publish_at_last
 from tests.support.broker_node import until
-from tests.support.history_nodes import ROOM, Client, HistoryNode, client_of, history_node
+from tests.support.history_nodes import LARGE, ROOM, Client, HistoryNode, client_of, history_node, publish_at_last
 from tests.support.redis_engine import RedisEngine
 from tests.support.tcp_proxy import TcpProxy, proxy_to
 from wshub import HistoryConfig, Hub, Position

@@ -10,9 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.core.test_history_over_redis import LARGE, publish_at_last
 from tests.support.broker_node import until
-from tests.support.history_nodes import ROOM, Crowd, client_of, history_node
+from tests.support.history_nodes import LARGE, ROOM, Crowd, client_of, history_node
 from tests.support.nats_engine import PROGRAMS, NatsEngine, running_jetstream
 from tests.support.tcp_proxy import proxy_to
 from wshub import HistoryConfig
@@ -147,8 +146,7 @@ async def test_whatever_fails_every_client_gets_every_message_once_and_in_order(
                     node.skip()
                 await asyncio.sleep(0.02)
             proxy.heal()
-            last = await publish_at_last(one, "last")
-            await crowd.until_all_are_back(lambda client: client.data[-1:] == ["last"])
+            last = await crowd.until_all_have_all()
             kept = await one.hub.history(ROOM, limit=100_000)
             offsets = [publication.offset for publication in kept.publications]
             assert offsets[-1] == last.offset

@@ -10,30 +10,13 @@ import signal
 import pytest
 
 from tests.support.broker_node import until
-from tests.support.history_nodes import ROOM, Crowd, HistoryNode, as_json, client_of, gap_as_json, history_node
+from tests.support.history_nodes import LARGE, ROOM, Crowd, client_of, history_node, publish_at_last
 from tests.support.redis_engine import RedisEngine
 from tests.support.serving_hub import connected
 from tests.support.tcp_proxy import proxy_to
 from wshub import HistoryConfig, Hub, Position
 from wshub.brokers.redis import RedisBroker
 from wshub.errors import BrokerError, BrokerUnavailable, BrokerUncertain
-
-
-async def publish_at_last(node: HistoryNode, text: str) -> Position:
-    """Publish a message once, also if the engine has to come back first."""
-    key = secrets.token_hex(4)
-    while True:
-        try:
-            published = await node.hub.publish(text, room=ROOM, idempotency_key=key)
-        except BrokerError:
-            node.skip()
-            await asyncio.sleep(0.01)
-        else:
-            assert published.position is not None
-            return published.position
-
-
-LARGE = HistoryConfig(size=100_000, max_bytes=1 << 30, encode=as_json, encode_gap=gap_as_json)
 
 
 async def test_members_at_all_nodes_get_one_order(redis_engine: RedisEngine) -> None:
@@ -275,8 +258,7 @@ async def test_whatever_fails_every_client_gets_every_message_once_and_in_order(
                     await crowd.cut_one_off()
                 await asyncio.sleep(0.02)
             proxy.heal()
-            last = await publish_at_last(one, "last")
-            await crowd.until_all_are_back(lambda client: client.data[-1:] == ["last"])
+            last = await crowd.until_all_have_all()
             for client in crowd.clients:
                 offsets = [offset for _, offset in client.offsets]
                 assert offsets == list(range(offsets[0], last.offset + 1))

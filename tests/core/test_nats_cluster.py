@@ -8,9 +8,8 @@ import signal
 
 import pytest
 
-from tests.core.test_history_over_redis import LARGE, publish_at_last
 from tests.support.broker_node import until
-from tests.support.history_nodes import ROOM, client_of, history_node
+from tests.support.history_nodes import LARGE, ROOM, client_of, history_node, publish_at_last
 from tests.support.nats_engine import NatsEngine, running_cluster
 from tests.support.presence_nodes import Events, Node, are, node, told
 from tests.support.serving_hub import connected

@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.core.test_history_over_redis import LARGE, publish_at_last
 from tests.support.broker_node import until
-from tests.support.history_nodes import ROOM, HistoryNode, client_of, history_node
+from tests.support.history_nodes import LARGE, ROOM, HistoryNode, client_of, history_node, publish_at_last
 from tests.support.presence_nodes import ROOM as PRESENCE_ROOM
 from tests.support.presence_nodes import Events, are, node, pass_a_moment, told
 from tests.support.redis_cluster import ClusterSetup, running_cluster, slot_of

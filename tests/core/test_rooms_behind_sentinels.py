@@ -6,9 +6,8 @@ import asyncio
 
 import pytest
 
-from tests.core.test_history_over_redis import publish_at_last
 from tests.support.broker_node import until
-from tests.support.history_nodes import ROOM, client_of, history_node
+from tests.support.history_nodes import ROOM, client_of, history_node, publish_at_last
 from tests.support.presence_nodes import Events, are, node, told
 from tests.support.redis_engine import RedisEngine
 from tests.support.redis_sentinel import SentinelSetup, running_sentinels

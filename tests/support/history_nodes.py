@@ -6,17 +6,21 @@ import asyncio
 import contextlib
 import json
 import random
+import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import websockets
 
 from tests.support.broker_node import until
-from wshub import Connection, Gap, HistoryConfig, Hub, HubConfig, Position, Publication
+from wshub import BrokerError, Connection, Gap, HistoryConfig, Hub, HubConfig, Position, Publication
 from wshub.brokers.interface import Broker
 
 ROOM = "room"
+
+# Seconds of real time for each second that the clock of a node is set forward while it connects.
+MOMENT_SECONDS = 0.1
 
 
 def as_json(publication: Publication) -> str:
@@ -27,6 +31,9 @@ def as_json(publication: Publication) -> str:
 def gap_as_json(gap: Gap) -> str:
     """Return what members receive when messages were lost."""
     return json.dumps(["gap", gap])
+
+
+LARGE = HistoryConfig(size=100_000, max_bytes=1 << 30, encode=as_json, encode_gap=gap_as_json)
 
 
 async def serve(connection: Connection) -> None:
@@ -129,10 +136,15 @@ class HistoryNode:
         self.hub = hub
         self.url = url
         self.clock = clock
+        self._skipped_at = 0.0
 
     def skip(self) -> None:
-        """Set the hub's clock a second forward if its broker has no connection, which waits to be made again."""
-        if not self.hub.health().ok:
+        """Set the hub's clock a second forward if its broker is not connected, and the last time was a moment ago.
+
+        An attempt to connect has time for its answers: on a busy machine each would be late by a faster clock.
+        """
+        if not self.hub.health().ok and time.monotonic() - self._skipped_at >= MOMENT_SECONDS:
+            self._skipped_at = time.monotonic()
             self.clock.skipped += 1
         self.hub._cluster.sweep(self.hub.now())  # type: ignore[union-attr]
 
@@ -161,21 +173,41 @@ class Crowd:
             url = self._chance.choice(self._nodes).url
             self._coming[client] = asyncio.create_task(client.come_back(url))
 
-    async def until_all_are_back(self, has_all: Callable[[Client], bool]) -> None:
-        """Return when all clients are back, and have all."""
+    async def until_all_have_all(self) -> Position:
+        """Return the last position, when all clients are back and have received everything that the nodes were given.
+
+        A node sends its messages in order, so the last one of each follows all others.
+        """
+        positions = [await publish_at_last(node, "last") for node in self._nodes]
+        last = max(positions, key=lambda position: position.offset)
 
         def are_complete() -> bool:
             for node in self._nodes:
                 node.skip()
-            return all(client.is_back and has_all(client) for client in self.clients)
+            return all(client.is_back and client.position == last for client in self.clients)
 
         await until(are_complete)
+        return last
 
     async def leave(self) -> None:
         """Have all clients leave."""
         for client in self.clients:
             await client.leave()
         await asyncio.gather(*self._coming.values())
+
+
+async def publish_at_last(node: HistoryNode, text: str) -> Position:
+    """Publish a message once, also if the engine has to come back first."""
+    key = secrets.token_hex(4)
+    while True:
+        try:
+            published = await node.hub.publish(text, room=ROOM, idempotency_key=key)
+        except BrokerError:
+            node.skip()
+            await asyncio.sleep(0.01)
+        else:
+            assert published.position is not None
+            return published.position
 
 
 @contextlib.asynccontextmanager
