@@ -11,12 +11,13 @@ cdef dict POLICIES = {
     "drop_newest": DROP_NEWEST,
     "drop_oldest": DROP_OLDEST,
     "latest": LATEST,
-    None: INHERITED,
 }
 
 
 cdef uint8_t policy_from_name(object name) except? 255:
     """Return the Policy with that name; INHERITED for None. Raise MisuseError for any other name."""
+    if name is None:
+        return INHERITED
     if not PyUnicode_CheckExact(name) and isinstance(name, str):
         name = PyUnicode_FromObject(name)
     try:

@@ -35,7 +35,7 @@ cdef bytes history_envelope(
     str publisher
 ):
     """Return the envelope of a message to a room with history."""
-    cdef RemoteMessages messages = hub.histories.messages
+    cdef RemoteMessages messages = hub.history_messages
     cdef FrameBuffer *frame
     cdef Delivery delivery
     check_conflation_key(key)
@@ -71,7 +71,7 @@ cdef Py_ssize_t send_to_history(
 
 cdef object store(HubBase hub, str name, bytes envelope):
     """Have an envelope stored and sent. If it is dropped, that is counted."""
-    cdef RemoteMessages messages = hub.histories.messages
+    cdef RemoteMessages messages = hub.history_messages
     cdef StoredSender sender
     cdef bint taken = False
     try:

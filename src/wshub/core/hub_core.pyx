@@ -121,6 +121,7 @@ cdef class HubCore(HubBase):
         self.user_table = {}
         self.cluster = None
         self.histories = None
+        self.history_messages = None
         self.presences = None
         self.history_cursors = {}
         self.history_senders = {}
@@ -167,6 +168,7 @@ cdef class HubCore(HubBase):
     def _keep_histories(self, histories):
         """Store the messages of rooms with history in Histories from now on."""
         self.histories = histories
+        self.history_messages = histories.messages
         histories.cursors = self.history_cursors
         histories.senders = self.history_senders
         for room in self.room_table.values():

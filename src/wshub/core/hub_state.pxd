@@ -39,6 +39,7 @@ cdef class HubBase:
     cdef dict user_table         # user: Room of the user's connections, of all that have one
     cdef object cluster          # Cluster: the hubs that a broker joins to this one; None without a broker
     cdef object histories        # Histories of rooms; None until the hub is in use and keeps one
+    cdef object history_messages  # RemoteMessages: makes the envelopes of messages that histories keep; or None
     cdef public object _watches  # Watches: functions that get the messages to rooms; None while there are none
     cdef readonly bint _keeps_histories  # the settings of some room have a history
     cdef object presences        # Presences: who is in which room; None until the hub is in use and knows it of one
