@@ -33,6 +33,7 @@ def configuration(prefix: Path, port: int, nodes: list[int]) -> str:
     return f"daemon off; master_process off; pid {prefix}/nginx.pid; error_log stderr;\n{text}"
 
 
+@pytest.mark.one_loop
 @pytest.mark.skipif(nginx.PATH is None, reason="there is no nginx on this machine")
 async def test_members_on_two_nodes_behind_nginx_talk(redis_engine: RedisEngine, tmp_path: Path) -> None:
     assert nginx.PATH is not None
