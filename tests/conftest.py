@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import tempfile
+import zlib
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -107,10 +108,25 @@ def run(request: pytest.FixtureRequest) -> Callable[[Coroutine[Any, Any, Any]], 
 # The folders of the longest tests. A process that got one of these last would end long after the others.
 LONGEST = ("packaging", "soak", "conformance", "memory", "faults", "torture")
 
+LOOPS = ("asyncio", "uvloop")
 
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the longest tests."""
+    """Leave half of the tests that one loop is enough for to the long run, and begin with the longest tests."""
+    for item in items:
+        if item.get_closest_marker("one_loop") is not None and not runs_always(item.name):
+            item.add_marker(pytest.mark.long)
     items.sort(key=lambda item: LONGEST.index(item.path.parent.name) if item.path.parent.name in LONGEST else 99)
+
+
+def runs_always(name: str) -> bool:
+    """Return whether every test run has a test, and not the one of the same name with the other loop."""
+    function, _, arguments = name.rstrip("]").partition("[")
+    loops = [word for word in arguments.split("-") if word in LOOPS]
+    assert len(loops) == 1, f"{name} has the mark one_loop, and no loop"
+    others = [word for word in arguments.split("-") if word not in LOOPS]
+    return loops[0] == LOOPS[zlib.crc32("-".join((function, *others)).encode()) % 2]
 
 
 def pytest_pycollect_makeitem(collector: pytest.Module, name: str, obj: object) -> None:

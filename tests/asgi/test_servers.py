@@ -47,6 +47,7 @@ async def lobby(address: str, path: str = "/ws/some%20where?x=1", **options: Any
         yield client
 
 
+@pytest.mark.one_loop
 async def test_members_of_a_room_reach_each_other(address) -> None:
     async with lobby(address, additional_headers={"X-Name": "one"}) as one, lobby(address) as two:
         assert await one.recv() == "/ws/some where one"

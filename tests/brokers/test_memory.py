@@ -25,6 +25,7 @@ async def test_it_keeps_the_contract(check: Any) -> None:
     await check(lambda: MemoryBroker(engine), MemoryFaults(engine))
 
 
+@pytest.mark.one_loop
 async def test_all_checks_run_at_once_and_say_which_were_not_run() -> None:
     engine = MemoryEngine()
     report = await check_broker(lambda: MemoryBroker(engine))

@@ -23,6 +23,7 @@ COMMANDS = {
 }
 
 
+@pytest.mark.one_loop
 @pytest.mark.parametrize("server", COMMANDS)
 async def test_a_broadcast_reaches_the_members_on_every_worker(server, socket_directory, tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(PROGRAM)

@@ -36,6 +36,7 @@ def user_with_channels(engine: RedisEngine, *channels: str) -> str:
     return f"redis://some:pw@127.0.0.1:{engine.port}"
 
 
+@pytest.mark.one_loop
 async def test_a_hundred_thousand_channels_cost_a_node_less_than_five_seconds(redis_engine: RedisEngine) -> None:
     before = redis_engine.command("INFO", "commandstats")
     broker = RedisBroker(redis_engine.url)

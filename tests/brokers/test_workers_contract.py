@@ -20,6 +20,7 @@ class Faults(BrokerFaults):
         pass
 
 
+@pytest.mark.one_loop
 @pytest.mark.parametrize("check", [pytest.param(run, id=name) for name, run in broker_checks()])
 async def test_it_keeps_the_contract(check: Any, path: Path) -> None:
     try:

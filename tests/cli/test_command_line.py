@@ -155,6 +155,7 @@ def test_a_signal_closes_all_connections_with_1001_and_ends_the_process(stop, wo
 SLOW_TO_STOP = {"/accepted": "accept", "/events/": "on_close", "/routed/": "asgi", "/app/coroutine": "App"}
 
 
+@pytest.mark.one_loop
 @pytest.mark.parametrize("path", SLOW_TO_STOP)
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 def test_handlers_clean_up_before_the_process_ends(path, loop) -> None:

@@ -29,6 +29,7 @@ async def run_publish(
     )
 
 
+@pytest.mark.one_loop
 @pytest.mark.parametrize(
     ("arguments", "text", "message"),
     [

@@ -42,6 +42,7 @@ async def test_a_broadcast_reaches_the_members_on_every_worker_once(tmp_path, so
         assert "Traceback" not in await asyncio.to_thread(server.end)
 
 
+@pytest.mark.one_loop
 async def test_a_worker_that_is_killed_is_replaced_and_joined(tmp_path, socket_directory, monkeypatch) -> None:
     with serving_workers(tmp_path, socket_directory, monkeypatch) as server:
         async with clients(server.address, WORKERS) as members:
@@ -51,6 +52,7 @@ async def test_a_worker_that_is_killed_is_replaced_and_joined(tmp_path, socket_d
             assert await received_by_all(members, 1) == [["hello"]] * len(members)
 
 
+@pytest.mark.one_loop
 async def test_workers_that_are_replaced_on_sighup_are_joined(tmp_path, socket_directory, monkeypatch) -> None:
     with serving_workers(tmp_path, socket_directory, monkeypatch, *PATIENT_SUPERVISOR) as server:
         async with clients(server.address, WORKERS) as before:
@@ -64,6 +66,7 @@ async def test_workers_that_are_replaced_on_sighup_are_joined(tmp_path, socket_d
             assert await received_by_all(members, 1) == [["hello"]] * len(members)
 
 
+@pytest.mark.one_loop
 async def test_another_program_publishes_to_the_workers(tmp_path, socket_directory, monkeypatch) -> None:
     with serving_workers(tmp_path, socket_directory, monkeypatch) as server:
         async with clients(server.address, WORKERS) as members:

@@ -131,6 +131,7 @@ def serving_room(
         yield server
 
 
+@pytest.mark.one_loop
 async def test_each_client_gets_each_message_once_while_the_workers_are_replaced(
     tmp_path, socket_directory, monkeypatch
 ) -> None:

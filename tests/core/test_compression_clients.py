@@ -52,6 +52,7 @@ def echo(connection: Connection, message: Any) -> None:
     connection.send(message)
 
 
+@pytest.mark.one_loop
 @pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize("name", CLIENTS)
 async def test_every_client_gets_back_what_it_sends(name, config) -> None:
@@ -83,6 +84,7 @@ async def test_every_client_gets_back_what_it_sends(name, config) -> None:
             assert getattr(hub.stats(), counter) - getattr(before, counter) < 1000, "the message was not compressed"
 
 
+@pytest.mark.one_loop
 @pytest.mark.parametrize("config", ["defaults", "takeover"])
 @pytest.mark.parametrize("name", FRAGMENTING)
 async def test_a_compressed_message_may_come_in_fragments_with_pings_between(name, config) -> None:
@@ -199,6 +201,7 @@ class Party:
         await self.welcome(chosen)
 
 
+@pytest.mark.one_loop
 @pytest.mark.parametrize(("compression", "side"), [("message", "shared"), ("shared", "message"), ("shared", "shared")])
 async def test_clients_of_all_kinds_share_a_room(compression, side) -> None:
     """Clients come one by one and leave again. In between they receive other messages, privately or in other rooms."""

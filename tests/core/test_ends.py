@@ -100,6 +100,7 @@ def futures() -> int:
     return sum(issubclass(type(each), asyncio.Future) for each in gc.get_objects())
 
 
+@pytest.mark.one_loop
 @pytest.mark.parametrize("name", ["wait_closed", "drain"])
 async def test_cancelled_waits_leave_nothing_behind(native: bool, name: str) -> None:
     opened = asyncio.get_running_loop().create_future()
@@ -302,6 +303,7 @@ def descriptors_and_objects() -> tuple[int, int]:
     return len(os.listdir("/proc/self/fd")), ours
 
 
+@pytest.mark.one_loop
 @pytest.mark.skipif(os.environ.get("WSHUB_USE_REACTOR") == "0", reason="asyncio warns about open transports")
 @pytest.mark.parametrize("kind", ["", "queued", "queued later", "aborted", "closing", "blocked", "waiting"])
 @pytest.mark.parametrize("loop", LOOPS)

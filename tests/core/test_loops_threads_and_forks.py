@@ -173,6 +173,7 @@ STATES = {
 }
 
 
+@pytest.mark.one_loop
 @pytest.mark.parametrize("end", ["stopped and closed", "closed by asyncio.run"])
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])

@@ -335,6 +335,7 @@ def test_a_reader_that_keeps_up_gets_everything_whatever_the_policy(run) -> None
         run(scenario(policy))
 
 
+@pytest.mark.one_loop
 @pytest.mark.parametrize("policy", POLICIES[1:])
 @pytest.mark.parametrize("takeover", [False, True])
 @pytest.mark.parametrize("window", ["message", "shared"])

@@ -22,6 +22,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> str:
     return build_library(HERE / "syscalls.c", tmp_path_factory.mktemp("faults"))
 
 
+@pytest.mark.one_loop
 @needs_reactor
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 @pytest.mark.parametrize("scenario", SCENARIOS)
@@ -29,6 +30,7 @@ def test_a_hub_goes_on_when_system_calls_fail(library: str, scenario: str, loop:
     hold(library, "tests.faults.scenarios", scenario, loop)
 
 
+@pytest.mark.one_loop
 @needs_reactor
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 @pytest.mark.parametrize("scenario", FIRST_TIME)

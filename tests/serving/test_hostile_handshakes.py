@@ -353,6 +353,7 @@ CASES = [(event, act) for event in ("on_drain", "on_close", "on_error", "on_upgr
 CASES += [(event, act) for event in ("on_open", "on_message", "on_ping", "on_pong") for act in ACTS[3:6]]
 
 
+@pytest.mark.one_loop
 @pytest.mark.parametrize(("event", "act"), CASES)
 @pytest.mark.parametrize("suspends", [False, True], ids=["function", "coroutine"])
 async def test_a_callback_may_end_anything(reactor, event, act, suspends) -> None:

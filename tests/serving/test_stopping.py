@@ -262,6 +262,7 @@ except BaseException as error:
 """
 
 
+@pytest.mark.one_loop
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 @pytest.mark.parametrize("error", ["SystemExit(3)", "KeyboardInterrupt()"])
 @pytest.mark.parametrize(

@@ -522,6 +522,7 @@ def test_an_endpoint_cancelled_while_it_accepts_leaves_a_500_and_no_connection(r
     assert "a connection cannot be served" not in lines()
 
 
+@pytest.mark.one_loop
 @pytest.mark.parametrize("ends", ["returns", "raises", "denies", "closes"])
 @frameworks
 def test_an_answer_to_a_client_that_has_left_is_no_error(run, framework, ends, lines) -> None:

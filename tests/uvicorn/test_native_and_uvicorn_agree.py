@@ -63,6 +63,7 @@ def number_of(headers: Any) -> int:
     return int(dict(headers)[b"x-number"])
 
 
+@pytest.mark.one_loop
 @pytest.mark.parametrize(
     "name", [b"Sec-WebSocket-Key", b"Sec-WebSocket-Version", b"Sec-WebSocket-Extensions", b"Sec-Other", b"Cookie"]
 )

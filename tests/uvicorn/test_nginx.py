@@ -62,6 +62,7 @@ async def statuses_of(stack: contextlib.AsyncExitStack, url: str, told: list[Any
     return statuses
 
 
+@pytest.mark.one_loop
 @pytest.mark.parametrize("forwarded", [DOCUMENTED, APPENDING], ids=["overwritten", "appended"])
 @pytest.mark.parametrize(("app", "query"), [("bounded", ""), ("bounded_and_guarded", "?token=secret")])
 def test_a_client_behind_nginx_cannot_choose_its_address(run, tmp_path: Path, app, query, forwarded) -> None:
