@@ -8,6 +8,9 @@ A broker delivers at most once. The envelopes that one node sends on one channel
 them. Between two channels, and between two nodes, there is no order. If envelopes may have been lost, the broker calls
 ``BrokerEvents.interrupted`` before it delivers the first envelope after the gap.
 
+What counts as lost may still come, after newer envelopes: an engine may get it late, through a connection that was given
+up. The hub leaves it out.
+
 ``wshub.brokers.history_interface`` has the contract of a broker that also stores envelopes.
 """
 
@@ -300,9 +303,11 @@ class BrokerStats:
     """Bytes received from there."""
 
     dropped: Mapping[str, int] = field(default_factory=dict)
-    """Envelopes that were not sent, by reason: ``disconnected``, or ``full`` if too many bytes waited.
+    """Envelopes that may not have reached other nodes, by reason.
 
-    With ``failover``, an engine took them after other nodes may have left it.
+    Nobody gets those that were dropped while the broker was ``disconnected``, because too many bytes waited (``full``),
+    because the engine has ``refused`` them, or because they are ``too_large``. Others may get those that are
+    ``unanswered``, and those of a ``failover``, which an engine took after other nodes may have left it.
     """
 
     interruptions: Mapping[str, int] = field(default_factory=dict)

@@ -49,7 +49,7 @@ def unexplained(sender: Node, receiver: Node, channel: str) -> list[int]:
             number = int(event.envelope.split(b" ", 2)[1]) if event is not None else None
             end = len(taken) if number is None else positions.get(number, -1)
             if end < position:
-                # Of another channel, a duplicate or out of order: check_arrivals() says which.
+                # Of another channel, a duplicate, or one of a gap that has come late.
                 continue
             lost = [] if was_interrupted else taken[position:end]
             lost = [each for each in lost if not sender_was_told(sender, channel, each, number)]
@@ -95,18 +95,20 @@ def dropped_between(sender: Node, lost: int, behind: int | None) -> int:
 
 
 def check_arrivals(sender: Node, receiver: Node, channel: str) -> None:
-    """Check that each envelope arrived once and in order, was dropped and counted, or in a gap that a hub knows of."""
+    """Check that each envelope arrived once and in order, was dropped and counted, or in a gap that a hub knows of.
+
+    One that comes after newer ones is part of their gap: the hub leaves it out.
+    """
     sent = [event for event in sender.log if isinstance(event, Sent) and event.channel == channel]
     numbers = {event.number for event in sent}
     taken = {event.number for event in sent if event.accepted}
     received = [number for number in receiver.numbers(sender) if number in numbers]
     require(len(set(received)) == len(received), "no envelope arrives twice")
-    require(received == sorted(received), "the envelopes of one node on one channel arrive in order")
     dropped = set(received) - taken
     require(not dropped, f"send() returned False for envelopes that arrived all the same: {sorted(dropped)[:10]}")
     missing = unexplained(sender, receiver, channel)
     require(
         not missing,
-        f"{len(missing)} envelopes were lost without a word, {missing[:10]}…: interrupted() comes before the first "
-        f"envelope after a gap",
+        f"{len(missing)} envelopes were lost or out of order without a word, {missing[:10]}…: interrupted() comes before "
+        f"the first envelope after a gap",
     )
