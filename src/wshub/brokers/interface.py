@@ -8,8 +8,8 @@ A broker delivers at most once. The envelopes that one node sends on one channel
 them. Between two channels, and between two nodes, there is no order. If envelopes may have been lost, the broker calls
 ``BrokerEvents.interrupted`` before it delivers the first envelope after the gap.
 
-What counts as lost may still come, after newer envelopes: an engine may get it late, through a connection that was given
-up. The hub leaves it out.
+What counts as lost may still come, after newer envelopes: an engine may get it late, through a connection that was
+given up. The hub leaves it out.
 
 ``wshub.brokers.history_interface`` has the contract of a broker that also stores envelopes.
 """

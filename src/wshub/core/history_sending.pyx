@@ -21,11 +21,13 @@ from functools import partial
 
 cdef bint keeps_history(HubBase hub, str name) except -1:
     """Whether the messages to a room are kept."""
-    cdef Room room = hub.room_table.get(name)
-    if room is not None:
-        return room.has_history
+    cdef Room room
+    # They are cleared whenever settings change.
     if name in hub.history_senders:
         return True
+    room = hub.room_table.get(name)
+    if room is not None:
+        return room.has_history
     config = hub.room_configs.find(name)
     return config is not None and config.history is not None
 

@@ -109,6 +109,6 @@ def check_arrivals(sender: Node, receiver: Node, channel: str) -> None:
     missing = unexplained(sender, receiver, channel)
     require(
         not missing,
-        f"{len(missing)} envelopes were lost or out of order without a word, {missing[:10]}…: interrupted() comes before "
-        f"the first envelope after a gap",
+        f"{len(missing)} envelopes were lost or out of order without a word, {missing[:10]}…: interrupted() comes "
+        f"before the first envelope after a gap",
     )
