@@ -27,6 +27,7 @@ from multiprocessing.connection import Connection as Pipe
 from typing import Any
 
 import hiredis
+import uvloop
 from engines import engine_at
 from run import raise_descriptor_limit
 
@@ -380,7 +381,9 @@ def be_node(part: str, kind: str, place: str, engine: str, options: argparse.Nam
     os.sched_setaffinity(0, {NODE_CORE})
     # A worker without others says at its end that nobody takes its histories.
     logging.getLogger("wshub.broker").setLevel(logging.ERROR)
-    pipe.send(asyncio.run(PARTS[part][0](kind, place, engine, options)))
+    factory = uvloop.new_event_loop if options.loop == "uvloop" else asyncio.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        pipe.send(runner.run(PARTS[part][0](kind, place, engine, options)))
     pipe.recv()
 
 
@@ -406,6 +409,7 @@ def main() -> None:
     parser.add_argument("--members", type=int, default=10_000, help="of a room with presence")
     parser.add_argument("--only", default=",".join(PARTS))
     parser.add_argument("--kinds", default=",".join(KINDS))
+    parser.add_argument("--loop", choices=["asyncio", "uvloop"], default="asyncio", help="of the node")
     options = parser.parse_args()
     if options.quick:
         options.rounds, options.seconds, options.messages = 1, 0.3, 5000

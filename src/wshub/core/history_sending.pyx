@@ -8,13 +8,12 @@ from wshub.brokers.stored_sender cimport StoredSender
 from wshub.core.broadcasting cimport hand_to_loop
 from wshub.core.connection_state cimport ConnectionCore
 from wshub.core.conflation_keys cimport check_conflation_key
-from wshub.core.delivery_options cimport INHERITED, Delivery, resolve_delivery_options
 from wshub.core.hub_state cimport HubBase
 from wshub.core.named_connections cimport connection_of, publisher_name
 from wshub.core.remote_messages cimport RemoteMessages, envelope_of
 from wshub.core.rooms cimport Room, room_name
 from wshub.protocol.frame_buffer cimport FrameBuffer, frame_release
-from wshub.protocol.message cimport Message, frame_with_metadata_from_data
+from wshub.protocol.message cimport Message, frame_from_data
 
 from functools import partial
 
@@ -39,10 +38,8 @@ cdef bytes history_envelope(
     """Return the envelope of a message to a room with history."""
     cdef RemoteMessages messages = hub.history_messages
     cdef FrameBuffer *frame
-    cdef Delivery delivery
     check_conflation_key(key)
-    resolve_delivery_options(&delivery, &hub.delivery_defaults, compress, slow_consumer, INHERITED)
-    frame = frame_with_metadata_from_data(message, 0, NULL, False)
+    frame = frame_from_data(message)
     try:
         return envelope_of(messages, ROOM_MESSAGE, name, frame, compress, slow_consumer, key, excluded, publisher)
     finally:
