@@ -113,7 +113,7 @@ LOOPS = ("asyncio", "uvloop")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave half of the tests that one loop is enough for to the long run, and begin with the longest tests."""
+    """Where one loop is enough, leave the tests of the other one to the long run. Begin with the longest tests."""
     for item in items:
         if item.get_closest_marker("one_loop") is not None and not runs_always(item.name):
             item.add_marker(pytest.mark.long)

@@ -1,4 +1,4 @@
-"""What the checks of brokers take as lost and accounted for."""
+"""The checks of brokers take an envelope as accounted for if it was counted as dropped, or a hub was told."""
 
 from __future__ import annotations
 
