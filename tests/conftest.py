@@ -23,6 +23,8 @@ from tests.support.serving_hub import Clock
 # Maximum seconds for a test on a loop. It is far more than any test needs, for the sake of busy machines.
 TIMEOUT = 60
 
+LOOPS = ("asyncio", "uvloop")
+
 # A shared machine stalls now and then, so Hypothesis must not report slow draws or examples.
 settings.register_profile("wshub", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("wshub")
@@ -84,7 +86,7 @@ def http(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(params=["asyncio", "uvloop"])
+@pytest.fixture(params=LOOPS)
 def run(request: pytest.FixtureRequest) -> Callable[[Coroutine[Any, Any, Any]], Any]:
     """Run a coroutine on one of the loops, with a time limit.
 
@@ -107,8 +109,6 @@ def run(request: pytest.FixtureRequest) -> Callable[[Coroutine[Any, Any, Any]], 
 
 # The folders of the longest tests. A process that got one of these last would end long after the others.
 LONGEST = ("packaging", "soak", "conformance", "memory", "faults", "torture")
-
-LOOPS = ("asyncio", "uvloop")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from tests.support.broker_node import BrokerNode, joined, until
+from tests.support.broker_node import BrokerNode, joined, until, until_in_time_of
 from tests.support.free_ports import free_port
 from tests.support.nats_engine import NatsEngine, nats_engine_of, running_nats
 from tests.support.tcp_proxy import TcpProxy, proxy_to
@@ -251,9 +251,9 @@ async def test_connections_that_were_lost_leave_nothing(nats_engine: NatsEngine)
                 known = node.broker.stats().reconnects
                 for connection in proxy.open_connections():
                     connection.reset()
-                while node.broker.stats().reconnects == known or not node.broker.health().ok:
-                    node.skip(1)
-                    await asyncio.sleep(0.05)
+                await until_in_time_of(
+                    node, lambda known=known: node.broker.stats().reconnects > known and node.broker.health().ok
+                )
             assert await traces() <= before + 1
 
 

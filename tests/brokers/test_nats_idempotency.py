@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.support.broker_node import BrokerNode, joined
+from tests.support.broker_node import BrokerNode, joined, until_in_time_of
 from tests.support.nats_engine import NatsEngine, running_cluster, running_jetstream
 from tests.support.tcp_proxy import proxy_to
 from wshub.brokers.history_interface import HistoryQuery
@@ -95,9 +95,7 @@ async def test_a_key_is_known_across_reconnections_and_a_restart_of_the_server(k
             for interrupt in (cut, restarting(engine, signal.SIGTERM), restarting(engine, signal.SIGKILL)):
                 before = one.broker.stats().reconnects
                 interrupt()
-                while one.broker.stats().reconnects == before:
-                    one.skip(1)
-                    await asyncio.sleep(0.05)
+                await until_in_time_of(one, lambda before=before: one.broker.stats().reconnects > before)
                 again = await publish_at_last(one, 0)
                 assert (again.is_duplicate, again.position) == (True, first.position)
             assert await numbers(one) == [0]

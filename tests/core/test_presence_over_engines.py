@@ -9,9 +9,9 @@ from itertools import starmap
 
 import pytest
 
-from tests.support.broker_node import until
+from tests.support.broker_node import until, until_in_time_of
 from tests.support.engine_places import ENGINES_TOGETHER, EnginePlace, long, running_place
-from tests.support.presence_nodes import ROOM, are, node, pass_a_moment, told, until_in_time_of
+from tests.support.presence_nodes import ROOM, are, node, pass_a_moment, told
 from tests.support.presence_worlds import EngineWorld, Member, running
 from tests.support.serving_hub import connected
 from wshub import PresenceCounts
@@ -131,7 +131,7 @@ async def test_the_members_of_a_dead_node_leave_once_and_join_when_it_was_not_de
                 await asyncio.sleep(0.05)
         await told(events, {("join", "ann"): 1, ("join", "bob"): 1, ("leave", "ann"): 1}, two, three)
         world.heal()
-        await until_in_time_of(one, condition=lambda: events.counts()["join", "ann"] == 2)
+        await until_in_time_of(one, lambda: events.counts()["join", "ann"] == 2)
         await are(three, "ann", "bob", "bob")
         await pass_a_moment(one, two, three)
         assert events.counts()["leave", "ann"] == 1
@@ -150,7 +150,7 @@ async def test_the_members_of_a_node_that_closes_may_come_back_at_another_one(wo
         await asyncio.sleep(0.05)
         async with connected(two.url + "ann"):
             await are(two, "ann", "ann", "bob")
-            await until_in_time_of(two, condition=lambda: len(events.log) == 3)
+            await until_in_time_of(two, lambda: len(events.log) == 3)
             await are(two, "ann")
             await told(events, {("join", "ann"): 1, ("join", "bob"): 1, ("leave", "bob"): 1}, two)
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from tests.support.broker_node import until
+from tests.support.broker_node import until, until_in_time_of
 from tests.support.nats_engine import PROGRAMS, NatsEngine, running_jetstream
-from tests.support.presence_nodes import ROOM, Events, Node, are, node, pass_a_moment, told, until_in_time_of
+from tests.support.presence_nodes import ROOM, Events, Node, are, node, pass_a_moment, told
 from tests.support.serving_hub import connected
 from tests.support.tcp_proxy import proxy_to
 from wshub import PresenceCounts
@@ -144,7 +144,7 @@ async def test_after_an_outage_nobody_is_taken_for_dead(own_engine: NatsEngine, 
         own_engine.start()
         for _ in range(8):
             for each in (one, two):
-                await until_in_time_of(each, condition=lambda each=each: each.hub.health().ok)
+                await until_in_time_of(each, lambda each=each: each.hub.health().ok)
                 each.skip(4)
                 await asyncio.sleep(0.03)
         await are(two, "ann", "bob")

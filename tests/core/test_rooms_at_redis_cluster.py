@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from tests.support.broker_node import until
+from tests.support.broker_node import until, until_in_time_of
 from tests.support.history_nodes import LARGE, ROOM, HistoryNode, client_of, history_node, publish_at_last
 from tests.support.presence_nodes import ROOM as PRESENCE_ROOM
-from tests.support.presence_nodes import Events, are, node, pass_a_moment, told, until_in_time_of
+from tests.support.presence_nodes import Events, are, node, pass_a_moment, told
 from tests.support.redis_cluster import ClusterSetup, running_cluster, slot_of
 from tests.support.redis_engine import ENGINES_AND_LOOPS, RedisEngine
 from tests.support.redis_sentinel import wait_until
@@ -369,6 +369,6 @@ async def test_the_permissions_of_the_documentation_are_enough(
         async with node(events, RedisBroker(url)) as three, connected(three.url + "ann"):
             await are(two, "ann")
             assert (await two.hub.presence_counts(PRESENCE_ROOM)).users == 1
-        await until_in_time_of(two, condition=lambda: ("leave", "ann") in events.log)
+        await until_in_time_of(two, lambda: ("leave", "ann") in events.log)
         await two.hub.broker.presence_own()  # type: ignore[union-attr]
     assert "NOPERM" not in caplog.text

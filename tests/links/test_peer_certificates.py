@@ -66,6 +66,24 @@ async def listening(
         reactor.close()
 
 
+async def link_that_has_heard(probe: LinkProbe) -> Any:
+    """Return the link of a probe, once the client's hello has arrived there."""
+    while probe.received != b"hello":
+        await asyncio.sleep(0)
+    assert probe.link is not None
+    return probe.link
+
+
+@contextlib.asynccontextmanager
+async def greeted(
+    reactor: Any, accepted: Callable[[Any], LinkProbe], context: ssl.SSLContext, client: ssl.SSLContext
+) -> AsyncIterator[TlsPeer]:
+    """Have a client connect to a reactor over TLS, and say hello. Yield its end."""
+    async with listening(reactor, accepted, ServerTls(context)) as port, TlsPeer(port, client) as peer:
+        await peer.send(b"hello")
+        yield peer
+
+
 @pytest.mark.parametrize("after_flush", [True, False])
 async def test_a_link_has_it_between_its_handshake_and_its_end(kind, certificate, alice, context, after_flush) -> None:
     probe = LinkProbe()
@@ -75,15 +93,8 @@ async def test_a_link_has_it_between_its_handshake_and_its_end(kind, certificate
         before.extend((link.get_ssl_object(), link.getpeercert(), link.getpeercert(True)))
         return attaching(probe)(link)
 
-    async with (
-        listening(make_reactor(kind), accepted, ServerTls(context)) as port,
-        TlsPeer(port, certificate.client_context(alice)) as peer,
-    ):
-        await peer.send(b"hello")
-        while probe.received != b"hello":
-            await asyncio.sleep(0)
-        link = probe.link
-        assert link is not None
+    async with greeted(make_reactor(kind), accepted, context, certificate.client_context(alice)) as peer:
+        link = await link_that_has_heard(probe)
         assert before == [None, None, None]
         assert link.getpeercert(True) == alice.der()
         assert link.getpeercert()["subject"][1] == (("commonName", "alice"),)
@@ -117,11 +128,9 @@ async def test_a_link_without_tls_has_none(kind) -> None:
     async with listening(make_reactor(kind), attaching(probe)) as port:
         with socket.create_connection(("127.0.0.1", port)) as peer:
             peer.send(b"hello")
-            while probe.received != b"hello":
-                await asyncio.sleep(0)
-            assert probe.link is not None
-            assert probe.link.get_ssl_object() is None
-            assert probe.link.getpeercert() is None
+            link = await link_that_has_heard(probe)
+            assert link.get_ssl_object() is None
+            assert link.getpeercert() is None
 
 
 async def test_a_transport_of_the_loop_has_it_until_it_closes(certificate, alice, context) -> None:
@@ -146,15 +155,8 @@ async def test_a_transport_of_the_loop_has_it_until_it_closes(certificate, alice
 @needs_reactor
 async def test_a_transport_over_a_link_lends_it_until_it_is_handed_over(certificate, alice, context) -> None:
     loop, reactor, probe = asyncio.get_running_loop(), make_reactor("reactor"), LinkProbe()
-    async with (
-        listening(reactor, attaching(probe), ServerTls(context)) as port,
-        TlsPeer(port, certificate.client_context(alice)) as peer,
-    ):
-        await peer.send(b"hello")
-        while probe.received != b"hello":
-            await asyncio.sleep(0)
-        link = probe.link
-        assert link is not None
+    async with greeted(reactor, attaching(probe), context, certificate.client_context(alice)):
+        link = await link_that_has_heard(probe)
         transport = StreamTransport(loop, reactor, link, asyncio.Protocol())
         assert transport.link is link
         assert transport.get_extra_info("ssl_object").getpeercert(True) == alice.der()

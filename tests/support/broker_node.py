@@ -7,7 +7,7 @@ import contextlib
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Collection
-from typing import Any
+from typing import Any, Protocol
 
 from wshub.brokers.interface import Broker, NodeInfo
 from wshub.links.link import LinkCounters
@@ -103,6 +103,19 @@ async def until(condition: Callable[[], object]) -> None:
     """Return when a condition holds. The time limit of the test bounds it."""
     while not condition():
         await asyncio.sleep(0.002)
+
+
+class Skipping(Protocol):
+    """A node whose clock a test sets forward."""
+
+    def skip(self, seconds: float) -> None: ...
+
+
+async def until_in_time_of(node: Skipping, condition: Callable[[], object]) -> None:
+    """Return when a condition holds. The node's clock goes on by seconds, and its engine answers meanwhile."""
+    while not condition():
+        node.skip(1)
+        await asyncio.sleep(0.05)
 
 
 @contextlib.asynccontextmanager

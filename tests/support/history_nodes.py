@@ -19,8 +19,8 @@ from wshub.brokers.interface import Broker
 
 ROOM = "room"
 
-# Seconds of real time for each second that the clock of a node is set forward while it connects.
-MOMENT_SECONDS = 0.1
+# Seconds of real time for each second by which the clock of a node is set forward while it connects.
+SKIP_SECONDS = 0.1
 
 
 def as_json(publication: Publication) -> str:
@@ -143,7 +143,7 @@ class HistoryNode:
 
         An attempt to connect has time for its answers: on a busy machine each would be late by a faster clock.
         """
-        if not self.hub.health().ok and time.monotonic() - self._skipped_at >= MOMENT_SECONDS:
+        if not self.hub.health().ok and time.monotonic() - self._skipped_at >= SKIP_SECONDS:
             self._skipped_at = time.monotonic()
             self.clock.skipped += 1
         self.hub._cluster.sweep(self.hub.now())  # type: ignore[union-attr]

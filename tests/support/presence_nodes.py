@@ -110,14 +110,6 @@ async def pass_a_moment(*nodes: Node) -> None:
         await until_within_time(lambda: all(each.is_idle for each in nodes), lambda: "a node goes on telling its store")
 
 
-async def until_in_time_of(*nodes: Node, condition: Callable[[], object], seconds: float = 1.0) -> None:
-    """Return when a condition holds. Clocks of nodes go on by some seconds at a time, and engines answer meanwhile."""
-    while not condition():
-        for each in nodes:
-            each.skip(seconds)
-        await asyncio.sleep(0.05)
-
-
 async def until_within_time(condition: Callable[[], bool], failure: Callable[[], str]) -> None:
     """Return when a condition holds. After ten seconds, fail and say why."""
     try:
