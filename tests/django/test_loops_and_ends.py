@@ -20,6 +20,7 @@ from tests.django.test_channel_layer import received
 from tests.support.programs import environment
 from wshub import BrokerError, BrokerUnavailable
 from wshub.django import ChannelLayer
+from wshub.publisher.loop_thread import LoopThread
 
 
 def descriptors() -> int:
@@ -98,6 +99,30 @@ async def test_a_call_that_is_under_way_ends_when_the_layer_closes(
             await call
 
 
+@joined
+async def test_calls_end_when_the_layer_closes_before_its_thread_has_begun(
+    new_layer: NewLayer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_begin = threading.Event()
+
+    class LateThread(LoopThread):
+        def _run(self) -> None:
+            may_begin.wait(10)
+            super()._run()
+
+    monkeypatch.setattr("wshub.django.broker_thread.LoopThread", LateThread)
+    layer = new_layer()
+    calls = [asyncio.create_task(layer.group_send("chat", {"n": number})) for number in range(10)]
+    await asyncio.sleep(0)
+    closing = asyncio.create_task(layer.close())
+    await asyncio.sleep(0)
+    may_begin.set()
+    await closing
+    for call in calls:
+        with pytest.raises(BrokerError):
+            await call
+
+
 def test_a_layer_that_nothing_refers_to_leaves_its_broker(socket_directory: Path) -> None:
     before = descriptors()
     layer = ChannelLayer(f"workers:{socket_directory}")
@@ -161,6 +186,7 @@ CRON_JOB = """
 import sys
 from asgiref.sync import async_to_sync
 from wshub.django import ChannelLayer
+from wshub.publisher.loop_thread import LoopThread
 
 layer = ChannelLayer(sys.argv[1], name="cron")
 async_to_sync(layer.group_send)("chat", {"n": 1})

@@ -113,7 +113,8 @@ class BrokerThread:
             if callers:
                 await asyncio.wait(callers)
         finally:
-            thread.loop.stop()
+            # The callbacks of tasks that have just ended run first: callers wait for them.
+            thread.loop.call_soon(thread.loop.stop)
 
     # From here on, everything runs on the loop of the thread.
 
