@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import subprocess
 import sys
@@ -30,6 +31,7 @@ class Parsed:
             lambda items: self.log.append(("push", items)),
             lambda: self.log.append("settled"),
             lambda error: self.log.append(("refused", str(error))),
+            lambda head, envelope, error: self.log.append((head, envelope, str(error))),
         )
 
     def receive(self, envelope: bytes) -> None:
@@ -108,8 +110,9 @@ def test_replies_that_are_skipped_and_replies_that_are_waited_for_keep_their_ord
             parsed.reader.expect(None)
             expected += [("refused", "ERR bad")] * (reply == ERROR_REPLY)
         else:
-            parsed.reader.expect((lambda kept, error: parsed.log.append((kept[1], str(error))), number))
-            expected += [(number, "ERR bad")] * (reply == ERROR_REPLY)
+            head, envelope = b"head %d" % number, b"envelope %d" % number
+            parsed.reader.expect_stored(head, envelope)
+            expected += [(head, envelope, "ERR bad")] * (reply == ERROR_REPLY)
         if chance.randrange(20) == 0:
             stream.append(ENVELOPE)
             expected.append(b"hel\r\n")
@@ -118,6 +121,47 @@ def test_replies_that_are_skipped_and_replies_that_are_waited_for_keep_their_ord
         parsed.reader.feed(sent[start : start + size])
     assert parsed.log == expected
     assert parsed.reader.replies_due == 0
+
+
+def test_many_replies_may_be_due_at_any_time() -> None:
+    chance = random.Random(3)
+    parsed, expected, due = Parsed(), [], 0
+    for number in range(3000):
+        # Now and then few are due, now and then many more than before.
+        if due and chance.randrange(1000) < number % 1000:
+            parsed.reader.feed(b":1\r\n" if due % 2 else ERROR_REPLY)
+            due -= 1
+            continue
+        due += 1
+        parsed.reader.expect_stored(b"head", b"%d" % number)
+        expected.append(number)
+    del expected[: len(expected) - due]
+    assert parsed.reader.replies_due == due
+    parsed.log.clear()
+    for _ in range(due):
+        parsed.reader.feed(ERROR_REPLY)
+    assert parsed.log == [(b"head", b"%d" % number, "ERR bad") for number in expected]
+
+
+def test_calls_that_were_stored_are_released() -> None:
+    parsed = Parsed()
+    envelope = bytes(100)
+    before = sys.getrefcount(envelope)
+    for _ in range(100):
+        parsed.reader.expect_stored(b"head", envelope)
+    for _ in range(70):
+        parsed.reader.feed(b":1\r\n")
+    assert sys.getrefcount(envelope) == before + 30
+    parsed.reader.feed(ERROR_REPLY)
+    parsed.log.clear()
+    assert sys.getrefcount(envelope) == before + 29
+    assert parsed.reader.end(BrokerUncertain("lost")) == 29
+    assert sys.getrefcount(envelope) == before
+    another = Parsed()
+    another.reader.expect_stored(b"head", envelope)
+    del another
+    gc.collect()
+    assert sys.getrefcount(envelope) == before
 
 
 @pytest.mark.parametrize("damaged", [b":x\r\n", b":\r\n", b"*1\r\n:1\n\n", b"*x\r\n", b"$x\r\n"])
@@ -134,8 +178,9 @@ def test_the_end_answers_everything_and_is_the_end() -> None:
     parsed = Parsed()
     for waiting in (None, parsed.log.append, None, parsed.log.append):
         parsed.reader.expect(waiting)
+    parsed.reader.expect_stored(b"head", b"envelope")
     lost = BrokerUncertain("lost")
-    assert parsed.reader.end(lost) == 2
+    assert parsed.reader.end(lost) == 3
     assert parsed.log == [lost, lost]
     parsed.reader.feed(ENVELOPE + ACKNOWLEDGEMENT + b":1\r\n")
     assert parsed.log == [lost, lost]

@@ -11,24 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.reactor import needs_reactor
-from wshub.links.asyncio_reactor import AsyncioReactor
+from tests.links.conftest import make_reactor
 from wshub.links.byte_stream import ByteStream
-from wshub.links.link import LinkCounters
-from wshub.links.reactor_api import Reactor
-from wshub.links.reactors import create_reactor
-
-
-@pytest.fixture(params=[pytest.param("reactor", marks=needs_reactor), "transports"])
-def carrier(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
-def make_reactor(carrier: str) -> Reactor:
-    loop = asyncio.get_running_loop()
-    if carrier == "reactor":
-        return create_reactor(loop, LinkCounters(), native=True, clock=loop.time)
-    return AsyncioReactor(loop, LinkCounters())
 
 
 @contextlib.asynccontextmanager
@@ -74,6 +58,31 @@ async def test_a_client_sends_and_receives(carrier, certificate) -> None:
         while not lost:
             await asyncio.sleep(0)
         assert lost == [None]
+    reactor.close()
+
+
+async def test_short_writes_at_any_time_arrive_in_order(carrier, certificate) -> None:
+    reactor = make_reactor(carrier)
+    received = bytearray()
+    lost: list[Any] = []
+    async with echo_server(certificate) as address:
+        stream = ByteStream(received.extend, lost.append)
+        await stream.open(
+            reactor, await connected_to(address), ssl=certificate.client_context(), server_hostname="localhost"
+        )
+        written = bytearray()
+        for number in range(5000):
+            data = bytes([number % 251]) * (number % 997)
+            stream.write(data)
+            written += data
+            if number % 10 == 0:
+                await asyncio.sleep(0)
+        while len(received) < len(written):
+            await asyncio.sleep(0)
+        assert received == written
+        stream.finish()
+        while not lost:
+            await asyncio.sleep(0)
     reactor.close()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -13,29 +13,39 @@ from wshub.links.queue_probe import FrameProbe, QueueProbe
 LEAST_CHARGE = 64
 COPY_LIMIT = 2048
 CHUNK = 47
-PING, BINARY = 0x9, 0x2
+PING, BINARY, RAW = 0x9, 0x2, 0xFF
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class Frame:
     """A frame and its expected outcome."""
 
-    probe: FrameProbe
+    wire: bytes
     opcode: int
-    key: int
-    droppable: bool
-    uses_context: bool
-    window_bits: int
+    key: int = 0
+    droppable: bool = False
+    uses_context: bool = False
+    window_bits: int = 0
     outcome: str = "pending"
     accepted: bool = False
-    wire: bytes = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.wire = self.probe.wire
 
     @property
     def charge(self) -> int:
         return max(len(self.wire), LEAST_CHARGE)
+
+
+@dataclass(eq=False, kw_only=True)
+class ProbedFrame(Frame):
+    """A frame that the test holds too."""
+
+    probe: FrameProbe
+
+
+@dataclass(eq=False, kw_only=True)
+class RawFrame(Frame):
+    """A frame that only the queue holds, and its space."""
+
+    capacity: int
 
 
 @dataclass(eq=False)
@@ -66,6 +76,13 @@ class Model:
     def push(self, frame: Frame) -> None:
         self.append(frame)
         frame.accepted = True
+
+    def extend(self, data: bytes) -> bool:
+        last = self.entries[-1].frame if self.entries else None
+        if not isinstance(last, RawFrame) or len(last.wire) + len(data) > last.capacity:
+            return False
+        last.wire += data
+        return True
 
     def leave(self, index: int, outcome: str) -> Frame:
         frame = self.entries.pop(index).frame
@@ -168,9 +185,9 @@ class QueueAgainstList(RuleBasedStateMachine):
         super().__init__()
         self.queue = QueueProbe()
         self.model = Model()
-        self.frames: list[Frame] = []
+        self.frames: list[ProbedFrame] = []
 
-    def frame(self, kind: str, size: int, key: int) -> Frame:
+    def frame(self, kind: str, size: int, key: int) -> ProbedFrame:
         number = len(self.frames)
         payload = (number.to_bytes(4, "big") * (size // 4 + 1))[:size]
         opcode = PING if kind == "ping" else BINARY
@@ -181,7 +198,15 @@ class QueueAgainstList(RuleBasedStateMachine):
         probe = FrameProbe(
             payload, opcode, key, droppable=droppable, uses_context=uses_context, window_bits=window_bits
         )
-        frame = Frame(probe, opcode, key, droppable, uses_context, window_bits)
+        frame = ProbedFrame(
+            wire=probe.wire,
+            opcode=opcode,
+            key=key,
+            droppable=droppable,
+            uses_context=uses_context,
+            window_bits=window_bits,
+            probe=probe,
+        )
         self.frames.append(frame)
         return frame
 
@@ -191,6 +216,15 @@ class QueueAgainstList(RuleBasedStateMachine):
             frame = self.frame(kind, size, key)
             self.queue.push(frame.probe)
             self.model.push(frame)
+
+    @rule(data=st.binary(min_size=1, max_size=100), capacity=st.sampled_from([1, 100, COPY_LIMIT + 8]))
+    def push_raw(self, data: bytes, capacity: int) -> None:
+        self.queue.push_raw(data, capacity)
+        self.model.push(RawFrame(wire=data, opcode=RAW, capacity=max(len(data), capacity)))
+
+    @rule(data=st.binary(max_size=COPY_LIMIT))
+    def extend(self, data: bytes) -> None:
+        assert self.queue.extend(data) == self.model.extend(data)
 
     @rule(kind=st.sampled_from(["keyed", "keyed", "compressed", "in context"]), size=SIZES, key=KEYS)
     def replace(self, kind: str, size: int, key: int) -> None:

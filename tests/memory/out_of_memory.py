@@ -31,9 +31,16 @@ from tests.memory.wire import (
 )
 from tests.support.deflated import deflated
 from wshub import CompressionConfig, ConnectionState, EventHandler, Frame, Hub, HubConfig, Message
+from wshub.brokers.redis_commands import ChannelNames
+from wshub.brokers.redis_reader import RedisReader
+from wshub.brokers.redis_sender import EnvelopeSender
+from wshub.brokers.redis_storing import StoreCalls
 from wshub.core.event_handler import handler_table_of
+from wshub.links.byte_stream import ByteStream
+from wshub.links.link import LinkCounters
 from wshub.links.link_probe import LinkProbe
 from wshub.links.memory_link import create_memory_links, deliver_all
+from wshub.links.reactors import create_reactor
 from wshub.protocol.http.headers import Headers
 from wshub.protocol.http.request import RequestHead
 from wshub.protocol.parser import FrameParser
@@ -398,12 +405,75 @@ def hub(phase: str, seconds: float) -> None:
     assert not problems, problems
 
 
+# Commands to an engine
+
+
+async def engine_command(number: int, kind: str) -> tuple[bool, bool, int, int]:
+    """Let one allocation fail while an envelope is sent to an engine.
+
+    Return whether the envelope was taken, whether the connection goes on, the replies that are due, and the bytes that
+    were sent.
+    """
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    lost: list[object] = []
+    reactor = create_reactor(asyncio.get_running_loop(), LinkCounters(), native=True, clock=time.monotonic)
+    stream = ByteStream(lambda _data: None, lost.append)
+    await stream.open(reactor, ours)
+    reader = RedisReader(None, b"", *[lambda *arguments: None] * 4)
+    sender = EnvelopeSender(ChannelNames("wshub", 0, "hub"), 1 << 20)
+    sender.attach(stream, reader)
+    calls = StoreCalls(sender)
+    calls.loaded_over = stream
+    # A ring of replies, and a frame, of which the next envelope needs another one.
+    for _ in range(64):
+        sender.send("first", b"x" * 200)
+    actions: dict[str, Callable[[], object]] = {
+        "counted": lambda: sender.send("room", b"y" * 4096),
+        "called": lambda: sender.send("room", b"y" * 4096, lost.append),
+        "stored": lambda: calls.store("room", b"*2\r\n$4\r\nhead\r\n", b"y" * 4096),
+    }
+    before = reader.replies_due
+    taken = starve(number, actions[kind])
+    due = reader.replies_due - before
+    for _ in range(3):
+        await asyncio.sleep(0)
+    goes_on = not lost
+    theirs.setblocking(False)
+    received = 0
+    with contextlib.suppress(BlockingIOError):
+        while data := theirs.recv(1 << 16):
+            received += data.count(b"y")
+    theirs.close()
+    reactor.close()
+    assert due == bool(taken), (number, taken, due)
+    return bool(taken), goes_on, due, received
+
+
+def engine_commands() -> None:
+    """Let every allocation fail that an envelope to an engine needs."""
+    for kind in ("counted", "called", "stored"):
+        number = clean = failed = 0
+        while clean < CLEAN_IN_A_ROW:
+            taken, goes_on, due, received = asyncio.run(engine_command(number, kind))
+            # Without a reply that is due, nothing was sent: the replies would go to others.
+            assert received == (4096 if taken and goes_on else 0), (kind, number, taken, goes_on, due, received)
+            fine = taken and goes_on
+            failed += not fine
+            clean = clean + 1 if fine else 0
+            number += 1
+        print(f"{kind}: {failed} of {number} allocations that failed lost the envelope")
+        assert failed
+
+
 if __name__ == "__main__":
     faulthandler.enable()
     if sys.argv[1] == "parser":
         parser_and_messages()
     elif sys.argv[1] == "broadcast":
         broadcasts()
+    elif sys.argv[1] == "engine":
+        engine_commands()
     else:
         for phase in PHASES:
             hub(phase, float(sys.argv[2]))

@@ -27,6 +27,12 @@ def test_every_allocation_of_a_broadcast_may_fail_and_all_members_stay_in_sync(r
 
 
 @needs_reactor
+def test_every_allocation_of_a_command_to_an_engine_may_fail(run_program) -> None:
+    output = run_program("out_of_memory", "engine")
+    assert output.count("lost the envelope") == 3
+
+
+@needs_reactor
 def test_every_allocation_of_a_turn_of_the_hub_may_fail(run_program) -> None:
     output = run_program("out_of_memory", "hub", str(SECONDS))
     assert output.count("ended the connection") == 9

@@ -64,9 +64,8 @@ class ScriptCalls(StoreCalls):
         """Load the scripts and send a call, or have it wait for them. Return False if it was dropped."""
         return not self._begin(head, envelope, None)
 
-    def refused(self, waiting: tuple[Any, bytes, bytes], error: BrokerError) -> None:
+    def refused(self, head: bytes, envelope: bytes, error: BrokerError) -> None:
         """Take the error with which the engine has refused a call of ``store()``."""
-        _, head, envelope = waiting
         self._answered(head, envelope, None, 0, error)
 
     async def ask_to_store(self, channel: str, head: bytes, envelope: bytes, *, has_key: bool) -> Any:

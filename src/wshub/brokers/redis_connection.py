@@ -111,10 +111,10 @@ class RedisConnection:
         """Send a command. Its reply goes to ``answered``: an error, or BrokerUncertain if none comes, is a value too.
 
         Raises:
-            MemoryError: the command was not sent, and the connection ends.
+            MemoryError: the command was not sent.
         """
-        self.stream.write(command)
         self.reader.expect(answered)
+        self.stream.write(command)
 
     def write(self, command: bytes) -> None:
         """Send a command that is answered by pushes."""

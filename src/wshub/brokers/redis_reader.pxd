@@ -3,6 +3,7 @@
 from libc.stdint cimport uint8_t, uint64_t
 
 from wshub.brokers.envelope_receiver cimport EnvelopeReceiver
+from wshub.brokers.redis_due_replies cimport DueReplies
 
 
 cdef class RedisReader:
@@ -15,9 +16,8 @@ cdef class RedisReader:
     cdef object pushed
     cdef object settled
     cdef object refused
-    cdef object replies          # a deque, for each reply that is due: what expect() takes
-    cdef object next_waiting
-    cdef object add_waiting
+    cdef object call_refused
+    cdef DueReplies replies
     cdef EnvelopeReceiver receiver
     cdef public bytes probe_channel
     cdef public bytes earlier_probe_channel  # empty unless `probe_channel` was changed
@@ -27,7 +27,8 @@ cdef class RedisReader:
     cdef readonly uint64_t envelopes_sent  # envelopes whose reply is only counted
 
     cdef int await_reply(self, object waiting) except -1
-    cdef Py_ssize_t skip_counted(self, const uint8_t *data, Py_ssize_t length) except -1
+    cdef int await_stored(self, bytes head, bytes envelope) except -1
+    cdef Py_ssize_t skip_counted(self, const uint8_t *data, Py_ssize_t length) noexcept
     cdef int take_replies(self) except -1
     cdef int take_push(self, list items) except -1
     cdef int take_reply(self, reply) except -1

@@ -6,8 +6,14 @@ from libc.stdint cimport uint8_t
 from libc.string cimport memcmp
 
 from wshub.brokers.envelope_receiver cimport receiver_of
-
-from collections import deque
+from wshub.brokers.redis_due_replies cimport (
+    CALLED_REPLY,
+    COUNTED_REPLY,
+    NOTHING_DUE,
+    STORED_REPLY,
+    DueKind,
+    DueReplies,
+)
 
 from wshub.errors import BrokerError
 
@@ -47,9 +53,11 @@ cdef class RedisReader:
         settled: called after some calls of ``pushed``: before the next envelope, or when all bytes are parsed.
         refused: called with a BrokerError if the engine refuses an envelope whose reply nothing waits for, or a
             command that is answered by pushes.
+        call_refused: called with the arguments of ``expect_stored()`` and a BrokerError, if the engine refuses the
+            call.
     """
 
-    def __init__(self, events, bytes probe_channel not None, pushed, settled, refused):
+    def __init__(self, events, bytes probe_channel not None, pushed, settled, refused, call_refused=None):
         # BrokerError says what went wrong in either case: an error reply is an item like any other.
         self.parser = hiredis.Reader(protocolError=BrokerError, replyError=BrokerError, notEnoughData=INCOMPLETE)
         self.feed_parser = self.parser.feed
@@ -63,29 +71,49 @@ cdef class RedisReader:
         self.pushed = pushed
         self.settled = settled
         self.refused = refused
-        self.replies = deque()
-        self.next_waiting = self.replies.popleft
-        self.add_waiting = self.replies.append
+        self.call_refused = call_refused
+        self.replies = DueReplies()
 
     def expect(self, waiting):
         """Give the next reply that no earlier call has asked for to ``waiting(reply)``. An error is a BrokerError.
 
-        None stands for an envelope whose reply is only counted. A tuple is an envelope that is needed again if the
-        engine refuses it: its first item is then called with the tuple and the error.
+        None stands for an envelope whose reply is only counted. Call it before the command is sent.
+
+        Raises:
+            MemoryError: nothing waits for the reply.
         """
         self.await_reply(waiting)
 
+    def expect_stored(self, bytes head not None, bytes envelope not None):
+        """Count the next reply that no earlier call has asked for. It answers a call that stores an envelope.
+
+        Args:
+            head: the command before the envelope.
+            envelope: its last word.
+
+        Raises:
+            MemoryError: as ``expect``.
+        """
+        self.await_stored(head, envelope)
+
     cdef int await_reply(self, object waiting) except -1:
         """Do what expect() does."""
-        self.add_waiting(waiting)
-        if is_counted(waiting):
-            self.envelopes_sent += 1
+        if waiting is not None:
+            return self.replies.add_callback(waiting)
+        self.replies.add_counted()
+        self.envelopes_sent += 1
+        return 0
+
+    cdef int await_stored(self, bytes head, bytes envelope) except -1:
+        """Do what expect_stored() does."""
+        self.replies.add_stored(head, envelope)
+        self.envelopes_sent += 1
         return 0
 
     @property
     def replies_due(self):
         """The number of replies that have not arrived."""
-        return len(self.replies)
+        return self.replies.count
 
     def feed(self, bytes data not None):
         """Take bytes that have arrived.
@@ -125,24 +153,24 @@ cdef class RedisReader:
         """Take nothing more, and give the error to everything that waits. Return the number of envelopes among it."""
         cdef Py_ssize_t envelopes = 0
         self.ended = True
-        self.pushed = self.settled = self.refused = None
-        while self.replies:
-            waiting = self.next_waiting()
-            if is_counted(waiting):
-                envelopes += 1
+        self.pushed = self.settled = self.refused = self.call_refused = None
+        while self.replies.count > 0:
+            if self.replies.first_kind() == CALLED_REPLY:
+                self.replies.take_callback()(error)
             else:
-                waiting(error)
+                self.replies.skip()
+                envelopes += 1
         return envelopes
 
-    cdef Py_ssize_t skip_counted(self, const uint8_t *data, Py_ssize_t length) except -1:
+    cdef Py_ssize_t skip_counted(self, const uint8_t *data, Py_ssize_t length) noexcept:
         """Take the short replies at the beginning that are only counted. Return the number of their bytes."""
         cdef Py_ssize_t offset = 0
         cdef Py_ssize_t size
-        while offset < length and self.replies and is_counted(self.replies[0]):
+        while offset < length and is_counted(self.replies.first_kind()):
             size = short_reply_length(data + offset, length - offset)
             if size <= 0:
                 break
-            self.next_waiting()
+            self.replies.skip()
             offset += size
         return offset
 
@@ -177,20 +205,21 @@ cdef class RedisReader:
         return 0
 
     cdef int take_reply(self, reply) except -1:
-        if not self.replies:
-            if not isinstance(reply, BrokerError):
-                raise BrokerError("a reply without a command")
-            self.refused(reply)
-            return 0
-        waiting = self.next_waiting()
-        if waiting is None:
-            if isinstance(reply, BrokerError):
+        cdef DueKind kind = self.replies.first_kind()
+        cdef bint is_error = isinstance(reply, BrokerError)
+        if kind == CALLED_REPLY:
+            self.replies.take_callback()(reply)
+        elif kind == STORED_REPLY and is_error:
+            head, envelope = self.replies.take_stored()
+            self.call_refused(head, envelope, reply)
+        elif kind != NOTHING_DUE:
+            self.replies.skip()
+            if is_error:
                 self.refused(reply)
-        elif type(waiting) is tuple:
-            if isinstance(reply, BrokerError):
-                (<tuple>waiting)[0](waiting, reply)
+        elif is_error:
+            self.refused(reply)
         else:
-            waiting(reply)
+            raise BrokerError("a reply without a command")
         return 0
 
     cdef int settle(self) except -1:
@@ -200,9 +229,9 @@ cdef class RedisReader:
         return 0
 
 
-cdef inline bint is_counted(object waiting) noexcept:
+cdef inline bint is_counted(DueKind kind) noexcept:
     """Return whether a reply is only counted, unless it is an error."""
-    return waiting is None or type(waiting) is tuple
+    return kind == COUNTED_REPLY or kind == STORED_REPLY
 
 
 cdef Py_ssize_t short_replies_length(const uint8_t *data, Py_ssize_t length) noexcept:

@@ -16,4 +16,8 @@ cdef class EnvelopeSender:
     cdef readonly str why_dropped
 
     cdef bint take(self, bytes head, bytes envelope, object on_answer) except -1
+    cdef bint take_stored(self, bytes head, bytes envelope) except -1
+    cdef bint may_send(self, bytes envelope) except -1
+    cdef int write_command(self, bytes head, bytes envelope) except -1
+    cdef bint drop_for_memory(self) except -1
     cdef bint drop(self, str reason, str why) except -1

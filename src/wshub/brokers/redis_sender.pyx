@@ -4,7 +4,7 @@
 from libc.stdint cimport uint8_t
 from libc.string cimport memcpy
 
-from wshub.protocol.frame_buffer cimport RAW, FrameBuffer, frame_new, frame_payload, frame_release
+from wshub.links.link cimport iovec
 
 from collections import Counter
 
@@ -47,8 +47,7 @@ cdef class EnvelopeSender:
         Args:
             channel: the channel.
             envelope: the envelope.
-            on_answer: called with what the engine answers. By default the answer is only counted. A tuple is what
-                ``RedisReader.expect`` takes.
+            on_answer: called with what the engine answers. By default the answer is only counted.
         """
         if self.stream is None:
             return self.drop("disconnected", "there is no connection to the engine")
@@ -69,7 +68,28 @@ cdef class EnvelopeSender:
 
     cdef bint take(self, bytes head, bytes envelope, object on_answer) except -1:
         """Do what send_command() does."""
-        cdef FrameBuffer *frame
+        if not self.may_send(envelope):
+            return False
+        try:
+            self.reader.await_reply(on_answer)
+        except MemoryError:
+            return self.drop_for_memory()
+        self.write_command(head, envelope)
+        return True
+
+    cdef bint take_stored(self, bytes head, bytes envelope) except -1:
+        """Do what send_command() does, for a call that stores the envelope. The answer is only counted."""
+        if not self.may_send(envelope):
+            return False
+        try:
+            self.reader.await_stored(head, envelope)
+        except MemoryError:
+            return self.drop_for_memory()
+        self.write_command(head, envelope)
+        return True
+
+    cdef bint may_send(self, bytes envelope) except -1:
+        """Return whether an envelope can be sent. If not, it is dropped."""
         if self.stream is None:
             return self.drop("disconnected", "there is no connection to the engine")
         if self.stream.pending() >= self.max_pending:
@@ -78,46 +98,34 @@ cdef class EnvelopeSender:
             return self.drop(
                 "too_large", f"an engine passes on at most {LARGEST_ENVELOPE} bytes, not {len(envelope)}"
             )
-        try:
-            frame = command_frame(head, envelope)
-            try:
-                self.stream.write_frame(frame)
-            finally:
-                frame_release(frame)
-            self.reader.await_reply(on_answer)
-        except MemoryError:
-            return self.drop("full", "there is no memory for the message")
         return True
+
+    cdef int write_command(self, bytes head, bytes envelope) except -1:
+        """Send a command whose reply is expected. `head` is all of it before the envelope."""
+        cdef uint8_t length[LENGTH_SIZE]
+        cdef iovec pieces[4]
+        pieces[0].iov_base = <char *>head
+        pieces[0].iov_len = len(head)
+        pieces[1].iov_base = length
+        pieces[1].iov_len = put_length(length, len(envelope))
+        pieces[2].iov_base = <char *>envelope
+        pieces[2].iov_len = len(envelope)
+        pieces[3].iov_base = b"\r\n"
+        pieces[3].iov_len = 2
+        try:
+            self.stream.write_pieces(pieces, 4)
+        except MemoryError:
+            # The connection ends, and counts what has got no reply.
+            pass
+        return 0
+
+    cdef bint drop_for_memory(self) except -1:
+        return self.drop("full", "there is no memory for the message")
 
     cdef bint drop(self, str reason, str why) except -1:
         self.dropped[reason] += 1
         self.why_dropped = why
         return False
-
-
-cdef FrameBuffer *command_frame(bytes head, bytes envelope) except NULL:
-    """Return a RAW frame with a command, which is the caller's. `head` is all of it before the envelope.
-
-    Raises MemoryError.
-    """
-    cdef uint8_t length[LENGTH_SIZE]
-    cdef size_t head_size = len(head)
-    cdef size_t envelope_size = len(envelope)
-    cdef size_t length_size = put_length(length, envelope_size)
-    cdef FrameBuffer *frame = frame_new(RAW, head_size + length_size + envelope_size + 2)
-    cdef uint8_t *end
-    if frame == NULL:
-        raise MemoryError
-    end = frame_payload(frame)
-    memcpy(end, <const char *>head, head_size)
-    end += head_size
-    memcpy(end, length, length_size)
-    end += length_size
-    memcpy(end, <const char *>envelope, envelope_size)
-    end += envelope_size
-    memcpy(end, b"\r\n", 2)
-    frame.length = head_size + length_size + envelope_size + 2
-    return frame
 
 
 cdef size_t put_length(uint8_t *place, size_t number) noexcept:

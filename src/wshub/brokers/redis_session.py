@@ -140,7 +140,9 @@ class RedisSession(SessionLife):
 
     def _create_publishing_reader(self) -> RedisReader:
         name = self.names.encode(self._probe_channel)
-        return RedisReader(self._receiver, name, lambda items: None, lambda: None, self.publishing.refused)
+        return RedisReader(
+            self._receiver, name, lambda items: None, lambda: None, self.publishing.refused, self.calls.refused
+        )
 
     # The beginning and the end
 

@@ -9,10 +9,9 @@ cdef class StoreCalls:
     cdef public object loaded_over   # the ByteStream of the connection that has got the scripts, or None
     cdef public bint is_reloading    # calls wait until the scripts are loaded again
 
-    cdef bint send_call(self, bytes head, bytes envelope, object refused) except -1
+    cdef bint send_call(self, bytes head, bytes envelope) except -1
 
 
 cdef class RedisStoredSender(StoredSender):
     cdef StoreCalls calls
     cdef bytes head
-    cdef object refused              # that method of `calls`

@@ -16,29 +16,27 @@ cdef class StoreCalls:
 
     def store(self, str channel, bytes head not None, bytes envelope not None):
         """Do what ``KeyCommands.store`` does."""
-        return self.send_call(head, envelope, self.refused)
+        return self.send_call(head, envelope)
 
     def stored_sender(self, bytes head not None):
         """Return a StoredSender whose calls begin with `head`."""
         cdef RedisStoredSender sender = RedisStoredSender.__new__(RedisStoredSender)
         sender.calls = self
         sender.head = head
-        sender.refused = self.refused
         return sender
 
-    cdef bint send_call(self, bytes head, bytes envelope, object refused) except -1:
+    cdef bint send_call(self, bytes head, bytes envelope) except -1:
         """Send a call, or have it wait for the script. Return False if the envelope was dropped.
 
-        The answer is only counted. If it is an error, ``refused`` is called with a tuple that has the head and the
-        envelope behind its first item.
+        The answer is only counted. If it is an error, the reader of the connection calls ``refused``.
         """
         if self.is_reloading or self.sender.stream is None or self.sender.stream is not self.loaded_over:
             return self.store_later(head, envelope)
-        return self.sender.take(head, envelope, (refused, head, envelope))
+        return self.sender.take_stored(head, envelope)
 
 
 cdef class RedisStoredSender(StoredSender):
     """Stores the envelopes of one channel in an engine. ``StoreCalls.stored_sender`` makes it."""
 
     cdef bint send(self, bytes envelope) except -1:
-        return self.calls.send_call(self.head, envelope, self.refused)
+        return self.calls.send_call(self.head, envelope)

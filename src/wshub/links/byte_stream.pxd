@@ -1,7 +1,8 @@
 """A stream of bytes. byte_stream.pyx says how it is used."""
 
-from wshub.links.link cimport Link, LinkCounters, Receiver
-from wshub.protocol.frame_buffer cimport FrameBuffer
+from libc.stddef cimport size_t
+
+from wshub.links.link cimport Link, LinkCounters, Receiver, iovec
 
 
 cdef class ByteStream(Receiver):
@@ -11,4 +12,5 @@ cdef class ByteStream(Receiver):
     cdef object lost
 
     cdef size_t pending(self) noexcept
-    cdef int write_frame(self, FrameBuffer *frame) except -1
+    cdef int write_pieces(self, const iovec *pieces, int count) except -1
+    cdef int end_without_memory(self) except -1

@@ -3,16 +3,20 @@
 
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t
+from libc.string cimport memcpy
 
 from wshub.links.connecting import connect_link
-from wshub.links.link cimport LinkCounters, Receiver, queue_charge
-from wshub.protocol.frame_buffer cimport RAW, FrameBuffer, frame_release
-from wshub.protocol.message cimport frame_from_bytes
+from wshub.links.link cimport LinkCounters, Receiver, iovec, queue_charge, queue_extend
+from wshub.protocol.frame_buffer cimport RAW, FrameBuffer, frame_new, frame_payload, frame_release
 
 import logging
 import os
 
 logger = logging.getLogger("wshub.broker")
+
+cdef enum:
+    # Bytes that are written one after another leave together, in frames of at least this many.
+    FRAME_SIZE = 16384
 
 
 cdef class ByteStream(Receiver):
@@ -43,22 +47,41 @@ cdef class ByteStream(Receiver):
 
         It never waits: look at ``pending_bytes`` first. After the end of the stream it does nothing.
         """
+        cdef iovec piece
+        piece.iov_base = <char *>data
+        piece.iov_len = len(data)
+        self.write_pieces(&piece, 1)
+
+    cdef int write_pieces(self, const iovec *pieces, int count) except -1:
+        """Send the bytes of all pieces, in order, as write() does. The pieces stay the caller's."""
         cdef FrameBuffer *frame
-        if self.link is None:
-            return
-        frame = frame_from_bytes(<const char *>data, len(data), RAW)
+        cdef uint8_t *place
+        cdef size_t length = 0
+        cdef int index
+        if self.link is None or self.link.closed or self.link.finishing:
+            return 0
+        for index in range(count):
+            length += pieces[index].iov_len
+        place = queue_extend(&self.link.queue, length)
+        if place != NULL:
+            copy_pieces(place, pieces, count)
+            return 0
+        frame = frame_new(RAW, max(length, <size_t>FRAME_SIZE))
+        if frame == NULL:
+            self.end_without_memory()
+        copy_pieces(frame_payload(frame), pieces, count)
+        frame.length = length
         try:
-            self.write_frame(frame)
+            if self.link.write(frame) < 0:
+                self.end_without_memory()
         finally:
             frame_release(frame)
-
-    cdef int write_frame(self, FrameBuffer *frame) except -1:
-        """Send the bytes of a RAW frame, which stays the caller's, as write() does."""
-        if self.link is not None and self.link.write(frame) < 0:
-            # A stream cannot go on with a gap.
-            self.link.abort(False)
-            raise MemoryError
         return 0
+
+    cdef int end_without_memory(self) except -1:
+        """End the stream, which cannot go on with a gap. Raise MemoryError."""
+        self.link.abort(False)
+        raise MemoryError
 
     cdef size_t pending(self) noexcept:
         """Return the bytes that were written and have not left."""
@@ -108,3 +131,11 @@ cdef class ByteStream(Receiver):
                 lost(OSError(error, os.strerror(error)) if error else None)
         except Exception:
             logger.exception("the end of a stream could not be handled")
+
+
+cdef void copy_pieces(uint8_t *place, const iovec *pieces, int count) noexcept:
+    """Write the bytes of all pieces to `place`, which has space for them."""
+    cdef int index
+    for index in range(count):
+        memcpy(place, pieces[index].iov_base, pieces[index].iov_len)
+        place += pieces[index].iov_len

@@ -292,6 +292,27 @@ wshub_queue_push(wshub_queue *queue, wshub_frame *frame)
     return 0;
 }
 
+/* Makes the last frame longer by `length` bytes, if it is RAW, has space for them, and has no holder but the queue. Returns
+ * where they begin: the caller writes them at once. Returns NULL, and changes nothing, if there is no such frame. */
+static inline uint8_t *
+wshub_queue_extend(wshub_queue *queue, size_t length)
+{
+    wshub_frame *frame;
+    uint8_t *place;
+
+    if (wshub_queue_is_empty(queue))
+        return NULL;
+    frame = queue->tail->frames[queue->end - 1u];
+    if (frame->opcode != WSHUB_RAW || frame->references != 1 || frame->capacity - frame->length < length)
+        return NULL;
+    place = wshub_frame_payload(frame) + frame->length;
+    queue->padding -= wshub_frame_padding(frame);
+    frame->length += length;
+    queue->queued_bytes += length;
+    queue->padding += wshub_frame_padding(frame);
+    return place;
+}
+
 /* The first frame, which stays where it is. The queue must not be empty. */
 static inline wshub_frame *
 wshub_queue_first(const wshub_queue *queue)

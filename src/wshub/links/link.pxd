@@ -26,6 +26,7 @@ cdef extern from "frame_queue.h" nogil:
                                           size_t scratch_size, size_t *total) noexcept
     size_t queue_copy "wshub_queue_copy"(const FrameQueue *queue, uint8_t *target, size_t size) noexcept
     void queue_pin "wshub_queue_pin"(FrameQueue *queue, size_t length) noexcept
+    uint8_t *queue_extend "wshub_queue_extend"(FrameQueue *queue, size_t length) noexcept
 
 
 # These call Python's allocator, and so need the GIL.

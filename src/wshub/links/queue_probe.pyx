@@ -15,6 +15,7 @@ from wshub.links.link cimport (
     queue_copy,
     queue_discard_after,
     queue_discard_unsent,
+    queue_extend,
     queue_gather,
     queue_is_empty,
     queue_make_space,
@@ -27,6 +28,7 @@ from wshub.protocol.frame_buffer cimport (
     DELIVERED,
     DROPPED_CLOSED,
     DROPPED_SLOW,
+    RAW,
     FrameBuffer,
     DeliveryCounters,
     frame_set_metadata,
@@ -105,6 +107,26 @@ cdef class QueueProbe:
     def push(self, FrameProbe frame not None):
         if queue_push(&self.queue, frame.frame) < 0:
             raise MemoryError
+
+    def push_raw(self, bytes data not None, size_t capacity):
+        """Append a RAW frame that nothing but the queue holds, with space for ``capacity`` bytes."""
+        cdef FrameBuffer *frame = frame_new(RAW, max(<size_t>len(data), capacity))
+        if frame == NULL:
+            raise MemoryError
+        memcpy(frame_payload(frame), <const char *>data, len(data))
+        frame.length = len(data)
+        pushed = queue_push(&self.queue, frame)
+        frame_release(frame)
+        if pushed < 0:
+            raise MemoryError
+
+    def extend(self, bytes data not None):
+        """Make the last frame longer by these bytes. Return whether that could be done."""
+        cdef uint8_t *place = queue_extend(&self.queue, len(data))
+        if place == NULL:
+            return False
+        memcpy(place, <const char *>data, len(data))
+        return True
 
     def replace(self, FrameProbe frame not None):
         return queue_replace(&self.queue, frame.frame)

@@ -1,0 +1,108 @@
+# cython: language_level=3
+"""What waits for the replies of a Redis engine, in the order of the commands."""
+
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from cpython.pyport cimport PY_SSIZE_T_MAX
+from cpython.ref cimport Py_INCREF, Py_XDECREF
+
+from collections import deque
+
+cdef enum:
+    SMALLEST_SIZE = 64
+
+
+cdef class DueReplies:
+    """A queue of what waits for replies. One reply is for each:
+
+    - ``COUNTED_REPLY``: an envelope. The reply is only counted.
+    - ``STORED_REPLY``: an envelope to be stored. The reply is only counted, but a refused call is needed again.
+    - ``CALLED_REPLY``: a function that takes the reply.
+
+    Many envelopes may wait, so they are kept without a Python object for each. The ring refers to nothing but bytes,
+    which are in no reference cycle: the garbage collector need not see them.
+    """
+
+    def __cinit__(self):
+        self.callbacks = deque()
+
+    def __dealloc__(self):
+        while self.count > 0:
+            self.remove_first()
+        PyMem_Free(self.entries)
+
+    cdef int add_counted(self) except -1:
+        """Append an envelope. Raise MemoryError, and change nothing, if there is no memory."""
+        return self.add(COUNTED_REPLY, NULL, NULL)
+
+    cdef int add_stored(self, bytes head, bytes envelope) except -1:
+        """Append a call: an envelope, and the command in front of it. Raise as add_counted()."""
+        return self.add(STORED_REPLY, <PyObject *>head, <PyObject *>envelope)
+
+    cdef int add_callback(self, object callback) except -1:
+        """Append a function. Raise as add_counted()."""
+        self.add(CALLED_REPLY, NULL, NULL)
+        try:
+            self.callbacks.append(callback)
+        except MemoryError:
+            self.count -= 1
+            raise
+        return 0
+
+    cdef DueKind first_kind(self) noexcept:
+        """Return what the next reply is for, or NOTHING_DUE."""
+        return self.entries[self.first].kind if self.count > 0 else NOTHING_DUE
+
+    cdef void skip(self) noexcept:
+        """Remove the first one, which is no function."""
+        self.remove_first()
+
+    cdef tuple take_stored(self):
+        """Remove the first one, a call. Return its command and its envelope."""
+        cdef DueReply *reply = &self.entries[self.first]
+        call = <bytes>reply.head, <bytes>reply.envelope
+        self.remove_first()
+        return call
+
+    cdef object take_callback(self):
+        """Remove the first one, a function, and return it."""
+        self.remove_first()
+        return self.callbacks.popleft()
+
+    cdef int add(self, DueKind kind, PyObject *head, PyObject *envelope) except -1:
+        cdef DueReply *reply
+        if self.count == self.size:
+            self.grow()
+        reply = &self.entries[(self.first + self.count) & (self.size - 1)]
+        reply.kind = kind
+        reply.head = head
+        reply.envelope = envelope
+        if head != NULL:
+            Py_INCREF(<object>head)
+            Py_INCREF(<object>envelope)
+        self.count += 1
+        return 0
+
+    cdef int grow(self) except -1:
+        """Double the ring, which is full."""
+        cdef size_t size = max(2 * self.size, <size_t>SMALLEST_SIZE)
+        cdef size_t place
+        cdef DueReply *entries
+        if size > <size_t>PY_SSIZE_T_MAX // sizeof(DueReply):
+            raise MemoryError
+        entries = <DueReply *>PyMem_Malloc(size * sizeof(DueReply))
+        if entries == NULL:
+            raise MemoryError
+        for place in range(self.count):
+            entries[place] = self.entries[(self.first + place) & (self.size - 1)]
+        PyMem_Free(self.entries)
+        self.entries = entries
+        self.size = size
+        self.first = 0
+        return 0
+
+    cdef void remove_first(self) noexcept:
+        cdef DueReply reply = self.entries[self.first]
+        self.first = (self.first + 1) & (self.size - 1)
+        self.count -= 1
+        Py_XDECREF(reply.head)
+        Py_XDECREF(reply.envelope)
