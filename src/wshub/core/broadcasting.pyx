@@ -19,7 +19,7 @@ from wshub.core.hub_state cimport HubBase
 from wshub.core.remote_messages cimport RemoteMessages, envelope_of
 from wshub.core.rooms cimport Room
 from wshub.protocol.frame_buffer cimport FrameBuffer, frame_payload, frame_release
-from wshub.protocol.message cimport Message, frame_with_metadata_from_data
+from wshub.protocol.message cimport Message, Payload, frame_with_metadata_from_data
 from wshub.protocol.opcodes cimport BINARY_OPCODE
 
 from functools import partial
@@ -97,6 +97,7 @@ cdef object pass_on(
 ):
     """Give a message to the broker, or its channel and its envelope to a list."""
     cdef RemoteMessages cluster = hub.cluster
+    cdef Payload payload
     if kind == HUB_MESSAGE:
         channel = ALL_NODES
     elif found is not None:
@@ -108,7 +109,10 @@ cdef object pass_on(
     else:
         # Anonymous clients are no user.
         return
-    envelope = envelope_of(cluster, kind, name, frame, compress, slow_consumer, key, None, None)
+    payload.opcode = frame.opcode
+    payload.data = frame_payload(frame)
+    payload.length = frame.length
+    envelope = envelope_of(cluster, kind, name, &payload, compress, slow_consumer, key, None, None)
     if envelopes is None:
         cluster.send_envelope(channel, envelope)
     else:

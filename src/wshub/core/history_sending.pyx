@@ -12,8 +12,7 @@ from wshub.core.hub_state cimport HubBase
 from wshub.core.named_connections cimport connection_of, publisher_name
 from wshub.core.remote_messages cimport RemoteMessages, envelope_of
 from wshub.core.rooms cimport Room, room_name
-from wshub.protocol.frame_buffer cimport FrameBuffer, frame_release
-from wshub.protocol.message cimport Message, frame_from_data
+from wshub.protocol.message cimport Message, Payload, payload_from_data
 
 from functools import partial
 
@@ -37,13 +36,10 @@ cdef bytes history_envelope(
 ):
     """Return the envelope of a message to a room with history."""
     cdef RemoteMessages messages = hub.history_messages
-    cdef FrameBuffer *frame
+    cdef Payload payload
     check_conflation_key(key)
-    frame = frame_from_data(message)
-    try:
-        return envelope_of(messages, ROOM_MESSAGE, name, frame, compress, slow_consumer, key, excluded, publisher)
-    finally:
-        frame_release(frame)
+    message = payload_from_data(message, &payload)
+    return envelope_of(messages, ROOM_MESSAGE, name, &payload, compress, slow_consumer, key, excluded, publisher)
 
 
 cdef Py_ssize_t send_to_history(

@@ -10,7 +10,7 @@ from wshub.core.delivery_options cimport Delivery
 from wshub.core.hub_state cimport HubBase
 from wshub.core.node_numbers cimport NodeNumbers
 from wshub.core.rooms cimport Room
-from wshub.protocol.frame_buffer cimport FrameBuffer
+from wshub.protocol.message cimport Payload
 
 
 # Why an envelope reached no connection: indices of RemoteMessages.ignored.
@@ -52,6 +52,6 @@ cdef class RemoteMessages(EnvelopeReceiver):
 
 
 cdef bytes envelope_of(
-    RemoteMessages messages, uint8_t kind, str name, FrameBuffer *frame, object compress, object slow_consumer,
+    RemoteMessages messages, uint8_t kind, str name, const Payload *payload, object compress, object slow_consumer,
     object key, ConnectionCore excluded, str publisher
 )

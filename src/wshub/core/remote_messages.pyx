@@ -36,8 +36,14 @@ from wshub.core.delivery_options cimport CLOSE_CONNECTION, INHERITED, LATEST, po
 from wshub.core.fan_out cimport send_to_all, send_to_room
 from wshub.core.history_cursor cimport HistoryCursor
 from wshub.core.node_numbers cimport advance_number, forget_numbers
-from wshub.protocol.frame_buffer cimport DeliveryCounters, frame_payload, frame_release, frame_with_metadata
-from wshub.protocol.message cimport Message, frame_from_bytes
+from wshub.protocol.frame_buffer cimport (
+    DeliveryCounters,
+    FrameBuffer,
+    frame_payload,
+    frame_release,
+    frame_with_metadata,
+)
+from wshub.protocol.message cimport Message, Payload, frame_from_bytes
 from wshub.protocol.opcodes cimport BINARY_OPCODE, TEXT_OPCODE
 from wshub.protocol.parser cimport Utf8State
 
@@ -88,7 +94,7 @@ cdef const char *encoded_name(object owner, size_t *length) except NULL:
 
 
 cdef bytes envelope_of(
-    RemoteMessages messages, uint8_t kind, str name, FrameBuffer *frame, object compress, object slow_consumer,
+    RemoteMessages messages, uint8_t kind, str name, const Payload *payload, object compress, object slow_consumer,
     object key, ConnectionCore excluded, str publisher
 ):
     """Return the envelope of a message. The options are those of the call, not those of a room or the hub."""
@@ -96,7 +102,7 @@ cdef bytes envelope_of(
     cdef uint8_t policy = policy_from_name(slow_consumer)
     envelope.kind = kind
     envelope.flags = 0 if policy == INHERITED else <uint16_t>((policy + 1) << POLICY_SHIFT)
-    if frame.opcode == BINARY_OPCODE:
+    if payload.opcode == BINARY_OPCODE:
         envelope.flags |= IS_BINARY
     if compress is not None:
         envelope.flags |= COMPRESS if compress else COMPRESS_NOT
@@ -123,8 +129,8 @@ cdef bytes envelope_of(
         envelope.flags |= HAS_PUBLISHER
         publisher_owner = encode_name(publisher)
         envelope.publisher = encoded_name(publisher_owner, &envelope.publisher_length)
-    envelope.payload = frame_payload(frame)
-    envelope.payload_length = frame.length
+    envelope.payload = payload.data
+    envelope.payload_length = payload.length
     built = build_envelope(&envelope)
     messages.sent += 1
     messages.last_number = envelope.number

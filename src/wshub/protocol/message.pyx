@@ -58,13 +58,17 @@ cdef FrameBuffer *frame_from_bytes(const void *source, size_t length, uint8_t op
     return frame
 
 
-cdef FrameBuffer *frame_from_text(object text, uint8_t opcode) except NULL:
-    cdef Py_ssize_t length
-    cdef const char *source
+cdef const char *encode_text(object text, Py_ssize_t *length) except NULL:
+    """Returns the UTF-8 of a str, which owns it. Raises InvalidMessageError if there is none."""
     try:
-        source = PyUnicode_AsUTF8AndSize(text, &length)
+        return PyUnicode_AsUTF8AndSize(text, length)
     except UnicodeEncodeError as error:
         raise InvalidMessageError(f"text with a lone surrogate cannot be sent as UTF-8: {error}") from None
+
+
+cdef FrameBuffer *frame_from_text(object text, uint8_t opcode) except NULL:
+    cdef Py_ssize_t length
+    cdef const char *source = encode_text(text, &length)
     return frame_from_bytes(source, length, opcode)
 
 
@@ -117,6 +121,22 @@ cdef FrameBuffer *frame_from_data(object data) except NULL:
     if isinstance(data, str):
         return frame_from_text(data, TEXT_OPCODE)
     return frame_from_payload(data, BINARY_OPCODE)
+
+
+cdef object payload_from_data(object data, Payload *payload):
+    """Fills in what frame_from_data() would make a frame of. Returns what owns it. Raises as frame_from_data()."""
+    cdef Py_ssize_t length
+    if isinstance(data, str):
+        payload.opcode = TEXT_OPCODE
+        payload.data = <const uint8_t *>encode_text(data, &length)
+        payload.length = length
+        return data
+    message = data if isinstance(data, Message) else Message(data)
+    (<Message>message).check()
+    payload.opcode = (<Message>message).frame.opcode
+    payload.data = frame_payload((<Message>message).frame)
+    payload.length = (<Message>message).frame.length
+    return message
 
 
 cdef FrameBuffer *frame_with_metadata_from_data(
