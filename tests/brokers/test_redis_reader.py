@@ -100,7 +100,7 @@ def test_replies_that_are_skipped_and_replies_that_are_waited_for_keep_their_ord
     for number in range(500):
         reply = chance.choice((*SHORT_REPLIES, *OTHER_REPLIES, ERROR_REPLY))
         stream.append(reply)
-        kind = chance.randrange(3)
+        kind = chance.randrange(4)
         if kind == 0:
             parsed.reader.expect(lambda found, number=number: parsed.log.append((number, repr(found))))
             parser = hiredis.Reader(replyError=BrokerError)
@@ -109,6 +109,9 @@ def test_replies_that_are_skipped_and_replies_that_are_waited_for_keep_their_ord
         elif kind == 1:
             parsed.reader.expect(None)
             expected += [("refused", "ERR bad")] * (reply == ERROR_REPLY)
+        elif kind == 2:
+            parsed.reader.expect((lambda kept, error: parsed.log.append((kept[1], str(error))), number))
+            expected += [(number, "ERR bad")] * (reply == ERROR_REPLY)
         else:
             head, envelope = b"head %d" % number, b"envelope %d" % number
             parsed.reader.expect_stored(head, envelope)
@@ -179,8 +182,9 @@ def test_the_end_answers_everything_and_is_the_end() -> None:
     for waiting in (None, parsed.log.append, None, parsed.log.append):
         parsed.reader.expect(waiting)
     parsed.reader.expect_stored(b"head", b"envelope")
+    parsed.reader.expect((parsed.log.append, "kept"))
     lost = BrokerUncertain("lost")
-    assert parsed.reader.end(lost) == 3
+    assert parsed.reader.end(lost) == 4
     assert parsed.log == [lost, lost]
     parsed.reader.feed(ENVELOPE + ACKNOWLEDGEMENT + b":1\r\n")
     assert parsed.log == [lost, lost]

@@ -29,7 +29,7 @@ def test_every_allocation_of_a_broadcast_may_fail_and_all_members_stay_in_sync(r
 @needs_reactor
 def test_every_allocation_of_a_command_to_an_engine_may_fail(run_program) -> None:
     output = run_program("out_of_memory", "engine")
-    assert output.count("lost the envelope") == 3
+    assert output.count("lost the envelope") == 4
 
 
 @needs_reactor

@@ -111,7 +111,7 @@ class RedisConnection:
         """Send a command. Its reply goes to ``answered``: an error, or BrokerUncertain if none comes, is a value too.
 
         Raises:
-            MemoryError: the command was not sent.
+            MemoryError: the command was not sent, and has no reply.
         """
         self.reader.expect(answered)
         self.stream.write(command)

@@ -8,6 +8,7 @@ cdef enum DueKind:
     NOTHING_DUE
     COUNTED_REPLY
     STORED_REPLY
+    KEPT_REPLY
     CALLED_REPLY
 
 
@@ -22,15 +23,15 @@ cdef class DueReplies:
     cdef size_t size         # of the ring: a power of two, or 0
     cdef size_t first        # the place of the first one
     cdef size_t count
-    cdef object callbacks    # a deque: the functions of the CALLED_REPLY ones, in order
+    cdef object objects      # a deque: the tuples and functions of the KEPT_REPLY and CALLED_REPLY ones, in order
+    cdef object next_object  # its popleft()
 
     cdef int add_counted(self) except -1
     cdef int add_stored(self, bytes head, bytes envelope) except -1
-    cdef int add_callback(self, object callback) except -1
+    cdef int add_object(self, object waiting) except -1
     cdef DueKind first_kind(self) noexcept
     cdef void skip(self) noexcept
     cdef tuple take_stored(self)
-    cdef object take_callback(self)
+    cdef object take_object(self)
     cdef int add(self, DueKind kind, PyObject *head, PyObject *envelope) except -1
     cdef int grow(self) except -1
-    cdef void remove_first(self) noexcept

@@ -16,18 +16,20 @@ cdef class DueReplies:
 
     - ``COUNTED_REPLY``: an envelope. The reply is only counted.
     - ``STORED_REPLY``: an envelope to be stored. The reply is only counted, but a refused call is needed again.
+    - ``KEPT_REPLY``: a tuple. The reply is only counted, but the tuple has what is needed if it is an error.
     - ``CALLED_REPLY``: a function that takes the reply.
 
-    Many envelopes may wait, so they are kept without a Python object for each. The ring refers to nothing but bytes,
+    Many envelopes may wait, so most are kept without a Python object for each. The ring refers to nothing but bytes,
     which are in no reference cycle: the garbage collector need not see them.
     """
 
     def __cinit__(self):
-        self.callbacks = deque()
+        self.objects = deque()
+        self.next_object = self.objects.popleft
 
     def __dealloc__(self):
         while self.count > 0:
-            self.remove_first()
+            self.skip()
         PyMem_Free(self.entries)
 
     cdef int add_counted(self) except -1:
@@ -38,11 +40,11 @@ cdef class DueReplies:
         """Append a call: an envelope, and the command in front of it. Raise as add_counted()."""
         return self.add(STORED_REPLY, <PyObject *>head, <PyObject *>envelope)
 
-    cdef int add_callback(self, object callback) except -1:
-        """Append a function. Raise as add_counted()."""
-        self.add(CALLED_REPLY, NULL, NULL)
+    cdef int add_object(self, object waiting) except -1:
+        """Append a tuple or a function. Raise as add_counted()."""
+        self.add(KEPT_REPLY if type(waiting) is tuple else CALLED_REPLY, NULL, NULL)
         try:
-            self.callbacks.append(callback)
+            self.objects.append(waiting)
         except MemoryError:
             self.count -= 1
             raise
@@ -53,20 +55,27 @@ cdef class DueReplies:
         return self.entries[self.first].kind if self.count > 0 else NOTHING_DUE
 
     cdef void skip(self) noexcept:
-        """Remove the first one, which is no function."""
-        self.remove_first()
+        """Remove the first one."""
+        cdef DueReply reply = self.entries[self.first]
+        self.first = (self.first + 1) & (self.size - 1)
+        self.count -= 1
+        if reply.kind == KEPT_REPLY or reply.kind == CALLED_REPLY:
+            self.next_object()
+        Py_XDECREF(reply.head)
+        Py_XDECREF(reply.envelope)
 
     cdef tuple take_stored(self):
         """Remove the first one, a call. Return its command and its envelope."""
         cdef DueReply *reply = &self.entries[self.first]
         call = <bytes>reply.head, <bytes>reply.envelope
-        self.remove_first()
+        self.skip()
         return call
 
-    cdef object take_callback(self):
-        """Remove the first one, a function, and return it."""
-        self.remove_first()
-        return self.callbacks.popleft()
+    cdef object take_object(self):
+        """Remove the first one, a tuple or a function, and return it."""
+        waiting = self.objects[0]
+        self.skip()
+        return waiting
 
     cdef int add(self, DueKind kind, PyObject *head, PyObject *envelope) except -1:
         cdef DueReply *reply
@@ -99,10 +108,3 @@ cdef class DueReplies:
         self.size = size
         self.first = 0
         return 0
-
-    cdef void remove_first(self) noexcept:
-        cdef DueReply reply = self.entries[self.first]
-        self.first = (self.first + 1) & (self.size - 1)
-        self.count -= 1
-        Py_XDECREF(reply.head)
-        Py_XDECREF(reply.envelope)

@@ -9,6 +9,7 @@ from wshub.brokers.envelope_receiver cimport receiver_of
 from wshub.brokers.redis_due_replies cimport (
     CALLED_REPLY,
     COUNTED_REPLY,
+    KEPT_REPLY,
     NOTHING_DUE,
     STORED_REPLY,
     DueKind,
@@ -77,7 +78,9 @@ cdef class RedisReader:
     def expect(self, waiting):
         """Give the next reply that no earlier call has asked for to ``waiting(reply)``. An error is a BrokerError.
 
-        None stands for an envelope whose reply is only counted. Call it before the command is sent.
+        None stands for an envelope whose reply is only counted. A tuple is an envelope that is needed again if the
+        engine refuses it: its first item is then called with the tuple and the error. Call it before the command is
+        sent.
 
         Raises:
             MemoryError: nothing waits for the reply.
@@ -98,10 +101,11 @@ cdef class RedisReader:
 
     cdef int await_reply(self, object waiting) except -1:
         """Do what expect() does."""
-        if waiting is not None:
-            return self.replies.add_callback(waiting)
-        self.replies.add_counted()
-        self.envelopes_sent += 1
+        if waiting is None:
+            self.replies.add_counted()
+        else:
+            self.replies.add_object(waiting)
+        self.envelopes_sent += waiting is None or type(waiting) is tuple
         return 0
 
     cdef int await_stored(self, bytes head, bytes envelope) except -1:
@@ -156,7 +160,7 @@ cdef class RedisReader:
         self.pushed = self.settled = self.refused = self.call_refused = None
         while self.replies.count > 0:
             if self.replies.first_kind() == CALLED_REPLY:
-                self.replies.take_callback()(error)
+                self.replies.take_object()(error)
             else:
                 self.replies.skip()
                 envelopes += 1
@@ -208,10 +212,13 @@ cdef class RedisReader:
         cdef DueKind kind = self.replies.first_kind()
         cdef bint is_error = isinstance(reply, BrokerError)
         if kind == CALLED_REPLY:
-            self.replies.take_callback()(reply)
+            self.replies.take_object()(reply)
         elif kind == STORED_REPLY and is_error:
             head, envelope = self.replies.take_stored()
             self.call_refused(head, envelope, reply)
+        elif kind == KEPT_REPLY and is_error:
+            kept = self.replies.take_object()
+            kept[0](kept, reply)
         elif kind != NOTHING_DUE:
             self.replies.skip()
             if is_error:
@@ -231,7 +238,7 @@ cdef class RedisReader:
 
 cdef inline bint is_counted(DueKind kind) noexcept:
     """Return whether a reply is only counted, unless it is an error."""
-    return kind == COUNTED_REPLY or kind == STORED_REPLY
+    return kind == COUNTED_REPLY or kind == STORED_REPLY or kind == KEPT_REPLY
 
 
 cdef Py_ssize_t short_replies_length(const uint8_t *data, Py_ssize_t length) noexcept:

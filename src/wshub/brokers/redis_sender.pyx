@@ -47,7 +47,8 @@ cdef class EnvelopeSender:
         Args:
             channel: the channel.
             envelope: the envelope.
-            on_answer: called with what the engine answers. By default the answer is only counted.
+            on_answer: called with what the engine answers. By default the answer is only counted. A tuple is what
+                ``RedisReader.expect`` takes.
         """
         if self.stream is None:
             return self.drop("disconnected", "there is no connection to the engine")
@@ -100,8 +101,11 @@ cdef class EnvelopeSender:
             )
         return True
 
-    cdef int write_command(self, bytes head, bytes envelope) except -1:
-        """Send a command whose reply is expected. `head` is all of it before the envelope."""
+    cdef void write_command(self, bytes head, bytes envelope) noexcept:
+        """Send a command whose reply is expected. `head` is all of it before the envelope.
+
+        Without memory the connection ends, and counts what has got no reply.
+        """
         cdef uint8_t length[LENGTH_SIZE]
         cdef iovec pieces[4]
         pieces[0].iov_base = <char *>head
@@ -112,12 +116,7 @@ cdef class EnvelopeSender:
         pieces[2].iov_len = len(envelope)
         pieces[3].iov_base = b"\r\n"
         pieces[3].iov_len = 2
-        try:
-            self.stream.write_pieces(pieces, 4)
-        except MemoryError:
-            # The connection ends, and counts what has got no reply.
-            pass
-        return 0
+        self.stream.write_pieces(pieces, 4)
 
     cdef bint drop_for_memory(self) except -1:
         return self.drop("full", "there is no memory for the message")

@@ -12,5 +12,4 @@ cdef class ByteStream(Receiver):
     cdef object lost
 
     cdef size_t pending(self) noexcept
-    cdef int write_pieces(self, const iovec *pieces, int count) except -1
-    cdef int end_without_memory(self) except -1
+    cdef void write_pieces(self, const iovec *pieces, int count) noexcept

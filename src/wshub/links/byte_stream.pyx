@@ -15,8 +15,9 @@ import os
 logger = logging.getLogger("wshub.broker")
 
 cdef enum:
-    # Bytes that are written one after another leave together, in frames of at least this many.
-    FRAME_SIZE = 16384
+    # Bytes that are written one after another share frames. The more waits already, the more space a frame has for
+    # what comes next, up to this.
+    LARGEST_SPACE = 16384
 
 
 cdef class ByteStream(Receiver):
@@ -45,43 +46,37 @@ cdef class ByteStream(Receiver):
     def write(self, bytes data not None):
         """Send the bytes. They leave at the end of this iteration of the loop.
 
-        It never waits: look at ``pending_bytes`` first. After the end of the stream it does nothing.
+        It never waits: look at ``pending_bytes`` first. Without memory the stream ends, since it cannot go on with a
+        gap. After its end this does nothing.
         """
         cdef iovec piece
         piece.iov_base = <char *>data
         piece.iov_len = len(data)
         self.write_pieces(&piece, 1)
 
-    cdef int write_pieces(self, const iovec *pieces, int count) except -1:
+    cdef void write_pieces(self, const iovec *pieces, int count) noexcept:
         """Send the bytes of all pieces, in order, as write() does. The pieces stay the caller's."""
         cdef FrameBuffer *frame
         cdef uint8_t *place
         cdef size_t length = 0
         cdef int index
         if self.link is None or self.link.closed or self.link.finishing:
-            return 0
+            return
         for index in range(count):
             length += pieces[index].iov_len
         place = queue_extend(&self.link.queue, length)
         if place != NULL:
             copy_pieces(place, pieces, count)
-            return 0
-        frame = frame_new(RAW, max(length, <size_t>FRAME_SIZE))
+            return
+        frame = frame_new(RAW, max(length, min(self.pending(), <size_t>LARGEST_SPACE)))
         if frame == NULL:
-            self.end_without_memory()
+            self.link.abort(False)
+            return
         copy_pieces(frame_payload(frame), pieces, count)
         frame.length = length
-        try:
-            if self.link.write(frame) < 0:
-                self.end_without_memory()
-        finally:
-            frame_release(frame)
-        return 0
-
-    cdef int end_without_memory(self) except -1:
-        """End the stream, which cannot go on with a gap. Raise MemoryError."""
-        self.link.abort(False)
-        raise MemoryError
+        if self.link.write(frame) < 0:
+            self.link.abort(False)
+        frame_release(frame)
 
     cdef size_t pending(self) noexcept:
         """Return the bytes that were written and have not left."""

@@ -3,7 +3,7 @@ from libc.stdint cimport uint8_t, uint64_t
 from wshub.protocol.frame_buffer cimport FrameBuffer, DeliveryCounters
 
 
-# What a message carries, where it lies in memory.
+# The payload of a message, and where it lies in memory.
 ctypedef struct Payload:
     uint8_t opcode       # TEXT_OPCODE or BINARY_OPCODE
     const uint8_t *data  # borrowed

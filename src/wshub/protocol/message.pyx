@@ -58,7 +58,7 @@ cdef FrameBuffer *frame_from_bytes(const void *source, size_t length, uint8_t op
     return frame
 
 
-cdef const char *encode_text(object text, Py_ssize_t *length) except NULL:
+cdef inline const char *encode_text(object text, Py_ssize_t *length) except NULL:
     """Returns the UTF-8 of a str, which owns it. Raises InvalidMessageError if there is none."""
     try:
         return PyUnicode_AsUTF8AndSize(text, length)
