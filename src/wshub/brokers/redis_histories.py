@@ -5,11 +5,10 @@ from __future__ import annotations
 import secrets
 
 from wshub.brokers.history_interface import HistoryQuery, StoredEnvelope, StoredHistory
-from wshub.brokers.history_store import IDEMPOTENCY_SECONDS
 from wshub.brokers.interface import Gap, HistoryConfig, Position, Published
 from wshub.brokers.redis_commands import ChannelNames, pack_command
 from wshub.brokers.redis_key_commands import KeyCommands
-from wshub.brokers.redis_scripts import READ, publish_script
+from wshub.brokers.redis_scripts import READ, Script, publish_script
 from wshub.brokers.stored_sender import StoredSender
 from wshub.errors import BrokerError, BrokerUnavailable, BrokerUncertain
 
@@ -32,7 +31,8 @@ class RedisHistories:
     def __init__(self, names: ChannelNames, calls: KeyCommands) -> None:
         self._names = names
         self._calls = calls
-        self._publish = publish_script(names.publish_word)
+        self._publish = publish_script(names.publish_word, answers=True)
+        self._publish_unanswered = publish_script(names.publish_word, answers=False)
         self._heads: dict[str, tuple[HistoryConfig, bytes]] = {}
         # Together with the engine's time it makes epochs that nobody has used before.
         self._seed = secrets.token_hex(8).encode()
@@ -43,12 +43,16 @@ class RedisHistories:
 
     def stored_sender(self, channel: str, config: HistoryConfig) -> StoredSender:
         """Return what sends the envelopes of a channel as ``send()`` does."""
-        native = self._calls.stored_sender(self._head(channel, config))
+        native = self._calls.stored_sender(self._make_head(self._publish_unanswered, channel, config))
         return native if native is not None else StoredSender(self.send, channel, config)
 
     async def publish(self, channel: str, envelope: bytes, config: HistoryConfig, idempotency_key: str) -> Published:
         """Store an envelope and send it, and return its position. Raises ``BrokerError``."""
-        head = self._make_head(channel, config, idempotency_key) if idempotency_key else self._head(channel, config)
+        head = (
+            self._make_head(self._publish, channel, config, idempotency_key)
+            if idempotency_key
+            else self._head(channel, config)
+        )
         answer = await self._calls.ask_to_store(channel, head, envelope, has_key=bool(idempotency_key))
         if not isinstance(answer, list) or len(answer) != 4:
             raise BrokerUncertain(f"the engine has answered with something else than a position: {answer!r}")
@@ -93,21 +97,21 @@ class RedisHistories:
         kept = self._heads.get(channel)
         if kept is not None and kept[0] is config:
             return kept[1]
-        head = self._make_head(channel, config, "")
+        head = self._make_head(self._publish, channel, config)
         if len(self._heads) >= KEPT_HEADS:
             self._heads.clear()
         self._heads[channel] = config, head
         return head
 
-    def _make_head(self, channel: str, config: HistoryConfig, idempotency_key: str) -> bytes:
+    def _make_head(self, script: Script, channel: str, config: HistoryConfig, idempotency_key: str = "") -> bytes:
         keys = self._keys(channel)
         if idempotency_key:
             name = f"{len(idempotency_key)}:{idempotency_key}:{channel}"
             keys = (*keys, self._names.key("idempotency", name, self._names.group(channel)))  # type: ignore[assignment]
         words = [
-            *(b"EVALSHA", self._publish.digest, b"%d" % len(keys), *keys),
+            *(b"EVALSHA", script.digest, b"%d" % len(keys), *keys),
             *(b"%d" % config.size, b"%d" % config.max_bytes, b"%d" % config.ttl_ms, b"%d" % config.position_ttl_ms),
-            *(self._seed, b"%d" % (IDEMPOTENCY_SECONDS * 1000), self._names.encode(channel)),
+            *(self._seed, self._names.encode(channel)),
         ]
         # The envelope is one more word.
         return b"*%d\r\n" % (len(words) + 1) + pack_command(*words).partition(b"\r\n")[2]

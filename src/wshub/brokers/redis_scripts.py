@@ -20,7 +20,9 @@ from __future__ import annotations
 
 import hashlib
 
-__all__ = ["NEW_EPOCH", "PUBLISH", "READ", "Script", "publish_script"]
+from wshub.brokers.history_store import IDEMPOTENCY_SECONDS
+
+__all__ = ["NEW_EPOCH", "READ", "Script", "publish_script"]
 
 
 class Script:
@@ -40,11 +42,11 @@ local function new_epoch(seed)
 end
 """
 
-PUBLISH = Script(
+STORE_AND_PUBLISH = (
     NEW_EPOCH
     + """
 local size, max_bytes, ttl, position_ttl = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], ARGV[4]
-local seed, key_ttl, channel, envelope = ARGV[5], ARGV[6], ARGV[7], ARGV[8]
+local seed, channel, envelope = ARGV[5], ARGV[6], ARGV[7]
 if KEYS[3] then
     local known = redis.call('HMGET', KEYS[3], 'o', 'e')
     if known[1] then
@@ -80,16 +82,10 @@ redis.call('PEXPIRE', KEYS[2], position_ttl)
 local receivers = redis.call('PUBLISH', channel, struct.pack('<BI8I8', 193, offset, offset - 1) .. epoch .. envelope)
 if KEYS[3] then
     redis.call('HSET', KEYS[3], 'o', offset, 'e', epoch)
-    redis.call('PEXPIRE', KEYS[3], key_ttl)
+    redis.call('PEXPIRE', KEYS[3], KEY_TTL)
 end
-return {offset, epoch, 0, receivers}
 """
 )
-"""Stores an envelope and publishes it with its head. Answers with the offset, the epoch, 1 for a known key, and the
-number of receivers.
-
-Keys: the stream, the hash, and a key of its own for the idempotency key if there is one.
-"""
 
 READ = Script(
     NEW_EPOCH
@@ -177,6 +173,16 @@ A channel without a position gets one, so that a reader has a position before an
 """
 
 
-def publish_script(word: bytes) -> Script:
-    """Return ``PUBLISH``, or its variant that publishes with another command."""
-    return Script(PUBLISH.text.decode().replace("redis.call('PUBLISH'", f"redis.call('{word.decode()}'"))
+def publish_script(word: bytes, *, answers: bool) -> Script:
+    """Return the script that stores an envelope, and publishes it with its head.
+
+    Its keys are the stream, the hash, and a key of its own for the idempotency key if there is one.
+
+    Args:
+        word: the command that publishes.
+        answers: whether it answers with the offset, the epoch, 1 for a known key, and the number of receivers. If not,
+            it answers with 1, which costs less.
+    """
+    text = STORE_AND_PUBLISH.replace("'PUBLISH'", f"'{word.decode()}'")
+    text = text.replace("KEY_TTL", f"{IDEMPOTENCY_SECONDS * 1000:.0f}")
+    return Script(text + ("return {offset, epoch, 0, receivers}" if answers else "return 1"))

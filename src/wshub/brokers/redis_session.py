@@ -49,7 +49,7 @@ STALLED_SECONDS = 2.0
 # Maximum number of channels of which each interval asks the engine whether it has the subscription.
 SAMPLE = 16
 
-# With the one that publishes, all scripts that an engine is sent.
+# With the two that publish, all scripts that an engine is sent.
 SCRIPTS = (READ, ENTER, LEAVE, BEAT, TAKE_OVER, OWN)
 
 # Why a connection is replaced.
@@ -93,7 +93,8 @@ class RedisSession(SessionLife):
         self._probe_channel = self._last_probed = place.probe_channel
         self.subscriptions = Subscriptions(self.names, (*place.service, self._probe_channel), wanted, events.now)
         self.publishing = Publishing(self.names, settings.max_pending, events.now)
-        self.calls = ScriptCalls(self.publishing, (*SCRIPTS, publish_script(self.names.publish_word)))
+        publish_scripts = [publish_script(self.names.publish_word, answers=answers) for answers in (True, False)]
+        self.calls = ScriptCalls(self.publishing, (*SCRIPTS, *publish_scripts))
         self._probes = Probes()
         self._is_deaf = False
         # Whether the present connection has subscribed to the node's own channels.
