@@ -1,4 +1,4 @@
-"""What carries a link: the native reactor, or transports of the loop."""
+"""A test of a link runs twice: in the native reactor, and over transports of the loop."""
 
 from __future__ import annotations
 

@@ -38,7 +38,9 @@ async def connected_to(address: tuple[str, int]) -> socket.socket:
     return connected
 
 
-async def test_a_client_sends_and_receives(carrier, certificate) -> None:
+@contextlib.asynccontextmanager
+async def echoing(carrier: str, certificate: Any) -> AsyncIterator[tuple[ByteStream, bytearray]]:
+    """Yield a stream to a server that echoes, and the bytes that have come back. The end of the stream ends it all."""
     reactor = make_reactor(carrier)
     received = bytearray()
     lost: list[Any] = []
@@ -47,13 +49,7 @@ async def test_a_client_sends_and_receives(carrier, certificate) -> None:
         await stream.open(
             reactor, await connected_to(address), ssl=certificate.client_context(), server_hostname="localhost"
         )
-        sent = bytes(range(256)) * 4000
-        stream.write(b"first")
-        stream.write(sent)
-        while len(received) < 5 + len(sent):
-            await asyncio.sleep(0)
-        assert bytes(received) == b"first" + sent
-        assert stream.bytes_received == stream.bytes_sent == len(received)
+        yield stream, received
         stream.finish()
         while not lost:
             await asyncio.sleep(0)
@@ -61,15 +57,19 @@ async def test_a_client_sends_and_receives(carrier, certificate) -> None:
     reactor.close()
 
 
+async def test_a_client_sends_and_receives(carrier, certificate) -> None:
+    async with echoing(carrier, certificate) as (stream, received):
+        sent = bytes(range(256)) * 4000
+        stream.write(b"first")
+        stream.write(sent)
+        while len(received) < 5 + len(sent):
+            await asyncio.sleep(0)
+        assert bytes(received) == b"first" + sent
+        assert stream.bytes_received == stream.bytes_sent == len(received)
+
+
 async def test_short_writes_at_any_time_arrive_in_order(carrier, certificate) -> None:
-    reactor = make_reactor(carrier)
-    received = bytearray()
-    lost: list[Any] = []
-    async with echo_server(certificate) as address:
-        stream = ByteStream(received.extend, lost.append)
-        await stream.open(
-            reactor, await connected_to(address), ssl=certificate.client_context(), server_hostname="localhost"
-        )
+    async with echoing(carrier, certificate) as (stream, received):
         written = bytearray()
         for number in range(5000):
             data = bytes([number % 251]) * (number % 997)
@@ -80,10 +80,6 @@ async def test_short_writes_at_any_time_arrive_in_order(carrier, certificate) ->
         while len(received) < len(written):
             await asyncio.sleep(0)
         assert received == written
-        stream.finish()
-        while not lost:
-            await asyncio.sleep(0)
-    reactor.close()
 
 
 @pytest.mark.parametrize("fault", ["name", "unknown authority"])

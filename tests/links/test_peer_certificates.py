@@ -11,19 +11,13 @@ from typing import Any
 
 import pytest
 
+from tests.links.conftest import make_reactor
 from tests.support.reactor import needs_reactor
 from tests.support.tls_peers import TlsPeer
-from wshub.links.asyncio_reactor import AsyncioReactor
-from wshub.links.link import LinkCounters
 from wshub.links.link_probe import LinkProbe
 from wshub.links.stream_transport import StreamTransport
 from wshub.links.tls.contexts import ServerTls
 from wshub.links.transports import TransportTls
-
-
-@pytest.fixture(params=[pytest.param("reactor", marks=needs_reactor), "transports"])
-def kind(request: pytest.FixtureRequest) -> str:
-    return request.param
 
 
 @pytest.fixture
@@ -32,16 +26,6 @@ def context(certificate, alice) -> ssl.SSLContext:
     context.verify_mode = ssl.CERT_REQUIRED
     context.load_verify_locations(alice.chain)
     return context
-
-
-def make_reactor(kind: str) -> Any:
-    loop = asyncio.get_running_loop()
-    if kind == "transports":
-        return AsyncioReactor(loop, LinkCounters())
-    # The module is missing where there is no epoll.
-    from wshub.links.epoll_reactor import EpollReactor
-
-    return EpollReactor(loop, LinkCounters())
 
 
 def attaching(probe: LinkProbe) -> Callable[[Any], LinkProbe]:
@@ -85,7 +69,9 @@ async def greeted(
 
 
 @pytest.mark.parametrize("after_flush", [True, False])
-async def test_a_link_has_it_between_its_handshake_and_its_end(kind, certificate, alice, context, after_flush) -> None:
+async def test_a_link_has_it_between_its_handshake_and_its_end(
+    carrier, certificate, alice, context, after_flush
+) -> None:
     probe = LinkProbe()
     before: list[Any] = []
 
@@ -93,7 +79,7 @@ async def test_a_link_has_it_between_its_handshake_and_its_end(kind, certificate
         before.extend((link.get_ssl_object(), link.getpeercert(), link.getpeercert(True)))
         return attaching(probe)(link)
 
-    async with greeted(make_reactor(kind), accepted, context, certificate.client_context(alice)) as peer:
+    async with greeted(make_reactor(carrier), accepted, context, certificate.client_context(alice)) as peer:
         link = await link_that_has_heard(probe)
         assert before == [None, None, None]
         assert link.getpeercert(True) == alice.der()
@@ -108,9 +94,9 @@ async def test_a_link_has_it_between_its_handshake_and_its_end(kind, certificate
         assert link.getpeercert(True) is None
 
 
-async def test_a_link_has_none_in_the_middle_of_its_handshake(kind, certificate, alice, context) -> None:
+async def test_a_link_has_none_in_the_middle_of_its_handshake(carrier, certificate, alice, context) -> None:
     probe = LinkProbe()
-    async with listening(make_reactor(kind), attaching(probe), ServerTls(context)) as port:
+    async with listening(make_reactor(carrier), attaching(probe), ServerTls(context)) as port:
         peer = TlsPeer(port, certificate.client_context(alice))
         with peer.socket:
             with pytest.raises(ssl.SSLWantReadError):
@@ -123,9 +109,9 @@ async def test_a_link_has_none_in_the_middle_of_its_handshake(kind, certificate,
             assert probe.link.getpeercert() is None
 
 
-async def test_a_link_without_tls_has_none(kind) -> None:
+async def test_a_link_without_tls_has_none(carrier) -> None:
     probe = LinkProbe()
-    async with listening(make_reactor(kind), attaching(probe)) as port:
+    async with listening(make_reactor(carrier), attaching(probe)) as port:
         with socket.create_connection(("127.0.0.1", port)) as peer:
             peer.send(b"hello")
             link = await link_that_has_heard(probe)

@@ -1,4 +1,4 @@
-"""What waits for the replies of a Redis engine. redis_due_replies.pyx describes it."""
+"""The queue of those who wait for replies of a Redis engine. redis_due_replies.pyx describes it."""
 
 from cpython.object cimport PyObject
 from libc.stddef cimport size_t
@@ -28,7 +28,7 @@ cdef class DueReplies:
 
     cdef int add_counted(self) except -1
     cdef int add_stored(self, bytes head, bytes envelope) except -1
-    cdef int add_object(self, object waiting) except -1
+    cdef int add_object(self, DueKind kind, object waiting) except -1
     cdef DueKind first_kind(self) noexcept
     cdef void skip(self) noexcept
     cdef tuple take_stored(self)

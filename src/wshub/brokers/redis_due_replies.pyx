@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""What waits for the replies of a Redis engine, in the order of the commands."""
+"""The queue of those who wait for replies of a Redis engine, in the order of the commands."""
 
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.pyport cimport PY_SSIZE_T_MAX
@@ -12,7 +12,7 @@ cdef enum:
 
 
 cdef class DueReplies:
-    """A queue of what waits for replies. One reply is for each:
+    """A queue with an item for each reply that is due:
 
     - ``COUNTED_REPLY``: an envelope. The reply is only counted.
     - ``STORED_REPLY``: an envelope to be stored. The reply is only counted, but a refused call is needed again.
@@ -28,8 +28,10 @@ cdef class DueReplies:
         self.next_object = self.objects.popleft
 
     def __dealloc__(self):
-        while self.count > 0:
-            self.skip()
+        # The collector may have taken the objects already.
+        cdef size_t place
+        for place in range(self.count):
+            release_bytes(self.entries[(self.first + place) & (self.size - 1)])
         PyMem_Free(self.entries)
 
     cdef int add_counted(self) except -1:
@@ -40,9 +42,9 @@ cdef class DueReplies:
         """Append a call: an envelope, and the command in front of it. Raise as add_counted()."""
         return self.add(STORED_REPLY, <PyObject *>head, <PyObject *>envelope)
 
-    cdef int add_object(self, object waiting) except -1:
-        """Append a tuple or a function. Raise as add_counted()."""
-        self.add(KEPT_REPLY if type(waiting) is tuple else CALLED_REPLY, NULL, NULL)
+    cdef int add_object(self, DueKind kind, object waiting) except -1:
+        """Append a tuple, for KEPT_REPLY, or a function, for CALLED_REPLY. Raise as add_counted()."""
+        self.add(kind, NULL, NULL)
         try:
             self.objects.append(waiting)
         except MemoryError:
@@ -61,8 +63,7 @@ cdef class DueReplies:
         self.count -= 1
         if reply.kind == KEPT_REPLY or reply.kind == CALLED_REPLY:
             self.next_object()
-        Py_XDECREF(reply.head)
-        Py_XDECREF(reply.envelope)
+        release_bytes(reply)
 
     cdef tuple take_stored(self):
         """Remove the first one, a call. Return its command and its envelope."""
@@ -108,3 +109,9 @@ cdef class DueReplies:
         self.size = size
         self.first = 0
         return 0
+
+
+cdef void release_bytes(DueReply reply) noexcept:
+    """Give back the references of an item that leaves the ring."""
+    Py_XDECREF(reply.head)
+    Py_XDECREF(reply.envelope)

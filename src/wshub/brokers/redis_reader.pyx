@@ -103,9 +103,11 @@ cdef class RedisReader:
         """Do what expect() does."""
         if waiting is None:
             self.replies.add_counted()
+        elif type(waiting) is tuple:
+            self.replies.add_object(KEPT_REPLY, waiting)
         else:
-            self.replies.add_object(waiting)
-        self.envelopes_sent += waiting is None or type(waiting) is tuple
+            return self.replies.add_object(CALLED_REPLY, waiting)
+        self.envelopes_sent += 1
         return 0
 
     cdef int await_stored(self, bytes head, bytes envelope) except -1:

@@ -15,9 +15,7 @@ cdef class EnvelopeSender:
     cdef readonly object dropped
     cdef readonly str why_dropped
 
-    cdef bint take(self, bytes head, bytes envelope, object on_answer) except -1
-    cdef bint take_stored(self, bytes head, bytes envelope) except -1
+    cdef bint take(self, bytes head, bytes envelope, object on_answer, bint is_stored) except -1
     cdef bint may_send(self, bytes envelope) except -1
     cdef void write_command(self, bytes head, bytes envelope) noexcept
-    cdef bint drop_for_memory(self) except -1
     cdef bint drop(self, str reason, str why) except -1

@@ -55,7 +55,7 @@ cdef class EnvelopeSender:
         head = self.heads.get(channel)
         if head is None:
             head = self.names.publish_head(channel)
-        return self.take(head, envelope, on_answer)
+        return self.take(head, envelope, on_answer, False)
 
     def send_command(self, bytes head not None, bytes envelope not None, on_answer=None):
         """Send a command whose last word is an envelope. Return False if it was dropped.
@@ -65,27 +65,19 @@ cdef class EnvelopeSender:
             envelope: the last word.
             on_answer: as for ``send``.
         """
-        return self.take(head, envelope, on_answer)
+        return self.take(head, envelope, on_answer, False)
 
-    cdef bint take(self, bytes head, bytes envelope, object on_answer) except -1:
-        """Do what send_command() does."""
+    cdef bint take(self, bytes head, bytes envelope, object on_answer, bint is_stored) except -1:
+        """Do what send_command() does. A call that stores the envelope has no `on_answer`, and may be needed again."""
         if not self.may_send(envelope):
             return False
         try:
-            self.reader.await_reply(on_answer)
+            if is_stored:
+                self.reader.await_stored(head, envelope)
+            else:
+                self.reader.await_reply(on_answer)
         except MemoryError:
-            return self.drop_for_memory()
-        self.write_command(head, envelope)
-        return True
-
-    cdef bint take_stored(self, bytes head, bytes envelope) except -1:
-        """Do what send_command() does, for a call that stores the envelope. The answer is only counted."""
-        if not self.may_send(envelope):
-            return False
-        try:
-            self.reader.await_stored(head, envelope)
-        except MemoryError:
-            return self.drop_for_memory()
+            return self.drop("full", "there is no memory for the message")
         self.write_command(head, envelope)
         return True
 
@@ -117,9 +109,6 @@ cdef class EnvelopeSender:
         pieces[3].iov_base = b"\r\n"
         pieces[3].iov_len = 2
         self.stream.write_pieces(pieces, 4)
-
-    cdef bint drop_for_memory(self) except -1:
-        return self.drop("full", "there is no memory for the message")
 
     cdef bint drop(self, str reason, str why) except -1:
         self.dropped[reason] += 1

@@ -32,7 +32,7 @@ cdef class StoreCalls:
         """
         if self.is_reloading or self.sender.stream is None or self.sender.stream is not self.loaded_over:
             return self.store_later(head, envelope)
-        return self.sender.take_stored(head, envelope)
+        return self.sender.take(head, envelope, None, True)
 
 
 cdef class RedisStoredSender(StoredSender):

@@ -19,7 +19,7 @@ from wshub.core.hub_state cimport HubBase
 from wshub.core.remote_messages cimport RemoteMessages, envelope_of
 from wshub.core.rooms cimport Room
 from wshub.protocol.frame_buffer cimport FrameBuffer, frame_payload, frame_release
-from wshub.protocol.message cimport Message, Payload, frame_with_metadata_from_data
+from wshub.protocol.message cimport Message, Payload, frame_with_metadata_from_data, payload_of_frame
 from wshub.protocol.opcodes cimport BINARY_OPCODE
 
 from functools import partial
@@ -109,9 +109,7 @@ cdef object pass_on(
     else:
         # Anonymous clients are no user.
         return
-    payload.opcode = frame.opcode
-    payload.data = frame_payload(frame)
-    payload.length = frame.length
+    payload = payload_of_frame(frame)
     envelope = envelope_of(cluster, kind, name, &payload, compress, slow_consumer, key, None, None)
     if envelopes is None:
         cluster.send_envelope(channel, envelope)

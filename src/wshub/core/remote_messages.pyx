@@ -36,14 +36,8 @@ from wshub.core.delivery_options cimport CLOSE_CONNECTION, INHERITED, LATEST, po
 from wshub.core.fan_out cimport send_to_all, send_to_room
 from wshub.core.history_cursor cimport HistoryCursor
 from wshub.core.node_numbers cimport advance_number, forget_numbers
-from wshub.protocol.frame_buffer cimport (
-    DeliveryCounters,
-    FrameBuffer,
-    frame_payload,
-    frame_release,
-    frame_with_metadata,
-)
-from wshub.protocol.message cimport Message, Payload, frame_from_bytes
+from wshub.protocol.frame_buffer cimport DeliveryCounters, FrameBuffer, frame_release, frame_with_metadata
+from wshub.protocol.message cimport Payload, frame_from_bytes, payload_from_data
 from wshub.protocol.opcodes cimport BINARY_OPCODE, TEXT_OPCODE
 from wshub.protocol.parser cimport Utf8State
 
@@ -327,19 +321,19 @@ cdef class RemoteMessages(EnvelopeReceiver):
             TypeError, InvalidMessageError: as ``Connection.send``, for ``data``.
         """
         cdef Envelope parsed
-        cdef Message message
+        cdef Payload payload
         cdef Room room = self.hub.room_table.get(name)
         if parse_envelope(<const uint8_t *><const char *>envelope, len(envelope), &parsed) < 0:
             raise ValueError("the history has something else than an envelope")
         if room is None:
             return
         if data is not None:
-            message = Message(data)
+            data = payload_from_data(data, &payload)
             parsed.flags = <uint16_t>(parsed.flags & ~IS_BINARY)
-            if message.frame.opcode == BINARY_OPCODE:
+            if payload.opcode == BINARY_OPCODE:
                 parsed.flags |= IS_BINARY
-            parsed.payload = frame_payload(message.frame)
-            parsed.payload_length = message.frame.length
+            parsed.payload = payload.data
+            parsed.payload_length = payload.length
         self.deliver(&parsed, room)
 
     def log_without_position(self, room):

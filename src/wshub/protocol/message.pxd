@@ -1,6 +1,6 @@
 from libc.stdint cimport uint8_t, uint64_t
 
-from wshub.protocol.frame_buffer cimport FrameBuffer, DeliveryCounters
+from wshub.protocol.frame_buffer cimport FrameBuffer, DeliveryCounters, frame_payload
 
 
 # The payload of a message, and where it lies in memory.
@@ -8,6 +8,11 @@ ctypedef struct Payload:
     uint8_t opcode       # TEXT_OPCODE or BINARY_OPCODE
     const uint8_t *data  # borrowed
     size_t length
+
+
+cdef inline Payload payload_of_frame(FrameBuffer *frame) noexcept:
+    """Returns the payload of a sealed frame, which owns it."""
+    return Payload(opcode=frame.opcode, data=frame_payload(frame), length=frame.length)
 
 
 cdef class Message:

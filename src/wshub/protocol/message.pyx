@@ -133,9 +133,7 @@ cdef object payload_from_data(object data, Payload *payload):
         return data
     message = data if isinstance(data, Message) else Message(data)
     (<Message>message).check()
-    payload.opcode = (<Message>message).frame.opcode
-    payload.data = frame_payload((<Message>message).frame)
-    payload.length = (<Message>message).frame.length
+    payload[0] = payload_of_frame((<Message>message).frame)
     return message
 
 
