@@ -8,10 +8,12 @@ from itertools import pairwise, starmap
 
 import pytest
 
-from tests.support.broker_node import BrokerNode, joined, until
+from tests.support.broker_node import BrokerNode, joined, until, until_in_time_of
 from tests.support.engine_places import ENGINES_TOGETHER, EnginePlace, long, running_place
 from tests.support.redis_faults import proxies
 from wshub.brokers import redis_topology
+from wshub.brokers.redis_connection import RedisConnection
+from wshub.brokers.redis_reconnecting import KeptConnection
 
 NODES = 50
 
@@ -106,20 +108,33 @@ async def test_a_node_asks_a_cluster_that_does_not_answer_with_pauses(monkeypatc
 
 
 @pytest.mark.parametrize("run", ["asyncio"], indirect=True)
-async def test_a_pause_between_questions_to_a_cluster_ends_with_the_first_connection(
+async def test_a_pause_between_questions_to_a_cluster_ends_with_the_first_connection_that_takes_questions(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """The connection that subscribes takes none. A question in its pause would go to the nodes over new connections."""
     monkeypatch.setattr(redis_topology, "backoff", lambda waits: 1000.0)
+    may_publish = asyncio.Event()
+    open_connection = KeptConnection._open
+
+    async def open_in_turn(kept: KeptConnection, connection: RedisConnection) -> None:
+        if kept._target.client_name.endswith(":publisher"):
+            await may_publish.wait()
+        await open_connection(kept, connection)
+
     with running_place("cluster-valkey") as place, proxies() as way:
         async with joined(place.broker(way), "room:a") as node:
             node.hold()
             way.configure(refuses=True)
             way.cut()
             await pass_a_minute(node)
+            monkeypatch.setattr(KeptConnection, "_open", open_in_turn)
             way.heal()
-            await pass_seconds([node], 5)
-            await until(lambda: node.broker.health().ok)
-            await pass_seconds([node], 1)
+            asked = len(way.connections(b"SLOTS"))
+            await until_in_time_of(node, lambda: "room:a" in node.restored_channels)
+            await sweeps(node)
+            assert len(way.connections(b"SLOTS")) == asked
+            may_publish.set()
+            await until_in_time_of(node, lambda: node.broker.health().ok)
             await until(lambda: any(b"SLOTS" in each.to_server.seen for each in way.open_connections(b":publisher")))
 
 
@@ -127,6 +142,13 @@ async def pass_a_minute(node: BrokerNode) -> None:
     """Let a minute pass by the clock of a node, with four sweeps in each second."""
     for _ in range(240):
         node.skip(0.25)
+        node.broker.sweep(node.now())
+        await asyncio.sleep(0.005)
+
+
+async def sweeps(node: BrokerNode) -> None:
+    """Have a node sweep a few times, with time for what it begins."""
+    for _ in range(5):
         node.broker.sweep(node.now())
         await asyncio.sleep(0.005)
 

@@ -156,7 +156,7 @@ class RedisClusterSession(SessionLife):
             address,
             Asking(events.reactor, settings.ssl, f"wshub:{node.id}:topology"),
             self.names,
-            self._open_connections,
+            self._connections_to_ask,
             self._take_view,
             self._fail,
             settings.address_remap,
@@ -216,8 +216,13 @@ class RedisClusterSession(SessionLife):
 
     # The owners of the partitions
 
-    def _open_connections(self) -> list[tuple[RedisAddress, RedisConnection]]:
+    def _connections_to_ask(self) -> list[tuple[RedisAddress, RedisConnection]]:
+        """Note that the engines are asked for their slots. Return the connections for the question."""
         self._losses.ask()
+        return self._open_connections()
+
+    def _open_connections(self) -> list[tuple[RedisAddress, RedisConnection]]:
+        """Return the connections that take commands, with the addresses of their engines."""
         return [
             (engine.address, connection)
             for engine in self._engines.values()
@@ -389,7 +394,8 @@ class RedisClusterSession(SessionLife):
 
     def changed(self) -> None:
         """Note that a connection was opened, or that subscriptions were acknowledged."""
-        self._topology.connection_opened()
+        if self._open_connections():
+            self._topology.connection_opened()
         self.publishing.finish_moves()
         self._check_started()
 

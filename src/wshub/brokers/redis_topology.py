@@ -167,7 +167,7 @@ class Topology:
         self._hurry = True
 
     def connection_opened(self) -> None:
-        """Wait no more before the next question: it goes over an open connection."""
+        """Wait no more before the next question: there is a connection that it can go over."""
         self._asks_seeds = False
         self._rests_until = 0.0
 
