@@ -12,10 +12,9 @@ import pytest
 from tests.support.broker_node import until, until_in_time_of
 from tests.support.engine_places import ENGINES_TOGETHER, EnginePlace, long, running_place
 from tests.support.presence_nodes import ROOM, are, node, pass_a_moment, told
-from tests.support.presence_worlds import EngineWorld, Member, running
+from tests.support.presence_worlds import EngineWorld, Member, running, shorten_lives
 from tests.support.serving_hub import connected
 from wshub import PresenceCounts
-from wshub.brokers import nats_lives, redis_presences
 from wshub.brokers.presence_interface import PresenceEntry
 from wshub.errors import BrokerError, BrokerUncertain
 
@@ -104,8 +103,7 @@ async def test_a_user_who_moves_to_another_node_has_neither_left_nor_joined(worl
 @pytest.fixture
 def short_life(monkeypatch: pytest.MonkeyPatch) -> None:
     """A node without a beat is dead after a second by the engine's clock: a busy machine delays the others for less."""
-    for module in (nats_lives, redis_presences):
-        monkeypatch.setattr(module, "DEAD_SECONDS", 1.0)
+    shorten_lives(monkeypatch, 1.0)
 
 
 @pytest.mark.usefixtures("short_life")

@@ -264,7 +264,7 @@ async def running(world: World, count: int) -> AsyncIterator[World]:
             await world.close()
 
 
-def shorten_lives(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have an engine take a node without a beat for dead after half a second."""
+def shorten_lives(monkeypatch: pytest.MonkeyPatch, seconds: float = SHORT_LIFE) -> None:
+    """Have an engine take a node without a beat for dead after these seconds."""
     for module in (redis_presences, nats_lives):
-        monkeypatch.setattr(module, "DEAD_SECONDS", SHORT_LIFE)
+        monkeypatch.setattr(module, "DEAD_SECONDS", seconds)

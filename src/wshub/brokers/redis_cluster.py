@@ -97,6 +97,9 @@ class ClusterEngine:
     def redirected(self, text: str, *, by_subscriber: bool) -> None:
         self._cluster.engine_redirected(self, text, by_subscriber=by_subscriber)
 
+    def publisher_opened(self) -> None:
+        self._cluster.publisher_opened()
+
     def changed(self) -> None:
         self._cluster.changed()
 
@@ -156,7 +159,7 @@ class RedisClusterSession(SessionLife):
             address,
             Asking(events.reactor, settings.ssl, f"wshub:{node.id}:topology"),
             self.names,
-            self._connections_to_ask,
+            self._open_connections,
             self._take_view,
             self._fail,
             settings.address_remap,
@@ -216,13 +219,8 @@ class RedisClusterSession(SessionLife):
 
     # The owners of the partitions
 
-    def _connections_to_ask(self) -> list[tuple[RedisAddress, RedisConnection]]:
-        """Note that the engines are asked for their slots. Return the connections for the question."""
-        self._losses.ask()
-        return self._open_connections()
-
     def _open_connections(self) -> list[tuple[RedisAddress, RedisConnection]]:
-        """Return the connections that take commands, with the addresses of their engines."""
+        self._losses.ask()
         return [
             (engine.address, connection)
             for engine in self._engines.values()
@@ -392,10 +390,13 @@ class RedisClusterSession(SessionLife):
 
     # What the sessions tell
 
+    def publisher_opened(self) -> None:
+        """Note that a connection that takes commands was opened."""
+        self._topology.connection_opened()
+        self.changed()
+
     def changed(self) -> None:
-        """Note that a connection was opened, or that subscriptions were acknowledged."""
-        if self._open_connections():
-            self._topology.connection_opened()
+        """Note that such a connection was opened, or that subscriptions were acknowledged."""
         self.publishing.finish_moves()
         self._check_started()
 

@@ -41,8 +41,11 @@ class ClusterHooks(Protocol):
     def redirected(self, text: str, *, by_subscriber: bool) -> None:
         """Note that the engine does not own a slot: the text begins with ``MOVED``."""
 
+    def publisher_opened(self) -> None:
+        """Note that the connection that publishes was opened. It takes other commands as well."""
+
     def changed(self) -> None:
-        """Note that a connection was opened, or that subscriptions were acknowledged."""
+        """Note that subscriptions were acknowledged."""
 
     def subscriber_lost(self) -> None:
         """Note that the connection that subscribes has ended, and with it all subscriptions."""

@@ -173,7 +173,7 @@ class RedisSession(SessionLife):
         if self._follower is not None:
             self._follower.publisher_opened()
         if self._hooks is not None:
-            self._hooks.changed()
+            self._hooks.publisher_opened()
 
     def _publisher_lost(self, reason: str) -> None:
         self.publishing.disconnected()
