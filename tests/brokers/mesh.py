@@ -102,12 +102,16 @@ class Node:
 
 
 @contextlib.asynccontextmanager
-async def mesh(path: Path, count: int, **options: Any) -> AsyncIterator[list[Node]]:
-    """Start so many nodes, one after the other. Close them at the end of the block."""
+async def mesh(path: Path, count: int, *, letters: str = "", **options: Any) -> AsyncIterator[list[Node]]:
+    """Start so many nodes, one after the other. Close them at the end of the block.
+
+    Owners follow from the ids of the nodes. Give each node a letter, of which its id consists, if a test needs an owner
+    of each.
+    """
     nodes = []
     try:
-        for _ in range(count):
-            nodes.append(await Node(path, **options).start())  # noqa: PERF401
+        for letter in letters or [""] * count:
+            nodes.append(await Node(path, node_id=letter * 16, **options).start())  # noqa: PERF401
         await until(lambda: all(node.peers == count - 1 for node in nodes))
         yield nodes
     finally:
@@ -153,10 +157,10 @@ class Worker:
 
 
 @contextlib.asynccontextmanager
-async def worker(path: Path) -> AsyncIterator[Worker]:
+async def worker(path: Path, node_id: str = "") -> AsyncIterator[Worker]:
     """Run a node in a process of its own. Kill it at the end of the block if it still runs."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.brokers.mesh", str(path)),
+        *(sys.executable, "-m", "tests.brokers.mesh", str(path), node_id),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         env=environment(),
@@ -174,10 +178,10 @@ async def worker(path: Path) -> AsyncIterator[Worker]:
             await process.wait()
 
 
-async def serve_commands(path: Path) -> None:
+async def serve_commands(path: Path, node_id: str) -> None:
     """Be a worker: carry out the commands on the standard input."""
     loop = asyncio.get_running_loop()
-    node = await Node(path).start()
+    node = await Node(path, node_id=node_id).start()
     reader = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
 
@@ -248,4 +252,4 @@ class Commands:
 
 
 if __name__ == "__main__":
-    asyncio.run(serve_commands(Path(sys.argv[1])))
+    asyncio.run(serve_commands(Path(sys.argv[1]), sys.argv[2]))

@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from tests.brokers.mesh import Node, mesh
+from tests.brokers.mesh import Node, mesh, until
 from tests.support.broker_node import joined
 from tests.support.redis_engine import RedisEngine
 from wshub.brokers.history_interface import HistoryBroker, HistoryQuery
@@ -56,11 +56,12 @@ class Clock:
 
 async def test_between_workers_whoever_owns_the_room(path: Path) -> None:
     clock = Clock()
-    async with mesh(path, 3, clock=clock) as nodes:
+    async with mesh(path, 3, letters="abc", clock=clock) as nodes:
+        await until(lambda: len(nodes[0].session.histories.members.candidates()) == 3)
         config = HistoryConfig(ttl_ms=20_000, position_ttl_ms=60_000)
         await old_positions_are_of_another_epoch(nodes[0].broker, config, clock.skip)
         owners = {node.info.id for node in nodes if node.session.histories.keeper.stores}
-        assert len(owners) > 1
+        assert owners == {node.info.id for node in nodes}
 
 
 async def test_between_workers_after_the_owner_has_handed_the_room_over(path: Path) -> None:

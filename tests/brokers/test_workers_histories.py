@@ -73,7 +73,7 @@ async def mesh_of(path: Path, founder: Node, count: int) -> AsyncIterator[list[N
 
 
 async def test_channels_are_spread_over_the_workers_and_all_agree(path: Path) -> None:
-    async with mesh(path, 4) as nodes:
+    async with mesh(path, 4, letters="abcd") as nodes:
         for number, channel in enumerate(CHANNELS):
             await store(nodes[number % 4], channel, b"1")
         await until(lambda: all(owners_of(node) == owners_of(nodes[0]) for node in nodes))

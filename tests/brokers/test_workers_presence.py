@@ -134,13 +134,12 @@ async def test_nobody_is_missing_or_first_again_when_an_owner_leaves(path: Path)
 
 
 async def test_the_entries_of_a_killed_worker_are_taken_over_once_whoever_kept_them(path: Path) -> None:
-    async with mesh(path, 2) as (one, two), worker(path) as process, looking(one, two):
+    async with mesh(path, 2, letters="ab") as (one, two), worker(path, "c" * 16) as process, looking(one, two):
         await begin(one, two)
         for channel in CHANNELS:
             await process.ask("enter", channel, "ann", "bob")
             assert await enter(one, channel, "ann") == [False]
-        owners = [owner_of(one, channel) for channel in CHANNELS]
-        assert {one.info.id, two.info.id, process.id} == set(owners)
+        assert {owner_of(one, channel) for channel in CHANNELS} == {one.info.id, two.info.id, process.id}
         # An answer says that the copies of all entries before it have left.
         await process.ask("ids", CHANNELS[0])
         await process.kill()

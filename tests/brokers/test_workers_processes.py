@@ -8,7 +8,7 @@ import os
 import signal
 import time
 
-from tests.brokers.mesh import Node, sockets, until, worker
+from tests.brokers.mesh import Node, mesh, sockets, until, worker
 
 MEBIBYTE = 1 << 20
 SANITIZED = "WSHUB_SANITIZED" in os.environ
@@ -24,9 +24,8 @@ async def sweep_until(node: Node, condition, seconds: float = 30) -> None:
 
 
 async def test_what_a_killed_worker_had_sent_still_arrives(path) -> None:
-    node = await Node(path).start()
-    node.broker.subscribe("room:a")
-    async with worker(path) as other:
+    async with mesh(path, 1) as (node,), worker(path) as other:
+        await node.join("room:a")
         await until(lambda: node.peers == 1)
         await other.ask("send", "room:a", 20_000, 64)
         await other.ask("stats")
@@ -41,13 +40,11 @@ async def test_what_a_killed_worker_had_sent_still_arrives(path) -> None:
         assert node.log[-1] == ("interrupted", "lost")
         await sweep_until(node, lambda: len(sockets(path)) == 1)
         assert node.log[-1] == ("restored",)
-    await node.close()
 
 
 async def test_a_pattern_gets_what_other_processes_send(path) -> None:
     matched: list[bytes] = []
-    node = await Node(path).start()
-    async with worker(path) as other, worker(path) as third:
+    async with mesh(path, 1) as (node,), worker(path) as other, worker(path) as third:
         await until(lambda: node.peers == 2)
         node.broker.subscribe_pattern("a:*", matched.append)
         await node.broker.pattern_subscribed("a:*")
@@ -57,13 +54,11 @@ async def test_a_pattern_gets_what_other_processes_send(path) -> None:
         await until(lambda: len(matched) == 2_000)
         assert sorted(int(envelope.split(b" ")[0]) for envelope in matched) == sorted([*range(1_000)] * 2)
         node.broker.unsubscribe_pattern("a:*")
-    assert node.received == []
-    await node.close()
+        assert node.received == []
 
 
 async def test_a_stopped_worker_is_ended_and_comes_back(path) -> None:
-    node = await Node(path, max_pending=4 * MEBIBYTE).start()
-    async with worker(path) as other, worker(path) as third:
+    async with mesh(path, 1, max_pending=4 * MEBIBYTE) as (node,), worker(path) as other, worker(path) as third:
         for process in (other, third):
             await process.ask("join", "room:a")
         await sweep_until(node, lambda: node.peers == 2)
@@ -90,9 +85,9 @@ async def test_a_stopped_worker_is_ended_and_comes_back(path) -> None:
         while len(await third.ask("numbers")) < expected:
             await asyncio.sleep(0.05)
         other.signal(signal.SIGCONT)
-        await sweep_until(node, lambda: node.peers == 2)
-        assert node.log[-1] == ("restored",)
-        assert node.broker.stats().reconnects == 1
+        # A connection that the stopped worker took may be lost again.
+        await sweep_until(node, lambda: node.peers == 2 and node.log[-1] == ("restored",))
+        assert node.broker.stats().reconnects >= 1
         deadline = time.monotonic() + 20
         while (await node.broker.publish("room:a", b"1 ")).receivers < 2:
             assert time.monotonic() < deadline
@@ -101,7 +96,6 @@ async def test_a_stopped_worker_is_ended_and_comes_back(path) -> None:
             await asyncio.sleep(0.05)
         # It had not read for long: it was told that it may have missed something.
         assert (await other.ask("events"))[0] == ["interrupted", "lost"]
-    await node.close()
 
 
 async def test_a_stopped_worker_costs_bounded_memory(path) -> None:
@@ -121,8 +115,7 @@ async def test_a_stopped_worker_costs_bounded_memory(path) -> None:
 
 
 async def test_a_worker_whose_loop_is_blocked_for_some_seconds_stays(path) -> None:
-    node = await Node(path).start()
-    async with worker(path) as other:
+    async with mesh(path, 1) as (node,), worker(path) as other:
         await sweep_until(node, lambda: node.peers == 1)
         blocking = asyncio.create_task(other.ask("block", 4))
         await sweep_until(node, blocking.done)
@@ -131,26 +124,24 @@ async def test_a_worker_whose_loop_is_blocked_for_some_seconds_stays(path) -> No
             await asyncio.sleep(0.01)
         assert node.log == []
         assert await other.ask("events") == []
-    await node.close()
 
 
 async def test_workers_are_replaced_while_messages_flow(path) -> None:
-    node = await Node(path).start()
-    for turn in range(3):
-        async with worker(path) as other:
-            await other.ask("join", "room:a")
-            assert (await node.broker.publish("room:a", b"%d " % turn)).receivers == 1
-            while await other.ask("numbers") != [turn]:
-                await asyncio.sleep(0.01)
-            if turn == 1:
-                other.signal(signal.SIGKILL)
-            else:
-                assert other.process.stdin is not None
-                other.process.stdin.close()
-            await other.process.wait()
-            await sweep_until(node, lambda: node.peers == 0 and len(sockets(path)) == 1)
-    assert node.log == [("interrupted", "lost"), ("restored",)]
-    await node.close()
+    async with mesh(path, 1) as (node,):
+        for turn in range(3):
+            async with worker(path) as other:
+                await other.ask("join", "room:a")
+                assert (await node.broker.publish("room:a", b"%d " % turn)).receivers == 1
+                while await other.ask("numbers") != [turn]:
+                    await asyncio.sleep(0.01)
+                if turn == 1:
+                    other.signal(signal.SIGKILL)
+                else:
+                    assert other.process.stdin is not None
+                    other.process.stdin.close()
+                await other.process.wait()
+                await sweep_until(node, lambda: node.peers == 0 and len(sockets(path)) == 1)
+        assert node.log == [("interrupted", "lost"), ("restored",)]
     assert sockets(path) == []
 
 
