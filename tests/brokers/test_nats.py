@@ -177,6 +177,21 @@ async def test_a_message_that_the_engine_refuses_is_an_error_and_counted(
     assert len([record for record in caplog.records if "refuses messages" in record.getMessage()]) == 1
 
 
+async def test_a_message_is_refused_while_the_subscription_to_its_channel_is_tested(nats_engine: NatsEngine) -> None:
+    with running_nats(nats_engine.kind, USERS) as engine:
+        broker = NatsBroker(f"nats://mute:pw@127.0.0.1:{engine.port}")
+        async with joined(broker, "room:a") as node:
+            for count in range(1, 6):
+                publishing = asyncio.create_task(broker.publish("room:a", b"1"))
+                # It was sent, and the engine has not answered.
+                await asyncio.sleep(0)
+                node.skip(3)
+                broker.sweep(node.now())
+                with pytest.raises(BrokerError, match="permissions violation"):
+                    await publishing
+                await until(lambda count=count: broker.stats().dropped["refused"] == count)
+
+
 async def test_tls_needs_a_certificate_that_is_trusted(
     nats_engine: NatsEngine, certificate: Certificate, caplog: pytest.LogCaptureFixture
 ) -> None:

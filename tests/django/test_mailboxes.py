@@ -41,6 +41,29 @@ async def test_a_message_that_was_offered_to_others_expires_at_its_time(
     assert channels.expired == 1
 
 
+async def test_a_message_that_is_offered_to_others_keeps_its_place(channels: Mailboxes) -> None:
+    for payload in (b"one", b"two"):
+        assert channels.put("jobs", payload)
+    message = channels.take("jobs")
+    assert message is not None
+    assert not channels.put("jobs", b"three")
+    channels.put_back("jobs", message)
+    channels.free_place("jobs")
+    assert not channels.put("jobs", b"three")
+    assert [await channels.get("jobs") for _ in range(2)] == [b"one", b"two"]
+
+
+async def test_a_message_that_others_have_taken_leaves_its_place(channels: Mailboxes) -> None:
+    for payload in (b"one", b"two"):
+        assert channels.put("jobs", payload)
+    for _ in range(2):
+        assert channels.take("jobs") is not None
+        channels.free_place("jobs")
+    assert channels.put("jobs", b"three")
+    assert channels.put("jobs", b"four")
+    assert [await channels.get("jobs") for _ in range(2)] == [b"three", b"four"]
+
+
 async def test_a_message_that_expired_while_it_was_offered_to_others_is_not_read(
     channels: Mailboxes, clock: RunningClock
 ) -> None:

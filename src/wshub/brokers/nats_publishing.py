@@ -136,11 +136,14 @@ class Publishing:
             del answer
         return Published()
 
-    def refused(self, subject: str, error: BrokerError) -> None:
-        """Count an envelope that the engine has refused. The subject is in small letters."""
+    def refused(self, error: BrokerError) -> None:
+        """Count an envelope that the engine has refused."""
         self.dropped["refused"] += 1
         self.log_refusal(error)
         self._refused_since += 1
+
+    def fail_waiting(self, subject: str, error: BrokerError) -> None:
+        """Fail the calls that publish on a subject which the engine refuses. It is in small letters."""
         for answer, waiting_for in self._waiting.items():
             if waiting_for == subject and not answer.done():
                 answer.set_exception(BrokerError(*error.args))

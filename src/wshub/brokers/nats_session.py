@@ -129,6 +129,8 @@ class NatsSession(SessionLife):
         self._probe_refusal = ""
         # The subscriptions by subject that are being tested: no message to them has come back yet.
         self._tested: dict[str, tuple[str, Subscription]] = {}
+        # Whether the barrier behind the last tests is under way.
+        self._is_testing = False
         self._interruptions: Counter[str] = Counter()
         self._swept_at = time.monotonic()
         self._kept = KeptConnection(
@@ -269,11 +271,13 @@ class NatsSession(SessionLife):
             if self.subscriptions.service_error is not None:
                 self._fail(ConfigurationError(f"the engine does not let this user subscribe: {text}"))
         else:
+            # The test of a subscription and an envelope can be under way on one subject. Then both are refused.
+            self.publishing.fail_waiting(subject, error)
             tested = [each for each in self._tested if each.lower() == subject]
             for each in tested:
                 del self._tested[each]
             if not tested and not self._requests.refused(subject, error):
-                self.publishing.refused(subject, error)
+                self.publishing.refused(error)
 
     # Time
 
@@ -297,16 +301,18 @@ class NatsSession(SessionLife):
     def _test_some(self) -> None:
         """Send a message on some channels to itself, and to all others that have them."""
         connection = self._kept.connection
-        if connection is None or self._tested or not self._is_serving:
+        if connection is None or self._is_testing or not self._is_serving:
             return
         self._tested = {self._names.test_subject(each[0]): each for each in self.subscriptions.next_to_test()}
         for subject in self._tested:
             connection.publish(subject, b"", self._probe_subject)
         if self._tested:
+            self._is_testing = True
             self._barriers.after(self._tests_passed)
 
     def _tests_passed(self, error: BrokerUncertain | None) -> None:
         """Subscribe again to the tested channels whose messages have not come back before the barrier."""
+        self._is_testing = False
         if error is not None or self.is_closed:
             return
         tested, self._tested = self._tested, {}

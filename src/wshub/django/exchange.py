@@ -328,9 +328,12 @@ class Exchange(BrokerThread):
                 except Exception:
                     self._mailboxes.put_back(channel, message)
                     raise
-                if outcome != "taken":
-                    self._mailboxes.put_back(channel, message)
-                    return
+                else:
+                    if outcome != "taken":
+                        self._mailboxes.put_back(channel, message)
+                        return
+                finally:
+                    self._mailboxes.free_place(channel)
         except Exception as error:
             logger.debug("the messages of the channel %s stay in this process: %s", channel, error)
         finally:

@@ -39,14 +39,21 @@ class Waiter:
 class Mailbox:
     """The messages that wait in one channel, or the coroutines that wait for one: never both."""
 
-    __slots__ = ("capacity", "messages", "unread_since", "waiters")
+    __slots__ = ("capacity", "messages", "offered", "unread_since", "waiters")
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.messages: deque[WaitingMessage] = deque()
         self.waiters: deque[Waiter] = deque()
+        # Messages that are offered to other processes. Their places are kept, because they may come back.
+        self.offered = 0
         # When the first message came that nothing has read since; None if the last one was read.
         self.unread_since: float | None = None
+
+    @property
+    def space(self) -> int:
+        """The number of messages that it can take."""
+        return max(self.capacity - len(self.messages) - self.offered, 0)
 
 
 class Reader:
@@ -96,9 +103,9 @@ class Mailboxes:
             self.queued += 1
             self._give(mailbox, message, waiters)
             return True
-        if len(mailbox.messages) >= mailbox.capacity:
+        if not mailbox.space:
             self._expire(mailbox, now)
-            if len(mailbox.messages) >= mailbox.capacity:
+            if not mailbox.space:
                 self.full += 1
                 return False
         self.queued += 1
@@ -210,10 +217,28 @@ class Mailboxes:
                 del self._readers[channel]
 
     def take(self, channel: str) -> WaitingMessage | None:
-        """Return the oldest message of a channel that nothing in this process reads; None if there is none."""
+        """Return the oldest message of a channel that nothing in this process reads; None if there is none.
+
+        Offer it to other processes. Its place is kept until ``free_place()``.
+        """
         with self._lock:
             mailbox = self._mailboxes.get(channel)
-            return None if mailbox is None or self._is_read(channel) else self._pop(channel, mailbox)
+            if mailbox is None or self._is_read(channel):
+                return None
+            mailbox.offered += 1
+            message = self._pop(channel, mailbox)
+            if message is None:
+                self._free_place(channel, mailbox)
+            return message
+
+    def free_place(self, channel: str) -> None:
+        """Free the place of a message that ``take()`` has returned: it is elsewhere, or back in the channel."""
+        with self._lock:
+            self._free_place(channel, self._mailboxes[channel])
+
+    def _free_place(self, channel: str, mailbox: Mailbox) -> None:
+        mailbox.offered -= 1
+        self._forget_idle(channel, mailbox)
 
     # Looking
 
@@ -244,7 +269,7 @@ class Mailboxes:
             if mailbox is None:
                 return self._capacity_of(channel), False
             self._expire(mailbox, time.monotonic())
-            return max(mailbox.capacity - len(mailbox.messages), 0), bool(mailbox.waiters)
+            return mailbox.space, bool(mailbox.waiters)
 
     def unread_channels(self) -> list[str]:
         """Return the channels with messages that any process may read, and that nothing in this process reads."""
@@ -290,7 +315,7 @@ class Mailboxes:
             self.expired += 1
 
     def _forget_idle(self, channel: str, mailbox: Mailbox) -> None:
-        if not mailbox.messages and not mailbox.waiters and mailbox.unread_since is None:
+        if not mailbox.messages and not mailbox.waiters and not mailbox.offered and mailbox.unread_since is None:
             del self._mailboxes[channel]
 
 
