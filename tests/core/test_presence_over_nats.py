@@ -145,8 +145,7 @@ async def test_after_an_outage_nobody_is_taken_for_dead(own_engine: NatsEngine, 
         for _ in range(8):
             for each in (one, two):
                 await until_in_time_of(each, lambda each=each: each.hub.health().ok)
-                each.skip(4)
-                await asyncio.sleep(0.03)
+            await pass_a_moment(one, two)
         await are(two, "ann", "bob")
         await told(events, {("join", "ann"): 1, ("join", "bob"): 1}, one, two)
 

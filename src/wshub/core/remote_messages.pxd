@@ -40,7 +40,7 @@ cdef class RemoteMessages(EnvelopeReceiver):
     cdef bint has_logged_failure
     cdef bint has_logged_without_position
     cdef public uint64_t rejected_count  # envelopes that the broker has not taken
-    cdef double lag              # seconds that an envelope took, by the clocks of both nodes; negative: not known
+    cdef double lag              # seconds that an envelope took, by the clocks of both nodes; NaN: not known
 
     cdef bint send_envelope(self, str channel, bytes envelope) except -1
     cdef void note_lag(self, const Envelope *envelope) noexcept

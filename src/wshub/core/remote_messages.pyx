@@ -6,6 +6,7 @@ and fans it out to its own connections, as if it had been sent there.
 """
 
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize, PyUnicode_DecodeUTF8
+from libc.math cimport NAN, isnan
 from libc.stdint cimport SIZE_MAX, int64_t, uint16_t
 from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 
@@ -147,7 +148,7 @@ cdef class RemoteMessages(EnvelopeReceiver):
         self.hub = hub
         self.broker_send = broker_send
         self.node = node
-        self.lag = -1
+        self.lag = NAN
         self.measures_lag = True
 
     def send(self, str channel not None, bytes envelope not None):
@@ -396,7 +397,7 @@ cdef class RemoteMessages(EnvelopeReceiver):
 
         If the clocks differ, it is wrong by their difference, and may be negative.
         """
-        return self.lag if not self.measures_lag or self.lag >= 0 else None
+        return None if isnan(self.lag) else self.lag
 
     @property
     def sent_count(self):
