@@ -92,6 +92,28 @@ async def test_a_quiet_connection_is_left_alone(nats_engine: NatsEngine) -> None
         assert node.broker.stats().reconnects == 0
 
 
+async def test_a_barrier_that_is_late_says_nothing_of_the_subscriptions_that_are_tested_after_it(
+    nats_engine: NatsEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with joined(NatsBroker(nats_engine.url), "room:a") as node:
+        session = node.broker._session  # type: ignore[attr-defined]
+        barriers, late = session._barriers, []
+        with monkeypatch.context() as holding:
+            holding.setattr(barriers, "heard", late.append)
+            node.skip(3)
+            node.broker.sweep(node.now())
+            await until(lambda: len(late) == len(barriers._sent) and not session._tested)
+            node.skip(2)
+            node.broker.sweep(node.now())
+        for payload in late:
+            barriers.heard(payload)
+        assert node.interruptions == []
+        # The next ones are tested once it has come back.
+        node.skip(3)
+        node.broker.sweep(node.now())
+        assert session._tested
+
+
 async def test_a_restarted_server_is_a_gap_that_is_told(own_engine: NatsEngine) -> None:
     channels = [f"room:{number}" for number in range(500)]
     async with (
