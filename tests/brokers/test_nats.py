@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.broker_node import BrokerNode, joined, until
+from tests.support.broker_node import BrokerNode, joined, until, until_in_time_of
 from tests.support.certificate import Certificate
 from tests.support.cluster_nodes import serving_node
 from tests.support.free_ports import free_port
@@ -170,7 +170,8 @@ async def test_a_message_that_the_engine_refuses_is_an_error_and_counted(
             # It still hears. That the tests of its subscriptions are refused too means nothing.
             for _ in range(5):
                 node.skip(3)
-                await asyncio.sleep(0.06)
+                broker.sweep(node.now())
+                await until(lambda: not broker._session._barriers._sent)  # type: ignore[union-attr]
             other.send("room:a", b"3")
             await until(lambda: node.received == [b"3"])
             assert node.interruptions == []
@@ -278,11 +279,7 @@ async def test_start_waits_for_an_engine_that_comes_later(
         broker.subscribe("room:a")
         assert not broker.send("room:a", b"lost")
         engine.start()
-        for _ in range(100):
-            if starting.done():
-                break
-            node.skip(60)
-            await asyncio.sleep(0.02)
+        await until_in_time_of(node, starting.done)
         await starting
         await broker.subscribed("room:a")
         await broker.publish("room:a", b"1")

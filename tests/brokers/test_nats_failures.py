@@ -50,6 +50,12 @@ def check_gaps(node: BrokerNode) -> None:
             last, interrupted = number, False
 
 
+async def probed(node: BrokerNode) -> None:
+    """Have a broker sweep, and return when each of its barriers has come back."""
+    node.broker.sweep(node.now())
+    await until(lambda: not node.broker._session._barriers._sent)  # type: ignore[attr-defined]
+
+
 async def recovers(node: BrokerNode) -> None:
     """Let time pass until the broker is connected again and has told its hub."""
     while not node.broker.health().ok or [event[0] for event in node.log if event[0] != "received"][-1:] != [
@@ -69,13 +75,15 @@ async def test_a_black_hole_is_noticed_within_ten_seconds(nats_engine: NatsEngin
             await until(lambda: node.broker.health().probe_ms != probe)
             (connection,) = proxy.open_connections()
             getattr(connection, direction).is_black_hole = True
-            began = node.now()
+            passed = 0.0
             while not node.interruptions:
                 node.skip(0.2)
+                passed += 0.2
+                node.broker.sweep(node.now())
                 await asyncio.sleep(0.01)
                 # Other messages do not hide it.
                 other.broker.send("room:a", b"0")
-            assert node.now() - began < 10
+            assert passed < 10
             assert node.interruptions == [(None, "deaf")]
             await recovers(node)
             assert {"room:a", ALL_NODES} <= node.restored_channels
@@ -87,7 +95,7 @@ async def test_a_quiet_connection_is_left_alone(nats_engine: NatsEngine) -> None
     async with joined(NatsBroker(nats_engine.url), "room:a") as node:
         for _ in range(30):
             node.skip(4)
-            await asyncio.sleep(0.06)
+            await probed(node)
         assert node.log == []
         assert node.broker.stats().reconnects == 0
 

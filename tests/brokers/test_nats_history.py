@@ -172,7 +172,7 @@ async def test_a_key_belongs_to_its_channel(engine: NatsEngine, hub: str) -> Non
 
 
 async def test_after_a_pause_what_was_forgotten_stays_so(engine: NatsEngine, hub: str) -> None:
-    brief = HistoryConfig(size=10, ttl_ms=300)
+    brief = HistoryConfig(size=10, ttl_ms=1_500)
     async with joined(NatsBroker(engine.url), hub=hub) as one:
         read = broker(one).history
         first, second = [await store(one, b"%d" % number, config=brief) for number in (1, 2)]

@@ -60,9 +60,10 @@ async def test_many_nodes_do_not_storm_an_engine_that_is_away(kind: str) -> None
                 refused.append(way.refused)
             count = NODES * connections_of(place)
             assert count <= refused[-1] <= 15 * count
-            # Without chance, all would try in the same second. A busy machine may count those of two seconds in one.
+            # Without chance, all would try in the same second, every fourth one. A busy machine may count those of two
+            # seconds in one.
             in_a_second = [after - before for before, after in pairwise(refused)][12:]
-            assert max(in_a_second) <= 0.9 * count
+            assert sorted(in_a_second)[-3] <= 0.9 * count
             way.heal()
             await pass_seconds(nodes, 5)
             await until(lambda: all(node.broker.health().ok for node in nodes))

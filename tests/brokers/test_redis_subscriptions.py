@@ -21,8 +21,9 @@ def subscribers(engine: RedisEngine, channel: str) -> int:
     return engine.command("PUBSUB", "NUMSUB", f"wshub:hub:{channel}")[1]
 
 
-def connection_of(proxy: TcpProxy, role: str) -> ProxiedConnection:
-    """Return the open connection of a broker that subscribes, or that publishes."""
+async def connection_of(proxy: TcpProxy, role: str) -> ProxiedConnection:
+    """Return the open connection of a broker that subscribes, or that publishes, once there is one."""
+    await until(lambda: list(proxy.open_connections(f":{role}".encode())))
     (connection,) = proxy.open_connections(f":{role}".encode())
     return connection
 
@@ -145,7 +146,7 @@ async def test_a_subscription_that_the_engine_takes_away_is_made_again(redis_eng
     with proxy_to("127.0.0.1", redis_engine.port) as proxy:
         broker = RedisBroker(f"redis://127.0.0.1:{proxy.port}")
         async with joined(broker, "room:a", "room:b") as node, joined(RedisBroker(redis_engine.url)) as other:
-            connection = connection_of(proxy, "subscriber")
+            connection = await connection_of(proxy, "subscriber")
             connection.send_to_server(b"*2\r\n$11\r\nUNSUBSCRIBE\r\n$16\r\nwshub:hub:room:a\r\n")
             await until(lambda: "room:a" in node.restored_channels)
             assert node.interruptions == [(["room:a"], "unsubscribed")]
@@ -163,7 +164,7 @@ async def test_a_subscription_that_the_engine_takes_away_is_made_again(redis_eng
 
 async def lose(proxy: TcpProxy, *rooms: str) -> None:
     """Have the engine lose the subscriptions of the broker behind a proxy to some rooms, without a word."""
-    connection = connection_of(proxy, "subscriber")
+    connection = await connection_of(proxy, "subscriber")
     connection.to_client.is_black_hole = True
     names = [f"wshub:hub:room:{room}".encode() for room in rooms]
     expected = connection.to_client.bytes_seen + sum(len(name) + 30 for name in names)
@@ -223,7 +224,7 @@ async def test_an_engine_whose_numbers_are_wrong_is_asked_for_single_subscriptio
     with proxy_to("127.0.0.1", redis_engine.port) as proxy:
         broker = RedisBroker(f"redis://127.0.0.1:{proxy.port}")
         async with joined(broker, "room:a") as node:
-            answers = connection_of(proxy, "publisher").to_client
+            answers = (await connection_of(proxy, "publisher")).to_client
             asked = calls(redis_engine.command("INFO", "commandstats"), "pubsub|numsub")
             await lose(proxy, "a")
             while not node.interruptions:
@@ -275,7 +276,7 @@ async def test_a_subscription_of_this_moment_is_not_taken_for_a_lost_one(redis_e
 async def test_subscribed_ends_with_the_connection(redis_engine: RedisEngine) -> None:
     with proxy_to("127.0.0.1", redis_engine.port) as proxy:
         async with joined(RedisBroker(f"redis://127.0.0.1:{proxy.port}")) as node:
-            connection = connection_of(proxy, "subscriber")
+            connection = await connection_of(proxy, "subscriber")
             connection.to_server.is_black_hole = True
             node.broker.subscribe("room:a")
             waiting = asyncio.create_task(node.broker.subscribed("room:a"))

@@ -59,12 +59,12 @@ async def sweeping(*nodes: Node) -> AsyncIterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def mesh_of(path: Path, founder: Node, count: int) -> AsyncIterator[list[Node]]:
+async def mesh_of(path: Path, founder: Node, count: int, *, letters: str = "") -> AsyncIterator[list[Node]]:
     """Start so many nodes besides one that is there. Close them at the end of the block."""
     nodes: list[Node] = []
     try:
-        for _ in range(count):
-            nodes.append(await Node(path).start())  # noqa: PERF401
+        for letter in letters or [""] * count:
+            nodes.append(await Node(path, node_id=letter * 16).start())  # noqa: PERF401
         await until(lambda: founder.peers == count)
         yield nodes
     finally:
@@ -160,10 +160,11 @@ async def test_what_is_left_of_the_time_to_live_is_handed_over(path: Path) -> No
 
 async def test_nothing_is_lost_or_doubled_while_owners_leave_and_join_under_load(path: Path) -> None:
     """Two nodes publish all the time, by both methods, while others that own histories come and go."""
-    owner = await Node(path).start()
+    # With these ids, each of the owners has some channels.
+    owner = await Node(path, node_id="f" * 16).start()
     for channel in CHANNELS:
         await store(owner, channel, b"founder 0")
-    async with mesh_of(path, owner, 2) as (first, second):
+    async with mesh_of(path, owner, 2, letters="ab") as (first, second):
         await first.join(*CHANNELS)
         sent: dict[str, list[bytes]] = {channel: [b"founder 0"] for channel in CHANNELS}
         count = 0
@@ -189,9 +190,9 @@ async def test_nothing_is_lost_or_doubled_while_owners_leave_and_join_under_load
                 for channel in CHANNELS
                 for node, name in ((first, b"first"), (second, b"second"))
             ]
-            for turn in range(3):
+            for turn, letter in enumerate("cde"):
                 # The next one is there before the former one leaves, as when workers are replaced.
-                following = await Node(path).start()
+                following = await Node(path, node_id=letter * 16).start()
                 await until(lambda turn=turn: count > (turn + 1) * 1000)  # type: ignore[misc]
                 assert owner.info.id in owners_of(first)
                 await owner.close()

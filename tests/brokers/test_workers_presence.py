@@ -92,7 +92,7 @@ async def looking(*nodes: Node) -> AsyncIterator[None]:
 
 
 async def test_rooms_are_spread_over_the_workers_and_all_agree(path: Path) -> None:
-    async with mesh(path, 4) as nodes:
+    async with mesh(path, 4, letters="abcd") as nodes:
         await begin(*nodes)
         for number, channel in enumerate(CHANNELS):
             assert await enter(nodes[number % 4], channel, "ann") == [True]
@@ -109,7 +109,7 @@ async def test_workers_that_begin_at_once_agree_on_owners(path: Path) -> None:
 
 
 async def test_nobody_is_missing_or_first_again_when_an_owner_leaves(path: Path) -> None:
-    async with mesh(path, 3) as (one, two, three):
+    async with mesh(path, 3, letters="abc") as (one, two, three):
         await begin(one, two, three)
         for channel in CHANNELS:
             for node in (one, two, three):
@@ -208,7 +208,7 @@ async def test_all_workers_but_a_new_one_leave_at_once_and_nobody_is_first_again
 
 
 async def test_the_leave_of_a_user_is_told_if_its_worker_and_the_owner_die_at_once(path: Path) -> None:
-    async with mesh(path, 4) as (one, two, three, four):
+    async with mesh(path, 4, letters="abcd") as (one, two, three, four):
         await begin(one, two, three)
         # The standby of the owner that dies is not the worker that dies.
         await until(lambda: three.session.presences.copies.standby)

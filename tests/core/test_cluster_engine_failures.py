@@ -119,7 +119,7 @@ async def test_if_the_answer_is_lost_members_elsewhere_have_a_message_once_or_no
     own_engine: RedisEngine, proxy: TcpProxy, clock: Clock, lost: str
 ) -> None:
     async with pair(clock, proxy.port, own_engine.port) as (one, two, near, far):
-        publisher = connection_of(proxy, "publisher")
+        publisher = await connection_of(proxy, "publisher")
         getattr(publisher, lost).is_black_hole = True
         seen = publisher.to_server.bytes_seen
         publishing = asyncio.create_task(one.hub.publish("1" * 1000, room="room"))
@@ -144,7 +144,7 @@ async def test_what_the_engine_gets_late_does_not_arrive_after_newer_messages(
     own_engine: RedisEngine, proxy: TcpProxy, clock: Clock
 ) -> None:
     async with pair(clock, proxy.port, own_engine.port) as (one, two, near, far):
-        publisher = connection_of(proxy, "publisher")
+        publisher = await connection_of(proxy, "publisher")
         publisher.to_server.is_black_hole = True
         seen = publisher.to_server.bytes_seen
         stalled = []
@@ -263,7 +263,7 @@ async def test_a_connection_that_delivers_nothing_is_found_deaf_within_15_second
     async with pair(clock, own_engine.port, proxy.port) as (one, two, _near, far):
         # A probe has just come back, so the next one is as far away as it ever is.
         await pass_for(int(INTERVAL) - SECONDS_SINCE_THE_START, clock, one, two)
-        connection_of(proxy, "subscriber").to_client.is_black_hole = True
+        (await connection_of(proxy, "subscriber")).to_client.is_black_hole = True
         await one.hub.publish("1", room="room")
         seconds = await pass_until(lambda: two.hub.health().broker.state == "deaf", clock, two)
         assert seconds <= 15

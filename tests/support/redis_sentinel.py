@@ -190,6 +190,19 @@ class SentinelSetup:
                 return False
         return True
 
+    def notice_after(self, seconds: float) -> None:
+        """Have the Sentinels take it that an engine is down after so many seconds."""
+        for sentinel in self.sentinels:
+            sentinel.command("SENTINEL", "SET", NAME, "down-after-milliseconds", str(int(seconds * 1000)))
+
+    def lose_first_engine(self) -> None:
+        """Keep the Sentinels from the engine behind the proxy, which goes on to answer all others. They soon notice."""
+        assert self.proxy is not None
+        self.notice_after(0.3)
+        self.proxy.refuses = True
+        for connection in self.proxy.open_connections():
+            connection.end()
+
     def failover(self) -> None:
         """Have the Sentinels make the replica the primary, and return when all of them say so."""
         old = self.primary

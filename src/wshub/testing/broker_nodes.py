@@ -41,6 +41,9 @@ Result = TypeVar("Result")
 SWEEP_INTERVAL = 0.05
 MAX_RATE = 10.0
 
+# Seconds of real time that the clock of a check counts between two sweeps at most.
+LONGEST_STEP = 4 * SWEEP_INTERVAL
+
 # Seconds that close() may take at least: it may use one of them to send what waits.
 CLOSED_WITHIN = 3.0
 
@@ -108,7 +111,10 @@ Event: TypeAlias = Received | Matched | Interrupted | Restored | Sent | Left
 
 
 class Clock:
-    """The clock of all nodes of a check. It can run faster than time does, so that nobody waits for time-outs."""
+    """The clock of all nodes of a check. It can run faster than time does, so that nobody waits for time-outs.
+
+    While the process stands still, the clock does too: what is late then is not the broker's fault.
+    """
 
     def __init__(self) -> None:
         self._rate = 1.0
@@ -117,7 +123,7 @@ class Clock:
 
     def __call__(self) -> float:
         now = time.monotonic()
-        self._reading += (now - self._read_at) * self._rate
+        self._reading += min(now - self._read_at, LONGEST_STEP) * self._rate
         self._read_at = now
         return self._reading
 

@@ -187,7 +187,7 @@ def run_on(loop_type: type[asyncio.AbstractEventLoop], life: Coroutine[Any, Any,
 async def it_stays_connected_when_nothing_happens(nodes: Nodes) -> None:
     """While nothing is sent a broker stays connected, loses nothing, and tells the hub nothing."""
     first, second = await nodes.two("room:a")
-    await nodes.pass_for(30)
+    await nodes.pass_for(30, rate=5)
     for node in (first, second):
         check_health(node.broker, connected=True)
         require(node.interruptions() == [], f"nothing was lost, and yet there was {node.interruptions()}")

@@ -12,7 +12,7 @@ from typing import Any
 import hiredis
 
 from tests.support.redis_engine import RedisEngine
-from tests.support.redis_sentinel import NAME, SentinelSetup, running_sentinels, wait_until
+from tests.support.redis_sentinel import SentinelSetup, running_sentinels, wait_until
 
 __all__ = ["SYNC_SECONDS", "ReplicatedEngine", "replicated_engine"]
 
@@ -55,7 +55,7 @@ class ReplicatedEngine:
         self._setup = setup
         self._moved = moved
         self._primary, self._replica = setup.engines
-        self._watch(CALM)
+        self._setup.notice_after(CALM)
 
     @property
     def port(self) -> int:
@@ -154,16 +154,12 @@ class ReplicatedEngine:
 
     def _promote(self) -> None:
         """Return when the Sentinels have noticed that the primary does not answer, and have replaced it."""
-        self._watch(WATCHFUL)
+        self._setup.notice_after(WATCHFUL)
         try:
             self._setup.wait_for_failover(self._primary, FAILOVER_SECONDS)
         finally:
-            self._watch(CALM)
+            self._setup.notice_after(CALM)
         self._change_places()
-
-    def _watch(self, seconds: float) -> None:
-        for sentinel in self._setup.sentinels:
-            sentinel.command("SENTINEL", "SET", NAME, "down-after-milliseconds", str(int(seconds * 1000)))
 
     def _change_places(self) -> None:
         self._primary, self._replica = self._replica, self._primary
