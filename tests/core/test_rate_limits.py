@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 
@@ -13,10 +14,16 @@ from wshub import ConfigurationError, EventHandler, Frame, Hub, HubConfig, Opcod
 
 async def settled(hub: Hub) -> int:
     """Return the number of received messages once it stops changing."""
-    seen = -1
-    while hub.stats().messages_received != seen:
-        seen = hub.stats().messages_received
-        await asyncio.sleep(0.01)
+    return await unchanged(lambda: hub.stats().messages_received)
+
+
+async def unchanged(look: Callable[[], int]) -> int:
+    """Return a number once it stays the same. A single pause may end before the loop has read anything."""
+    seen, same = look(), 0
+    while same < 5:
+        await asyncio.sleep(0.003)
+        before, seen = seen, look()
+        same = same + 1 if seen == before else 0
     return seen
 
 
@@ -77,11 +84,7 @@ async def test_bytes_are_bounded_within_a_large_message_too(clock: Clock) -> Non
         peer.send(Frame.binary(bytes(4_000_000)))
         total = []
         for _ in range(5):
-            seen = -1
-            while hub.stats().bytes_received != seen:
-                seen = hub.stats().bytes_received
-                await asyncio.sleep(0.02)
-            total.append(seen)
+            total.append(await unchanged(lambda: hub.stats().bytes_received))
             clock.pass_for(1, hub)
         assert 1_000_000 < total[0] < 1_400_000
         assert total[2] < 3_600_000
@@ -192,10 +195,7 @@ async def test_a_short_burst_does_not_lower_the_rate(clock: Clock, rates: RateLi
             peer.send(frame)
         seconds = 0.0
         while len(handled) < 3000 and seconds < 10:
-            before = -1
-            while len(handled) != before:
-                before = len(handled)
-                await asyncio.sleep(0.01)
+            await unchanged(lambda: len(handled))
             clock.pass_for(rates.sweep_period, hub)
             seconds += rates.sweep_period
         assert 1.9 <= seconds <= 3.1

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.history_nodes import RunningClock
 from tests.support.redis_engine import RedisEngine, running_engine
 from wshub.brokers.memory import MemoryBroker, MemoryEngine
-from wshub.django import ChannelLayer
+from wshub.django import ChannelLayer, channel_layer, groups, mailboxes
 
 NewLayer = Callable[..., ChannelLayer]
 
@@ -25,6 +27,16 @@ def layer_threads() -> list[threading.Thread]:
 def redis() -> Iterator[RedisEngine]:
     with running_engine("redis") as engine:
         yield engine
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> RunningClock:
+    """The clock of all layers, which stands still unless the test sets it forward."""
+    clock = RunningClock()
+    clock.hold()
+    for module in (channel_layer, groups, mailboxes):
+        monkeypatch.setattr(module, "time", types.SimpleNamespace(monotonic=clock))
+    return clock
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from channels.exceptions import ChannelFull, MessageTooLarge
 from channels.layers import BaseChannelLayer
 
 from tests.django.conftest import NewLayer, everywhere
+from tests.support.history_nodes import RunningClock
 from wshub import ConfigurationError, MisuseError
 from wshub.django import ChannelLayer
 
@@ -148,36 +149,38 @@ async def test_each_receiver_has_a_message_of_its_own(new_layer: NewLayer) -> No
     assert await layer.receive(two) == {"list": [1]}
 
 
-async def test_an_unread_message_expires(new_layer: NewLayer) -> None:
-    layer = new_layer(expiry=0.05, capacity=1)
+async def test_an_unread_message_expires(new_layer: NewLayer, clock: RunningClock) -> None:
+    layer = new_layer(expiry=10, capacity=1)
     channel = await layer.new_channel()
     await layer.send(channel, {"n": 1})
-    await asyncio.sleep(0.06)
+    clock.skipped += 10
     # It takes no space either.
     await layer.send(channel, {"n": 2})
     assert await received(layer, channel) == [2]
     await layer.send(channel, {"n": 3})
-    await asyncio.sleep(0.06)
+    clock.skipped += 10
     assert await nothing_arrives(layer, channel)
     assert layer.stats().expired == 2
 
 
-async def test_a_channel_leaves_its_groups_when_the_membership_expires(new_layer: NewLayer) -> None:
-    layer = new_layer(group_expiry=0.05)
+async def test_a_channel_leaves_its_groups_when_the_membership_expires(
+    new_layer: NewLayer, clock: RunningClock
+) -> None:
+    layer = new_layer(group_expiry=10)
     old, renewed = await layer.new_channel(), await layer.new_channel()
     await layer.group_add("chat", old)
     await layer.group_add("chat", renewed)
-    await asyncio.sleep(0.03)
+    clock.skipped += 6
     await layer.group_add("chat", renewed)
-    await asyncio.sleep(0.03)
+    clock.skipped += 6
     await layer.group_send("chat", {"n": 1})
     assert await received(layer, renewed) == [1]
     assert await nothing_arrives(layer, old)
-    assert layer.group_expiry == 0.05
+    assert layer.group_expiry == 10
 
 
-async def test_a_channel_that_nothing_reads_leaves_its_groups_at_last(new_layer: NewLayer) -> None:
-    layer = new_layer(expiry=0.02)
+async def test_a_channel_that_nothing_reads_leaves_its_groups_at_last(new_layer: NewLayer, clock: RunningClock) -> None:
+    layer = new_layer(expiry=10)
     dead, alive = await layer.new_channel(), await layer.new_channel()
     for channel in (dead, alive):
         await layer.group_add("chat", channel)
@@ -185,11 +188,11 @@ async def test_a_channel_that_nothing_reads_leaves_its_groups_at_last(new_layer:
     for number in range(15):
         await layer.group_send("chat", {"n": number})
         assert await received(layer, alive) == [number]
-        await asyncio.sleep(0.02)
+        clock.skipped += 10
     assert layer.stats().groups == 1
     await layer.group_send("chat", {"n": 15})
     assert await received(layer, alive) == [15]
-    await asyncio.sleep(0.03)
+    clock.skipped += 10
     await layer.group_send("chat", {"n": 16})
     stats = layer.stats()
     assert stats.waiting == 1

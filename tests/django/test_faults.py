@@ -71,15 +71,15 @@ async def test_an_outage_ends_with_the_engine(own_redis: RedisEngine) -> None:
 
 
 async def test_an_engine_that_was_never_there_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wshub.django.broker_thread.START_PATIENCE", 0.2)
+    monkeypatch.setattr("wshub.django.broker_thread.START_PATIENCE", 2.0)
     with engine_of("redis") as engine:
         async with closing(ChannelLayer(engine.url)) as (layer,):
             channel = await layer.new_channel()
-            started = asyncio.get_running_loop().time()
+            began = asyncio.get_running_loop().time()
             await layer.group_add("chat", channel)
             with pytest.raises(BrokerUnavailable, match="no connection"):
                 await layer.group_send("chat", {"n": 1})
-            assert asyncio.get_running_loop().time() - started < 0.15
+            assert asyncio.get_running_loop().time() - began < 1.5
             assert await received(layer, channel) == [1]
             engine.start()
             await until(lambda: layer.stats().health is not None and layer.stats().health.ok)  # type: ignore[union-attr]

@@ -4,21 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import types
 
 import pytest
 
 from tests.support.history_nodes import RunningClock
-from wshub.django import mailboxes
 from wshub.django.mailboxes import Mailboxes
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> RunningClock:
-    clock = RunningClock()
-    clock.hold()
-    monkeypatch.setattr(mailboxes, "time", types.SimpleNamespace(monotonic=clock))
-    return clock
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ def test_a_task_reaches_every_connection_of_its_user(tmp_path: Path) -> None:
             websockets.connect(url + "ann", proxy=None) as two,
             websockets.connect(url + "ben", proxy=None) as other,
         ):
-            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as browser:
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=30) as browser:
                 assert (await browser.post("/reports/ann")).status_code == 202
                 assert await one.recv() == await two.recv() == "Your report is ready."
                 assert (await browser.post("/reports/ben")).status_code == 202

@@ -128,8 +128,8 @@ async def test_a_tls_server_closes_all_connections_with_1001(certificate) -> Non
         assert hub.connection_count == 0
 
 
-async def test_what_is_no_tls_disturbs_nobody(certificate, caplog) -> None:
-    hub = Hub(HubConfig(handshake_timeout_ms=300))
+async def test_what_is_no_tls_disturbs_nobody(certificate, clock) -> None:
+    hub = Hub(clock=clock)
     async with hub.serve("localhost", 0, echo(), ssl=certificate.server_context()) as server:
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         writer.write(REQUEST)
@@ -138,8 +138,12 @@ async def test_what_is_no_tls_disturbs_nobody(certificate, caplog) -> None:
         writer.close()
         # The handshake timeout closes a connection that sends nothing.
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        reading = asyncio.create_task(reader.read())
+        while not reading.done():
+            clock.pass_for(1, hub)
+            await asyncio.sleep(0.02)
         with contextlib.suppress(ConnectionResetError):
-            await reader.read()
+            await reading
         writer.close()
         async with connected(f"wss://localhost:{server.port}/", ssl=certificate.client_context()) as client:
             await client.send("still there")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from starlette.routing import Mount, Route
 
 from tests.support.raw_peers import REQUEST, port_of, raw_peer
 from tests.support.reactor import needs_reactor
-from tests.support.serving_hub import connected
+from tests.support.serving_hub import Clock, connected
 from tests.support.uvicorn_server import listening
 from wshub import EventHandler, Hub, HubConfig
 from wshub.uvicorn import first_requests
@@ -49,9 +50,11 @@ async def page(request: Any) -> PlainTextResponse:
 
 
 @contextlib.asynccontextmanager
-async def served(kind: str, http: str, certificate: Any, **settings: Any) -> AsyncIterator[str]:
-    """Serve an application whose hub has these settings. Yields its URL."""
-    hub = Hub(HubConfig(use_reactor="native" in kind, **settings))
+async def served(
+    kind: str, http: str, certificate: Any, clock: Callable[[], float] = time.monotonic, **settings: Any
+) -> AsyncIterator[str]:
+    """Serve an application whose hub has this clock and these settings. Yields its URL."""
+    hub = Hub(HubConfig(use_reactor="native" in kind, **settings), clock=clock)
     app = Starlette(routes=[Route("/", page), Mount("/ws", hub.asgi(EventHandler()))])
     accept_natively(asyncio.get_running_loop())
     options = {"ssl_certfile": certificate.chain, "ssl_keyfile": certificate.key} if "tls" in kind else {}
@@ -73,6 +76,15 @@ async def rest(reader: asyncio.StreamReader) -> bytes:
     return received
 
 
+async def rest_in_time_of(clock: Clock, reader: asyncio.StreamReader) -> bytes:
+    """Return all data up to the end of the connection. The clock goes on by seconds meanwhile."""
+    reading = asyncio.create_task(rest(reader))
+    while not reading.done():
+        clock.now += 1
+        await asyncio.sleep(0.02)
+    return await reading
+
+
 async def is_served(kind: str, url: str, certificate: Any) -> None:
     reader, writer = await connect(kind, url, certificate)
     writer.write(PAGE)
@@ -81,22 +93,22 @@ async def is_served(kind: str, url: str, certificate: Any) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"P", b"\r\n", b"POST / HT", b"GET / HTTP/1.1\r\nX-Long: " + b"y" * 17_000])
-async def test_who_does_not_finish_its_first_request_in_time_is_ended(http, kind, certificate, data) -> None:
-    async with served(kind, http, certificate, handshake_timeout_ms=100) as url:
+async def test_who_does_not_finish_its_first_request_in_time_is_ended(http, kind, certificate, data, clock) -> None:
+    async with served(kind, http, certificate, clock) as url:
         reader, writer = await connect(kind, url, certificate)
         writer.write(data)
-        assert b" 200 " not in await rest(reader)
+        assert b" 200 " not in await rest_in_time_of(clock, reader)
         writer.transport.abort()
 
 
-async def test_who_has_finished_its_first_request_may_take_its_time(http, kind, certificate) -> None:
-    async with served(kind, http, certificate, handshake_timeout_ms=500) as url:
+async def test_who_has_finished_its_first_request_may_take_its_time(http, kind, certificate, clock) -> None:
+    async with served(kind, http, certificate, clock) as url:
         reader, writer = await connect(kind, url, certificate)
         other, other_writer = await connect(kind, url, certificate)
         writer.write(PAGE)
         assert b"hello" in await reader.readuntil(b"hello")
         # The connection without a request ends when its time is over.
-        assert await rest(other) == b""
+        assert await rest_in_time_of(clock, other) == b""
         for byte in PAGE:
             writer.write(bytes([byte]))
             await asyncio.sleep(0)
@@ -148,13 +160,13 @@ async def test_of_too_many_that_have_not_asked_the_oldest_is_ended(http, kind, c
             writer.transport.abort()
 
 
-async def test_websockets_are_served_as_ever_behind_the_bounds(http, kind, certificate) -> None:
-    async with served(kind, http, certificate, handshake_timeout_ms=500) as url:
+async def test_websockets_are_served_as_ever_behind_the_bounds(http, kind, certificate, clock) -> None:
+    async with served(kind, http, certificate, clock) as url:
         scheme, host = ("wss", "localhost") if "tls" in kind else ("ws", "127.0.0.1")
         context = certificate.client_context() if "tls" in kind else None
         async with connected(f"{scheme}://{host}:{port_of(url)}/ws/", ssl=context) as client:
             reader, writer = await connect(kind, url, certificate)
-            assert await rest(reader) == b""
+            assert await rest_in_time_of(clock, reader) == b""
             writer.transport.abort()
             # The other connection is over, so this one has outlived the handshake timeout.
             await (await client.ping())
