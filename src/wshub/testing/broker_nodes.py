@@ -205,7 +205,8 @@ class Node:
         self.recorder = Recorder(reactor, nodes.clock)
         self.recorder.channels |= {ALL_NODES, self.own_channel}
         self.is_started = False
-        self._number = 0
+        self.next_number = 0
+        """The number of the next envelope, unless it is given one."""
 
     @property
     def own_channel(self) -> str:
@@ -261,8 +262,8 @@ class Node:
     def send(self, channel: str, number: int | None = None, size: int = 0) -> bool:
         """Send an envelope with a number, by default the next one. Return whether the broker has taken it."""
         if number is None:
-            number = self._number
-            self._number += 1
+            number = self.next_number
+            self.next_number += 1
         dropped = dropped_by(self.broker)
         accepted = self._call("send", channel, self.envelope(number, size))
         require(isinstance(accepted, bool), f"send() returned {accepted!r}: it returns True or False")
