@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.brokers.test_nats_failures import probed
 from tests.support.broker_node import BrokerNode, joined, until, until_in_time_of
 from tests.support.certificate import Certificate
 from tests.support.cluster_nodes import serving_node
@@ -170,8 +171,7 @@ async def test_a_message_that_the_engine_refuses_is_an_error_and_counted(
             # It still hears. That the tests of its subscriptions are refused too means nothing.
             for _ in range(5):
                 node.skip(3)
-                broker.sweep(node.now())
-                await until(lambda: not broker._session._barriers._sent)  # type: ignore[union-attr]
+                await probed(node)
             other.send("room:a", b"3")
             await until(lambda: node.received == [b"3"])
             assert node.interruptions == []

@@ -144,9 +144,7 @@ async def test_a_publisher_in_a_black_hole_is_replaced_alone(redis_engine: Redis
     with proxy_to("127.0.0.1", redis_engine.port) as proxy:
         broker = RedisBroker(f"redis://127.0.0.1:{proxy.port}")
         async with joined(broker, "room:a") as node:
-            await until(
-                lambda: broker.health().probe_ms is not None and len(list(proxy.open_connections(b":publisher"))) == 1
-            )
+            await until(lambda: broker.health().probe_ms is not None)
             subscriber, publisher = await connection_of(proxy, "subscriber"), await connection_of(proxy, "publisher")
             getattr(publisher, direction).is_black_hole = True
             publishing = asyncio.create_task(broker.publish("room:a", b"1"))

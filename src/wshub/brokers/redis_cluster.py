@@ -159,7 +159,7 @@ class RedisClusterSession(SessionLife):
             address,
             Asking(events.reactor, settings.ssl, f"wshub:{node.id}:topology"),
             self.names,
-            self._open_connections,
+            self._connections_to_ask,
             self._take_view,
             self._fail,
             settings.address_remap,
@@ -219,7 +219,8 @@ class RedisClusterSession(SessionLife):
 
     # The owners of the partitions
 
-    def _open_connections(self) -> list[tuple[RedisAddress, RedisConnection]]:
+    def _connections_to_ask(self) -> list[tuple[RedisAddress, RedisConnection]]:
+        """Note that the engines are asked for their slots. Return the connections for the question."""
         self._losses.ask()
         return [
             (engine.address, connection)
