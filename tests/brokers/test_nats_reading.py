@@ -54,6 +54,29 @@ async def test_a_message_that_is_replaced_while_others_are_read_is_found(
             assert {f"{name}.{number}" for number in range(count)} <= found
 
 
+@ON_BOTH
+async def test_a_reading_ends_although_a_message_is_replaced_again_and_again(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running_jetstream(kind) as engine:
+        name = make(engine, 4)
+        async with joined(NatsBroker(engine.url)) as one:
+            requests = one.broker._session._requests  # type: ignore[attr-defined]
+            several = requests.several
+            asked = 0
+
+            def replace_before(subject: str, asks: dict[str, object]) -> object:
+                nonlocal asked
+                asked += 1
+                engine.ask(f"{name}.0", b"replaced")
+                return several(subject, asks)
+
+            monkeypatch.setattr(requests, "several", replace_before)
+            page = await StreamReader(requests, 1).read(name, f"{name}.>", 1, 100, 1 << 20)
+            assert sorted(message.subject for message in page.messages) == [f"{name}.{number}" for number in range(4)]
+            assert asked == 1
+
+
 async def read_all(reader: StreamReader, name: str) -> set[str]:
     """Return the subjects of all messages, read in pages of 100."""
     found: set[str] = set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import random
 import secrets
 import signal
@@ -18,7 +19,7 @@ from tests.support.presence_nodes import ROOM, Events, Node, are, node, pass_a_m
 from tests.support.serving_hub import connected
 from tests.support.tcp_proxy import proxy_to
 from wshub import PresenceCounts
-from wshub.brokers import nats_lives
+from wshub.brokers import nats_lives, nats_reading
 from wshub.brokers.interface import room_channel
 from wshub.brokers.nats import NatsBroker
 from wshub.brokers.nats_presence import message_of
@@ -172,6 +173,37 @@ async def test_nobody_is_missing_in_what_is_read_while_somebody_else_leaves(engi
 
         own._reader._pull = pull_later
         assert await two.users() == ["ann"]
+
+
+async def test_no_life_is_missing_in_what_is_read_while_another_one_ends(
+    engine: NatsEngine, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node whose life is missing would count as dead for those that have members of its own."""
+    events = Events()
+    async with contextlib.AsyncExitStack() as stack:
+        nodes = [await stack.enter_async_context(node(events, NatsBroker(engine.url, prefix=prefix))) for _ in range(4)]
+        presences = [each.hub.broker._session.presences for each in nodes]  # type: ignore[union-attr]
+        for each in presences:
+            await each.beat(is_leaving=False)
+        last, reading = presences[-1], presences[0]
+        requests = reading._stream._requests
+        several = requests.several
+        monkeypatch.setattr(nats_reading, "BATCH", 1)
+        asked = 0
+
+        def end_before(*arguments: Any) -> Any:
+            """Delete a life once another one was read."""
+            nonlocal asked
+            asked += 1
+            if asked != 2:
+                return several(*arguments)
+            subject = f"{last._stream.start}life.{last._lives.own}"
+            purged = engine.ask(f"$JS.API.STREAM.PURGE.{last._stream._name}", json.dumps({"filter": subject}).encode())
+            assert purged["purged"] == 1
+            return several(*arguments)
+
+        monkeypatch.setattr(requests, "several", end_before)
+        assert await reading._lives.names() == {each._lives.own for each in presences[:-1]}
 
 
 async def test_a_node_without_members_leaves_nothing_behind(engine: NatsEngine, prefix: str) -> None:

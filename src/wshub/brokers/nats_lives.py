@@ -22,8 +22,6 @@ CLAIMED = b"claimed by "
 # seem old until each has had its next beat.
 UNCHANGED_BEATS = 3
 
-MAX_LIVES = 100_000
-
 EPOCH = "epoch"
 
 
@@ -96,8 +94,7 @@ class Lives:
 
     async def names(self) -> set[str]:
         """Return all lives that have a message. Raises ``BrokerError``."""
-        page = await self._stream.list("life.*", 1, MAX_LIVES)
-        return {message.subject.rpartition(".")[2] for message in page.messages}
+        return set(await self._all())
 
     async def end(self, name: str) -> None:
         """Have a life without a message count as one that has ended. Raises ``BrokerError``."""
@@ -150,8 +147,7 @@ class Lives:
 
         Raises ``BrokerError``.
         """
-        page = await self._stream.list("life.*", 1, MAX_LIVES)
-        lives = {message.subject.rpartition(".")[2]: message for message in page.messages}
+        lives = await self._all()
         own = lives.get(self.own)
         self.is_first = self.own == min(lives, default="")
         if own is None:
@@ -165,6 +161,10 @@ class Lives:
                 dead.add(name)
         self._dead = {name: lives[name].sequence for name in dead}
         return tuple(sorted(dead))
+
+    async def _all(self) -> dict[str, StoredMessage]:
+        """Return the messages of all lives, by their names."""
+        return {message.subject.rpartition(".")[2]: message async for message in self._stream.list_all("life.*")}
 
     def _is_dead(self, name: str, message: StoredMessage, own: StoredMessage, seen: Seen | None) -> bool:
         if name == self.own or claimer_of(message.data):

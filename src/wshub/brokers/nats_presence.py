@@ -26,7 +26,7 @@ from typing import NamedTuple, TypeAlias
 
 from wshub.brokers.nats_epochs import ChannelEpochs
 from wshub.brokers.nats_lives import Lives
-from wshub.brokers.nats_presence_stream import PresenceStream, ReplacedError
+from wshub.brokers.nats_presence_stream import PAGE, PresenceStream, ReplacedError
 from wshub.brokers.nats_reading import StoredMessage
 from wshub.brokers.presence_interface import DEAD_SECONDS, Beat, PresenceCounts, PresenceEntry, StoredPresence
 from wshub.errors import BrokerError, BrokerUnavailable, BrokerUncertain, MisuseError
@@ -36,8 +36,7 @@ __all__ = ["NatsPresences"]
 # Changes that are under way at a time. A server refuses more than 10,000 of all nodes together.
 IN_FLIGHT = 256
 
-# Messages of one reading, and entries after which take_over() returns.
-PAGE = 1000
+# Entries after which take_over() returns.
 TAKEN_AT_ONCE = 500
 
 # Entries that are gone, and of which this node remembers that nobody was told.
@@ -353,14 +352,8 @@ class NatsPresences:
 
     async def _all_users(self) -> AsyncIterator[tuple[str, str, list[Owned]]]:
         """Yield the channel, the name and the entries of each user."""
-        start = 1
-        while True:
-            page = await self._stream.list("user.>", start, PAGE)
-            for message in page.messages:
-                start = message.sequence + 1
-                yield parsed(message.data)
-            if not page.messages or page.available <= len(page.messages):
-                return
+        async for message in self._stream.list_all("user.>"):
+            yield parsed(message.data)
 
     def _note_removed(self, channel: str, owned: Owned) -> None:
         """Note that an entry of a former life was removed."""

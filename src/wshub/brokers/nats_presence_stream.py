@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any, NamedTuple
 
-from wshub.brokers.nats_reading import Page, StreamReader
+from wshub.brokers.nats_reading import Page, StoredMessage, StreamReader
 from wshub.brokers.nats_requests import API, ApiError, NoResponderError, Outcome, Requests
 from wshub.brokers.nats_streams import EXPECTED, GONE, NO_MESSAGE, WRONG_SEQUENCE, digest, make_stream
 from wshub.brokers.nats_subjects import SubjectNames
 from wshub.errors import BrokerUnavailable, BrokerUncertain
 
-__all__ = ["PresenceStream", "Record", "ReplacedError"]
+__all__ = ["PAGE", "PresenceStream", "Record", "ReplacedError"]
 
-# Bytes of one reading of many messages.
+# Messages and bytes of one reading of many messages.
+PAGE = 1000
 PAGE_BYTES = 4 * 1024 * 1024
 
 
@@ -119,6 +121,20 @@ class PresenceStream:
             return await self._reader.read(self._name, self.start + subject, start, limit, PAGE_BYTES)
         except ApiError as error:
             raise self._unavailable(error) from None
+
+    async def list_all(self, subject: str) -> AsyncIterator[StoredMessage]:
+        """Yield the messages of several subjects. One that is replaced meanwhile may come twice, the newer one last.
+
+        Raises ``BrokerUnavailable``.
+        """
+        start = 1
+        while True:
+            page = await self.list(subject, start, PAGE)
+            for message in page.messages:
+                start = message.sequence + 1
+                yield message
+            if not page.messages or page.available <= len(page.messages):
+                return
 
     def _unavailable(self, error: ApiError) -> BrokerUnavailable:
         if error.code in GONE:

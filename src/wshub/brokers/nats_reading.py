@@ -21,7 +21,7 @@ BATCH = 256
 # Seconds after which the engine forgets a consumer that nobody has deleted.
 IDLE_SECONDS = 10
 
-# How long the engine waits for messages. All are there, unless some were deleted since they were counted.
+# How long the engine waits for the first message. It is there, unless it was deleted since it was counted.
 EXPIRES_NANOSECONDS = 500_000_000
 
 # Attempts to read from a consumer that gives nothing.
@@ -63,7 +63,8 @@ class Page:
     available: int = 0
     """The number of messages from the start on; more than those of the page if it was bounded.
 
-    A message that is replaced while it is read moves to the end. It is on the page, or counts as one behind it.
+    A message that is replaced while it is read moves to the end. It is on the page, or counts as one behind it. Before
+    nats-server 2.11, some that are gone may count too. Then the page behind this one is empty.
     """
 
 
@@ -146,7 +147,8 @@ class StreamReader:
             page = Page(available=available)
             size = 0
             while len(page.messages) < min(limit, page.available) and size <= max_bytes:
-                batch = min(limit - len(page.messages), page.available - len(page.messages), BATCH)
+                # nats-server 2.9 goes on counting a message that was replaced meanwhile, so there may be fewer.
+                batch = min(limit - len(page.messages), BATCH)
                 messages = await self._pull(consumer, {"batch": batch, "max_bytes": bound - size})
                 for message in messages:
                     place = message.metadata
@@ -156,7 +158,7 @@ class StreamReader:
                 if messages:
                     page.available = len(page.messages) + messages[-1].metadata.num_pending
                 if len(messages) < batch:
-                    # The rest is too large, or was trimmed meanwhile.
+                    # There are no more, or the rest is too large.
                     break
         return page
 
@@ -167,7 +169,7 @@ class StreamReader:
         sizes: list[MessageSize] = []
         async with self._consumer(stream, subject, 1, headers_only=True) as (consumer, available):
             while len(sizes) < min(limit, available):
-                batch = min(limit - len(sizes), available - len(sizes), BATCH)
+                batch = min(limit - len(sizes), BATCH)
                 messages = await self._pull(consumer, {"batch": batch})
                 for message in messages:
                     size = int((message.headers or {}).get("Nats-Msg-Size", 0))
@@ -199,9 +201,10 @@ class StreamReader:
             self._requests.tell(f"CONSUMER.DELETE.{stream}.{made['name']}")
 
     async def _pull(self, consumer: str, question: dict[str, int]) -> list[Msg]:
-        """Return a batch of messages. There are fewer if a status ends it."""
+        """Return a batch of messages. There are fewer if the consumer has no more now, or the rest is too large."""
         messages: list[Msg] = []
-        question = {**question, "expires": EXPIRES_NANOSECONDS}
+        # Otherwise the engine would wait for messages that nodes are yet to store.
+        question = {**question, "no_wait": True, "expires": EXPIRES_NANOSECONDS}
         with self._requests.several(f"CONSUMER.MSG.NEXT.{consumer}", question) as answers:
             while len(messages) < question["batch"]:
                 message = await answers.next()
