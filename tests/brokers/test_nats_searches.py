@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from itertools import count
 from typing import Any, cast
 
@@ -10,7 +11,7 @@ from tests.brokers.mesh import until
 from wshub.brokers.nats_epochs import ChannelEpochs
 from wshub.brokers.nats_presence import NatsPresences
 from wshub.brokers.nats_presence_stream import Record, ReplacedError
-from wshub.brokers.nats_reading import Page, StoredMessage
+from wshub.brokers.nats_reading import StoredMessage
 from wshub.brokers.nats_subjects import SubjectNames
 from wshub.brokers.presence_interface import DEAD_SECONDS
 
@@ -34,17 +35,14 @@ class Memory:
         self.messages[subject] = Record(next(self._numbers), data)
         return self.messages[subject].sequence
 
-    async def list(self, subject: str, start: int, limit: int) -> Page:
+    async def list_all(self, subject: str) -> AsyncIterator[StoredMessage]:
         beginning = subject.rstrip("*>")
         if beginning == "user.":
             self.searches += 1
             await self.may_answer.wait()
-        found = [
-            StoredMessage(record.sequence, name, record.data, 0.0)
-            for name, record in self.messages.items()
-            if name.startswith(beginning)
-        ]
-        return Page(found, len(found))
+        for name, record in tuple(self.messages.items()):
+            if name.startswith(beginning):
+                yield StoredMessage(record.sequence, name, record.data, 0.0)
 
 
 async def test_a_loss_during_a_search_has_another_one_follow() -> None:

@@ -6,7 +6,7 @@ import tracemalloc
 import zlib
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.support.deflated import deflated_on
@@ -150,6 +150,8 @@ def decoded_or_code(data: bytes) -> tuple[Frame, int] | int | None:
 
 @both_roles
 @given(data=st.binary(min_size=2, max_size=80))
+@example(data=b"\x02\x7f" + bytes(8))
+@example(data=b"\x02\x7e\x00\x7d")
 def test_the_first_frame_is_judged_as_frame_decode_judges_it(role: Role, data: bytes) -> None:
     mask_bit = 0x80 if role is Role.SERVER else 0
     data = bytes([data[0] & 0x8F, data[1] & 0x7F | mask_bit, *data[2:]])

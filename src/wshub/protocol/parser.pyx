@@ -145,12 +145,16 @@ cdef uint8_t length_bits(const Parser *parser, const uint8_t *header) noexcept n
     return header[1] ^ parser.expected_mask_bit
 
 
+cdef size_t length_size(uint64_t length) noexcept nogil:
+    """Returns the bytes of a length that does not fit into the length bits, which have `length`; 0 if it fits."""
+    if length < LENGTH_IN_16_BITS:
+        return 0
+    return 2 if length == LENGTH_IN_16_BITS else 8
+
+
 cdef size_t header_size(const Parser *parser, const uint8_t *header) noexcept nogil:
     """Returns the length of a header by its second byte. With a wrong mask bit the frame is refused, whatever it is."""
-    cdef uint8_t length = length_bits(parser, header)
-    if length < LENGTH_IN_16_BITS:
-        return parser.shortest_header
-    return parser.shortest_header + <size_t>(2 if length == LENGTH_IN_16_BITS else 8)
+    return parser.shortest_header + length_size(length_bits(parser, header))
 
 
 cdef bint may_be_compressed(Parser *parser, uint8_t opcode) noexcept nogil:
@@ -182,24 +186,42 @@ cdef Event check_start(Parser *parser, uint8_t first, uint64_t length) noexcept:
     return NEED_DATA
 
 
+cdef Event read_length(Parser *parser, const uint8_t *header, size_t extended, uint64_t *length) noexcept:
+    """Reads a payload length of `extended` bytes behind the first two. Returns NEED_DATA if it is valid, or FAILURE."""
+    cdef size_t place
+
+    length[0] = 0
+    for place in range(extended):
+        length[0] = length[0] << 8 | header[2 + place]
+    if length[0] >> 63:
+        return fail(parser, PROTOCOL_ERROR, b"a payload length with its highest bit set")
+    if length[0] < LENGTH_IN_16_BITS or (extended == 8 and length[0] <= 0xFFFF):
+        return fail(parser, PROTOCOL_ERROR, b"a payload length in more bytes than needed")
+    return NEED_DATA
+
+
+cdef Event check_incomplete_header(Parser *parser) noexcept:
+    """Checks as much of parser.header as has arrived, two bytes at least. Returns NEED_DATA, or FAILURE."""
+    cdef uint64_t length = length_bits(parser, parser.header)
+    cdef size_t extended = length_size(length)
+
+    if check_start(parser, parser.header[0], length) == FAILURE:
+        return FAILURE
+    if extended and parser.header_length >= 2 + extended:
+        return read_length(parser, parser.header, extended, &length)
+    return NEED_DATA
+
+
 cdef Event begin_frame(Parser *parser, const uint8_t *header) noexcept:
     """Takes a whole header. Returns NEED_DATA if the payload can be read now, or FAILURE."""
     cdef uint8_t opcode = header[0] & OPCODE_BITS
     cdef uint64_t length = length_bits(parser, header)
-    cdef size_t extended = 0
-    cdef size_t place
+    cdef size_t extended = length_size(length)
 
     if check_start(parser, header[0], length) == FAILURE:
         return FAILURE
-    if length >= LENGTH_IN_16_BITS:
-        extended = 2 if length == LENGTH_IN_16_BITS else 8
-        length = 0
-        for place in range(extended):
-            length = length << 8 | header[2 + place]
-        if length >> 63:
-            return fail(parser, PROTOCOL_ERROR, b"a payload length with its highest bit set")
-        if length < LENGTH_IN_16_BITS or (extended == 8 and length <= 0xFFFF):
-            return fail(parser, PROTOCOL_ERROR, b"a payload length in more bytes than needed")
+    if extended and read_length(parser, header, extended, &length) == FAILURE:
+        return FAILURE
     if parser.expected_mask_bit:
         # A client's parser keeps the key of zeros, which changes nothing.
         memcpy(parser.mask, header + 2 + extended, MASK_KEY_SIZE)
@@ -392,7 +414,7 @@ cdef Event parser_next(Parser *parser, const uint8_t **cursor, const uint8_t *en
                 if parser.header_length < 2:
                     return NEED_DATA
                 if parser.header_length < header_size(parser, parser.header):
-                    if check_start(parser, parser.header[0], length_bits(parser, parser.header)) == FAILURE:
+                    if check_incomplete_header(parser) == FAILURE:
                         break
                     return NEED_DATA
                 event = begin_frame(parser, parser.header)
