@@ -35,6 +35,9 @@ class Memory:
         self.messages[subject] = Record(next(self._numbers), data)
         return self.messages[subject].sequence
 
+    def forget_deletions(self) -> None:
+        """Nothing is deleted."""
+
     async def list_all(self, subject: str) -> AsyncIterator[StoredMessage]:
         beginning = subject.rstrip("*>")
         if beginning == "user.":

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import random
+import re
 import secrets
 import signal
 from collections.abc import Iterator
@@ -27,6 +28,10 @@ from wshub.brokers.presence_interface import PresenceEntry
 
 # Each server has one of the loops: all four pairs take twice as long.
 pytestmark = pytest.mark.parametrize(("engine", "run"), [("2.9", "asyncio"), ("current", "uvloop")], indirect=True)
+
+
+DELETION = re.compile(rb"PUB \$JS\.API\.STREAM\.(?:PURGE|MSG\.DELETE)\.\S+ \S+ \d+\r\n[^\r]*\r\n")
+"""A request of a node that deletes a message."""
 
 
 @pytest.fixture(scope="module", params=PROGRAMS)
@@ -173,6 +178,90 @@ async def test_nobody_is_missing_in_what_is_read_while_somebody_else_leaves(engi
 
         own._reader._pull = pull_later
         assert await two.users() == ["ann"]
+
+
+async def test_nobody_is_missing_in_what_is_read_while_somebody_leaves_and_somebody_comes(
+    engine: NatsEngine, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = Events()
+    async with contextlib.AsyncExitStack() as stack:
+        nodes = [await stack.enter_async_context(node(events, NatsBroker(engine.url, prefix=prefix))) for _ in range(2)]
+        one, two = nodes
+        one.hub.configure_room(ROOM, presence=events.config(grace_ms=0))
+        clients = {}
+        for name in ("ann", "bob", "cid", "dan"):
+            clients[name] = await stack.enter_async_context(connected(one.url + name))
+            await until(lambda name=name: ("join", name) in events.log)
+        theirs, own = (each.hub.broker._session.presences._stream for each in nodes)  # type: ignore[union-attr]
+        monkeypatch.setattr(nats_reading, "BATCH", 1)
+        pull, pulls = own._reader._pull, 0
+
+        async def pull_later(*arguments: Any) -> Any:
+            """Have somebody leave and somebody come, once one member was read."""
+            nonlocal pulls
+            pulls += 1
+            if pulls == 2:
+                await clients["dan"].close()
+                await until(lambda: ("leave", "dan") in events.log and not theirs._deletions)
+                await stack.enter_async_context(connected(one.url + "eve"))
+                await until(lambda: ("join", "eve") in events.log)
+            return await pull(*arguments)
+
+        own._reader._pull = pull_later
+        assert {"ann", "bob", "cid"} <= set(await two.users())
+
+
+async def test_what_was_to_be_deleted_when_the_connection_ended_is_deleted_over_the_next_one(
+    engine: NatsEngine, prefix: str
+) -> None:
+    events = Events()
+    with proxy_to("127.0.0.1", engine.port) as proxy:
+        broker = NatsBroker(f"nats://127.0.0.1:{proxy.port}", prefix=prefix)
+        async with node(events, broker, grace_ms=0) as one, node(events, NatsBroker(engine.url, prefix=prefix)) as two:
+            stream = one.hub.broker._session.presences._stream  # type: ignore[union-attr]
+            (connection,) = proxy.open_connections()
+            async with connected(one.url + "ann"):
+                await are(two, "ann")
+                connection.to_server.swallowed = DELETION
+            await until(lambda: stream._deletions and connection.to_server.swallowed is None)
+            # A beat without a connection would have the node begin another life.
+            one.hub._presences._beat_at = float("inf")  # type: ignore[union-attr]
+            connection.end()
+            await until(lambda: not one.hub.health().ok)
+            await until_in_time_of(one, lambda: one.hub.health().ok)
+            one.hub._presences._beat_at = 0.0  # type: ignore[union-attr]
+            theirs = two.hub.broker._session.presences._stream  # type: ignore[union-attr]
+            async with asyncio.timeout(20):
+                while (await theirs.list("user.>", 1, 10)).available:
+                    one.skip(1)
+                    await asyncio.sleep(0.02)
+            assert not stream._deletions
+
+
+async def test_what_was_to_be_deleted_in_a_stream_that_is_lost_is_not_deleted_in_the_next_one(
+    own_engine: NatsEngine,
+) -> None:
+    events = Events()
+    async with (
+        node(events, NatsBroker(own_engine.url)) as two,
+        node(events, NatsBroker(own_engine.url)) as one,
+        connected(two.url + "ann"),
+    ):
+        await are(one, "ann")
+        stream = one.hub.broker._session.presences._stream  # type: ignore[union-attr]
+        for name in own_engine.ask("$JS.API.STREAM.NAMES")["streams"]:
+            own_engine.ask(f"$JS.API.STREAM.DELETE.{name}")
+        await until_in_time_of(two, lambda: two.hub.broker._session.presences._lives.losses == 2)  # type: ignore[union-attr]
+        await are(two, "ann")
+        # The next stream has given the sequence to another message.
+        (message,) = (await stream.list("user.>", 1, 10)).messages
+        stream._deletions["user.room.room.other"] = message.sequence
+        one.hub.broker._session._kept.replace("lost")  # type: ignore[union-attr]
+        await until(lambda: not one.hub.health().ok)
+        await until_in_time_of(one, lambda: one.hub.health().ok)
+        await until_in_time_of(one, lambda: not stream._deletions)
+        await pass_a_moment(one, two)
+        await are(one, "ann")
 
 
 async def test_no_life_is_missing_in_what_is_read_while_another_one_ends(

@@ -96,6 +96,8 @@ class NatsPresences:
         self._beat_at = float("-inf")
         self._beating = asyncio.Lock()
         self._must_enter_anew = False
+        # Whether the former connection may have left something that was to be deleted.
+        self._are_deletions_due = False
         # Beats until this node looks for entries without a life; and whether it does so whichever node is the first.
         self._search_in = BETWEEN_SEARCHES
         self._is_search_for_all = False
@@ -124,7 +126,8 @@ class NatsPresences:
         self._beat_at = float("-inf")
         # A server that was killed may have entries again that had been removed, or may have lost some.
         is_same_server = self._server_id in ("", server_id)
-        self._stream.attached(is_same_server=is_same_server)
+        self._stream.attached()
+        self._are_deletions_due = True
         self._is_suspect |= not is_same_server
         self._server_id = server_id
 
@@ -280,6 +283,12 @@ class NatsPresences:
             raise
         self._is_suspect = False
         self._beat_at = self._now()
+        # The engine has replaced what this node wrote last, so the stream is still the same.
+        if not is_known:
+            self._stream.forget_deletions()
+        elif self._are_deletions_due:
+            self._stream.delete_again()
+        self._are_deletions_due = False
         if losses != self._lives.losses:
             self._search_in, self._is_search_for_all = AFTER_LOSS, True
             self._remember_untold(self._ids_of(life))

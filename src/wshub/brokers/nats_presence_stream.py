@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any, NamedTuple
 
-from wshub.brokers.nats_reading import Page, StoredMessage, StreamReader
+from wshub.brokers.nats_reading import HAS_BATCHES, Page, StoredMessage, StreamReader
 from wshub.brokers.nats_requests import API, ApiError, NoResponderError, Outcome, Requests
 from wshub.brokers.nats_streams import EXPECTED, GONE, NO_MESSAGE, WRONG_SEQUENCE, digest, make_stream
 from wshub.brokers.nats_subjects import SubjectNames
@@ -55,17 +55,18 @@ class PresenceStream:
         # The sequences of messages that are to be deleted, by subject, until the engine has answered.
         self._deletions: dict[str, int] = {}
 
-    def attached(self, *, is_same_server: bool) -> None:
-        """Make the stream again if it is gone: the connection is a new one.
-
-        Args:
-            is_same_server: False if the server may have lost messages. It may give their sequences to others then.
-        """
+    def attached(self) -> None:
+        """Make the stream again if it is gone: the connection is a new one."""
         self._is_ready = False
-        if not is_same_server:
-            self._deletions.clear()
+
+    def delete_again(self) -> None:
+        """Delete what a former connection may not have deleted. The stream must be the same one as then."""
         for subject, sequence in tuple(self._deletions.items()):
             self.delete(subject, sequence)
+
+    def forget_deletions(self) -> None:
+        """Leave alone what may not have been deleted: another stream may have given the sequences to other messages."""
+        self._deletions.clear()
 
     async def read(self, subject: str) -> Record:
         """Return the message of a subject; one with the sequence 0 if there is none.
@@ -105,8 +106,13 @@ class PresenceStream:
     def delete(self, subject: str, sequence: int) -> None:
         """Delete the message of a subject, unless it was replaced."""
         self._deletions[subject] = sequence
-        question = json.dumps({"filter": self.start + subject, "seq": sequence + 1}).encode()
-        self._requests.send(f"{API}.STREAM.PURGE.{self._name}", question, partial(self._deleted, subject, sequence))
+        connection = self._requests.connection
+        action, question = "PURGE", {"filter": self.start + subject, "seq": sequence + 1}
+        if connection is not None and connection.server_version < HAS_BATCHES:
+            # When a subject is purged, the consumers of that subject skip other messages too.
+            action, question = "MSG.DELETE", {"seq": sequence, "no_erase": True}
+        taken = partial(self._deleted, subject, sequence)
+        self._requests.send(f"{API}.STREAM.{action}.{self._name}", json.dumps(question).encode(), taken)
 
     def _deleted(self, subject: str, sequence: int, outcome: Outcome) -> bool:
         """Take the answer to a deletion. Nothing follows."""

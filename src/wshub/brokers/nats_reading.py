@@ -13,7 +13,7 @@ from wshub.brokers.nats_requests import ApiError, NoResponderError, Requests, st
 from wshub.brokers.nats_streams import NO_STREAM, seconds_of
 from wshub.errors import BrokerUnavailable
 
-__all__ = ["BATCH", "MessageSize", "Page", "StoredMessage", "StreamReader"]
+__all__ = ["BATCH", "HAS_BATCHES", "MessageSize", "Page", "StoredMessage", "StreamReader"]
 
 BATCH = 256
 """Messages that are asked for at a time."""
@@ -33,8 +33,8 @@ HEADERS = 4096
 # The status behind the messages of a batch.
 END_OF_BATCH = "204"
 
-# The first server that reads batches by itself.
 HAS_BATCHES = (2, 11)
+"""The first version of the server that reads batches by itself. Before it, each reading has a consumer."""
 
 
 class StoredMessage(NamedTuple):
