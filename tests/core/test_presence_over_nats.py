@@ -122,8 +122,7 @@ async def test_a_member_whose_node_dies_right_after_a_loss_is_no_ghost(own_engin
             connected(one.url + "ann"),
         ):
             await are(two, "ann")
-            for name in own_engine.ask("$JS.API.STREAM.NAMES")["streams"]:
-                own_engine.ask(f"$JS.API.STREAM.DELETE.{name}")
+            own_engine.delete_streams()
             async with connected(one.url + "bob"):
                 await until(lambda: ("join", "bob") in events.log)
                 proxy.to_server.clear()
@@ -184,15 +183,16 @@ async def test_nobody_is_missing_in_what_is_read_while_somebody_leaves_and_someb
     engine: NatsEngine, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events = Events()
-    async with contextlib.AsyncExitStack() as stack:
-        nodes = [await stack.enter_async_context(node(events, NatsBroker(engine.url, prefix=prefix))) for _ in range(2)]
-        one, two = nodes
-        one.hub.configure_room(ROOM, presence=events.config(grace_ms=0))
+    async with (
+        node(events, NatsBroker(engine.url, prefix=prefix), grace_ms=0) as one,
+        node(events, NatsBroker(engine.url, prefix=prefix)) as two,
+        contextlib.AsyncExitStack() as stack,
+    ):
         clients = {}
         for name in ("ann", "bob", "cid", "dan"):
             clients[name] = await stack.enter_async_context(connected(one.url + name))
             await until(lambda name=name: ("join", name) in events.log)
-        theirs, own = (each.hub.broker._session.presences._stream for each in nodes)  # type: ignore[union-attr]
+        theirs, own = (each.hub.broker._session.presences._stream for each in (one, two))  # type: ignore[union-attr]
         monkeypatch.setattr(nats_reading, "BATCH", 1)
         pull, pulls = own._reader._pull, 0
 
@@ -249,8 +249,7 @@ async def test_what_was_to_be_deleted_in_a_stream_that_is_lost_is_not_deleted_in
     ):
         await are(one, "ann")
         stream = one.hub.broker._session.presences._stream  # type: ignore[union-attr]
-        for name in own_engine.ask("$JS.API.STREAM.NAMES")["streams"]:
-            own_engine.ask(f"$JS.API.STREAM.DELETE.{name}")
+        own_engine.delete_streams()
         await until_in_time_of(two, lambda: two.hub.broker._session.presences._lives.losses == 2)  # type: ignore[union-attr]
         await are(two, "ann")
         # The next stream has given the sequence to another message.

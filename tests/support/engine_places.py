@@ -84,8 +84,7 @@ class EnginePlace:
             if isinstance(engine, RedisEngine):
                 engine.command("FLUSHALL")
             else:
-                for name in engine.ask("$JS.API.STREAM.NAMES").get("streams") or ():
-                    engine.ask(f"$JS.API.STREAM.DELETE.{name}")
+                engine.delete_streams()
 
     def kill(self) -> None:
         """End what carries messages, as a crash does."""

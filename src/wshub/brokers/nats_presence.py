@@ -47,6 +47,9 @@ REMEMBERED = 10_000
 AFTER_LOSS = 3
 BETWEEN_SEARCHES = 100
 
+# When the last beat was, before the first one over a connection.
+NEVER = float("-inf")
+
 # Attempts to change a message that other nodes replace all the time.
 ATTEMPTS = 100
 
@@ -92,12 +95,10 @@ class NatsPresences:
         self._now = now
         self._lives = Lives(stream, node)
         self._limit = asyncio.Semaphore(IN_FLIGHT)
-        # When the last beat was, and what this node has written of users with entries of its own, by subject.
-        self._beat_at = float("-inf")
+        # When the last beat over this connection was.
+        self._beat_at = NEVER
         self._beating = asyncio.Lock()
         self._must_enter_anew = False
-        # Whether the former connection may have left something that was to be deleted.
-        self._are_deletions_due = False
         # Beats until this node looks for entries without a life; and whether it does so whichever node is the first.
         self._search_in = BETWEEN_SEARCHES
         self._is_search_for_all = False
@@ -107,6 +108,7 @@ class NatsPresences:
         self._is_suspect = False
         self._suspicions = 0
         self._former: set[str] = set()
+        # What this node has written of users with entries of its own, by subject.
         self._written: dict[str, User] = {}
         # The subjects that may have entries of this node; and how many changes of each are under way.
         self._touched: set[str] = set()
@@ -123,11 +125,10 @@ class NatsPresences:
 
     def attached(self, server_id: str) -> None:
         """Have a beat before anything else: the node may have been taken for dead."""
-        self._beat_at = float("-inf")
+        self._beat_at = NEVER
         # A server that was killed may have entries again that had been removed, or may have lost some.
         is_same_server = self._server_id in ("", server_id)
         self._stream.attached()
-        self._are_deletions_due = True
         self._is_suspect |= not is_same_server
         self._server_id = server_id
 
@@ -282,13 +283,7 @@ class NatsPresences:
             self._is_suspect = True
             raise
         self._is_suspect = False
-        self._beat_at = self._now()
-        # The engine has replaced what this node wrote last, so the stream is still the same.
-        if not is_known:
-            self._stream.forget_deletions()
-        elif self._are_deletions_due:
-            self._stream.delete_again()
-        self._are_deletions_due = False
+        is_first, self._beat_at = self._beat_at == NEVER, self._now()
         if losses != self._lives.losses:
             self._search_in, self._is_search_for_all = AFTER_LOSS, True
             self._remember_untold(self._ids_of(life))
@@ -296,6 +291,10 @@ class NatsPresences:
             self._must_enter_anew = True
             self._written.clear()
             self._touched.clear()
+            self._stream.forget_deletions()
+        elif is_first:
+            # The engine has replaced what this node wrote last, so the stream is the one of the former connection.
+            self._stream.delete_again()
 
     def _ids_of(self, life: str) -> Iterator[str]:
         """Yield the ids of the entries of a life of this node, as far as it knows."""
